@@ -1,0 +1,1 @@
+"""Teach a small network to embed faces like a large one (torch)."""

@@ -1,0 +1,53 @@
+"""Everything fr-edge raises on purpose.
+
+    FrEdgeError
+    +-- UsageError     2   the command or call does not make sense
+    +-- GateFailed     1   it ran, and the result is not good enough
+    +-- MachineError   3   this machine lacks what it takes
+    +-- DataError      4   a file or the data is bad
+        +-- BundleError    the bundle is damaged, too new, or lacks a file
+        +-- FacesError     images, folders or pair lists that cannot be used
+        +-- ModelError     a network file that cannot be used
+
+A message says what was found and what was expected; the hint says what to do next. Anything else
+that escapes is a bug and shows its traceback.
+"""
+
+
+class FrEdgeError(Exception):
+    """Base of all; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(FrEdgeError):
+    exit_code = 2
+
+
+class GateFailed(FrEdgeError):
+    exit_code = 1
+
+
+class MachineError(FrEdgeError):
+    exit_code = 3
+
+
+class DataError(FrEdgeError):
+    exit_code = 4
+
+
+class BundleError(DataError):
+    pass
+
+
+class FacesError(DataError):
+    pass
+
+
+class ModelError(DataError):
+    pass

@@ -1,0 +1,185 @@
+"""The input contract: how an aligned face becomes the tensor a network was trained on.
+
+Written once, at export or training, then read by every later stage and never retyped. A wrong
+contract is the most frequent cause of "the engine is inaccurate".
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..errors import DataError, UsageError
+
+FRAME = 112
+"""Side of an aligned face in pixels (the ArcFace norm_crop)."""
+
+ARCFACE_TEMPLATE = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
+"""Eyes, nose tip, mouth corners (x, y) in the 112x112 frame: insightface's norm_crop."""
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects, given an aligned 112x112 RGB face.
+
+    The face is scaled so that its side is `max(height, width)`, cropped at the centre to
+    `height x width`, put into `channels` order, and becomes `(pixel - mean) / std`.
+    """
+
+    height: int = FRAME
+    width: int = FRAME
+    channels: str = "RGB"
+    mean: Triple = (127.5, 127.5, 127.5)
+    std: Triple = (127.5, 127.5, 127.5)
+    layout: str = "NCHW"
+    template: str = "arcface-5pt-112"
+    l2_normalised: bool = False
+    """Whether the network's own output has unit length."""
+
+    def __post_init__(self) -> None:
+        if not (8 <= self.height <= 1024 and 8 <= self.width <= 1024):
+            raise DataError(f"input size {self.height}x{self.width} is outside 8..1024 pixels")
+        if self.channels not in ("RGB", "BGR"):
+            raise DataError(f"channel order is RGB or BGR, found {self.channels!r}")
+        if self.layout != "NCHW":
+            raise DataError(f"layout is NCHW, found {self.layout!r}")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise DataError("mean and std hold three numbers, one per channel")
+        if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise DataError(f"mean {self.mean} and std {self.std} must be finite, std above 0")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (3, self.height, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        mean, std = _short(self.mean), _short(self.std)
+        return f"{self.channels} {self.height}x{self.width}, (x - {mean}) / {std}"
+
+
+def _short(values: Triple) -> str:
+    texts = [f"{v:g}" for v in values]
+    return texts[0] if len(set(texts)) == 1 else "[" + ", ".join(texts) + "]"
+
+
+PRESETS: dict[str, InputSpec] = {
+    "insightface": InputSpec(),
+    "adadistill": InputSpec(),
+    "raw": InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    "facenet": InputSpec(height=160, width=160, std=(128.0, 128.0, 128.0)),
+    "imagenet": InputSpec(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
+}
+"""Pixel values 0..255. imagenet: torchvision's mean and std times 255."""
+
+
+def spec_from_json(data: Mapping[str, Any]) -> InputSpec:
+    """Read a contract; raises DataError on unknown keys or impossible values."""
+    known = set(InputSpec.__dataclass_fields__)
+    if unknown := set(data) - known:
+        raise DataError(f"the input contract has unknown keys: {', '.join(sorted(unknown))}")
+    try:
+        return InputSpec(
+            **{
+                k: tuple(float(x) for x in v) if k in ("mean", "std") else v
+                for k, v in data.items()
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the input contract cannot be read: {error}") from error
+
+
+def spec_from_text(text: str) -> InputSpec:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"the input contract is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise DataError("the input contract is not a JSON object")
+    return spec_from_json(data)
+
+
+def make_spec(
+    preset: str | None = None,
+    *,
+    mean: str | None = None,
+    std: str | None = None,
+    channels: str | None = None,
+    size: str | None = None,
+) -> InputSpec:
+    """A contract from a preset and overrides as they are typed: `127.5` or `1,2,3`, `112x96`.
+
+    Raises UsageError for an unknown preset or text that cannot be read.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"no preset {preset!r}", f"presets: {', '.join(PRESETS)}")
+    spec = PRESETS[preset or "insightface"]
+    changes: dict[str, Any] = {}
+    if mean is not None:
+        changes["mean"] = _triple(mean, "--mean")
+    if std is not None:
+        changes["std"] = _triple(std, "--std")
+    if channels is not None:
+        changes["channels"] = channels.upper()
+    if size is not None:
+        changes["height"], changes["width"] = _size(size)
+    try:
+        return replace(spec, **changes)
+    except DataError as error:
+        raise UsageError(error.message) from error
+
+
+def _triple(text: str, flag: str) -> Triple:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise UsageError(f"{flag} takes one number or three, found {text!r}", f"{flag} 127.5")
+    return (values[0], values[1], values[2])
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if not all(part.isdigit() for part in parts) or len(parts) not in (1, 2):
+        raise UsageError(f"--size takes HEIGHTxWIDTH, found {text!r}", "--size 112x112")
+    return int(parts[0]), int(parts[-1])
+
+
+def preprocess(faces: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """Aligned RGB faces `(N, 112, 112, 3) uint8` -> network input `(N, 3, H, W) float32`."""
+    side = max(spec.height, spec.width)
+    if faces.shape[1:] != (FRAME, FRAME, 3) or faces.dtype != np.uint8:
+        raise ValueError(f"expected (N, {FRAME}, {FRAME}, 3) uint8, got {faces.shape} {faces.dtype}")
+    if side != FRAME:
+        faces = np.stack([_resized(face, side) for face in faces]) if len(faces) else np.zeros(
+            (0, side, side, 3), np.uint8
+        )
+    top, left = (side - spec.height) // 2, (side - spec.width) // 2
+    faces = faces[:, top : top + spec.height, left : left + spec.width]
+    if spec.channels == "BGR":
+        faces = faces[..., ::-1]
+    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    out = (faces.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+
+
+def _resized(face: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.BILINEAR))

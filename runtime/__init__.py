@@ -1,0 +1,1 @@
+"""Build engines from a bundle, run them on this machine, verify and time them. Never torch."""
