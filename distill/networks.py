@@ -1,0 +1,144 @@
+"""The networks: MobileFaceNet (students) and IResNet (teachers).
+
+Both take `(N, 3, H, W) float32` and return `(N, D) float32` embeddings, not normalised.
+MobileFaceNet follows research published as arXiv 1804.07573 in the shape AdaDistill trains
+(1,199,488 parameters at width 1); IResNet follows ArcFace's improved residual network.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+
+
+def _conv_bn(inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inp, out, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(out)
+    )
+
+
+def _conv_block(inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(*_conv_bn(inp, out, kernel, stride, padding, groups), nn.PReLU(out))
+
+
+class Bottleneck(nn.Module):
+    """1x1 expand, 3x3 depthwise, 1x1 project; the input is added when `residual`."""
+
+    def __init__(self, inp: int, out: int, expand: int, stride: int, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.body = nn.Sequential(
+            _conv_block(inp, expand, 1, 1, 0),
+            _conv_block(expand, expand, 3, stride, 1, groups=expand),
+            _conv_bn(expand, out, 1, 1, 0),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return x + y if self.residual else y
+
+
+class MobileFaceNet(nn.Module):
+    """`(N, 3, 112, 112) -> (N, dim)`; `width` scales every channel count (to multiples of 8)."""
+
+    def __init__(self, dim: int = 512, width: float = 1.0) -> None:
+        super().__init__()
+
+        def ch(channels: int) -> int:
+            return max(8, int(channels * width / 8 + 0.5) * 8)
+
+        def repeat(channels: int, expand: int, times: int) -> list[nn.Module]:
+            return [Bottleneck(ch(channels), ch(channels), ch(expand), 1, True) for _ in range(times)]
+
+        self.features = nn.Sequential(
+            _conv_block(3, ch(64), 3, 2, 1),
+            _conv_block(ch(64), ch(64), 3, 1, 1, groups=ch(64)),
+            Bottleneck(ch(64), ch(64), ch(128), 2, False),
+            *repeat(64, 128, 4),
+            Bottleneck(ch(64), ch(128), ch(256), 2, False),
+            *repeat(128, 256, 6),
+            Bottleneck(ch(128), ch(128), ch(512), 2, False),
+            *repeat(128, 256, 2),
+            _conv_block(ch(128), ch(512), 1, 1, 0),
+        )
+        self.pool = _conv_bn(ch(512), ch(512), 7, 1, 0, groups=ch(512))
+        self.embed = nn.Linear(ch(512), dim, bias=False)
+        self.norm = nn.BatchNorm1d(dim, affine=False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.features(x)).flatten(1)
+        out: Tensor = self.norm(self.embed(x))
+        return out
+
+
+class _IBlock(nn.Module):
+    """BN, 3x3, BN, PReLU, 3x3 with the stride, BN, plus the (projected) input."""
+
+    def __init__(self, inp: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(inp),
+            _conv_block(inp, out, 3, 1, 1),
+            _conv_bn(out, out, 3, stride, 1),
+        )
+        self.shortcut: nn.Module = (
+            nn.Identity() if stride == 1 and inp == out else _conv_bn(inp, out, 1, stride, 0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out
+
+
+class IResNet(nn.Module):
+    """`(N, 3, 112, 112) -> (N, dim)`; `blocks` per stage, `widths` of the stages.
+
+    `stem_stride` 2 makes the small CPU teacher of the demo; the published networks use 1.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        dim: int = 512,
+        widths: tuple[int, int, int, int] = (64, 128, 256, 512),
+        stem_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_conv_block(3, widths[0], 3, stem_stride, 1)]
+        inp = widths[0]
+        for count, width in zip(blocks, widths, strict=True):
+            for index in range(count):
+                layers.append(_IBlock(inp, width, 2 if index == 0 else 1))
+                inp = width
+        side = 112 // (16 * stem_stride) + (1 if stem_stride == 2 else 0)
+        self.features = nn.Sequential(*layers, nn.BatchNorm2d(inp), nn.Flatten())
+        self.embed = nn.Linear(inp * side * side, dim)
+        self.norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.embed(self.features(x)))
+        return out
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "mobilefacenet": lambda dim: MobileFaceNet(dim),
+    "mobilefacenet-0.5": lambda dim: MobileFaceNet(dim, width=0.5),
+    "mobilefacenet-0.25": lambda dim: MobileFaceNet(dim, width=0.25),
+    "iresnet-tiny": lambda dim: IResNet((1, 1, 1, 1), dim, (16, 32, 64, 128), stem_stride=2),
+    "iresnet18": lambda dim: IResNet((2, 2, 2, 2), dim),
+    "iresnet34": lambda dim: IResNet((3, 4, 6, 3), dim),
+    "iresnet50": lambda dim: IResNet((3, 4, 14, 3), dim),
+    "iresnet100": lambda dim: IResNet((3, 13, 30, 3), dim),
+}
+
+
+def build_network(name: str, dim: int = 512) -> nn.Module:
+    """A network by name, randomly initialised; raises UsageError for an unknown name."""
+    if name not in NETWORKS:
+        raise UsageError(f"no network {name!r}", f"networks: {', '.join(NETWORKS)}")
+    return NETWORKS[name](dim)
