@@ -196,7 +196,9 @@ def _locked(root: Path) -> Iterator[None]:
 
 def _read(root: Path) -> Bundle:
     if not root.is_dir():
-        raise BundleError(f"there is no bundle at {root}", "`fr-edge export` and `distill` make one")
+        raise BundleError(
+            f"there is no bundle at {root}", "`fr-edge export` and `distill` make one"
+        )
     if (root / _JOURNAL).exists():
         _apply(root)
     if not (root / MANIFEST).is_file():
@@ -236,7 +238,11 @@ def _commit(draft: Draft, old: Bundle | None, stage: str, options: Mapping[str, 
     dim = draft.embedding_dim or (old.embedding_dim if old else None)
     if spec is None or dim is None:
         raise ValueError("a new bundle needs draft.spec and draft.embedding_dim")
-    kept = {n: e for n, e in old.files.items() if not n.startswith(tuple(draft.dropped))} if old else {}
+    kept = (
+        {n: e for n, e in old.files.items() if not n.startswith(tuple(draft.dropped))}
+        if old
+        else {}
+    )
     files = dict(kept)
     for name, role in draft.roles.items():
         path = draft.root / _DRAFT / name

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from ..errors import UsageError
 
 
-def _conv_bn(inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1) -> nn.Sequential:
+def _conv_bn(
+    inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1
+) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inp, out, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(out)
     )
 
 
-def _conv_block(inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1) -> nn.Sequential:
+def _conv_block(
+    inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1
+) -> nn.Sequential:
     return nn.Sequential(*_conv_bn(inp, out, kernel, stride, padding, groups), nn.PReLU(out))
 
 
@@ -50,7 +54,9 @@ class MobileFaceNet(nn.Module):
             return max(8, int(channels * width / 8 + 0.5) * 8)
 
         def repeat(channels: int, expand: int, times: int) -> list[nn.Module]:
-            return [Bottleneck(ch(channels), ch(channels), ch(expand), 1, True) for _ in range(times)]
+            return [
+                Bottleneck(ch(channels), ch(channels), ch(expand), 1, True) for _ in range(times)
+            ]
 
         self.features = nn.Sequential(
             _conv_block(3, ch(64), 3, 2, 1),

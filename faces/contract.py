@@ -167,10 +167,14 @@ def preprocess(faces: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.
     """Aligned RGB faces `(N, 112, 112, 3) uint8` -> network input `(N, 3, H, W) float32`."""
     side = max(spec.height, spec.width)
     if faces.shape[1:] != (FRAME, FRAME, 3) or faces.dtype != np.uint8:
-        raise ValueError(f"expected (N, {FRAME}, {FRAME}, 3) uint8, got {faces.shape} {faces.dtype}")
+        raise ValueError(
+            f"expected (N, {FRAME}, {FRAME}, 3) uint8, got {faces.shape} {faces.dtype}"
+        )
     if side != FRAME:
-        faces = np.stack([_resized(face, side) for face in faces]) if len(faces) else np.zeros(
-            (0, side, side, 3), np.uint8
+        faces = (
+            np.stack([_resized(face, side) for face in faces])
+            if len(faces)
+            else np.zeros((0, side, side, 3), np.uint8)
         )
     top, left = (side - spec.height) // 2, (side - spec.width) // 2
     faces = faces[:, top : top + spec.height, left : left + spec.width]

@@ -73,7 +73,11 @@ def _rows(file: Path) -> list[tuple[int, str, str, bool]]:
                 raise FacesError(f"{file} begins with {found!r}, expected {','.join(HEADER)!r}")
             rows = []
             for line, row in enumerate(reader, 2):
-                if not (row["fold"] or "").isdigit() or row["same"] not in ("0", "1") or None in row:
+                if (
+                    not (row["fold"] or "").isdigit()
+                    or row["same"] not in ("0", "1")
+                    or None in row
+                ):
                     raise FacesError(f"{file}, line {line}: expected fold,path1,path2,0 or 1")
                 rows.append((int(row["fold"]), row["path1"], row["path2"], row["same"] == "1"))
     except FileNotFoundError as error:
@@ -82,5 +86,7 @@ def _rows(file: Path) -> list[tuple[int, str, str, bool]]:
         raise FacesError(f"{file} is not a CSV file: {error}") from error
     same = [row[3] for row in rows]
     if not any(same) or all(same):
-        raise FacesError(f"{file} needs genuine and impostor pairs, found {len(rows)} rows of one kind")
+        raise FacesError(
+            f"{file} needs genuine and impostor pairs, found {len(rows)} rows of one kind"
+        )
     return rows

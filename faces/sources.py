@@ -123,7 +123,8 @@ def _folder_faces(root: Path) -> Faces:
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise FacesError(
-            f"{root} holds no images ({', '.join(SUFFIXES)})", "one folder per identity, aligned faces"
+            f"{root} holds no images ({', '.join(SUFFIXES)})",
+            "one folder per identity, aligned faces",
         )
     keys = tuple(p.relative_to(root).as_posix() for p in paths)
 
