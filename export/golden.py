@@ -1,0 +1,43 @@
+"""Golden faces: inputs with the original network's embeddings of them, for machines without it.
+
+They are drawn unless the user hands over images: a bundle holds no photograph nobody asked for.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FacesError
+from ..faces.sources import open_faces, spread
+from ..faces.synthetic import draw_face
+from .reference import Floats
+
+COUNT = 32
+_SEED = 2024
+
+
+def golden_faces(
+    source: str | Path | None, notify: Callable[[str], None]
+) -> npt.NDArray[np.uint8]:
+    """`(32, 112, 112, 3) uint8`: drawn, or spread over the identities of a face source.
+
+    A source with fewer images gives fewer; raises FacesError when it has less than two.
+    """
+    if source is None:
+        return np.stack([draw_face(identity, 0, _SEED) for identity in range(COUNT)])
+    faces = open_faces(source)
+    picks = spread(faces, COUNT)
+    if len(picks) < 2:
+        raise FacesError(f"{source} holds one face; golden faces are {COUNT}, at least 2")
+    if len(picks) < COUNT:
+        notify(f"{source} holds {len(picks)} faces; {COUNT} make a better golden set")
+    return np.stack([faces.read(index) for index in picks])
+
+
+def write_golden(
+    path: Path, faces: npt.NDArray[np.uint8], embeddings: Floats, reference: str
+) -> None:
+    """`golden.npz`: `faces`, the raw `embeddings (N, D)` of them, and who made those."""
+    np.savez_compressed(path, faces=faces, embeddings=embeddings, reference=np.array(reference))

@@ -1,0 +1,175 @@
+"""PyTorch weights: reading them without running anything they hold, and turning them into ONNX.
+
+torch is imported inside the functions: exporting somebody's ONNX file works without it.
+"""
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import ModelProto
+
+from ..errors import MachineError, ModelError, UsageError
+from ..faces.contract import InputSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Where trainers put the state dict among other things.
+_KEYS = ("state", "state_dict", "model_state_dict", "model", "backbone", "network", "net", "ema")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def load_network(path: Path, arch: str | None = None) -> "tuple[nn.Module, str, int]":
+    """A network in eval mode, its name and its embedding size, from a checkpoint file.
+
+    The file is fr-edge's `model.pt`, which names its network, or a state dict (also one inside a
+    trainer's dict), for which `arch` does. Raises UsageError without a name, ModelError when the
+    file holds no weights, holds code, or the weights are another network's, MachineError without
+    torch.
+    """
+    found = _load(path)
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{path} holds a {type(found).__name__}; expected a state dict")
+    named = found.get("network")
+    if arch is None and not isinstance(named, str):
+        raise UsageError(
+            f"{path} does not say which network its weights belong to",
+            f"add --arch NAME, one of {', '.join(_networks())}",
+        )
+    name = arch or str(named)
+    if name not in _networks():
+        raise UsageError(f"no network {name!r}", f"networks: {', '.join(_networks())}")
+    state = _state(path, found)
+    first = state.get("embed.weight")
+    dim = int(first.shape[0]) if first is not None and first.ndim == 2 else 512
+    network = _networks()[name](dim)
+    _fill(path, name, network, state)
+    return network.eval(), name, dim
+
+
+def save_network(path: Path, network: "nn.Module", name: str, dim: int) -> None:
+    """Write `model.pt` as the trainer does."""
+    import torch
+
+    torch.save({"network": name, "dim": dim, "state": network.state_dict()}, path)
+
+
+def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelProto:
+    """The network as ONNX, batch dynamic; raises UsageError when it does not take that size."""
+    import torch
+
+    face = torch.zeros(1, *spec.shape)
+    try:
+        with torch.no_grad():
+            network(face)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{name} does not take faces of {spec.height}x{spec.width}: {error}",
+            "the networks of fr-edge take --size 112x112",
+        ) from error
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        # The TorchScript exporter is deprecated; it is the one that writes opset 17 directly.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        torch.onnx.export(
+            network,
+            (face,),
+            stream,
+            dynamo=False,
+            opset_version=17,
+            input_names=["face"],
+            output_names=["embedding"],
+            dynamic_axes={"face": {0: "batch"}, "embedding": {0: "batch"}},
+        )
+    return onnx.load_model_from_string(stream.getvalue())
+
+
+def _networks() -> Mapping[str, Any]:
+    try:
+        from ..distill.networks import NETWORKS
+    except ImportError as error:
+        raise _no_torch() from error
+    return NETWORKS
+
+
+def _no_torch() -> MachineError:
+    return MachineError("exporting PyTorch weights needs torch", "pip install 'fr-edge[train]'")
+
+
+def _load(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise _no_torch() from error
+    if not path.is_file():
+        raise ModelError(f"there is no checkpoint at {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling damaged data raises nearly anything
+        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+            raise ModelError(
+                f"{path} holds more than weights, and reading it could run code: refused",
+                "save the weights alone: torch.save(model.state_dict(), FILE)",
+            ) from error
+        raise ModelError(f"{path} is not a PyTorch checkpoint, or is damaged: {error}") from error
+
+
+def _state(path: Path, found: Mapping[str, Any]) -> "dict[str, Tensor]":
+    """The state dict without the prefixes that wrappers put before names."""
+    import torch
+
+    for key in _KEYS:
+        if isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    state: dict[str, Tensor] = {}
+    for name, value in found.items():
+        while wrapper := next((w for w in _WRAPPERS if str(name).startswith(w)), None):
+            name = name[len(wrapper) :]
+        if isinstance(value, torch.Tensor):
+            state[str(name)] = value
+    if any(name.startswith("backbone.") for name in state):  # beside a head, say
+        state = {n[9:]: value for n, value in state.items() if n.startswith("backbone.")}
+    if not state:
+        raise ModelError(
+            f"{path} holds no tensors; found {', '.join(map(str, list(found)[:5])) or 'nothing'}",
+            f"expected a state dict, alone or under one of {', '.join(_KEYS)}",
+        )
+    return state
+
+
+def _fill(path: Path, name: str, network: "nn.Module", state: "dict[str, Tensor]") -> None:
+    """Copy the weights into the network; raises ModelError that names the first misfit."""
+    import torch
+
+    for key, mine in network.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, mine)
+            continue
+        if key not in state:
+            raise ModelError(
+                f"{path} is not a {name}: it has no {key}; it has {next(iter(state))}, ...",
+                "choose another --arch",
+            )
+        if state[key].shape != mine.shape:
+            raise ModelError(
+                f"{path} is not a {name}: {key} is {tuple(state[key].shape)}, expected"
+                f" {tuple(mine.shape)}",
+                "choose another --arch",
+            )
+        if not torch.isfinite(state[key]).all():
+            raise ModelError(f"{path}: {key} holds NaN or infinite values")
+    extra = sorted(set(state) - set(network.state_dict()))
+    if extra:
+        raise ModelError(
+            f"{path} is not a {name}: it has {extra[0]}, which that has not",
+            "choose another --arch",
+        )
+    network.load_state_dict(state)
