@@ -1,1 +1,1 @@
-"""Faces through the FP32 network give ranges; ranges give an explicit Q/DQ INT8 model. Never torch."""
+"""INT8 ranges from a few hundred faces, and the explicit Q/DQ model (onnx, onnxruntime)."""
