@@ -1,1 +1,1 @@
-"""Build engines from a bundle, run them on this machine, verify and time them. Never torch."""
+"""Run a bundle on this machine, verify it, time it, report it (never torch)."""

@@ -1,0 +1,139 @@
+"""Verification metrics from embeddings: cosine scores, TAR@FAR, ROC, EER, 10-fold accuracy.
+
+Knows arrays only, nothing of files or networks. All genuine and impostor pairs of a set are
+counted into fine histograms, so memory does not grow with the number of pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+BINS = 1 << 20
+"""Bins over cosine -1..1: thresholds are exact to 2e-6."""
+FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How many genuine and impostor pairs fall into each cosine bin, `(BINS,) int64` each."""
+
+    genuine: npt.NDArray[np.int64]
+    impostor: npt.NDArray[np.int64]
+
+    @property
+    def genuine_pairs(self) -> int:
+        return int(self.genuine.sum())
+
+    @property
+    def impostor_pairs(self) -> int:
+        return int(self.impostor.sum())
+
+
+def normalise(embeddings: F32) -> F32:
+    """`(N, D) float32` -> unit length; a zero embedding stays zero."""
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    out: F32 = (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+    return out
+
+
+def cosines(first: F32, second: F32) -> F32:
+    """Row by row cosine of two `(N, D)` arrays -> `(N,) float32`."""
+    out: F32 = np.einsum("nd,nd->n", normalise(first), normalise(second))
+    return out
+
+
+def all_pairs(embeddings: F32, labels: Sequence[int]) -> Scores:
+    """Score every pair of `(N, D)` embeddings; equal labels are genuine."""
+    unit, identity = normalise(embeddings), np.asarray(labels)
+    genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    for start in range(0, len(unit), _BLOCK):
+        rows = unit[start : start + _BLOCK]
+        index = _bins(rows @ unit[start:].T)
+        later = np.triu(np.ones(index.shape, bool), 1)
+        same = identity[start : start + _BLOCK, None] == identity[None, start:]
+        genuine += np.bincount(index[later & same], minlength=BINS)
+        impostor += np.bincount(index[later & ~same], minlength=BINS)
+    return Scores(genuine, impostor)
+
+
+def threshold_at_far(scores: Scores, far: float) -> float | None:
+    """The lowest cosine threshold whose FAR is at most `far`; None with fewer than 1/far pairs."""
+    total = scores.impostor_pairs
+    if total * far < 1.0:
+        return None
+    accepted = np.cumsum(scores.impostor[::-1])[::-1]  # impostors at or above each bin's lower edge
+    first = int(np.searchsorted(-accepted, -far * total, side="left"))
+    return -1.0 + 2.0 * first / BINS
+
+
+def tar_at_far(scores: Scores, far: float) -> float | None:
+    """The share of genuine pairs at or above the threshold; None where it cannot be measured."""
+    threshold = threshold_at_far(scores, far)
+    if threshold is None or not scores.genuine_pairs:
+        return None
+    first = round((threshold + 1.0) / 2.0 * BINS)
+    return float(scores.genuine[first:].sum()) / scores.genuine_pairs
+
+
+def roc(scores: Scores) -> dict[str, list[float]]:
+    """TAR over FAR, 1 down to the smallest FAR that the impostor pairs resolve."""
+    smallest = max(1e-6, 1.0 / max(1, scores.impostor_pairs))
+    far = np.geomspace(1.0, smallest, 61)
+    tar = [tar_at_far(scores, float(f) * (1 + 1e-9)) for f in far]
+    kept = [(float(f), t) for f, t in zip(far, tar, strict=True) if t is not None]
+    return {"far": [f for f, _ in kept], "tar": [t for _, t in kept]}
+
+
+def equal_error_rate(scores: Scores) -> float:
+    """Where FAR equals FRR, as a fraction."""
+    far = np.cumsum(scores.impostor[::-1])[::-1] / max(1, scores.impostor_pairs)
+    frr = (np.cumsum(scores.genuine) - scores.genuine) / max(1, scores.genuine_pairs)
+    at = int(np.argmin(np.abs(far - frr)))
+    return float((far[at] + frr[at]) / 2)
+
+
+def fold_accuracy(
+    scores: F32, same: npt.NDArray[np.bool_], fold: npt.NDArray[np.int64]
+) -> list[float]:
+    """K-fold accuracy of a pair list: each fold is judged at the others' best threshold (LFW).
+
+    `scores`, `same` and `fold` are `(P,)`. One fold alone gives an empty list.
+    """
+    numbers = np.unique(fold)
+    if len(numbers) < 2:
+        return []
+    return [
+        float(
+            np.mean(
+                (scores >= best_threshold(scores[fold != k], same[fold != k]))[fold == k]
+                == same[fold == k]
+            )
+        )
+        for k in numbers
+    ]
+
+
+def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
+    """The cosine threshold with the highest accuracy on these pairs; the middle one of several."""
+    order = np.argsort(scores, kind="stable")
+    values, genuine = scores[order], same[order]
+    # right[i]: correct answers when the i lowest are rejected and the others accepted
+    right = np.concatenate([[0], np.cumsum(~genuine)]) + np.concatenate(
+        [np.cumsum(genuine[::-1])[::-1], [0]]
+    )
+    best = np.flatnonzero(right == right.max())
+    cut = int(best[len(best) // 2])
+    if cut == 0:
+        return float(values[0])
+    if cut == len(values):
+        return float(values[-1]) + 1e-6
+    return float((values[cut - 1] + values[cut]) / 2)
+
+
+def _bins(cosine: F32) -> npt.NDArray[np.int32]:
+    return np.clip((cosine + 1.0) * (BINS / 2), 0, BINS - 1).astype(np.int32)

@@ -1,0 +1,74 @@
+"""Open whatever runs the bundle here: an engine that was built, or the ONNX model itself."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bundle import Bundle, open_bundle
+from ..errors import UsageError
+from ..faces.contract import preprocess
+from ..faces.sources import Faces
+from ..progress import Track, silent
+from .backends import pick_backend
+from .build import PRECISIONS, SOURCES, check_fingerprint, engine_name
+from .cpu import NAME as CPU
+from .cpu import CpuSession
+
+_BATCH = 32
+
+
+class Session(Protocol):
+    """Something that embeds faces; `precision` is fp32, fp16 or int8."""
+
+    backend: str
+    precision: str
+    dim: int
+
+    def embed(self, faces: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`(N, 3, H, W) float32`, preprocessed -> `(N, D) float32`, as the network gives it."""
+
+
+def open_session(
+    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
+) -> Session:
+    """A session on the engine of that precision, or on its ONNX file where none was built.
+
+    `engine="auto"` takes int8, else fp16, else fp32: the best engine that was built. Raises
+    UsageError for an unknown name, BundleError when the bundle lacks the model, MachineError when
+    the backend cannot run here or the engine was built elsewhere.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    chosen = pick_backend(backend)
+    precision = _auto(bundle, chosen) if engine == "auto" else engine
+    if precision not in PRECISIONS:
+        raise UsageError(f"no engine {engine!r}", "engines: auto, fp32, fp16, int8")
+    built = engine_name(chosen, precision)
+    if chosen != CPU:
+        raise AssertionError(chosen)  # pick_backend lets nothing else through yet
+    if built in bundle:
+        check_fingerprint(bundle, built)
+        return CpuSession(bundle.file(built), precision, as_built=True)
+    return CpuSession(bundle.file(SOURCES[precision]), precision)
+
+
+def embed_faces(
+    session: Session,
+    bundle: Bundle,
+    faces: Faces,
+    track: Track = silent,
+    label: str = "embedding",
+) -> npt.NDArray[np.float32]:
+    """All faces of a source -> `(N, D) float32`, in order."""
+    steps = (len(faces) + _BATCH - 1) // _BATCH
+    parts = [
+        session.embed(preprocess(batch, bundle.spec))
+        for batch in track(faces.batches(_BATCH), label, steps)
+    ]
+    return np.concatenate(parts)
+
+
+def _auto(bundle: Bundle, backend: str) -> str:
+    built = [p for p in ("int8", "fp16", "fp32") if engine_name(backend, p) in bundle]
+    return built[0] if built else "fp32"
