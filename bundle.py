@@ -96,6 +96,9 @@ def open_bundle(root: str | Path, *, check: bool = True) -> Bundle:
     Raises BundleError when it is none, is of a newer schema, or a file is missing or changed.
     """
     root = Path(root)
+    if (root / _JOURNAL).exists():
+        with _locked(root):
+            _finish(root)
     bundle = _read(root)
     if check:
         for problem in problems(bundle):
@@ -125,8 +128,10 @@ def change(root: str | Path, stage: str, options: Mapping[str, Any]) -> Iterator
     made = _make_root(root)
     try:
         with _locked(root):
+            _finish(root)
             old = _read(root) if _is_bundle(root) else None
             shutil.rmtree(root / _DRAFT, ignore_errors=True)
+            (root / _DRAFT).mkdir()
             draft = Draft(root)
             try:
                 yield draft
@@ -199,8 +204,6 @@ def _read(root: Path) -> Bundle:
         raise BundleError(
             f"there is no bundle at {root}", "`fr-edge export` and `distill` make one"
         )
-    if (root / _JOURNAL).exists():
-        _apply(root)
     if not (root / MANIFEST).is_file():
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
     try:
@@ -267,11 +270,13 @@ def _commit(draft: Draft, old: Bundle | None, stage: str, options: Mapping[str, 
     journal = {"manifest": manifest, "arrived": sorted(draft.roles), "gone": gone}
     _sync(draft.root / _DRAFT)
     write_atomic(draft.root / _JOURNAL, json.dumps(journal).encode())
-    _apply(draft.root)
+    _finish(draft.root)
 
 
-def _apply(root: Path) -> None:
-    """Finish what the journal says; safe to repeat."""
+def _finish(root: Path) -> None:
+    """Do what the journal says, if there is one; safe to repeat, under the lock."""
+    if not (root / _JOURNAL).exists():
+        return
     try:
         journal = json.loads((root / _JOURNAL).read_text(encoding="utf-8"))
         for name in journal["arrived"]:
