@@ -1,0 +1,108 @@
+"""The two texts of a pair list: a CSV file with a header, and LFW's `pairs.txt`.
+
+Gives rows of names; knows nothing of images.
+"""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import FacesError
+
+HEADER = ("fold", "path1", "path2", "same")
+_LFW_HEADER = re.compile(r"\s*(\d+)\s+(\d+)\s*")
+
+
+@dataclass(frozen=True)
+class Row:
+    fold: int
+    first: str
+    second: str
+    same: bool
+
+
+def read_list(file: Path) -> list[Row]:
+    """Rows of a pair list, recognised by its first line; raises FacesError as `read_pairs` says."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FacesError(f"there is no pair list at {file}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FacesError(f"{file} cannot be read as a pair list: {error}") from error
+    lines = text.splitlines()
+    head = _LFW_HEADER.fullmatch(lines[0]) if lines else None
+    rows = _lfw_rows(file, lines, head) if head else _csv_rows(file, lines)
+    _check(file, rows)
+    return rows
+
+
+def _csv_rows(file: Path, lines: list[str]) -> list[Row]:
+    if not lines or tuple(name.strip() for name in lines[0].split(",")) != HEADER:
+        found = lines[0][:80] if lines else ""
+        raise FacesError(
+            f"{file} begins with {found!r}, expected {','.join(HEADER)!r}",
+            "or LFW's pairs.txt, or a .bin set",
+        )
+    rows = []
+    try:
+        for number, cells in enumerate(csv.reader(lines[1:], strict=True), 2):
+            if not cells:
+                continue
+            good = len(cells) == 4 and cells[0].isdecimal() and cells[3] in ("0", "1")
+            if not good or not cells[1] or not cells[2]:
+                found = ",".join(cells)[:80]
+                raise FacesError(
+                    f"{file}, line {number}: {found!r}, expected fold,path1,path2,0 or 1"
+                )
+            first, second = (PurePosixPath(cell).as_posix() for cell in cells[1:3])
+            rows.append(Row(int(cells[0]), first, second, cells[3] == "1"))
+    except csv.Error as error:
+        raise FacesError(f"{file} is not a CSV file: {error}") from error
+    return rows
+
+
+def _lfw_rows(file: Path, lines: list[str], head: re.Match[str]) -> list[Row]:
+    """`FOLDS N`, then per fold N lines `name i j` of one person and N `name i name j` of two."""
+    folds, each = int(head[1]), int(head[2])
+    body = [line.split() for line in lines[1:] if line.strip()]
+    if len(body) != 2 * folds * each:
+        raise FacesError(
+            f"{file} says {folds} folds of {each} genuine and {each} impostor pairs, which is "
+            f"{2 * folds * each} lines, and has {len(body)}"
+        )
+    rows = []
+    for index, words in enumerate(body):
+        same = index // each % 2 == 0
+        numbers = [words[1], words[-1]] if len(words) == (3 if same else 4) else [""]
+        if same and len(words) == 3:
+            numbers, names = [words[1], words[2]], [words[0], words[0]]
+        elif not same and len(words) == 4:
+            numbers, names = [words[1], words[3]], [words[0], words[2]]
+        else:
+            names = []
+        if not names or not all(number.isdecimal() for number in numbers):
+            wanted = "name i j" if same else "name1 i name2 j"
+            raise FacesError(f"{file}: {' '.join(words)[:80]!r}, expected {wanted!r}")
+        first, second = (
+            f"{name}/{name}_{int(number):04d}.jpg"
+            for name, number in zip(names, numbers, strict=True)
+        )
+        rows.append(Row(index // (2 * each), first, second, same))
+    return rows
+
+
+def _check(file: Path, rows: list[Row]) -> None:
+    genuine = sum(row.same for row in rows)
+    if genuine in (0, len(rows)):
+        raise FacesError(
+            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds"
+        )
+    seen: set[tuple[str, str]] = set()
+    for row in rows:
+        pair = (min(row.first, row.second), max(row.first, row.second))
+        if row.first == row.second:
+            raise FacesError(f"{file} compares {row.first} with itself")
+        if pair in seen:
+            raise FacesError(f"{file} has the pair {row.first}, {row.second} twice")
+        seen.add(pair)
