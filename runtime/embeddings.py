@@ -3,20 +3,37 @@
 `fr-edge embed` writes them where the original network runs, `verify` reads them on the device.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FacesError, ModelError
+from ..bundle import write_atomic
+from ..errors import FacesError, ModelError, UsageError
 
 F32 = npt.NDArray[np.float32]
 
 
-def write_embeddings(path: Path, keys: Sequence[str], embeddings: F32) -> None:
-    """An `.npz` with `embeddings (N, D) float32` as the network gave them and `keys (N,)`."""
-    np.savez_compressed(path, embeddings=embeddings, keys=np.array(keys, dtype=np.str_))
+def write_embeddings(
+    path: Path, keys: Sequence[str], labels: Sequence[int], embeddings: F32
+) -> None:
+    """An `.npz` with `embeddings (N, D) float32` as the network gave them, `keys` and `labels (N,)`.
+
+    Raises UsageError when the name does not end in .npz.
+    """
+    if path.suffix != ".npz":
+        raise UsageError(f"embeddings go into a .npz file, found {path}", "--out embeddings.npz")
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        embeddings=embeddings,
+        keys=np.array(keys, dtype=np.str_),
+        labels=np.asarray(labels, np.int64),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, stream.getvalue())
 
 
 def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> F32:

@@ -6,6 +6,7 @@ counted into fine histograms, so memory does not grow with the number of pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,31 @@ class Scores:
         return int(self.impostor.sum())
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean and (population) standard deviation over `folds` folds, as fractions.
+
+    One fold alone is judged at its own best threshold, so its accuracy flatters.
+    """
+
+    mean: float
+    std: float
+    folds: int
+
+
+class PairList(Protocol):
+    """P pairs of faces; `faces.pairs.Pairs` is one."""
+
+    @property
+    def first(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def second(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def same(self) -> npt.NDArray[np.bool_]: ...
+    @property
+    def fold(self) -> npt.NDArray[np.int64]: ...
+
+
 def normalise(embeddings: F32) -> F32:
     """`(N, D) float32` -> unit length; a zero embedding stays zero."""
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -47,7 +73,7 @@ def cosines(first: F32, second: F32) -> F32:
     return out
 
 
-def all_pairs(embeddings: F32, labels: Sequence[int]) -> Scores:
+def all_pairs(embeddings: F32, labels: Sequence[int] | npt.NDArray[np.int64]) -> Scores:
     """Score every pair of `(N, D)` embeddings; equal labels are genuine."""
     unit, identity = normalise(embeddings), np.asarray(labels)
     genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
@@ -59,6 +85,15 @@ def all_pairs(embeddings: F32, labels: Sequence[int]) -> Scores:
         genuine += np.bincount(index[later & same], minlength=BINS)
         impostor += np.bincount(index[later & ~same], minlength=BINS)
     return Scores(genuine, impostor)
+
+
+def listed_pairs(embeddings: F32, pairs: PairList) -> Scores:
+    """Score the pairs of a list on `(N, D)` embeddings of its faces."""
+    index = _bins(cosines(embeddings[pairs.first], embeddings[pairs.second]))
+    return Scores(
+        np.bincount(index[pairs.same], minlength=BINS).astype(np.int64),
+        np.bincount(index[~pairs.same], minlength=BINS).astype(np.int64),
+    )
 
 
 def threshold_at_far(scores: Scores, far: float) -> float | None:
@@ -76,8 +111,21 @@ def tar_at_far(scores: Scores, far: float) -> float | None:
     threshold = threshold_at_far(scores, far)
     if threshold is None or not scores.genuine_pairs:
         return None
+    return rates_at(scores, threshold)[0]
+
+
+def rates_at(scores: Scores, threshold: float) -> tuple[float, float]:
+    """TAR and FAR when cosines at or above `threshold` are accepted; 0 where there is no pair."""
     first = round((threshold + 1.0) / 2.0 * BINS)
-    return float(scores.genuine[first:].sum()) / scores.genuine_pairs
+    return (
+        float(scores.genuine[first:].sum()) / max(1, scores.genuine_pairs),
+        float(scores.impostor[first:].sum()) / max(1, scores.impostor_pairs),
+    )
+
+
+def far_name(far: float) -> str:
+    """`0.0001` -> `1e-4`: how reports name a false accept rate."""
+    return np.format_float_scientific(far, trim="-", exp_digits=1)
 
 
 def roc(scores: Scores) -> dict[str, list[float]]:
@@ -116,6 +164,16 @@ def fold_accuracy(
         )
         for k in numbers
     ]
+
+
+def pair_accuracy(embeddings: F32, pairs: PairList) -> Accuracy:
+    """Accuracy over the folds of a pair list on `(N, D)` embeddings of its faces."""
+    scores = cosines(embeddings[pairs.first], embeddings[pairs.second])
+    folds = fold_accuracy(scores, pairs.same, pairs.fold)
+    if not folds:
+        right = (scores >= best_threshold(scores, pairs.same)) == pairs.same
+        folds = [float(np.mean(right))]
+    return Accuracy(float(np.mean(folds)), float(np.std(folds)), len(folds))
 
 
 def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
