@@ -22,7 +22,6 @@ from ..errors import DataError, MachineError
 from ..export.convert import export_onnx
 from ..export.reference import Embed, module_embedder, torch_embedder
 from ..faces.contract import InputSpec, preprocess
-from ..faces.pairing import balanced_pairs
 from ..faces.pairs import Pairs
 from ..faces.sources import open_faces
 from ..runtime.benchmark import benchmark
@@ -30,6 +29,7 @@ from ..runtime.build import build_engine
 from ..runtime.embeddings import write_embeddings
 from ..runtime.evaluate import evaluate
 from ..runtime.metrics import cosines, fold_accuracy
+from ..runtime.protocol import draw_pairs
 from ..runtime.report import write_report
 from ..runtime.verify import verify
 from .output import Output
@@ -98,7 +98,7 @@ def run_demo(out: str | Path, output: Output) -> Demo:
     except OSError as error:
         raise MachineError(f"{home} cannot be made: {error.strerror}", "choose --out") from error
     teacher, student = home / "teacher.bundle", home / "student.bundle"
-    judged = balanced_pairs(open_faces(JUDGING))
+    judged = draw_pairs(open_faces(JUDGING))
 
     stages: Mapping[str, Callable[[], Found]] = {
         "teacher": lambda: _train("tiny-teacher", teacher, None, output),
@@ -185,9 +185,7 @@ def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: O
         "teacher": _judge_bundle(open_bundle(teacher), judged, output, "judging the teacher"),
     }
     embeddings = _embed(torch_embedder(bundle), bundle.spec, judged, output, "judging the student")
-    write_embeddings(
-        home / "reference.npz", embeddings, judged.faces, engine="fp32", backend="torch"
-    )
+    write_embeddings(home / "reference.npz", judged.faces.keys, judged.faces.labels, embeddings)
     found["student"] = _fold_mean(embeddings, judged)
     figure = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
     return "on people never trained on", figure, found

@@ -43,9 +43,7 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     opened, source = open_bundle(bundle), open_faces(faces)
     session = _session(opened, engine, backend)
     embeddings = embed_faces(session, opened, source, output.track)
-    write_embeddings(
-        Path(out), embeddings, source, engine=session.precision, backend=session.backend
-    )
+    write_embeddings(Path(out), source.keys, source.labels, embeddings)
     count, dim = embeddings.shape
     document = {
         "file": out,

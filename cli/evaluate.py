@@ -42,17 +42,20 @@ def command(
 
 
 def _text(bundle: str, found: dict[str, Any]) -> str:
-    pairs = found["pairs"]
-    lines = [f"{bundle}: {found['engine']} on {found['backend']}, {found['faces']} faces"]
-    if found["accuracy"] is not None:
-        lines.append(f"  accuracy {100 * found['accuracy']:.2f} %")
-    lines.append(f"  {pairs['genuine']:,} genuine and {pairs['impostor']:,} impostor pairs")
+    pairs, protocol = found["pairs"], found["protocol"]
+    lines = [
+        f"{bundle}: {found['engine']} on {found['backend']}, {protocol['faces']} faces of"
+        f" {protocol['identities']} people",
+        f"  accuracy {100 * found['accuracy']:.2f} % +- {100 * found['accuracy_std']:.2f} over"
+        f" {protocol['pairs']} pairs ({protocol['kind']}), EER {100 * found['eer']:.2f} %",
+        f"  all pairs: {pairs['genuine']:,} genuine, {pairs['impostor']:,} impostor",
+    ]
     rows = [
         [far, _number(tar), _number(found["threshold_at_far"][far])]
         for far, tar in found["tar_at_far"].items()
     ]
     lines.append(table(rows, ("FAR", "TAR", "at cosine")))
-    return "\n".join(lines)
+    return "\n".join([*lines, *found["notes"]])
 
 
 def _number(value: float | None) -> str:

@@ -66,9 +66,11 @@ def command(
 
 
 def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
-    cosine = found["cosine"]
+    cosine, faces = found["cosine"], found["faces"]
+    of = f"{faces['count']} faces of {faces['identities']} people" if faces else "golden faces"
     lines = [
-        f"{bundle}: {engine} against the original on {found['faces']} faces",
+        f"{bundle}: {engine} on {found['backend']}, {of}",
+        f"  against {found['reference']}",
         f"  cosine: mean {cosine['mean']:.5f}, p1 {cosine['p1']:.5f}, min {cosine['min']:.5f}",
     ]
     rows = [
@@ -87,6 +89,7 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
         for gate in found["gates"]
     ]
     lines.append(table(rows))
+    lines += [f"not measured: {what}" for what in found["not_measured"]]
     lines.append("PASSED" if found["passed"] else "FAILED")
     return "\n".join(lines)
 

@@ -63,9 +63,7 @@ def test_stages_cost_nothing_to_import() -> None:
 
 def test_files_have_one_reason_each() -> None:
     files = [*ROOT.glob("*.py"), *(f for room in ROOMS for f in (ROOT / room).glob("*.py"))]
-    lengths = {
-        f.relative_to(ROOT).as_posix(): len(f.read_text().splitlines()) for f in files
-    }
+    lengths = {f.relative_to(ROOT).as_posix(): len(f.read_text().splitlines()) for f in files}
     assert {name: n for name, n in lengths.items() if n > 300} == {}
     undocumented = [f.name for f in files if not f.read_text().startswith('"""')]
     assert undocumented == []

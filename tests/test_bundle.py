@@ -23,9 +23,14 @@ def make(root: Path, **files: str) -> None:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()
-    }
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def fail_in_a_change(root: Path, error: type[BaseException]) -> None:
+    with change(root, "again", {}) as draft:
+        draft.drop("one")
+        draft.path("two", "test").write_text("2")
+        raise error
 
 
 def test_a_change_arrives_with_hashes_and_history(tmp_path: Path) -> None:
@@ -57,18 +62,15 @@ def test_an_exception_leaves_the_bundle_as_it_was(
     root = tmp_path / "a.bundle"
     make(root, one="1")
     before = content(root)
-    with pytest.raises(error), change(root, "again", {}) as draft:
-        draft.drop("one")
-        draft.path("two", "test").write_text("2")
-        raise error
+    with pytest.raises(error):
+        fail_in_a_change(root, error)
     assert content(root) == before
 
 
 def test_a_first_change_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     root = tmp_path / "a.bundle"
-    with pytest.raises(RuntimeError), change(root, "export", {}) as draft:
-        draft.path("one", "test").write_text("1")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_in_a_change(root, RuntimeError)
     assert not root.exists()
 
 

@@ -25,9 +25,7 @@ def lines_in(page: Path) -> list[str]:
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
     return [
-        line.removeprefix("$ ")
-        for line in text.splitlines()
-        if re.match(r"(\$ )?fr-edge ", line)
+        line.removeprefix("$ ") for line in text.splitlines() if re.match(r"(\$ )?fr-edge ", line)
     ]
 
 

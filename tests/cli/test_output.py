@@ -27,9 +27,7 @@ def test_progress_passes_everything_on(capsys: Captured) -> None:
     assert capsys.readouterr() == ("", "")  # short work says nothing
 
 
-def test_long_work_says_where_it_stands(
-    monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_long_work_says_where_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     clock = count(step=5.0)
     monkeypatch.setattr(output.time, "monotonic", lambda: float(next(clock)))
     assert list(Output().track(range(4), "reading", 4)) == [0, 1, 2, 3]
