@@ -3,24 +3,23 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import TensorProto
 
 from ..bundle import Bundle, change, open_bundle
 from ..calibration.calibrate import calibrate
-from ..errors import BundleError, MachineError, UsageError
+from ..errors import UsageError
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from . import cpu
 from .backends import pick_backend
-from .device import describe_device
+from .cpu_graph import INTEGER_PRODUCT
+from .fingerprint import SOURCES, machine_fingerprint
 
 PRECISIONS = ("fp32", "fp16", "int8")
-SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 _COMPUTE = ("Conv", "Gemm", "MatMul")
-_INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger")
+_INTEGER = (INTEGER_PRODUCT, "QLinearConv", "QLinearMatMul", "QGemm")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,9 @@ class Built:
         if self.precision != "int8":
             return []
         return [
-            f"{self.integer_kernels} of {self.layers['int8']} INT8 layers run on integer kernels "
-            "here, the others in float between Q and DQ: this shows INT8's accuracy, not its speed"
+            f"{self.integer_kernels} of {self.layers['int8']} INT8 layers run on integer kernels"
+            " here, the others in float between Q and DQ; TensorRT's arithmetic differs in the"
+            " rounding"
         ]
 
 
@@ -86,7 +86,7 @@ def build_engine(
         integer = sum(executed.get(op, 0) for op in _INTEGER)
         built = Built(name, chosen, precision, layers, integer, target.stat().st_size)
         fingerprint = {
-            **machine_fingerprint(),
+            **machine_fingerprint(chosen),
             "precision": precision,
             "source_sha256": bundle.files[SOURCES[precision]].sha256,
             "layers": layers,
@@ -97,39 +97,6 @@ def build_engine(
         draft.path(f"{name}.json", "engine fingerprint").write_text(text)
         draft.summary.update(layers=layers, integer_kernels=integer)
     return built
-
-
-def machine_fingerprint() -> dict[str, Any]:
-    """What must be equal for an engine to be used here."""
-    device = describe_device()
-    return {
-        "backend": cpu.NAME,
-        "onnxruntime": device.packages.get("onnxruntime", ""),
-        "cpu": device.cpu,
-        "arch": device.arch,
-    }
-
-
-def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The engine's fingerprint; raises MachineError when it was built on something else."""
-    path = bundle.file(f"{name}.json")
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        precision = found["precision"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
-    for key, here in machine_fingerprint().items():
-        if found.get(key) != here:
-            raise MachineError(
-                f"{name} was built for {key} {found.get(key)!r}, this machine has {here!r}",
-                f"run `fr-edge build-engine BUNDLE --{precision}` here",
-            )
-    if found.get("source_sha256") != bundle.files[SOURCES[precision]].sha256:
-        raise BundleError(
-            f"{name} was built from another {SOURCES[precision]}",
-            f"run `fr-edge build-engine BUNDLE --{precision}` again",
-        )
-    return found
 
 
 def layer_precisions(model: onnx.ModelProto) -> dict[str, int]:

@@ -12,9 +12,10 @@ from ..faces.contract import preprocess
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .backends import pick_backend
-from .build import PRECISIONS, SOURCES, check_fingerprint, engine_name
+from .build import PRECISIONS, engine_name
 from .cpu import NAME as CPU
 from .cpu import CpuSession
+from .fingerprint import SOURCES, check_fingerprint
 
 _BATCH = 32
 
