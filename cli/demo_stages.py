@@ -35,7 +35,7 @@ from ..runtime.verify import verify
 from .output import Output
 
 # Drawn people, told apart by the seed after @: nobody is judged who was trained or calibrated on.
-TRAINING = "synthetic:100x20@1"
+TRAINING = "synthetic:120x16@1"
 CALIBRATION = "synthetic:64x4@2"
 JUDGING = "synthetic:60x10@3"
 
