@@ -6,7 +6,6 @@ from typing import Any
 
 from ..errors import UsageError
 
-
 DEFAULTS = {"int8": (0.95, 0.97), "fp16": (0.999, 0.9995), "fp32": (0.9999, 0.9999)}
 """Floors of the min and the 1st percentile cosine by precision."""
 MAX_TAR_DROP = 0.01
