@@ -5,8 +5,9 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import BundleError, MachineError
-from . import cpu
+from .backends import COMPILE_ONLY, MODULES
 from .device import describe_device
+from .gpus import find_gpus
 
 SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 
@@ -14,29 +15,44 @@ SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.
 def machine_fingerprint(backend: str) -> dict[str, Any]:
     """What must be equal for an engine of this backend to be used here."""
     device = describe_device()
-    if backend == cpu.NAME:
-        return {
-            "backend": backend,
-            "onnxruntime": device.packages.get("onnxruntime", ""),
-            "cpu": device.cpu,
-            "arch": device.arch,
-        }
-    raise NotImplementedError(backend)
+    module = MODULES[backend]
+    facts = {"backend": backend, module: device.packages.get(backend, ""), "arch": device.arch}
+    if backend == "onnxruntime":
+        return {**facts, "cpu": device.cpu}
+    if backend in COMPILE_ONLY:  # made for a list of compute capabilities, not for this machine
+        return facts
+    gpu = next(iter(find_gpus().found), None)
+    return {
+        **facts,
+        "gpu": device.jetson or (gpu.name if gpu else ""),
+        "compute_capability": gpu.compute if gpu else "",
+    }
+
+
+def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
+    """The fingerprint of the engine `name`; raises BundleError when it is missing or damaged."""
+    path = bundle.file(f"{name}.json")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = found["backend"] in MODULES and found["precision"] in SOURCES
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
+    if not known:
+        raise BundleError(
+            f"{path} names {found['backend']!r} and {found['precision']!r}, which are unknown here",
+            "build the engine again",
+        )
+    return found
 
 
 def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The fingerprint of the engine `name`.
+    """The fingerprint of the engine `name`, if it may be used here.
 
     Raises MachineError when it was built on something else, BundleError when its model changed
     since or the fingerprint is damaged.
     """
-    path = bundle.file(f"{name}.json")
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        backend, precision = str(found["backend"]), str(found["precision"])
-        source = SOURCES[precision]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
+    found = read_fingerprint(bundle, name)
+    backend, precision = found["backend"], found["precision"]
     again = f"run `fr-edge build-engine BUNDLE --{precision} --backend {backend}`"
     for key, here in machine_fingerprint(backend).items():
         if found.get(key) != here:
@@ -44,6 +60,7 @@ def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
                 f"{name} was built for {key} {found.get(key)!r}, this machine has {here!r}",
                 f"{again} here",
             )
+    source = SOURCES[precision]
     if source not in bundle or found.get("source_sha256") != bundle.files[source].sha256:
         raise BundleError(f"{name} was built from another {source}", f"{again} again")
     return found

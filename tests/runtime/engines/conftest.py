@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
+
 from fr_edge.bundle import Bundle, change, open_bundle
 from fr_edge.faces.contract import InputSpec
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
 SIDE, DIM = 16, 5
 

@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import onnxruntime as ort
 import pytest
-from fr_edge.runtime.cpu_graph import cpu_flavour
 from onnx import ModelProto, helper, numpy_helper
+
+from fr_edge.runtime.cpu_graph import cpu_flavour
 
 
 def run(model: ModelProto, faces: np.ndarray, *, optimise: bool = True) -> np.ndarray:

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import onnxruntime as ort
 import pytest
+
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import BundleError, MachineError, ModelError, UsageError
 from fr_edge.runtime.build import build_engine
