@@ -88,6 +88,7 @@ def _convert(model: ModelProto) -> ModelProto:
             warnings.simplefilter("ignore")  # of every weight that is rounded; counted below
             half: ModelProto = convert_float_to_float16(copy, keep_io_types=True)
         half.graph.ClearField("value_info")
+        _TMP_sort(half)
         half = onnx.shape_inference.infer_shapes(half, strict_mode=True, data_prop=True)
         onnx.checker.check_model(half, full_check=True)
     except (
@@ -108,3 +109,18 @@ def _narrowed(model: ModelProto) -> tuple[int, int]:
             clamped += int(np.count_nonzero(size > LARGEST))
             denormal += int(np.count_nonzero((size > 0) & (size < SMALLEST_NORMAL)))
     return clamped, denormal
+
+
+def _TMP_sort(model):
+    g=model.graph; have={t.name for t in g.initializer}|{i.name for i in g.input}|{""}
+    todo=list(g.node); out=[]
+    while todo:
+        rest=[]
+        for n in todo:
+            if all(i in have for i in n.input):
+                out.append(n); have|=set(n.output)
+            else: rest.append(n)
+        todo=rest
+    out=[type(n).FromString(n.SerializeToString()) for n in out]
+    del g.node[:]
+    g.node.extend(out)
