@@ -129,7 +129,8 @@ def _compile(
     _set_limits(trt, config, options, workspace_mb)
     _set_targets(trt, builder, config, options, precision)
     profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, *((size, *shape) for size in options.batch))
+    sizes = (trt.Dims((size, *shape)) for size in options.batch)
+    profile.set_shape(network.get_input(0).name, *sizes)
     config.add_optimization_profile(profile)
     if timing_cache is not None:
         _set_cache(config, timing_cache)
@@ -157,10 +158,11 @@ def _parsed(
     if not parser.parse(model):
         found = (parser.get_error(index) for index in range(parser.num_errors))
         raise refusal("parse", [_one_line(error) for error in found] or log.problems)
-    faces = [tuple(network.get_input(i).shape) for i in range(network.num_inputs)]
-    if len(faces) != 1 or faces[0][1:] != shape:
+    sizes = [network.get_input(0).shape[i] for i in range(len(network.get_input(0).shape))]
+    if network.num_inputs != 1 or tuple(sizes[1:]) != shape:
         raise ModelError(
-            f"the network takes {faces}, expected one input (batch, {', '.join(map(str, shape))})",
+            f"the network takes {network.num_inputs} inputs, the first {tuple(sizes)};"
+            f" expected one, (batch, {', '.join(map(str, shape))})",
             "export it again with `fr-edge export`",
         )
     return network

@@ -130,7 +130,7 @@ def free_height(model: ModelProto) -> None:
         (flat_slope, r"expected \(C, 1, 1\)"),
         (unknown_operator, "an operator is none that TensorRT knows"),
         (mixed_types, "tensors of different types meet"),
-        (free_height, r"expected one input \(batch, 3, 16, 16\)"),
+        (free_height, r"expected one, \(batch, 3, 16, 16\)"),
     ],
 )
 def test_refusals_carry_our_reason_and_nvidias_words(tiny, fault, says):
