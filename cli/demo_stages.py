@@ -34,15 +34,21 @@ from ..runtime.report import write_report
 from ..runtime.verify import verify
 from .output import Output
 
-# Drawn people, told apart by the seed after @: nobody is judged who was trained or calibrated on.
-TRAINING = "synthetic:100x20@1"
-CALIBRATION = "synthetic:64x4@2"
-JUDGING = "synthetic:60x10@3"
-
 MIN_GAIN = 20.0
 """Points of accuracy that the student must gain over its untrained self."""
 MAX_BEHIND = 5.0
 """Points of accuracy that it may stay behind its teacher."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Drawn people, told apart by the seed after @: nobody is judged who was trained or calibrated
+    on. `changes` are for both recipes, as `--set` takes them."""
+
+    training: str = "synthetic:120x16@1"
+    calibration: str = "synthetic:64x4@2"
+    judging: str = "synthetic:60x10@3"
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ Found = tuple[str, str, dict[str, Any]]
 """What came out, its figure, and the numbers that gates need."""
 
 
-def run_demo(out: str | Path, output: Output) -> Demo:
+def run_demo(out: str | Path, output: Output, plan: Plan = Plan()) -> Demo:  # noqa: B008
     """Run what is not done yet of the demo in the folder `out`.
 
     Raises what the stages raise; `demo.json` keeps every stage that ended.
@@ -98,14 +104,14 @@ def run_demo(out: str | Path, output: Output) -> Demo:
     except OSError as error:
         raise MachineError(f"{home} cannot be made: {error.strerror}", "choose --out") from error
     teacher, student = home / "teacher.bundle", home / "student.bundle"
-    judged = draw_pairs(open_faces(JUDGING))
+    judged = draw_pairs(open_faces(plan.judging))
 
     stages: Mapping[str, Callable[[], Found]] = {
-        "teacher": lambda: _train("tiny-teacher", teacher, None, output),
-        "student": lambda: _train("tiny", student, teacher, output),
+        "teacher": lambda: _train("tiny-teacher", teacher, None, plan, output),
+        "student": lambda: _train("tiny", student, teacher, plan, output),
         "accuracy": lambda: _accuracy(teacher, student, judged, home, output),
         "export": lambda: _export(student, output),
-        "calibrate": lambda: _calibrate(student, output),
+        "calibrate": lambda: _calibrate(student, plan, output),
         "engine fp32": lambda: _engine(student, "fp32", output),
         "engine fp16": lambda: _engine(student, "fp16", output),
         "engine int8": lambda: _engine(student, "int8", output),
@@ -116,7 +122,7 @@ def run_demo(out: str | Path, output: Output) -> Demo:
         "benchmark int8": lambda: _benchmark(student, "int8", output),
         "report": lambda: _report(student),
     }
-    kept = _kept(home)
+    kept = _kept(home, plan)
     numbers: dict[str, Any] = {}
     done: list[Stage] = []
     for count, (name, work) in enumerate(stages.items(), 1):
@@ -128,7 +134,7 @@ def run_demo(out: str | Path, output: Output) -> Demo:
             made, figure, found = work()
             stage = Stage(name, made, figure, round(time.monotonic() - start, 1))
             kept[name] = {"stage": asdict(stage), "numbers": found}
-            _keep(home, kept)
+            _keep(home, plan, kept)
         done.append(stage)
         numbers.update(found)
     return Demo(tuple(done), _gates(numbers), student, student / "report.html")
@@ -157,11 +163,11 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[Gate, ...]:
     )
 
 
-def _train(recipe: str, out: Path, teacher: Path | None, output: Output) -> Found:
+def _train(recipe: str, out: Path, teacher: Path | None, plan: Plan, output: Output) -> Found:
     started = (out / "checkpoint").is_dir()
     bundle = distill(
-        read_recipe(recipe),
-        open_faces(TRAINING),
+        read_recipe(recipe, plan.changes),
+        open_faces(plan.training),
         out,
         teacher=teacher,
         resume=started,
@@ -216,8 +222,8 @@ def _export(student: Path, output: Output) -> Found:
     return "model.onnx", f"cosine to PyTorch {summary['check']['min_cosine']:.6f}", {}
 
 
-def _calibrate(student: Path, output: Output) -> Found:
-    done = calibrate(student, open_faces(CALIBRATION), track=output.track)
+def _calibrate(student: Path, plan: Plan, output: Output) -> Found:
+    done = calibrate(student, open_faces(plan.calibration), track=output.track)
     summary = done.history[-1]["summary"]
     share = 100 * summary["int8_mac_share"]
     return "model.int8.onnx", f"{share:.0f} % of multiply-adds in INT8", {}
@@ -258,22 +264,22 @@ def _report(student: Path) -> Found:
     return f"{student.name}/{path.name}", f"{path.stat().st_size / 1000:.0f} kB, opens offline", {}
 
 
-def _key() -> dict[str, Any]:
+def _key(plan: Plan) -> dict[str, Any]:
     """What must be equal for a finished stage to count."""
     return {
         "version": __version__,
         "recipes": [recipe_to_json(read_recipe(name)) for name in ("tiny-teacher", "tiny")],
-        "faces": [TRAINING, CALIBRATION, JUDGING],
+        "plan": asdict(plan),
     }
 
 
-def _kept(home: Path) -> dict[str, Any]:
+def _kept(home: Path, plan: Plan) -> dict[str, Any]:
     file = home / "demo.json"
     if not file.exists():
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if found["key"] == json.loads(json.dumps(_key())):
+        if found["key"] == json.loads(json.dumps(_key(plan))):
             stages: dict[str, Any] = found["stages"]
             return stages
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -284,6 +290,6 @@ def _kept(home: Path) -> dict[str, Any]:
     )
 
 
-def _keep(home: Path, stages: Mapping[str, Any]) -> None:
-    text = json.dumps({"key": _key(), "stages": stages}, indent=1) + "\n"
+def _keep(home: Path, plan: Plan, stages: Mapping[str, Any]) -> None:
+    text = json.dumps({"key": _key(plan), "stages": stages}, indent=1) + "\n"
     write_atomic(home / "demo.json", text.encode())

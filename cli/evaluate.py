@@ -29,13 +29,12 @@ def command(
     10-fold accuracy on a pair list, and TAR at each FAR over all pairs of its images.
     One crop, no flip, no fusion. A FAR that the impostor pairs cannot resolve is "not measured".
     """
+    from ..faces.pairs import read_pairs
+    from ..faces.sources import open_faces
     from ..runtime.evaluate import evaluate
 
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
-    source, listed = options.open_judged(
-        faces if is_list else protocol, protocol if is_list else None
-    )
-    judged = listed if listed is not None else source
+    judged = read_pairs(protocol, faces) if is_list else open_faces(protocol)
     found = evaluate(bundle, judged, engine=engine, backend=backend, track=output.track)
     document = found.to_json()
     output.result(document, _text(bundle, document))

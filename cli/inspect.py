@@ -37,7 +37,7 @@ def command(output: Output, bundle: str) -> None:
         "",
         table(rows, ("file", "what", "size", "sha256")),
         "",
-        *[_stage(entry) for entry in document["history"]],
+        *[_stage(dict(entry)) for entry in opened.history],
     ]
     if not wrong:
         lines += ["", "all hashes hold"]

@@ -1,6 +1,7 @@
 """Arguments and options that several commands share, said once."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -8,25 +9,31 @@ if TYPE_CHECKING:
     from ..faces.pairs import Pairs
     from ..faces.sources import Faces
 
-bundle = click.argument("bundle", type=click.Path(), metavar="BUNDLE")
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+
+def bundle(body: Body) -> Body:
+    return click.argument("bundle", metavar="BUNDLE")(body)
+
 
 _SRC = "a folder of images, a RecordIO folder, .tar shards, or synthetic:IDSxIMAGES"
 
 
-def faces(*, required: bool = False, what: str = "Faces") -> Any:
+def faces(*, required: bool = False, what: str = "Faces") -> Callable[[Body], Body]:
     return click.option("--faces", required=required, metavar="SRC", help=f"{what}: {_SRC}.")
 
 
-backend = click.option(
-    "--backend",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="auto, onnxruntime, tensorrt or tensorrt-rtx.",
-)
+def backend(body: Body) -> Body:
+    return click.option(
+        "--backend",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="auto, onnxruntime, tensorrt or tensorrt-rtx.",
+    )(body)
 
 
-def engine(default: str = "auto") -> Any:
+def engine(default: str = "auto") -> Callable[[Body], Body]:
     return click.option(
         "--engine",
         type=click.Choice(["auto", "fp32", "fp16", "int8"]),

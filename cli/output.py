@@ -55,15 +55,16 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
         def body(as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:
             function(Output(as_json, quiet, verbose), **arguments)
 
-        for option in (
-            click.option(
-                "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
-            ),
-            click.option("-v", "--verbose", is_flag=True, help="Say where an error came from."),
-            click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
+        wrapped: Callable[..., None] = body
+        # Click shows them in this order, after the command's own.
+        for flags, text in (
+            (("--json", "as_json"), "Print one JSON document on stdout."),
+            (("-v", "--verbose"), "Say where an error came from."),
+            (("-q", "--quiet"), "No progress, no notes."),
         ):
-            body = option(body)
-        return click.command(name, **settings)(body)
+            wrapped = click.option(*flags, is_flag=True, help=text)(wrapped)
+        made: click.Command = click.command(name, **settings)(wrapped)
+        return made
 
     return wrap
 

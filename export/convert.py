@@ -22,9 +22,11 @@ from .fold import fold_norms
 from .foreign import contract_in, face_input, read_onnx
 from .golden import golden_faces, write_golden
 from .half import Half, half_flavour
+from .linear import to_gemm
 from .normal import finish, normal_form
 from .reference import Embed, module_embedder, onnx_embedder
 from .simplify import simplify
+from .tidy import tidy
 
 STALE = ("calibration.json", "model.int8", "model.fp16.onnx", "engines/", "reports/", "report.html")
 """What an earlier model left in the bundle (prefixes)."""
@@ -79,6 +81,7 @@ def _export(origin: _Origin, draft: Draft, golden: str | Path | None, notify: No
     lengths = np.linalg.norm(expected, axis=1)
     spec = replace(origin.spec, l2_normalised=bool(np.abs(lengths - 1).max() < 1e-3))
     model, how = simplify(normal_form(origin.model, spec), notify)
+    to_gemm(model)
     folded = fold_norms(model.graph)
     model = finish(model, spec)
     data = model.SerializeToString()
@@ -137,11 +140,9 @@ def _from_bundle(source: Path, out: Path, arch: str | None, spec: InputSpec | No
     bundle = open_bundle(source)
     if arch is not None:
         raise UsageError(f"{source} names its own network", "leave --arch out")
-    if spec not in (None, bundle.spec):
-        raise UsageError(
-            f"{source} has its own input contract: {bundle.spec.describe()}",
-            "leave --preset, --mean, --std, --channels and --size out",
-        )
+    _agree(source, bundle.spec, spec)
+    if "model.pt" not in bundle and "model.onnx" in bundle:  # it came from somebody's ONNX
+        return _from_onnx(bundle.file("model.onnx"), bundle.spec)
     copies = source.resolve() != out.resolve()
     return _weights(bundle.file("model.pt"), None, bundle.spec, keep=copies)
 
@@ -162,9 +163,11 @@ def _weights(path: Path, arch: str | None, spec: InputSpec, *, keep: bool) -> _O
 
 
 def _from_onnx(path: Path, spec: InputSpec | None) -> _Origin:
-    model = read_onnx(path)
+    model = tidy(read_onnx(path))
     face = face_input(model)
-    spec = spec or contract_in(model)
+    own = contract_in(model)
+    _agree(path, own, spec)
+    spec = own or spec
     if spec is None:
         raise _no_contract(path)
     height, width = face.height or spec.height, face.width or spec.width
@@ -180,6 +183,15 @@ def _from_onnx(path: Path, spec: InputSpec | None) -> _Origin:
     return _Origin("onnx", path, model, embed, spec)
 
 
+def _agree(path: Path, own: InputSpec | None, told: InputSpec | None) -> None:
+    """A contract is written once; whether the output has unit length is measured, not told."""
+    if own and told and replace(told, l2_normalised=own.l2_normalised) != own:
+        raise UsageError(
+            f"{path} has its own input contract: {own.describe()}",
+            "leave --preset, --mean, --std, --channels and --size out",
+        )
+
+
 def _no_contract(path: Path) -> UsageError:
     return UsageError(
         f"{path} does not say how a face becomes its input (channel order, mean, std)",
@@ -191,7 +203,7 @@ def _no_contract(path: Path) -> UsageError:
 def _half_summary(half: Half) -> dict[str, Any]:
     return {
         "check": asdict(half.agreement),
-        "clamped_weights": half.clamped_weights,
+        "kept_float": list(half.kept_float),
         "denormal_weights": half.denormal_weights,
         "peak_activation": half.peak,
     }

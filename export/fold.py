@@ -1,8 +1,8 @@
 """Folds BatchNormalization into the convolution or matrix product beside it, exactly.
 
-onnxsim folds Conv -> BatchNormalization only; this also folds Gemm -> BN (the last layer of face
-networks), BN -> Flatten -> Gemm, BN -> Gemm, and BN -> Conv where nothing is padded. A fold happens
-only where nobody else reads the tensor in between. Sums are made in float64.
+onnxsim folds Conv -> BatchNormalization only; this also folds Gemm -> BN and Conv -> Flatten -> BN
+(the last layer of face networks), BN -> Flatten -> Gemm, BN -> Gemm, and BN -> Conv where nothing is
+padded. A fold happens only where nobody else reads the tensor in between. Sums are made in float64.
 """
 
 from collections import Counter
@@ -43,9 +43,7 @@ class _View:
     def store(self, node: NodeProto, index: int, array: Floats) -> None:
         """Give the node a constant of its own: the old one may be shared."""
         old = node.input[index] if index < len(node.input) else ""
-        name = add_weight(
-            self.graph, f"{old or node.output[0]}_folded", array.astype(np.float32)
-        )
+        name = add_weight(self.graph, f"{old or node.output[0]}_folded", array.astype(np.float32))
         if index == len(node.input):
             node.input.append(name)
         else:
@@ -87,9 +85,17 @@ def _affine(view: _View, norm: NodeProto) -> tuple[Floats, Floats] | None:
 
 
 def _into_maker(view: _View, norm: NodeProto, scale: Floats, shift: Floats) -> str:
-    """Conv -> BN and Gemm -> BN."""
-    maker = view.makers.get(norm.input[0])
-    if maker is None or view.uses[norm.input[0]] != 1 or (w := view.constant(maker, 1)) is None:
+    """Conv -> BN, Gemm -> BN, and Conv -> Flatten -> BN with one pixel."""
+    maker = last = view.makers.get(norm.input[0])
+    if maker is None or last is None or view.uses[norm.input[0]] != 1:
+        return ""
+    flat = maker.op_type == "Flatten" and attribute(maker, "axis", 1) == 1
+    if flat:
+        maker = view.makers.get(last.input[0])
+        if maker is None or maker.op_type != "Conv" or view.uses[last.input[0]] != 1:
+            return ""
+    w = view.constant(maker, 1)
+    if w is None or (flat and len(w) != len(scale)):
         return ""
     bias = view.constant(maker, 2)
     if bias is None and len(maker.input) > 2 and maker.input[2]:
@@ -105,8 +111,8 @@ def _into_maker(view: _View, norm: NodeProto, scale: Floats, shift: Floats) -> s
         _reset(maker, "alpha", "beta")
     else:
         return ""
-    maker.output[0] = norm.output[0]
-    return f"{maker.op_type}+BatchNormalization"
+    last.output[0] = norm.output[0]
+    return f"{maker.op_type}+{'Flatten+' if flat else ''}BatchNormalization"
 
 
 def _into_reader(view: _View, norm: NodeProto, scale: Floats, shift: Floats) -> str:
@@ -133,9 +139,7 @@ def _into_reader(view: _View, norm: NodeProto, scale: Floats, shift: Floats) -> 
         scale, shift = np.repeat(scale, spread), np.repeat(shift, spread)
         folded = matrix * scale
         view.store(reader, 1, folded if attribute(reader, "transB", 0) else folded.T)
-        view.store(
-            reader, 2, (0.0 if bias is None else beta * bias.reshape(-1)) + matrix @ shift
-        )
+        view.store(reader, 2, (0.0 if bias is None else beta * bias.reshape(-1)) + matrix @ shift)
         _reset(reader, "alpha", "beta")
     elif reader.op_type == "Conv" and not flat and _unpadded(reader):
         groups = int(attribute(reader, "group", 1))

@@ -1,4 +1,4 @@
-"""Reads somebody's ONNX file and says what is wrong with it; changes nothing in it.
+"""Reads somebody's ONNX file and says what is wrong with it.
 
 Knows what fr-edge can take: one float32 face image `(N, 3, H, W)` in, one embedding out, operators
 of the ONNX standard, weights in float32.
@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx.numpy_helper import to_array
 
 from ..errors import ModelError
 from ..faces.contract import InputSpec, spec_from_text
@@ -63,11 +65,13 @@ def read_onnx(path: Path) -> ModelProto:
 
 
 def face_input(model: ModelProto) -> Face:
-    """Check that fr-edge can take the model; raises ModelError that says what it found instead."""
+    """Check that fr-edge can take the model; raises ModelError that says what it found instead.
+
+    The model is one that tidy.py has seen.
+    """
     _check_operators(model)
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
+    inputs = graph.input
     if len(inputs) != 1:
         raise ModelError(
             f"the network has {len(inputs)} inputs ({_names(inputs)}); expected one image"
@@ -78,7 +82,12 @@ def face_input(model: ModelProto) -> Face:
             " the embedding",
             "cut the graph with onnx.utils.extract_model",
         )
-    if not constants and not any(node.op_type == "Constant" for node in graph.node):
+    _check_weights(graph)
+    return _shape(inputs[0])
+
+
+def _check_weights(graph: GraphProto) -> None:
+    if not graph.initializer:
         raise ModelError("the network holds no weights")
     for tensor in graph.initializer:
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
@@ -86,7 +95,11 @@ def face_input(model: ModelProto) -> Face:
                 f"weight {tensor.name} is {_type(tensor.data_type)}; expected float32",
                 "export the float32 model; fr-edge makes the FP16 flavour itself",
             )
-    return _shape(inputs[0])
+        # Infinity is a fair bound (Clip, masks); one that harms shows in the embedding.
+        if tensor.data_type == TensorProto.FLOAT and np.isnan(to_array(tensor)).any():
+            raise ModelError(
+                f"weight {tensor.name} holds NaN", "the file is damaged, or training diverged"
+            )
 
 
 def contract_in(model: ModelProto) -> InputSpec | None:
@@ -98,6 +111,13 @@ def contract_in(model: ModelProto) -> InputSpec | None:
 
 
 def _check_operators(model: ModelProto) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            raise ModelError(
+                f"the model has ONNX opset {opset.version}; this machine reads up to {newest}",
+                "export it again with opset_version=17",
+            )
     for node in all_nodes(model.graph):
         if node.op_type in _QUANTISED:
             raise ModelError(
@@ -119,14 +139,9 @@ def _shape(value: ValueInfoProto) -> Face:
             "export it with a float32 input; fr-edge makes the FP16 and INT8 flavours itself",
         )
     sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    shown = "x".join("?" if size is None else str(size) for size in sizes) or "no shape"
+    shown = "x".join("?" if size is None else str(size) for size in sizes) or "without a shape"
     if len(sizes) != 4:
         raise ModelError(f"input {value.name} is {shown}; expected Nx3xHxW, rank 4")
-    if sizes[1] != 3 and sizes[3] == 3:
-        raise ModelError(
-            f"input {value.name} is {shown}: channels last (NHWC); expected NCHW, Nx3xHxW",
-            "export it with channels first (tf2onnx: --inputs-as-nchw NAME)",
-        )
     if sizes[1] not in (3, None):
         raise ModelError(f"input {value.name} is {shown}; expected 3 channels, Nx3xHxW")
     return Face(value.name, sizes[0], sizes[2], sizes[3])
@@ -143,4 +158,3 @@ def _names(values: Iterable[ValueInfoProto]) -> str:
 
 def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-

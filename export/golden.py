@@ -18,9 +18,7 @@ COUNT = 32
 _SEED = 2024
 
 
-def golden_faces(
-    source: str | Path | None, notify: Callable[[str], None]
-) -> npt.NDArray[np.uint8]:
+def golden_faces(source: str | Path | None, notify: Callable[[str], None]) -> npt.NDArray[np.uint8]:
     """`(32, 112, 112, 3) uint8`: drawn, or spread over the identities of a face source.
 
     A source with fewer images gives fewer; raises FacesError when it has less than two.

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
@@ -53,6 +54,19 @@ def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
     return default
 
 
+def ranks(model: ModelProto) -> dict[str, int]:
+    """Tensor -> its number of dimensions, as far as it can be inferred."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError:
+        return {}
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
 def add_weight(
     graph: GraphProto, stem: str, array: npt.NDArray[np.float32] | npt.NDArray[np.int64]
 ) -> str:
@@ -89,10 +103,44 @@ def dependent(graph: GraphProto, root: str) -> set[str]:
     """The tensors that depend on `root`; nodes are in topological order, as ONNX demands."""
     found = {root}
     for node in graph.node:
-        reads = set(node.input).union(*(set(uses(body)) for body in bodies(node)))
-        if reads & found:
+        if reads(node) & found:
             found.update(name for name in node.output if name)
     return found
+
+
+def reads(node: NodeProto) -> set[str]:
+    """The tensors a node needs, those its bodies take from outside too."""
+    return {name for name in node.input if name}.union(*(set(uses(b)) for b in bodies(node)))
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put nodes after those they read from, as ONNX demands; equal ones keep their order."""
+    made = set(makers(graph))
+    ready: set[str] = set()
+    waiting, order = [_copy(node) for node in graph.node], []
+    while waiting:
+        held = []
+        for node in waiting:
+            if (reads(node) & made) - ready:
+                held.append(node)
+            else:
+                order.append(node)
+                ready.update(node.output)
+        if len(held) == len(waiting):
+            raise ValueError(f"{graph.name} has a cycle at {held[0].name}")
+        waiting = held
+    del graph.node[:]
+    graph.node.extend(order)
+
+
+def name_nodes(graph: GraphProto) -> None:
+    """Give nodes without a name, or with one that is taken, a name of their own."""
+    taken: set[str] = set()
+    for number, node in enumerate(graph.node):
+        stem = node.name
+        while not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{number}" if node.name == stem else f"{node.name}_"
+        taken.add(node.name)
 
 
 def prune(graph: GraphProto) -> None:

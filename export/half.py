@@ -1,36 +1,43 @@
 """The FP16 flavour: weights and arithmetic in half precision, float32 input and output.
 
-onnxruntime's CPU computes FP16 graphs in float32, so it cannot see an overflow that a GPU would
-have. Whether activations fit is therefore measured on the float32 network.
+onnxruntime's CPU computes FP16 graphs in float32, so it sees neither an overflow nor a rounding that
+a GPU would have. What the narrow type does is therefore seen on the emulation of half_graph.py; a
+layer that overflows, or costs too much cosine, stays float32.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..errors import ModelError
-from .check import Agreement, compare
-from .graph import fresh
-from .reference import Floats, onnx_embedder, run_once
+from .check import Agreement, compare, measure
+from .graph import reads, weights
+from .half_graph import LARGEST, convert, emulate
+from .observe import activations, peaks
+from .reference import Floats, onnx_embedder
 
-LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 MIN_COSINE = 0.999
+HEADROOM = 4.0
+"""Faces in the field reach further than the probes: a quarter of FP16's range is the limit."""
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
 class Half:
-    """The FP16 model and what the narrow range did to it; `peak` is the largest activation."""
+    """The FP16 model and what the narrow range did to it."""
 
     model: ModelProto
     agreement: Agreement
-    clamped_weights: int
+    """Of the emulated model: every tensor rounded to FP16, sums in float32."""
+    kept_float: tuple[str, ...]
+    """Nodes that stay float32."""
     denormal_weights: int
+    """Weights below FP16's normal range, which keep fewer digits."""
     peak: float
+    """The largest activation, kept float or not."""
 
 
 def half_flavour(
@@ -41,86 +48,78 @@ def half_flavour(
     `inputs (N, 3, H, W)` and `expected (N, D)` are check.py's.
     """
     try:
-        peak, where = peak_activation(model, inputs)
-        if not peak <= LARGEST:
-            raise ModelError(
-                f"activations reach {peak:.4g} at {where}, FP16 ends at {LARGEST:.0f}"
-            )
-        half = _convert(model)
-        agreement = compare(
-            onnx_embedder(half.SerializeToString()), inputs, expected, min_cosine=MIN_COSINE
-        )
+        tops = peaks(model, inputs)
+        kept, agreement = _settle(model, _overflowing(model, tops), inputs, expected)
+        half = convert(model, kept)
+        compare(onnx_embedder(half.SerializeToString()), inputs, expected, min_cosine=MIN_COSINE)
     except ModelError as error:
         notify(f"no FP16 flavour: {error.message}")
         return None
-    clamped, denormal = _narrowed(model)
-    return Half(half, agreement, clamped, denormal, peak)
+    names = tuple(node.name for node in model.graph.node if node.name in kept)
+    if names:
+        notify(f"{len(names)} nodes stay FP32 in the FP16 flavour, the first is {names[0]}")
+    return Half(half, agreement, names, _denormals(model), max(tops.values()))
 
 
-def peak_activation(model: ModelProto, inputs: Floats) -> tuple[float, str]:
-    """The largest magnitude any tensor takes for these inputs, and the tensor's name."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
-    graph = probe.graph
-    names = [
-        value.name
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT
-    ]
-    del graph.output[:]
-    for name in names:
-        size, top = fresh(graph, f"{name}_abs"), fresh(graph, f"{name}_peak")
-        graph.node.append(helper.make_node("Abs", [name], [size]))
-        graph.node.append(helper.make_node("ReduceMax", [size], [top], keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(top, TensorProto.FLOAT, ()))
-    data = probe.SerializeToString()
-    peaks = np.max([run_once(data, part) for part in np.array_split(inputs, 4)], axis=0)
-    return float(peaks.max()), names[int(peaks.argmax())]
+def _overflowing(model: ModelProto, tops: dict[str, float]) -> set[str]:
+    """Nodes that touch a tensor, or hold a weight, that FP16 cannot."""
+    large = {name for name, top in tops.items() if not top <= LARGEST / HEADROOM}
+    large.update(
+        name
+        for name, tensor in weights(model.graph).items()
+        if tensor.data_type == TensorProto.FLOAT
+        and np.abs(numpy_helper.to_array(tensor)).max(initial=0) > LARGEST
+    )
+    return _touching(model, large)
 
 
-def _convert(model: ModelProto) -> ModelProto:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of every weight that is rounded; counted below
-            half: ModelProto = convert_float_to_float16(copy, keep_io_types=True)
-        half.graph.ClearField("value_info")
-        _TMP_sort(half)
-        half = onnx.shape_inference.infer_shapes(half, strict_mode=True, data_prop=True)
-        onnx.checker.check_model(half, full_check=True)
-    except (
-        ValueError,
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-    ) as error:
-        raise ModelError(f"onnxruntime's converter failed: {error}") from error
-    return half
+def _touching(model: ModelProto, tensors: set[str]) -> set[str]:
+    return {n.name for n in model.graph.node if tensors & (reads(n) | set(n.output))}
 
 
-def _narrowed(model: ModelProto) -> tuple[int, int]:
-    """How many weights FP16 cannot hold (they are clamped), or holds with fewer digits."""
-    clamped = denormal = 0
+def _settle(
+    model: ModelProto, kept: set[str], inputs: Floats, expected: Floats
+) -> tuple[set[str], Agreement]:
+    """Keep more nodes float32, the most harmful first, until the embedding is close enough."""
+    more = 1
+    while not all(node.name in kept for node in model.graph.node if node.op_type in _WEIGHTED):
+        emulated = emulate(model, kept)
+        agreement = measure(onnx_embedder(emulated.SerializeToString()), inputs, expected)
+        if agreement.min_cosine >= MIN_COSINE:
+            return kept, agreement
+        harmful = _most_harmful(model, emulated, kept, inputs)[:more]
+        kept = kept | _touching(model, set(harmful))
+        more *= 2
+    raise ModelError("no layer with weights fits FP16")
+
+
+def _most_harmful(
+    model: ModelProto, emulated: ModelProto, kept: set[str], inputs: Floats
+) -> list[str]:
+    """Tensors in FP16, in the order of the relative error they add to that of their maker's inputs."""
+    exact, rounded = activations(model, inputs[:2]), activations(emulated, inputs[:2])
+
+    def error(name: str) -> float:
+        if name not in exact or name not in rounded:
+            return 0.0
+        size = float(np.linalg.norm(exact[name])) or 1.0
+        found = float(np.linalg.norm(exact[name] - rounded[name])) / size
+        return found if np.isfinite(found) else LARGEST
+
+    def added(node: NodeProto) -> float:
+        return error(node.output[0]) - max(map(error, reads(node)), default=0.0)
+
+    narrow = {
+        name for n in model.graph.node if n.name not in kept for name in (*reads(n), *n.output)
+    }
+    nodes = [node for node in model.graph.node if node.output[0] in narrow]
+    return [node.output[0] for node in sorted(nodes, key=added, reverse=True)]
+
+
+def _denormals(model: ModelProto) -> int:
+    count = 0
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             size = np.abs(numpy_helper.to_array(tensor))
-            clamped += int(np.count_nonzero(size > LARGEST))
-            denormal += int(np.count_nonzero((size > 0) & (size < SMALLEST_NORMAL)))
-    return clamped, denormal
-
-
-def _TMP_sort(model):
-    g=model.graph; have={t.name for t in g.initializer}|{i.name for i in g.input}|{""}
-    todo=list(g.node); out=[]
-    while todo:
-        rest=[]
-        for n in todo:
-            if all(i in have for i in n.input):
-                out.append(n); have|=set(n.output)
-            else: rest.append(n)
-        todo=rest
-    out=[type(n).FromString(n.SerializeToString()) for n in out]
-    del g.node[:]
-    g.node.extend(out)
+            count += int(np.count_nonzero((size > 0) & (size < SMALLEST_NORMAL)))
+    return count

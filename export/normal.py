@@ -7,7 +7,6 @@ itself. Whether the network still computes the same is not known here: check.py 
 import json
 from collections.abc import Iterable
 
-import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -15,8 +14,9 @@ from .. import __version__
 from ..errors import ModelError
 from ..faces.contract import InputSpec
 from .batch import free_batch
+from .constants import fold_constants
 from .foreign import CONTRACT_KEY, face_input
-from .graph import fresh, makers, prune, rename, uses, weights
+from .graph import fresh, makers, name_nodes, prune, rename, uses
 
 OPSET = 17
 IR_VERSION = 8  # the newest that TensorRT 8.6's parser and old onnxruntimes read
@@ -24,7 +24,10 @@ INPUT, OUTPUT = "face", "embedding"
 
 
 def normal_form(model: ModelProto, spec: InputSpec) -> ModelProto:
-    """A copy in fr-edge's form; raises ModelError when the network cannot be brought into it."""
+    """A copy in fr-edge's form of a model that tidy.py has seen.
+
+    Raises ModelError when the network cannot be brought into it.
+    """
     face = face_input(model)
     model = _at_opset(model)
     graph = model.graph
@@ -34,7 +37,7 @@ def normal_form(model: ModelProto, spec: InputSpec) -> ModelProto:
     del graph.value_info[:]
     graph.output[0].CopyFrom(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None))
     graph.input[0].CopyFrom(_value(INPUT, (face.batch or 1, *spec.shape)))
-    _constants_to_weights(graph)
+    fold_constants(model)
     _drop_identities(graph)
     dim = free_batch(model)
     graph.input[0].CopyFrom(_value(INPUT, ("batch", *spec.shape)))
@@ -60,11 +63,10 @@ def finish(model: ModelProto, spec: InputSpec) -> ModelProto:
     graph.name = "face_embedding"
     for field in ("value_info", "metadata_props", "doc_string"):
         graph.ClearField(field)
-    taken: set[str] = set()
-    for number, node in enumerate(graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{number}"
-        taken.add(node.name)
+    name_nodes(graph)
+    for tensor in graph.initializer:
+        if not tensor.raw_data:  # as lists of numbers they are larger, and slow to convert
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         # Exporters leave stack traces here, with paths of the machine they ran on.
         item.ClearField("doc_string")
@@ -78,13 +80,10 @@ def finish(model: ModelProto, spec: InputSpec) -> ModelProto:
 
 
 def _at_opset(model: ModelProto) -> ModelProto:
-    """A copy at OPSET whose only input is the image (old exporters list the weights too)."""
+    """A copy at OPSET."""
     found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    constants = weights(model.graph)
     copy = ModelProto()
     copy.CopyFrom(model)
-    for value in [value for value in copy.graph.input if value.name in constants]:
-        copy.graph.input.remove(value)
     copy.ir_version = IR_VERSION
     del copy.opset_import[:]
     copy.opset_import.append(helper.make_opsetid("", found))
@@ -109,23 +108,6 @@ def _name(graph: GraphProto, old: str, new: str) -> None:
 
 def _value(name: str, shape: Iterable[int | str]) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, tuple(shape))
-
-
-def _constants_to_weights(graph: GraphProto) -> None:
-    for node in [node for node in graph.node if node.op_type == "Constant"]:
-        item = node.attribute[0]
-        if item.name == "value":
-            tensor = TensorProto()
-            tensor.CopyFrom(item.t)
-            tensor.name = node.output[0]
-        elif item.name in ("value_int", "value_ints", "value_float", "value_floats"):
-            dtype = np.int64 if "int" in item.name else np.float32
-            array = np.asarray(helper.get_attribute_value(item), dtype)
-            tensor = numpy_helper.from_array(array, node.output[0])
-        else:
-            continue
-        graph.initializer.append(tensor)
-        graph.node.remove(node)
 
 
 def _drop_identities(graph: GraphProto) -> None:

@@ -82,6 +82,15 @@ def run_once(model: bytes, inputs: Floats) -> list[npt.NDArray[Any]]:
     return _run(session, session.get_inputs()[0].name, inputs)
 
 
+def run_constants(model: bytes) -> list[npt.NDArray[Any]]:
+    """All outputs of a model without inputs; raises ModelError when it does not run."""
+    session = _session(model)
+    try:
+        return list(session.run(None, {}))
+    except Exception as error:
+        raise ModelError(f"the network's constants cannot be computed: {_line(error)}") from error
+
+
 def _parts(inputs: Floats, size: int) -> list[Floats]:
     return [inputs[start : start + size] for start in range(0, len(inputs), size)]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Where trainers put the state dict among other things.
 _KEYS = ("state", "state_dict", "model_state_dict", "model", "backbone", "network", "net", "ema")
 _WRAPPERS = ("module.", "_orig_mod.")
+_SHOWN = 4
 
 
 def load_network(path: Path, arch: str | None = None) -> "tuple[nn.Module, str, int]":
@@ -118,7 +119,10 @@ def _load(path: Path) -> Any:
                 f"{path} holds more than weights, and reading it could run code: refused",
                 "save the weights alone: torch.save(model.state_dict(), FILE)",
             ) from error
-        raise ModelError(f"{path} is not a PyTorch checkpoint, or is damaged: {error}") from error
+        raise ModelError(
+            f"{path} is not a PyTorch checkpoint, or is damaged",
+            "expected what torch.save writes; download or copy the file again",
+        ) from error
 
 
 def _state(path: Path, found: Mapping[str, Any]) -> "dict[str, Tensor]":
@@ -146,30 +150,29 @@ def _state(path: Path, found: Mapping[str, Any]) -> "dict[str, Tensor]":
 
 
 def _fill(path: Path, name: str, network: "nn.Module", state: "dict[str, Tensor]") -> None:
-    """Copy the weights into the network; raises ModelError that names the first misfit."""
+    """Copy the weights into the network; raises ModelError that lists what does not fit."""
     import torch
 
-    for key, mine in network.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, mine)
-            continue
-        if key not in state:
-            raise ModelError(
-                f"{path} is not a {name}: it has no {key}; it has {next(iter(state))}, ...",
-                "choose another --arch",
-            )
-        if state[key].shape != mine.shape:
-            raise ModelError(
-                f"{path} is not a {name}: {key} is {tuple(state[key].shape)}, expected"
-                f" {tuple(mine.shape)}",
-                "choose another --arch",
-            )
+    mine = network.state_dict()
+    counters = [key for key in mine if key.endswith("num_batches_tracked")]
+    state = {**{key: mine[key] for key in counters}, **state}
+    lacks = [key for key in mine if key not in state]
+    extra = [key for key in state if key not in mine]
+    other = [
+        f"{key} {tuple(state[key].shape)} where {tuple(value.shape)} is expected"
+        for key, value in mine.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    wrong = [
+        f"{len(found)} {what} ({', '.join(found[:_SHOWN])}{', ...' if len(found) > _SHOWN else ''})"
+        for what, found in (("missing", lacks), ("too many", extra), ("of other shape", other))
+        if found
+    ]
+    if wrong:
+        raise ModelError(
+            f"{path} is not a {name}: of its keys, {', '.join(wrong)}", "choose another --arch"
+        )
+    for key in mine:
         if not torch.isfinite(state[key]).all():
             raise ModelError(f"{path}: {key} holds NaN or infinite values")
-    extra = sorted(set(state) - set(network.state_dict()))
-    if extra:
-        raise ModelError(
-            f"{path} is not a {name}: it has {extra[0]}, which that has not",
-            "choose another --arch",
-        )
     network.load_state_dict(state)

@@ -9,7 +9,7 @@ Knows nothing of image formats.
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,16 +46,13 @@ def read_bin(path: Path) -> BinSet:
     """Read a .bin set; raises FacesError when it is none, or wants to run code."""
     try:
         with path.open("rb") as stream:
-            held = _Inert(stream, encoding="bytes").load()
+            images, answers = _contents(stream)
     except FacesError as error:
         raise FacesError(f"{path}: {error.message}", error.hint) from None
     except OSError as error:
         raise FacesError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise FacesError(f"{path} is no .bin verification set: {error}") from error
-    if not isinstance(held, tuple | list) or len(held) != 2:
-        raise FacesError(f"{path} is no .bin verification set: expected (images, answers)")
-    images, answers = ([_plain(item) for item in _items(part)] for part in held)
     if not answers or len(images) != 2 * len(answers):
         raise FacesError(
             f"{path} has {len(images)} images and {len(answers)} answers, expected two images each"
@@ -105,6 +102,14 @@ class _Inert(pickle.Unpickler):
         )
 
 
+def _contents(stream: IO[bytes]) -> tuple[list[Any], list[Any]]:
+    held = _Inert(stream, encoding="bytes").load()
+    if not isinstance(held, tuple | list) or len(held) != 2:
+        raise FacesError("no .bin verification set, expected (images, answers)")
+    images, answers = ([_plain(item) for item in _items(part)] for part in held)
+    return images, answers
+
+
 def _items(part: Any) -> Any:
     """A list, or the elements of a pickled array."""
     if isinstance(part, list | tuple):
@@ -121,13 +126,12 @@ def _plain(item: Any) -> Any:
         return item
     if isinstance(item.state, tuple) and item.state:  # ndarray: version, shape, dtype, order, data
         return _plain(item.state[-1])
-    if item.args and isinstance(item.args[0], bytes | bytearray):  # _frombuffer, bytes
-        return bytes(item.args[0])
-    if item.args and isinstance(item.args[0], str):  # _codecs.encode
-        return item.args[0].encode("latin-1", "replace")
-    if item.args and isinstance(item.args[-1], bytes):  # scalar: dtype, data
-        return item.args[-1]
-    return b""
+    first = item.args[0] if item.args else b""
+    if isinstance(first, _Box):  # scalar: dtype, data; bytearray: encoded text
+        return _plain(item.args[-1])
+    if isinstance(first, str):  # _codecs.encode
+        return first.encode("latin-1", "replace")
+    return bytes(first) if isinstance(first, bytes | bytearray) else b""  # _frombuffer, bytes
 
 
 def _truth(answer: Any) -> bool:

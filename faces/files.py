@@ -40,7 +40,7 @@ def read_image(root: Path, key: str) -> bytes:
         return (root / key).read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise FacesError(f"{key} cannot be read: {reason}") from error
+        raise FacesError(f"{root / key} cannot be read: {reason}") from error
 
 
 def index_tars(shards: list[Path]) -> dict[str, Place]:
@@ -69,7 +69,7 @@ def read_place(place: Place, key: str) -> bytes:
             stream.seek(offset)
             return stream.read(size)
     except OSError as error:
-        raise FacesError(f"{shard.name}: {key} cannot be read: {error.strerror}") from error
+        raise FacesError(f"{shard}/{key} cannot be read: {error.strerror}") from error
 
 
 def _members(shard: Path) -> Iterator[tuple[str, Place]]:

@@ -6,6 +6,7 @@ bytes on every machine and with every numpy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from .contract import ARCFACE_TEMPLATE, FRAME
 from .people import Values
 
 Plane = npt.NDArray[np.float32]
+Distance = npt.NDArray[np.floating[Any]]
 Colour = Sequence[float]
 
 _EYES_X = (ARCFACE_TEMPLATE[0][0] + ARCFACE_TEMPLATE[1][0]) / 2
@@ -53,7 +55,7 @@ def around(face: Canvas, u: float, v: float, reach: float) -> Canvas:
     return Canvas(face.pixels[:, rows, columns], face.u[rows, columns], face.v[rows, columns])
 
 
-def paint(face: Canvas, distance: Plane, colour: Colour | Plane, strength: float = 1) -> None:
+def paint(face: Canvas, distance: Distance, colour: Colour | Plane, strength: float = 1) -> None:
     """Where `distance` to a shape's edge, in pixels, is below 0, `colour` covers what was there."""
     cover = np.clip(0.5 - distance, 0, 1) * np.float32(strength)
     tint = np.asarray(colour, np.float32)
@@ -61,11 +63,12 @@ def paint(face: Canvas, distance: Plane, colour: Colour | Plane, strength: float
     face.pixels[:] += cover * (tint - face.pixels)
 
 
-def oval(face: Canvas, u: float, v: float, half_width: float, half_height: float) -> Plane:
+def oval(face: Canvas, u: float, v: float, half_width: float, half_height: float) -> Distance:
     """Distance to an ellipse, right near its edge."""
     x = (face.u - np.float32(u)) / np.float32(half_width)
     y = (face.v - np.float32(v)) / np.float32(half_height)
-    return (np.sqrt(x * x + y * y) - 1) * np.float32(min(half_width, half_height))
+    distance: Distance = (np.sqrt(x * x + y * y) - 1) * np.float32(min(half_width, half_height))
+    return distance
 
 
 def mix(one: Colour, other: Colour, share: float) -> list[float]:

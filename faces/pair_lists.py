@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import FacesError
+from .images import SUFFIXES
 
 HEADER = ("fold", "path1", "path2", "same")
-_LFW_HEADER = re.compile(r"\s*(\d+)\s+(\d+)\s*")
+_LFW_HEADER = re.compile(r"\s*(\d{1,6})\s+(\d{1,6})\s*")
+_NUMBER = re.compile(r"\d{1,9}")
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,11 @@ class Row:
     same: bool
 
 
-def read_list(file: Path) -> list[Row]:
-    """Rows of a pair list, recognised by its first line; raises FacesError as `read_pairs` says."""
+def read_list(file: Path, root: Path) -> list[Row]:
+    """Rows of a pair list, recognised by its first line; raises FacesError as `read_pairs` says.
+
+    LFW's list names no suffix: it is the one that its first image has in `root`, else .jpg.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -32,8 +37,12 @@ def read_list(file: Path) -> list[Row]:
         raise FacesError(f"{file} cannot be read as a pair list: {error}") from error
     lines = text.splitlines()
     head = _LFW_HEADER.fullmatch(lines[0]) if lines else None
-    rows = _lfw_rows(file, lines, head) if head else _csv_rows(file, lines)
-    _check(file, rows)
+    rows = _lfw_rows(file, lines, head, root) if head else _csv_rows(file, lines)
+    genuine = sum(row.same for row in rows)
+    if genuine in (0, len(rows)):
+        raise FacesError(
+            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds"
+        )
     return rows
 
 
@@ -49,7 +58,7 @@ def _csv_rows(file: Path, lines: list[str]) -> list[Row]:
         for number, cells in enumerate(csv.reader(lines[1:], strict=True), 2):
             if not cells:
                 continue
-            good = len(cells) == 4 and cells[0].isdecimal() and cells[3] in ("0", "1")
+            good = len(cells) == 4 and _NUMBER.fullmatch(cells[0]) and cells[3] in ("0", "1")
             if not good or not cells[1] or not cells[2]:
                 found = ",".join(cells)[:80]
                 raise FacesError(
@@ -59,10 +68,11 @@ def _csv_rows(file: Path, lines: list[str]) -> list[Row]:
             rows.append(Row(int(cells[0]), first, second, cells[3] == "1"))
     except csv.Error as error:
         raise FacesError(f"{file} is not a CSV file: {error}") from error
+    _check_once(file, rows)
     return rows
 
 
-def _lfw_rows(file: Path, lines: list[str], head: re.Match[str]) -> list[Row]:
+def _lfw_rows(file: Path, lines: list[str], head: re.Match[str], root: Path) -> list[Row]:
     """`FOLDS N`, then per fold N lines `name i j` of one person and N `name i name j` of two."""
     folds, each = int(head[1]), int(head[2])
     body = [line.split() for line in lines[1:] if line.strip()]
@@ -72,32 +82,24 @@ def _lfw_rows(file: Path, lines: list[str], head: re.Match[str]) -> list[Row]:
             f"{2 * folds * each} lines, and has {len(body)}"
         )
     rows = []
+    suffix = ""
     for index, words in enumerate(body):
         same = index // each % 2 == 0
-        numbers = [words[1], words[-1]] if len(words) == (3 if same else 4) else [""]
-        if same and len(words) == 3:
-            numbers, names = [words[1], words[2]], [words[0], words[0]]
-        elif not same and len(words) == 4:
-            numbers, names = [words[1], words[3]], [words[0], words[2]]
-        else:
-            names = []
-        if not names or not all(number.isdecimal() for number in numbers):
-            wanted = "name i j" if same else "name1 i name2 j"
+        wanted = "name i j" if same else "name1 i name2 j"
+        numbers = words[1::2] if not same else words[1:]
+        if len(words) != len(wanted.split()) or not all(map(_NUMBER.fullmatch, numbers)):
             raise FacesError(f"{file}: {' '.join(words)[:80]!r}, expected {wanted!r}")
-        first, second = (
-            f"{name}/{name}_{int(number):04d}.jpg"
-            for name, number in zip(names, numbers, strict=True)
-        )
+        names = (words[0], words[0] if same else words[2])
+        stems = [
+            f"{name}/{name}_{int(number):04d}" for name, number in zip(names, numbers, strict=True)
+        ]
+        suffix = suffix or next((s for s in SUFFIXES if (root / (stems[0] + s)).is_file()), ".jpg")
+        first, second = (stem + suffix for stem in stems)
         rows.append(Row(index // (2 * each), first, second, same))
     return rows
 
 
-def _check(file: Path, rows: list[Row]) -> None:
-    genuine = sum(row.same for row in rows)
-    if genuine in (0, len(rows)):
-        raise FacesError(
-            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds"
-        )
+def _check_once(file: Path, rows: list[Row]) -> None:
     seen: set[tuple[str, str]] = set()
     for row in rows:
         pair = (min(row.first, row.second), max(row.first, row.second))

@@ -47,8 +47,9 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
         if source is not None:
             raise UsageError(f"{file} holds its own images", "leave the faces out")
         return _bin_pairs(file)
-    rows = read_list(file)
-    faces = _named_faces(file, rows, file.parent if source is None else source)
+    source = file.parent if source is None else source
+    rows = read_list(file, Path(source))
+    faces = _named_faces(file, rows, source)
     number = {key: index for index, key in enumerate(faces.keys)}
     first = np.array([number[row.first] for row in rows], np.int64)
     second = np.array([number[row.second] for row in rows], np.int64)

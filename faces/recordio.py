@@ -27,6 +27,7 @@ _NO_IMAGE = _HEAD.size + _LABELS.size + 2 * 4
 """Bytes of a record that holds two labels and nothing else: the header, or one identity's range."""
 _EXACT = 1 << 24
 """Above this, float32 no longer holds every whole number, and such are the ranges' bounds."""
+_LARGEST = 1 << 40  # of a label; an identity's number is far below
 _BLOCK = 1 << 16
 
 I64 = npt.NDArray[np.int64]
@@ -75,7 +76,7 @@ def open_records(path: str | Path) -> Records:
     keys, offsets = keys[order], offsets[order]
     first = _labels_of(data, offsets[:1])
     if keys[0] != 0 or first[0][0] != 2 or _sizes(offsets, len(data))[0] != _NO_IMAGE:
-        return Records(path, data, keys, _image_labels(data, offsets), offsets)
+        return Records(path, data, keys, _image_labels(path, data, keys, offsets), offsets)
     return _insightface(path, data, keys, offsets, first[1])
 
 
@@ -91,6 +92,8 @@ def _insightface(
     # Counted, not read: the header's numbers are float32 and round above 2^24.
     end = len(ranges) - int(np.argmin(ranges[::-1])) if not ranges.all() else 1
     images, past = end - 1, len(keys)
+    if not images:
+        raise FacesError(f"{path.name} holds no images")
     if (np.float32(end), np.float32(past)) != (said[0, 0], said[0, 1]) or keys[-1] != past - 1:
         raise FacesError(
             f"{path.name} says it holds {said[0, 0] - 1:.0f} images and "
@@ -98,7 +101,7 @@ def _insightface(
             "copy both files of the same data set again, whole",
         )
     if past > _EXACT or past == end:
-        labels = _image_labels(data, offsets[1:end])
+        labels = _image_labels(path, data, keys[1:end], offsets[1:end])
     else:
         labels = _range_labels(path, _labels_of(data, offsets[end:])[1], images)
     return Records(path, data, keys[1:end], labels, offsets[1:end])
@@ -119,13 +122,18 @@ def _range_labels(path: Path, bounds: npt.NDArray[np.float32], images: int) -> I
     return labels
 
 
-def _image_labels(data: npt.NDArray[np.uint8], offsets: I64) -> I64:
+def _image_labels(path: Path, data: npt.NDArray[np.uint8], keys: I64, offsets: I64) -> I64:
     """The label of each record, or the first of several."""
     parts = []
     for start in range(0, len(offsets), _BLOCK):
         flags, several, single = _labels_of(data, offsets[start : start + _BLOCK])
         parts.append(np.where(flags > 0, several[:, 0], single))
-    return np.concatenate(parts).astype(np.int64)
+    labels = np.concatenate(parts)
+    wrong = np.flatnonzero(~(np.abs(labels) < _LARGEST))  # NaN too
+    if len(wrong):
+        key = keys[wrong[0]]
+        raise _damaged(f"{path.name}, record {key},", f"has the label {labels[wrong[0]]}")
+    return labels.astype(np.int64)
 
 
 def _labels_of(

@@ -183,7 +183,7 @@ def _encoded_faces(
         where,
         keys,
         labels,
-        lambda index: decode(encoded(index), keys[index]),
+        lambda index: decode(encoded(index), f"{where}/{keys[index]}"),
         labelled=labelled,
         encoded=encoded,
     )
@@ -200,7 +200,7 @@ def _file_faces(path: Path) -> Faces:
 
 
 def _tar_faces(shards: list[Path]) -> Faces:
-    where = ", ".join(str(shard) for shard in shards)
+    where = str(shards[0] if len(shards) == 1 else shards[0].parent / "*.tar")
     places = index_tars(shards)
     if not places:
         raise FacesError(f"{where} holds no images", f"give {_KINDS}")

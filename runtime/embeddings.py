@@ -17,7 +17,7 @@ F32 = npt.NDArray[np.float32]
 
 
 def write_embeddings(
-    path: Path, keys: Sequence[str], labels: Sequence[int], embeddings: F32
+    path: Path, keys: Sequence[str], labels: Sequence[int] | npt.NDArray[np.int64], embeddings: F32
 ) -> None:
     """An `.npz` with `embeddings (N, D) float32` as the network gave them, `keys` and `labels (N,)`.
 
@@ -43,7 +43,7 @@ def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> F32:
     holds embeddings of another size; ModelError when one is zero or not finite.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             held, found = data["keys"], data["embeddings"]
     except FileNotFoundError as error:
         raise FacesError(f"there is no file of embeddings at {path}") from error

@@ -29,7 +29,7 @@ def read_golden(bundle: Bundle) -> Golden:
     """Raises BundleError when golden.npz is missing or is not what export writes."""
     path = bundle.file("golden.npz")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             golden = Golden(data["faces"], data["embeddings"], str(data["reference"]))
     except Exception as error:  # zipfile, zlib and numpy each raise their own
         raise BundleError(f"{path} cannot be read: {error}", "export the network again") from error

@@ -75,15 +75,12 @@ def cosines(first: F32, second: F32) -> F32:
 
 def all_pairs(embeddings: F32, labels: Sequence[int] | npt.NDArray[np.int64]) -> Scores:
     """Score every pair of `(N, D)` embeddings; equal labels are genuine."""
-    unit, identity = normalise(embeddings), np.asarray(labels)
+    identity = np.asarray(labels)
     genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    for start in range(0, len(unit), _BLOCK):
-        rows = unit[start : start + _BLOCK]
-        index = _bins(rows @ unit[start:].T)
-        later = np.triu(np.ones(index.shape, bool), 1)
-        same = identity[start : start + _BLOCK, None] == identity[None, start:]
-        genuine += np.bincount(index[later & same], minlength=BINS)
-        impostor += np.bincount(index[later & ~same], minlength=BINS)
+    for first, second, cosine in score_blocks(normalise(embeddings)):
+        same = identity[first] == identity[second]
+        genuine += np.bincount(_bins(cosine[same]), minlength=BINS)
+        impostor += np.bincount(_bins(cosine[~same]), minlength=BINS)
     return Scores(genuine, impostor)
 
 
@@ -194,4 +191,5 @@ def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
 
 
 def _bins(cosine: F32) -> npt.NDArray[np.int32]:
-    return np.clip((cosine + 1.0) * (BINS / 2), 0, BINS - 1).astype(np.int32)
+    index: npt.NDArray[np.int32] = ((cosine + 1.0) * (BINS / 2)).astype(np.int32)
+    return np.clip(index, 0, BINS - 1, out=index)

@@ -12,7 +12,7 @@ _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
 
 
-def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float) -> str:
+def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, engine: str) -> str:
     """Faces by cosine between reference and engine; a line at the first percentile."""
 
     def draw(axes: Any) -> None:
@@ -23,24 +23,24 @@ def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float) -
         axes.set_xlabel("cosine of reference and engine")
         axes.set_ylabel("faces")
 
-    return _svg("cosine", draw)
+    return _svg(f"{engine} cosines", draw)
 
 
-def roc_curves(curves: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def roc_curves(curves: Mapping[str, Any], engine: str) -> str:
     """TAR over FAR of both, from `curves[side]["roc"]`."""
 
     def draw(axes: Any) -> None:
         for side, colour, style in (("reference", _FIRST, "-"), ("engine", _SECOND, "--")):
             roc = curves[side]["roc"]
-            axes.plot(roc["far"], roc["tar"], style, color=colour, label=names[side])
+            axes.plot(roc["far"], roc["tar"], style, color=colour, label=_called(side, engine))
         axes.set_xscale("log")
         axes.set_xlabel("false accept rate")
         axes.set_ylabel("true accept rate")
 
-    return _svg("roc", draw)
+    return _svg(f"{engine} ROC", draw)
 
 
-def score_histogram(curves: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
     """Shares of genuine and impostor scores of both, over cosine -1..1."""
 
     def draw(axes: Any) -> None:
@@ -49,12 +49,12 @@ def score_histogram(curves: Mapping[str, Any], names: Mapping[str, str]) -> str:
                 share = curves[side][kind]
                 step = 2 / len(share)
                 middles = [-1 + step * (i + 0.5) for i in range(len(share))]
-                label = f"{kind}, {names[side]}"
+                label = f"{kind}, {_called(side, engine)}"
                 axes.plot(middles, share, style, color=colour, linewidth=1.2, label=label)
         axes.set_xlabel("cosine of two faces")
         axes.set_ylabel("share of pairs")
 
-    return _svg("scores", draw)
+    return _svg(f"{engine} scores", draw)
 
 
 def training_curve(
@@ -76,13 +76,16 @@ def training_curve(
     return _svg("training", draw)
 
 
+def _called(side: str, engine: str) -> str:
+    return f"{engine} engine" if side == "engine" else side
+
+
 def _svg(name: str, draw: Callable[[Any], None]) -> str:
     from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    # The salt makes element ids differ between plots of one page, and equal from run to run.
+    # The salt makes element ids equal from run to run.
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "axes.grid": True}
     with rc_context({**settings, **dict.fromkeys(colours, _INK), "grid.alpha": 0.25}):
         figure = Figure(figsize=(6, 3.4), layout="constrained")
@@ -91,10 +94,11 @@ def _svg(name: str, draw: Callable[[Any], None]) -> str:
         if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
         out = io.StringIO()
-        canvas = FigureCanvasSVG(figure)
-        canvas.print_svg(out, metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    # Ids must differ between the plots of one page.
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name.replace(' ', '-')}-", text)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return re.sub(
         r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{name}"', text, count=1

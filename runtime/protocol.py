@@ -24,7 +24,7 @@ def draw_pairs(faces: Faces) -> Pairs:
     """
     members: dict[int, list[int]] = {}
     for index, label in enumerate(faces.labels):
-        members.setdefault(label, []).append(index)
+        members.setdefault(int(label), []).append(index)
     random = np.random.default_rng(_SEED)
     several = [label for label, images in members.items() if len(images) > 1]
     folds = min(FOLDS, len(several), len(members) // 2)
@@ -43,13 +43,12 @@ def draw_pairs(faces: Faces) -> Pairs:
         genuine = _genuine([group for group in groups if len(group) > 1], random)
         rows += [(fold, a, b, True) for a, b in genuine]
         rows += [(fold, a, b, False) for a, b in _impostor(groups, len(genuine), random)]
-    fold, first, second, same = zip(*rows, strict=True)
     return Pairs(
         faces,
-        np.array(fold, np.int64),
-        np.array(first, np.int64),
-        np.array(second, np.int64),
-        np.array(same, np.bool_),
+        np.array([row[0] for row in rows], np.int64),
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], np.int64),
+        np.array([row[3] for row in rows], np.bool_),
     )
 
 

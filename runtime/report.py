@@ -95,7 +95,6 @@ def _verification(report: dict[str, Any], faces: Faces | None) -> dict[str, Any]
     from .plots import cosine_histogram, roc_curves, score_histogram
 
     histogram, curves = report["cosine"]["histogram"], report["curves"]
-    names = {"reference": "reference", "engine": f"{report['engine']} engine"}
     far = next(
         (f for f in _HEADLINE_FAR if report["tar"].get(f, {}).get("delta") is not None), None
     )
@@ -103,10 +102,10 @@ def _verification(report: dict[str, Any], faces: Faces | None) -> dict[str, Any]
         **report,
         "headline": {"far": far, **report["tar"][far]} if far else None,
         "cosine_plot": cosine_histogram(
-            histogram["edges"], histogram["counts"], report["cosine"]["p1"]
+            histogram["edges"], histogram["counts"], report["cosine"]["p1"], report["engine"]
         ),
-        "roc_plot": roc_curves(curves, names) if curves else "",
-        "score_plot": score_histogram(curves, names) if curves else "",
+        "roc_plot": roc_curves(curves, report["engine"]) if curves else "",
+        "score_plot": score_histogram(curves, report["engine"]) if curves else "",
         "pictures": _pictures(report, faces),
     }
 
