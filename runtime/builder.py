@@ -93,7 +93,7 @@ def compile_plan(
     wanted = options.workspace_mb
     said: list[str] = []
     for size in (wanted,) if wanted else (None, *_SMALLER_MB):
-        log = _recorder(trt)
+        log = recorder(trt)
         notes = [f"out of GPU memory: the workspace was cut to {size} MB"] if said else []
         try:
             return _compile(trt, log, model, shape, precision, options, size, timing_cache, notes)
@@ -257,7 +257,7 @@ def _one_line(error: "tensorrt.ParserError") -> str:
     return f"{node}{error.desc()}"
 
 
-def _recorder(trt: Any) -> Any:
+def recorder(trt: Any) -> Any:
     """A logger that keeps problems and the layer table, and prints nothing."""
 
     class Recorder(trt.ILogger):  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """What an engine remembers: the machine it was built on and the model it was built from."""
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..bundle import Bundle
@@ -29,6 +30,16 @@ def machine_fingerprint(backend: str) -> dict[str, Any]:
     }
 
 
+def differences(found: Mapping[str, Any]) -> Iterator[str]:
+    """In which respects an engine's fingerprint is not this machine's: "was built for ..."."""
+    backend = found["backend"]
+    free = {MODULES[backend]} if found.get("version_compatible") else set()
+    free |= {"gpu", "compute_capability"} if found.get("hardware_compatible") else set()
+    for key, here in machine_fingerprint(backend).items():
+        if key not in free and found.get(key) != here:
+            yield f"was built for {key} {found.get(key)!r}, this machine has {here!r}"
+
+
 def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     """The fingerprint of the engine `name`; raises BundleError when it is missing or damaged."""
     path = bundle.file(f"{name}.json")
@@ -54,12 +65,8 @@ def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     found = read_fingerprint(bundle, name)
     backend, precision = found["backend"], found["precision"]
     again = f"run `fr-edge build-engine BUNDLE --{precision} --backend {backend}`"
-    for key, here in machine_fingerprint(backend).items():
-        if found.get(key) != here:
-            raise MachineError(
-                f"{name} was built for {key} {found.get(key)!r}, this machine has {here!r}",
-                f"{again} here",
-            )
+    for difference in differences(found):
+        raise MachineError(f"{name} {difference}", f"{again} here")
     source = SOURCES[precision]
     if source not in bundle or found.get("source_sha256") != bundle.files[source].sha256:
         raise BundleError(f"{name} was built from another {source}", f"{again} again")

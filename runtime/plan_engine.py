@@ -50,6 +50,8 @@ def make_plan(
         "compile_only": backend in COMPILE_ONLY,
         "compute": list(options.compute),
         "batch": list(options.batch),
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
         "typing": "strong" if strongly_typed(trt) else "flags",
         "reformats": moved,
         "precisions": found,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, MachineError
-from .backends import COMPILE_ONLY, MODULES, lacking
+from .backends import COMPILE_ONLY, lacking
 from .device import package_version
-from .fingerprint import machine_fingerprint
+from .fingerprint import differences
 
 _TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 """The first four bytes: trtexec (TensorRT, samples/common/sampleEngines.cpp) checks for the first
@@ -75,12 +75,7 @@ def check_plan(path: str | Path) -> Preflight:
     if lack := lacking(header.backend):
         problems.append(lack)
     elif sidecar:
-        here = machine_fingerprint(header.backend)
-        problems += [
-            f"it was built for {key} {sidecar.get(key)!r}, this machine has {value!r}"
-            for key, value in here.items()
-            if key not in ("backend", MODULES[header.backend]) and sidecar.get(key) != value
-        ]
+        problems += [f"it {text}" for text in differences({**sidecar, "backend": header.backend})]
     return Preflight(
         str(path),
         header.backend,

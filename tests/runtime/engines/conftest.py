@@ -9,6 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from fr_edge.bundle import Bundle, change, open_bundle
 from fr_edge.faces.contract import InputSpec
+from fr_edge.runtime.backends import lacking
 
 SIDE, DIM = 16, 5
 
@@ -107,3 +108,11 @@ def bundle(tmp_path: Path, tiny: Make) -> Bundle:
         ):
             draft.path(name, "model").write_bytes(tiny(**kind).SerializeToString())
     return open_bundle(tmp_path / "tiny.bundle")
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def gpu_backend(request: pytest.FixtureRequest) -> str:
+    """A backend that runs on this machine's GPU; skips with what is missing."""
+    if lack := lacking(request.param):
+        pytest.skip(f"{request.param}: {lack}")
+    return str(request.param)
