@@ -41,16 +41,17 @@ def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Tra
     }
     done = _done(note, json.loads(json.dumps(key))) if store.exists() and note.exists() else 0
     mode = "r+" if done else "w+"
-    values: F16 = np.lib.format.open_memmap(store, mode, np.float16, shape)  # type: ignore[no-untyped-call]
+    values: Any = np.lib.format.open_memmap(store, mode, np.float16, shape)
     starts = range(done, len(pixels), _BLOCK)
     for start in track(starts, "teacher", len(starts)):
         stop = min(start + _BLOCK, len(pixels))
         _, faces = pixels.block(start, stop)
         values[start:stop, 0] = teacher.embed(faces)
         values[start:stop, 1] = teacher.embed(np.ascontiguousarray(faces[:, :, ::-1]))
-        values.flush()  # type: ignore[no-untyped-call]
+        values.flush()
         write_atomic(note, json.dumps({**key, "done": stop}).encode())
-    return values
+    held: F16 = values
+    return held
 
 
 def data_digest(pixels: Pixels) -> str:

@@ -109,7 +109,7 @@ class AdaDistill(nn.Module):
                         "num_classes must be the number of identities in the data",
                     )
                 self._move(everyone, t, labels)
-            loss: Tensor = MarginSoftmax.apply(
+            loss: Tensor = MarginSoftmax.apply(  # type: ignore[no-untyped-call]
                 e,
                 everyone,
                 labels,
@@ -179,4 +179,5 @@ def _noise(classes: int, dim: int, first: int, last: int) -> Tensor:
 
 
 def _inverse(rows: Tensor) -> Tensor:
-    return 1.0 / rows.norm(dim=1).clamp_min(_TINY)
+    lengths: Tensor = rows.norm(dim=1)
+    return 1.0 / lengths.clamp_min(_TINY)

@@ -145,6 +145,11 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 def build_network(name: str, dim: int = 512) -> nn.Module:
     """A network by name, randomly initialised; raises UsageError for an unknown name."""
+    check_network(name)
+    return NETWORKS[name](dim)
+
+
+def check_network(name: str) -> None:
+    """Raises UsageError for a name that no network has."""
     if name not in NETWORKS:
         raise UsageError(f"no network {name!r}", f"networks: {', '.join(NETWORKS)}")
-    return NETWORKS[name](dim)

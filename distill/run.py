@@ -54,7 +54,7 @@ def start_run(recipe: Recipe, classes: int, dim: int, ranks: Ranks) -> Run:
     network = build_network(recipe.network, dim)
     network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if ranks.size > 1 and ranks.device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     head = build_head(recipe, classes, dim, ranks).to(ranks.device)
     optimiser = torch.optim.SGD(
         [*network.parameters(), *head.parameters()],
@@ -161,7 +161,7 @@ def _add_up_gradients(run: Run) -> None:
     grads = [p.grad for group in run.optimiser.param_groups for p in group["params"]]
     grads = [grad for grad in grads if grad is not None]
     flat = run.ranks.sum(torch.cat([grad.reshape(-1) for grad in grads]))
-    for grad, whole in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+    for grad, whole in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
         grad.copy_(whole.view_as(grad))
 
 

@@ -19,7 +19,7 @@ def rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> float:
         return recipe.lr * recipe.gamma**passed
     progress = (step - warmup) / max(1, steps - warmup)
     if recipe.schedule == "polynomial":
-        return recipe.lr * (1.0 - progress) ** recipe.power
+        return float(recipe.lr * (1.0 - progress) ** recipe.power)
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
     return recipe.lr

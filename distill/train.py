@@ -27,7 +27,7 @@ from .data import Batch, Pixels, Split, batches, split
 from .guide import Guide, choose_teacher, class_means, open_guide
 from .losses import AdaDistill
 from .memory import kept_memory
-from .networks import build_network
+from .networks import build_network, check_network
 from .ranks import Ranks, join_ranks
 from .recipe import Recipe, recipe_to_json
 from .report import training_report
@@ -65,6 +65,7 @@ def distill(
     """
     out = Path(out)
     folder = out / "checkpoint"
+    check_network(recipe.network)
     if recipe.needs_teacher and teacher is None:
         raise UsageError(f"method {recipe.method} needs a teacher", "give --teacher FILE")
     if (folder / NAME).exists() and not resume:

@@ -39,8 +39,8 @@ def make_pairs(faces: Faces, picks: Sequence[int]) -> Pairs | None:
     if not any(len(part[0]) for part in found):
         return None
     first, second, same = (np.concatenate([part[k] for part in found]) for k in range(3))
-    fold = np.repeat([part[3] for part in found], [len(part[0]) for part in found])
-    return Pairs(_only(faces, picks), fold, first, second, same)
+    number = np.repeat([part[3] for part in found], [len(part[0]) for part in found])
+    return Pairs(_only(faces, picks), number, first, second, same)
 
 
 def pair_accuracy(embeddings: F32, pairs: Pairs) -> float:
@@ -48,7 +48,9 @@ def pair_accuracy(embeddings: F32, pairs: Pairs) -> float:
 
     `embeddings (N, D)` are of `pairs.faces`. One fold alone is judged at its own best.
     """
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    # In float64: a training that is about to fail can have embeddings whose squares overflow.
+    wide = embeddings.astype(np.float64)
+    unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
     cosine = (unit[pairs.first] * unit[pairs.second]).sum(1)
     numbers, right = np.unique(pairs.fold), 0
     for k in numbers:
@@ -70,7 +72,7 @@ def _only(faces: Faces, picks: Sequence[int]) -> Faces:
     )
 
 
-def _threshold(cosine: F32, same: npt.NDArray[np.bool_]) -> float:
+def _threshold(cosine: npt.NDArray[np.float64], same: npt.NDArray[np.bool_]) -> float:
     """The middle one of the cuts with the most right answers."""
     order = np.argsort(cosine, kind="stable")
     values, genuine = cosine[order], same[order]

@@ -72,8 +72,6 @@ def open_records(path: str | Path) -> Records:
     except (OSError, ValueError) as error:
         raise FacesError(f"{path} cannot be read, or is empty: {error}") from error
     _check_offsets(path, data, offsets)
-    order = np.argsort(keys, kind="stable")
-    keys, offsets = keys[order], offsets[order]
     first = _labels_of(data, offsets[:1])
     if keys[0] != 0 or first[0][0] != 2 or _sizes(offsets, len(data))[0] != _NO_IMAGE:
         return Records(path, data, keys, _image_labels(path, data, keys, offsets), offsets)
@@ -177,7 +175,7 @@ def _record(data: npt.NDArray[np.uint8], offset: int, name: str) -> tuple[bytes,
 
 
 def _read_index(path: Path) -> tuple[I64, I64]:
-    """Lines of `key<TAB>offset` -> both `(N,) int64`, as they stand."""
+    """Lines of `key<TAB>offset` -> both `(N,) int64`, sorted by key."""
     if not path.is_file():
         raise FacesError(f"{path} is missing", "the .rec file needs its .idx beside it")
     try:
@@ -190,7 +188,8 @@ def _read_index(path: Path) -> tuple[I64, I64]:
         ) from error
     if not len(rows):
         raise FacesError(f"{path} is empty")
-    if len(np.unique(rows[:, 0])) != len(rows):
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    if not np.diff(rows[:, 0]).all():
         raise FacesError(f"{path} has keys more than once")
     return rows[:, 0], rows[:, 1]
 

@@ -51,7 +51,7 @@ class Faces:
 
     @property
     def identities(self) -> int:
-        return len(np.unique(self.labels))
+        return int(np.max(self.labels, initial=-1)) + 1
 
     def batches(self, size: int, picks: Sequence[int] | None = None) -> Iterator[U8]:
         """Faces in order, `(<= size, 112, 112, 3) uint8` at a time; `picks` selects and orders."""
@@ -119,7 +119,7 @@ def folder_labels(keys: Sequence[str]) -> I64:
 def spread(faces: Faces, limit: int) -> list[int]:
     """At most `limit` indices that take identities in turn: many people before many images."""
     by_person = np.argsort(faces.labels, kind="stable")
-    counts = np.unique(faces.labels, return_counts=True)[1]
+    counts = np.bincount(faces.labels)
     turn = np.empty(len(faces), np.int64)
     turn[by_person] = np.arange(len(faces)) - np.repeat(np.cumsum(counts) - counts, counts)
     order = np.argsort(turn, kind="stable")

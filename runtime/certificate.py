@@ -13,7 +13,8 @@ from .separation import Separation
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found; `drift` is over the given faces, or the golden ones without any."""
+    """What `verify` found; `drift` is over the given faces, or the golden ones without any.
+    `findings` say what is wrong where something is."""
 
     engine: str
     backend: str
@@ -24,6 +25,7 @@ class Verified:
     separation: Separation | None
     mixed: dict[str, str | float] | None
     gates: tuple[Gate, ...]
+    findings: tuple[str, ...]
     not_measured: tuple[str, ...]
 
     @property
@@ -42,6 +44,7 @@ class Verified:
             **(self.separation.to_json() if self.separation else told),
             "gallery": self.mixed,
             "gates": [gate.to_json() for gate in self.gates],
+            "findings": list(self.findings),
             "golden": {
                 "original": self.proof.origin,
                 "fp32_min_cosine": round(self.proof.fp32, 6),

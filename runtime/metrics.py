@@ -6,6 +6,7 @@ counted into fine histograms, so memory does not grow with the number of pairs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -27,13 +28,18 @@ class Scores:
     genuine: npt.NDArray[np.int64]
     impostor: npt.NDArray[np.int64]
 
-    @property
+    @cached_property
     def genuine_pairs(self) -> int:
         return int(self.genuine.sum())
 
-    @property
+    @cached_property
     def impostor_pairs(self) -> int:
         return int(self.impostor.sum())
+
+    @cached_property
+    def highest_impostors(self) -> npt.NDArray[np.int64]:
+        """How many impostors are in the highest 1, 2, ... bins, `(BINS,)`."""
+        return np.cumsum(self.impostor[::-1])
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,8 @@ def threshold_at_far(scores: Scores, far: float) -> float | None:
     total = scores.impostor_pairs
     if total * far < 1.0:
         return None
-    accepted = np.cumsum(scores.impostor[::-1])[::-1]  # impostors at or above each bin's lower edge
-    first = int(np.searchsorted(-accepted, -far * total, side="left"))
-    return -1.0 + 2.0 * first / BINS
+    bins = int(np.searchsorted(scores.highest_impostors, far * total, side="right"))
+    return 1.0 - 2.0 * bins / BINS
 
 
 def tar_at_far(scores: Scores, far: float) -> float | None:
@@ -180,7 +185,7 @@ def roc(scores: Scores) -> dict[str, list[float]]:
 
 def equal_error_rate(scores: Scores) -> float:
     """Where FAR equals FRR, as a fraction."""
-    far = np.cumsum(scores.impostor[::-1])[::-1] / max(1, scores.impostor_pairs)
+    far = scores.highest_impostors[::-1] / max(1, scores.impostor_pairs)
     frr = (np.cumsum(scores.genuine) - scores.genuine) / max(1, scores.genuine_pairs)
     at = int(np.argmin(np.abs(far - frr)))
     return float((far[at] + frr[at]) / 2)

@@ -11,18 +11,23 @@ from typing import Any
 
 from ..bundle import Bundle, change, open_bundle
 from ..errors import UsageError
+from ..faces.contract import preprocess
 from ..faces.pairs import Pairs
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .certificate import Verified
 from .cpu import NAME as CPU
 from .cpu import CpuSession
+from .diagnose import explain_all, label_doubts
 from .drift import measure_drift
+from .golden import read_golden
 from .judge import judge, mixed_advice
 from .policy import FAR, NAME, Limits, read_policy
-from .reference import embed_both, prove
+from .reference import Both, embed_both, prove
 from .separation import separate
-from .session import open_session
+from .session import Session, open_session
+
+_SAMPLE = 64
 
 
 def verify(
@@ -60,7 +65,8 @@ def verify(
     limits = asked.over(_policy(bundle, policy, session.precision))
     fp32 = CpuSession(bundle.file("model.onnx"), "fp32")
     proof = prove(bundle, fp32, session)
-    who, drift, separation = proof.origin, proof.engine, None
+    who, drift, separation, both = proof.origin, proof.engine, None, None
+    findings = []
     if faces is not None:
         both = embed_both(bundle, faces, fp32, session, reference, track)
         drift = measure_drift(both.reference, both.engine, faces.keys)
@@ -70,7 +76,11 @@ def verify(
         who = f"model.onnx in FP32 on this machine, proven to be {who} on golden faces"
         if reference is not None:
             who = f"embeddings from {reference.name}"
+        if faces.labelled and (doubt := label_doubts(both.reference, faces.labels, faces.keys)):
+            findings.append(doubt)
     gates, missing = judge(limits, session.precision, proof, drift, separation)
+    if not all(gate.passed for gate in gates):
+        findings += _causes(bundle, fp32, session, faces, both)
     if session.backend == CPU:
         missing.append("TensorRT's arithmetic: this ran on onnxruntime's CPU")
     found = Verified(
@@ -83,6 +93,7 @@ def verify(
         separation,
         mixed_advice(limits, separation),
         tuple(gates),
+        tuple(findings),
         tuple(missing),
     )
     options = {"engine": session.precision, "backend": session.backend}
@@ -93,6 +104,21 @@ def verify(
         path = draft.path(f"reports/verify-{session.precision}.json", "verification")
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         draft.summary.update(passed=found.passed, min_cosine=round(drift.min, 6))
+    return found
+
+
+def _causes(
+    bundle: Bundle, fp32: CpuSession, session: Session, faces: Faces | None, both: Both | None
+) -> list[str]:
+    """What is wrong with whom, found on the golden faces and on the first of the given ones."""
+    golden = read_golden(bundle)
+    engine = session.embed(preprocess(golden.faces, bundle.spec))
+    suspects = {"the original network": golden.embeddings, "the engine": engine}
+    found = explain_all(suspects, golden.faces, fp32, bundle.spec)
+    if faces is not None and both is not None:
+        sample = next(faces.batches(_SAMPLE))
+        suspects = {"the reference embeddings": both.reference[: len(sample)]}
+        found += explain_all(suspects, sample, fp32, bundle.spec)
     return found
 
 

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from fr_edge.distill.losses import AdaDistill
-from fr_edge.errors import UsageError
 from torch import Tensor
 from torch.nn import functional
+
+from fr_edge.distill.losses import AdaDistill
+from fr_edge.errors import UsageError
 
 
 def plain_loss(
@@ -26,7 +27,9 @@ def plain_loss(
 
 def plain_alpha(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
     near = functional.cosine_similarity(centre, teacher, dim=0).clamp(1e-6, 1)
-    return (functional.cosine_similarity(student, teacher, dim=0).clamp(-1, 1) * near).clamp(1e-6, 1)
+    return (functional.cosine_similarity(student, teacher, dim=0).clamp(-1, 1) * near).clamp(
+        1e-6, 1
+    )
 
 
 def example(batch: int, classes: int, dim: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -46,7 +49,9 @@ def loaded(centres: Tensor, **options: object) -> AdaDistill:
     return head
 
 
-@pytest.mark.parametrize(("batch", "classes", "dim"), [(1, 2, 3), (7, 5, 33), (13, 4111, 65), (64, 9001, 128)])
+@pytest.mark.parametrize(
+    ("batch", "classes", "dim"), [(1, 2, 3), (7, 5, 33), (13, 4111, 65), (64, 9001, 128)]
+)
 @pytest.mark.parametrize(("margin", "m"), [("arcface", 0.45), ("cosface", 0.35), ("arcface", 0.0)])
 @pytest.mark.parametrize("s", [64.0, 8.0])
 def test_loss_and_gradient_are_the_formulas(

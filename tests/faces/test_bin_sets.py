@@ -133,9 +133,19 @@ def test_damage_is_refused(tmp_path: Path, images: list[bytes]) -> None:
         read_bin(tmp_path / "gone.bin")
 
 
-def test_linked_joins_what_pairs_join() -> None:
-    first, second = np.array([0, 4, 2, 4]), np.array([1, 2, 4, 5])
-    assert linked(7, first, second).tolist() == [0, 0, 2, 1, 2, 2, 3]
+@pytest.mark.parametrize(
+    ("pairs", "wanted"),
+    [
+        ([(0, 1), (4, 2), (2, 4), (4, 5)], [0, 0, 2, 1, 2, 2, 3]),
+        ([(0, 1), (0, 2), (3, 0), (5, 6), (6, 3)], [0, 0, 0, 0, 1, 0, 0]),
+        ([(6, 6)], [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_linked_joins_what_pairs_join(pairs: list[tuple[int, int]], wanted: list[int]) -> None:
+    labels = linked(7, *np.array(pairs).T)
+    same = labels[:, None] == labels[None, :]
+    np.testing.assert_array_equal(same, np.equal.outer(wanted, wanted))
+    assert sorted(set(labels.tolist())) == list(range(max(wanted) + 1))
 
 
 def test_a_set_is_a_pair_list_in_ten_folds(

@@ -69,6 +69,7 @@ def test_the_same_from_anywhere(people: Path, tmp_path: Path) -> None:
         for name in ("fold", "first", "second", "same"):
             np.testing.assert_array_equal(getattr(pairs, name), getattr(plain, name))
         assert pairs.faces.labels.tolist() == plain.faces.labels.tolist()
+        assert pairs.faces.labelled
         for index in range(len(pairs.faces)):
             np.testing.assert_array_equal(pairs.faces.read(index), plain.faces.read(index))
         assert pairs.faces.encoded is not None

@@ -119,11 +119,12 @@ def test_the_magic_within_an_image(tmp_path: Path, places: list[int]) -> None:
 
 
 def test_the_magic_within_the_record_header(tmp_path: Path) -> None:
-    several = struct.unpack("<f", MAGIC)[0]
-    payload = _payload((several, several), b"image")
-    assert _record(payload).count(MAGIC) == 3
+    """In the image's number, ahead of the labels: they lie 4 bytes further on in the file."""
+    number = int.from_bytes(MAGIC, "little")
+    payload = _payload((6.0, 1.0), b"image", number)
+    assert _record(payload).count(MAGIC) == 2
     records = open_records(_write(tmp_path / "set", {8: payload}) / "train.rec")
-    assert records.labels.tolist() == [int(several)]
+    assert records.labels.tolist() == [6]
     assert records.image(0) == b"image"
 
 

@@ -38,6 +38,15 @@ def test_a_folder_is_sorted_and_labelled_by_folder(people: Path, pictures: U8) -
         np.testing.assert_array_equal(faces.read(index), pictures[index])
 
 
+def test_an_identity_is_the_whole_path_of_its_folder(people: Path) -> None:
+    (people / "bo" / "cyd").mkdir()
+    (people / "bo" / "cyd" / "1.png").write_bytes((people / KEYS[0]).read_bytes())
+    (people / "loose.png").write_bytes((people / KEYS[0]).read_bytes())
+    faces = open_faces(people)
+    assert list(faces.keys[3:]) == ["bo/1.png", "bo/2.png", "bo/cyd/1.png", *KEYS[5:], "loose.png"]
+    assert faces.labels.tolist() == [1, 1, 1, 2, 2, 3, 4, 0]
+
+
 def test_batches_follow_the_picks(people: Path, pictures: U8) -> None:
     faces = open_faces(people)
     shapes = [batch.shape for batch in faces.batches(4)]
@@ -73,7 +82,9 @@ def test_images_beside_a_tar_come_first(people: Path) -> None:
 
 def test_bad_tars_are_refused(people: Path, tmp_path: Path) -> None:
     whole = _tar(tmp_path / "people.tar", people, KEYS).read_bytes()
-    cases = {"text.tar": b"hello" * 400, "cut.tar": whole[:700]}
+    cases = {"text.tar": b"hello" * 400, "cut.tar": whole[:700], "empty.tar": b""}
+    last = whole.rindex(b"IEND")
+    cases["almost.tar"] = whole[: last - 200]
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(FacesError, match=name):
