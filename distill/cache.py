@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..bundle import write_atomic
 from ..errors import DataError
+from ..manifest import write_atomic
 from ..progress import Track, silent
 from .data import Pixels
 from .teacher import Teacher
@@ -24,9 +24,7 @@ _BLOCK = 256
 _PROBES = 64
 
 
-def cached_embeddings(
-    folder: Path, teacher: Teacher, pixels: Pixels, track: Track = silent
-) -> F16:
+def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Track = silent) -> F16:
     """`(N, 2, D) float16`, memory-mapped: unit embeddings of each training image and its mirror.
 
     Goes on where an earlier call stopped. Raises DataError for a cache of another teacher,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import FacesError, UsageError
 from ..faces.contract import FRAME
 from ..faces.sources import Faces
+from .ranks import Ranks
 from .recipe import Recipe
 
 U8 = npt.NDArray[np.uint8]
@@ -85,7 +86,8 @@ class Pixels:
         if not self.have[index]:
             self.kept[index] = self.faces.read(int(self.picks[index]))
             self.have[index] = 1
-        return self.kept[index]
+        face: U8 = self.kept[index]
+        return face
 
     def read_near(self, index: int) -> tuple[int, U8]:
         """The image, or the next one that can be read; raises FacesError after 100 bad ones."""
@@ -104,55 +106,63 @@ class Pixels:
 
 
 class _Steps(Dataset[Batch]):
-    """Item k is the batch of step k, a function of the seed and k alone."""
+    """Item k is this rank's part of step k's batch, a function of the seed and k alone."""
 
-    def __init__(self, pixels: Pixels, recipe: Recipe, batch: int) -> None:
-        self.pixels, self.recipe, self.batch = pixels, recipe, batch
-        self.per_epoch = len(pixels) // batch
+    def __init__(self, pixels: Pixels, recipe: Recipe, ranks: Ranks) -> None:
+        self.pixels, self.recipe = pixels, recipe
+        self.part = slice(*ranks.share(recipe.batch))
+        self.per_epoch = len(pixels) // recipe.batch
         self.order = lru_cache(2)(self._order)
 
     def _order(self, epoch: int) -> I64:
         return np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.pixels))
 
     def __getitem__(self, step: int) -> Batch:
+        recipe = self.recipe
         epoch, number = divmod(step, self.per_epoch)
-        asked = self.order(epoch)[number * self.batch : (number + 1) * self.batch]
+        asked = self.order(epoch)[number * recipe.batch : (number + 1) * recipe.batch][self.part]
         found = [self.pixels.read_near(int(index)) for index in asked]
-        rng = np.random.default_rng([self.recipe.seed, 2, step])
-        flipped = rng.random(len(asked)) < 0.5
-        pixels = np.stack(
-            [face[:, ::-1] if flip else face for (_, face), flip in zip(found, flipped, strict=True)]
-        )
-        pixels = augment(pixels, self.recipe.shift, self.recipe.light, rng)
+        # Drawn for the whole batch on every rank: the number of ranks changes nothing.
+        rng = np.random.default_rng([recipe.seed, 2, step])
+        flipped = (rng.random(recipe.batch) < 0.5)[self.part]
+        corners = rng.integers(0, 2 * recipe.shift + 1, (recipe.batch, 2))[self.part]
+        tones = rng.uniform(-recipe.light, recipe.light, (recipe.batch, 2))[self.part]
+        pixels = np.stack([face for _, face in found])
+        pixels[flipped] = pixels[flipped][:, :, ::-1]
+        pixels = relight(shifted(pixels, recipe.shift, corners), tones)
         return Batch(pixels, np.array([i for i, _ in found], np.int64), flipped, asked)
 
 
-def augment(pixels: U8, shift: int, light: float, rng: np.random.Generator) -> U8:
-    """Random translation by up to `shift` pixels (edges repeated), then contrast and brightness
-    by up to the share `light`; faces `(B, 112, 112, 3)`."""
-    if shift:
-        wide = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-        corner = rng.integers(0, 2 * shift + 1, (len(pixels), 2))
-        pixels = np.stack(
-            [w[y : y + FRAME, x : x + FRAME] for w, (y, x) in zip(wide, corner, strict=True)]
-        )
-    if light:
-        gain, lift = rng.uniform(-light, light, (2, len(pixels), 1, 1, 1)).astype(np.float32)
-        out = (pixels.astype(np.float32) - 127.5) * (1 + gain) + 127.5 * (1 + lift)
-        pixels = np.clip(out, 0, 255).astype(np.uint8)
-    return pixels
+def shifted(pixels: U8, shift: int, corners: I64) -> U8:
+    """Faces `(B, 112, 112, 3)` moved by `shift - corners (B, 2)` pixels down and right; edges
+    repeat."""
+    if shift == 0:
+        return pixels
+    wide = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
+    return np.stack(
+        [w[y : y + FRAME, x : x + FRAME] for w, (y, x) in zip(wide, corners, strict=True)]
+    )
 
 
-def batches(pixels: Pixels, recipe: Recipe, batch: int, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of steps `start..stop`; raises FacesError past `bad_images` unreadable images.
+def relight(pixels: U8, tones: npt.NDArray[np.float64]) -> U8:
+    """Contrast and brightness changed by the shares `tones (B, 2)`, around the middle grey."""
+    if not tones.any():
+        return pixels
+    gain, lift = (tones[:, k, None, None, None].astype(np.float32) for k in (0, 1))
+    out = (pixels.astype(np.float32) - 127.5) * (1 + gain) + 127.5 * (1 + lift)
+    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+
+
+def batches(pixels: Pixels, recipe: Recipe, ranks: Ranks, start: int, stop: int) -> Iterator[Batch]:
+    """This rank's batches of steps `start..stop`; raises FacesError past `bad_images` bad images.
 
     Every epoch visits the images in a new order and drops the last, incomplete batch.
     """
     loader = DataLoader(
-        _Steps(pixels, recipe, batch),
+        _Steps(pixels, recipe, ranks),
         sampler=range(start, stop),
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=recipe.workers,
         # Opening it draws a number: not from the generator that a resumed run must find again.
         generator=torch.Generator(),

@@ -2,6 +2,7 @@
 
 All heads are called `head(student, teacher, labels)`, as AdaDistill is. ArcFace, CosFace and
 ElasticFace (arXiv 2109.09416) need no teacher: they train teachers, and are the baselines.
+Each sees its own rank's rows alone and knows nothing of the others.
 """
 
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .losses import AdaDistill
+from .ranks import Ranks
 from .recipe import Recipe
+
+_EDGE = 1.0 - 1e-6
 
 
 class Features(nn.Module):
-    """Distance of unit embeddings: "mse" is their mean squared distance, "cosine" is 1 - cos."""
+    """Distance of unit embeddings: "mse" is the mean of |a - b|^2, "cosine" that of 1 - cos."""
 
     def __init__(self, kind: str, weight: float) -> None:
         super().__init__()
@@ -21,12 +25,13 @@ class Features(nn.Module):
         self.notes: dict[str, Tensor] = {}
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """`(B, D)`, `(B, D)`, labels unused but for -1, which takes no part -> `()`."""
+        """`(B, D)`, `(B, D)`, `labels (B,)` used only for -1, which takes no part -> `()`."""
         cosine = functional.cosine_similarity(student.float(), teacher.float())[labels >= 0]
-        self.notes = {"cosine": cosine.detach().mean()}
+        count = max(1, len(cosine))
+        self.notes = {"cosine": cosine.detach().sum() / count}
         # |a - b|^2 = 2 - 2 cos of unit vectors
         scale = 2.0 if self.kind == "mse" else 1.0
-        return self.weight * scale * (1.0 - cosine).sum() / max(1, len(cosine))
+        return self.weight * scale * (1.0 - cosine).sum() / count
 
 
 class MarginHead(nn.Module):
@@ -48,7 +53,7 @@ class MarginHead(nn.Module):
         if len(y) == 0:
             return student.sum() * 0.0
         z = e @ functional.normalize(self.weight).T
-        c = z.gather(1, y[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
+        c = z.gather(1, y[:, None]).clamp(-_EDGE, _EDGE)
         self.notes = {"cosine": c.detach().mean()}
         m = torch.full_like(c, self.m)
         if self.kind == "elasticface":
@@ -57,7 +62,7 @@ class MarginHead(nn.Module):
         return functional.cross_entropy(self.s * z.scatter(1, y[:, None], target), y)
 
 
-def build_head(recipe: Recipe, num_classes: int, dim: int) -> nn.Module:
+def build_head(recipe: Recipe, num_classes: int, dim: int, ranks: Ranks) -> nn.Module:
     """The head of a recipe's method."""
     if recipe.method == "features":
         return Features(recipe.feature_loss, recipe.weight)
@@ -71,5 +76,6 @@ def build_head(recipe: Recipe, num_classes: int, dim: int) -> nn.Module:
             alpha=recipe.alpha if recipe.method == "adadistill" else "fixed",
             gradient=recipe.gradient,
             compat=recipe.compat,
+            ranks=ranks,
         )
     return MarginHead(num_classes, dim, recipe.method, recipe.m, recipe.s, recipe.sigma)

@@ -115,7 +115,12 @@ class Recipe:
     compile: bool = False
     verify_identities: int = 0
     """The last so many identities are not trained on but verified."""
+    verify_pairs: str = ""
+    """A pair list or .bin set to verify on instead."""
     verify_every: int = 1
+    """Epochs."""
+    tensorboard: str = ""
+    """A folder for TensorBoard's scalars."""
     bad_images: int = 0
     """So many images that cannot be read are skipped; one more stops the run."""
     workers: int = 0

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..bundle import MANIFEST, open_bundle, sha256
+from ..bundle import open_bundle
 from ..errors import ModelError, UsageError
 from ..faces.contract import FRAME, PRESETS, InputSpec, make_spec, preprocess, spec_from_text
+from ..manifest import MANIFEST, sha256
 from .weights import load_network
 
 CONTRACT_KEY = "fr_edge.input"

@@ -1,30 +1,31 @@
-"""Verification accuracy of people kept out of training. Knows arrays only.
+"""Verification accuracy during training: on people kept apart, or on a pair list.
 
-Pairs are made from labels: the protocol of LFW, ten identity-disjoint folds, half genuine.
+Knows embeddings and labels, nothing of networks.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+
+from ..faces.pairs import Pairs
+from ..faces.sources import Faces
 
 F32 = npt.NDArray[np.float32]
 _FOLDS = 10
 _PAIRS = 6000
 
 
-def make_pairs(
-    labels: Sequence[int], seed: int = 0
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """At most 6,000 pairs of images `(first, second, same, fold)`, each `(P,)`.
-
-    As many genuine as impostor ones in every fold; both images of a pair belong to people of its
-    fold. Empty when no person has two images, or there are fewer than four people.
+def make_pairs(faces: Faces, picks: Sequence[int]) -> Pairs | None:
+    """Pairs among the images `picks`, after LFW: ten folds of people, at most 6,000 pairs, as many
+    genuine as impostor ones in every fold; None with fewer than four people or no two images of
+    one of them. Always the same pairs for the same labels.
     """
-    identity = np.unique(np.asarray(labels), return_inverse=True)[1]
-    people = int(identity.max()) + 1 if len(identity) else 0
+    identity = np.unique(faces.labels[list(picks)], return_inverse=True)[1]
+    people = int(identity.max()) + 1 if len(picks) else 0
     folds = min(_FOLDS, people // 2)
-    rng = np.random.default_rng([seed, 77])
+    rng = np.random.default_rng(0)
     found = []
     for fold in range(folds if people >= 4 else 0):
         members = np.flatnonzero(identity % folds == fold)
@@ -33,29 +34,40 @@ def make_pairs(
         genuine, impostor = np.flatnonzero(same), np.flatnonzero(~same)
         count = min(len(genuine), len(impostor), _PAIRS // (2 * folds))
         for group in (genuine, impostor):
-            chosen = np.sort(rng.choice(group, count, replace=False))
-            found.append((members[first[chosen]], members[second[chosen]], same[chosen], fold))
-    if not found:
-        empty = np.zeros(0, np.int64)
-        return empty, empty, np.zeros(0, np.bool_), empty
-    first, second, same = (np.concatenate([part[k] for part in found]) for k in range(3))
-    return first, second, same, np.repeat([p[3] for p in found], [len(p[0]) for p in found])
-
-
-def pair_accuracy(embeddings: F32, labels: Sequence[int], seed: int = 0) -> float | None:
-    """Share of right answers over pairs of `(N, D)` embeddings, every fold judged at the best
-    threshold of the others; None where the labels make no pairs."""
-    first, second, same, fold = make_pairs(labels, seed)
-    if len(np.unique(fold)) < 2:
+            kept = np.sort(rng.choice(group, count, replace=False))
+            found.append((members[first[kept]], members[second[kept]], same[kept], fold))
+    if not any(len(part[0]) for part in found):
         return None
+    first, second, same = (np.concatenate([part[k] for part in found]) for k in range(3))
+    fold = np.repeat([part[3] for part in found], [len(part[0]) for part in found])
+    return Pairs(_only(faces, picks), fold, first, second, same)
+
+
+def pair_accuracy(embeddings: F32, pairs: Pairs) -> float:
+    """Share of right answers over the pairs, each fold judged at the others' best threshold.
+
+    `embeddings (N, D)` are of `pairs.faces`. One fold alone is judged at its own best.
+    """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    cosine = (unit[first] * unit[second]).sum(1)
-    right = 0
-    for k in np.unique(fold):
-        here = fold == k
-        accepted = cosine[here] >= _threshold(cosine[~here], same[~here])
-        right += int((accepted == same[here]).sum())
-    return right / len(same)
+    cosine = (unit[pairs.first] * unit[pairs.second]).sum(1)
+    numbers, right = np.unique(pairs.fold), 0
+    for k in numbers:
+        here = pairs.fold == k
+        others = ~here if len(numbers) > 1 else here
+        accepted = cosine[here] >= _threshold(cosine[others], pairs.same[others])
+        right += int((accepted == pairs.same[here]).sum())
+    return right / len(pairs)
+
+
+def _only(faces: Faces, picks: Sequence[int]) -> Faces:
+    kept = list(picks)
+    return replace(
+        faces,
+        keys=tuple(faces.keys[i] for i in kept),
+        labels=faces.labels[kept],
+        read=lambda index: faces.read(kept[index]),
+        encoded=None,
+    )
 
 
 def _threshold(cosine: F32, same: npt.NDArray[np.bool_]) -> float:

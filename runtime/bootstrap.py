@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .metrics import Scores, normalise, score_blocks, threshold_at_far
+from .metrics import BINS, Scores, normalise, score_blocks, threshold_at_far
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -35,6 +35,9 @@ class Interval:
     reference: tuple[float, float]
     engine: tuple[float, float]
     delta: tuple[float, float]
+
+    def to_json(self) -> dict[str, list[float]]:
+        return {name: [round(v, 6) for v in ends] for name, ends in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,13 @@ def tar_intervals(
     Percentile intervals (Efron 1979). Empty with fewer than two people who have two faces.
     """
     person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    order = np.argsort(person, kind="stable")
     faces = np.bincount(person)
     resolved = [far for far in fars if all(threshold_at_far(s, far) is not None for s in scores)]
     if (faces > 1).sum() < 2 or not resolved:
         return {}
     sides = [
-        _side(embeddings, person, counted, max(resolved))
+        _side(normalise(embeddings)[order], person[order], counted, max(resolved))
         for embeddings, counted in zip((reference, engine), scores, strict=True)
     ]
     random = np.random.default_rng(seed)
@@ -96,16 +100,22 @@ def tar_intervals(
     }
 
 
-def _side(embeddings: F32, person: I64, counted: Scores, far: float) -> _Side:
+def _side(unit: F32, person: I64, counted: Scores, far: float) -> _Side:
     floor = threshold_at_far(counted, min(1.0, _REACH * far))
+    # One bin lower: the counting rounds scores up to a bin's edge.
+    low = np.float32(-2.0 if floor is None else floor - 2.0 / BINS)
     keys, scores, ones, others = [], [], [], []
-    for first, second, cosine in score_blocks(normalise(embeddings)):
-        same = person[first] == person[second]
-        keys.append(4.0 * person[first[same]] + cosine[same])
-        high = ~same & (cosine >= (-1.0 if floor is None else floor))
-        scores.append(cosine[high])
-        ones.append(person[first[high]])
-        others.append(person[second[high]])
+    for block in score_blocks(unit, person):
+        if block.genuine is not None:
+            rows, columns = np.nonzero(block.genuine)
+            keys.append(4.0 * person[block.row + rows] + block.cosine[rows, columns])
+        high = block.cosine >= low
+        if block.impostor is not None:
+            high &= block.impostor
+        rows, columns = np.nonzero(high)
+        scores.append(block.cosine[rows, columns])
+        ones.append(person[block.row + rows])
+        others.append(person[block.column + columns])
     key, score = np.sort(np.concatenate(keys)), np.concatenate(scores)
     order = np.argsort(-score, kind="stable")
     kept, stands = _thin(len(order))

@@ -24,7 +24,7 @@ from .metrics import (
     threshold_at_far,
 )
 from .protocol import draw_pairs
-from .separation import few_impostors
+from .rates import few_impostors
 from .session import embed_faces, open_session
 
 

@@ -4,7 +4,7 @@ Knows arrays only, nothing of files or networks. All genuine and impostor pairs 
 counted into fine histograms, so memory does not grow with the number of pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,8 @@ F32 = npt.NDArray[np.float32]
 BINS = 1 << 20
 """Bins over cosine -1..1: thresholds are exact to 2e-6."""
 FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-_BLOCK = 1024
+_BLOCK = 1 << 22
+"""So many scores are held at once."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,57 @@ def cosines(first: F32, second: F32) -> F32:
     return out
 
 
-def all_pairs(embeddings: F32, labels: Sequence[int] | npt.NDArray[np.int64]) -> Scores:
-    """Score every pair of `(N, D)` embeddings; equal labels are genuine."""
-    identity = np.asarray(labels)
+@dataclass(frozen=True)
+class Block:
+    """Cosines `(r, c)` of faces `row..row+r` with `column..column+c`; each pair of faces is in one
+    block once. `genuine` and `impostor` say which count, None where all are impostors."""
+
+    row: int
+    column: int
+    cosine: F32
+    genuine: npt.NDArray[np.bool_] | None
+    impostor: npt.NDArray[np.bool_] | None
+
+
+def score_blocks(
+    unit: F32, person: npt.NDArray[np.int64], probes: F32 | None = None
+) -> Iterator[Block]:
+    """All pairs of `(N, D)` unit embeddings whose `person (N,)` is sorted, a few millions a time.
+
+    With `probes` the later face of a pair is taken from there: another network's embedding of it.
+    """
+    probes = unit if probes is None else probes
+    rows = max(1, _BLOCK // max(1, len(unit)))
+    for start in range(0, len(unit), rows):
+        stop = min(start + rows, len(unit))
+        # Beyond this column nobody is one of the rows' people: no mask is needed there.
+        edge = int(np.searchsorted(person, person[stop - 1], side="right"))
+        near = unit[start:stop] @ probes[start:edge].T
+        later = np.triu(np.ones(near.shape, bool), 1)
+        same = person[start:stop, None] == person[None, start:edge]
+        yield Block(start, start, near, later & same, later & ~same)
+        if edge < len(unit):
+            yield Block(start, edge, unit[start:stop] @ probes[edge:].T, None, None)
+
+
+def all_pairs(
+    embeddings: F32, labels: Sequence[int] | npt.NDArray[np.int64], probes: F32 | None = None
+) -> Scores:
+    """Score every pair of `(N, D)` embeddings; equal labels are genuine.
+
+    With `probes (N, D)` one face of each pair, the later one, is embedded by another network.
+    """
+    order = np.argsort(labels, kind="stable")
+    unit, person = normalise(embeddings)[order], np.asarray(labels, np.int64)[order]
+    other = None if probes is None else normalise(probes)[order]
     genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    for first, second, cosine in score_blocks(normalise(embeddings)):
-        same = identity[first] == identity[second]
-        genuine += np.bincount(_bins(cosine[same]), minlength=BINS)
-        impostor += np.bincount(_bins(cosine[~same]), minlength=BINS)
+    for block in score_blocks(unit, person, other):
+        index = _bins(block.cosine)
+        if block.genuine is None or block.impostor is None:
+            impostor += np.bincount(index.ravel(), minlength=BINS)
+        else:
+            genuine += np.bincount(index[block.genuine], minlength=BINS)
+            impostor += np.bincount(index[block.impostor], minlength=BINS)
     return Scores(genuine, impostor)
 
 
@@ -190,6 +234,8 @@ def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
     return float((values[cut - 1] + values[cut]) / 2)
 
 
-def _bins(cosine: F32) -> npt.NDArray[np.int32]:
-    index: npt.NDArray[np.int32] = ((cosine + 1.0) * (BINS / 2)).astype(np.int32)
+def _bins(cosine: F32) -> npt.NDArray[np.intp]:
+    scaled = cosine * np.float32(BINS / 2)
+    scaled += np.float32(BINS / 2)
+    index: npt.NDArray[np.intp] = scaled.astype(np.intp)
     return np.clip(index, 0, BINS - 1, out=index)

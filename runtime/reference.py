@@ -14,7 +14,8 @@ from .cpu import CpuSession
 from .drift import Drift, measure_drift
 from .embeddings import check_embeddings, read_embeddings
 from .golden import ORIGINS, read_golden
-from .session import Session, embed_faces
+from .quality import measure_quality
+from .session import Session
 
 F32 = npt.NDArray[np.float32]
 _BATCH = 32
@@ -28,6 +29,16 @@ class Proof:
     fp32: float
     engine: Drift
     origin: str
+
+
+@dataclass(frozen=True)
+class Both:
+    """Embeddings of the same faces by reference and engine, `(N, D) float32` each, and the faces'
+    `quality (N, 3) float32`."""
+
+    reference: F32
+    engine: F32
+    quality: F32
 
 
 def prove(bundle: Bundle, fp32: CpuSession, session: Session) -> Proof:
@@ -51,23 +62,23 @@ def embed_both(
     session: Session,
     file: Path | None,
     track: Track,
-) -> tuple[F32, F32]:
-    """Reference and engine embeddings of `faces`, `(N, D) float32` each.
+) -> Both:
+    """Reference and engine embeddings of `faces`; each face is decoded once.
 
-    The reference is `file` where it is given, else `fp32`; faces are decoded once. Raises
-    FacesError for unusable faces or a file that is not of them, ModelError when an embedding is
-    zero or not finite.
+    The reference is `file` where it is given, else `fp32`. Raises FacesError for unusable faces or
+    a file that is not of them, ModelError when an embedding is zero or not finite.
     """
-    if file is not None:
-        old = read_embeddings(file, faces.keys, bundle.embedding_dim)
-        new = embed_faces(session, bundle, faces, track, "verifying")
-    else:
-        steps = (len(faces) + _BATCH - 1) // _BATCH
-        parts = []
-        for batch in track(faces.batches(_BATCH), "verifying", steps):
-            inputs = preprocess(batch, bundle.spec)
-            parts.append((fp32.embed(inputs), session.embed(inputs)))
-        old, new = (np.concatenate(side) for side in zip(*parts, strict=True))
-        check_embeddings(old, faces.keys, "model.onnx")
-    check_embeddings(new, faces.keys, f"the {session.precision} engine")
-    return old, new
+    given = read_embeddings(file, faces.keys, bundle.embedding_dim) if file else None
+    old, new, quality = [], [], []
+    steps = (len(faces) + _BATCH - 1) // _BATCH
+    for batch in track(faces.batches(_BATCH), "verifying", steps):
+        inputs = preprocess(batch, bundle.spec)
+        if given is None:
+            old.append(fp32.embed(inputs))
+        new.append(session.embed(inputs))
+        quality.append(measure_quality(batch))
+    reference = np.concatenate(old) if given is None else given
+    engine = np.concatenate(new)
+    check_embeddings(reference, faces.keys, "model.onnx")
+    check_embeddings(engine, faces.keys, f"the {session.precision} engine")
+    return Both(reference, engine, np.concatenate(quality))

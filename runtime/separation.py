@@ -1,103 +1,103 @@
-"""How well reference and engine tell the same people apart, side by side.
+"""How well reference and engine tell the same people apart: all that follows from the embeddings.
 
-Takes the counted scores of both; knows nothing of networks or files.
+Takes embeddings and labels; knows nothing of networks or files.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from .metrics import FARS, Scores, equal_error_rate, far_name, rates_at, roc, threshold_at_far
+import numpy as np
+import numpy.typing as npt
 
-FEW = 10
-"""With fewer impostors above the threshold than this, a TAR hangs on single pairs."""
-_COARSE = 128
+from ..faces.pairs import Pairs
+from ..faces.sources import Faces
+from .bootstrap import FEW_PEOPLE, tar_intervals
+from .metrics import FARS, Scores, all_pairs, far_name, listed_pairs, pair_accuracy
+from .rates import Rate, compare_rates, curves, few_impostors, with_intervals
+from .strata import Stratum, compare_strata
+
+F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Rate:
-    """TAR at one FAR for both; `kept_tar` and `kept_far` are the engine's if the reference's
-    threshold stays. All None, with the reason, where the pairs do not resolve this FAR."""
+class Separation:
+    """`rates` by FAR; `mixed` the same with the reference's embeddings enrolled and the engine's
+    as probes; `strata` with the largest drop first; `curves` for the report; `notes` what is shaky
+    about it; `accuracy` (reference, engine) with a pair list. `far` is where strata are judged."""
 
     far: float
-    reference: float | None = None
-    engine: float | None = None
-    reference_threshold: float | None = None
-    engine_threshold: float | None = None
-    kept_tar: float | None = None
-    kept_far: float | None = None
-    why: str = ""
+    rates: tuple[Rate, ...]
+    mixed: tuple[Rate, ...]
+    strata: tuple[Stratum, ...]
+    curves: dict[str, Any]
+    notes: tuple[str, ...]
+    shaky: str
+    accuracy: tuple[float, float] | None
 
-    @property
-    def delta(self) -> float | None:
-        """Engine minus reference, as a fraction: negative is a loss."""
-        if self.reference is None or self.engine is None:
-            return None
-        return self.engine - self.reference
+    def at(self, far: float) -> Rate:
+        return next(rate for rate in self.rates if rate.far == far)
 
     def to_json(self) -> dict[str, Any]:
+        names = ("reference", "engine")
         return {
-            "reference": _short(self.reference),
-            "engine": _short(self.engine),
-            "delta": _short(self.delta),
-            "threshold": {
-                "reference": _short(self.reference_threshold),
-                "engine": _short(self.engine_threshold),
-            },
-            "threshold_kept": {"tar": _short(self.kept_tar), "far": _short(self.kept_far, 9)},
-            **({"reason": self.why} if self.why else {}),
+            "tar": {far_name(rate.far): rate.to_json() for rate in self.rates},
+            "mixed_gallery": {far_name(rate.far): rate.to_json() for rate in self.mixed},
+            "strata_far": far_name(self.far),
+            "strata": [stratum.to_json() for stratum in self.strata],
+            "accuracy": dict(zip(names, self.accuracy, strict=True)) if self.accuracy else None,
+            "curves": self.curves,
         }
 
 
-def compare_rates(reference: Scores, engine: Scores, fars: tuple[float, ...] = FARS) -> list[Rate]:
-    """One `Rate` for each FAR, the largest first."""
-    return [_rate(reference, engine, far) for far in sorted(set(fars), reverse=True)]
+def separate(
+    old: F32, new: F32, faces: Faces, pairs: Pairs | None, quality: F32, far: float
+) -> Separation | None:
+    """Compare `(N, D)` embeddings of `faces` by reference and engine; `quality` is `(N, 3)`.
 
-
-def few_impostors(scores: Scores, far: float) -> str:
-    """Why this FAR is shaky on these pairs, in a sentence; empty when it is solid."""
-    expected = scores.impostor_pairs * far
-    if expected >= FEW:
-        return ""
-    return (
-        f"FAR {far_name(far)} needs {round(FEW / far):,} impostor pairs to be solid, "
-        f"these faces give {scores.impostor_pairs:,}"
+    All pairs among the faces are counted where their labels are people, else those of `pairs`;
+    None where there is neither.
+    """
+    fars = (*FARS, far)
+    labels = np.asarray(faces.labels, np.int64)
+    accuracy = (pair_accuracy(old, pairs).mean, pair_accuracy(new, pairs).mean) if pairs else None
+    if faces.labelled and faces.identities > 1:
+        before, after = all_pairs(old, labels), all_pairs(new, labels)
+        rates = compare_rates(before, after, fars)
+        rates = with_intervals(rates, tar_intervals(old, new, labels, (before, after), fars))
+        mixed = compare_rates(before, all_pairs(old, labels, new), fars)
+        judged = _strata_rate(rates, before, far)
+        strata = compare_strata(old, new, labels, quality, judged)
+        notes = _notes(labels)
+    elif pairs is not None:
+        before, after = listed_pairs(old, pairs), listed_pairs(new, pairs)
+        rates, mixed, strata, judged = compare_rates(before, after, fars), [], [], None
+        notes = ("intervals, mixed gallery and strata: the pair list does not say who is who",)
+    else:
+        return None
+    return Separation(
+        judged.far if judged else far,
+        tuple(rates),
+        tuple(mixed),
+        tuple(strata),
+        {"reference": curves(before), "engine": curves(after)},
+        notes,
+        few_impostors(before, far),
+        accuracy,
     )
 
 
-def curves(scores: Scores) -> dict[str, Any]:
-    """What a report draws: ROC, and the shares of scores in 128 bins over cosine -1..1."""
-    genuine, impostor = (
-        counts.reshape(_COARSE, -1).sum(axis=1) / max(1, counts.sum())
-        for counts in (scores.genuine, scores.impostor)
-    )
-    return {
-        "roc": {name: [_short(v, 9) for v in values] for name, values in roc(scores).items()},
-        "eer": _short(equal_error_rate(scores)),
-        "genuine": [_short(float(v), 8) for v in genuine],
-        "impostor": [_short(float(v), 8) for v in impostor],
-    }
+def _strata_rate(rates: list[Rate], scores: Scores, far: float) -> Rate | None:
+    """The FAR asked for, or the nearest larger one that the pairs hold solidly."""
+    solid = [
+        rate
+        for rate in rates
+        if rate.far >= far and rate.delta is not None and not few_impostors(scores, rate.far)
+    ]
+    return solid[-1] if solid else None
 
 
-def _rate(reference: Scores, engine: Scores, far: float) -> Rate:
-    old, new = threshold_at_far(reference, far), threshold_at_far(engine, far)
-    if not reference.genuine_pairs:
-        return Rate(far, why="no two faces are of the same person")
-    if old is None or new is None:
-        return Rate(
-            far,
-            why=f"{reference.impostor_pairs:,} impostor pairs, at least {round(1 / far):,} needed",
-        )
-    kept_tar, kept_far = rates_at(engine, old)
-    return Rate(
-        far,
-        rates_at(reference, old)[0],
-        rates_at(engine, new)[0],
-        old,
-        new,
-        kept_tar,
-        kept_far,
-    )
-
-
-def _short(value: float | None, digits: int = 6) -> float | None:
-    return None if value is None else round(value, digits)
+def _notes(labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    several = int((np.bincount(labels) > 1).sum())
+    if several >= FEW_PEOPLE:
+        return ()
+    return (f"trustworthy intervals: {several} people have two faces, {FEW_PEOPLE} needed",)

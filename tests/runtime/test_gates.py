@@ -2,8 +2,7 @@
 
 import pytest
 
-from fr_edge.errors import UsageError
-from fr_edge.runtime.gates import Gate, Limits
+from fr_edge.runtime.gates import Gate
 
 
 @pytest.mark.parametrize(
@@ -24,11 +23,3 @@ def test_verdict(value: float | None, limit: float, most: bool, passed: bool) ->
     gate = Gate("g", value, limit, most)
     assert gate.passed is passed
     assert gate.to_json()["passed"] is passed
-
-
-@pytest.mark.parametrize(
-    "limits", [{"min_cosine": 1.1}, {"p1_cosine": float("nan")}, {"max_tar_drop": -0.1}, {"far": 0}]
-)
-def test_impossible_limits(limits: dict[str, float]) -> None:
-    with pytest.raises(UsageError):
-        Limits(**limits)
