@@ -10,37 +10,24 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ..export.graph import add_weight, attribute
+from .histogram import F64
 from .layers import Choice
-from .quantize import weight_steps
-from .ranges import F64
-from .scales import layer_columns
+from .weights import add_to_bias, layer_columns, weight_steps
 
 
 def correct_biases(model: onnx.ModelProto, choice: Choice, means: Mapping[str, F64]) -> None:
     """Add the shift to the biases of the INT8 layers, in place; `means[t]` is `(C,)` of tensor t.
 
-    A layer without a bias gets one, except MatMul, which cannot have one. At the image's border,
-    where padding adds zeros, the correction is a little too large.
+    MatMul, which has no bias, stays as it is. At the image's border, where padding adds zeros, the
+    correction is a little too large.
     """
     constants = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         if node.name not in choice.int8 or node.op_type == "MatMul" or node.input[0] not in means:
             continue
         weight = numpy_helper.to_array(constants[node.input[1]])
-        step = weight_steps(node, weight)
+        step = weight_steps(node, weight)[:, None, None].astype(np.float64)
         columns = layer_columns(node, weight).astype(np.float64)
-        rounded = np.rint(columns / step[:, None, None]) * step[:, None, None]
-        lost = (columns - rounded).sum(axis=2)
+        lost = (columns - np.rint(columns / step) * step).sum(axis=2)
         mean = means[node.input[0]]
-        shift = lost @ np.repeat(mean, lost.shape[1] // len(mean))
-        scale = float(attribute(node, "alpha", 1.0)) / float(attribute(node, "beta", 1.0) or 1.0)
-        old = node.input[2] if len(node.input) > 2 else ""
-        bias = numpy_helper.to_array(constants[old]) if old in constants else 0.0
-        if old and old not in constants:
-            continue
-        name = add_weight(
-            model.graph, f"{node.name}_bias", (bias + scale * shift).astype(np.float32)
-        )
-        del node.input[2:]
-        node.input.append(name)
+        add_to_bias(model.graph, node, lost @ np.repeat(mean, lost.shape[1] // len(mean)))

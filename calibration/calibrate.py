@@ -13,13 +13,14 @@ from ..errors import ModelError, UsageError
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .budget import Budget
+from .fitting import Steps, fit_table
+from .histogram import MOST_FACES
 from .layers import Choice, choose
 from .observe import observe
 from .people import look, split
 from .quantize import quantize_onnx
 from .ranges import METHODS
-from .scales import channel_scales, tensor_ranges
-from .search import Judge, Trial, fit
+from .search import Judge, Trial, settle
 from .table import CalibrationTable, table_to_json
 
 JUDGED = 128
@@ -35,8 +36,7 @@ def calibrate(
     limit: int = 512,
     track: Track = silent,
     *,
-    equalise: bool = True,
-    correct_bias: bool = True,
+    steps: Steps = Steps(),  # noqa: B008 (frozen)
     budget: Budget | None = None,
 ) -> Bundle:
     """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json`.
@@ -54,27 +54,26 @@ def calibrate(
         raise UsageError(
             f"no calibration method {method!r}", f"methods: auto, {', '.join(METHODS)}"
         )
-    if limit < 1:
-        raise UsageError(f"--limit is at least 1, found {limit}")
+    if not 1 <= limit <= MOST_FACES:
+        raise UsageError(f"--limit is 1 to {MOST_FACES}, found {limit}")
     model = onnx.load(bundle.file("model.onnx"))
     rule = choose(model)
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
     chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
     seen = observe(model, rule.tensors, bundle.spec, faces, chosen.calibrate, track)
-    scales = channel_scales(model, rule, seen) if equalise else {}
-    means = {t: seen[t].mean / scales.get(t, 1.0) for t in rule.tensors} if correct_bias else {}
-    table = CalibrationTable(
+    table = fit_table(
+        model,
+        rule,
+        seen,
         method,
-        len(chosen.calibrate),
-        len(np.unique(faces.labels[list(chosen.calibrate)])),
-        bundle.files["model.onnx"].sha256,
-        tensor_ranges(model, rule, seen, scales, method),
-        scales,
-        means,
+        steps,
+        faces=len(chosen.calibrate),
+        identities=len(np.unique(faces.labels[list(chosen.calibrate)])),
+        model_sha256=bundle.files["model.onnx"].sha256,
     )
     judge = Judge(model, bundle.spec, faces, chosen.judge, track)
-    trials, table = fit(table, judge, budget, bundle.root)
+    trials, table = settle(table, judge, budget, bundle.root)
     choice = choose(model, table.floats)
     quantized = quantize_onnx(model, table, choice)
     options = {"method": method, "limit": limit} | ({"budget": budget.describe()} if budget else {})
@@ -105,6 +104,7 @@ def _summary(
         "identities": table.identities,
         "drawn_faces": drawn,
         "equalised_tensors": len(table.scales),
+        "centred_tensors": len(table.centres),
         "int8_layers": len(choice.int8),
         "int8_mac_share": round(choice.mac_share, 4),
         "int8_dense_share": round(choice.dense_share, 4),

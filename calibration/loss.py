@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from .histogram import F32
+
 I64 = npt.NDArray[np.int64]
 
 FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)

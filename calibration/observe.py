@@ -4,19 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from ..errors import FacesError, ModelError
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces
 from ..progress import Track, silent
-from .histogram import Histogram, add, empty
+from .histogram import F32, Histogram, add, empty
 
 BATCH = 4
 """Faces in flight: all observed activations of a batch are held at once."""
-
-F32 = npt.NDArray[np.float32]
 
 
 def observe(

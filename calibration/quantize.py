@@ -6,6 +6,7 @@ is quantised. docs/decisions/0002 says why the nodes are inserted here and not b
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,13 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ..errors import BundleError
-from ..export.graph import add_weight, attribute, fresh, prune
+from ..export.graph import add_weight, fresh, prune
+from .bias import correct_biases
+from .centre import centre
 from .equalise import equalised
 from .layers import Choice, choose
 from .table import CalibrationTable
-
-_TINY = 1e-12
-"""The step of weights that are all zero."""
+from .weights import output_axis, weight_steps
 
 
 def quantize_onnx(
@@ -30,37 +31,23 @@ def quantize_onnx(
     Raises BundleError when the table lacks a tensor that the rule of `layers` wants quantised, or
     was made for a network of other shapes.
     """
-    from .bias import correct_biases
-
     choice = choice or choose(model)
     if missing := [name for name in choice.tensors if name not in table.ranges]:
         raise BundleError(f"the calibration table has no range for {missing[0]}", "calibrate again")
     try:
         result = equalised(model, table.scales)
-        correct_biases(result, choice, table.means)
+        centred = centre(result, choice, table.centres)
+        choice = replace(choice, tensors=tuple(centred.get(t, t) for t in choice.tensors))
+        correct_biases(result, choice, {centred.get(t, t): m for t, m in table.means.items()})
     except ValueError as error:
         raise BundleError(
             f"the calibration table does not fit the model: {error}", "calibrate again"
         ) from error
-    _insert(result.graph, choice, table.ranges)
+    _insert(result.graph, choice, {centred.get(t, t): a for t, a in table.ranges.items()})
     result.graph.ClearField("value_info")
     prune(result.graph)
     onnx.checker.check_model(result)
     return result
-
-
-def weight_steps(node: NodeProto, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """`(O,) float32`, the INT8 step of each output channel: its largest weight over 127."""
-    others = tuple(i for i in range(weight.ndim) if i != _axis(node, weight.ndim))
-    step: npt.NDArray[np.float32] = np.abs(weight).max(axis=others) / np.float32(127.0)
-    return np.maximum(step, np.float32(_TINY))
-
-
-def _axis(node: NodeProto, rank: int) -> int:
-    """Which axis of the weights runs over output channels."""
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
-        return 0
-    return rank - 1
 
 
 def _insert(graph: onnx.GraphProto, choice: Choice, ranges: Mapping[str, float]) -> None:
@@ -109,7 +96,7 @@ def _weight_pair(
     scale = add_weight(graph, f"{name}_scale", step)
     zeros = fresh(graph, f"{name}_zero")
     graph.initializer.append(numpy_helper.from_array(np.zeros(len(step), np.int8), zeros))
-    return _pair(node.input[1], scale, zeros, name, _axis(node, weight.ndim))
+    return _pair(node.input[1], scale, zeros, name, output_axis(node, weight.ndim))
 
 
 def _pair(

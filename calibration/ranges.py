@@ -7,9 +7,9 @@ scales.py. Knows numbers only, nothing of networks.
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
+from .histogram import F64
+
 Method = Callable[[F64, float], float]
 """Counts `(B,)` over [0, largest value] and the width of a bin, above 0 -> amax."""
 

@@ -16,8 +16,9 @@ from ..faces.contract import InputSpec
 from ..faces.sources import Faces
 from ..progress import Track
 from .budget import REASON, Budget, Journal, least_float, ranked
+from .histogram import F32
 from .layers import Layer, choose, compute_layers
-from .loss import F32, AtFar, Loss, compare
+from .loss import AtFar, Loss, compare
 from .observe import embeddings
 from .quantize import quantize_onnx
 from .table import CalibrationTable, table_to_json
@@ -78,7 +79,7 @@ class Judge:
         return 1.0 - compare(self.expected[few], found, np.zeros(len(few), np.int64)).cosine_mean
 
 
-def fit(
+def settle(
     table: CalibrationTable, judge: Judge, budget: Budget | None, root: Path
 ) -> tuple[list[Trial], CalibrationTable]:
     """The trials made, the last of them the one taken, and the table with its layers in float.

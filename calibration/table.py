@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import BundleError
+from .histogram import F64
 
 SCHEMA = 2
-F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class CalibrationTable:
     """What turns the float model into the INT8 one, tensor by tensor.
 
-    `ranges` is amax > 0 of each tensor that becomes INT8 (its scale is amax / 127), after channel c
-    was divided by `scales[tensor][c]`, where there is one; `means` is `(C,)`, the mean of each
-    channel after that. `floats` maps layers kept in float, beyond the rule, to the reason.
+    Channel c of tensor t is divided by `scales[t][c]` and less `centres[t][c]`, where there are
+    such; after that, `ranges[t]` is amax > 0 of a tensor that becomes INT8 (its scale is amax / 127)
+    and `means[t]` `(C,)` the mean of each channel. `floats` maps layers kept in float, beyond the
+    rule, to the reason.
     """
 
     method: str
@@ -32,13 +32,14 @@ class CalibrationTable:
     model_sha256: str
     ranges: Mapping[str, float]
     scales: Mapping[str, F64] = field(default_factory=dict)
+    centres: Mapping[str, F64] = field(default_factory=dict)
     means: Mapping[str, F64] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
 
 
 def table_to_json(table: CalibrationTable) -> str:
     data: dict[str, Any] = {"schema": SCHEMA, **asdict(table)}
-    for name in ("scales", "means"):
+    for name in ("scales", "centres", "means"):
         data[name] = {k: [float(f"{x:.7g}") for x in v] for k, v in data[name].items()}
     return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
 
@@ -52,7 +53,7 @@ def read_table(path: Path) -> CalibrationTable:
         if data.pop("digest", "") != _digest(data):
             raise BundleError(f"{path} was edited after calibration wrote it", _AGAIN)
         del data["schema"]
-        for name in ("scales", "means"):
+        for name in ("scales", "centres", "means"):
             data[name] = {k: np.array(v, np.float64) for k, v in data[name].items()}
         table = CalibrationTable(**data)
         values = [*table.ranges.values(), *np.concatenate([*table.scales.values(), [1.0]])]
