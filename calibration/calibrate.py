@@ -23,7 +23,7 @@ from .ranges import METHODS
 from .search import Judge, Trial, settle
 from .table import CalibrationTable, table_to_json
 
-JUDGED = 128
+JUDGED = 64
 """Faces of other people that the INT8 model is compared on."""
 BUDGET_JUDGED = 2048
 """The same with a budget, whose true accepts need many pairs."""

@@ -14,10 +14,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from ..export.graph import add_weight, fresh
 from .histogram import F64, Histogram, middle
 from .layers import Choice
-from .weights import add_to_bias, layer_columns
+from .weights import add_to_bias, layer_columns, store
 
 _ONE_SIDED = ("PRelu", "Relu", "LeakyRelu", "Clip")
 
@@ -70,8 +69,8 @@ def centre(model: onnx.ModelProto, choice: Choice, centres: Mapping[str, F64]) -
         nodes.append(node)
         for name in set(node.output) & set(centres) & set(choice.tensors):
             array = centres[name].astype(np.float32).reshape(-1, 1, 1)
-            offset = add_weight(graph, f"{name}_centre", array)
-            renamed[name] = fresh(graph, f"{name}_centred")
+            offset = store(graph, f"{name}/centre", array)
+            renamed[name] = f"{name}/centred"
             nodes.append(helper.make_node("Sub", [name, offset], [renamed[name]], renamed[name]))
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     graph.ClearField("node")

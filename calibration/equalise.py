@@ -15,7 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from ..export.graph import add_weight, attribute, prune
+from ..export.graph import attribute, prune
+from .weights import store
 
 F64 = npt.NDArray[np.float64]
 
@@ -63,9 +64,8 @@ def equalised(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelPr
     def change(node: NodeProto, index: int, factor: F64) -> None:
         if index < len(node.input) and node.input[index]:
             array = numpy_helper.to_array(arrays[node.input[index]]).astype(np.float64) * factor
-            name = f"{node.input[index]}_equalised"
-            node.input[index] = add_weight(copy.graph, name, array.astype(np.float32))
-            arrays[node.input[index]] = copy.graph.initializer[-1]
+            name = f"{node.name}/equalised_{index}"
+            node.input[index] = store(copy.graph, name, array.astype(np.float32))
 
     for node in copy.graph.node:
         if node.op_type not in _ABSORBS:

@@ -82,7 +82,6 @@ def _session(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
     probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in inputs)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # the arena keeps what it once took
     return ort.InferenceSession(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -14,13 +14,13 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ..errors import BundleError
-from ..export.graph import add_weight, fresh, prune
+from ..export.graph import prune
 from .bias import correct_biases
 from .centre import centre
 from .equalise import equalised
 from .layers import Choice, choose
 from .table import CalibrationTable
-from .weights import output_axis, weight_steps
+from .weights import output_axis, store, weight_steps
 
 
 def quantize_onnx(
@@ -52,8 +52,7 @@ def quantize_onnx(
 
 def _insert(graph: onnx.GraphProto, choice: Choice, ranges: Mapping[str, float]) -> None:
     chosen = set(choice.int8)
-    zero = fresh(graph, "zero")
-    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), zero))
+    zero = store(graph, "int8/zero", np.zeros((), np.int8))
     pairs = {
         tensor: _activation_pair(graph, tensor, ranges[tensor], zero) for tensor in choice.tensors
     }
@@ -83,7 +82,7 @@ def _insert(graph: onnx.GraphProto, choice: Choice, ranges: Mapping[str, float])
 def _activation_pair(
     graph: onnx.GraphProto, tensor: str, amax: float, zero: str
 ) -> tuple[NodeProto, NodeProto]:
-    scale = add_weight(graph, f"{tensor}_scale", np.array(amax / 127.0, np.float32))
+    scale = store(graph, f"{tensor}/scale", np.array(amax / 127.0, np.float32))
     return _pair(tensor, scale, zero, tensor)
 
 
@@ -92,17 +91,16 @@ def _weight_pair(
 ) -> tuple[NodeProto, NodeProto]:
     """Float weights, quantised in the graph: TensorRT 8.6 and later all take them so."""
     step = weight_steps(node, weight)
-    name = f"{node.name}_{node.input[1]}"
-    scale = add_weight(graph, f"{name}_scale", step)
-    zeros = fresh(graph, f"{name}_zero")
-    graph.initializer.append(numpy_helper.from_array(np.zeros(len(step), np.int8), zeros))
+    name = f"{node.name}/weight"
+    scale = store(graph, f"{name}/scale", step)
+    zeros = store(graph, f"{name}/zero", np.zeros(len(step), np.int8))
     return _pair(node.input[1], scale, zeros, name, output_axis(node, weight.ndim))
 
 
 def _pair(
     tensor: str, scale: str, zero: str, name: str, axis: int | None = None
 ) -> tuple[NodeProto, NodeProto]:
-    quantized, result = f"{name}_q", f"{name}_dq"
+    quantized, result = f"{name}/q", f"{name}/dq"
     pair = (
         helper.make_node("QuantizeLinear", [tensor, scale, zero], [quantized], quantized),
         helper.make_node("DequantizeLinear", [quantized, scale, zero], [result], result),

@@ -1,10 +1,12 @@
 """The weights and biases of layers, whatever operator holds them."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, NodeProto, numpy_helper
 
-from ..export.graph import add_weight, attribute
+from ..export.graph import attribute
 from .histogram import F32, F64
 
 _TINY = np.float32(1e-12)
@@ -31,6 +33,21 @@ def weight_steps(node: NodeProto, weight: F32) -> F32:
     return np.maximum(step, _TINY)
 
 
+def store(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> str:
+    """Keep a constant under `owner/what`, instead of what had that name; returns the name.
+
+    The slash and what follows it are ours: no search for a free name, which takes long in graphs of
+    hundreds of constants.
+    """
+    tensor = numpy_helper.from_array(array, name)
+    for old in graph.initializer:
+        if old.name == name:
+            old.CopyFrom(tensor)
+            return name
+    graph.initializer.append(tensor)
+    return name
+
+
 def add_to_bias(graph: GraphProto, node: NodeProto, shift: F64) -> None:
     """Add `(O,)` to what a Conv or Gemm gives, through its constant bias; it gets one if it has none."""
     old = node.input[2] if len(node.input) > 2 else ""
@@ -40,6 +57,5 @@ def add_to_bias(graph: GraphProto, node: NodeProto, shift: F64) -> None:
     if node.op_type == "Gemm":  # alpha * a @ b + beta * c
         shift = shift * attribute(node, "alpha", 1.0) / (attribute(node, "beta", 1.0) or 1.0)
     array = (shift if bias is None else bias + shift).astype(np.float32)
-    name = add_weight(graph, f"{node.name}_bias", array)
     del node.input[2:]
-    node.input.append(name)
+    node.input.append(store(graph, f"{node.name}/bias", array))

@@ -34,4 +34,4 @@ def test_every_dense_layer_is_int8(
         choice.int8
     )
     # PReLU, centring and requantising are one kernel: none of them is a layer of its own.
-    assert not [layer for layer in built.layers if layer.name.endswith("_centred")]
+    assert not [layer for layer in built.layers if layer.name.endswith("/centred")]
