@@ -104,4 +104,5 @@ def pooled(of: Magnitudes, scale: F64, bins: int = 2048) -> tuple[F64, float]:
     steps = np.arange(of.counts.shape[1] + 1)
     for counts, width in zip(of.counts, of.width / scale, strict=True):
         below += np.interp(edges, steps * width, np.concatenate([[0.0], counts.cumsum()]))
+    below[-1] = of.counts.sum()  # the bin of the largest value reaches beyond it
     return np.diff(below), top / bins

@@ -12,7 +12,7 @@ from ..faces.sources import Faces
 from ..progress import Track, silent
 from .histogram import F32, Histogram, add, empty
 
-BATCH = 4
+BATCH = 8
 """Faces in flight: all observed activations of a batch are held at once."""
 
 
