@@ -3,7 +3,7 @@
 torch is imported inside the functions: exporting somebody's ONNX file works without it.
 """
 
-import io
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,22 +72,22 @@ def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelPr
             f"{name} does not take faces of {spec.height}x{spec.width}: {error}",
             "the networks of fr-edge take --size 112x112",
         ) from error
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        path = Path(folder, "network.onnx")
         # The TorchScript exporter is deprecated; it is the one that writes opset 17 directly.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
         torch.onnx.export(
             network,
             (face,),
-            stream,
+            str(path),
             dynamo=False,
             opset_version=17,
             input_names=["face"],
             output_names=["embedding"],
             dynamic_axes={"face": {0: "batch"}, "embedding": {0: "batch"}},
         )
-    return onnx.load_model_from_string(stream.getvalue())
+        return onnx.load(str(path))
 
 
 def _networks() -> Mapping[str, Any]:
