@@ -102,7 +102,8 @@ def cosines(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
         dots: npt.NDArray[np.float64] = (x * y).sum(axis=1)
         usable = (lengths > 0) & np.isfinite(dots) & np.isfinite(lengths)
         found: npt.NDArray[np.float64] = np.zeros_like(dots)
-        return np.divide(dots, lengths, out=found, where=usable)
+        np.divide(dots, lengths, out=found, where=usable)
+    return found
 
 
 def _embed_batch(embed: Embed, batch: Floats, dim: int) -> Floats:
