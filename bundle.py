@@ -1,4 +1,4 @@
-"""The bundle: the directory that travels from stage to stage, with its manifest and hashes.
+"""The bundle: the directory that travels from stage to stage, and how it changes.
 
 A change is all or nothing. Files are written into a hidden draft folder; one rename of the journal
 is the moment of truth; whoever opens the bundle next finishes what the journal says. So a killed
@@ -6,7 +6,6 @@ command leaves the old bundle or the new one.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -14,57 +13,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .errors import BundleError, MachineError, UsageError
-from .faces.contract import InputSpec, spec_from_json
+from .faces.contract import InputSpec
+from .manifest import MANIFEST, SCHEMA, FileEntry, inside, read_manifest, sync
+from .manifest import Bundle as Bundle
+from .manifest import sha256 as sha256
+from .manifest import write_atomic as write_atomic
 
-SCHEMA = 1
-MANIFEST = "bundle.json"
 _JOURNAL = "bundle.next.json"
 _DRAFT = ".draft"
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of the bundle; `size` in bytes."""
-
-    role: str
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """What the manifest says; `files` maps paths relative to `root`."""
-
-    root: Path
-    spec: InputSpec
-    embedding_dim: int
-    files: Mapping[str, FileEntry]
-    history: tuple[Mapping[str, Any], ...]
-
-    def file(self, name: str) -> Path:
-        """The path of a file that this bundle holds; raises BundleError with the command that makes it."""
-        if name not in self.files:
-            raise BundleError(f"{self.root} has no {name}", _maker(name))
-        return self.root / name
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.files
-
-
-def _maker(name: str) -> str:
-    if name == "model.pt":
-        return "this bundle was not trained or exported with PyTorch weights"
-    if name in ("model.onnx", "golden.npz"):
-        return "make it with `fr-edge export SOURCE --out BUNDLE`"
-    if name in ("calibration.json", "model.int8.onnx"):
-        return "make it with `fr-edge calibrate BUNDLE --faces SRC`"
-    return "make it with `fr-edge build-engine BUNDLE`"
 
 
 @dataclass
@@ -96,7 +57,10 @@ def open_bundle(root: str | Path, *, check: bool = True) -> Bundle:
     Raises BundleError when it is none, is of a newer schema, or a file is missing or changed.
     """
     root = Path(root)
-    bundle = _read(root)
+    if (root / _JOURNAL).exists():
+        with _locked(root):
+            _finish(root)
+    bundle = read_manifest(root)
     if check:
         for problem in problems(bundle):
             raise BundleError(problem, "restore the file, or run the stage that made it again")
@@ -125,8 +89,10 @@ def change(root: str | Path, stage: str, options: Mapping[str, Any]) -> Iterator
     made = _make_root(root)
     try:
         with _locked(root):
-            old = _read(root) if _is_bundle(root) else None
+            _finish(root)
+            old = read_manifest(root) if _is_bundle(root) else None
             shutil.rmtree(root / _DRAFT, ignore_errors=True)
+            (root / _DRAFT).mkdir()
             draft = Draft(root)
             try:
                 yield draft
@@ -136,28 +102,6 @@ def change(root: str | Path, stage: str, options: Mapping[str, Any]) -> Iterator
     finally:
         if made and not any(root.iterdir()):
             root.rmdir()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename: readers see the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def _is_bundle(root: Path) -> bool:
@@ -194,45 +138,6 @@ def _locked(root: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _read(root: Path) -> Bundle:
-    if not root.is_dir():
-        raise BundleError(
-            f"there is no bundle at {root}", "`fr-edge export` and `distill` make one"
-        )
-    if (root / _JOURNAL).exists():
-        _apply(root)
-    if not (root / MANIFEST).is_file():
-        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
-    try:
-        data = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        schema = data["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{root / MANIFEST} cannot be read: {error}") from error
-    if schema != SCHEMA:
-        raise BundleError(
-            f"{root} has manifest schema {schema}; this fr-edge {__version__} reads schema {SCHEMA}",
-            "upgrade fr-edge" if isinstance(schema, int) and schema > SCHEMA else "",
-        )
-    try:
-        files = {_safe(name): FileEntry(**entry) for name, entry in data["files"].items()}
-        return Bundle(
-            root,
-            spec_from_json(data["input"]),
-            int(data["embedding_dim"]),
-            MappingProxyType(files),
-            tuple(data["history"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{root / MANIFEST} is damaged: {error}") from error
-
-
-def _safe(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{name!r} points outside the bundle")
-    return name
-
-
 def _commit(draft: Draft, old: Bundle | None, stage: str, options: Mapping[str, Any]) -> None:
     spec = draft.spec or (old.spec if old else None)
     dim = draft.embedding_dim or (old.embedding_dim if old else None)
@@ -246,7 +151,7 @@ def _commit(draft: Draft, old: Bundle | None, stage: str, options: Mapping[str, 
     files = dict(kept)
     for name, role in draft.roles.items():
         path = draft.root / _DRAFT / name
-        _sync(path)
+        sync(path)
         files[name] = FileEntry(role, sha256(path), path.stat().st_size)
     entry: dict[str, Any] = {
         "stage": stage,
@@ -265,32 +170,26 @@ def _commit(draft: Draft, old: Bundle | None, stage: str, options: Mapping[str, 
     }
     gone = sorted(set(old.files) - set(files)) if old else []
     journal = {"manifest": manifest, "arrived": sorted(draft.roles), "gone": gone}
-    _sync(draft.root / _DRAFT)
+    sync(draft.root / _DRAFT)
     write_atomic(draft.root / _JOURNAL, json.dumps(journal).encode())
-    _apply(draft.root)
+    _finish(draft.root)
 
 
-def _apply(root: Path) -> None:
-    """Finish what the journal says; safe to repeat."""
+def _finish(root: Path) -> None:
+    """Do what the journal says, if there is one; safe to repeat, under the lock."""
+    if not (root / _JOURNAL).exists():
+        return
     try:
         journal = json.loads((root / _JOURNAL).read_text(encoding="utf-8"))
         for name in journal["arrived"]:
-            source = root / _DRAFT / _safe(name)
+            source = root / _DRAFT / inside(name)
             if source.exists():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 source.replace(root / name)
         for name in journal["gone"]:
-            (root / _safe(name)).unlink(missing_ok=True)
+            (root / inside(name)).unlink(missing_ok=True)
         text = json.dumps(journal["manifest"], indent=2) + "\n"
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{root / _JOURNAL} is damaged: {error}") from error
     write_atomic(root / MANIFEST, text.encode())
     (root / _JOURNAL).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -61,6 +61,7 @@ def quantize_onnx(
             dict(_OPTIONS),
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     finally:
         logging.root.setLevel(level)
     result: onnx.ModelProto = quantizer.model.model

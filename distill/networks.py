@@ -7,10 +7,10 @@ MobileFaceNet follows research published as arXiv 1804.07573 in the shape AdaDis
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .activation import PReLU
 
 
 def _conv_bn(
@@ -24,7 +24,7 @@ def _conv_bn(
 def _conv_block(
     inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1
 ) -> nn.Sequential:
-    return nn.Sequential(*_conv_bn(inp, out, kernel, stride, padding, groups), nn.PReLU(out))
+    return nn.Sequential(*_conv_bn(inp, out, kernel, stride, padding, groups), PReLU(out))
 
 
 class Bottleneck(nn.Module):
@@ -145,6 +145,11 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 def build_network(name: str, dim: int = 512) -> nn.Module:
     """A network by name, randomly initialised; raises UsageError for an unknown name."""
+    check_network(name)
+    return NETWORKS[name](dim)
+
+
+def check_network(name: str) -> None:
+    """Raises UsageError for a name that no network has."""
     if name not in NETWORKS:
         raise UsageError(f"no network {name!r}", f"networks: {', '.join(NETWORKS)}")
-    return NETWORKS[name](dim)

@@ -52,6 +52,8 @@ class InputSpec:
     def __post_init__(self) -> None:
         if not (8 <= self.height <= 1024 and 8 <= self.width <= 1024):
             raise DataError(f"input size {self.height}x{self.width} is outside 8..1024 pixels")
+        if not isinstance(self.height, int) or not isinstance(self.width, int):
+            raise DataError(f"input size {self.height}x{self.width} is not in whole pixels")
         if self.channels not in ("RGB", "BGR"):
             raise DataError(f"channel order is RGB or BGR, found {self.channels!r}")
         if self.layout != "NCHW":
@@ -93,13 +95,11 @@ def spec_from_json(data: Mapping[str, Any]) -> InputSpec:
     known = set(InputSpec.__dataclass_fields__)
     if unknown := set(data) - known:
         raise DataError(f"the input contract has unknown keys: {', '.join(sorted(unknown))}")
+    values: dict[str, Any] = dict(data)
     try:
-        return InputSpec(
-            **{
-                k: tuple(float(x) for x in v) if k in ("mean", "std") else v
-                for k, v in data.items()
-            }
-        )
+        for name in {"mean", "std"} & set(data):
+            values[name] = tuple(float(x) for x in data[name])
+        return InputSpec(**values)
     except (TypeError, ValueError) as error:
         raise DataError(f"the input contract cannot be read: {error}") from error
 
@@ -180,7 +180,7 @@ def preprocess(faces: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.
     faces = faces[:, top : top + spec.height, left : left + spec.width]
     if spec.channels == "BGR":
         faces = faces[..., ::-1]
-    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     out = (faces.astype(np.float32) - mean) / std
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
 

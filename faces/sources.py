@@ -1,52 +1,61 @@
-"""Where faces come from: a folder of images, tar shards, or drawn ones (`synthetic:IDSxIMAGES`).
+"""Where faces come from: a folder of images, tar shards, RecordIO, a .bin set, or drawn ones.
 
 A source is an index: keys, identity labels and a function that reads one face. Nothing is decoded
 before it is asked for.
 """
 
-import io
+import os
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from ..errors import FacesError
+from .bin_sets import BinSet, linked, read_bin
 from .contract import FRAME
+from .files import index_tars, list_images, read_image, read_place
+from .images import SUFFIXES, decode, stored_size
+from .recordio import open_records
 from .synthetic import draw_face
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+_KINDS = "a folder of aligned images, a .tar of one, a RecordIO folder, or synthetic:IDSxIMAGES"
+_SAMPLE = 32
+_MOST_DRAWN = 10_000_000
 
 
 @dataclass(frozen=True)
 class Faces:
     """Aligned faces with identity labels.
 
-    `keys[i]` is the image's path relative to the source and `labels[i]` its identity, 0..n-1 in
-    sorted order; `read(i)` returns `(112, 112, 3) uint8` RGB and raises FacesError for a file that
-    cannot be decoded. `drawn` faces are nobody's and may be shown.
+    `keys[i]` is the image's name in the source, for a folder its path relative to it, and
+    `labels (N,) int64` its identity, 0..n-1; `read(i)` returns `(112, 112, 3) uint8` RGB and raises
+    FacesError for a file that cannot be decoded. `drawn` faces are nobody's and may be shown.
+    Without `labelled`, equal labels are one person, but others may be that person too.
     """
 
     where: str
-    keys: tuple[str, ...]
-    labels: tuple[int, ...]
-    read: Callable[[int], npt.NDArray[np.uint8]]
+    keys: Sequence[str]
+    labels: I64
+    read: Callable[[int], U8]
     drawn: bool = False
+    labelled: bool = True
+    encoded: Callable[[int], bytes] | None = None
+    """The image as stored, where one is: `read(i)` decodes it."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def identities(self) -> int:
-        return len(set(self.labels))
+        return int(np.max(self.labels, initial=-1)) + 1
 
-    def batches(
-        self, size: int, picks: Sequence[int] | None = None
-    ) -> Iterator[npt.NDArray[np.uint8]]:
+    def batches(self, size: int, picks: Sequence[int] | None = None) -> Iterator[U8]:
         """Faces in order, `(<= size, 112, 112, 3) uint8` at a time; `picks` selects and orders."""
         order = range(len(self)) if picks is None else picks
         for start in range(0, len(order), size):
@@ -54,115 +63,178 @@ class Faces:
 
 
 def open_faces(source: str | Path) -> Faces:
-    """Index a source of faces; raises FacesError when it is missing or holds no image."""
-    text = str(source)
-    if text.startswith("synthetic:"):
-        return drawn_faces(text)
+    """Index a source of faces; raises FacesError when it is missing or holds no image.
+
+    A folder with a `train.rec` is RecordIO; one with images, at any depth, is those; one with
+    nothing but `.tar` files is shards. A `.tar`, `.rec` or `.bin` file is read as such.
+    """
+    if str(source).startswith("synthetic:"):
+        return drawn_faces(str(source))
     path = Path(source)
-    if path.is_file() and path.suffix == ".tar":
-        return _tar_faces([path])
-    if not path.is_dir():
-        raise FacesError(
-            f"there are no faces at {path}",
-            "give a folder of aligned images, a .tar of one, or synthetic:IDSxIMAGES",
-        )
-    shards = sorted(path.glob("*.tar"))
-    return _tar_faces(shards) if shards else _folder_faces(path)
+    if os.path.isfile(path):  # unlike Path.is_file, never raises
+        return _file_faces(path)
+    if not os.path.isdir(path):
+        raise FacesError(f"there are no faces at {path}", f"give {_KINDS}")
+    if (path / "train.rec").is_file():
+        return _record_faces(path / "train.rec")
+    if keys := list_images(path):
+        return folder_faces(path, keys)
+    if shards := sorted(path.glob("*.tar")):
+        return _tar_faces(shards)
+    raise FacesError(f"{path} holds no images ({', '.join(SUFFIXES)})", f"give {_KINDS}")
 
 
 def drawn_faces(text: str) -> Faces:
     """`synthetic:IDSxIMAGES`, or `synthetic:IDSxIMAGES@SEED` for other people."""
-    match = re.fullmatch(r"synthetic:(\d+)x(\d+)(?:@(\d+))?", text)
+    match = re.fullmatch(r"synthetic:(\d{1,6})x(\d{1,6})(?:@(\d{1,9}))?", text, re.ASCII)
     ids, images = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not match or ids < 1 or images < 1:
-        raise FacesError(f"{text!r} is not synthetic:IDSxIMAGES", "for example synthetic:100x10")
+    if not match or not 0 < ids * images <= _MOST_DRAWN:
+        raise FacesError(
+            f"{text[:80]!r} is not synthetic:IDSxIMAGES of at most {_MOST_DRAWN:,} faces",
+            "for example synthetic:100x10",
+        )
     seed = int(match[3] or 0)
     return Faces(
         text,
         tuple(f"{i:05d}/{j:03d}" for i in range(ids) for j in range(images)),
-        tuple(i for i in range(ids) for _ in range(images)),
+        np.repeat(np.arange(ids), images),
         lambda index: draw_face(index // images, index % images, seed),
         drawn=True,
     )
 
 
+def folder_faces(root: Path, keys: Sequence[str]) -> Faces:
+    """The images of `root` with these relative paths; a face's identity is its folder."""
+    return _encoded_faces(str(root), keys, folder_labels(keys), lambda i: read_image(root, keys[i]))
+
+
+def bin_faces(path: Path, held: BinSet) -> Faces:
+    """The images of a .bin set. Who they are is known only as far as its genuine pairs say."""
+    labels = linked(len(held.images), held.first[held.same], held.second[held.same])
+    keys = tuple(f"{index:05d}" for index in range(len(held.images)))
+    return _encoded_faces(str(path), keys, labels, held.images.__getitem__, labelled=False)
+
+
+def folder_labels(keys: Sequence[str]) -> I64:
+    """`(N,) int64`: the folders of these paths, numbered in sorted order."""
+    folders = [PurePosixPath(key).parent.as_posix() for key in keys]
+    return np.unique(np.array(folders, object), return_inverse=True)[1].astype(np.int64)
+
+
 def spread(faces: Faces, limit: int) -> list[int]:
     """At most `limit` indices that take identities in turn: many people before many images."""
-    seen: dict[int, int] = {}
-    rank = []
-    for index, label in enumerate(faces.labels):
-        seen[label] = seen.get(label, -1) + 1
-        rank.append((seen[label], index))
-    # Within one round, identities are taken at even steps, not the alphabet's first ones.
-    chosen: list[int] = []
-    for turn in range(max(seen.values(), default=-1) + 1):
-        members = [index for r, index in rank if r == turn]
-        room = limit - len(chosen)
-        if len(members) > room:
-            members = [members[i * len(members) // room] for i in range(room)]
-        chosen.extend(members)
-        if len(chosen) >= limit:
-            break
-    return chosen
+    by_person = np.argsort(faces.labels, kind="stable")
+    counts = np.bincount(faces.labels)
+    turn = np.empty(len(faces), np.int64)
+    turn[by_person] = np.arange(len(faces)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.argsort(turn, kind="stable")
+    if len(order) <= limit:
+        return [int(i) for i in order]
+    # The last round is cut; identities are taken at even steps, not the alphabet's first ones.
+    last = turn[order[max(limit - 1, 0)]]
+    whole, cut = order[turn[order] < last], order[turn[order] == last]
+    room = limit - len(whole)
+    return [int(i) for i in (*whole, *cut[np.arange(room) * len(cut) // max(room, 1)])]
 
 
-def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """An encoded image as an aligned face `(112, 112, 3) uint8` RGB; other sizes are scaled."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        what = "no image" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
-        raise FacesError(f"{name} is {what}", "remove or replace the file") from error
-    if image.size != (FRAME, FRAME):
-        image = image.resize((FRAME, FRAME), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+def readable(faces: Faces, picks: Sequence[int], limit: int) -> Iterator[tuple[int, U8]]:
+    """Index and face of each of `picks` that can be decoded; up to `limit` others are left out.
 
-
-def _folder_faces(root: Path) -> Faces:
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise FacesError(
-            f"{root} holds no images ({', '.join(SUFFIXES)})",
-            "one folder per identity, aligned faces",
-        )
-    keys = tuple(p.relative_to(root).as_posix() for p in paths)
-
-    def read(index: int) -> npt.NDArray[np.uint8]:
+    Raises the FacesError of the one after that.
+    """
+    left = limit
+    for index in picks:
         try:
-            data = paths[index].read_bytes()
-        except OSError as error:
-            raise FacesError(f"{keys[index]} cannot be read: {error.strerror}") from error
-        return decode(data, keys[index])
+            face = faces.read(index)
+        except FacesError as error:
+            if not left:
+                raise FacesError(
+                    f"{error.message}; {limit} others before it were left out too", error.hint
+                ) from error
+            left -= 1
+            continue
+        yield index, face
 
-    return Faces(str(root), keys, _labels(keys), read)
+
+def frame_note(faces: Faces) -> str:
+    """What to tell the user of images that are not 112x112, from a sample; empty if all are."""
+    if faces.encoded is None:
+        return ""
+    picks = spread(faces, _SAMPLE)
+    odd = []
+    for index in picks:
+        try:
+            width, height = stored_size(faces.encoded(index), faces.keys[index])
+        except FacesError:
+            continue  # whoever reads it will say so
+        if (width, height) != (FRAME, FRAME):
+            odd.append(f"{faces.keys[index]} is {width}x{height}")
+    if not odd:
+        return ""
+    return (
+        f"{len(odd)} of {len(picks)} faces looked at are not {FRAME}x{FRAME} and are scaled "
+        f"({odd[0]}): are they aligned?"
+    )
+
+
+def _encoded_faces(
+    where: str,
+    keys: Sequence[str],
+    labels: I64,
+    encoded: Callable[[int], bytes],
+    labelled: bool = True,
+) -> Faces:
+    return Faces(
+        where,
+        keys,
+        labels,
+        lambda index: decode(encoded(index), f"{where}/{keys[index]}"),
+        labelled=labelled,
+        encoded=encoded,
+    )
+
+
+def _file_faces(path: Path) -> Faces:
+    if path.suffix == ".tar":
+        return _tar_faces([path])
+    if path.suffix == ".rec":
+        return _record_faces(path)
+    if path.suffix == ".bin":
+        return bin_faces(path, read_bin(path))
+    raise FacesError(f"{path} is a file that holds no faces", f"give {_KINDS}")
 
 
 def _tar_faces(shards: list[Path]) -> Faces:
-    """Uncompressed tar files, indexed once and then read at random."""
-    places: dict[str, tuple[Path, int, int]] = {}
-    for shard in shards:
-        try:
-            with tarfile.open(shard, "r:") as archive:
-                for member in archive:
-                    if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                        places[member.name] = (shard, member.offset_data, member.size)
-        except (tarfile.TarError, OSError) as error:
-            raise FacesError(f"{shard} is not a readable tar file: {error}") from error
+    where = str(shards[0] if len(shards) == 1 else shards[0].parent / "*.tar")
+    places = index_tars(shards)
     if not places:
-        raise FacesError(f"{', '.join(s.name for s in shards)} holds no images")
-    keys = tuple(sorted(places))
-
-    def read(index: int) -> npt.NDArray[np.uint8]:
-        shard, offset, size = places[keys[index]]
-        with shard.open("rb") as stream:
-            stream.seek(offset)
-            return decode(stream.read(size), keys[index])
-
-    return Faces(", ".join(str(s) for s in shards), keys, _labels(keys), read)
+        raise FacesError(f"{where} holds no images", f"give {_KINDS}")
+    keys = tuple(places)
+    return _encoded_faces(
+        where, keys, folder_labels(keys), lambda index: read_place(places[keys[index]], keys[index])
+    )
 
 
-def _labels(keys: Sequence[str]) -> tuple[int, ...]:
-    folders = [PurePosixPath(key).parent.as_posix() for key in keys]
-    number = {folder: index for index, folder in enumerate(sorted(set(folders)))}
-    return tuple(number[folder] for folder in folders)
+def _record_faces(path: Path) -> Faces:
+    records = open_records(path)
+    labels = np.unique(records.labels, return_inverse=True)[1].astype(np.int64)
+    return _encoded_faces(str(path), _Numbers(records.keys), labels, records.image)
+
+
+class _Numbers(Sequence[str]):
+    """Keys of records as text, made when asked for: there may be millions."""
+
+    def __init__(self, numbers: I64) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Numbers": ...
+    def __getitem__(self, index: int | slice) -> "str | _Numbers":
+        if isinstance(index, slice):
+            return _Numbers(self.numbers[index])
+        return str(self.numbers[index])

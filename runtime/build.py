@@ -3,30 +3,31 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
-from onnx import TensorProto
 
 from ..bundle import Bundle, change, open_bundle
 from ..calibration.calibrate import calibrate
-from ..errors import BundleError, MachineError, UsageError
+from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from . import cpu
 from .backends import pick_backend
-from .device import describe_device
+from .builder import EngineOptions
+from .cpu_graph import INTEGER_PRODUCT
+from .fingerprint import SOURCES, machine_fingerprint
+from .made import Made, layer_precisions
+from .plan_engine import make_plan
 
 PRECISIONS = ("fp32", "fp16", "int8")
-SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-_COMPUTE = ("Conv", "Gemm", "MatMul")
-_INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger")
+_INTEGER = (INTEGER_PRODUCT, "QLinearConv", "QLinearMatMul", "QGemm")
 
 
 @dataclass(frozen=True)
 class Built:
     """What `build_engine` made; `layers` counts layers with weights by the precision of what they
-    multiply, `integer_kernels` those that this backend runs on integer arithmetic."""
+    multiply, `integer_kernels` those that this backend runs on integer arithmetic; `size` in
+    bytes."""
 
     engine: str
     backend: str
@@ -34,17 +35,7 @@ class Built:
     layers: dict[str, int]
     integer_kernels: int
     size: int
-
-    @property
-    def notes(self) -> list[str]:
-        if self.precision == "fp16":
-            return ["onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32"]
-        if self.precision != "int8":
-            return []
-        return [
-            f"{self.integer_kernels} of {self.layers['int8']} INT8 layers run on integer kernels "
-            "here, the others in float between Q and DQ: this shows INT8's accuracy, not its speed"
-        ]
+    notes: list[str]
 
 
 def engine_name(backend: str, precision: str) -> str:
@@ -58,15 +49,23 @@ def build_engine(
     backend: str = "auto",
     faces: Faces | None = None,
     track: Track = silent,
+    options: EngineOptions | None = None,
 ) -> Built:
     """Build `precision` (fp32, fp16, int8) for this machine, into the bundle.
 
     INT8 calibrates first when the bundle has no table and `faces` are given; without either it
-    raises UsageError. Raises MachineError when the backend cannot be used here.
+    raises UsageError. `options` are TensorRT's. Raises MachineError when the backend cannot be
+    used here, ModelError when it refuses the network, GateFailed when an INT8 engine would hold
+    no INT8 convolution; the bundle then stays as it was.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"no precision {precision!r}", f"precisions: {', '.join(PRECISIONS)}")
-    chosen = pick_backend(backend)
+    chosen = pick_backend(backend, build=True)
+    if chosen == cpu.NAME and options is not None:
+        raise UsageError(
+            "batch, workspace and the other build options are TensorRT's",
+            "leave them out, or name --backend tensorrt or tensorrt-rtx",
+        )
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if precision == "int8" and "model.int8.onnx" not in bundle:
         if faces is None:
@@ -75,75 +74,53 @@ def build_engine(
                 "add --faces SRC, or run `fr-edge calibrate` first",
             )
         bundle = calibrate(bundle, faces, track=track)
-    source = bundle.file(SOURCES[precision])
-    name = engine_name(chosen, precision)
-    layers = layer_precisions(onnx.load(source))
+    if precision == "fp16" and SOURCES["fp16"] not in bundle:
+        raise BundleError(
+            f"{bundle.root} has no FP16 flavour: the network's numbers do not fit, or it was"
+            " exported without",
+            "build --fp32 or --int8, or export again: `fr-edge export` says why",
+        )
+    name, cache = engine_name(chosen, precision), f"engines/{chosen}.timing"
     with change(bundle.root, "build-engine", {"precision": precision, "backend": chosen}) as draft:
         draft.drop(f"reports/verify-{precision}", f"reports/evaluate-{precision}")
         draft.drop(f"reports/benchmark-{precision}", "report.html")
         target = draft.path(name, f"{precision} engine")
-        executed = cpu.build(source, target)
-        integer = sum(executed.get(op, 0) for op in _INTEGER)
-        built = Built(name, chosen, precision, layers, integer, target.stat().st_size)
+        if chosen == cpu.NAME:
+            made = _make_onnx(bundle.file(SOURCES[precision]), target, precision)
+        else:
+            known = bundle.file(cache).read_bytes() if cache in bundle else b""
+            plan, made = make_plan(bundle, precision, chosen, options or EngineOptions(), known)
+            target.write_bytes(plan)
+            if made.timing_cache:
+                draft.path(cache, "timing cache").write_bytes(made.timing_cache)
         fingerprint = {
-            **machine_fingerprint(),
+            **machine_fingerprint(chosen),
+            **made.facts,
             "precision": precision,
             "source_sha256": bundle.files[SOURCES[precision]].sha256,
-            "layers": layers,
-            "integer_kernels": integer,
-            "operators": executed,
+            "input": bundle.spec.to_json(),
+            "layers": dict(made.layers),
+            "integer_kernels": made.integer_kernels,
+            "size": target.stat().st_size,
         }
         text = json.dumps(fingerprint, indent=1) + "\n"
-        draft.path(f"{name}.json", "engine fingerprint").write_text(text)
-        draft.summary.update(layers=layers, integer_kernels=integer)
-    return built
+        draft.path(f"{name}.json", "engine fingerprint").write_text(text, encoding="utf-8")
+        draft.summary.update(layers=dict(made.layers), integer_kernels=made.integer_kernels)
+        size = target.stat().st_size
+    kernels = made.integer_kernels
+    return Built(name, chosen, precision, dict(made.layers), kernels, size, list(made.notes))
 
 
-def machine_fingerprint() -> dict[str, Any]:
-    """What must be equal for an engine to be used here."""
-    device = describe_device()
-    return {
-        "backend": cpu.NAME,
-        "onnxruntime": device.packages.get("onnxruntime", ""),
-        "cpu": device.cpu,
-        "arch": device.arch,
+def _make_onnx(source: Path, target: Path, precision: str) -> Made:
+    executed = cpu.build(source, target)
+    layers = layer_precisions(onnx.load(source))
+    integer = sum(executed.get(op, 0) for op in _INTEGER)
+    notes = {
+        "fp32": (),
+        "fp16": ("onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32",),
+        "int8": (
+            f"{integer} of {layers['int8']} INT8 layers run on integer kernels here, the others in"
+            " float between Q and DQ; TensorRT's arithmetic differs in the rounding",
+        ),
     }
-
-
-def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The engine's fingerprint; raises MachineError when it was built on something else."""
-    path = bundle.file(f"{name}.json")
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        precision = found["precision"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
-    for key, here in machine_fingerprint().items():
-        if found.get(key) != here:
-            raise MachineError(
-                f"{name} was built for {key} {found.get(key)!r}, this machine has {here!r}",
-                f"run `fr-edge build-engine BUNDLE --{precision}` here",
-            )
-    if found.get("source_sha256") != bundle.files[SOURCES[precision]].sha256:
-        raise BundleError(
-            f"{name} was built from another {SOURCES[precision]}",
-            f"run `fr-edge build-engine BUNDLE --{precision}` again",
-        )
-    return found
-
-
-def layer_precisions(model: onnx.ModelProto) -> dict[str, int]:
-    """How many layers with weights multiply INT8, FP16 and FP32 numbers."""
-    makers = {out: node.op_type for node in model.graph.node for out in node.output}
-    half = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
-    counts = {"int8": 0, "fp16": 0, "fp32": 0}
-    for node in model.graph.node:
-        if node.op_type not in _COMPUTE:
-            continue
-        if all(makers.get(name) == "DequantizeLinear" for name in node.input[:2]):
-            counts["int8"] += 1
-        elif node.input[1] in half:
-            counts["fp16"] += 1
-        else:
-            counts["fp32"] += 1
-    return counts
+    return Made(layers, integer, {"operators": executed}, notes[precision])

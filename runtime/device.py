@@ -1,14 +1,13 @@
 """What this machine is: CPU, memory, GPU, Jetson, and the versions that decide results."""
 
 import platform
-import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .cpu import cores
+from .gpus import find_gpus
 
 _PACKAGES = ("onnxruntime", "onnx", "numpy", "torch", "onnxsim", "tensorrt", "tensorrt-rtx")
 
@@ -32,7 +31,7 @@ class Device:
 
 
 def describe_device() -> Device:
-    """Read it from /proc, the package metadata and nvidia-smi; loads no library."""
+    """Read it from /proc, the package metadata and the NVIDIA driver; loads no package."""
     return Device(
         cpu=_cpu(),
         cores=cores(),
@@ -47,22 +46,10 @@ def describe_device() -> Device:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs that the driver reports; a Jetson's is part of the board."""
+    """Names of the NVIDIA GPUs that the driver shows; a Jetson's is part of the board."""
     if board := jetson_name():
         return (board,)
-    if not (tool := shutil.which("nvidia-smi")):
-        return ()
-    try:
-        done = subprocess.run(
-            [tool, "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (subprocess.SubprocessError, OSError):
-        return ()
-    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+    return tuple(gpu.name for gpu in find_gpus().found)
 
 
 def jetson_name() -> str:

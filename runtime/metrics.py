@@ -4,8 +4,10 @@ Knows arrays only, nothing of files or networks. All genuine and impostor pairs 
 counted into fine histograms, so memory does not grow with the number of pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,8 @@ F32 = npt.NDArray[np.float32]
 BINS = 1 << 20
 """Bins over cosine -1..1: thresholds are exact to 2e-6."""
 FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-_BLOCK = 1024
+_BLOCK = 1 << 22
+"""So many scores are held at once."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,43 @@ class Scores:
     genuine: npt.NDArray[np.int64]
     impostor: npt.NDArray[np.int64]
 
-    @property
+    @cached_property
     def genuine_pairs(self) -> int:
         return int(self.genuine.sum())
 
-    @property
+    @cached_property
     def impostor_pairs(self) -> int:
         return int(self.impostor.sum())
+
+    @cached_property
+    def highest_impostors(self) -> npt.NDArray[np.int64]:
+        """How many impostors are in the highest 1, 2, ... bins, `(BINS,)`."""
+        return np.cumsum(self.impostor[::-1])
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean and (population) standard deviation over `folds` folds, as fractions.
+
+    One fold alone is judged at its own best threshold, so its accuracy flatters.
+    """
+
+    mean: float
+    std: float
+    folds: int
+
+
+class PairList(Protocol):
+    """P pairs of faces; `faces.pairs.Pairs` is one."""
+
+    @property
+    def first(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def second(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def same(self) -> npt.NDArray[np.bool_]: ...
+    @property
+    def fold(self) -> npt.NDArray[np.int64]: ...
 
 
 def normalise(embeddings: F32) -> F32:
@@ -47,18 +80,67 @@ def cosines(first: F32, second: F32) -> F32:
     return out
 
 
-def all_pairs(embeddings: F32, labels: Sequence[int]) -> Scores:
-    """Score every pair of `(N, D)` embeddings; equal labels are genuine."""
-    unit, identity = normalise(embeddings), np.asarray(labels)
+@dataclass(frozen=True)
+class Block:
+    """Cosines `(r, c)` of faces `row..row+r` with `column..column+c`; each pair of faces is in one
+    block once. `genuine` and `impostor` say which count, None where all are impostors."""
+
+    row: int
+    column: int
+    cosine: F32
+    genuine: npt.NDArray[np.bool_] | None
+    impostor: npt.NDArray[np.bool_] | None
+
+
+def score_blocks(
+    unit: F32, person: npt.NDArray[np.int64], probes: F32 | None = None
+) -> Iterator[Block]:
+    """All pairs of `(N, D)` unit embeddings whose `person (N,)` is sorted, a few millions a time.
+
+    With `probes` the later face of a pair is taken from there: another network's embedding of it.
+    """
+    probes = unit if probes is None else probes
+    rows = max(1, _BLOCK // max(1, len(unit)))
+    for start in range(0, len(unit), rows):
+        stop = min(start + rows, len(unit))
+        # Beyond this column nobody is one of the rows' people: no mask is needed there.
+        edge = int(np.searchsorted(person, person[stop - 1], side="right"))
+        near = unit[start:stop] @ probes[start:edge].T
+        later = np.triu(np.ones(near.shape, bool), 1)
+        same = person[start:stop, None] == person[None, start:edge]
+        yield Block(start, start, near, later & same, later & ~same)
+        if edge < len(unit):
+            yield Block(start, edge, unit[start:stop] @ probes[edge:].T, None, None)
+
+
+def all_pairs(
+    embeddings: F32, labels: Sequence[int] | npt.NDArray[np.int64], probes: F32 | None = None
+) -> Scores:
+    """Score every pair of `(N, D)` embeddings; equal labels are genuine.
+
+    With `probes (N, D)` one face of each pair, the later one, is embedded by another network.
+    """
+    order = np.argsort(labels, kind="stable")
+    unit, person = normalise(embeddings)[order], np.asarray(labels, np.int64)[order]
+    other = None if probes is None else normalise(probes)[order]
     genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    for start in range(0, len(unit), _BLOCK):
-        rows = unit[start : start + _BLOCK]
-        index = _bins(rows @ unit[start:].T)
-        later = np.triu(np.ones(index.shape, bool), 1)
-        same = identity[start : start + _BLOCK, None] == identity[None, start:]
-        genuine += np.bincount(index[later & same], minlength=BINS)
-        impostor += np.bincount(index[later & ~same], minlength=BINS)
+    for block in score_blocks(unit, person, other):
+        index = _bins(block.cosine)
+        if block.genuine is None or block.impostor is None:
+            impostor += np.bincount(index.ravel(), minlength=BINS)
+        else:
+            genuine += np.bincount(index[block.genuine], minlength=BINS)
+            impostor += np.bincount(index[block.impostor], minlength=BINS)
     return Scores(genuine, impostor)
+
+
+def listed_pairs(embeddings: F32, pairs: PairList) -> Scores:
+    """Score the pairs of a list on `(N, D)` embeddings of its faces."""
+    index = _bins(cosines(embeddings[pairs.first], embeddings[pairs.second]))
+    return Scores(
+        np.bincount(index[pairs.same], minlength=BINS).astype(np.int64),
+        np.bincount(index[~pairs.same], minlength=BINS).astype(np.int64),
+    )
 
 
 def threshold_at_far(scores: Scores, far: float) -> float | None:
@@ -66,9 +148,8 @@ def threshold_at_far(scores: Scores, far: float) -> float | None:
     total = scores.impostor_pairs
     if total * far < 1.0:
         return None
-    accepted = np.cumsum(scores.impostor[::-1])[::-1]  # impostors at or above each bin's lower edge
-    first = int(np.searchsorted(-accepted, -far * total, side="left"))
-    return -1.0 + 2.0 * first / BINS
+    bins = int(np.searchsorted(scores.highest_impostors, far * total, side="right"))
+    return 1.0 - 2.0 * bins / BINS
 
 
 def tar_at_far(scores: Scores, far: float) -> float | None:
@@ -76,8 +157,21 @@ def tar_at_far(scores: Scores, far: float) -> float | None:
     threshold = threshold_at_far(scores, far)
     if threshold is None or not scores.genuine_pairs:
         return None
+    return rates_at(scores, threshold)[0]
+
+
+def rates_at(scores: Scores, threshold: float) -> tuple[float, float]:
+    """TAR and FAR when cosines at or above `threshold` are accepted; 0 where there is no pair."""
     first = round((threshold + 1.0) / 2.0 * BINS)
-    return float(scores.genuine[first:].sum()) / scores.genuine_pairs
+    return (
+        float(scores.genuine[first:].sum()) / max(1, scores.genuine_pairs),
+        float(scores.impostor[first:].sum()) / max(1, scores.impostor_pairs),
+    )
+
+
+def far_name(far: float) -> str:
+    """`0.0001` -> `1e-4`: how reports name a false accept rate."""
+    return np.format_float_scientific(far, trim="-", exp_digits=1)
 
 
 def roc(scores: Scores) -> dict[str, list[float]]:
@@ -91,7 +185,7 @@ def roc(scores: Scores) -> dict[str, list[float]]:
 
 def equal_error_rate(scores: Scores) -> float:
     """Where FAR equals FRR, as a fraction."""
-    far = np.cumsum(scores.impostor[::-1])[::-1] / max(1, scores.impostor_pairs)
+    far = scores.highest_impostors[::-1] / max(1, scores.impostor_pairs)
     frr = (np.cumsum(scores.genuine) - scores.genuine) / max(1, scores.genuine_pairs)
     at = int(np.argmin(np.abs(far - frr)))
     return float((far[at] + frr[at]) / 2)
@@ -118,6 +212,16 @@ def fold_accuracy(
     ]
 
 
+def pair_accuracy(embeddings: F32, pairs: PairList) -> Accuracy:
+    """Accuracy over the folds of a pair list on `(N, D)` embeddings of its faces."""
+    scores = cosines(embeddings[pairs.first], embeddings[pairs.second])
+    folds = fold_accuracy(scores, pairs.same, pairs.fold)
+    if not folds:
+        right = (scores >= best_threshold(scores, pairs.same)) == pairs.same
+        folds = [float(np.mean(right))]
+    return Accuracy(float(np.mean(folds)), float(np.std(folds)), len(folds))
+
+
 def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
     """The cosine threshold with the highest accuracy on these pairs; the middle one of several."""
     order = np.argsort(scores, kind="stable")
@@ -135,5 +239,8 @@ def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
     return float((values[cut - 1] + values[cut]) / 2)
 
 
-def _bins(cosine: F32) -> npt.NDArray[np.int32]:
-    return np.clip((cosine + 1.0) * (BINS / 2), 0, BINS - 1).astype(np.int32)
+def _bins(cosine: F32) -> npt.NDArray[np.intp]:
+    scaled = cosine * np.float32(BINS / 2)
+    scaled += np.float32(BINS / 2)
+    index: npt.NDArray[np.intp] = scaled.astype(np.intp)
+    return np.clip(index, 0, BINS - 1, out=index)

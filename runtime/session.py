@@ -12,9 +12,12 @@ from ..faces.contract import preprocess
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .backends import pick_backend
-from .build import PRECISIONS, SOURCES, check_fingerprint, engine_name
+from .build import PRECISIONS, engine_name
 from .cpu import NAME as CPU
 from .cpu import CpuSession
+from .fingerprint import SOURCES, check_fingerprint
+from .gpu import GpuSession
+from .preflight import refuse_foreign
 
 _BATCH = 32
 
@@ -35,21 +38,29 @@ def open_session(
 ) -> Session:
     """A session on the engine of that precision, or on its ONNX file where none was built.
 
-    `engine="auto"` takes int8, else fp16, else fp32: the best engine that was built. Raises
-    UsageError for an unknown name, BundleError when the bundle lacks the model, MachineError when
-    the backend cannot run here or the engine was built elsewhere.
+    `engine="auto"` takes int8, else fp16, else fp32: the best engine that was built. Only
+    onnxruntime runs an ONNX file as it is; `backend="auto"` is TensorRT where it can run and an
+    engine was built for it. Raises UsageError for an unknown name, BundleError when the bundle
+    lacks the model or engine, MachineError when the backend cannot run here or the engine was
+    built elsewhere.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    chosen = pick_backend(backend)
-    precision = _auto(bundle, chosen) if engine == "auto" else engine
-    if precision not in PRECISIONS:
+    if engine not in ("auto", *PRECISIONS):
         raise UsageError(f"no engine {engine!r}", "engines: auto, fp32, fp16, int8")
-    built = engine_name(chosen, precision)
+    chosen = pick_backend(backend)
+    if backend == "auto" and not _built(bundle, chosen, engine):
+        chosen = CPU
+    built = _built(bundle, chosen, engine)
+    precision = built[0] if built else "fp32" if engine == "auto" else engine
+    name = engine_name(chosen, precision)
     if chosen != CPU:
-        raise AssertionError(chosen)  # pick_backend lets nothing else through yet
-    if built in bundle:
-        check_fingerprint(bundle, built)
-        return CpuSession(bundle.file(built), precision, as_built=True)
+        plan = bundle.file(name)
+        check_fingerprint(bundle, name)
+        refuse_foreign(plan)
+        return GpuSession(plan, precision, chosen)
+    if built:
+        check_fingerprint(bundle, name)
+        return CpuSession(bundle.file(name), precision, as_built=True)
     return CpuSession(bundle.file(SOURCES[precision]), precision)
 
 
@@ -69,6 +80,7 @@ def embed_faces(
     return np.concatenate(parts)
 
 
-def _auto(bundle: Bundle, backend: str) -> str:
-    built = [p for p in ("int8", "fp16", "fp32") if engine_name(backend, p) in bundle]
-    return built[0] if built else "fp32"
+def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:
+    """The precisions of `engine` that were built, the best first."""
+    wanted = PRECISIONS[::-1] if engine == "auto" else (engine,)
+    return [p for p in wanted if engine_name(backend, p) in bundle]

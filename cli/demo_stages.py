@@ -1,0 +1,295 @@
+"""The demo's stages in their order, each done once: what was finished is kept in demo.json.
+
+It calls the same functions as the other commands, on faces that nobody has.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..bundle import Bundle, open_bundle, write_atomic
+from ..calibration.calibrate import calibrate
+from ..distill.networks import build_network
+from ..distill.recipe import read_recipe, recipe_to_json
+from ..distill.train import distill
+from ..errors import DataError, MachineError
+from ..export.convert import export_onnx
+from ..export.reference import Embed, module_embedder, torch_embedder
+from ..faces.contract import InputSpec, preprocess
+from ..faces.pairs import Pairs
+from ..faces.sources import open_faces
+from ..runtime.benchmark import benchmark
+from ..runtime.build import build_engine
+from ..runtime.embeddings import write_embeddings
+from ..runtime.evaluate import evaluate
+from ..runtime.metrics import cosines, fold_accuracy
+from ..runtime.protocol import draw_pairs
+from ..runtime.report import write_report
+from ..runtime.verify import verify
+from .output import Output
+
+MIN_GAIN = 20.0
+"""Points of accuracy that the student must gain over its untrained self."""
+MAX_BEHIND = 5.0
+"""Points of accuracy that it may stay behind its teacher."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Drawn people, told apart by the seed after @: nobody is judged who was trained or calibrated
+    on. `changes` are for both recipes, as `--set` takes them."""
+
+    training: str = "synthetic:120x16@1"
+    calibration: str = "synthetic:64x4@2"
+    judging: str = "synthetic:60x10@3"
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    stage: str
+    made: str
+    figure: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    name: str
+    text: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `run_demo` did."""
+
+    stages: tuple[Stage, ...]
+    gates: tuple[Gate, ...]
+    bundle: Path
+    report: Path
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "bundle": str(self.bundle),
+            "report": str(self.report),
+            "stages": [asdict(stage) for stage in self.stages],
+            "gates": [asdict(gate) for gate in self.gates],
+        }
+
+
+Found = tuple[str, str, dict[str, Any]]
+"""What came out, its figure, and the numbers that gates need."""
+
+
+def run_demo(out: str | Path, output: Output, plan: Plan = Plan()) -> Demo:  # noqa: B008
+    """Run what is not done yet of the demo in the folder `out`.
+
+    Raises what the stages raise; `demo.json` keeps every stage that ended.
+    """
+    home = Path(out)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{home} cannot be made: {error.strerror}", "choose --out") from error
+    teacher, student = home / "teacher.bundle", home / "student.bundle"
+    judged = draw_pairs(open_faces(plan.judging))
+
+    stages: Mapping[str, Callable[[], Found]] = {
+        "teacher": lambda: _train("tiny-teacher", teacher, None, plan, output),
+        "student": lambda: _train("tiny", student, teacher, plan, output),
+        "accuracy": lambda: _accuracy(teacher, student, judged, home, output),
+        "export": lambda: _export(student, output),
+        "calibrate": lambda: _calibrate(student, plan, output),
+        "engine fp32": lambda: _engine(student, "fp32", output),
+        "engine fp16": lambda: _engine(student, "fp16", output),
+        "engine int8": lambda: _engine(student, "int8", output),
+        "verify fp16": lambda: _verify(student, "fp16", judged, home, output),
+        "verify int8": lambda: _verify(student, "int8", judged, home, output),
+        "evaluate int8": lambda: _evaluate(student, judged, output),
+        "benchmark fp32": lambda: _benchmark(student, "fp32", output),
+        "benchmark int8": lambda: _benchmark(student, "int8", output),
+        "report": lambda: _report(student),
+    }
+    kept = _kept(home, plan)
+    numbers: dict[str, Any] = {}
+    done: list[Stage] = []
+    for count, (name, work) in enumerate(stages.items(), 1):
+        if name in kept:
+            stage, found = Stage(**kept[name]["stage"]), kept[name]["numbers"]
+        else:
+            output.note(f"[{count}/{len(stages)}] {name}")
+            start = time.monotonic()
+            made, figure, found = work()
+            stage = Stage(name, made, figure, round(time.monotonic() - start, 1))
+            kept[name] = {"stage": asdict(stage), "numbers": found}
+            _keep(home, plan, kept)
+        done.append(stage)
+        numbers.update(found)
+    return Demo(tuple(done), _gates(numbers), student, student / "report.html")
+
+
+def _gates(numbers: Mapping[str, Any]) -> tuple[Gate, ...]:
+    untrained, teacher, student = (
+        100 * numbers[name] for name in ("untrained", "teacher", "student")
+    )
+    gain, behind = student - untrained, teacher - student
+    return (
+        Gate("student learned", f"{gain:+.1f} points, at least {MIN_GAIN:g}", gain >= MIN_GAIN),
+        Gate(
+            "student follows its teacher",
+            f"{behind:.1f} points behind, at most {MAX_BEHIND:g}",
+            behind <= MAX_BEHIND,
+        ),
+        *(
+            Gate(
+                f"{engine} engine is the PyTorch model",
+                numbers[f"verify {engine}"]["text"],
+                numbers[f"verify {engine}"]["passed"],
+            )
+            for engine in ("fp16", "int8")
+        ),
+    )
+
+
+def _train(recipe: str, out: Path, teacher: Path | None, plan: Plan, output: Output) -> Found:
+    started = (out / "checkpoint").is_dir()
+    bundle = distill(
+        read_recipe(recipe, plan.changes),
+        open_faces(plan.training),
+        out,
+        teacher=teacher,
+        resume=started,
+        track=output.track,
+        notify=output.note,
+    )
+    options = bundle.history[-1]["options"]
+    network = options.get("recipe", options).get("network", "")
+    return f"{out.name}/model.pt", f"{network}, {bundle.embedding_dim}-d", {}
+
+
+def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: Output) -> Found:
+    import torch
+
+    bundle = open_bundle(student)
+    recipe = read_recipe("tiny")
+    torch.manual_seed(recipe.seed)
+    untrained = module_embedder(build_network(recipe.network, bundle.embedding_dim))
+    found = {
+        "untrained": _judge(untrained, bundle.spec, judged, output, "judging the untrained"),
+        "teacher": _judge_bundle(open_bundle(teacher), judged, output, "judging the teacher"),
+    }
+    embeddings = _embed(torch_embedder(bundle), bundle.spec, judged, output, "judging the student")
+    write_embeddings(home / "reference.npz", judged.faces.keys, judged.faces.labels, embeddings)
+    found["student"] = _fold_mean(embeddings, judged)
+    figure = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
+    return "on people never trained on", figure, found
+
+
+def _judge_bundle(bundle: Bundle, judged: Pairs, output: Output, label: str) -> float:
+    return _judge(torch_embedder(bundle), bundle.spec, judged, output, label)
+
+
+def _judge(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: str) -> float:
+    return _fold_mean(_embed(embed, spec, judged, output, label), judged)
+
+
+def _embed(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: str) -> Any:
+    size = 64
+    steps = -(-len(judged.faces) // size)
+    batches = output.track(judged.faces.batches(size), label, steps)
+    return np.concatenate([embed(preprocess(batch, spec)) for batch in batches])
+
+
+def _fold_mean(embeddings: Any, judged: Pairs) -> float:
+    scores = cosines(embeddings[judged.first], embeddings[judged.second])
+    return float(np.mean(fold_accuracy(scores, judged.same, judged.fold)))
+
+
+def _export(student: Path, output: Output) -> Found:
+    summary = export_onnx(student, student, notify=output.note).history[-1]["summary"]
+    return "model.onnx", f"cosine to PyTorch {summary['check']['min_cosine']:.6f}", {}
+
+
+def _calibrate(student: Path, plan: Plan, output: Output) -> Found:
+    done = calibrate(student, open_faces(plan.calibration), track=output.track)
+    summary = done.history[-1]["summary"]
+    share = 100 * summary["int8_mac_share"]
+    return "model.int8.onnx", f"{share:.0f} % of multiply-adds in INT8", {}
+
+
+def _engine(student: Path, precision: str, output: Output) -> Found:
+    built = build_engine(student, precision, "onnxruntime", track=output.track)
+    layers = ", ".join(f"{count} {name.upper()}" for name, count in built.layers.items() if count)
+    return built.engine, f"{layers} layers", {}
+
+
+def _verify(student: Path, engine: str, judged: Pairs, home: Path, output: Output) -> Found:
+    found = verify(
+        student, engine, pairs=judged, reference=home / "reference.npz", track=output.track
+    ).to_json()
+    text = f"cosine mean {found['cosine']['mean']:.4f}, min {found['cosine']['min']:.4f}"
+    return (
+        f"reports/verify-{engine}.json",
+        text,
+        {f"verify {engine}": {"passed": found["passed"], "text": text}},
+    )
+
+
+def _evaluate(student: Path, judged: Pairs, output: Output) -> Found:
+    found = evaluate(student, judged, engine="int8", track=output.track).to_json()
+    return "reports/evaluate-int8.json", f"accuracy {100 * found['accuracy']:.1f} %", {}
+
+
+def _benchmark(student: Path, engine: str, output: Output) -> Found:
+    found = benchmark(student, engine, batches=(1,), duration_s=5.0, track=output.track).to_json()
+    run = found["runs"][0]
+    figure = f"p50 {run['latency_ms']['p50']:.2f} ms, {run['verdict']}"
+    return f"reports/benchmark-{engine}.json", figure, {}
+
+
+def _report(student: Path) -> Found:
+    path = write_report(student)
+    return f"{student.name}/{path.name}", f"{path.stat().st_size / 1000:.0f} kB, opens offline", {}
+
+
+def _key(plan: Plan) -> dict[str, Any]:
+    """What must be equal for a finished stage to count."""
+    return {
+        "version": __version__,
+        "recipes": [recipe_to_json(read_recipe(name)) for name in ("tiny-teacher", "tiny")],
+        "plan": asdict(plan),
+    }
+
+
+def _kept(home: Path, plan: Plan) -> dict[str, Any]:
+    file = home / "demo.json"
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["key"] == json.loads(json.dumps(_key(plan))):
+            stages: dict[str, Any] = found["stages"]
+            return stages
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read: {error}", f"remove {home}") from error
+    raise DataError(
+        f"{home} holds the demo of another version of fr-edge or of its recipes",
+        f"remove {home}, or choose another --out",
+    )
+
+
+def _keep(home: Path, plan: Plan, stages: Mapping[str, Any]) -> None:
+    text = json.dumps({"key": _key(plan), "stages": stages}, indent=1) + "\n"
+    write_atomic(home / "demo.json", text.encode())

@@ -1,0 +1,84 @@
+"""`fr-edge embed`: faces to embeddings, in a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from . import options
+from .output import Output
+from .output import command as make
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from ..export.reference import Embed, Floats
+    from ..runtime.session import Session
+
+
+@make("embed")
+@options.bundle
+@options.faces(required=True)
+@click.option("--out", required=True, metavar="FILE.npz", help="The file to write.")
+@options.engine()
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="auto, onnxruntime, tensorrt, tensorrt-rtx, or torch: the PyTorch weights themselves.",
+)
+def command(output: Output, bundle: str, faces: str, out: str, engine: str, backend: str) -> None:
+    """Embed all faces of SRC into a file.
+
+    FILE.npz holds `embeddings (N, D) float32`, `keys` and `labels`.
+    Embeddings are as the network gives them, and biometric data: keep the file as you keep faces.
+    With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
+    """
+    from ..bundle import open_bundle
+    from ..faces.sources import open_faces
+    from ..runtime.embeddings import write_embeddings
+    from ..runtime.session import embed_faces
+
+    opened, source = open_bundle(bundle), open_faces(faces)
+    session = _session(opened, engine, backend)
+    embeddings = embed_faces(session, opened, source, output.track)
+    write_embeddings(Path(out), source.keys, source.labels, embeddings)
+    count, dim = embeddings.shape
+    document = {
+        "file": out,
+        "faces": count,
+        "dim": dim,
+        "identities": source.identities,
+        "engine": session.precision,
+        "backend": session.backend,
+    }
+    output.result(
+        document,
+        f"{out}: {count} embeddings of {dim} numbers, {session.precision} on {session.backend}",
+    )
+
+
+def _session(bundle: "Bundle", engine: str, backend: str) -> "Session":
+    if backend != "torch":
+        from ..runtime.session import open_session
+
+        return open_session(bundle, engine, backend)
+    if engine not in ("auto", "fp32"):
+        raise click.UsageError("the PyTorch weights are fp32: leave --engine out")
+    from ..export.reference import torch_embedder
+
+    return _Weights(torch_embedder(bundle), bundle.embedding_dim)
+
+
+@dataclass
+class _Weights:
+    """PyTorch weights as a `Session`: the runtime itself never imports torch."""
+
+    network: "Embed"
+    dim: int
+    backend: str = "torch"
+    precision: str = "fp32"
+
+    def embed(self, faces: "Floats") -> "Floats":
+        return self.network(faces)

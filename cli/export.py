@@ -1,0 +1,61 @@
+"""`fr-edge export`: any face network becomes model.onnx in a bundle, with its input contract."""
+
+import click
+
+from .output import Output
+from .output import command as make
+
+
+@make("export")
+@click.argument("source", metavar="SOURCE")
+@click.option("--out", required=True, metavar="BUNDLE", help="The bundle to write.")
+@click.option("--arch", metavar="NAME", help="The network of a checkpoint that does not name it.")
+@click.option("--preset", metavar="NAME", help="Input contract: insightface, adadistill, raw, ...")
+@click.option("--mean", metavar="X|R,G,B", help="Subtracted from pixels 0..255.")
+@click.option("--std", metavar="X|R,G,B", help="Divides after that.")
+@click.option("--channels", metavar="RGB|BGR", help="Channel order.")
+@click.option("--size", metavar="HxW", help="Input size, 112x112 unless said.")
+@click.option("--golden", metavar="SRC", help="Keep these faces in the bundle, not drawn ones.")
+def command(
+    output: Output,
+    source: str,
+    out: str,
+    arch: str | None,
+    preset: str | None,
+    mean: str | None,
+    std: str | None,
+    channels: str | None,
+    size: str | None,
+    golden: str | None,
+) -> None:
+    """Bring any face network into one clean ONNX, proved.
+
+    SOURCE is a bundle, a checkpoint or an ONNX file.
+    The input contract says how a face becomes the input; whoever trained the network knows it.
+
+    \b
+      fr-edge export model.onnx --out model.bundle --preset insightface
+      fr-edge export backbone.pt --arch iresnet50 --preset insightface --out teacher.bundle
+    """
+    from ..export.convert import export_onnx
+    from ..faces.contract import make_spec
+
+    given = {"mean": mean, "std": std, "channels": channels, "size": size}
+    told = preset is not None or any(value is not None for value in given.values())
+    spec = make_spec(preset, **given) if told else None
+    bundle = export_onnx(source, out, arch=arch, spec=spec, golden=golden, notify=output.note)
+    summary = dict(bundle.history[-1]["summary"])
+    check, nodes, half = summary["check"], summary["nodes"], summary["fp16"]
+    lines = [
+        f"{out}/model.onnx: {bundle.embedding_dim}-d embeddings, {bundle.spec.describe()}",
+        f"  {summary['parameters']:,} parameters, {summary['macs'] / 1e6:.1f} M multiply-adds,"
+        f" {nodes['before']} -> {nodes['after']} nodes",
+        f"  the same function: cosine at least {check['min_cosine']:.7f},"
+        f" largest difference {check['max_abs_difference']:.2g}",
+        f"  FP16 flavour: cosine at least {half['check']['min_cosine']:.6f}"
+        if half
+        else "  no FP16 flavour",
+        f"next: fr-edge calibrate {out} --faces SRC",
+    ]
+    document = {"bundle": out, "file": "model.onnx", "input": bundle.spec.to_json(), **summary}
+    output.result(document, "\n".join(lines))

@@ -1,0 +1,137 @@
+"""`fr-edge`: finds the command, runs it, and turns what went wrong into a sentence and an exit code.
+
+Exit codes: 0 done, 1 a gate failed, 2 usage, 3 this machine lacks what it takes, 4 the data or a
+file is bad, 130 interrupted. Knows nothing of what the commands do.
+"""
+
+import errno
+import json
+import sys
+import traceback
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from .. import __version__
+from ..errors import FrEdgeError, MachineError
+
+COMMANDS = (
+    "demo",
+    "distill",
+    "export",
+    "calibrate",
+    "build-engine",
+    "embed",
+    "verify",
+    "evaluate",
+    "benchmark",
+    "report",
+    "inspect",
+    "doctor",
+)
+
+
+class Stages(click.Group):
+    """Commands in the order of the work, each imported when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f".{cmd_name.replace('-', '_')}", __package__)
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = get_close_matches(args[0], COMMANDS, 1)
+        if near and args[0] not in COMMANDS:
+            raise click.UsageError(f"no command {args[0]!r}, did you mean {near[0]}?", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Stages,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="fr-edge")
+def root() -> None:
+    """Face recognition on the edge: teacher -> student -> ONNX -> INT8 engine -> proof.
+
+    A bundle (a folder with a manifest) travels from stage to stage:
+
+    \b
+      fr-edge distill RECIPE --faces SRC --teacher FILE --out BUNDLE
+      fr-edge export SOURCE --out BUNDLE
+      fr-edge calibrate BUNDLE --faces SRC
+      fr-edge build-engine BUNDLE --int8
+      fr-edge verify BUNDLE --engine int8
+
+    `fr-edge demo` runs them all on drawn faces, without data, network or GPU.
+    """
+
+
+def main() -> NoReturn:
+    """The entry point of `fr-edge` and `python -m fr_edge`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run one command line; returns the exit code. Bugs escape with their traceback."""
+    try:
+        result = root.main(args, prog_name="fr-edge", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _fail(args, error.format_message(), _usage_hint(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(args, "interrupted", "run the same command again to go on", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away: nothing to say, and nobody to say it to
+        return 0
+    except FrEdgeError as error:
+        return _fail(args, error.message, error.hint, error.exit_code, error)
+    except MemoryError:
+        return _fail(args, "out of memory", "close other programs, or use fewer faces", 3)
+    except OSError as error:
+        if (known := _system(error)) is None:
+            raise
+        return _fail(args, known.message, known.hint, known.exit_code, error)
+    return result if isinstance(result, int) else 0
+
+
+def _system(error: OSError) -> MachineError | None:
+    """What the operating system refuses is the machine's fault, not a bug."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return MachineError(f"the disk is full{where}", "free some space; nothing was changed")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MachineError(f"no permission{where}: {error.strerror}", "check the folder's owner")
+    if error.errno in (errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ENAMETOOLONG):
+        return MachineError(f"the system refuses{where}: {error.strerror}")
+    return None
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else "fr-edge --help"
+
+
+def _fail(
+    args: list[str], message: str, hint: str, code: int, cause: BaseException | None = None
+) -> int:
+    """One message on stderr, one JSON document on stdout where that was asked for."""
+    if "--json" in args:
+        click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}))
+    click.echo(f"fr-edge: {message}", err=True)
+    if hint:
+        click.echo(f"         {hint}", err=True)
+    if cause is not None and ("-v" in args or "--verbose" in args):
+        click.echo("".join(traceback.format_exception(cause)), err=True)
+    return code

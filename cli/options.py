@@ -1,0 +1,53 @@
+"""Arguments and options that several commands share, said once."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..faces.pairs import Pairs
+    from ..faces.sources import Faces
+
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+
+def bundle(body: Body) -> Body:
+    return click.argument("bundle", metavar="BUNDLE")(body)
+
+
+_SRC = "a folder of images, a RecordIO folder, .tar shards, or synthetic:IDSxIMAGES"
+
+
+def faces(*, required: bool = False, what: str = "Faces") -> Callable[[Body], Body]:
+    return click.option("--faces", required=required, metavar="SRC", help=f"{what}: {_SRC}.")
+
+
+def backend(body: Body) -> Body:
+    return click.option(
+        "--backend",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="auto, onnxruntime, tensorrt or tensorrt-rtx.",
+    )(body)
+
+
+def engine(default: str = "auto") -> Callable[[Body], Body]:
+    return click.option(
+        "--engine",
+        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+        default=default,
+        show_default=True,
+        help="Which engine; auto takes int8, else fp16, else fp32, of those that were built.",
+    )
+
+
+def open_judged(faces: str | None, pairs: str | None) -> "tuple[Faces | None, Pairs | None]":
+    """The people to judge on: a source of faces, or a pair list (whose images `faces` holds)."""
+    from ..faces.pairs import read_pairs
+    from ..faces.sources import open_faces
+
+    if pairs:
+        return None, read_pairs(pairs, faces)
+    return (open_faces(faces), None) if faces else (None, None)

@@ -1,0 +1,119 @@
+"""Margin softmax over constant class centres in one sweep, without a B x C tensor.
+
+With constant centres w_j the loss and its gradient by the embedding e need three running values
+per row over chunks of classes: the largest logit, the sum of exponentials, and the sum of
+exponentials times centres (the online softmax of arXiv 1805.02867):
+
+    loss = log(sum_j exp z_j) - z_y
+    d loss / d e = sum_(j != y) p_j s w_j / |w_j|  +  (p_y - 1) dz_y/dcos w_y / |w_y|
+
+The target y gets its margin apart, on B values. Centres stay raw: their inverse lengths scale the
+logits, so no normalised copy exists. Each rank sweeps its own classes for everyone's embeddings.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .margins import margin_logit
+from .ranks import Ranks
+
+_CHUNK_BYTES = 1 << 20
+"""Of one chunk of logits on a CPU: it should stay in the cache."""
+_CHUNK_BYTES_GPU = 64 << 20
+
+
+def sweep(
+    e: Tensor, raw: Tensor, inverse: Tensor, labels: Tensor, s: float, want_pull: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Running values over all classes but each row's own.
+
+    `e (B, D)` unit length, `raw (C, D)`, `inverse (C,)` = 1/|raw|, `labels (B,)` (outside 0..C-1:
+    no own class here). Returns the largest logit `(B,)`, the sum `(B,)` of exp(z - largest), and
+    the sum `(B, D)` of exp(z - largest) w / |w|, which is zero unless wanted.
+    """
+    batch, classes = len(e), len(raw)
+    room = _CHUNK_BYTES if e.device.type == "cpu" else _CHUNK_BYTES_GPU
+    step = max(64, room // (4 * max(1, batch)))
+    scaled = e * s
+    largest = e.new_full((batch,), -torch.inf)
+    total = torch.zeros_like(largest)
+    pull = torch.zeros_like(e)
+    space = e.new_empty(batch * min(step, classes))
+    # Which rows have their own class in which chunk, found once on sorted labels.
+    order = labels.sort()
+    starts = torch.arange(0, classes + step, step, device=e.device)
+    cuts = torch.searchsorted(order.values, starts).tolist()
+    for number, start in enumerate(range(0, classes, step)):
+        stop = min(start + step, classes)
+        centres, lengths = raw[start:stop], inverse[start:stop]
+        z = space[: batch * (stop - start)].view(batch, stop - start)
+        torch.mm(scaled, centres.T, out=z)
+        z.mul_(lengths)
+        if cuts[number] < cuts[number + 1]:
+            rows = order.indices[cuts[number] : cuts[number + 1]]
+            z[rows, labels[rows] - start] = -torch.inf
+        high = torch.maximum(largest, z.amax(1))
+        # A row that has seen nothing but its own class has no largest logit yet.
+        shift = high.nan_to_num(neginf=0.0)
+        fade = (largest - shift).exp_()
+        z.sub_(shift[:, None]).exp_()
+        total.mul_(fade).add_(z.sum(1))
+        if want_pull:
+            torch.addmm(pull.mul_(fade[:, None]), z.mul_(lengths), centres, out=pull)
+        largest = high
+    return largest, total, pull
+
+
+class MarginSoftmax(torch.autograd.Function):
+    """Mean margin cross-entropy `()` over all ranks' rows whose label is not -1.
+
+    `e (B, D)` are this rank's unit embeddings, `everyone (size * B, D)` all ranks', with `labels`;
+    `raw (C', D)` and `inverse` are this rank's classes, numbered from `first`. The gradient is that
+    of the whole loss by this rank's rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        e: Tensor,
+        everyone: Tensor,
+        labels: Tensor,
+        raw: Tensor,
+        inverse: Tensor,
+        first: int,
+        ranks: Ranks,
+        margin: str,
+        m: float,
+        s: float,
+        gradient: str,
+    ) -> Tensor:
+        wanted = bool(ctx.needs_input_grad[0])
+        here = labels - first
+        owned = ((here >= 0) & (here < len(raw)))[:, None]
+        at = here.clamp(0, len(raw) - 1)
+        own = torch.where(owned, raw[at] * inverse[at, None], 0.0)
+        cosine = ranks.sum((everyone * own).sum(1))
+        target, slope = margin_logit(cosine, margin, m, s, gradient)
+        largest, total, pull = sweep(everyone, raw, inverse, here, s, wanted)
+        top = ranks.largest(largest)
+        fade = (largest - top).exp()
+        others = top + ranks.sum(total * fade).log()
+        everything = torch.logaddexp(others, target)
+        known = (labels >= 0).to(e.dtype)
+        weight = known / known.sum().clamp_min(1.0)
+        if wanted:
+            # p_y - 1 is what the others have: no difference of near equals once p_y is near 1.
+            push = -(others - everything).exp() * slope
+            share = fade * (top - everything).exp() * s
+            pull = (pull * share[:, None] + own * push[:, None]) * weight[:, None]
+            start = ranks.rank * len(e)
+            ctx.save_for_backward(ranks.sum(pull)[start : start + len(e)])
+        return (functional.softplus(others - target) * weight).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], *(None,) * 10

@@ -1,0 +1,116 @@
+"""PyTorch weights on disk: read without running anything the file holds, and written.
+
+Knows `model.pt` and bare state dicts, also inside a trainer's dict or behind a wrapper's prefix.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, UsageError
+from .networks import NETWORKS, build_network
+
+# Where trainers put the state dict among other things.
+_KEYS = ("state", "state_dict", "model_state_dict", "model", "backbone", "network", "net", "ema")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, int]:
+    """A network in eval mode, its name and its embedding size, from a checkpoint file.
+
+    The file is fr-edge's `model.pt`, which names its network, or a state dict (also one inside a
+    trainer's dict), for which `arch` does. Raises UsageError without a name, ModelError when the
+    file holds no weights, holds code, or the weights are another network's.
+    """
+    found = load_tensors(path)
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{path} holds a {type(found).__name__}; expected a state dict")
+    named = found.get("network")
+    if arch is None and not isinstance(named, str):
+        raise UsageError(
+            f"{path} does not say which network its weights belong to",
+            f"name it, one of {', '.join(NETWORKS)}",
+        )
+    name = arch or str(named)
+    state = _state(path, found)
+    first = state.get("embed.weight")
+    dim = int(first.shape[0]) if first is not None and first.ndim == 2 else 512
+    network = build_network(name, dim)
+    _fill(path, name, network, state)
+    return network.eval(), name, dim
+
+
+def save_network(path: Path, state: Mapping[str, Tensor], name: str, dim: int) -> None:
+    """Write `model.pt`: the state dict with the network's name and embedding size."""
+    torch.save({"network": name, "dim": dim, "state": dict(state)}, path)
+
+
+def load_tensors(path: Path) -> Any:
+    """What a torch file holds, tensors and plain values only; raises ModelError otherwise."""
+    if not path.is_file():
+        raise ModelError(f"there is no checkpoint at {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling damaged data raises nearly anything
+        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+            raise ModelError(
+                f"{path} holds more than weights, and reading it could run code: refused",
+                "save the weights alone: torch.save(model.state_dict(), FILE)",
+            ) from error
+        raise ModelError(f"{path} is not a PyTorch checkpoint, or is damaged: {error}") from error
+
+
+def _state(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict without the prefixes that wrappers put before names."""
+    for key in _KEYS:
+        if isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    state: dict[str, Tensor] = {}
+    for name, value in found.items():
+        while wrapper := next((w for w in _WRAPPERS if str(name).startswith(w)), None):
+            name = name[len(wrapper) :]
+        if isinstance(value, torch.Tensor):
+            state[str(name)] = value
+    if any(name.startswith("backbone.") for name in state):  # beside a head, say
+        state = {n[9:]: value for n, value in state.items() if n.startswith("backbone.")}
+    if not state:
+        raise ModelError(
+            f"{path} holds no tensors; found {', '.join(map(str, list(found)[:5])) or 'nothing'}",
+            f"expected a state dict, alone or under one of {', '.join(_KEYS)}",
+        )
+    return state
+
+
+def _fill(path: Path, name: str, network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy the weights into the network; raises ModelError that names the first misfit."""
+    wanted = network.state_dict()
+    for key, mine in wanted.items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, mine)
+            continue
+        if key not in state:
+            raise ModelError(
+                f"{path} is not a {name}: it has no {key}; it has {next(iter(state))}, ...",
+                "name the network that these weights belong to",
+            )
+        if state[key].shape != mine.shape:
+            raise ModelError(
+                f"{path} is not a {name}: {key} is {tuple(state[key].shape)}, expected"
+                f" {tuple(mine.shape)}",
+                "name the network that these weights belong to",
+            )
+        if not torch.isfinite(state[key]).all():
+            raise ModelError(f"{path}: {key} holds NaN or infinite values")
+    if extra := sorted(set(state) - set(wanted)):
+        raise ModelError(
+            f"{path} is not a {name}: it has {extra[0]}, which that has not",
+            "name the network that these weights belong to",
+        )
+    network.load_state_dict(state)

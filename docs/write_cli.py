@@ -1,0 +1,53 @@
+"""Writes docs/cli.md from the commands themselves; a test compares the two."""
+
+from pathlib import Path
+
+import click
+
+from fr_edge.cli.main import COMMANDS, root
+
+PAGE = Path(__file__).parent / "cli.md"
+
+INTRODUCTION = """# The command line
+
+This page is written by `make docs` from the commands themselves.
+
+Every command takes `-h`, `-q` (no progress, no notes), `-v` (where an error came from) and `--json`:
+then stdout is exactly one JSON document, and people's text goes to stderr.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | it ran, and a gate failed |
+| 2 | the command line does not make sense |
+| 3 | this machine lacks what it takes |
+| 4 | the data or a file is bad |
+| 130 | interrupted |
+
+Faces (`SRC`) are a folder of aligned 112x112 images (the identity is the image's folder, at any
+depth), an InsightFace RecordIO folder, `.tar` shards, or `synthetic:IDSxIMAGES` (drawn; `@SEED`
+gives other people).
+
+Completion: `eval "$(_FR_EDGE_COMPLETE=bash_source fr-edge)"` (or `zsh_source`, `fish_source`).
+"""
+
+
+def page() -> str:
+    parts = [INTRODUCTION, _help("fr-edge", root)]
+    context = click.Context(root, info_name="fr-edge")
+    for name in COMMANDS:
+        command = root.get_command(context, name)
+        assert command is not None
+        parts.append(_help(f"fr-edge {name}", command))
+    return "\n".join(parts)
+
+
+def _help(title: str, command: click.Command) -> str:
+    context = click.Context(
+        command, info_name=title, terminal_width=100, help_option_names=["-h", "--help"]
+    )
+    return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

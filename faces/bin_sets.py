@@ -1,0 +1,140 @@
+"""Verification sets as insightface lays them: `lfw.bin` and its kin.
+
+The file is a pickle of (2 P encoded images, P answers): images 2k and 2k + 1 are pair k. A pickle
+can run code; this reader calls nothing. Every name that such files are known to use (numpy's
+arrays, Python 2's bytes) becomes an inert box that keeps its arguments, any other is refused.
+Knows nothing of image formats.
+"""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FacesError
+
+I64 = npt.NDArray[np.int64]
+_KNOWN = {
+    *(
+        (f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+    *((home, name) for home in ("builtins", "__builtin__") for name in ("bytes", "bytearray")),
+}
+
+
+@dataclass(frozen=True)
+class BinSet:
+    """`images`, each distinct one once; `first`, `second` `(P,) int64` index them, `same` `(P,)
+    bool`."""
+
+    images: tuple[bytes, ...]
+    first: I64
+    second: I64
+    same: npt.NDArray[np.bool_]
+
+
+def read_bin(path: Path) -> BinSet:
+    """Read a .bin set; raises FacesError when it is none, or wants to run code."""
+    try:
+        with path.open("rb") as stream:
+            images, answers = _contents(stream)
+    except FacesError as error:
+        raise FacesError(f"{path}: {error.message}", error.hint) from None
+    except OSError as error:
+        raise FacesError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise FacesError(f"{path} is no .bin verification set: {error}") from error
+    if not answers or len(images) != 2 * len(answers):
+        raise FacesError(
+            f"{path} has {len(images)} images and {len(answers)} answers, expected two images each"
+        )
+    if not all(isinstance(image, bytes) for image in images):
+        raise FacesError(f"{path} holds something else than encoded images")
+    same = [_truth(answer) for answer in answers]
+    number = {image: index for index, image in enumerate(dict.fromkeys(images))}
+    index = np.array([number[image] for image in images], np.int64)
+    return BinSet(tuple(number), index[0::2], index[1::2], np.array(same, np.bool_))
+
+
+def linked(count: int, first: I64, second: I64) -> I64:
+    """Labels `(count,) int64`, 0..n-1, equal for whatever pairs `(first, second)` join."""
+    parent = list(range(count))
+
+    def root(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for one, other in zip(first.tolist(), second.tolist(), strict=True):
+        parent[root(one)] = root(other)
+    roots = np.array([root(item) for item in range(count)], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+class _Box:
+    """Stands where the pickle calls something: keeps the arguments, does nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Inert(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _KNOWN:
+            return _Box
+        raise FacesError(
+            f"the pickle in it asks for {module}.{name}, which no verification set needs",
+            "do not use it; take the set from its publisher",
+        )
+
+
+def _contents(stream: IO[bytes]) -> tuple[list[Any], list[Any]]:
+    held = _Inert(stream, encoding="bytes").load()
+    if not isinstance(held, tuple | list) or len(held) != 2:
+        raise FacesError("no .bin verification set, expected (images, answers)")
+    images, answers = ([_plain(item) for item in _items(part)] for part in held)
+    return images, answers
+
+
+def _items(part: Any) -> Any:
+    """A list, or the elements of a pickled array."""
+    if isinstance(part, list | tuple):
+        return part
+    data = _plain(part)
+    return data if isinstance(data, list | bytes) else []
+
+
+def _plain(item: Any) -> Any:
+    """What a box stands for: an array's data, encoded text; anything else as it is."""
+    if isinstance(item, bytearray):
+        return bytes(item)
+    if not isinstance(item, _Box):
+        return item
+    if isinstance(item.state, tuple) and item.state:  # ndarray: version, shape, dtype, order, data
+        return _plain(item.state[-1])
+    first = item.args[0] if item.args else b""
+    if isinstance(first, _Box):  # scalar: dtype, data; bytearray: encoded text
+        return _plain(item.args[-1])
+    if isinstance(first, str):  # _codecs.encode
+        return first.encode("latin-1", "replace")
+    return bytes(first) if isinstance(first, bytes | bytearray) else b""  # _frombuffer, bytes
+
+
+def _truth(answer: Any) -> bool:
+    if isinstance(answer, bytes):
+        return any(answer)
+    return bool(answer)

@@ -1,0 +1,72 @@
+"""One encoded image becomes one aligned face. Knows nothing of where the bytes came from."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from ..errors import FacesError
+from .contract import FRAME
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+_LARGEST = 4096
+"""Longest side accepted, in pixels: an aligned face has 112; this is a photograph or a bomb."""
+_EXIF_ORIENTATION = 0x0112
+
+
+def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """An encoded image as an aligned face `(112, 112, 3) uint8` RGB.
+
+    Grey, palette, CMYK and 16-bit images become RGB, transparency is dropped, an EXIF orientation
+    is applied. Another size is scaled, its shape kept, centred on black. Raises FacesError, with
+    `name` in it, for what is no image, is damaged, cut short or larger than 4096 pixels.
+    """
+    try:
+        with _open(data, name) as opened:
+            opened.load()
+            image = _as_rgb(opened)
+    except FacesError:
+        raise
+    except Exception as error:  # decoders of damaged bytes raise nearly anything
+        raise FacesError(f"{name} is damaged ({error})", "remove or replace the file") from error
+    if image.size != (FRAME, FRAME):
+        image = ImageOps.pad(image, (FRAME, FRAME), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def stored_size(data: bytes, name: str) -> tuple[int, int]:
+    """`(width, height)` in pixels as stored; reads the header alone. Raises FacesError."""
+    with _open(data, name) as opened:
+        return opened.size
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name) from error
+    except Exception as error:
+        what = "no image" if data else "empty"
+        raise FacesError(f"{name} is {what}", "remove or replace the file") from error
+    if max(opened.size) > _LARGEST:
+        raise _too_large(name)
+    return opened
+
+
+def _too_large(name: str) -> FacesError:
+    return FacesError(
+        f"{name} is larger than {_LARGEST} pixels a side, expected an aligned {FRAME}x{FRAME} face",
+        "detect and align the face first",
+    )
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P":
+        image = image.convert("RGBA")  # directly to RGB, Pillow warns of transparent palettes
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image.convert("RGB")

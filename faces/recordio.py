@@ -1,0 +1,223 @@
+"""MXNet RecordIO as InsightFace lays it: `train.rec`, `train.idx`; read without MXNet.
+
+A record is one or more parts: magic, a word with the part's kind (3 bits) and length (29 bits),
+payload, zeros up to a multiple of 4. A writer cuts a payload wherever it holds the magic itself at
+a multiple of 4, and leaves those 4 bytes out. The payload begins with a header (flag, label, two
+ids), `flag` more labels, and then the image.
+
+The format is MXNet's (dmlc-core recordio.h, python/mxnet/recordio.py); the order of the records is
+InsightFace's. Knows nothing of images.
+"""
+
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FacesError
+
+MAGIC = struct.pack("<I", 0xCED7230A)
+_HEAD = struct.Struct("<4sI")
+_LABELS = struct.Struct("<IfQQ")
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_NO_IMAGE = _HEAD.size + _LABELS.size + 2 * 4
+"""Bytes of a record that holds two labels and nothing else: the header, or one identity's range."""
+_EXACT = 1 << 24
+"""Above this, float32 no longer holds every whole number, and such are the ranges' bounds."""
+_LARGEST = 1 << 40  # of a label; an identity's number is far below
+_BLOCK = 1 << 16
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Records:
+    """N images: `keys (N,) int64` as the index has them, `labels (N,) int64` as the records have
+    them, `offsets (N,) int64` of the records in `data`."""
+
+    path: Path
+    data: npt.NDArray[np.uint8]
+    keys: I64
+    labels: I64
+    offsets: I64
+
+    def image(self, index: int) -> bytes:
+        """The encoded image; raises FacesError for a damaged record."""
+        payload = _payload(self.data, int(self.offsets[index]), self._name(index))
+        if len(payload) < _LABELS.size:
+            raise _damaged(self._name(index), "is too short for its header")
+        flag = _LABELS.unpack_from(payload)[0]
+        start = _LABELS.size + 4 * flag
+        if start > len(payload):
+            raise _damaged(self._name(index), f"says it has {flag} labels, which do not fit")
+        return payload[start:]
+
+    def _name(self, index: int) -> str:
+        return f"{self.path.name}, record {self.keys[index]},"
+
+
+def open_records(path: str | Path) -> Records:
+    """Index `path`, a `.rec` file with its `.idx` beside it; images stay on disk, memory-mapped.
+
+    Labels come from the identities' ranges where the file has them (few reads), else from each
+    record. Raises FacesError when either file is missing, empty, cut short, or they do not match.
+    """
+    path = Path(path)
+    keys, offsets = _read_index(path.with_suffix(".idx"))
+    try:
+        data = np.asarray(np.memmap(path, np.uint8, "r"))
+    except (OSError, ValueError) as error:
+        raise FacesError(f"{path} cannot be read, or is empty: {error}") from error
+    _check_offsets(path, data, offsets)
+    first = _labels_of(data, offsets[:1])
+    if keys[0] != 0 or first[0][0] != 2 or _sizes(offsets, len(data))[0] != _NO_IMAGE:
+        return Records(path, data, keys, _image_labels(path, data, keys, offsets), offsets)
+    return _insightface(path, data, keys, offsets, first[1])
+
+
+def _insightface(
+    path: Path,
+    data: npt.NDArray[np.uint8],
+    keys: I64,
+    offsets: I64,
+    said: npt.NDArray[np.float32],
+) -> Records:
+    """Key 0 says (N + 1, N + 1 + K); 1..N are images, then come K ranges (first, past the last)."""
+    ranges = _sizes(offsets, len(data)) == _NO_IMAGE
+    # Counted, not read: the header's numbers are float32 and round above 2^24.
+    end = len(ranges) - int(np.argmin(ranges[::-1])) if not ranges.all() else 1
+    images, past = end - 1, len(keys)
+    if not images:
+        raise FacesError(f"{path.name} holds no images")
+    if (np.float32(end), np.float32(past)) != (said[0, 0], said[0, 1]) or keys[-1] != past - 1:
+        raise FacesError(
+            f"{path.name} says it holds {said[0, 0] - 1:.0f} images and "
+            f"{said[0, 1] - said[0, 0]:.0f} identities; its index holds {images} and {past - end}",
+            "copy both files of the same data set again, whole",
+        )
+    if past > _EXACT or past == end:
+        labels = _image_labels(path, data, keys[1:end], offsets[1:end])
+    else:
+        labels = _range_labels(path, _labels_of(data, offsets[end:])[1], images)
+    return Records(path, data, keys[1:end], labels, offsets[1:end])
+
+
+def _range_labels(path: Path, bounds: npt.NDArray[np.float32], images: int) -> I64:
+    """`(K, 2)` ranges of keys -> the identity of each of the keys 1..N."""
+    starts, ends = bounds[:, 0].astype(np.int64), bounds[:, 1].astype(np.int64)
+    good = (starts >= 1) & (starts <= ends) & (ends <= images + 1)
+    if not good.all() or int((ends - starts).sum()) != images:
+        raise FacesError(f"{path.name}: the identities' ranges do not cover its {images} images")
+    labels = np.full(images, -1, np.int64)
+    lengths = ends - starts
+    within = np.arange(images) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    labels[np.repeat(starts, lengths) + within - 1] = np.repeat(np.arange(len(bounds)), lengths)
+    if labels.min(initial=0) < 0:
+        raise FacesError(f"{path.name}: the identities' ranges overlap")
+    return labels
+
+
+def _image_labels(path: Path, data: npt.NDArray[np.uint8], keys: I64, offsets: I64) -> I64:
+    """The label of each record, or the first of several."""
+    parts = []
+    for start in range(0, len(offsets), _BLOCK):
+        flags, several, single = _labels_of(data, offsets[start : start + _BLOCK])
+        parts.append(np.where(flags > 0, several[:, 0], single))
+    labels = np.concatenate(parts)
+    wrong = np.flatnonzero(~(np.abs(labels) < _LARGEST))  # NaN too
+    if len(wrong):
+        key = keys[wrong[0]]
+        raise _damaged(f"{path.name}, record {key},", f"has the label {labels[wrong[0]]}")
+    return labels.astype(np.int64)
+
+
+def _labels_of(
+    data: npt.NDArray[np.uint8], offsets: I64
+) -> tuple[I64, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Of n records: `flags (n,)`, the first two of several labels `(n, 2)`, the single one `(n,)`."""
+    reach = np.arange(_NO_IMAGE)
+    heads = data[np.minimum(offsets[:, None] + reach, len(data) - 1)]
+    for row in np.flatnonzero(heads[:, 7] >> 5 != _WHOLE):  # rare: the magic within a payload
+        payload = _payload(data, int(offsets[row]), f"the record at byte {offsets[row]}")
+        start = np.frombuffer(payload[: _NO_IMAGE - _HEAD.size], np.uint8)
+        heads[row, _HEAD.size : _HEAD.size + len(start)] = start
+    words = np.ascontiguousarray(heads[:, _HEAD.size :])
+    flags = words[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
+    single = words[:, 4:8].copy().view("<f4")[:, 0]
+    return flags, words[:, _LABELS.size :].copy().view("<f4"), single
+
+
+def _payload(data: npt.NDArray[np.uint8], offset: int, name: str) -> bytes:
+    return _record(data, offset, name)[0]
+
+
+def _record(data: npt.NDArray[np.uint8], offset: int, name: str) -> tuple[bytes, int]:
+    """A record's payload, its parts joined by the magic that the writer left out, and its end."""
+    parts: list[bytes] = []
+    while True:
+        if offset + _HEAD.size > len(data):
+            raise _damaged(name, "is cut short: the file ends in it")
+        magic, word = _HEAD.unpack(data[offset : offset + _HEAD.size].tobytes())
+        kind, length = word >> 29, word & 0x1FFFFFFF
+        wanted = (_MIDDLE, _LAST) if parts else (_WHOLE, _FIRST)
+        if magic != MAGIC or kind not in wanted:
+            raise _damaged(name, f"has no record's beginning at byte {offset}")
+        start, end = offset + _HEAD.size, offset + _HEAD.size + length
+        if end > len(data):
+            raise _damaged(name, f"is cut short: {end - len(data)} bytes are missing")
+        parts.append(data[start:end].tobytes())
+        offset = end + -end % 4
+        if kind in (_WHOLE, _LAST):
+            return MAGIC.join(parts), offset
+
+
+def _read_index(path: Path) -> tuple[I64, I64]:
+    """Lines of `key<TAB>offset` -> both `(N,) int64`, sorted by key."""
+    if not path.is_file():
+        raise FacesError(f"{path} is missing", "the .rec file needs its .idx beside it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy 1 only warns of what it cannot read
+            rows = np.fromstring(path.read_text("ascii"), np.int64, sep=" ").reshape(-1, 2)
+    except (OSError, ValueError, DeprecationWarning) as error:
+        raise FacesError(
+            f"{path} is no RecordIO index, expected lines of key, tab, offset: {error}"
+        ) from error
+    if not len(rows):
+        raise FacesError(f"{path} is empty")
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    if not np.diff(rows[:, 0]).all():
+        raise FacesError(f"{path} has keys more than once")
+    return rows[:, 0], rows[:, 1]
+
+
+def _check_offsets(path: Path, data: npt.NDArray[np.uint8], offsets: I64) -> None:
+    outside = int(((offsets < 0) | (offsets > len(data) - _HEAD.size)).sum())
+    if outside:
+        raise FacesError(
+            f"{path.name} is cut short: {outside} of {len(offsets)} records lie beyond its "
+            f"{len(data)} bytes",
+            "copy it again, whole",
+        )
+    last = int(offsets.max())
+    end = _record(data, last, f"{path.name}, the last record,")[1]
+    if end < len(data):
+        raise FacesError(
+            f"{path.name} goes on for {len(data) - end} bytes after the last record of its index",
+            "copy the index again, whole",
+        )
+
+
+def _sizes(offsets: I64, total: int) -> I64:
+    """Bytes from each record to the next one in the file."""
+    order = np.argsort(offsets, kind="stable")
+    sizes = np.empty_like(offsets)
+    sizes[order] = np.diff(offsets[order], append=total)
+    return sizes
+
+
+def _damaged(name: str, what: str) -> FacesError:
+    return FacesError(f"{name} {what}", "copy the .rec and .idx files again, whole")

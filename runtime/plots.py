@@ -1,0 +1,105 @@
+"""The report's plots as SVG text to put into a page; knows numbers, not where they come from.
+
+Lines and letters in the page's own colour, so that one drawing serves light, dark and paper.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+_INK = "#010203"  # stands for the page's text colour until the SVG is in it
+_FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
+
+
+def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, engine: str) -> str:
+    """Faces by cosine between reference and engine; a line at the first percentile."""
+
+    def draw(axes: Any) -> None:
+        widths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        axes.bar(edges[:-1], counts, widths, align="edge", color=_FIRST)
+        axes.axvline(p1, color=_SECOND, linewidth=1.5, label=f"1 % are below {p1:.4f}")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_xlabel("cosine of reference and engine")
+        axes.set_ylabel("faces")
+
+    return _svg(f"{engine} cosines", draw)
+
+
+def roc_curves(curves: Mapping[str, Any], engine: str) -> str:
+    """TAR over FAR of both, from `curves[side]["roc"]`."""
+
+    def draw(axes: Any) -> None:
+        for side, colour, style in (("reference", _FIRST, "-"), ("engine", _SECOND, "--")):
+            roc = curves[side]["roc"]
+            axes.plot(roc["far"], roc["tar"], style, color=colour, label=_called(side, engine))
+        axes.set_xscale("log")
+        axes.set_xlabel("false accept rate")
+        axes.set_ylabel("true accept rate")
+
+    return _svg(f"{engine} ROC", draw)
+
+
+def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
+    """Shares of genuine and impostor scores of both, over cosine -1..1."""
+
+    def draw(axes: Any) -> None:
+        for side, style in (("reference", "-"), ("engine", "--")):
+            for kind, colour in (("impostor", _SECOND), ("genuine", _FIRST)):
+                share = curves[side][kind]
+                step = 2 / len(share)
+                middles = [-1 + step * (i + 0.5) for i in range(len(share))]
+                label = f"{kind}, {_called(side, engine)}"
+                axes.plot(middles, share, style, color=colour, linewidth=1.2, label=label)
+        axes.set_xlabel("cosine of two faces")
+        axes.set_ylabel("share of pairs")
+
+    return _svg(f"{engine} scores", draw)
+
+
+def training_curve(
+    loss: Sequence[tuple[float, float]], accuracy: Sequence[tuple[float, float]]
+) -> str:
+    """Loss over steps, and verification accuracy where it was measured."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(*zip(*loss, strict=True), color=_FIRST, label="loss")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        if accuracy:
+            other = axes.twinx()
+            line = other.plot(*zip(*accuracy, strict=True), "o--", color=_SECOND, markersize=3)
+            other.set_ylabel("verification accuracy")
+            other.tick_params(colors=_INK)
+            axes.legend(handles=[*axes.lines, *line], labels=["loss", "accuracy"], frameon=False)
+
+    return _svg("training", draw)
+
+
+def _called(side: str, engine: str) -> str:
+    return f"{engine} engine" if side == "engine" else side
+
+
+def _svg(name: str, draw: Callable[[Any], None]) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    # The salt makes element ids equal from run to run.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "axes.grid": True}
+    with rc_context({**settings, **dict.fromkeys(colours, _INK), "grid.alpha": 0.25}):
+        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    # Ids must differ between the plots of one page.
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name.replace(' ', '-')}-", text)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{name}"', text, count=1
+    )

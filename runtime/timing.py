@@ -1,0 +1,118 @@
+"""Time a function honestly: warm up until it is steady, then count every run.
+
+Knows neither networks nor verdicts: `benchmark` judges what stands here.
+"""
+
+import os
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+SEGMENTS = 10
+_WINDOW_S = 0.25
+_STEADY = 0.05
+
+
+@dataclass(frozen=True)
+class Timed:
+    """`latencies_ms (n,) float64` in the order they ran. `steady` is whether warm-up, `warmup_s`
+    long, ended with equal windows; `waited` the share of the time they wanted a core in which this
+    process's threads stood in line for one (None where the kernel does not tell)."""
+
+    latencies_ms: npt.NDArray[np.float64]
+    warmup_s: float
+    steady: bool
+    waited: float | None
+
+    @property
+    def variation(self) -> float:
+        """Spread of the middle two thirds over the median: noise without the rare outliers."""
+        low, middle, high = np.percentile(self.latencies_ms, (16, 50, 84))
+        return float((high - low) / 2 / middle)
+
+    @property
+    def drift(self) -> float:
+        """How far the medians of ten equal stretches lie apart, over the median of all."""
+        if len(self.latencies_ms) < SEGMENTS:
+            return 0.0
+        medians = [np.median(part) for part in np.array_split(self.latencies_ms, SEGMENTS)]
+        return float((max(medians) - min(medians)) / np.median(self.latencies_ms))
+
+    @property
+    def outliers(self) -> int:
+        """Runs that took more than three times the median."""
+        return int((self.latencies_ms > 3 * np.median(self.latencies_ms)).sum())
+
+
+def time_runs(
+    run: Callable[[int], None],
+    duration_s: float,
+    at_least: int = 1,
+    *,
+    warmup_s: float = 5.0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    between: Callable[[int], None] = lambda _: None,
+) -> Timed:
+    """Call `run(0)`, `run(1)`, ... for `duration_s` seconds after at most `warmup_s` of warm-up.
+
+    With fewer than `at_least` runs by then it goes on, to three times the duration.
+    `between(index)` is called after each run and not timed. `clock` gives nanoseconds.
+    """
+    warmed, steady = _warm_up(run, warmup_s, clock)
+    before, cpu_before = waiting_ns(), time.process_time_ns()
+    latencies = array("q")
+    now = clock()
+    end, latest = now + round(duration_s * 1e9), now + round(3 * duration_s * 1e9)
+    while not latencies or now < end or (len(latencies) < at_least and now < latest):
+        index = len(latencies)
+        start = clock()
+        run(index)
+        now = clock()
+        latencies.append(now - start)
+        between(index)
+    cpu, after = time.process_time_ns() - cpu_before, waiting_ns()
+    waited = None
+    if before is not None and after is not None:
+        waited = (after - before) / max(1, after - before + cpu)
+    return Timed(np.array(latencies) / 1e6, warmed, steady, waited)
+
+
+def waiting_ns() -> int | None:
+    """How long this process's threads have stood in line for a core, nanoseconds; None where
+    the kernel does not tell."""
+    total = 0
+    try:
+        for task in os.listdir("/proc/self/task"):
+            total += int(Path(f"/proc/self/task/{task}/schedstat").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return total
+
+
+def _warm_up(
+    run: Callable[[int], None], limit_s: float, clock: Callable[[], int]
+) -> tuple[float, bool]:
+    """Run until two windows of a quarter second have the same median within 5 %."""
+    begin = clock()
+    last: float | None = None
+    count = 0
+    while True:
+        window: list[int] = []
+        opened = clock()
+        while not window or clock() - opened < _WINDOW_S * 1e9:
+            start = clock()
+            run(count)
+            window.append(clock() - start)
+            count += 1
+        median = float(np.median(window))
+        elapsed = (clock() - begin) / 1e9
+        if last is not None and abs(median - last) <= _STEADY * last:
+            return elapsed, True
+        if elapsed >= limit_s:
+            return elapsed, False
+        last = median

@@ -1,0 +1,39 @@
+"""Bundles made by the command line itself, from a small real network."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from networks import write_network  # noqa: E402
+
+from fr_edge.cli.main import run  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_network(tmp_path_factory.mktemp("network") / "mini.onnx")
+
+
+@pytest.fixture(scope="session")
+def exported(network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("exported") / "mini.bundle"
+    assert run(["export", str(network), "--out", str(bundle), "--preset", "insightface", "-q"]) == 0
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def calibrated(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("calibrated") / "mini.bundle"
+    shutil.copytree(exported, bundle)
+    assert run(["calibrate", str(bundle), "--faces", "synthetic:16x2@5", "-q"]) == 0
+    return bundle
+
+
+@pytest.fixture
+def bundle(calibrated: Path, tmp_path: Path) -> Path:
+    """A calibrated bundle that the test may change."""
+    shutil.copytree(calibrated, tmp_path / "mini.bundle")
+    return tmp_path / "mini.bundle"

@@ -1,0 +1,155 @@
+"""The commands do their job on a real network, one after the other, and programs can read them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from fr_edge.bundle import open_bundle
+from fr_edge.cli.main import run
+from fr_edge.faces.sources import open_faces
+from fr_edge.runtime.session import embed_faces, open_session
+
+Captured = pytest.CaptureFixture[str]
+PEOPLE = "synthetic:24x4@9"
+
+
+def asked(capsys: Captured, *args: str, code: int = 0) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run([*args, "--json"]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert isinstance(document, dict)
+    return document
+
+
+def test_export_makes_the_normal_form(exported: Path, capsys: Captured) -> None:
+    model = onnx.load(exported / "model.onnx")
+    assert [value.name for value in model.graph.input] == ["face"]
+    assert [value.name for value in model.graph.output] == ["embedding"]
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    found = asked(capsys, "inspect", str(exported))
+    assert found["embedding_dim"] == 32
+    assert found["problems"] == []
+    assert {"model.onnx", "golden.npz"} <= set(found["files"])
+
+
+def test_calibrate_makes_true_int8(calibrated: Path) -> None:
+    """Explicit, symmetric Q/DQ as TensorRT takes it: both operands, zero points 0, no bias."""
+    model = onnx.load(calibrated / "model.int8.onnx")
+    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    int8 = [
+        node
+        for node in layers
+        if all(makers.get(i) and makers[i].op_type == "DequantizeLinear" for i in node.input[:2])
+    ]
+    assert 2 <= len(int8) < len(layers)
+    assert all(name in constants for node in int8 for name in node.input[2:])
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert constants[node.input[1]].dtype == np.float32
+            assert constants[node.input[2]].dtype == np.int8
+            assert not constants[node.input[2]].any()
+    for node in int8:
+        scales = constants[makers[node.input[1]].input[1]]
+        assert scales.shape == (constants_rows(constants, makers, node.input[1]),)
+
+
+def constants_rows(constants: Any, makers: Any, name: str) -> int:
+    """Output channels of a weight behind Q and DQ."""
+    while name not in constants:
+        name = makers[name].input[0]
+    return int(constants[name].shape[0])
+
+
+def test_int8_differs_from_fp32_but_not_by_much(bundle: Path, capsys: Captured) -> None:
+    for precision in ("fp32", "int8"):
+        found = asked(capsys, "build-engine", str(bundle), f"--{precision}")
+        assert found["precision"] == precision
+        assert found["backend"] == "onnxruntime"
+        assert bool(found["layers"]["int8"]) == (precision == "int8")
+    opened, faces = open_bundle(bundle), open_faces(PEOPLE)
+    fp32, int8 = (
+        embed_faces(open_session(opened, name), opened, faces) for name in ("fp32", "int8")
+    )
+    unit = [e / np.linalg.norm(e, axis=1, keepdims=True) for e in (fp32, int8)]
+    cosine = (unit[0] * unit[1]).sum(axis=1)
+    assert 0.9 < cosine.min() < 0.99999
+
+
+def test_embed_verify_evaluate_benchmark_report(
+    bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "e.npz"
+    found = asked(capsys, "embed", str(bundle), "--faces", PEOPLE, "--out", str(out))
+    assert (found["faces"], found["dim"], found["identities"]) == (96, 32, 24)
+    with np.load(out) as data:
+        assert data["embeddings"].shape == (96, 32)
+        assert data["embeddings"].dtype == np.float32
+        assert len(set(data["keys"].tolist())) == 96
+        assert data["labels"].tolist() == [i // 4 for i in range(96)]
+
+    found = asked(capsys, "verify", str(bundle), "--engine", "int8", "--faces", PEOPLE)
+    assert found["passed"] is True
+    assert found["cosine"]["min"] <= found["cosine"]["p1"] <= found["cosine"]["mean"] < 1
+    assert set(found["tar"]["1e-2"]) >= {"reference", "engine", "delta"}
+    assert all(gate["passed"] for gate in found["gates"])
+
+    found = asked(capsys, "evaluate", str(bundle), "--protocol", PEOPLE, "--engine", "int8")
+    assert 0.4 <= found["accuracy"] <= 1
+    assert found["pairs"] == {"genuine": 24 * 6, "impostor": 96 * 95 // 2 - 24 * 6}
+    assert found["tar_at_far"]["1e-6"] is None  # 4,416 impostor pairs do not resolve it
+    assert set(found["tar_at_far"]) == set(found["threshold_at_far"])
+
+    found = asked(
+        capsys, "benchmark", str(bundle), "--engine", "int8", "--batch", "1,3",
+        "--duration", "0.5", "--allow-invalid",
+    )  # fmt: skip
+    assert [run["batch"] for run in found["runs"]] == [1, 3]
+    for timed in found["runs"]:
+        latency = timed["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+        assert timed["verdict"] in ("VALID", "INVALID")
+        assert bool(timed["reasons"]) == (timed["verdict"] == "INVALID")
+
+    found = asked(capsys, "report", str(bundle))
+    page = Path(found["report"]).read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert not re.search(r"(src|href)=.?https?:|url\(.?https?:|@import", page)  # opens offline
+
+
+def test_a_gate_that_fails_exits_1(bundle: Path, capsys: Captured) -> None:
+    found = asked(capsys, "verify", str(bundle), "--min-cosine", "0.999999", code=1)
+    assert found["passed"] is False
+    assert [gate["passed"] for gate in found["gates"] if gate["name"] == "min cosine"] == [False]
+
+
+def test_int8_is_never_calibrated_on_nothing(exported: Path, capsys: Captured) -> None:
+    before = (exported / "bundle.json").read_bytes()
+    assert "--faces" in asked(capsys, "build-engine", str(exported), "--int8", code=2)["hint"]
+    assert (exported / "bundle.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["build-engine", "embed"])
+def test_a_backend_this_machine_lacks_exits_3(
+    bundle: Path, tmp_path: Path, command: str, capsys: Captured
+) -> None:
+    if not asked(capsys, "doctor")["backends"]["tensorrt"]["ready"]:
+        rest = (
+            ["--int8"]
+            if command == "build-engine"
+            else ["--faces", PEOPLE, "--out", str(tmp_path / "e.npz")]
+        )
+        found = asked(capsys, command, str(bundle), *rest, "--backend", "tensorrt", code=3)
+        assert "tensorrt" in found["error"]
+
+
+def test_doctor_says_what_there_is(capsys: Captured) -> None:
+    found = asked(capsys, "doctor")
+    assert found["backends"]["onnxruntime"]["ready"] is True
+    assert {"backends", "gpu", "jetson", "problems"} <= set(found)

@@ -1,0 +1,70 @@
+"""The demo's stages run on real parts, once each; its gates judge. `make demo` is the full size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch: pip install 'fr-edge[train]'")
+
+from fr_edge.bundle import open_bundle
+from fr_edge.cli import demo_stages
+from fr_edge.cli.demo_stages import Plan, run_demo
+from fr_edge.cli.main import run
+from fr_edge.cli.output import Output
+from fr_edge.errors import DataError
+
+SMALL = Plan(
+    training="synthetic:24x4@1",
+    calibration="synthetic:8x2@2",
+    judging="synthetic:24x3@3",
+    changes=("epochs=1", "verify_identities=4", "batch=20"),
+)
+QUIET = Output(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_stages, "_verify", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder, QUIET, SMALL)
+    return folder
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_it_goes_on_where_it_was_interrupted(home: Path) -> None:
+    before = json.loads((home / "demo.json").read_text())["stages"]
+    assert list(before)[-1] == "engine int8"
+    trained = (home / "student.bundle" / "model.pt").stat().st_mtime_ns
+    done = run_demo(home, QUIET, SMALL)
+    assert (home / "student.bundle" / "model.pt").stat().st_mtime_ns == trained
+    names = [stage.stage for stage in done.stages]
+    assert names[: len(before)] == list(before)
+    assert names[-1] == "report"
+    assert done.report.is_file()
+    bundle = open_bundle(home / "student.bundle")
+    stages = [entry["stage"] for entry in bundle.history]
+    assert stages.count("distill") == stages.count("export") == stages.count("calibrate") == 1
+    assert stages.count("build-engine") == 3
+
+
+def test_a_student_that_has_not_learned_fails_the_gates(home: Path) -> None:
+    done = run_demo(home, QUIET, SMALL)
+    assert not done.passed
+    assert [g.passed for g in done.gates if g.name == "student learned"] == [False]
+    engines = [g.passed for g in done.gates if "engine" in g.name]
+    assert engines == [True, True]  # the engines are true to it all the same
+
+
+def test_a_demo_of_other_recipes_is_not_mixed_in(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="another version"):
+        run_demo(home, QUIET, Plan())
+    assert run(["demo", "--out", str(home)]) == 4
+    assert "choose another --out" in capsys.readouterr().err

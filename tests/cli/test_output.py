@@ -1,0 +1,49 @@
+"""What the commands say."""
+
+import json
+from itertools import count
+
+import pytest
+
+from fr_edge.cli import output
+from fr_edge.cli.output import Output, size_text, table
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_results_go_to_stdout_and_notes_to_stderr(capsys: Captured) -> None:
+    Output().note("a note")
+    Output().result({"a": 1}, "text")
+    assert capsys.readouterr() == ("text\n", "a note\n")
+    Output(json=True).result({"a": 1}, "text")
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+    Output(quiet=True).note("a note")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_passes_everything_on(capsys: Captured) -> None:
+    for quiet in (True, False):
+        assert list(Output(quiet=quiet).track(iter("abc"), "reading", 3)) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")  # short work says nothing
+
+
+def test_long_work_says_where_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    clock = count(step=5.0)
+    monkeypatch.setattr(output.time, "monotonic", lambda: float(next(clock)))
+    assert list(Output().track(range(4), "reading", 4)) == [0, 1, 2, 3]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "reading: 1 of 4 (25 %), 30 s left"
+    assert lines[-1].startswith("reading: done in ")
+
+
+def test_tables_line_up() -> None:
+    assert table([["a", "1"], ["bbb", "22"]], ("x", "y")) == "x    y\n---  --\na    1\nbbb  22"
+    assert table([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(5, "5 B"), (1500, "1.5 kB"), (4_131_057, "4.1 MB"), (2_000_000_000, "2.0 GB")],
+)
+def test_sizes(size: int, text: str) -> None:
+    assert size_text(size) == text

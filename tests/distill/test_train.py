@@ -1,0 +1,229 @@
+"""Trainings from end to end, and what happens when they are killed or fed badly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fr_edge.bundle import Bundle, open_bundle
+from fr_edge.distill.recipe import Recipe, recipe_to_json
+from fr_edge.distill.train import distill
+from fr_edge.distill.weights import load_network
+from fr_edge.errors import DataError, FacesError, GateFailed, UsageError
+from fr_edge.faces.sources import Faces
+
+
+def report(bundle: Bundle) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        bundle.file("reports/training.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
+def same_weights(one: Bundle, other: Bundle) -> bool:
+    a, b = (load_network(x.file("model.pt"))[0].state_dict() for x in (one, other))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_student_is_a_bundle_with_its_story(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    bundle = distill(recipe, faces, tmp_path / "out", teacher=teacher)
+    network, name, dim = load_network(bundle.file("model.pt"))
+    assert (name, dim, bundle.embedding_dim) == ("mobilefacenet-0.25", 32, 32)
+    assert network(torch.zeros(2, 3, 112, 112)).shape == (2, 32)
+    assert bundle.history[-1]["options"]["recipe"] == recipe_to_json(recipe)
+    told = report(bundle)
+    assert [point["step"] for point in told["curve"]] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "lr", "alpha", "lambda", "cosine"} <= set(told["curve"][0])
+    assert [v["step"] for v in told["verification"]] == [0, 3, 6]
+    assert told["accuracy"] == told["verification"][-1]["accuracy"]
+    assert told["teacher_accuracy"] is not None
+    assert not (bundle.root / "checkpoint").exists()
+
+
+def test_a_student_learns_what_its_teacher_says(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    long = replace(recipe, epochs=5, lr=0.1, verify_identities=0)
+    curve = report(distill(long, faces, tmp_path / "out", teacher=teacher))["curve"]
+    assert curve[-1]["alpha"] > curve[0]["alpha"] + 0.05
+    assert curve[-1]["loss"] < curve[0]["loss"] - 2
+
+
+def test_the_seed_decides_and_the_memory_does_not(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    one = distill(recipe, faces, tmp_path / "one", teacher=teacher)
+    other = distill(
+        replace(recipe, memory_mb=0, workers=1), faces, tmp_path / "other", teacher=teacher
+    )
+    seeded = distill(replace(recipe, seed=1), faces, tmp_path / "seeded", teacher=teacher)
+    assert same_weights(one, other)
+    assert not same_weights(one, seeded)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "centres"},
+        {"method": "features", "feature_loss": "cosine"},
+        {"method": "arcface"},
+        {"method": "elasticface", "shift": 4, "light": 0.2},
+        {"accumulate": 2, "ema": 0.9, "margin": "cosface", "m": 0.35, "amp": "bf16"},
+    ],
+    ids=lambda c: c.get("method", "parts"),
+)
+def test_every_method_trains(
+    changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    changed = replace(recipe, epochs=3, lr=0.05, **changes)
+    bundle = distill(changed, faces, tmp_path / "out", teacher=teacher)
+    curve = report(bundle)["curve"]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_more_than_a_flip_asks_the_teacher_each_time(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    distill(replace(recipe, shift=3), faces, tmp_path / "out", teacher=teacher, notify=said.append)
+    assert any("uncached" in line for line in said)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _stops_at(step: int) -> Any:
+    def track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+        for number, item in enumerate(items):
+            if label == "training" and number == step:
+                raise _Killed
+            yield item
+
+    return track
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "elasticface", "ema": 0.9}, {"workers": 1}])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    recipe = replace(recipe, **changes)
+    whole = distill(recipe, faces, tmp_path / "whole", teacher=teacher)
+    out = tmp_path / "stopped"
+    for step in (2, 1, 0):
+        with pytest.raises(_Killed):
+            distill(recipe, faces, out, teacher=teacher, resume=True, track=_stops_at(step))
+    resumed = distill(recipe, faces, out, teacher=teacher, resume=True)
+    assert same_weights(whole, resumed)
+    assert report(whole)["curve"] == report(resumed)["curve"]
+    assert report(whole)["verification"] == report(resumed)["verification"]
+
+
+_KILLS_ITSELF = """
+import os, signal, sys
+from fr_edge.distill.recipe import read_recipe
+from fr_edge.distill.train import distill
+from fr_edge.faces.sources import open_faces
+
+def track(items, label, total):
+    for number, item in enumerate(items):
+        if label == "training" and number == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+
+recipe = read_recipe("tiny", sys.argv[3:])
+distill(recipe, open_faces("synthetic:10x5@3"), sys.argv[1], teacher=sys.argv[2], track=track)
+"""
+
+
+def test_kill_9_loses_nothing(recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    changes = ["batch=8", "epochs=2", "verify_identities=4", "lr=0.02", "checkpoint_s=0"]
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLS_ITSELF, str(out), str(teacher), *changes], env=env
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert (out / "checkpoint" / "last.pt").exists()
+    with pytest.raises(UsageError, match="unfinished"):
+        distill(recipe, faces, out, teacher=teacher)
+    resumed = distill(recipe, faces, out, teacher=teacher, resume=True)
+    whole = distill(recipe, faces, tmp_path / "whole", teacher=teacher)
+    assert same_weights(whole, resumed)
+
+
+def test_another_recipe_does_not_resume(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(_Killed):
+        distill(recipe, faces, tmp_path / "out", teacher=teacher, track=_stops_at(2))
+    with pytest.raises(UsageError, match="lr"):
+        distill(replace(recipe, lr=0.01), faces, tmp_path / "out", teacher=teacher, resume=True)
+
+
+def test_an_old_bundle_stays_until_the_new_one_is_whole(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    old = distill(recipe, faces, out, teacher=teacher)
+    with pytest.raises(_Killed):
+        distill(replace(recipe, seed=1), faces, out, teacher=teacher, track=_stops_at(2))
+    assert open_bundle(out).files == old.files
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
+    recipe: Recipe, faces: Faces, tmp_path: Path
+) -> None:
+    # Weight decay then multiplies every weight by -99 a step.
+    wild = replace(
+        recipe, method="arcface", lr=100.0, weight_decay=1.0, clip=0.0, warmup=0.0, epochs=20
+    )
+    with pytest.raises(GateFailed, match="step") as caught:
+        distill(replace(wild, schedule="constant"), faces, tmp_path / "out")
+    assert "bad-batch" in caught.value.hint
+    kept = np.load(next((tmp_path / "out" / "checkpoint").glob("bad-batch-*.npz")))
+    assert kept["pixels"].shape == (8, 112, 112, 3)
+    assert not (tmp_path / "out" / "bundle.json").exists()
+
+
+def test_what_does_not_fit_is_said_before_anything_is_trained(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    def refused(kind: type[Exception], match: str, **changes: Any) -> None:
+        guide = changes.pop("guide", teacher)
+        with pytest.raises(kind, match=match):
+            distill(replace(recipe, **changes), faces, tmp_path / "out", teacher=guide)
+        assert not (tmp_path / "out").exists()
+
+    refused(UsageError, "teacher", guide=None)
+    refused(UsageError, "batch", batch=64)
+    refused(UsageError, "identities", verify_identities=9)
+    refused(UsageError, "dim is 64", dim=64)
+    refused(DataError, "no teacher", guide=tmp_path / "missing.onnx")
+    refused(UsageError, "network", network="mobilenot")
+
+
+def test_bad_images_are_skipped_up_to_the_limit_and_named(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    def read(index: int) -> Any:
+        if index in (3, 17):
+            raise FacesError(f"{faces.keys[index]} is damaged")
+        return faces.read(index)
+
+    broken = replace(faces, read=read)
+    with pytest.raises(FacesError, match=r"00000/003|00003/002"):
+        distill(recipe, broken, tmp_path / "one", teacher=teacher)
+    done = distill(replace(recipe, bad_images=2), broken, tmp_path / "two", teacher=teacher)
+    assert "model.pt" in done

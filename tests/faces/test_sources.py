@@ -1,0 +1,240 @@
+"""Sources: what is found, in which order, whose it is, and what is said of the rest."""
+
+import os
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fr_edge.errors import FacesError
+from fr_edge.faces.sources import Faces, frame_note, open_faces, readable, spread
+from fr_edge.faces.synthetic import draw_face
+
+U8 = npt.NDArray[np.uint8]
+KEYS = ["anna/1.png", "anna/2.png", "anna/3.png", "bo/1.png", "bo/2.png", "deep/cyd/1.png"]
+
+
+def _tar(path: Path, folder: Path, names: list[str], kind: str = "w") -> Path:
+    with tarfile.open(path, kind) as archive:  # type: ignore[call-overload]
+        for name in names:
+            archive.add(folder / name, f"./{name}")
+    return path
+
+
+def test_a_folder_is_sorted_and_labelled_by_folder(people: Path, pictures: U8) -> None:
+    (people / "labels.csv").write_text("path,label\n")
+    (people / ".hidden").mkdir()
+    (people / ".hidden" / "x.png").write_bytes(b"no")
+    (people / "bo" / "._1.png").write_bytes(b"left by a Mac")
+    faces = open_faces(people)
+    assert list(faces.keys) == KEYS
+    assert faces.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    assert (len(faces), faces.identities, faces.drawn, faces.labelled) == (6, 3, False, True)
+    for index in range(6):
+        np.testing.assert_array_equal(faces.read(index), pictures[index])
+
+
+def test_an_identity_is_the_whole_path_of_its_folder(people: Path) -> None:
+    (people / "bo" / "cyd").mkdir()
+    (people / "bo" / "cyd" / "1.png").write_bytes((people / KEYS[0]).read_bytes())
+    (people / "loose.png").write_bytes((people / KEYS[0]).read_bytes())
+    faces = open_faces(people)
+    assert list(faces.keys[3:]) == ["bo/1.png", "bo/2.png", "bo/cyd/1.png", *KEYS[5:], "loose.png"]
+    assert faces.labels.tolist() == [1, 1, 1, 2, 2, 3, 4, 0]
+
+
+def test_batches_follow_the_picks(people: Path, pictures: U8) -> None:
+    faces = open_faces(people)
+    shapes = [batch.shape for batch in faces.batches(4)]
+    assert shapes == [(4, 112, 112, 3), (2, 112, 112, 3)]
+    batch = np.concatenate(list(faces.batches(2, [5, 0, 3])))
+    np.testing.assert_array_equal(batch, pictures[[5, 0, 3]])
+
+
+def test_a_tar_is_the_folder(people: Path, tmp_path: Path, pictures: U8) -> None:
+    faces = open_faces(_tar(tmp_path / "people.tar", people, KEYS))
+    assert list(faces.keys) == KEYS
+    assert faces.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    np.testing.assert_array_equal(faces.read(4), pictures[4])
+
+
+def test_shards_are_one_source(people: Path, tmp_path: Path, pictures: U8) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    _tar(shards / "1.tar", people, KEYS[3:])
+    _tar(shards / "2.tar", people, KEYS[:3])
+    faces = open_faces(shards)
+    assert list(faces.keys) == KEYS
+    np.testing.assert_array_equal(faces.read(3), pictures[3])
+    _tar(shards / "3.tar", people, KEYS[:1])
+    with pytest.raises(FacesError, match=r"both hold anna/1\.png"):
+        open_faces(shards)
+
+
+def test_images_beside_a_tar_come_first(people: Path) -> None:
+    (people / "backup.tar").write_bytes(b"none at all")
+    assert len(open_faces(people)) == 6
+
+
+def test_bad_tars_are_refused(people: Path, tmp_path: Path) -> None:
+    whole = _tar(tmp_path / "people.tar", people, KEYS).read_bytes()
+    cases = {"text.tar": b"hello" * 400, "cut.tar": whole[:700], "empty.tar": b""}
+    last = whole.rindex(b"IEND")
+    cases["almost.tar"] = whole[: last - 200]
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(FacesError, match=name):
+            open_faces(tmp_path / name)
+    packed = _tar(tmp_path / "packed.tar", people, KEYS, "w:gz")
+    with pytest.raises(FacesError) as caught:
+        open_faces(packed)
+    assert "unpacked first" in caught.value.hint
+    (people / "notes.txt").write_text("hello")
+    with pytest.raises(FacesError, match="holds no images"):
+        open_faces(_tar(tmp_path / "texts.tar", people, ["notes.txt"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "there are no faces at"),
+        (lambda path: path.mkdir(), "holds no images"),
+        (lambda path: (path / "a").mkdir(parents=True), "holds no images"),
+        (lambda path: path.write_text("hello"), "holds no faces"),
+    ],
+)
+def test_nothing_there_is_said(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+    make(tmp_path / "src")
+    with pytest.raises(FacesError, match=said):
+        open_faces(tmp_path / "src")
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "nul\0", ""])
+def test_impossible_paths_are_not_there(text: str, tmp_path: Path) -> None:
+    with pytest.raises(FacesError):
+        open_faces(f"{tmp_path}/{text}")
+
+
+def test_a_folder_of_texts_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(FacesError, match="holds no images"):
+        open_faces(tmp_path)
+
+
+def test_unicode_names_work_and_broken_ones_are_named(people: Path, pictures: U8) -> None:
+    name = "Жозé　宏\u200d/1.png"
+    (people / name).parent.mkdir()
+    (people / name).write_bytes((people / KEYS[0]).read_bytes())
+    faces = open_faces(people)
+    np.testing.assert_array_equal(faces.read(list(faces.keys).index(name)), pictures[0])
+    try:
+        Path(os.fsdecode(os.fsencode(people) + b"/bo/\xff.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes text alone")
+    with pytest.raises(FacesError, match="no UTF-8") as caught:
+        open_faces(people)
+    caught.value.message.encode()
+
+
+def test_links_are_followed_once(people: Path) -> None:
+    (people / "anna" / "loop").symlink_to(people)
+    (people / "anna" / "self").symlink_to(people / "anna")
+    elsewhere = people.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "9.png").write_bytes((people / KEYS[0]).read_bytes())
+    (people / "dan").symlink_to(elsewhere)
+    assert list(open_faces(people).keys) == [*KEYS[:5], "dan/9.png", KEYS[5]]
+
+
+def test_an_unreadable_file_is_named_when_it_is_read(people: Path) -> None:
+    (people / "bo" / "3.png").symlink_to(people / "gone.png")
+    faces = open_faces(people)
+    with pytest.raises(FacesError, match=r"bo/3\.png cannot be read"):
+        faces.read(5)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_locked_folder_is_named(people: Path) -> None:
+    (people / "bo").chmod(0)
+    with pytest.raises(FacesError, match="bo cannot be listed"):
+        open_faces(people)
+
+
+def test_drawn_faces_are_the_drawn_ones() -> None:
+    faces = open_faces("synthetic:3x2@9")
+    assert (len(faces), faces.identities, faces.drawn) == (6, 3, True)
+    assert faces.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    np.testing.assert_array_equal(faces.read(3), draw_face(1, 1, 9))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "synthetic:",
+        "synthetic:0x3",
+        "synthetic:3",
+        "synthetic:-1x2",
+        "synthetic:2x2@x",
+        "synthetic:٣x٣",
+        "synthetic:99999999999x9",
+        "synthetic:999999x999999",
+    ],
+)
+def test_other_texts_are_not(text: str) -> None:
+    with pytest.raises(FacesError, match="IDSxIMAGES"):
+        open_faces(text)
+
+
+def _labelled(counts: list[int]) -> Faces:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return Faces(
+        "here", tuple(map(str, labels)), labels, lambda index: np.zeros((112, 112, 3), np.uint8)
+    )
+
+
+def test_spread_takes_many_people_before_many_images() -> None:
+    faces = _labelled([5, 1, 3])
+    assert spread(faces, 3) == [0, 5, 6]
+    assert spread(faces, 5) == [0, 5, 6, 1, 7]
+    assert spread(faces, 9) == spread(faces, 99) == [0, 5, 6, 1, 7, 2, 8, 3, 4]
+    assert spread(faces, 0) == []
+    assert spread(_labelled([1] * 100), 4) == [0, 25, 50, 75]
+
+
+def test_spread_of_a_million_is_quick() -> None:
+    start = time.process_time()
+    assert len(spread(_labelled([1000] * 300), 299_500)) == 299_500
+    assert time.process_time() - start < 5
+
+
+def test_readable_leaves_out_as_many_as_it_may(people: Path) -> None:
+    for name in ("anna/2.png", "bo/1.png"):
+        (people / name).write_bytes(b"spoilt")
+    faces = open_faces(people)
+    assert [index for index, _ in readable(faces, range(6), 2)] == [0, 2, 4, 5]
+    with pytest.raises(FacesError, match=r"bo/1\.png.*1 others"):
+        list(readable(faces, range(6), 1))
+
+
+def test_other_sizes_are_noted(people: Path, encode: Callable[[U8], bytes]) -> None:
+    assert frame_note(open_faces(people)) == ""
+    assert frame_note(open_faces("synthetic:2x2")) == ""
+    (people / "bo" / "1.png").write_bytes(encode(np.zeros((60, 50, 3), np.uint8)))
+    (people / "bo" / "2.png").write_bytes(b"spoilt")
+    assert "1 of 6" in frame_note(open_faces(people))
+    assert "bo/1.png is 50x60" in frame_note(open_faces(people))
+
+
+@pytest.mark.real
+def test_the_real_tar_is_what_its_readme_says(real_data: Path) -> None:
+    faces = open_faces(real_data / "faces_dev.tar")
+    assert (len(faces), faces.identities) == (10_076, 2_923)
+    assert frame_note(faces) == ""
+    picks = spread(faces, 64)
+    assert len({int(faces.labels[i]) for i in picks}) == 64
+    batch = next(faces.batches(64, picks))
+    assert 60 < batch.mean() < 180

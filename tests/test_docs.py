@@ -1,0 +1,72 @@
+"""The documentation says what the program does."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from fr_edge.cli.main import COMMANDS, root
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def command(name: str) -> click.Command:
+    found = root.get_command(click.Context(root), name)
+    assert found is not None
+    return found
+
+
+def lines_in(page: Path) -> list[str]:
+    """The `fr-edge ...` lines of a page's fenced blocks, continued lines joined."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [
+        line.removeprefix("$ ") for line in text.splitlines() if re.match(r"(\$ )?fr-edge ", line)
+    ]
+
+
+def test_cli_page_is_what_the_commands_say() -> None:
+    spec = importlib.util.spec_from_file_location("write_cli", ROOT / "docs" / "write_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "cli.md").read_text() == module.page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    found = command(name)
+    assert found.help
+    assert len(found.get_short_help_str(limit=200)) < 65
+    for option in found.params:
+        if isinstance(option, click.Option):
+            assert option.help or option.metavar, option.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_line_in_the_documentation_parses(page: Path) -> None:
+    for line in lines_in(page):
+        words = shlex.split(line, comments=True)[1:]
+        if not words or words[0].startswith("-"):
+            continue
+        found = command(words[0])
+        found.make_context(f"fr-edge {words[0]}", words[1:])
+
+
+def test_links_point_at_files() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_names_every_folder() -> None:
+    text = (ROOT / "README.md").read_text()
+    for folder in ("distill/", "export/", "calibration/", "runtime/", "faces/", "cli/", "tests/"):
+        assert folder in text
+    for target in ("make demo", "make test"):
+        assert target in text
