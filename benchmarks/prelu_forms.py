@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 ROUNDS, FACES = 15, 4
 
@@ -84,7 +84,9 @@ def compiled(model: ModelProto) -> dict[str, Any]:
         return {"error": log.said[-1]}
     table = next(m for m in reversed(log.said) if m.startswith("Layers:"))
     rows = [line for line in table.splitlines() if line.startswith("Name:")]
-    kinds = Counter(re.sub(r"[\d_x]+.*", "", found) for found in re.findall(r"LayerType: (\w+)", table))
+    kinds = Counter(
+        re.sub(r"[\d_x]+.*", "", found) for found in re.findall(r"LayerType: (\w+)", table)
+    )
     if "--table" in sys.argv:
         print(table)
     return {"bytes": plan.nbytes, "layers": len(rows), "kinds": dict(kinds)}

@@ -86,13 +86,13 @@ def _from_bundle(source: Path, out: Path, told: Told) -> Origin:
 
 
 def _weights(path: Path, told: Told, *, keep: bool) -> Origin:
-    from .torch_source import load_network, network_to_onnx, save_network
+    from .torch_source import load_network, network_to_onnx, saver
 
     network, name, dim = load_network(path, told.arch)
     embed = module_embedder(network)
     spec = told.spec or _found(path, embed, (FRAME, FRAME), told)
     model = network_to_onnx(network, name, spec)
-    save = (lambda to: save_network(to, network, name, dim)) if keep else None
+    save = saver(network, name, dim) if keep else None
     return Origin("pytorch", path, model, embed, spec, save, exact_embedder(network))
 
 

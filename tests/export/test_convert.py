@@ -10,6 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
+
 from fr_edge.bundle import open_bundle
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import ModelError, UsageError
@@ -18,7 +20,6 @@ from fr_edge.export.foreign import contract_in
 from fr_edge.export.reference import torch_embedder
 from fr_edge.faces.contract import PRESETS, preprocess
 from fr_edge.faces.sources import open_faces
-from PIL import Image
 
 SPEC = PRESETS["insightface"]
 ARCH = "mobilefacenet-0.25"

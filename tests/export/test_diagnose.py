@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+
 from fr_edge.errors import FacesError
 from fr_edge.export.diagnose import SCALES, diagnose, diagnose_embedder
 from fr_edge.export.separation import d_prime, lead, pair_sums

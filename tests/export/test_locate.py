@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fr_edge.export.locate import first_difference
 from onnx import ModelProto, numpy_helper
+
+from fr_edge.export.locate import first_difference
 
 
 def damaged(model: ModelProto, weight: str, factor: float) -> ModelProto:

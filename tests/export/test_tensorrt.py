@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import ModelProto, numpy_helper
+
 from fr_edge.export.check import probe_inputs
 from fr_edge.export.half import half_flavour
 from fr_edge.faces.contract import PRESETS
-from onnx import ModelProto, numpy_helper
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
