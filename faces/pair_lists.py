@@ -4,6 +4,7 @@ Gives rows of names; knows nothing of images.
 """
 
 import csv
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -93,7 +94,9 @@ def _lfw_rows(file: Path, lines: list[str], head: re.Match[str], root: Path) -> 
         stems = [
             f"{name}/{name}_{int(number):04d}" for name, number in zip(names, numbers, strict=True)
         ]
-        suffix = suffix or next((s for s in SUFFIXES if (root / (stems[0] + s)).is_file()), ".jpg")
+        suffix = suffix or next(
+            (s for s in SUFFIXES if os.path.isfile(root / (stems[0] + s))), ".jpg"
+        )
         first, second = (stem + suffix for stem in stems)
         rows.append(Row(index // (2 * each), first, second, same))
     return rows

@@ -3,6 +3,7 @@
 `fold,path1,path2,same` with a header, LFW's own `pairs.txt`, or an insightface `.bin` set.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,8 +79,8 @@ def _named_faces(file: Path, rows: list[Row], source: str | Path) -> Faces:
     """The faces that the list names, and no others. A folder is asked for these, never walked."""
     named = sorted({path for row in rows for path in (row.first, row.second)})
     root = Path(source)
-    if root.is_dir():
-        missing = [path for path in named if not (root / path).is_file()]
+    if os.path.isdir(root):
+        missing = [path for path in named if not os.path.isfile(root / path)]
         if not missing:
             return folder_faces(root, named)
         if not (root / "train.rec").is_file() and not any(root.glob("*.tar")):

@@ -4,6 +4,7 @@ A source is an index: keys, identity labels and a function that reads one face. 
 before it is asked for.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 _KINDS = "a folder of aligned images, a .tar of one, a RecordIO folder, or synthetic:IDSxIMAGES"
 _SAMPLE = 32
+_MOST_DRAWN = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,14 @@ def open_faces(source: str | Path) -> Faces:
     """Index a source of faces; raises FacesError when it is missing or holds no image.
 
     A folder with a `train.rec` is RecordIO; one with images, at any depth, is those; one with
-    nothing but `.tar` files is shards.
+    nothing but `.tar` files is shards. A `.tar`, `.rec` or `.bin` file is read as such.
     """
     if str(source).startswith("synthetic:"):
         return drawn_faces(str(source))
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, never raises
         return _file_faces(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise FacesError(f"there are no faces at {path}", f"give {_KINDS}")
     if (path / "train.rec").is_file():
         return _record_faces(path / "train.rec")
@@ -86,8 +88,11 @@ def drawn_faces(text: str) -> Faces:
     """`synthetic:IDSxIMAGES`, or `synthetic:IDSxIMAGES@SEED` for other people."""
     match = re.fullmatch(r"synthetic:(\d{1,6})x(\d{1,6})(?:@(\d{1,9}))?", text, re.ASCII)
     ids, images = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not match or ids < 1 or images < 1:
-        raise FacesError(f"{text!r} is not synthetic:IDSxIMAGES", "for example synthetic:100x10")
+    if not match or not 0 < ids * images <= _MOST_DRAWN:
+        raise FacesError(
+            f"{text[:80]!r} is not synthetic:IDSxIMAGES of at most {_MOST_DRAWN:,} faces",
+            "for example synthetic:100x10",
+        )
     seed = int(match[3] or 0)
     return Faces(
         text,

@@ -31,3 +31,8 @@ class Gate:
             "passed": self.passed,
             **({"reason": self.why} if self.why else {}),
         }
+
+    def describe(self) -> str:
+        """`min cosine 0.9712, at least 0.95`."""
+        found = self.why or "not measured" if self.value is None else f"{self.value:.4f}"
+        return f"{self.name} {found}, at {'most' if self.most else 'least'} {self.limit:g}"

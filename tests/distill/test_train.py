@@ -54,9 +54,9 @@ def test_a_student_is_a_bundle_with_its_story(
 def test_a_student_learns_what_its_teacher_says(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    long = replace(recipe, epochs=8, lr=0.1, verify_identities=0)
+    long = replace(recipe, epochs=5, lr=0.1, verify_identities=0)
     curve = report(distill(long, faces, tmp_path / "out", teacher=teacher))["curve"]
-    assert curve[-1]["cosine"] > curve[0]["cosine"] + 0.3
+    assert curve[-1]["alpha"] > curve[0]["alpha"] + 0.05
     assert curve[-1]["loss"] < curve[0]["loss"] - 2
 
 
@@ -185,7 +185,10 @@ def test_an_old_bundle_stays_until_the_new_one_is_whole(
 def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
     recipe: Recipe, faces: Faces, tmp_path: Path
 ) -> None:
-    wild = replace(recipe, method="arcface", s=256.0, clip=0.0, lr=100.0, momentum=0.99, epochs=40)
+    # Weight decay then multiplies every weight by -99 a step.
+    wild = replace(
+        recipe, method="arcface", lr=100.0, weight_decay=1.0, clip=0.0, warmup=0.0, epochs=20
+    )
     with pytest.raises(GateFailed, match="step") as caught:
         distill(replace(wild, schedule="constant"), faces, tmp_path / "out")
     assert "bad-batch" in caught.value.hint

@@ -136,6 +136,7 @@ def test_a_folder_is_asked_not_walked(people: Path, monkeypatch: pytest.MonkeyPa
             r"names 7 images, 2 of them are not in .*x/1\.png, y/1\.png",
         ),
         (ROWS + "0,bo,anna/1.png,0\n", "1 of them are not in"),
+        (ROWS + f"0,{'x' * 5000},anna/1.png,0\n", "1 of them are not in"),
         (ROWS + "0,bo/\0.png,anna/1.png,0\n", "pairs.csv"),
     ],
 )

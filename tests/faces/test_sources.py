@@ -113,6 +113,12 @@ def test_nothing_there_is_said(tmp_path: Path, make: Callable[[Path], None], sai
         open_faces(tmp_path / "src")
 
 
+@pytest.mark.parametrize("text", ["x" * 5000, "nul\0", ""])
+def test_impossible_paths_are_not_there(text: str, tmp_path: Path) -> None:
+    with pytest.raises(FacesError):
+        open_faces(f"{tmp_path}/{text}")
+
+
 def test_a_folder_of_texts_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(FacesError, match="holds no images"):
@@ -175,6 +181,7 @@ def test_drawn_faces_are_the_drawn_ones() -> None:
         "synthetic:2x2@x",
         "synthetic:٣x٣",
         "synthetic:99999999999x9",
+        "synthetic:999999x999999",
     ],
 )
 def test_other_texts_are_not(text: str) -> None:

@@ -13,6 +13,7 @@ from fr_edge.faces.contract import PRESETS, InputSpec
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.runtime.evaluate import evaluate
+from fr_edge.runtime.metrics import all_pairs, equal_error_rate
 from fr_edge.runtime.protocol import draw_pairs
 from fr_edge.runtime.session import embed_faces, open_session
 
@@ -62,6 +63,20 @@ def test_swapped_labels_are_seen(mini: Path) -> None:
     honest, swapped = (evaluate(mini, f, engine="fp32") for f in (faces, mixed))
     assert swapped.accuracy.mean < 0.7 < 0.9 < honest.accuracy.mean
     assert swapped.eer > 0.3 > 0.1 > honest.eer
+
+
+def test_flip_adds_the_mirror_image(mini: Path) -> None:
+    faces = _patterns(8, 3)
+    plain, flipped = (evaluate(mini, faces, engine="fp32", flip=f).to_json() for f in (False, True))
+    session, bundle = open_session(mini, "fp32"), open_bundle(mini)
+    mirrored = replace(faces, read=lambda i: np.ascontiguousarray(faces.read(i)[:, ::-1]))
+    both = embed_faces(session, bundle, faces) + embed_faces(session, bundle, mirrored)
+    scores = all_pairs(both, faces.labels)
+    assert flipped["eer"] == pytest.approx(equal_error_rate(scores), abs=1e-6)
+    assert flipped["protocol"]["flip"] is True
+    assert flipped["threshold_at_far"] != plain["threshold_at_far"]
+    assert plain["identification"]["gallery"] == 8
+    assert 0.5 <= plain["accuracy_insightface"]["mean"] <= 1
 
 
 def test_one_person_cannot_be_judged(mini: Path) -> None:
