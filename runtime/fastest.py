@@ -115,7 +115,7 @@ def _prove(
         raise  # the next precision would meet it too
     except FrEdgeError as error:
         return Candidate(precision, error.message)
-    failed = [gate.describe() for gate in verified.gates if not gate.passed]
+    failed = [f"{g.name} {g.value}, limit {g.limit}" for g in verified.gates if not g.passed]
     drift = verified.drift
     return Candidate(precision, "; ".join(failed), drift.min, None, tuple(built.notes))
 
