@@ -27,8 +27,11 @@ COMMANDS = (
     "verify",
     "evaluate",
     "benchmark",
+    "compare",
     "report",
     "inspect",
+    "plan",
+    "check",
     "doctor",
 )
 
