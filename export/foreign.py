@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from onnx.numpy_helper import to_array
@@ -21,8 +22,10 @@ from .graph import all_nodes
 CONTRACT_KEY = "fr_edge.input"
 """Metadata key of model.onnx that holds the input contract as JSON."""
 
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv")
-_QUANTISED += ("QLinearMatMul", "ConvInteger", "MatMulInteger")
+_QUANTISED = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
 from fr_edge.errors import BundleError, ModelError, UsageError
 from fr_edge.export.convert import export_onnx
 from fr_edge.faces.contract import PRESETS, make_spec
-from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 SPEC = PRESETS["insightface"]
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import GraphProto, ModelProto, helper, numpy_helper
+
 from fr_edge.errors import ModelError
 from fr_edge.export.foreign import contract_in
 from fr_edge.faces.contract import PRESETS, make_spec
-from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 SPEC = PRESETS["insightface"]
 

@@ -1,16 +1,17 @@
-"""Checkpoints: weights in many wrappings are found, code is never run, misfits are listed."""
+"""Checkpoints as a source of export: weights in many wrappings are found, code is never run."""
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import DataError, ModelError, UsageError
 from fr_edge.export.convert import export_onnx
-from fr_edge.export.torch_source import load_network, save_network
+from fr_edge.export.torch_source import load_network
 from fr_edge.faces.contract import PRESETS
 
 ARCH = "mobilefacenet-0.25"
@@ -108,16 +109,13 @@ def refused(saved: object, tmp_path: Path, match: str, arch: str = ARCH) -> Mode
     return caught.value
 
 
-def test_misfits_are_listed(network: torch.nn.Module, tmp_path: Path) -> None:
+def test_misfits(network: torch.nn.Module, tmp_path: Path) -> None:
     state = network.state_dict()
     lacking = {k: v for k, v in state.items() if not k.startswith("embed")}
-    refused(lacking, tmp_path, r"1 missing \(embed.weight\)")
-    refused({**state, "head.weight": torch.zeros(3)}, tmp_path, r"1 too many \(head.weight\)")
-    error = refused(state, tmp_path, "of other shape", "mobilefacenet-0.5")
-    assert "features.0.0.weight (16, 3, 3, 3) where (32, 3, 3, 3)" in error.message
-    assert len(error.message) < 900
-    error = refused(state, tmp_path, "missing", "iresnet18")
-    assert "too many" in error.message
+    refused(lacking, tmp_path, "embed.weight")
+    refused({**state, "head.weight": torch.zeros(3)}, tmp_path, "head.weight")
+    refused(state, tmp_path, r"features.0.0.weight.*\(16, 3, 3, 3\)", "mobilefacenet-0.5")
+    assert len(refused(state, tmp_path, "not a iresnet18", "iresnet18").message) < 900
 
 
 def test_nan_weights(network: torch.nn.Module, tmp_path: Path) -> None:
@@ -147,17 +145,7 @@ def test_the_name_is_asked_for(network: torch.nn.Module, tmp_path: Path) -> None
         load_network(tmp_path / "w.pt", "facenet")
 
 
-def test_what_is_saved_is_read_again(network: torch.nn.Module, tmp_path: Path) -> None:
-    save_network(tmp_path / "model.pt", network, ARCH, 48)
-    found, name, dim = load_network(tmp_path / "model.pt")
-    assert (name, dim) == (ARCH, 48)
-    for key, value in network.state_dict().items():
-        np.testing.assert_array_equal(found.state_dict()[key], value)
-
-
 def test_a_size_the_network_cannot_take(network: torch.nn.Module, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     torch.save(network.state_dict(), tmp_path / "w.pt")
     spec = replace(PRESETS["insightface"], width=96)
     with pytest.raises(UsageError, match="does not take faces of 112x96"):
