@@ -19,7 +19,7 @@ from ..faces.sources import Faces
 from ..progress import Track, silent
 from .backends import pick_backend
 from .build import PRECISIONS, build_engine, engine_name
-from .builder import EngineOptions
+from .engine_config import EngineOptions
 from .golden import read_golden
 from .session import Session, open_session
 from .verify import verify
