@@ -44,8 +44,8 @@ def magnitudes(seen: Histogram, centre: F64) -> Magnitudes:
     place = np.arange(bins) - HALF - shift[:, None]
     place = np.where(place < 0, -1 - place, place)
     index = place + np.arange(len(shift))[:, None] * bins
-    counts = np.bincount(index.ravel(), seen.counts.ravel(), len(shift) * bins)
-    counts = counts.astype(np.float64).reshape(-1, bins)
+    folded = np.bincount(index.ravel(), seen.counts.ravel(), len(shift) * bins)
+    counts = folded.astype(np.float64).reshape(-1, bins)
     x = (np.arange(bins) - HALF + 0.5) * seen.width[:, None]
     total = np.maximum(counts.sum(axis=1), 1.0)
     variance = (seen.counts * x**2).sum(axis=1) / total - seen.mean**2

@@ -10,7 +10,7 @@ from .output import command as make
 
 if TYPE_CHECKING:
     from ..faces.sources import Faces
-    from ..runtime.builder import EngineOptions
+    from ..runtime.engine_config import EngineOptions
 
 
 @make("build-engine")
@@ -105,7 +105,7 @@ def _fastest(
 
 def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOptions | None":
     """TensorRT's options, or None when none was given."""
-    from ..runtime.builder import EngineOptions
+    from ..runtime.engine_config import EngineOptions
 
     given = {
         "workspace_mb": values["workspace"],

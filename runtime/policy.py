@@ -1,10 +1,10 @@
 """The policy: what an engine must hold, from flags, a TOML file, or the defaults.
 
-    far = 1e-4              # where TAR is judged
-    max_tar_drop = 0.005    # half a point
+far = 1e-4              # where TAR is judged
+max_tar_drop = 0.005    # half a point
 
-    [int8]                  # for this precision only; also [fp16], [fp32]
-    min_cosine = 0.96
+[int8]                  # for this precision only; also [fp16], [fp32]
+min_cosine = 0.96
 """
 
 import sys

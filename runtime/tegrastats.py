@@ -36,7 +36,10 @@ def read_tegrastats() -> Reading:
         return Reading()
     try:
         process = subprocess.Popen(
-            [tool, "--interval", "100"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [tool, "--interval", "100"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
     except OSError:
         return Reading()

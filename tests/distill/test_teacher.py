@@ -138,8 +138,8 @@ def test_a_stale_cache_is_refused_by_name(
         cached_embeddings(folder, replace(teacher, sha256="0" * 64), pixels)
     with pytest.raises(DataError, match="another contract"):
         cached_embeddings(folder, replace(teacher, spec=InputSpec()), pixels)
+    other = Pixels(faces, split(faces, 0).train[::-1], 64)
     with pytest.raises(DataError, match="another data"):
-        other = Pixels(faces, split(faces, 0).train[::-1], 64)
         cached_embeddings(folder, teacher, other)
     (folder / "teacher.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
