@@ -57,6 +57,8 @@ def _rounded(node: NodeProto, weights: Weights) -> Nodes | None:
     values, scale = weights[node.input[0]], weights[node.input[1]]
     zero = weights[node.input[2]] if len(node.input) > 2 else np.zeros_like(scale, np.uint8)
     steps = np.rint(values / _along(scale, node, values.ndim)) + _along(zero, node, values.ndim)
+    if not np.isfinite(steps).all():
+        return None  # left to the engine, whose embedding then is refused
     limits = np.iinfo(zero.dtype)
     weights[node.output[0]] = np.clip(steps, limits.min, limits.max).astype(zero.dtype)
     return []
