@@ -146,10 +146,15 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[Gate, ...]:
     )
     gain, behind = student - untrained, teacher - student
     return (
-        Gate("student learned", f"{gain:+.1f} points, at least {MIN_GAIN:g}", gain >= MIN_GAIN),
+        Gate(
+            "student learned",
+            f"{gain:.1f} points over untrained, at least {MIN_GAIN:g}",
+            gain >= MIN_GAIN,
+        ),
         Gate(
             "student follows its teacher",
-            f"{behind:.1f} points behind, at most {MAX_BEHIND:g}",
+            f"{abs(behind):.1f} points {'ahead' if behind < 0 else 'behind'},"
+            f" at most {MAX_BEHIND:g} behind",
             behind <= MAX_BEHIND,
         ),
         *(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError
+from .layouts import renamed
 from .networks import NETWORKS, build_network
 
 # Where trainers put the state dict among other things.
@@ -22,21 +23,24 @@ _WRAPPERS = ("module.", "_orig_mod.")
 def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, int]:
     """A network in eval mode, its name and its embedding size, from a checkpoint file.
 
-    The file is fr-edge's `model.pt`, which names its network, or a state dict (also one inside a
-    trainer's dict), for which `arch` does. Raises UsageError without a name, ModelError when the
+    The file is fr-edge's `model.pt`, which names its network, a state dict in a layout that
+    layouts.py knows, or one under our names, for which `arch` names the network; the last two also
+    inside a trainer's dict or behind a wrapper's prefix. Raises UsageError without a name, ModelError when the
     file holds no weights, holds code, or the weights are another network's.
     """
     found = load_tensors(path)
     if not isinstance(found, Mapping):
         raise ModelError(f"{path} holds a {type(found).__name__}; expected a state dict")
+    state = _state(path, found)
     named = found.get("network")
+    if other := renamed(state):
+        named, state = other
     if arch is None and not isinstance(named, str):
         raise UsageError(
             f"{path} does not say which network its weights belong to",
             f"name it, one of {', '.join(NETWORKS)}",
         )
     name = arch or str(named)
-    state = _state(path, found)
     first = state.get("embed.weight")
     dim = int(first.shape[0]) if first is not None and first.ndim == 2 else 512
     network = build_network(name, dim)

@@ -13,8 +13,8 @@ from ..faces.sources import Faces
 from ..progress import Track, silent
 from . import cpu
 from .backends import pick_backend
-from .builder import EngineOptions
 from .cpu_graph import INTEGER_PRODUCT
+from .engine_config import EngineOptions
 from .fingerprint import SOURCES, machine_fingerprint
 from .made import Made, layer_precisions
 from .plan_engine import make_plan

@@ -6,6 +6,7 @@ fingerprint.
 """
 
 import os
+import platform
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from ..errors import BundleError, ModelError, UsageError
 from .cpu_graph import cpu_flavour
 
 NAME = "onnxruntime"
-_MAX_BATCH = 32
-"""Faces per run: more brings no speed on a CPU, and memory grows with it."""
+_MAX_BATCH = 4
+"""Faces per run: the activations of more do not fit the cache (docs/results/engines.md)."""
 
 
 class CpuSession:
@@ -113,9 +114,23 @@ def _options() -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; stderr belongs to the command line
     options.intra_op_num_threads = cores()
-    # x86 without VNNI adds uint8 x int8 products in 16 bits that overflow; this avoids it there.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if _overflows():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def _overflows() -> bool:
+    """Whether this CPU adds uint8 x int8 products in 16 bits, which overflow: x86 without VNNI.
+
+    onnxruntime has a slower exact way, and takes it on every x86 where it is asked to.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return True
+    return not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def _load(model: str | bytes, options: Any, name: str) -> Any:

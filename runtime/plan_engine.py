@@ -13,7 +13,8 @@ from onnx import ModelProto
 from ..bundle import Bundle
 from ..errors import BundleError, GateFailed
 from .backends import COMPILE_ONLY, MODULES
-from .builder import Compiled, EngineOptions, compile_plan, load_library, strongly_typed
+from .builder import Compiled, compile_plan, load_library
+from .engine_config import EngineOptions, strongly_typed
 from .engine_layers import count_precisions, node_precisions, reformats
 from .fingerprint import SOURCES
 from .gpus import find_gpus
@@ -36,7 +37,8 @@ def make_plan(
     convolution in INT8, MachineError when the library or the GPU does not suffice.
     """
     trt = load_library(backend)
-    model, notes = _flavour(bundle, precision, strongly_typed(trt))
+    strong = strongly_typed(trt, options)
+    model, notes = _flavour(bundle, precision, strong)
     check_finite(model)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
     data = model.SerializeToString()
@@ -52,7 +54,7 @@ def make_plan(
         "batch": list(options.batch),
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
-        "typing": "strong" if strongly_typed(trt) else "flags",
+        "typing": "strong" if strong else "flags",
         "reformats": moved,
         "precisions": found,
         "engine_layers": [_row(layer) for layer in compiled.layers],

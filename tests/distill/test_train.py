@@ -192,8 +192,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
     with pytest.raises(GateFailed, match="step") as caught:
         distill(replace(wild, schedule="constant"), faces, tmp_path / "out")
     assert "bad-batch" in caught.value.hint
-    kept = np.load(next((tmp_path / "out" / "checkpoint").glob("bad-batch-*.npz")))
-    assert kept["pixels"].shape == (8, 112, 112, 3)
+    with np.load(tmp_path / "out" / "checkpoint" / "bad-batch-0.npz") as kept:
+        assert kept["pixels"].shape == (8, 112, 112, 3)
     assert not (tmp_path / "out" / "bundle.json").exists()
 
 
