@@ -206,6 +206,6 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
 )
 def test_real_networks(file: str, names: list[str], real_data: Path) -> None:
     faces = open_faces(real_data / "faces_dev.tar")
-    found = diagnose(real_data / file, faces, limit=48)
+    found = diagnose(real_data / file, faces, limit=160)
     tied = [(c.name, c.spec.channels) for c in found.ranking if c.tied and c.view == "upright"]
     assert tied == [(name, "RGB") for name in names]
