@@ -38,12 +38,36 @@ def command(
     """
     from ..faces.pairs import read_pairs
     from ..runtime.evaluate import evaluate
+    from ..runtime.ijb import is_ijb
 
+    if is_ijb(Path(protocol)):
+        _ijb(output, bundle, protocol, engine, backend, flip)
+        return
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
     judged = read_pairs(protocol, faces) if is_list else options.open_source(output, protocol)
     found = evaluate(bundle, judged, engine=engine, backend=backend, track=output.track, flip=flip)
     document = found.to_json()
     output.result(document, _text(bundle, document))
+
+
+def _ijb(
+    output: Output, bundle: str, folder: str, engine: str, backend: str, flip: bool
+) -> None:
+    from ..runtime.evaluate_ijb import evaluate_ijb
+    from ..runtime.ijb import read_ijb
+
+    found = evaluate_ijb(
+        bundle, read_ijb(Path(folder)), engine, backend, output.track, flip=flip
+    ).to_json()
+    pairs, protocol = found["pairs"], found["protocol"]
+    rows = [[far, _number(tar)] for far, tar in found["tar_at_far"].items()]
+    lines = [
+        f"{bundle}: {found['engine']} on {found['backend']}, IJB 1:1, {protocol['flags']},"
+        f" {protocol['images']:,} images in {protocol['templates']:,} templates",
+        f"  {pairs['genuine']:,} genuine and {pairs['impostor']:,} impostor pairs",
+        table(rows, ("FAR", "TAR")),
+    ]
+    output.result(found, "\n".join(lines))
 
 
 def _text(bundle: str, found: dict[str, Any]) -> str:

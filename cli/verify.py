@@ -29,6 +29,8 @@ from .output import command as make
 @click.option("--max-stratum-drop", type=float, metavar="X", help="Gate: loss in any kind of face.")
 @click.option("--far", type=float, metavar="X", help="Where TAR is gated; 1e-4 unless said.")
 @click.option("--policy", metavar="FILE.toml", help="Gates from a file, which the bundle keeps.")
+@click.option("--groups", metavar="FILE.csv", help="path,group: judge each group of faces too.")
+@click.option("--degrade", is_flag=True, help="Judge small, blurred, noisy and dark copies too.")
 @click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML too.")
 def command(
     output: Output,
@@ -38,9 +40,15 @@ def command(
     faces: str | None,
     pairs: str | None,
     reference: str | None,
-    junit: str | None,
+    min_cosine: float | None,
+    p1_cosine: float | None,
+    max_tar_drop: float | None,
+    max_stratum_drop: float | None,
+    far: float | None,
     policy: str | None,
-    **limits: float | None,
+    groups: str | None,
+    degrade: bool,
+    junit: str | None,
 ) -> None:
     """Hold an engine against the original network.
 
@@ -59,9 +67,15 @@ def command(
         faces=source,
         pairs=listed,
         reference=Path(reference) if reference else None,
+        min_cosine=min_cosine,
+        p1_cosine=p1_cosine,
+        max_tar_drop=max_tar_drop,
+        max_stratum_drop=max_stratum_drop,
+        far=far,
         policy=Path(policy) if policy else None,
+        groups=Path(groups) if groups else None,
+        degrade=degrade,
         track=output.track,
-        **limits,
     )
     document = found.to_json()
     if junit:

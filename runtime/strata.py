@@ -110,7 +110,7 @@ def compare_worsened(
     if rate is not None and len(probe) >= ENOUGH:
         for side, threshold in enumerate((rate.reference_threshold, rate.engine_threshold)):
             scores = cosines(worse[side][probe], clean[side][other])
-            tar[side] = float((scores >= threshold).mean())
+            tar[side] = None if threshold is None else float((scores >= threshold).mean())
     return Stratum(
         name,
         len(picks),
