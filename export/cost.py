@@ -10,7 +10,7 @@ from math import prod
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
-_NUMBERS = {
+_NUMBERS: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.INT8: "int8",
