@@ -96,12 +96,13 @@ def _decode(arrays: dict[str, F32], width: int, scale: float, min_score: float) 
         scores = np.sqrt(np.clip(cls[:, 0], 0, 1) * np.clip(obj[:, 0], 0, 1))
         columns = width // stride
         for cell in np.flatnonzero(scores >= min_score):
-            corner = np.float32([cell % columns, cell // columns])
+            corner = np.array([cell % columns, cell // columns], np.float32)
             centre = (corner + boxes[cell, :2]) * stride
             size = np.exp(boxes[cell, 2:]) * stride
             box = np.concatenate([centre - size / 2, size]) / scale
             five = (points[cell].reshape(5, 2) + corner) * stride / scale
-            found.append(Found(float(scores[cell]), box, five))
+            score = float(scores[cell])
+            found.append(Found(score, box.astype(np.float32), five.astype(np.float32)))
     found.sort(key=lambda face: -face.score)
     kept: list[Found] = []
     for face in found:
