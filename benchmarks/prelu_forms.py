@@ -18,40 +18,28 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
+
+from fr_edge.export.prelu import fusible
 
 ROUNDS, FACES = 15, 4
 
 
-def rewritten(model: ModelProto, form: str) -> ModelProto:
-    """A copy with each PRelu as `relu(x) - a * relu(-x)` or, where 0 <= a <= 1, `max(x, a * x)`."""
+def maximum(model: ModelProto) -> ModelProto:
+    """A copy with `max(x, a x)` for each PRelu; right where 0 <= a <= 1, which is checked below."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    slopes = {t.name: numpy_helper.to_array(t) for t in copy.graph.initializer}
     nodes: list[NodeProto] = []
     for node in copy.graph.node:
-        if node.op_type != "PRelu" or form == "prelu":
-            nodes.append(node)
-            continue
-        (x, slope), y, name = node.input, node.output[0], node.name
-        inside = slope not in slopes or ((slopes[slope] >= 0) & (slopes[slope] <= 1)).all()
-        if form == "max" and inside:
-            nodes += [
-                helper.make_node("Mul", [x, slope], [f"{y}_low"], f"{name}_mul"),
-                helper.make_node("Max", [x, f"{y}_low"], [y], f"{name}_max"),
-            ]
+        if node.op_type == "PRelu":
+            (x, slope), y = node.input, node.output[0]
+            nodes.append(helper.make_node("Mul", [x, slope], [f"{y}#low"]))
+            nodes.append(helper.make_node("Max", [x, f"{y}#low"], [y]))
         else:
-            nodes += [
-                helper.make_node("Relu", [x], [f"{y}_high"], f"{name}_relu"),
-                helper.make_node("Neg", [x], [f"{y}_neg"], f"{name}_neg"),
-                helper.make_node("Relu", [f"{y}_neg"], [f"{y}_negative"], f"{name}_relu_neg"),
-                helper.make_node("Mul", [f"{y}_negative", slope], [f"{y}_low"], f"{name}_mul"),
-                helper.make_node("Sub", [f"{y}_high", f"{y}_low"], [y], f"{name}_sub"),
-            ]
+            nodes.append(node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    copy.graph.ClearField("value_info")
-    return onnx.shape_inference.infer_shapes(copy)
+    return copy
 
 
 def compiled(model: ModelProto) -> dict[str, Any]:
@@ -87,15 +75,13 @@ def compiled(model: ModelProto) -> dict[str, Any]:
     kinds = Counter(
         re.sub(r"[\d_x]+.*", "", found) for found in re.findall(r"LayerType: (\w+)", table)
     )
-    if "--table" in sys.argv:
-        print(table)
     return {"bytes": plan.nbytes, "layers": len(rows), "kinds": dict(kinds)}
 
 
 def main() -> None:
     for file in [Path(name) for name in sys.argv[1:] if not name.startswith("--")]:
         model = onnx.load(str(file))
-        forms = {form: rewritten(model, form) for form in ("prelu", "relu", "max")}
+        forms = {"prelu": model, "max": maximum(model), "two sides": fusible(model)}
         shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]]
         faces = np.random.default_rng(0).uniform(-1, 1, (FACES, *shape)).astype(np.float32)
         options = onnxruntime.SessionOptions()

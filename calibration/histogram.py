@@ -1,46 +1,116 @@
-"""Running histograms of absolute values: what calibration keeps of the activations.
+"""Running histograms, one per channel of a tensor: all that calibration keeps of activations.
 
-Memory does not grow with the number of faces: a histogram has a fixed number of bins, and doubles
-its bin width when a larger value comes.
+Memory does not grow with the number of faces: a channel has a fixed number of bins, and its bin
+width doubles when a larger value comes. Widths are powers of two, so two halves of the faces
+merged give exactly the whole. Knows numbers only, nothing of networks.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-BINS = 4096
-"""Fine enough that a bin is well under one INT8 step (1/127 of the range), and twice so after a
-doubling."""
+HALF = 512
+"""Bins on either side of zero. A channel that fills its tensor's range has at least two bins to an
+INT8 step."""
+MOST_FACES = 100_000
+"""So many at 112x112 that no count passes 32 bits."""
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
+
+_LOG_HALF = 9
+_SMALLEST = -100
+"""log2 of the smallest bin width; what lies below counts as zero."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Histogram:
-    """Counts of |x| in `BINS` equal bins of `width`; bin i covers [i * width, (i + 1) * width)."""
+    """A tensor's values, channel by channel.
 
-    width: float = 0.0
-    peak: float = 0.0
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    `counts` `(C, 2 * HALF) uint32`; bin i of channel c covers [i - HALF, i - HALF + 1) *
+    2 ** `exponent[c]`; `low`, `high` `(C,)` the extremes; `total` `(C,)` the sum.
+    """
 
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count values of any shape; they must be finite."""
-        magnitude = np.abs(values.ravel())
-        peak = float(magnitude.max(initial=0.0))
-        if peak > 0.0 and self.width == 0.0:
-            self.counts[0], zeros = 0, self.counts[0]
-            self.width = peak / BINS * (1 + 1e-6)
-            self.counts[0] = zeros
-        while peak >= self.width * BINS and peak > 0.0:
-            self.counts = np.concatenate(
-                [self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)]
-            )
-            self.width *= 2.0
-        self.peak = max(self.peak, peak)
-        scale = np.float32(1.0 / self.width) if self.width else np.float32(0.0)
-        index = np.minimum((magnitude * scale).astype(np.int32), BINS - 1)
-        self.counts += np.bincount(index, minlength=BINS)
+    counts: U32
+    exponent: I32
+    low: F64
+    high: F64
+    total: F64
 
     @property
-    def centres(self) -> npt.NDArray[np.float64]:
-        """`(BINS,) float64`, the middle of each bin."""
-        return (np.arange(BINS) + 0.5) * self.width
+    def width(self) -> F64:
+        """`(C,)`, each channel's bin width."""
+        return np.exp2(self.exponent.astype(np.float64))
+
+    @property
+    def mean(self) -> F64:
+        """`(C,)`."""
+        mean: F64 = self.total / np.maximum(self.counts.sum(axis=1, dtype=np.int64), 1)
+        return mean
+
+
+def empty(channels: int) -> Histogram:
+    return Histogram(
+        np.zeros((channels, 2 * HALF), np.uint32),
+        np.full(channels, _SMALLEST, np.int32),
+        np.zeros(channels),
+        np.zeros(channels),
+        np.zeros(channels),
+    )
+
+
+def add(seen: Histogram, values: F32) -> Histogram:
+    """`seen` and the values `(N, C, ...)`, which must be finite."""
+    x = np.ascontiguousarray(np.moveaxis(values, 1, 0)).reshape(values.shape[1], -1)
+    low = np.minimum(seen.low, x.min(axis=1))
+    high = np.maximum(seen.high, x.max(axis=1))
+    total = seen.total + x.sum(axis=1, dtype=np.float64)
+    exponent = np.maximum(seen.exponent, _exponent(np.maximum(high, -low)))
+    place = x * np.exp2(-exponent.astype(np.float32))[:, None]
+    place += np.float32(HALF)  # from here on nothing is negative: cutting off is rounding down
+    index = place.astype(np.int32)
+    index += np.arange(len(index), dtype=np.int32)[:, None] * (2 * HALF)
+    fresh = np.bincount(index.ravel(), minlength=len(index) * 2 * HALF)
+    fresh = fresh.reshape(-1, 2 * HALF).astype(np.uint32)
+    return Histogram(np.add(_widened(seen, exponent), fresh), exponent, low, high, total)
+
+
+def merge(first: Histogram, second: Histogram) -> Histogram:
+    """The histogram of both: what one pass over all their values would have given."""
+    exponent = np.maximum(first.exponent, second.exponent)
+    return Histogram(
+        np.add(_widened(first, exponent), _widened(second, exponent)),
+        exponent,
+        np.minimum(first.low, second.low),
+        np.maximum(first.high, second.high),
+        first.total + second.total,
+    )
+
+
+def middle(seen: Histogram) -> F64:
+    """`(C,)`, halfway between each channel's extremes, as a whole number of bin widths."""
+    halfway: F64 = np.rint((seen.low + seen.high) / 2.0 / seen.width) * seen.width
+    return halfway
+
+
+def _exponent(peak: F64) -> I32:
+    """The smallest power of two for which `peak` falls inside the last bin."""
+    power = np.frexp(peak)[1]  # peak < 2 ** power
+    return np.where(peak > 0.0, power - _LOG_HALF, _SMALLEST).astype(np.int32)
+
+
+def _widened(seen: Histogram, exponent: I32) -> U32:
+    """The counts in wider bins: neighbours fall together, on each side of zero for itself."""
+    steps = np.minimum(exponent - seen.exponent, _LOG_HALF)
+    if not steps.any():
+        return seen.counts
+    out = np.zeros_like(seen.counts)
+    for step in np.unique(steps):
+        rows = steps == step
+        folded = seen.counts[rows].reshape(-1, (2 * HALF) >> step, 1 << step).sum(axis=2)
+        start = HALF - folded.shape[1] // 2
+        out[rows, start : start + folded.shape[1]] = folded
+    return out

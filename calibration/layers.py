@@ -1,20 +1,24 @@
 """Which layers become INT8: one rule for every network, and the reason for each that does not.
 
-- Dense convolutions and matrix products: INT8.
-- Grouped and depthwise convolutions: float. They hold few of the MACs, and INT8 gains nothing
-  there: TensorRT expands them (NVIDIA/TensorRT issue 4529) while their ranges differ most.
-- The embedding head: float. Its rounding error goes straight into the embedding. It is the last
-  dense layers, as many as stay within HEAD_SHARE of the network's MACs.
+- Dense convolutions and matrix products: INT8, the first and the embedding layer too.
+- Grouped and depthwise convolutions: float. There sits what INT8 costs a face network: each
+  channel has its own range, nothing is summed over channels, and one scale must serve them all.
+  And they gain nothing: they hold few of the multiply-adds, and TensorRT expands them
+  (NVIDIA/TensorRT issue 4529).
+
+docs/results/int8.md has the measurements behind the rule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import onnx
 
-HEAD_SHARE = 0.03
+from ..export.graph import attribute
+
 COMPUTE = ("Conv", "Gemm", "MatMul")
+GROUPED = "grouped convolution"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Choice:
     tensors: tuple[str, ...]
     """Activations that need a range."""
     mac_share: float
-    """Share of all MACs that runs in INT8, 0..1."""
+    """Share of all multiply-adds that runs in INT8, 0..1."""
+    dense_share: float
+    """The same of those of the dense layers."""
 
 
 def compute_layers(model: onnx.ModelProto) -> list[Layer]:
@@ -51,28 +57,31 @@ def compute_layers(model: onnx.ModelProto) -> list[Layer]:
     for node in model.graph.node:
         if node.op_type not in COMPUTE or node.input[1] not in weights:
             continue
-        weight = weights[node.input[1]]
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-        outputs = prod(max(1, d) for d in sizes.get(node.output[0], [])[2:])
-        layers.append(Layer(node.name, node.op_type, node.input[0], prod(weight) * outputs, groups))
+        places = sizes.get(node.output[0], [])
+        places = places[2:] if node.op_type == "Conv" else places[1:-1]
+        macs = prod(weights[node.input[1]]) * prod(max(1, d) for d in places)
+        groups = int(attribute(node, "group", 1))
+        layers.append(Layer(node.name, node.op_type, node.input[0], macs, groups))
     return layers
 
 
-def choose(model: onnx.ModelProto) -> Choice:
-    """Apply the rule above to a float model whose nodes are named."""
+def choose(model: onnx.ModelProto, floats: Mapping[str, str] | None = None) -> Choice:
+    """Apply the rule above to a float model whose nodes are named.
+
+    `floats` maps further layers that stay float to the reason.
+    """
     layers = compute_layers(model)
-    total = sum(layer.macs for layer in layers) or 1
-    kept = {layer.name: "grouped convolution" for layer in layers if layer.groups > 1}
-    head = 0
-    for layer in reversed(layers):
-        head += layer.macs
-        if head > HEAD_SHARE * total:
-            break
-        kept.setdefault(layer.name, "embedding head")
+    kept = {layer.name: GROUPED for layer in layers if layer.groups > 1} | dict(floats or {})
     chosen = [layer for layer in layers if layer.name not in kept]
+    dense = [layer for layer in layers if layer.groups == 1]
     return Choice(
         tuple(layer.name for layer in chosen),
         kept,
         tuple(dict.fromkeys(layer.data for layer in chosen)),
-        sum(layer.macs for layer in chosen) / total,
+        _macs(chosen) / (_macs(layers) or 1),
+        _macs(chosen) / (_macs(dense) or 1),
     )
+
+
+def _macs(layers: Collection[Layer]) -> int:
+    return sum(layer.macs for layer in layers)

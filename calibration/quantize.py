@@ -1,28 +1,26 @@
-"""Float model + ranges -> explicit Q/DQ model that TensorRT's parser takes.
+"""Float model + table -> explicit Q/DQ model that TensorRT's parser takes and fuses.
 
-Symmetric INT8, zero points 0, per-channel weights, FP32 scales, biases stay float: TensorRT
-refuses an int32 bias behind DequantizeLinear and any other zero point. onnxruntime's quantizer
-inserts the nodes; what is quantised, and with which range, comes from here.
+Symmetric INT8, zero points 0, per-channel weights, FP32 scales, float biases. A layer's output
+meets its PReLU before it is quantised again, and at a residual addition only the branch that skips
+is quantised. docs/decisions/0002 says why the nodes are inserted here and not by a library.
 """
 
-import logging
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import NodeProto, helper, numpy_helper
 
 from ..errors import BundleError
+from ..export.graph import add_weight, fresh, prune
+from .bias import correct_biases
+from .centre import centre
+from .equalise import equalised
 from .layers import Choice, choose
 from .table import CalibrationTable
-
-_OPTIONS = {
-    "ActivationSymmetric": True,
-    "WeightSymmetric": True,
-    "QuantizeBias": False,
-    "AddQDQPairToWeight": True,
-    # A convolution's output feeds PReLU or Add first: requantise after those, not before.
-    "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul"],
-}
+from .weights import output_axis, weight_steps
 
 
 def quantize_onnx(
@@ -30,45 +28,86 @@ def quantize_onnx(
 ) -> onnx.ModelProto:
     """A Q/DQ copy of a float model whose nodes are named.
 
-    Raises BundleError when the table lacks a tensor that the rule of `layers` wants quantised.
+    Raises BundleError when the table lacks a tensor that the rule of `layers` wants quantised, or
+    was made for a network of other shapes.
     """
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
     choice = choice or choose(model)
     if missing := [name for name in choice.tensors if name not in table.ranges]:
         raise BundleError(f"the calibration table has no range for {missing[0]}", "calibrate again")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    ranges = TensorsData(
-        CalibrationMethod.MinMax,
-        {name: TensorData(lowest=_f32(-v), highest=_f32(v)) for name, v in table.ranges.items()},
-    )
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # the quantizer talks through the root logger
     try:
-        quantizer = QDQQuantizer(
-            copy,
-            True,
-            False,
-            QuantType.QInt8,
-            QuantType.QInt8,
-            ranges,
-            list(choice.int8),
-            [],
-            ["Conv", "Gemm", "MatMul"],
-            dict(_OPTIONS),
-        )
-        quantizer.quantize_model()
-        quantizer.model.topological_sort()
-    finally:
-        logging.root.setLevel(level)
-    result: onnx.ModelProto = quantizer.model.model
-    result.producer_name = model.producer_name
+        result = equalised(model, table.scales)
+        centred = centre(result, choice, table.centres)
+        choice = replace(choice, tensors=tuple(centred.get(t, t) for t in choice.tensors))
+        correct_biases(result, choice, {centred.get(t, t): m for t, m in table.means.items()})
+    except ValueError as error:
+        raise BundleError(
+            f"the calibration table does not fit the model: {error}", "calibrate again"
+        ) from error
+    _insert(result.graph, choice, {centred.get(t, t): a for t, a in table.ranges.items()})
+    result.graph.ClearField("value_info")
+    prune(result.graph)
     onnx.checker.check_model(result)
     return result
 
 
-def _f32(value: float) -> npt.NDArray[np.float32]:
-    return np.array(value, np.float32)
+def _insert(graph: onnx.GraphProto, choice: Choice, ranges: Mapping[str, float]) -> None:
+    chosen = set(choice.int8)
+    zero = fresh(graph, "zero")
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), zero))
+    pairs = {
+        tensor: _activation_pair(graph, tensor, ranges[tensor], zero) for tensor in choice.tensors
+    }
+    constants = {t.name: t for t in graph.initializer}
+    ordered: list[NodeProto] = [node for value in graph.input for node in pairs.get(value.name, ())]
+    for node in graph.node:
+        if node.name in chosen:
+            node.input[0] = pairs[node.input[0]][1].output[0]
+            weight = numpy_helper.to_array(constants[node.input[1]])
+            behind = _weight_pair(graph, node, weight)
+            node.input[1] = behind[1].output[0]
+            ordered.extend(behind)
+        elif node.op_type == "Add":
+            # The skip branch is what an INT8 layer reads too; the other comes from a layer, and
+            # anything between that and the addition would keep TensorRT from fusing them.
+            skips = [index for index, name in enumerate(node.input) if name in pairs]
+            for index in skips[:1]:
+                node.input[index] = pairs[node.input[index]][1].output[0]
+        ordered.append(node)
+        for name in node.output:
+            ordered.extend(pairs.get(name, ()))
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    graph.ClearField("node")
+    graph.node.extend(copies)
+
+
+def _activation_pair(
+    graph: onnx.GraphProto, tensor: str, amax: float, zero: str
+) -> tuple[NodeProto, NodeProto]:
+    scale = add_weight(graph, f"{tensor}_scale", np.array(amax / 127.0, np.float32))
+    return _pair(tensor, scale, zero, tensor)
+
+
+def _weight_pair(
+    graph: onnx.GraphProto, node: NodeProto, weight: npt.NDArray[np.float32]
+) -> tuple[NodeProto, NodeProto]:
+    """Float weights, quantised in the graph: TensorRT 8.6 and later all take them so."""
+    step = weight_steps(node, weight)
+    name = f"{node.name}_{node.input[1]}"
+    scale = add_weight(graph, f"{name}_scale", step)
+    zeros = fresh(graph, f"{name}_zero")
+    graph.initializer.append(numpy_helper.from_array(np.zeros(len(step), np.int8), zeros))
+    return _pair(node.input[1], scale, zeros, name, output_axis(node, weight.ndim))
+
+
+def _pair(
+    tensor: str, scale: str, zero: str, name: str, axis: int | None = None
+) -> tuple[NodeProto, NodeProto]:
+    quantized, result = f"{name}_q", f"{name}_dq"
+    pair = (
+        helper.make_node("QuantizeLinear", [tensor, scale, zero], [quantized], quantized),
+        helper.make_node("DequantizeLinear", [quantized, scale, zero], [result], result),
+    )
+    if axis is not None:
+        for node in pair:
+            node.attribute.append(helper.make_attribute("axis", axis))
+    return pair

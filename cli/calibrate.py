@@ -24,9 +24,8 @@ def command(output: Output, bundle: str, faces: str, method: str, limit: int) ->
     They go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an image. Use other people than those you judge the model on.
     """
     from ..calibration.calibrate import calibrate
-    from ..faces.sources import open_faces
 
-    done = calibrate(bundle, open_faces(faces), method, limit, output.track)
+    done = calibrate(bundle, options.open_source(output, faces), method, limit, output.track)
     summary = dict(done.history[-1]["summary"])
     kept = ", ".join(f"{count} {why}" for why, count in summary["kept_float"].items()) or "none"
     lines = [

@@ -33,11 +33,10 @@ def command(
     """
     from ..distill.recipe import read_recipe
     from ..distill.train import distill
-    from ..faces.sources import open_faces
 
     bundle = distill(
         read_recipe(recipe, changes),
-        open_faces(faces),
+        options.open_source(output, faces),
         out,
         teacher=teacher,
         resume=resume,

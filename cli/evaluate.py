@@ -16,26 +16,32 @@ from .output import command as make
     "--protocol",
     required=True,
     metavar="FILE|DIR",
-    help="A pair list (.csv, .bin, pairs.txt), or faces: one folder per identity, all pairs.",
+    help="A pair list (.csv, .bin, pairs.txt), an IJB folder, or faces: one folder per identity.",
 )
 @options.faces(what="Where the images of a pair list are, if not beside it")
+@click.option("--flip", is_flag=True, help="Add the mirror image's embedding, as papers do.")
 @options.engine()
 @options.backend
 def command(
-    output: Output, bundle: str, protocol: str, faces: str | None, engine: str, backend: str
+    output: Output,
+    bundle: str,
+    protocol: str,
+    faces: str | None,
+    flip: bool,
+    engine: str,
+    backend: str,
 ) -> None:
     """Measure how well an engine tells people apart.
 
     10-fold accuracy on a pair list, and TAR at each FAR over all pairs of its images.
-    One crop, no flip, no fusion. A FAR that the impostor pairs cannot resolve is "not measured".
+    One crop, no flip unless asked for. A FAR that the impostor pairs cannot resolve is "not measured".
     """
     from ..faces.pairs import read_pairs
-    from ..faces.sources import open_faces
     from ..runtime.evaluate import evaluate
 
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
-    judged = read_pairs(protocol, faces) if is_list else open_faces(protocol)
-    found = evaluate(bundle, judged, engine=engine, backend=backend, track=output.track)
+    judged = read_pairs(protocol, faces) if is_list else options.open_source(output, protocol)
+    found = evaluate(bundle, judged, engine=engine, backend=backend, track=output.track, flip=flip)
     document = found.to_json()
     output.result(document, _text(bundle, document))
 

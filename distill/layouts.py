@@ -112,8 +112,8 @@ def _iresnet(stages: tuple[int, ...]) -> Names:
             inner = (f"{theirs}.conv1", f"{theirs}.bn2", f"{theirs}.prelu")
             yield from _block(inner, f"{ours}.body.1")
             yield from _block((f"{theirs}.conv2", f"{theirs}.bn3"), f"{ours}.body.2")
-            inner = (f"{theirs}.downsample.0", f"{theirs}.downsample.1")
-            yield from _block(inner, f"{ours}.shortcut")
+            shortcut = (f"{theirs}.downsample.0", f"{theirs}.downsample.1")
+            yield from _block(shortcut, f"{ours}.shortcut")
     yield from _bn("bn2", f"features.{number + 1}")
     for part in ("weight", "bias"):
         yield f"fc.{part}", f"embed.{part}"

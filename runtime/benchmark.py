@@ -6,7 +6,7 @@ One caller, one batch after the other (MLPerf's SingleStream). What is timed is 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from .embeddings import check_embeddings
 from .golden import read_golden
 from .metrics import cosines
 from .session import Session, open_session
+from .tegrastats import power_mode
 from .timed_run import MIN_RUNS, Run
 from .timing import time_runs
+from .watch import rest, watch
 
 _INPUTS = 8
 _SAMPLE = 16
@@ -67,7 +69,7 @@ class Benchmarked:
             "golden_min_cosine": round(self.golden_cosine, 6),
             "timed": "embed() from preprocessed input to embeddings on the host",
             "fr_edge": __version__,
-            "device": describe_device().to_json(),
+            "device": {**describe_device().to_json(), "power_mode": power_mode()},
         }
 
 
@@ -98,9 +100,12 @@ def benchmark(
     inputs = preprocess(golden.faces, bundle.spec)
     before = session.embed(inputs)
     check_embeddings(before, golden.keys, f"the {session.precision} engine")
+    idle = rest(duration_s)
     runs: list[Run] = []
     for size in track(batches, "timing", len(batches)):
-        runs.append(_time_batch(session, inputs, before, size, duration_s, warmup_s))
+        with watch() as watched:
+            run = _time_batch(session, inputs, before, size, duration_s, warmup_s)
+        runs.append(replace(run, watched=watched, idle=idle))
         if runs[-1].timed.interrupted:
             break
     cosine = measure_drift(golden.embeddings, before, golden.keys).min

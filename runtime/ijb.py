@@ -135,7 +135,9 @@ def _add(sums: F32, group: I64, rows: F32) -> None:
 def _table(folder: Path, pattern: str, what: str, columns: int) -> list[list[str]]:
     found = sorted((folder / "meta").glob(pattern))
     if len(found) != 1:
-        raise FacesError(f"{folder / 'meta'} has {len(found)} files {pattern}, expected one: {what}")
+        raise FacesError(
+            f"{folder / 'meta'} has {len(found)} files {pattern}, expected one: {what}"
+        )
     try:
         rows = [line.split() for line in found[0].read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:

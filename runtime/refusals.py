@@ -64,7 +64,9 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
     text = " ".join(" ".join(said).split())
     for pattern, meaning, hint in _KNOWN:
         if re.search(pattern, text):
-            return ModelError(f"TensorRT refuses the network: {meaning}. It says: {_short(text)}", hint)
+            return ModelError(
+                f"TensorRT refuses the network: {meaning}. It says: {_short(text)}", hint
+            )
     if _DRIVER.search(text):
         return MachineError(
             f"TensorRT cannot {step} without a GPU and its driver: {_short(text)}",

@@ -136,9 +136,7 @@ def _accepted(
     return out
 
 
-def _quarters(
-    reference: F32, quality: F32
-) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _quarters(reference: F32, quality: F32) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     norms = np.linalg.norm(reference, axis=1)
     measures = [*((names, quality[:, i]) for i, names in enumerate(STRATA.values()))]
     if np.ptp(norms) > 1e-3 * norms.mean():  # a normalised network says nothing by its norm

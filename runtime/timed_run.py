@@ -5,6 +5,7 @@ from typing import Any
 
 from .latency import PERCENTILES, name, percentile, percentile_interval
 from .timing import Timed
+from .watch import Watched, complaints, energy, state
 
 MIN_RUNS = 100
 """Fewer runs hold no 99th percentile."""
@@ -19,12 +20,14 @@ SAME = 0.9999
 @dataclass(frozen=True)
 class Run:
     """`lowest` is the lowest cosine of an embedding sampled during the timed run with the same
-    face's before it; `board` what the board's sensors said, with reasons of its own."""
+    face's before it; `watched` what the board's sensors said meanwhile, `idle` before."""
 
     batch: int
     timed: Timed
     duration_s: float
     lowest: float
+    watched: Watched | None = None
+    idle: Watched | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -61,7 +64,15 @@ class Run:
             "outliers": self.timed.outliers,
             "waited": _short(self.timed.waited),
             "min_cosine_during": round(self.lowest, 6),
+            "energy": self._energy(),
+            "board": None if self.watched is None else state(self.watched),
         }
+
+    def _energy(self) -> dict[str, Any] | None:
+        if self.watched is None or self.idle is None:
+            return None
+        seconds = float(self.timed.latencies_ms.mean()) / 1e3
+        return energy(self.watched, self.idle, self.batch, seconds)
 
 
 def _reasons(run: Run) -> list[str]:
@@ -88,6 +99,8 @@ def _reasons(run: Run) -> list[str]:
         )
     if run.lowest < SAME:
         reasons.append(f"embeddings moved during the run: cosine {run.lowest:.4f} with before")
+    if run.watched is not None:
+        reasons += complaints(run.watched, timed.warmup_s)
     return reasons
 
 

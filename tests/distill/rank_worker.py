@@ -1,4 +1,4 @@
-"""What each process of tests/distill/test_ranks.py runs: MODE FOLDER."""
+"""What each process of test_ranks.py runs, with MODE, FOLDER and ENV as globals."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ from fr_edge.distill.ranks import Ranks, join_ranks
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.run import Run, start_run
 from fr_edge.distill.train import distill
+from fr_edge.errors import DataError
 from fr_edge.faces.sources import open_faces
 
 CLASSES, DIM, BATCH, STEPS = 37, 24, 16, 3
@@ -61,11 +62,16 @@ def main(mode: str, folder: Path) -> None:
         other = mode == "differ" and os.environ["RANK"] == "1"
         faces = open_faces("synthetic:10x5@4" if other else "synthetic:10x5@3")
         recipe = read_recipe("tiny", ["batch=8", "epochs=1", "verify_identities=4"])
-        distill(recipe, faces, folder / "out", teacher=folder / "teacher.bundle")
+        try:
+            distill(recipe, faces, folder / "out", teacher=folder / "teacher.bundle")
+        except DataError as error:
+            (folder / f"error-{os.environ['RANK']}").write_text(error.message)
+            sys.exit(error.exit_code)
         return
     with join_ranks() as ranks:
         (head_steps if mode == "head" else reload_centres)(ranks, folder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    os.environ.update(globals()["ENV"])
+    main(globals()["MODE"], globals()["FOLDER"])

@@ -9,6 +9,7 @@ from onnx import ModelProto, numpy_helper
 
 from fr_edge.export.check import probe_inputs
 from fr_edge.export.half import half_flavour
+from fr_edge.export.prelu import fusible
 from fr_edge.faces.contract import PRESETS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
@@ -82,3 +83,14 @@ def test_mixed_precision_compiles(tools: SimpleNamespace) -> None:
     _, table = compile_engine(half.model)
     assert "Half" in table
     assert "Float" in table
+
+
+def test_prelu_is_fused_into_the_convolution(tools: SimpleNamespace) -> None:
+    """The reason for `fusible`: one kernel fewer per activation (docs/decisions/0003)."""
+    model = tools.standard(tools.build())
+    kernels = {
+        form: compile_engine(each)[1].count("LayerType:")
+        for form, each in (("prelu", model), ("two sides", fusible(model)))
+    }
+    activations = sum(node.op_type == "PRelu" for node in model.graph.node)
+    assert kernels["two sides"] <= kernels["prelu"] - activations

@@ -1,0 +1,117 @@
+"""What INT8 loses in face terms: embeddings of two models of the same faces, side by side.
+
+Knows arrays only. (The full verification report is `runtime`'s.)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .histogram import F32
+
+I64 = npt.NDArray[np.int64]
+
+FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True)
+class AtFar:
+    """One false accept rate: the match threshold of each model there, the share of genuine pairs
+    each accepts, and what INT8 accepts (genuine, impostors) at the threshold of FP32."""
+
+    far: float
+    threshold_fp32: float
+    threshold_int8: float
+    tar_fp32: float
+    tar_int8: float
+    tar_kept: float
+    far_kept: float
+
+    @property
+    def drop(self) -> float:
+        return self.tar_fp32 - self.tar_int8
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cosines between the two models' embeddings of each face, and rates where pairs suffice."""
+
+    faces: int
+    people: int
+    cosine_mean: float
+    cosine_p1: float
+    cosine_min: float
+    rates: tuple[AtFar, ...]
+
+    def drop(self, far: float) -> float | None:
+        """The loss of true accepts at `far`, None where the pairs cannot show it."""
+        return next((rate.drop for rate in self.rates if rate.far == far), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "faces": self.faces,
+            "people": self.people,
+            "cosine": {
+                "mean": round(self.cosine_mean, 6),
+                "p1": round(self.cosine_p1, 6),
+                "min": round(self.cosine_min, 6),
+            },
+            "rates": [{k: round(v, 7) for k, v in vars(rate).items()} for rate in self.rates],
+        }
+
+
+def compare(fp32: F32, int8: F32, labels: I64, extra_far: float | None = None) -> Loss:
+    """`(N, D) float32` each, `labels (N,)`; rates at `FARS` and `extra_far`.
+
+    A rate needs as many impostor pairs as its inverse, and one genuine pair.
+    """
+    before, after = _unit(fp32), _unit(int8)
+    cosine = np.einsum("nd,nd->n", before, after)
+    first, second = np.triu_indices(len(labels), 1)
+    same = labels[first] == labels[second]
+    old, new = (np.asarray((x @ x.T)[first, second]) for x in (before, after))
+    rates = []
+    if same.any() and not same.all():
+        impostors = int((~same).sum())
+        fars = sorted({*FARS, *([extra_far] if extra_far else [])}, reverse=True)
+        for far in fars:
+            if far * impostors >= 1.0:
+                rates.append(_at(far, old[same], old[~same], new[same], new[~same]))
+    return Loss(
+        len(labels),
+        len(np.unique(labels)),
+        float(cosine.mean()),
+        float(np.percentile(cosine, 1)),
+        float(cosine.min()),
+        tuple(rates),
+    )
+
+
+def _at(far: float, old: F32, old_impostors: F32, new: F32, new_impostors: F32) -> AtFar:
+    before, after = _threshold(old_impostors, far), _threshold(new_impostors, far)
+    return AtFar(
+        far,
+        before,
+        after,
+        float((old >= before).mean()),
+        float((new >= after).mean()),
+        float((new >= before).mean()),
+        float((new_impostors >= before).mean()),
+    )
+
+
+def _threshold(impostors: F32, far: float) -> float:
+    """The lowest threshold that accepts at most `far` of the impostors."""
+    allowed = int(far * len(impostors) * (1 + 1e-9))
+    if allowed >= len(impostors):
+        return -1.0
+    highest_refused = np.partition(impostors, len(impostors) - allowed - 1)[-allowed - 1]
+    return float(np.nextafter(highest_refused, np.float32(2.0)))
+
+
+def _unit(embeddings: F32) -> F32:
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    out: F32 = (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+    return out
