@@ -19,7 +19,7 @@ from .engine_layers import count_precisions, node_precisions, reformats
 from .fingerprint import SOURCES
 from .gpus import find_gpus
 from .made import COMPUTE, Made
-from .mixed import mixed_flavour
+from .mixed import mixed_flavour, wide_nodes
 from .refusals import check_finite
 
 _UNTRIED = (
@@ -83,7 +83,10 @@ def _flavour(bundle: Bundle, precision: str, strong: bool) -> tuple[ModelProto, 
         return model, ()
     if SOURCES["fp16"] not in bundle:
         return model, ("the network has no FP16 flavour, so what is not INT8 stays FP32",)
-    return mixed_flavour(model), ()
+    wide = wide_nodes(onnx.load(bundle.file(SOURCES["fp16"])))
+    wide &= {node.name for node in model.graph.node}
+    notes = (f"{len(wide)} nodes stay FP32: their numbers do not fit FP16",) if wide else ()
+    return mixed_flavour(model, wide), notes
 
 
 def _prove_int8(model: ModelProto, found: dict[str, str], precision: str) -> None:
