@@ -50,9 +50,7 @@ def command(
     output.result(document, _text(bundle, document))
 
 
-def _ijb(
-    output: Output, bundle: str, folder: str, engine: str, backend: str, flip: bool
-) -> None:
+def _ijb(output: Output, bundle: str, folder: str, engine: str, backend: str, flip: bool) -> None:
     from ..runtime.evaluate_ijb import evaluate_ijb
     from ..runtime.ijb import read_ijb
 

@@ -19,6 +19,7 @@ from ..errors import FrEdgeError, MachineError
 
 COMMANDS = (
     "demo",
+    "align",
     "distill",
     "export",
     "calibrate",
