@@ -44,7 +44,7 @@ class GpuSession:
 
     def _load(self, trt: Any, plan: Path) -> None:
         assert self._cuda is not None  # for the type checker: `__init__` opened it
-        log = recorder(trt)
+        self._log = log = recorder(trt)
         self._runtime: tensorrt.Runtime = trt.Runtime(log)
         engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(
             plan.read_bytes()
@@ -62,9 +62,17 @@ class GpuSession:
         self._shape = tuple(int(most[i]) for i in range(1, len(most)))
         self.dim = int(engine.get_tensor_shape(embedding)[1])
         self._engine = engine
-        self._context: tensorrt.IExecutionContext = engine.create_execution_context()
+        context: tensorrt.IExecutionContext | None = engine.create_execution_context()
+        if context is None:
+            raise MachineError(
+                f"the GPU has too little memory to run {plan.name}: {' '.join(log.problems)[:400]}",
+                "close other programs, or build with a smaller --batch",
+            )
+        self._context = context
         self._count = 0
-        self._type = np.dtype(trt.nptype(engine.get_tensor_dtype(self._face)))
+        # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
+        pixels = engine.get_tensor_dtype(self._face) == getattr(trt.DataType, "UINT8", None)
+        self._type = np.dtype(np.uint8 if pixels else np.float32)
         self._bytes = self._type.itemsize * prod(self._shape)
         self._faces: Buffer = self._cuda.buffer(self._most * self._bytes)
         self._embeddings: Buffer = self._cuda.buffer(4 * self._most * self.dim)
