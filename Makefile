@@ -26,7 +26,7 @@ types: $(VENV)/.dev  ## mypy over the package as a wheel lays it; needs torch
 	else echo "types: not checked, torch is not installed (EXTRAS=$(EXTRAS))"; fi
 
 unit: $(VENV)/.dev  ## the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest
 
 docs: $(VENV)/.dev  ## write docs/cli.md anew from the commands
 	$(BIN)/python docs/write_cli.py
