@@ -148,7 +148,7 @@ def test_a_browser_shows_it_offline_without_complaint(judged: Path, tmp_path: Pa
             "--no-sandbox",
             "--disable-gpu",
             "--disable-background-networking",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--disable-component-update",
             "--enable-logging=stderr",
             f"--user-data-dir={tmp_path / 'profile'}",
             "--window-size=400,800",
@@ -157,7 +157,7 @@ def test_a_browser_shows_it_offline_without_complaint(judged: Path, tmp_path: Pa
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
         check=True,
     )
     assert "CONSOLE" not in done.stderr
