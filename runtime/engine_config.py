@@ -18,7 +18,8 @@ class EngineOptions:
     """`batch` is the least, the best and the most faces per run.
 
     `workspace_mb` None lets TensorRT take what it wants; `level` is its optimisation level, 0 to 5.
-    `compute` names the compute capabilities to compile for ("8.6"), where the library can.
+    `compute` names the compute capabilities to compile for ("8.6"), where the library can. A `raw`
+    engine takes pixels and normalises them itself.
     """
 
     batch: tuple[int, int, int] = (1, 8, 32)
@@ -28,6 +29,7 @@ class EngineOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     compute: tuple[str, ...] = ()
+    raw: bool = False
 
     def __post_init__(self) -> None:
         least, best, most = self.batch
@@ -116,7 +118,7 @@ def _set_compute(trt: Any, config: Any, wanted: tuple[str, ...]) -> None:
         if text not in known:
             raise UsageError(
                 f"this TensorRT cannot compile for compute capability {text}",
-                f"it knows {', '.join(known)}",
+                f"it knows {', '.join(sorted(known, key=float))}",
             )
         config.set_compute_capability(getattr(trt.ComputeCapability, known[text]), index)
 
@@ -141,7 +143,7 @@ def _set_dla(
             "use --fp16 with --dla",
         )
     if len(set(options.batch)) > 1:
-        raise UsageError("a DLA wants one batch size", "for example --batch 1")
+        raise UsageError("a DLA wants one batch size", "for example --batch 1,1,1")
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)

@@ -20,6 +20,8 @@ from .fingerprint import SOURCES
 from .gpus import find_gpus
 from .made import COMPUTE, Made
 from .mixed import mixed_flavour, wide_nodes
+from .raw import SHAPE as RAW_SHAPE
+from .raw import raw_flavour
 from .refusals import check_finite
 
 _UNTRIED = (
@@ -41,8 +43,11 @@ def make_plan(
     model, notes = _flavour(bundle, precision, strong)
     check_finite(model)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
+    shape = bundle.spec.shape
+    if options.raw:
+        model, shape = raw_flavour(model, bundle.spec), RAW_SHAPE
     data = model.SerializeToString()
-    compiled = compile_plan(trt, data, bundle.spec.shape, precision, options, cache)
+    compiled = compile_plan(trt, data, shape, precision, options, cache)
     found = node_precisions(model, compiled.layers)
     _prove_int8(model, found, precision)
     layers, moved = count_precisions(found.values()), reformats(compiled.layers)
@@ -52,6 +57,7 @@ def make_plan(
         "compile_only": backend in COMPILE_ONLY,
         "compute": list(options.compute),
         "batch": list(options.batch),
+        "raw": options.raw,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "typing": "strong" if strong else "flags",

@@ -74,7 +74,7 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
         )
     return ModelError(
         f"TensorRT cannot {step} the network: {_short(text) or 'it does not say why'}",
-        "-v shows all it said; `fr-edge build-engine --backend onnxruntime` may still run it",
+        "`fr-edge build-engine --backend onnxruntime` may still run it on the CPU",
     )
 
 
@@ -94,4 +94,4 @@ def check_finite(model: ModelProto) -> None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 400 else f"{text[:400]}..."
+    return text if len(text) <= 600 else f"{text[:600]}..."
