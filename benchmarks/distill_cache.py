@@ -1,6 +1,6 @@
 """Training with the teacher's embeddings kept, against asking an IResNet-50 on every image.
 
-    python benchmarks/distill_cache.py [--batch 64] [--steps 3] [--epochs 26] [--json]
+    python benchmarks/distill_cache.py [--batch 32] [--steps 2] [--epochs 26] [--json]
 
 Both sides are the trainer's own step (MobileFaceNet, AdaDistill) in one process, taking turns; the
 weights are random, which changes no time. `ratio` is images per second once the cache is filled,
@@ -30,7 +30,7 @@ from fr_edge.faces.sources import open_faces
 
 
 def measure(batch: int, steps: int, epochs: int) -> dict[str, float | str | int]:
-    faces = open_faces(f"synthetic:{batch}x2")
+    faces = open_faces(f"synthetic:{batch}x1")
     parts = split(faces, 0)
     pixels = Pixels(faces, parts.train, 1024)
     recipe = Recipe(batch=batch, amp="off")
@@ -67,8 +67,8 @@ def measure(batch: int, steps: int, epochs: int) -> dict[str, float | str | int]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=26)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -70,9 +70,9 @@ def add(seen: Histogram, values: F32) -> Histogram:
     total = seen.total + x.sum(axis=1, dtype=np.float64)
     exponent = np.maximum(seen.exponent, _exponent(np.maximum(high, -low)))
     place = x * np.exp2(-exponent.astype(np.float32))[:, None]
-    place += np.float32(HALF)  # from here on nothing is negative: cutting off is rounding down
-    index = place.astype(np.int32)
-    index += np.arange(len(index), dtype=np.int32)[:, None] * (2 * HALF)
+    # Adding HALF before rounding down would push values just below zero over it.
+    index = np.floor(place, out=place).astype(np.int32)
+    index += np.arange(HALF, 2 * HALF * len(index), 2 * HALF, dtype=np.int32)[:, None]
     fresh = np.bincount(index.ravel(), minlength=len(index) * 2 * HALF)
     fresh = fresh.reshape(-1, 2 * HALF).astype(np.uint32)
     return Histogram(np.add(_widened(seen, exponent), fresh), exponent, low, high, total)

@@ -62,12 +62,19 @@ def load_tensors(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling damaged data raises nearly anything
-        if "GLOBAL" in str(error):  # the pickle names a function or class to call
+        # A pickle that names something to call, or one that torch.save did not write.
+        if "GLOBAL" in str(error) or ("operand" in str(error) and _head(path) == b"\x80"):
             raise ModelError(
                 f"{path} holds more than weights, and reading it could run code: refused",
                 "save the weights alone: torch.save(model.state_dict(), FILE)",
             ) from error
-        raise ModelError(f"{path} is not a PyTorch checkpoint, or is damaged: {error}") from error
+        # torch's own text recommends reading the file with weights_only=False: not ours to pass on.
+        raise ModelError(f"{path} is not a PyTorch checkpoint, or is damaged") from error
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(1)
 
 
 def _state(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -103,6 +103,7 @@ def _export(origin: Origin, draft: Draft, golden: str | Path | None, notify: Not
         "nodes": {"before": len(origin.model.graph.node), "after": len(model.graph.node)},
         "simplified": standard.simplified,
         "folded": standard.folded,
+        "norms_left": sum(node.op_type == "BatchNormalization" for node in model.graph.node),
         "check": asdict(standard.agreement),
         "fp16": _half_summary(half) if half else None,
         "parameters": parameters(model),

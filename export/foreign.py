@@ -17,7 +17,7 @@ from onnx.numpy_helper import to_array
 
 from ..errors import ModelError
 from ..faces.contract import InputSpec, spec_from_text
-from .graph import all_nodes
+from .graph import all_nodes, attribute
 
 CONTRACT_KEY = "fr_edge.input"
 """Metadata key of model.onnx that holds the input contract as JSON."""
@@ -126,6 +126,14 @@ def _check_operators(model: ModelProto) -> None:
             raise ModelError(
                 f"the model is already quantised (it has {node.op_type}); expected float32",
                 "export the float32 model; `fr-edge calibrate` makes the INT8 one",
+            )
+        if node.op_type == "BatchNormalization" and (
+            attribute(node, "training_mode", 0) or any(node.output[1:])
+        ):
+            raise ModelError(
+                f"{node.name} normalises over the batch, as in training: a face's embedding would"
+                " depend on its neighbours",
+                "export it again in inference mode (PyTorch: model.eval() first)",
             )
         if node.domain not in ("", "ai.onnx"):
             raise ModelError(

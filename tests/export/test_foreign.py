@@ -63,6 +63,13 @@ def unknown_operator(model: ModelProto) -> None:
     model.graph.node[2].op_type = "Mystery"
 
 
+def training(model: ModelProto) -> None:
+    model.opset_import[0].version = 17
+    norm = next(n for n in model.graph.node if n.op_type == "BatchNormalization")
+    norm.attribute.append(helper.make_attribute("training_mode", 1))
+    norm.output.extend(["mean_now", "var_now"])
+
+
 def plugin(model: ModelProto) -> None:
     model.graph.node[2].op_type, model.graph.node[2].domain = "Mystery", "com.acme"
 
@@ -113,6 +120,7 @@ FAULTS: list[tuple[Callable[[ModelProto], None], str]] = [
     (dead, "same embedding"),
     (half_weight, "a_w is float16"),
     (unknown_operator, "Mystery"),
+    (training, "over the batch, as in training"),
     (plugin, "com.acme"),
     (quantised, "already quantised"),
     (grey, "expected 3 channels"),

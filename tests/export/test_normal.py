@@ -250,3 +250,20 @@ def test_operators_that_cannot_come_along(tools: SimpleNamespace) -> None:
     given.graph.node[-1].op_type = "ImageDecoder"
     with pytest.raises(ModelError, match="opset 20 and cannot be brought to 17"):
         tools.standard(given)
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [1], [1, 3]])
+def test_an_embedding_with_empty_dimensions(axes: list[int], tools: SimpleNamespace) -> None:
+    given = behind(
+        tools.build(),
+        helper.make_node("Unsqueeze", ["before", "axes"], ["fc1"]),
+        axes=np.int64(axes),
+    )
+    given.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("fc1", onnx.TensorProto.FLOAT, None)
+    )
+    model = tools.standard(given)
+    faces = tools.noise(7, 3, 112, 112)
+    found = tools.run(model, faces)
+    assert found.shape == (7, 16)
+    assert tools.cosine(found, tools.run(given, faces).reshape(7, 16)) > 0.999999

@@ -1,0 +1,65 @@
+"""A small real network, exported, and drawn faces."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from networks import write_network  # noqa: E402
+
+from fr_edge.bundle import Bundle  # noqa: E402
+from fr_edge.calibration.histogram import Histogram  # noqa: E402
+from fr_edge.calibration.layers import choose  # noqa: E402
+from fr_edge.calibration.observe import observe  # noqa: E402
+from fr_edge.export.convert import export_onnx  # noqa: E402
+from fr_edge.faces.contract import PRESETS, preprocess  # noqa: E402
+from fr_edge.faces.sources import Faces, open_faces  # noqa: E402
+
+SPEC = PRESETS["insightface"]
+
+
+@pytest.fixture(scope="session")
+def faces() -> Faces:
+    """20 drawn people, 2 faces each, drawn once."""
+    drawn = open_faces("synthetic:20x2@7")
+    pixels = np.concatenate(list(drawn.batches(len(drawn))))
+    return replace(drawn, read=lambda index: pixels[index])
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Nobody changes it."""
+    folder = tmp_path_factory.mktemp("calibration")
+    return export_onnx(write_network(folder / "n.onnx"), folder / "n.bundle", spec=SPEC)
+
+
+@pytest.fixture(scope="session")
+def model(exported: Bundle) -> onnx.ModelProto:
+    """Float, normalised; channels of very different loudness, as trained networks have them."""
+    found = onnx.load(exported.file("model.onnx"))
+    rng = np.random.default_rng(3)
+    for node in found.graph.node:
+        if node.op_type != "Conv":
+            continue
+        for tensor in found.graph.initializer:
+            if tensor.name in node.input[1:]:
+                array = onnx.numpy_helper.to_array(tensor)
+                loud = np.exp(rng.normal(0, 1, len(array))).reshape(-1, *[1] * (array.ndim - 1))
+                array = (array * loud).astype(np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def inputs(faces: Faces) -> np.ndarray:
+    """`(40, 3, 112, 112) float32`."""
+    return preprocess(next(faces.batches(len(faces))), SPEC)
+
+
+@pytest.fixture(scope="session")
+def seen(model: onnx.ModelProto, faces: Faces) -> dict[str, Histogram]:
+    return observe(model, choose(model).tensors, SPEC, faces, range(len(faces)))

@@ -1,0 +1,167 @@
+"""The whole stage on a small network: what comes into the bundle, and what never does."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fr_edge.bundle import Bundle, change, open_bundle
+from fr_edge.calibration.budget import REASON, Budget
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.search import Judge
+from fr_edge.calibration.table import read_table
+from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
+from fr_edge.faces.sources import Faces
+
+
+@pytest.fixture
+def bundle(exported: Bundle, tmp_path: Path) -> Path:
+    shutil.copytree(exported.root, tmp_path / "n.bundle")
+    return tmp_path / "n.bundle"
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_what_comes_into_the_bundle(bundle: Path, faces: Faces) -> None:
+    done = calibrate(bundle, faces)
+    summary = done.history[-1]["summary"]
+    table = read_table(done.file("calibration.json"))
+    assert table.faces == summary["faces"] == 32
+    assert summary["identities"] == 16
+    assert summary["judged"]["faces"] == 8
+    assert summary["judged"]["people"] == 4
+    assert summary["judged"]["cosine"]["min"] > 0.99
+    assert summary["int8_dense_share"] == 1.0
+    assert summary["drawn_faces"]
+    report = json.loads(done.file("reports/calibration.json").read_text())
+    assert report["trials"][0]["cosine"] == summary["judged"]["cosine"]
+    assert table.model_sha256 == done.files["model.onnx"].sha256
+    onnx.checker.check_model(onnx.load(done.file("model.int8.onnx")), full_check=True)
+
+
+def test_twice_is_the_same(bundle: Path, faces: Faces) -> None:
+    first = calibrate(bundle, faces)
+    model = first.file("model.int8.onnx").read_bytes()
+    assert calibrate(bundle, faces).file("model.int8.onnx").read_bytes() == model
+
+
+def test_every_method_works(bundle: Path, faces: Faces) -> None:
+    for method in ("minmax", "percentile", "entropy", "mse"):
+        summary = calibrate(bundle, faces, method).history[-1]["summary"]
+        assert summary["method"] == method
+        assert summary["judged"]["cosine"]["mean"] > 0.98
+
+
+def test_a_budget_puts_layers_back_to_float(bundle: Path, faces: Faces) -> None:
+    free = calibrate(bundle, faces).history[-1]["summary"]
+    worst = free["judged"]["cosine"]["min"]
+    done = calibrate(bundle, faces, budget=Budget(min_cosine=worst + 0.3 * (1 - worst)))
+    summary = done.history[-1]["summary"]
+    assert summary["kept_float"][REASON] >= 1
+    assert 0 < summary["int8_mac_share"] < free["int8_mac_share"]
+    assert summary["judged"]["cosine"]["min"] >= worst + 0.3 * (1 - worst)
+    trials = json.loads(done.file("reports/calibration.json").read_text())["trials"]
+    assert len(trials) >= 2
+    assert trials[-1]["int8_mac_share"] == summary["int8_mac_share"]
+    assert not list(bundle.parent.glob(".*.calibrate"))
+
+
+def test_a_search_goes_on_where_it_was_killed(
+    bundle: Path, faces: Faces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(min_cosine=0.99999)
+    costs, cost = [], Judge.cost
+
+    def dies(self: Judge, table: object, layer: object) -> float:
+        if len(costs) == 2:
+            raise KeyboardInterrupt
+        costs.append(layer)
+        return cost(self, table, layer)
+
+    monkeypatch.setattr(Judge, "cost", dies)
+    before = content(bundle)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(bundle, faces, budget=budget)
+    assert content(bundle) == before
+    again: list[object] = []
+    monkeypatch.setattr(Judge, "cost", lambda *a: again.append(a[2]) or cost(*a))
+    try:
+        calibrate(bundle, faces, budget=budget)
+    except GateFailed:
+        assert content(bundle) == before
+    assert again
+    assert not {layer.name for layer in again} & {layer.name for layer in costs}
+
+
+def test_a_budget_that_the_faces_cannot_show(bundle: Path, faces: Faces) -> None:
+    with pytest.raises(FacesError, match="FAR 1e-06 needs 1000000"):
+        calibrate(bundle, faces, budget=Budget(max_tar_drop=0.01, far=1e-6))
+    alone = replace(faces, labels=np.zeros(len(faces), np.int64))
+    with pytest.raises(FacesError, match="people held apart"):
+        calibrate(bundle, alone, budget=Budget(min_cosine=0.9))
+
+
+def test_calls_that_make_no_sense(bundle: Path, faces: Faces) -> None:
+    for wrong in ({"method": "magic"}, {"limit": 0}, {"limit": 10**6}):
+        with pytest.raises(UsageError):
+            calibrate(bundle, faces, **wrong)
+
+
+def test_bad_faces_leave_the_bundle_alone(bundle: Path, faces: Faces) -> None:
+    before = content(bundle)
+    none = replace(faces, keys=(), labels=np.zeros(0, np.int64))
+    black = replace(faces, read=lambda _: np.zeros((112, 112, 3), np.uint8))
+    for bad in (none, black):
+        with pytest.raises(FacesError):
+            calibrate(bundle, bad)
+    assert content(bundle) == before
+
+
+def test_a_network_that_overflows(bundle: Path, faces: Faces) -> None:
+    model = onnx.load(bundle / "model.onnx")
+    tensor = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    array = numpy_helper.to_array(tensor) * np.float32(1e38)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    with change(bundle, "test", {}) as draft:
+        draft.path("model.onnx", "broken").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="not finite"):
+        calibrate(bundle, faces)
+
+
+def test_a_bundle_without_a_model(bundle: Path, faces: Faces) -> None:
+    with change(bundle, "test", {}) as draft:
+        draft.drop("model.onnx")
+    with pytest.raises(BundleError, match="model.onnx"):
+        calibrate(open_bundle(bundle), faces)
+
+
+PEAK = r"""
+import re, sys, numpy as np
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.faces.sources import Faces
+n = int(sys.argv[2])
+read = lambda i: np.random.default_rng(i).integers(0, 255, (112, 112, 3), np.uint8)
+calibrate(sys.argv[1], Faces("x", range(n), np.arange(n) % 64, read), limit=n)
+# Not ru_maxrss: that begins at the size of the process this one was forked from.
+status = open("/proc/self/status").read()
+print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_faces(bundle: Path) -> None:
+    def peak_mb(faces: int) -> float:
+        command = [sys.executable, "-c", PEAK, str(bundle), str(faces)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    few, many = peak_mb(64), peak_mb(640)
+    assert many < 1.1 * few
+    assert many < 500

@@ -1,0 +1,63 @@
+"""Histograms count what came, however it came."""
+
+import numpy as np
+import pytest
+
+from fr_edge.calibration.histogram import HALF, Histogram, add, empty, merge, middle
+
+
+def values(seed: int, *shape: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    loud = np.exp(rng.normal(0, 2, shape[1])).reshape(-1, *[1] * (len(shape) - 2))
+    return (rng.standard_normal(shape) * loud + 0.3).astype(np.float32)
+
+
+def same(first: Histogram, second: Histogram) -> None:
+    assert (first.counts == second.counts).all()
+    assert (first.exponent == second.exponent).all()
+    assert (first.low == second.low).all()
+    assert (first.high == second.high).all()
+    np.testing.assert_allclose(first.total, second.total, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 7, 5), (5, 1, 1, 1), (3, 17), (2, 4, 9)])
+def test_every_value_is_in_its_bin(shape: tuple[int, ...]) -> None:
+    x = values(1, *shape)
+    seen = add(empty(shape[1]), x)
+    for channel in range(shape[1]):
+        edges = np.arange(-HALF, HALF + 1) * seen.width[channel]
+        expected = np.histogram(x[:, channel].astype(np.float64), edges)[0]
+        assert (seen.counts[channel] == expected).all()
+    flat = np.moveaxis(x, 1, 0).reshape(shape[1], -1)
+    np.testing.assert_allclose(seen.mean, flat.mean(axis=1), rtol=1e-5)
+    assert (seen.low == np.minimum(flat.min(axis=1), 0)).all()
+    assert (seen.high == np.maximum(flat.max(axis=1), 0)).all()
+    # The bins are no wider than they must be.
+    assert (np.maximum(seen.high, -seen.low) >= HALF / 2 * seen.width).all()
+
+
+def test_two_halves_merged_are_the_whole() -> None:
+    """Also where the second is a thousand times as loud, and in any order."""
+    first, second = values(2, 6, 11, 4, 4), 1000 * values(3, 3, 11, 4, 4)
+    whole = add(add(empty(11), first), second)
+    halves = add(empty(11), first), add(empty(11), second)
+    same(merge(*halves), whole)
+    same(merge(*reversed(halves)), whole)
+    same(merge(whole, empty(11)), whole)
+    same(add(empty(11), np.concatenate([first, second])), whole)
+
+
+def test_zeros_alone_take_no_range() -> None:
+    seen = add(empty(2), np.zeros((4, 2, 3, 3), np.float32))
+    assert seen.counts.sum() == 72
+    assert (seen.high == 0).all()
+    grown = add(seen, np.full((1, 2, 1, 1), 5.0, np.float32))
+    assert grown.counts[0].sum() == 37
+    assert grown.counts[0, HALF] == 36
+
+
+def test_the_middle_is_a_whole_number_of_bins() -> None:
+    seen = add(empty(4), values(4, 8, 4, 6, 6))
+    found = middle(seen)
+    assert (np.abs(found - (seen.low + seen.high) / 2) <= seen.width / 2).all()
+    assert (found / seen.width == np.rint(found / seen.width)).all()

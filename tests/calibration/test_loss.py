@@ -1,0 +1,58 @@
+"""Cosines, thresholds and rates against sorting all pairs by hand."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from fr_edge.calibration.loss import compare
+
+
+def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    labels = np.repeat(np.arange(20), 3)
+    exact = rng.standard_normal((20, 16))[labels] + 0.8 * rng.standard_normal((60, 16))
+    other = exact + 0.3 * rng.standard_normal((60, 16))
+    return exact.astype(np.float32), 5 * other.astype(np.float32), labels
+
+
+def test_against_sorting_all_pairs() -> None:
+    exact, other, labels = two_models()
+    found = compare(exact, other, labels, 0.005)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (exact, other)]
+    cosine = (unit[0] * unit[1]).sum(axis=1)
+    assert found.cosine_min == pytest.approx(cosine.min(), abs=1e-5)
+    assert found.cosine_mean == pytest.approx(cosine.mean(), abs=1e-5)
+    pairs = list(combinations(range(60), 2))
+    same = np.array([labels[i] == labels[j] for i, j in pairs])
+    old, new = (np.array([x[i] @ x[j] for i, j in pairs]) for x in unit)
+    assert [rate.far for rate in found.rates] == [1e-2, 0.005, 1e-3]  # 1710 impostors
+    for rate in found.rates:
+        allowed = int(rate.far * (~same).sum())
+        for scores, threshold, tar in (
+            (old, rate.threshold_fp32, rate.tar_fp32),
+            (new, rate.threshold_int8, rate.tar_int8),
+        ):
+            impostors = np.sort(scores[~same])[::-1]
+            assert threshold == pytest.approx(impostors[allowed], abs=1e-5)
+            assert threshold < impostors[allowed - 1]
+            assert tar == pytest.approx((scores[same] > impostors[allowed]).mean())
+        assert rate.tar_kept == pytest.approx((new[same] >= rate.threshold_fp32).mean())
+        assert rate.far_kept == pytest.approx((new[~same] >= rate.threshold_fp32).mean())
+    assert found.drop(1e-3) == pytest.approx(found.rates[-1].tar_fp32 - found.rates[-1].tar_int8)
+    assert found.drop(1e-5) is None
+
+
+def test_a_model_loses_nothing_against_itself() -> None:
+    exact, _, labels = two_models()
+    found = compare(exact, exact, labels)
+    assert found.cosine_min == pytest.approx(1.0, abs=1e-6)
+    assert all(rate.drop == 0 for rate in found.rates)
+    assert all(rate.threshold_fp32 == rate.threshold_int8 for rate in found.rates)
+
+
+def test_people_with_one_image_give_no_rates() -> None:
+    exact, other, _ = two_models()
+    found = compare(exact, other, np.arange(60))
+    assert found.rates == ()
+    assert found.people == found.faces == 60

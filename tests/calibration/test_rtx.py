@@ -1,0 +1,37 @@
+"""NVIDIA's own parser and compiler take the model, and run its dense layers in INT8.
+
+Compile-only: nothing here has run on a GPU.
+"""
+
+from typing import Any
+
+import onnx
+import pytest
+from fitted import fit
+
+from fr_edge.calibration.histogram import Histogram
+from fr_edge.calibration.layers import choose
+from fr_edge.calibration.quantize import quantize_onnx
+from fr_edge.runtime.builder import EngineOptions, compile_plan
+from fr_edge.runtime.engine_layers import node_precisions
+from fr_edge.runtime.mixed import mixed_flavour
+
+rtx: Any = pytest.importorskip(
+    "tensorrt_rtx", reason="the compile check needs tensorrt-rtx (pip install 'fr-edge[rtx]')"
+)
+
+
+@pytest.mark.parametrize("flavour", [lambda m: m, mixed_flavour], ids=["float32", "float16"])
+def test_every_dense_layer_is_int8(
+    flavour: Any, model: onnx.ModelProto, seen: dict[str, Histogram]
+) -> None:
+    choice = choose(model)
+    quantized = flavour(quantize_onnx(model, fit(model, seen)))
+    options = EngineOptions(batch=(1, 1, 4))
+    built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
+    precisions = node_precisions(quantized, built.layers)
+    assert {name for name, precision in precisions.items() if precision == "int8"} == set(
+        choice.int8
+    )
+    # PReLU, centring and requantising are one kernel: none of them is a layer of its own.
+    assert not [layer for layer in built.layers if layer.name.endswith("_centred")]
