@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BundleError, ModelError, UsageError
+from ..errors import BundleError, MachineError, ModelError, UsageError
 from ..faces.contract import InputSpec
 from .cpu_graph import cpu_flavour
 from .raw import raw_flavour
@@ -79,13 +79,20 @@ def check_faces(faces: Faces, shape: tuple[int, ...], dtype: np.dtype[Any]) -> N
 def build(source: Path, target: Path) -> dict[str, int]:
     """Optimise `source` for this CPU and keep the result; returns how often each operator runs.
 
-    Raises ModelError when onnxruntime refuses it.
+    Raises ModelError when onnxruntime refuses it, MachineError when the engine cannot be written.
     """
     import onnx
 
     options = _options()
     options.optimized_model_filepath = str(target)
-    _load(_flavour(source), options, source.name)
+    try:
+        _load(_flavour(source), options, source.name)
+    except ModelError as error:
+        if "serializ" not in error.message:
+            raise
+        raise MachineError(
+            f"onnxruntime cannot write the engine to {target.parent}", "is the disk full?"
+        ) from error
     return dict(Counter(node.op_type for node in onnx.load(target).graph.node))
 
 
