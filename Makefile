@@ -4,7 +4,7 @@ VENV ?= .venv
 EXTRAS ?= train,report
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lint types unit docs clean
+.PHONY: help demo test check lint types unit test-gpu docs clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ types: $(VENV)/.dev  ## mypy over the package as a wheel lays it; needs torch
 
 unit: $(VENV)/.dev  ## the tests
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev  ## what needs a GPU; writes docs/results/<device>.json
+	$(BIN)/python tests/acceptance.py
 
 docs: $(VENV)/.dev  ## write docs/cli.md anew from the commands
 	$(BIN)/python docs/write_cli.py

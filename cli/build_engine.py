@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--dla", type=int, metavar="N", help="TensorRT: run on this DLA core.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: loads on later versions too.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: runs on later GPUs too.")
+@click.option("--raw", is_flag=True, help="TensorRT: pixels in, the contract in the engine.")
 @click.option("--compute", metavar="8.6,...", help="TensorRT-RTX: compile for these GPUs.")
 def command(
     output: Output,
@@ -66,6 +67,7 @@ def _build(
     faces: "Faces | None",
     settings: "EngineOptions | None",
 ) -> None:
+    from ..runtime.backends import lacking
     from ..runtime.build import build_engine
 
     built = build_engine(bundle, precision, backend, faces, output.track, settings)
@@ -74,9 +76,10 @@ def _build(
     counts = ", ".join(f"{count} {name.upper()}" for name, count in built.layers.items() if count)
     lines = [
         f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)},"
-        f" layers with weights: {counts or 'not told'}",
-        f"next: fr-edge verify {bundle} --engine {precision}",
+        f" layers with weights: {counts or 'not told'}"
     ]
+    if not lacking(built.backend):
+        lines.append(f"next: fr-edge verify {bundle} --engine {precision}")
     output.result(vars(built), "\n".join(lines))
 
 
@@ -113,6 +116,7 @@ def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOp
         "dla": values["dla"],
         "version_compatible": values["version_compatible"] or None,
         "hardware_compatible": values["hardware_compatible"] or None,
+        "raw": values["raw"] or None,
         "compute": tuple(compute.split(",")) if compute else None,
     }
     if batch:
