@@ -3,6 +3,7 @@
 import os
 import pickle
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,7 @@ KINDS = ("alone", "named", "in a dict", "parallel", "compiled", "beside a head",
 KINDS += ("without counters",)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("kind", "zipped"), [("alone", False), *product(KINDS, [True])])
 def test_wrappings(kind: str, zipped: bool, network: torch.nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save(wrap(kind, network.state_dict()), path, _use_new_zipfile_serialization=zipped)
