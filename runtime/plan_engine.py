@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from ..bundle import Bundle
 from ..errors import BundleError, GateFailed
+from ..export.prelu import fusible
 from .backends import COMPILE_ONLY, MODULES
 from .builder import Compiled, compile_plan, load_library
 from .engine_config import EngineOptions, strongly_typed
@@ -41,7 +42,8 @@ def make_plan(
     model, notes = _flavour(bundle, precision, strong)
     check_finite(model)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
-    data = model.SerializeToString()
+    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003).
+    data = fusible(model).SerializeToString()
     compiled = compile_plan(trt, data, bundle.spec.shape, precision, options, cache)
     found = node_precisions(model, compiled.layers)
     _prove_int8(model, found, precision)
