@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from ..bundle import Bundle
 from ..errors import BundleError, GateFailed
+from ..export.prelu import fusible
 from .backends import COMPILE_ONLY, MODULES
 from .builder import Compiled, compile_plan, load_library
 from .engine_config import EngineOptions, strongly_typed
@@ -46,7 +47,8 @@ def make_plan(
     shape = bundle.spec.shape
     if options.raw:
         model, shape = raw_flavour(model, bundle.spec), RAW_SHAPE
-    data = model.SerializeToString()
+    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003).
+    data = fusible(model).SerializeToString()
     compiled = compile_plan(trt, data, shape, precision, options, cache)
     found = node_precisions(model, compiled.layers)
     _prove_int8(model, found, precision)

@@ -112,10 +112,25 @@ def refused(saved: object, tmp_path: Path, match: str, arch: str = ARCH) -> Mode
 def test_misfits(network: torch.nn.Module, tmp_path: Path) -> None:
     state = network.state_dict()
     lacking = {k: v for k, v in state.items() if not k.startswith("embed")}
-    refused(lacking, tmp_path, "embed.weight")
-    refused({**state, "head.weight": torch.zeros(3)}, tmp_path, "head.weight")
-    refused(state, tmp_path, r"features.0.0.weight.*\(16, 3, 3, 3\)", "mobilefacenet-0.5")
-    assert len(refused(state, tmp_path, "not a iresnet18", "iresnet18").message) < 900
+    refused(lacking, tmp_path, r"1 missing \(embed.weight\)")
+    refused({**state, "head.weight": torch.zeros(3)}, tmp_path, r"1 too many \(head.weight\)")
+    where = r"features.0.0.weight \(16, 3, 3, 3\) where \(32, 3, 3, 3\) is expected"
+    refused(state, tmp_path, where, "mobilefacenet-0.5")
+    error = refused(state, tmp_path, "not a iresnet18: of its keys, .* missing", "iresnet18")
+    assert "too many" in error.message
+    assert len(error.message) < 900
+
+
+def test_safetensors(network: torch.nn.Module, tmp_path: Path) -> None:
+    torch_files = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    path = tmp_path / "w.safetensors"
+    torch_files.save_file(network.state_dict(), path)
+    found, name, dim = load_network(path, ARCH)
+    assert (name, dim) == (ARCH, 48)
+    torch.testing.assert_close(found.state_dict(), network.state_dict())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="no safetensors file, or is damaged"):
+        load_network(path, ARCH)
 
 
 def test_nan_weights(network: torch.nn.Module, tmp_path: Path) -> None:
