@@ -4,7 +4,7 @@ VENV ?= .venv
 EXTRAS ?= train,report
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lint types unit docs clean
+.PHONY: help demo test check lint types unit test-gpu docs clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,12 +20,16 @@ lint: $(VENV)/.dev  ## ruff and the import rules
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(VENV)/.dev  ## mypy over the package as a wheel lays it
+types: $(VENV)/.dev  ## mypy over the package as a wheel lays it; needs torch
 	rm -rf build/typed && $(BIN)/pip install -q --no-deps --target build/typed .
-	MYPYPATH=build/typed $(BIN)/mypy -p fr_edge
+	if $(BIN)/pip show -q torch 2>/dev/null; then MYPYPATH=build/typed $(BIN)/mypy -p fr_edge; \
+	else echo "types: not checked, torch is not installed (EXTRAS=$(EXTRAS))"; fi
 
 unit: $(VENV)/.dev  ## the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev  ## what needs a GPU; writes docs/results/<device>.json
+	$(BIN)/python tests/acceptance.py
 
 docs: $(VENV)/.dev  ## write docs/cli.md anew from the commands
 	$(BIN)/python docs/write_cli.py

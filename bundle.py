@@ -98,7 +98,8 @@ def change(root: str | Path, stage: str, options: Mapping[str, Any]) -> Iterator
                 yield draft
                 _commit(draft, old, stage, options)
             finally:
-                shutil.rmtree(root / _DRAFT, ignore_errors=True)
+                if not (root / _JOURNAL).exists():  # else its files are still to be put in place
+                    shutil.rmtree(root / _DRAFT, ignore_errors=True)
     finally:
         if made and not any(root.iterdir()):
             root.rmdir()
@@ -169,8 +170,9 @@ def _commit(draft: Draft, old: Bundle | None, stage: str, options: Mapping[str, 
         "history": [*(old.history if old else ()), entry],
     }
     gone = sorted(set(old.files) - set(files)) if old else []
-    journal = {"manifest": manifest, "arrived": sorted(draft.roles), "gone": gone}
-    sync(draft.root / _DRAFT)
+    # All that takes space is written before the journal: what it asks for are renames.
+    write_atomic(draft.root / _DRAFT / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    journal = {"arrived": [*sorted(draft.roles), MANIFEST], "gone": gone}
     write_atomic(draft.root / _JOURNAL, json.dumps(journal).encode())
     _finish(draft.root)
 
@@ -181,15 +183,16 @@ def _finish(root: Path) -> None:
         return
     try:
         journal = json.loads((root / _JOURNAL).read_text(encoding="utf-8"))
-        for name in journal["arrived"]:
-            source = root / _DRAFT / inside(name)
-            if source.exists():
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                source.replace(root / name)
-        for name in journal["gone"]:
-            (root / inside(name)).unlink(missing_ok=True)
-        text = json.dumps(journal["manifest"], indent=2) + "\n"
+        arrived = [inside(name) for name in journal["arrived"]]
+        gone = [inside(name) for name in journal["gone"]]
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{root / _JOURNAL} is damaged: {error}") from error
-    write_atomic(root / MANIFEST, text.encode())
+    for name in arrived:
+        source = root / _DRAFT / name
+        if source.exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            source.replace(root / name)
+    for name in gone:
+        (root / name).unlink(missing_ok=True)
+    sync(root)
     (root / _JOURNAL).unlink(missing_ok=True)

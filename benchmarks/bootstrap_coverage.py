@@ -52,7 +52,8 @@ def main(trials: int) -> None:
 
 def _change(before: object, after: object, far: float) -> float:
     old, new = tar_at_far(before, far), tar_at_far(after, far)  # type: ignore[arg-type]
-    assert old is not None and new is not None
+    assert old is not None
+    assert new is not None
     return new - old
 
 

@@ -79,7 +79,10 @@ def calibrate(
     options = {"method": method, "limit": limit} | ({"budget": budget.describe()} if budget else {})
     summary = _summary(table, choice, trials, chosen.warnings, faces.drawn)
     with change(bundle.root, "calibrate", options) as draft:
-        draft.drop("engines/", "reports/verify-int8", "reports/evaluate-int8", "report.html")
+        draft.drop(*[n for n in bundle.files if n.startswith("engines/") and "-int8" in n])
+        draft.drop(
+            "reports/verify-int8", "reports/benchmark-int8", "reports/evaluate-int8", "report.html"
+        )
         draft.path("calibration.json", "calibration table").write_text(table_to_json(table))
         target = draft.path("model.int8.onnx", "INT8 model (Q/DQ)")
         target.write_bytes(quantized.SerializeToString())

@@ -1,10 +1,12 @@
 """`fr-edge benchmark`: latency and throughput of an engine on this machine, or INVALID."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from . import options
+from .compare import changes_text, fraction
 from .output import Output, table
 from .output import command as make
 
@@ -24,6 +26,10 @@ def _batches(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
     "--batch", "batches", default="1", show_default=True, metavar="N,...", callback=_batches
 )
 @click.option("--duration", default=10.0, show_default=True, metavar="S", help="Per batch size.")
+@click.option("--against", metavar="FILE", help="Compare with an earlier benchmark's JSON.")
+@click.option(
+    "--max-regression", metavar="5%", callback=fraction, help="Gate: latency's rise over --against."
+)
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 even when a figure is INVALID.")
 def command(
     output: Output,
@@ -32,6 +38,8 @@ def command(
     backend: str,
     batches: tuple[int, ...],
     duration: float,
+    against: str | None,
+    max_regression: float | None,
     allow_invalid: bool,
 ) -> None:
     """Time an engine, and say if the figure holds.
@@ -40,6 +48,10 @@ def command(
     A run is INVALID when it was too short, too noisy or disturbed, and exits 1.
     """
     from ..runtime.benchmark import benchmark
+    from ..runtime.compare import compare
+
+    if max_regression is not None and not against:
+        raise click.UsageError("--max-regression needs --against FILE")
 
     found = benchmark(
         bundle,
@@ -50,7 +62,16 @@ def command(
         track=output.track,
     )
     document = found.to_json()
-    output.result(document, _text(bundle, document))
+    lines, slower = [_text(bundle, document)], False
+    if against:
+        report = Path(bundle) / "reports" / f"benchmark-{document['engine']}.json"
+        compared = compare(Path(against), report, max_regression)
+        document["against"] = compared.to_json()
+        lines += ["", f"A is {against}, B this run", changes_text(document["against"])]
+        slower = not compared.passed
+    output.result(document, "\n".join(lines))
+    if slower:
+        output.fail_gate(f"slower than {against} by more than allowed")
     invalid = [run["batch"] for run in document["runs"] if run["verdict"] != "VALID"]
     if invalid and not allow_invalid:
         batch = ", ".join(map(str, invalid))

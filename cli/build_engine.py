@@ -1,10 +1,16 @@
 """`fr-edge build-engine`: an engine for this machine."""
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from . import options
-from .output import Output, size_text
+from .output import Output, size_text, table
 from .output import command as make
+
+if TYPE_CHECKING:
+    from ..faces.sources import Faces
+    from ..runtime.engine_config import EngineOptions
 
 
 @make("build-engine")
@@ -12,37 +18,111 @@ from .output import command as make
 @click.option("--int8", "precision", flag_value="int8", help="INT8 where it pays.")
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision.")
 @click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
+@click.option(
+    "--precision",
+    "named",
+    type=click.Choice(["auto", "int8", "fp16", "fp32"]),
+    help="The same by name; auto builds each, proves it, and keeps the fastest that holds.",
+)
 @options.backend
 @options.faces(what="Calibrate on these first if the bundle is not calibrated")
+@click.option("--batch", metavar="MIN,BEST,MAX", help="TensorRT: faces per run, 1,8,32.")
+@click.option("--workspace", type=int, metavar="MB", help="TensorRT: memory for the build.")
+@click.option("--level", type=int, metavar="0..5", help="TensorRT: how long it optimises.")
+@click.option("--dla", type=int, metavar="N", help="TensorRT: run on this DLA core.")
+@click.option("--version-compatible", is_flag=True, help="TensorRT: loads on later versions too.")
+@click.option("--hardware-compatible", is_flag=True, help="TensorRT: runs on later GPUs too.")
+@click.option("--raw", is_flag=True, help="TensorRT: pixels in, the contract in the engine.")
+@click.option("--compute", metavar="8.6,...", help="TensorRT-RTX: compile for these GPUs.")
 def command(
-    output: Output, bundle: str, precision: str | None, backend: str, faces: str | None
+    output: Output,
+    bundle: str,
+    precision: str | None,
+    named: str | None,
+    backend: str,
+    faces: str | None,
+    **tensorrt: Any,
 ) -> None:
     """Build an engine for this machine into BUNDLE.
 
-    An engine runs on the kind of machine and the library version it was built with.
+    An engine runs on the kind of machine and the library version it was built with. tensorrt-rtx
+    compiles on machines without a GPU too: a check by NVIDIA's own compiler, not an execution.
     """
-    from ..faces.sources import open_faces
+    chosen = precision or named
+    if chosen is None:
+        raise click.UsageError("say which engine: --int8, --fp16, --fp32 or --precision auto")
+    settings = _options(**tensorrt)
+    source = options.open_source(output, faces) if faces else None
+    if chosen == "auto":
+        _fastest(output, bundle, backend, source, settings)
+    else:
+        _build(output, bundle, chosen, backend, source, settings)
+
+
+def _build(
+    output: Output,
+    bundle: str,
+    precision: str,
+    backend: str,
+    faces: "Faces | None",
+    settings: "EngineOptions | None",
+) -> None:
+    from ..runtime.backends import lacking
     from ..runtime.build import build_engine
 
-    if precision is None:
-        raise click.UsageError("say which engine: --int8, --fp16 or --fp32")
-    source = open_faces(faces) if faces else None
-    built = build_engine(bundle, precision, backend, source, output.track)
+    built = build_engine(bundle, precision, backend, faces, output.track, settings)
     for note in built.notes:
         output.note(note)
     counts = ", ".join(f"{count} {name.upper()}" for name, count in built.layers.items() if count)
     lines = [
         f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)},"
-        f" layers with weights: {counts}",
-        f"next: fr-edge verify {bundle} --engine {precision}",
+        f" layers with weights: {counts or 'not told'}"
     ]
-    document = {
-        "engine": built.engine,
-        "backend": built.backend,
-        "precision": built.precision,
-        "layers": built.layers,
-        "integer_kernels": built.integer_kernels,
-        "size": built.size,
-        "notes": built.notes,
+    if not lacking(built.backend):
+        lines.append(f"next: fr-edge verify {bundle} --engine {precision}")
+    output.result(vars(built), "\n".join(lines))
+
+
+def _fastest(
+    output: Output,
+    bundle: str,
+    backend: str,
+    faces: "Faces | None",
+    settings: "EngineOptions | None",
+) -> None:
+    from ..runtime.fastest import build_fastest
+
+    found = build_fastest(bundle, backend, faces, options=settings, track=output.track)
+    rows = [
+        [
+            c.precision,
+            "-" if c.p50_ms is None else f"{c.p50_ms:.3f}",
+            "-" if c.min_cosine is None else f"{c.min_cosine:.5f}",
+            c.problem or ("kept" if c.precision == found.chosen else "holds"),
+        ]
+        for c in found.candidates
+    ]
+    head = ("engine", f"p50 ms, batch {found.batch}", "min cosine", "")
+    output.result(found.to_json(), table(rows, head))
+
+
+def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOptions | None":
+    """TensorRT's options, or None when none was given."""
+    from ..runtime.engine_config import EngineOptions
+
+    given = {
+        "workspace_mb": values["workspace"],
+        "level": values["level"],
+        "dla": values["dla"],
+        "version_compatible": values["version_compatible"] or None,
+        "hardware_compatible": values["hardware_compatible"] or None,
+        "raw": values["raw"] or None,
+        "compute": tuple(compute.split(",")) if compute else None,
     }
-    output.result(document, "\n".join(lines))
+    if batch:
+        parts = batch.split(",")
+        if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+            raise click.UsageError(f"--batch takes MIN,BEST,MAX such as 1,8,32, found {batch!r}")
+        given["batch"] = tuple(int(part) for part in parts)
+    told = {name: value for name, value in given.items() if value is not None}
+    return EngineOptions(**told) if told else None

@@ -1,9 +1,11 @@
 """`fr-edge calibrate`: faces give ranges, ranges give the INT8 model."""
 
+from typing import Any
+
 import click
 
 from . import options
-from .output import Output
+from .output import Output, table
 from .output import command as make
 
 
@@ -18,23 +20,79 @@ from .output import command as make
     help="auto, minmax, percentile, entropy or mse.",
 )
 @click.option("--limit", default=512, show_default=True, metavar="N", help="Faces at most.")
-def command(output: Output, bundle: str, faces: str, method: str, limit: int) -> None:
+@click.option("--max-tar-drop", type=float, metavar="X", help="Budget: loss of TAR at --far.")
+@click.option("--min-cosine", type=float, metavar="X", help="Budget: the worst face's cosine.")
+@click.option("--far", default=1e-4, show_default=True, metavar="X", help="The budget's FAR.")
+@click.option(
+    "--no-equalise", is_flag=True, help="Leave out the equalisation of channels between layers."
+)
+@click.option("--no-centre", is_flag=True, help="Leave out the centring of activations.")
+@click.option("--no-bias-correction", is_flag=True, help="Leave out the correction of biases.")
+def command(
+    output: Output,
+    bundle: str,
+    faces: str,
+    method: str,
+    limit: int,
+    max_tar_drop: float | None,
+    min_cosine: float | None,
+    far: float,
+    no_equalise: bool,
+    no_centre: bool,
+    no_bias_correction: bool,
+) -> None:
     """Find INT8 ranges on faces; write the Q/DQ model.
 
-    They go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an image. Use other people than those you judge the model on.
+    They go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an
+    image. What INT8 lost is measured on people held apart from the calibration. With a budget,
+    layers go back to float, those that cost most first, until it holds; exit code 1 when none does.
     """
+    from ..calibration.budget import Budget
     from ..calibration.calibrate import calibrate
-    from ..faces.sources import open_faces
+    from ..calibration.fitting import Steps
 
-    done = calibrate(bundle, open_faces(faces), method, limit, output.track)
+    asked = max_tar_drop is not None or min_cosine is not None
+    done = calibrate(
+        bundle,
+        options.open_source(output, faces),
+        method,
+        limit,
+        output.track,
+        steps=Steps(not no_equalise, not no_centre, not no_bias_correction),
+        budget=Budget(max_tar_drop, min_cosine, far) if asked else None,
+    )
     summary = dict(done.history[-1]["summary"])
-    kept = ", ".join(f"{count} {why}" for why, count in summary["kept_float"].items()) or "none"
+    for warning in summary["warnings"]:
+        output.note(f"warning: {warning}")
+    output.result({"bundle": bundle, **summary}, _text(bundle, summary))
+
+
+def _text(bundle: str, found: dict[str, Any]) -> str:
+    kept = ", ".join(f"{count} {why}" for why, count in found["kept_float"].items()) or "none"
     lines = [
-        f"{bundle}/model.int8.onnx: {summary['int8_layers']} layers in INT8,"
-        f" {100 * summary['int8_mac_share']:.1f} % of the multiply-adds",
-        f"  ranges: {summary['method']}, {summary['faces']} faces of"
-        f" {summary['identities']} people",
+        f"{bundle}/model.int8.onnx: {found['int8_layers']} layers in INT8,"
+        f" {100 * found['int8_mac_share']:.1f} % of all multiply-adds,"
+        f" {100 * found['int8_dense_share']:.1f} % of the dense layers'",
+        f"  ranges: {found['method']}, {found['faces']} faces of {found['identities']} people",
         f"  kept in float: {kept}",
-        f"next: fr-edge build-engine {bundle} --int8",
     ]
-    output.result({"bundle": bundle, **summary}, "\n".join(lines))
+    if judged := found["judged"]:
+        cosine = judged["cosine"]
+        lines.append(
+            f"  on {judged['faces']} faces of {judged['people']} other people: cosine mean"
+            f" {cosine['mean']:.5f}, p1 {cosine['p1']:.5f}, min {cosine['min']:.5f}"
+        )
+        rows = [
+            [
+                f"{rate['far']:g}",
+                f"{rate['tar_fp32']:.4f}",
+                f"{rate['tar_int8']:.4f}",
+                f"{rate['threshold_fp32']:.4f}",
+                f"{rate['threshold_int8']:.4f}",
+                f"{rate['tar_kept']:.4f}",
+            ]
+            for rate in judged["rates"]
+        ]
+        head = ("FAR", "TAR FP32", "INT8", "threshold FP32", "INT8", "TAR if it is not moved")
+        lines += [table(rows, head)] if rows else []
+    return "\n".join([*lines, f"next: fr-edge build-engine {bundle} --int8"])

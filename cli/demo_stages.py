@@ -3,7 +3,6 @@
 It calls the same functions as the other commands, on faces that nobody has.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..bundle import Bundle, open_bundle, write_atomic
+from ..bundle import Bundle, open_bundle
 from ..calibration.calibrate import calibrate
 from ..distill.networks import build_network
-from ..distill.recipe import read_recipe, recipe_to_json
+from ..distill.recipe import read_recipe
 from ..distill.train import distill
-from ..errors import DataError, MachineError
+from ..errors import MachineError
 from ..export.convert import export_onnx
 from ..export.reference import Embed, module_embedder, torch_embedder
 from ..faces.contract import InputSpec, preprocess
@@ -32,31 +30,13 @@ from ..runtime.metrics import cosines, fold_accuracy
 from ..runtime.protocol import draw_pairs
 from ..runtime.report import write_report
 from ..runtime.verify import verify
+from .demo_journal import Plan, Stage, keep, kept
 from .output import Output
 
 MIN_GAIN = 20.0
 """Points of accuracy that the student must gain over its untrained self."""
 MAX_BEHIND = 5.0
 """Points of accuracy that it may stay behind its teacher."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Drawn people, told apart by the seed after @: nobody is judged who was trained or calibrated
-    on. `changes` are for both recipes, as `--set` takes them."""
-
-    training: str = "synthetic:120x16@1"
-    calibration: str = "synthetic:64x4@2"
-    judging: str = "synthetic:60x10@3"
-    changes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stage:
-    stage: str
-    made: str
-    figure: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -122,19 +102,19 @@ def run_demo(out: str | Path, output: Output, plan: Plan = Plan()) -> Demo:  # n
         "benchmark int8": lambda: _benchmark(student, "int8", output),
         "report": lambda: _report(student),
     }
-    kept = _kept(home, plan)
+    done_before = kept(home, plan)
     numbers: dict[str, Any] = {}
     done: list[Stage] = []
     for count, (name, work) in enumerate(stages.items(), 1):
-        if name in kept:
-            stage, found = Stage(**kept[name]["stage"]), kept[name]["numbers"]
+        if name in done_before:
+            stage, found = Stage(**done_before[name]["stage"]), done_before[name]["numbers"]
         else:
             output.note(f"[{count}/{len(stages)}] {name}")
             start = time.monotonic()
             made, figure, found = work()
             stage = Stage(name, made, figure, round(time.monotonic() - start, 1))
-            kept[name] = {"stage": asdict(stage), "numbers": found}
-            _keep(home, plan, kept)
+            done_before[name] = {"stage": asdict(stage), "numbers": found}
+            keep(home, plan, done_before)
         done.append(stage)
         numbers.update(found)
     return Demo(tuple(done), _gates(numbers), student, student / "report.html")
@@ -146,10 +126,15 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[Gate, ...]:
     )
     gain, behind = student - untrained, teacher - student
     return (
-        Gate("student learned", f"{gain:+.1f} points, at least {MIN_GAIN:g}", gain >= MIN_GAIN),
+        Gate(
+            "student learned",
+            f"{gain:.1f} points over untrained, at least {MIN_GAIN:g}",
+            gain >= MIN_GAIN,
+        ),
         Gate(
             "student follows its teacher",
-            f"{behind:.1f} points behind, at most {MAX_BEHIND:g}",
+            f"{abs(behind):.1f} points {'ahead' if behind < 0 else 'behind'},"
+            f" at most {MAX_BEHIND:g} behind",
             behind <= MAX_BEHIND,
         ),
         *(
@@ -262,34 +247,3 @@ def _benchmark(student: Path, engine: str, output: Output) -> Found:
 def _report(student: Path) -> Found:
     path = write_report(student)
     return f"{student.name}/{path.name}", f"{path.stat().st_size / 1000:.0f} kB, opens offline", {}
-
-
-def _key(plan: Plan) -> dict[str, Any]:
-    """What must be equal for a finished stage to count."""
-    return {
-        "version": __version__,
-        "recipes": [recipe_to_json(read_recipe(name)) for name in ("tiny-teacher", "tiny")],
-        "plan": asdict(plan),
-    }
-
-
-def _kept(home: Path, plan: Plan) -> dict[str, Any]:
-    file = home / "demo.json"
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["key"] == json.loads(json.dumps(_key(plan))):
-            stages: dict[str, Any] = found["stages"]
-            return stages
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", f"remove {home}") from error
-    raise DataError(
-        f"{home} holds the demo of another version of fr-edge or of its recipes",
-        f"remove {home}, or choose another --out",
-    )
-
-
-def _keep(home: Path, plan: Plan, stages: Mapping[str, Any]) -> None:
-    text = json.dumps({"key": _key(plan), "stages": stages}, indent=1) + "\n"
-    write_atomic(home / "demo.json", text.encode())

@@ -1,5 +1,7 @@
 """`fr-edge distill`: a teacher's knowledge into a small network, or a teacher from scratch."""
 
+import os
+
 import click
 
 from . import options
@@ -33,17 +35,18 @@ def command(
     """
     from ..distill.recipe import read_recipe
     from ..distill.train import distill
-    from ..faces.sources import open_faces
 
     bundle = distill(
         read_recipe(recipe, changes),
-        open_faces(faces),
+        options.open_source(output, faces),
         out,
         teacher=teacher,
         resume=resume,
         track=output.track,
         notify=output.note,
     )
+    if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
+        return
     summary = dict(bundle.history[-1].get("summary", {}))
     lines = [f"{out}: trained, {bundle.embedding_dim}-d embeddings, {bundle.spec.describe()}"]
     lines += [f"  {key}: {value}" for key, value in summary.items()]

@@ -36,11 +36,10 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
     """
     from ..bundle import open_bundle
-    from ..faces.sources import open_faces
     from ..runtime.embeddings import write_embeddings
     from ..runtime.session import embed_faces
 
-    opened, source = open_bundle(bundle), open_faces(faces)
+    opened, source = open_bundle(bundle), options.open_source(output, faces)
     session = _session(opened, engine, backend)
     embeddings = embed_faces(session, opened, source, output.track)
     write_embeddings(Path(out), source.keys, source.labels, embeddings)

@@ -2,6 +2,7 @@
 
 import click
 
+from . import options
 from .output import Output
 from .output import command as make
 
@@ -15,6 +16,7 @@ from .output import command as make
 @click.option("--std", metavar="X|R,G,B", help="Divides after that.")
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
 @click.option("--size", metavar="HxW", help="Input size, 112x112 unless said.")
+@options.faces(what="Find the contract from faces of several people, where nobody declares it")
 @click.option("--golden", metavar="SRC", help="Keep these faces in the bundle, not drawn ones.")
 def command(
     output: Output,
@@ -26,12 +28,14 @@ def command(
     std: str | None,
     channels: str | None,
     size: str | None,
+    faces: str | None,
     golden: str | None,
 ) -> None:
     """Bring any face network into one clean ONNX, proved.
 
     SOURCE is a bundle, a checkpoint or an ONNX file.
-    The input contract says how a face becomes the input; whoever trained the network knows it.
+    The input contract says how a face becomes the input; whoever trained the network knows it. Where
+    nobody does, --faces finds it; it is never guessed.
 
     \b
       fr-edge export model.onnx --out model.bundle --preset insightface
@@ -43,7 +47,15 @@ def command(
     given = {"mean": mean, "std": std, "channels": channels, "size": size}
     told = preset is not None or any(value is not None for value in given.values())
     spec = make_spec(preset, **given) if told else None
-    bundle = export_onnx(source, out, arch=arch, spec=spec, golden=golden, notify=output.note)
+    bundle = export_onnx(
+        source,
+        out,
+        arch=arch,
+        spec=spec,
+        golden=golden,
+        faces=options.open_source(output, faces) if faces else None,
+        notify=output.note,
+    )
     summary = dict(bundle.history[-1]["summary"])
     check, nodes, half = summary["check"], summary["nodes"], summary["fp16"]
     lines = [

@@ -1,31 +1,52 @@
-"""`fr-edge inspect`: what is in a bundle, and whether it is still what the manifest says."""
+"""`fr-edge inspect`: what is in a bundle or an ONNX file, and whether it is still what it was."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from . import options
+import click
+
 from .output import Output, size_text, table
 from .output import command as make
 
+if TYPE_CHECKING:
+    from ..export.facts import Facts
+
 
 @make("inspect")
-@options.bundle
-def command(output: Output, bundle: str) -> None:
+@click.argument("source", metavar="BUNDLE|FILE.onnx")
+@click.option("--layers", is_flag=True, help="A line for each layer.")
+def command(output: Output, source: str, layers: bool) -> None:
     """Show what a bundle holds, and check its hashes.
 
-    Exit code 4 when a file is missing or was changed.
+    Contract, files, sizes, parameters, multiply-adds, history. Exit code 4 when a file is missing
+    or was changed. An ONNX file is shown without a bundle too.
     """
+    from ..export.facts import read_facts
+
+    if Path(source).is_file():
+        facts = read_facts(source)
+        output.result(facts.to_json(), "\n".join(_facts(facts, layers)))
+    else:
+        _bundle(output, source, layers)
+
+
+def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..bundle import open_bundle, problems
     from ..errors import BundleError
+    from ..export.facts import read_facts
 
     opened = open_bundle(bundle, check=False)
     wrong = list(problems(opened))
-    files = {name: vars(entry) for name, entry in opened.files.items()}
+    facts = None
+    if "model.onnx" in opened and not wrong:
+        facts = read_facts(opened.file("model.onnx"))
     document = {
         "bundle": bundle,
         "input": opened.spec.to_json(),
         "embedding_dim": opened.embedding_dim,
-        "files": files,
+        "files": {name: vars(entry) for name, entry in opened.files.items()},
         "history": [dict(entry) for entry in opened.history],
+        "model": facts.to_json() if facts else None,
         "problems": wrong,
     }
     rows = [
@@ -34,6 +55,7 @@ def command(output: Output, bundle: str) -> None:
     ]
     lines = [
         f"{bundle}: {opened.embedding_dim}-d embeddings, {opened.spec.describe()}",
+        *(_facts(facts, layers) if facts else []),
         "",
         table(rows, ("file", "what", "size", "sha256")),
         "",
@@ -41,17 +63,42 @@ def command(output: Output, bundle: str) -> None:
     ]
     if not wrong:
         lines += ["", "all hashes hold"]
-    output.result(document, "\n".join(lines))
-    if wrong:
-        raise BundleError("; ".join(wrong), "restore the file, or run its stage again")
+        output.result(document, "\n".join(lines))
+        return
+    output.note("\n".join(lines))
+    raise BundleError("; ".join(wrong), "restore the file, or run its stage again")
+
+
+def _facts(facts: "Facts", layers: bool) -> list[str]:
+    shares = ", ".join(
+        f"{100 * macs / facts.macs:.1f} % {name.upper()}"
+        for name, macs in facts.macs_by_precision.items()
+    )
+    lines = [
+        f"{Path(facts.file).name}: {facts.parameters:,} parameters, {facts.macs / 1e6:.1f} M"
+        f" multiply-adds ({shares}), opset {facts.opset}, {size_text(facts.size)}"
+    ]
+    if layers:
+        head = ("layer", "operator", "output", "parameters", "multiply-adds", "precision")
+        rows = [
+            [
+                layer.name,
+                layer.op,
+                "x".join(map(str, layer.shape)),
+                f"{layer.parameters:,}",
+                f"{layer.macs:,}",
+                layer.precision,
+            ]
+            for layer in facts.layers
+        ]
+        lines += ["", table(rows, head)]
+    return lines
 
 
 def _stage(entry: dict[str, Any]) -> str:
-    options_text = ", ".join(
-        f"{key}={value}" for key, value in entry.get("options", {}).items() if not _deep(value)
+    told = ", ".join(
+        f"{key}={value}"
+        for key, value in entry.get("options", {}).items()
+        if not isinstance(value, dict | list)
     )
-    return f"{entry.get('time', '')}  {entry.get('stage', '')} {options_text}".rstrip()
-
-
-def _deep(value: Any) -> bool:
-    return isinstance(value, dict | list)
+    return f"{entry.get('time', '')}  {entry.get('stage', '')} {told}".rstrip()

@@ -19,6 +19,7 @@ from ..errors import FrEdgeError, MachineError
 
 COMMANDS = (
     "demo",
+    "align",
     "distill",
     "export",
     "calibrate",
@@ -27,8 +28,11 @@ COMMANDS = (
     "verify",
     "evaluate",
     "benchmark",
+    "compare",
     "report",
     "inspect",
+    "plan",
+    "check",
     "doctor",
 )
 
@@ -103,7 +107,20 @@ def run(args: list[str]) -> int:
         if (known := _system(error)) is None:
             raise
         return _fail(args, known.message, known.hint, known.exit_code, error)
+    except Exception as error:
+        if not _interrupted(error):
+            raise
+        return _fail(args, "interrupted", "run the same command again to go on", 130)
     return result if isinstance(result, int) else 0
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Ctrl-C while a library loads comes out as that library's failure to load."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _system(error: OSError) -> MachineError | None:

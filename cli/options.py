@@ -8,6 +8,7 @@ import click
 if TYPE_CHECKING:
     from ..faces.pairs import Pairs
     from ..faces.sources import Faces
+    from .output import Output
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
@@ -43,11 +44,22 @@ def engine(default: str = "auto") -> Callable[[Body], Body]:
     )
 
 
-def open_judged(faces: str | None, pairs: str | None) -> "tuple[Faces | None, Pairs | None]":
+def open_source(output: "Output", source: str) -> "Faces":
+    """Index a source of faces; says so when they do not look like aligned crops."""
+    from ..faces.sources import frame_note, open_faces
+
+    faces = open_faces(source)
+    if note := frame_note(faces):
+        output.note(note)
+    return faces
+
+
+def open_judged(
+    output: "Output", faces: str | None, pairs: str | None
+) -> "tuple[Faces | None, Pairs | None]":
     """The people to judge on: a source of faces, or a pair list (whose images `faces` holds)."""
     from ..faces.pairs import read_pairs
-    from ..faces.sources import open_faces
 
     if pairs:
         return None, read_pairs(pairs, faces)
-    return (open_faces(faces), None) if faces else (None, None)
+    return (open_source(output, faces), None) if faces else (None, None)

@@ -63,8 +63,8 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
             (("-q", "--quiet"), "No progress, no notes."),
         ):
             wrapped = click.option(*flags, is_flag=True, help=text)(wrapped)
-        made: click.Command = click.command(name, **settings)(wrapped)
-        return made
+        build: Callable[[Callable[..., None]], click.Command] = click.command(name, **settings)
+        return build(wrapped)
 
     return wrap
 

@@ -23,9 +23,15 @@ from .output import command as make
 @options.faces(what="Faces of people to judge on, one folder per identity")
 @click.option("--pairs", metavar="FILE", help="Judge on this pair list (fold,path1,path2,same).")
 @click.option("--reference", metavar="FILE.npz", help="The original's embeddings of those faces.")
-@click.option("--min-cosine", type=float, metavar="X", help="Gate: every face's cosine.")
+@click.option("--min-cosine", type=float, metavar="X", help="Gate: the worst face's cosine.")
+@click.option("--p1-cosine", type=float, metavar="X", help="Gate: 99 % of the faces' cosines.")
 @click.option("--max-tar-drop", type=float, metavar="X", help="Gate: loss of TAR at --far.")
-@click.option("--far", type=float, default=1e-4, show_default=True, help="Where TAR is gated.")
+@click.option("--max-stratum-drop", type=float, metavar="X", help="Gate: loss in any kind of face.")
+@click.option("--far", type=float, metavar="X", help="Where TAR is gated; 1e-4 unless said.")
+@click.option("--policy", metavar="FILE.toml", help="Gates from a file, which the bundle keeps.")
+@click.option("--groups", metavar="FILE.csv", help="path,group: judge each group of faces too.")
+@click.option("--degrade", is_flag=True, help="Judge small, blurred, noisy and dark copies too.")
+@click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML too.")
 def command(
     output: Output,
     bundle: str,
@@ -35,17 +41,25 @@ def command(
     pairs: str | None,
     reference: str | None,
     min_cosine: float | None,
+    p1_cosine: float | None,
     max_tar_drop: float | None,
-    far: float,
+    max_stratum_drop: float | None,
+    far: float | None,
+    policy: str | None,
+    groups: str | None,
+    degrade: bool,
+    junit: str | None,
 ) -> None:
     """Hold an engine against the original network.
 
     Without faces the bundle's golden ones are compared; with --faces or --pairs, true accept rates
     (TAR) at false accept rates (FAR) too. Exit code 1 when a gate fails.
     """
+    from ..bundle import write_atomic
+    from ..runtime.junit import junit_xml
     from ..runtime.verify import verify
 
-    source, listed = options.open_judged(faces, pairs)
+    source, listed = options.open_judged(output, faces, pairs)
     found = verify(
         bundle,
         engine,
@@ -54,11 +68,18 @@ def command(
         pairs=listed,
         reference=Path(reference) if reference else None,
         min_cosine=min_cosine,
+        p1_cosine=p1_cosine,
         max_tar_drop=max_tar_drop,
+        max_stratum_drop=max_stratum_drop,
         far=far,
+        policy=Path(policy) if policy else None,
+        groups=Path(groups) if groups else None,
+        degrade=degrade,
         track=output.track,
     )
     document = found.to_json()
+    if junit:
+        write_atomic(Path(junit), junit_xml(document).encode())
     output.result(document, _text(bundle, engine, document))
     if not document["passed"]:
         failed = [gate["name"] for gate in document["gates"] if not gate["passed"]]
@@ -74,11 +95,21 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
         f"  cosine: mean {cosine['mean']:.5f}, p1 {cosine['p1']:.5f}, min {cosine['min']:.5f}",
     ]
     rows = [
-        [far, _rate(tar["reference"]), _rate(tar["engine"]), _rate(tar["delta"], signed=True)]
+        [
+            far,
+            _rate(tar["reference"]),
+            _rate(tar["engine"]),
+            _rate(tar["delta"], signed=True),
+            _interval(tar["interval_95"]),
+        ]
         for far, tar in found["tar"].items()
     ]
     if rows:
-        lines.append(table(rows, ("FAR", "TAR original", f"TAR {engine}", "change")))
+        head = ("FAR", "TAR original", f"TAR {engine}", "change", "95 % interval of the change")
+        lines.append(table(rows, head))
+    lines += [f"found: {what}" for what in found["findings"]]
+    if found["gallery"]:
+        lines.append(_gallery(found["gallery"]))
     rows = [
         [
             "pass" if gate["passed"] else "FAIL",
@@ -96,3 +127,14 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
 
 def _rate(value: float | None, *, signed: bool = False) -> str:
     return "not measured" if value is None else f"{value:+.4f}" if signed else f"{value:.4f}"
+
+
+def _gallery(found: dict[str, Any]) -> str:
+    return (
+        f"people enrolled with the original: {found['verdict']}; at FAR {found['far']} the TAR is"
+        f" {100 * found['delta']:+.2f} points, at threshold {found['threshold']:.4f}"
+    )
+
+
+def _interval(found: dict[str, list[float]] | None) -> str:
+    return "" if found is None else "{:+.4f} to {:+.4f}".format(*found["delta"])

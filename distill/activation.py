@@ -24,7 +24,7 @@ class _Slope(torch.autograd.Function):
         positive = torch.ops.aten.threshold_backward(grads[0], x, 0)
         negative = grads[0] - positive
         around = [1] * (x.ndim - 2)
-        given = torch.addcmul(positive, negative, slope.to(x.dtype).view(-1, *around))
+        given = positive.addcmul_(negative, slope.to(x.dtype).view(-1, *around))
         others = [axis for axis in range(x.ndim) if axis != 1]
         return given, negative.mul_(x).sum(others, dtype=torch.float32).to(slope.dtype)
 

@@ -22,20 +22,23 @@ def _conv_bn(
 
 
 def _conv_block(
-    inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1
+    inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1, relu: bool = False
 ) -> nn.Sequential:
-    return nn.Sequential(*_conv_bn(inp, out, kernel, stride, padding, groups), PReLU(out))
+    act = nn.ReLU() if relu else PReLU(out)
+    return nn.Sequential(*_conv_bn(inp, out, kernel, stride, padding, groups), act)
 
 
 class Bottleneck(nn.Module):
     """1x1 expand, 3x3 depthwise, 1x1 project; the input is added when `residual`."""
 
-    def __init__(self, inp: int, out: int, expand: int, stride: int, residual: bool) -> None:
+    def __init__(
+        self, inp: int, out: int, expand: int, stride: int, residual: bool, relu: bool = False
+    ) -> None:
         super().__init__()
         self.residual = residual
         self.body = nn.Sequential(
-            _conv_block(inp, expand, 1, 1, 0),
-            _conv_block(expand, expand, 3, stride, 1, groups=expand),
+            _conv_block(inp, expand, 1, 1, 0, relu=relu),
+            _conv_block(expand, expand, 3, stride, 1, groups=expand, relu=relu),
             _conv_bn(expand, out, 1, 1, 0),
         )
 
@@ -45,33 +48,46 @@ class Bottleneck(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """`(N, 3, 112, 112) -> (N, dim)`; `width` scales every channel count (to multiples of 8)."""
+    """`(N, 3, 112, 112) -> (N, dim)`.
 
-    def __init__(self, dim: int = 512, width: float = 1.0) -> None:
+    `width` scales every channel count (to multiples of 8), `outer` those between the bottlenecks
+    alone; insightface's mbf has `outer=2`, scales after its last normalisation (`affine`) and keeps
+    64 groups in its second layer. `relu` is meant for INT8: PReLU costs it accuracy and speed.
+    """
+
+    def __init__(
+        self,
+        dim: int = 512,
+        width: float = 1.0,
+        *,
+        outer: int = 1,
+        affine: bool = False,
+        relu: bool = False,
+    ) -> None:
         super().__init__()
 
-        def ch(channels: int) -> int:
+        def ch(channels: float) -> int:
             return max(8, int(channels * width / 8 + 0.5) * 8)
 
-        def repeat(channels: int, expand: int, times: int) -> list[nn.Module]:
-            return [
-                Bottleneck(ch(channels), ch(channels), ch(expand), 1, True) for _ in range(times)
-            ]
+        def block(inp: int, out: int, expand: int, stride: int) -> nn.Module:
+            shapes = ch(inp * outer), ch(out * outer), ch(expand)
+            return Bottleneck(*shapes, stride, stride == 1, relu)
 
+        stem = ch(64 * outer)
         self.features = nn.Sequential(
-            _conv_block(3, ch(64), 3, 2, 1),
-            _conv_block(ch(64), ch(64), 3, 1, 1, groups=ch(64)),
-            Bottleneck(ch(64), ch(64), ch(128), 2, False),
-            *repeat(64, 128, 4),
-            Bottleneck(ch(64), ch(128), ch(256), 2, False),
-            *repeat(128, 256, 6),
-            Bottleneck(ch(128), ch(128), ch(512), 2, False),
-            *repeat(128, 256, 2),
-            _conv_block(ch(128), ch(512), 1, 1, 0),
+            _conv_block(3, stem, 3, 2, 1, relu=relu),
+            _conv_block(stem, stem, 3, 1, 1, groups=ch(64), relu=relu),
+            block(64, 64, 128, 2),
+            *[block(64, 64, 128, 1) for _ in range(4)],
+            block(64, 128, 256, 2),
+            *[block(128, 128, 256, 1) for _ in range(6)],
+            block(128, 128, 512, 2),
+            *[block(128, 128, 256, 1) for _ in range(2)],
+            _conv_block(ch(128 * outer), ch(512), 1, 1, 0, relu=relu),
         )
         self.pool = _conv_bn(ch(512), ch(512), 7, 1, 0, groups=ch(512))
         self.embed = nn.Linear(ch(512), dim, bias=False)
-        self.norm = nn.BatchNorm1d(dim, affine=False)
+        self.norm = nn.BatchNorm1d(dim, affine=affine)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -133,8 +149,11 @@ class IResNet(nn.Module):
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "mobilefacenet": lambda dim: MobileFaceNet(dim),
-    "mobilefacenet-0.5": lambda dim: MobileFaceNet(dim, width=0.5),
-    "mobilefacenet-0.25": lambda dim: MobileFaceNet(dim, width=0.25),
+    "mobilefacenet-0.5": lambda dim: MobileFaceNet(dim, 0.5),
+    "mobilefacenet-0.25": lambda dim: MobileFaceNet(dim, 0.25),
+    "mobilefacenet-relu": lambda dim: MobileFaceNet(dim, relu=True),
+    "mobilefacenet-0.5-relu": lambda dim: MobileFaceNet(dim, 0.5, relu=True),
+    "mbf": lambda dim: MobileFaceNet(dim, outer=2, affine=True),
     "iresnet-tiny": lambda dim: IResNet((1, 1, 1, 1), dim, (16, 32, 64, 128), stem_stride=2),
     "iresnet18": lambda dim: IResNet((2, 2, 2, 2), dim),
     "iresnet34": lambda dim: IResNet((3, 4, 6, 3), dim),

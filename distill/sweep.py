@@ -44,8 +44,8 @@ def sweep(
     space = e.new_empty(batch * min(step, classes))
     # Which rows have their own class in which chunk, found once on sorted labels.
     order = labels.sort()
-    starts = torch.arange(0, classes + step, step, device=e.device)
-    cuts = torch.searchsorted(order.values, starts).tolist()
+    bounds = torch.tensor([*range(0, classes, step), classes], device=e.device)
+    cuts = torch.searchsorted(order.values, bounds).tolist()
     for number, start in enumerate(range(0, classes, step)):
         stop = min(start + step, classes)
         centres, lengths = raw[start:stop], inverse[start:stop]

@@ -28,6 +28,7 @@ from .guide import Guide, choose_teacher, class_means, open_guide
 from .losses import AdaDistill
 from .memory import kept_memory
 from .networks import build_network, check_network
+from .page import training_page
 from .ranks import Ranks, join_ranks
 from .recipe import Recipe, recipe_to_json
 from .report import training_report
@@ -45,6 +46,10 @@ _PLACES = ("cache", "tensorboard", "workers", "memory_mb", "checkpoint_s", "bad_
 """Recipe keys that may change between a run and its resumption."""
 
 
+def _nothing(_: str) -> None:
+    pass
+
+
 def distill(
     recipe: Recipe,
     faces: Faces,
@@ -53,7 +58,7 @@ def distill(
     teacher: str | Path | None = None,
     resume: bool = False,
     track: Track = silent,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = _nothing,
 ) -> Bundle:
     """Train the recipe's network on `faces` and write it into the bundle `out`.
 
@@ -71,6 +76,8 @@ def distill(
     if (folder / NAME).exists() and not resume:
         raise UsageError(f"{out} holds an unfinished training", f"add --resume, or remove {folder}")
     with join_ranks() as ranks:
+        if ranks.rank > 0:  # one voice is enough
+            track, notify = silent, _nothing
         parts, pixels = _images(recipe, faces, ranks)
         opened = None
         if recipe.needs_teacher and teacher is not None:
@@ -104,8 +111,11 @@ def distill(
                 draft.summary = {name: report[name] for name in names}
                 draft.drop("")
                 save_network(draft.path("model.pt", "weights"), weights(run), recipe.network, dim)
-                page = draft.path("reports/training.json", "report")
-                page.write_text(json.dumps(report, indent=2), encoding="utf-8")
+                for name, text in (
+                    ("reports/training.json", json.dumps(report, indent=2)),
+                    ("reports/training.html", training_page(report)),
+                ):
+                    draft.path(name, "report").write_text(text, encoding="utf-8")
         if ranks.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         ranks.wait()

@@ -39,6 +39,8 @@ def page() -> str:
         command = root.get_command(context, name)
         assert command is not None
         parts.append(_help(f"fr-edge {name}", command))
+        for inner, below in getattr(command, "commands", {}).items():
+            parts.append(_help(f"fr-edge {name} {inner}", below))
     return "\n".join(parts)
 
 

@@ -5,6 +5,8 @@ Gather. Shapes are observed, not computed: the network runs once, and a reshape 
 dimension keeps it open from now on. check.py proves the result with other batches.
 """
 
+from math import prod
+
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
@@ -19,7 +21,7 @@ def free_batch(model: ModelProto) -> int:
     """Rewrite, in place, the reshapes that fix the batch; returns D, the embedding's size.
 
     The model has one input, of fixed shape, and one output. Raises ModelError when it does not run
-    or its output is not one embedding per face (`(N, D)`, or `(N, D, 1, 1)`, which is flattened).
+    or its output is not one embedding per face (`(N, D)`; `(N, D, 1, 1)` and `(N, 1, D)` are flattened).
     """
     graph = model.graph
     face = graph.input[0]
@@ -52,11 +54,11 @@ def _open(graph: GraphProto, node: NodeProto, after: Shape) -> None:
 
 
 def _flat_output(graph: GraphProto, end: str, shape: Shape, batch: int) -> int:
-    if len(shape) == 4 and shape[2:] == (1, 1):
+    if len(shape) > 2 and prod(shape[1:]) == max(shape[1:]):
         inner = fresh(graph, f"{end}_inner")
         makers(graph)[end].output[0] = inner
         graph.node.append(helper.make_node("Flatten", [inner], [end], axis=1))
-        shape = shape[:2]
+        shape = (shape[0], max(shape[1:]))
     if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
         raise ModelError(
             f"the network gives {'x'.join(map(str, shape)) or 'one number'} for {batch} face(s);"

@@ -101,7 +101,9 @@ def cosines(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
         lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
         dots: npt.NDArray[np.float64] = (x * y).sum(axis=1)
         usable = (lengths > 0) & np.isfinite(dots) & np.isfinite(lengths)
-        return np.divide(dots, lengths, out=np.zeros_like(dots), where=usable)
+        found: npt.NDArray[np.float64] = np.zeros_like(dots)
+        np.divide(dots, lengths, out=found, where=usable)
+    return found
 
 
 def _embed_batch(embed: Embed, batch: Floats, dim: int) -> Floats:

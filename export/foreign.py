@@ -10,19 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from onnx.numpy_helper import to_array
 
 from ..errors import ModelError
 from ..faces.contract import InputSpec, spec_from_text
-from .graph import all_nodes
+from .graph import all_nodes, attribute
 
 CONTRACT_KEY = "fr_edge.input"
 """Metadata key of model.onnx that holds the input contract as JSON."""
 
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv")
-_QUANTISED += ("QLinearMatMul", "ConvInteger", "MatMulInteger")
+_QUANTISED = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,14 @@ def _check_operators(model: ModelProto) -> None:
             raise ModelError(
                 f"the model is already quantised (it has {node.op_type}); expected float32",
                 "export the float32 model; `fr-edge calibrate` makes the INT8 one",
+            )
+        if node.op_type == "BatchNormalization" and (
+            attribute(node, "training_mode", 0) or any(node.output[1:])
+        ):
+            raise ModelError(
+                f"{node.name} normalises over the batch, as in training: a face's embedding would"
+                " depend on its neighbours",
+                "export it again in inference mode (PyTorch: model.eval() first)",
             )
         if node.domain not in ("", "ai.onnx"):
             raise ModelError(

@@ -5,6 +5,7 @@ They are drawn unless the user hands over images: a bundle holds no photograph n
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from ..errors import FacesError
 from ..faces.sources import open_faces, spread
 from ..faces.synthetic import draw_face
+from .origin import Origin
 from .reference import Floats
 
 COUNT = 32
@@ -34,8 +36,14 @@ def golden_faces(source: str | Path | None, notify: Callable[[str], None]) -> np
     return np.stack([faces.read(index) for index in picks])
 
 
-def write_golden(
-    path: Path, faces: npt.NDArray[np.uint8], embeddings: Floats, reference: str
-) -> None:
-    """`golden.npz`: `faces`, the raw `embeddings (N, D)` of them, and who made those."""
-    np.savez_compressed(path, faces=faces, embeddings=embeddings, reference=np.array(reference))
+def write_golden(path: Path, faces: npt.NDArray[np.uint8], inputs: Floats, origin: Origin) -> None:
+    """Write `golden.npz`; `inputs (K, 3, H, W)` are the `faces (K, 112, 112, 3)` preprocessed.
+
+    It holds `faces`, the original's raw `embeddings (K, D) float32` of them, who made those as
+    `reference` (pytorch or onnx), and of PyTorch `embeddings_fp64 (K, D) float64`, the yardstick
+    for how much of a difference is float32's own.
+    """
+    arrays: dict[str, Any] = {"faces": faces, "embeddings": origin.embed(inputs)}
+    if origin.exact:
+        arrays["embeddings_fp64"] = origin.exact(inputs)
+    np.savez_compressed(path, reference=np.array(origin.kind), **arrays)

@@ -87,9 +87,12 @@ def fresh(graph: GraphProto, stem: str) -> str:
 
 def rename(graph: GraphProto, old: str, new: str) -> None:
     """`old` becomes `new` wherever the graph or a body says it."""
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for value in (*graph.input, *graph.output, *graph.value_info):
         if value.name == old:
             value.name = new
+    for tensor in graph.initializer:
+        if tensor.name == old:
+            tensor.name = new
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):

@@ -17,9 +17,8 @@ from .batch import free_batch
 from .constants import fold_constants
 from .foreign import CONTRACT_KEY, face_input
 from .graph import fresh, makers, name_nodes, prune, rename, uses
+from .opset import IR_VERSION, OPSET, at_opset
 
-OPSET = 17
-IR_VERSION = 8  # the newest that TensorRT 8.6's parser and old onnxruntimes read
 INPUT, OUTPUT = "face", "embedding"
 
 
@@ -29,7 +28,7 @@ def normal_form(model: ModelProto, spec: InputSpec) -> ModelProto:
     Raises ModelError when the network cannot be brought into it.
     """
     face = face_input(model)
-    model = _at_opset(model)
+    model = at_opset(model)
     graph = model.graph
     _name(graph, face.name, INPUT)
     _name(graph, graph.output[0].name, OUTPUT)
@@ -77,25 +76,6 @@ def finish(model: ModelProto, spec: InputSpec) -> ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"the network is no valid ONNX: {error}") from error
     return final
-
-
-def _at_opset(model: ModelProto) -> ModelProto:
-    """A copy at OPSET."""
-    found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    copy.ir_version = IR_VERSION
-    del copy.opset_import[:]
-    copy.opset_import.append(helper.make_opsetid("", found))
-    if found == OPSET:
-        return copy
-    try:
-        return onnx.version_converter.convert_version(copy, OPSET)
-    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"the model has ONNX opset {found} and cannot be brought to {OPSET}: {error}",
-            f"export it again with opset_version={OPSET}",
-        ) from error
 
 
 def _name(graph: GraphProto, old: str, new: str) -> None:

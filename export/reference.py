@@ -53,6 +53,25 @@ def module_embedder(network: "torch.nn.Module") -> Embed:
     return embed
 
 
+def exact_embedder(network: "torch.nn.Module") -> Callable[[Floats], npt.NDArray[np.float64]]:
+    """The same in double precision, `(N, 3, H, W) float32 -> (N, D) float64`."""
+    import copy
+
+    import torch
+
+    network = copy.deepcopy(network).double().eval()
+
+    def embed(inputs: Floats) -> npt.NDArray[np.float64]:
+        with torch.no_grad():
+            parts = [
+                network(torch.from_numpy(part.astype(np.float64))).numpy()
+                for part in _parts(inputs, _BATCH)
+            ]
+        return np.concatenate(parts)
+
+    return embed
+
+
 def onnx_embedder(model: bytes) -> Embed:
     """An ONNX model with one input and one output as a function, on onnxruntime's CPU.
 

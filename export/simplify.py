@@ -16,7 +16,9 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 _SCRIPT = """
-import sys, onnx, onnxsim
+import sys
+sys.modules["torch"] = None  # onnxsim takes seconds to import it where it is, and needs none
+import onnx, onnxsim
 model, _ = onnxsim.simplify(onnx.load(sys.argv[1]), check_n=0)
 onnx.save(model, sys.argv[2])
 """

@@ -53,7 +53,8 @@ def _driver(signs: Signs) -> Iterator[str]:
         remedy = "in a container start it with `--gpus all`, else reboot after a driver update"
     else:
         remedy = "install NVIDIA's driver and reboot; in a container start it with `--gpus all`"
-    yield f"there is an NVIDIA GPU that cannot be used: {signs.driver_lack}; {remedy}"
+    what = "there is an NVIDIA GPU" if signs.card or signs.jetson else "there is NVIDIA's driver"
+    yield f"{what}, but no GPU that can be used: {signs.driver_lack}; {remedy}"
 
 
 def _tensorrt(signs: Signs) -> Iterator[str]:

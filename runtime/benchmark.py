@@ -6,7 +6,7 @@ One caller, one batch after the other (MLPerf's SingleStream). What is timed is 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,61 +21,17 @@ from ..progress import Track, silent
 from .device import describe_device
 from .drift import measure_drift
 from .embeddings import check_embeddings
-from .golden import Golden, read_golden
+from .golden import read_golden
 from .metrics import cosines
 from .session import Session, open_session
-from .timing import Timed, time_runs
+from .tegrastats import power_mode
+from .timed_run import MIN_RUNS, Run
+from .timing import time_runs
+from .watch import rest, watch
 
-PERCENTILES = (50, 90, 95, 99)
-MIN_RUNS = 100
-"""Fewer runs hold no 99th percentile."""
-MIN_DURATION_S = 1.0
-MAX_VARIATION = 0.10
-MAX_DRIFT = 0.10
-MAX_WAITED = 0.05
-SAME = 0.9999
-"""Cosine from which an embedding made during the run is the one made before it."""
 _INPUTS = 8
 _SAMPLE = 16
-
-
-@dataclass(frozen=True)
-class Run:
-    """One batch size. `lowest` is the lowest cosine of an embedding sampled during the timed run
-    with the same face's before it."""
-
-    batch: int
-    timed: Timed
-    duration_s: float
-    lowest: float
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why the figures cannot be believed; none when they can."""
-        return tuple(_reasons(self))
-
-    def to_json(self) -> dict[str, Any]:
-        latencies = self.timed.latencies_ms
-        return {
-            "batch": self.batch,
-            "verdict": "INVALID" if self.reasons else "VALID",
-            "reasons": list(self.reasons),
-            "latency_ms": {
-                "mean": round(float(latencies.mean()), 4),
-                **{f"p{p}": round(float(np.percentile(latencies, p)), 4) for p in PERCENTILES},
-                "min": round(float(latencies.min()), 4),
-                "max": round(float(latencies.max()), 4),
-            },
-            "throughput_per_s": round(self.batch * 1e3 / float(latencies.mean()), 2),
-            "runs": len(latencies),
-            "duration_s": round(self.duration_s, 3),
-            "warmup_s": round(self.timed.warmup_s, 3),
-            "variation": round(self.timed.variation, 4),
-            "drift": round(self.timed.drift, 4),
-            "outliers": self.timed.outliers,
-            "waited": None if self.timed.waited is None else round(self.timed.waited, 4),
-            "min_cosine_during": round(self.lowest, 6),
-        }
+_GAIN = 1.10
 
 
 @dataclass(frozen=True)
@@ -91,16 +47,29 @@ class Benchmarked:
     def valid(self) -> bool:
         return not any(run.reasons for run in self.runs)
 
+    @property
+    def knee(self) -> int | None:
+        """The batch from which a larger one brings less than 10 % more faces a second; None with
+        fewer than three sizes, or where each still brought more."""
+        runs = sorted(self.runs, key=lambda run: run.batch)
+        if len(runs) < 3:
+            return None
+        for smaller, larger in zip(runs, runs[1:], strict=False):
+            if larger.throughput_per_s < _GAIN * smaller.throughput_per_s:
+                return smaller.batch
+        return None
+
     def to_json(self) -> dict[str, Any]:
         return {
             "engine": self.engine,
             "backend": self.backend,
             "verdict": "VALID" if self.valid else "INVALID",
             "runs": [run.to_json() for run in self.runs],
+            "knee": self.knee,
             "golden_min_cosine": round(self.golden_cosine, 6),
             "timed": "embed() from preprocessed input to embeddings on the host",
             "fr_edge": __version__,
-            "device": describe_device().to_json(),
+            "device": {**describe_device().to_json(), "power_mode": power_mode()},
         }
 
 
@@ -116,8 +85,10 @@ def benchmark(
     """Time an engine on the golden faces; writes `reports/benchmark-ENGINE.json`.
 
     Each batch size is warmed up until steady, `warmup_s` seconds at most, then runs for
-    `duration_s`, longer where that holds too few runs. Figures that conditions spoiled are marked INVALID with the reasons; that does
-    not raise. Raises UsageError for a batch or duration that cannot be, and as `open_session`.
+    `duration_s`, longer where that holds too few runs. Figures that conditions spoiled are marked
+    INVALID with the reasons; that does not raise. Ctrl-C keeps what has run, writes it, and goes on
+    as KeyboardInterrupt. Raises UsageError for a batch or duration that cannot be, and as
+    `open_session`.
     """
     if not batches or min(batches) < 1:
         raise UsageError(f"batch sizes are 1 or more, found {list(batches)}", "--batch 1,8")
@@ -129,17 +100,24 @@ def benchmark(
     inputs = preprocess(golden.faces, bundle.spec)
     before = session.embed(inputs)
     check_embeddings(before, golden.keys, f"the {session.precision} engine")
-    runs = tuple(
-        _time_batch(session, inputs, before, size, duration_s, warmup_s)
-        for size in track(batches, "timing", len(batches))
-    )
-    found = Benchmarked(session.precision, session.backend, runs, _against_golden(golden, before))
+    idle = rest(duration_s)
+    runs: list[Run] = []
+    for size in track(batches, "timing", len(batches)):
+        with watch() as watched:
+            run = _time_batch(session, inputs, before, size, duration_s, warmup_s)
+        runs.append(replace(run, watched=watched, idle=idle))
+        if runs[-1].timed.interrupted:
+            break
+    cosine = measure_drift(golden.embeddings, before, golden.keys).min
+    found = Benchmarked(session.precision, session.backend, tuple(runs), cosine)
     options = {"engine": session.precision, "backend": session.backend, "batch": list(batches)}
     with change(bundle.root, "benchmark", options) as draft:
         draft.drop("report.html")
         path = draft.path(f"reports/benchmark-{session.precision}.json", "benchmark")
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         draft.summary.update(verdict="VALID" if found.valid else "INVALID")
+    if runs[-1].timed.interrupted:
+        raise KeyboardInterrupt
     return found
 
 
@@ -169,31 +147,3 @@ def _time_batch(
 
     timed = time_runs(run, duration_s, MIN_RUNS, warmup_s=warmup_s, between=sample)
     return Run(size, timed, duration_s, lowest)
-
-
-def _reasons(run: Run) -> list[str]:
-    timed, count = run.timed, len(run.timed.latencies_ms)
-    reasons = []
-    if run.duration_s < MIN_DURATION_S:
-        reasons.append(f"too short: {run.duration_s:g} s, at least {MIN_DURATION_S:g} s")
-    if count < MIN_RUNS:
-        reasons.append(f"too few runs: {count}, p99 needs {MIN_RUNS}; lengthen --duration")
-    if timed.latencies_ms.min() <= 0:
-        reasons.append("the clock jumped: a run took no time or less")
-    if not timed.steady:
-        reasons.append(f"not steady after {timed.warmup_s:.1f} s of warm-up")
-    if timed.variation > MAX_VARIATION:
-        reasons.append(f"too noisy: the middle runs vary by {timed.variation:.0%} of the median")
-    if timed.drift > MAX_DRIFT:
-        reasons.append(f"the speed moved: medians over the run lie {timed.drift:.0%} apart")
-    if timed.waited is not None and timed.waited > MAX_WAITED:
-        reasons.append(
-            f"other load on the machine: its threads stood in line for a core {timed.waited:.0%} of the time"
-        )
-    if run.lowest < SAME:
-        reasons.append(f"embeddings moved during the run: cosine {run.lowest:.4f} with before")
-    return reasons
-
-
-def _against_golden(golden: Golden, found: npt.NDArray[np.float32]) -> float:
-    return measure_drift(golden.embeddings, found, golden.keys).min

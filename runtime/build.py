@@ -13,8 +13,8 @@ from ..faces.sources import Faces
 from ..progress import Track, silent
 from . import cpu
 from .backends import pick_backend
-from .builder import EngineOptions
 from .cpu_graph import INTEGER_PRODUCT
+from .engine_config import EngineOptions
 from .fingerprint import SOURCES, machine_fingerprint
 from .made import Made, layer_precisions
 from .plan_engine import make_plan
@@ -38,9 +38,10 @@ class Built:
     notes: list[str]
 
 
-def engine_name(backend: str, precision: str) -> str:
-    """Where the engine lies in the bundle."""
-    return f"engines/{backend}-{precision}.{'onnx' if backend == cpu.NAME else 'plan'}"
+def engine_name(backend: str, precision: str, raw: bool = False) -> str:
+    """Where the engine lies in the bundle; a `raw` one takes pixels."""
+    kind = f"{precision}-raw" if raw else precision
+    return f"engines/{backend}-{kind}.{'onnx' if backend == cpu.NAME else 'plan'}"
 
 
 def build_engine(
@@ -80,7 +81,8 @@ def build_engine(
             " exported without",
             "build --fp32 or --int8, or export again: `fr-edge export` says why",
         )
-    name, cache = engine_name(chosen, precision), f"engines/{chosen}.timing"
+    options = options or EngineOptions()
+    name, cache = engine_name(chosen, precision, options.raw), f"engines/{chosen}.timing"
     with change(bundle.root, "build-engine", {"precision": precision, "backend": chosen}) as draft:
         draft.drop(f"reports/verify-{precision}", f"reports/evaluate-{precision}")
         draft.drop(f"reports/benchmark-{precision}", "report.html")
@@ -89,7 +91,7 @@ def build_engine(
             made = _make_onnx(bundle.file(SOURCES[precision]), target, precision)
         else:
             known = bundle.file(cache).read_bytes() if cache in bundle else b""
-            plan, made = make_plan(bundle, precision, chosen, options or EngineOptions(), known)
+            plan, made = make_plan(bundle, precision, chosen, options, known)
             target.write_bytes(plan)
             if made.timing_cache:
                 draft.path(cache, "timing cache").write_bytes(made.timing_cache)

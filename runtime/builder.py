@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MachineError, ModelError, UsageError
+from ..errors import MachineError, ModelError
 from .backends import MODULES
+from .engine_config import EngineOptions, configure, set_cache, strongly_typed
 from .engine_layers import EngineLayer, layers_in_json, layers_in_log
 from .refusals import out_of_memory, refusal
 
@@ -18,35 +19,6 @@ if TYPE_CHECKING:
 
 _SMALLER_MB = (1024, 256)
 """Workspaces to try when the build runs out of memory."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """`batch` is the least, the best and the most faces per run.
-
-    `workspace_mb` None lets TensorRT take what it wants; `level` is its optimisation level, 0 to 5.
-    `compute` names the compute capabilities to compile for ("8.6"), where the library can.
-    """
-
-    batch: tuple[int, int, int] = (1, 8, 32)
-    workspace_mb: int | None = None
-    level: int | None = None
-    dla: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    compute: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        least, best, most = self.batch
-        if not 1 <= least <= best <= most:
-            raise UsageError(
-                f"batches are least <= best <= most and at least 1, found {self.batch}",
-                "for example --batch 1,8,32",
-            )
-        if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise UsageError(f"the workspace is at least 1 MB, found {self.workspace_mb}")
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise UsageError(f"the optimisation level is 0 to 5, found {self.level}")
 
 
 @dataclass(frozen=True)
@@ -68,11 +40,6 @@ def load_library(backend: str) -> Any:
             f"{MODULES[backend]} cannot be loaded: {error}",
             "`fr-edge doctor` says what is missing and how to get it",
         ) from error
-
-
-def strongly_typed(trt: Any) -> bool:
-    """Whether networks can take their types from the ONNX file, TensorRT 10 and later."""
-    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
 def compile_plan(
@@ -123,17 +90,16 @@ def _compile(
     notes: list[str],
 ) -> Compiled:
     builder: tensorrt.Builder = trt.Builder(log)
-    network = _parsed(trt, builder, log, model, shape)
+    strong = strongly_typed(trt, options)
+    network = _parsed(trt, builder, log, model, shape, strong)
     config = builder.create_builder_config()
-    _set_types(trt, config, precision)
-    _set_limits(trt, config, options, workspace_mb)
-    _set_targets(trt, builder, config, options, precision)
+    configure(trt, builder, config, options, precision, workspace_mb)
     profile = builder.create_optimization_profile()
     sizes = (trt.Dims((size, *shape)) for size in options.batch)
     profile.set_shape(network.get_input(0).name, *sizes)
     config.add_optimization_profile(profile)
     if timing_cache is not None:
-        _set_cache(config, timing_cache)
+        set_cache(config, timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         if out_of_memory(log.problems):
@@ -146,10 +112,15 @@ def _compile(
 
 
 def _parsed(
-    trt: Any, builder: "tensorrt.Builder", log: Any, model: bytes, shape: tuple[int, int, int]
+    trt: Any,
+    builder: "tensorrt.Builder",
+    log: Any,
+    model: bytes,
+    shape: tuple[int, int, int],
+    strong: bool,
 ) -> "tensorrt.INetworkDefinition":
     creation, flags = trt.NetworkDefinitionCreationFlag, 0
-    if strongly_typed(trt):
+    if strong:
         flags |= 1 << int(creation.STRONGLY_TYPED)
     elif hasattr(creation, "EXPLICIT_BATCH"):
         flags |= 1 << int(creation.EXPLICIT_BATCH)
@@ -168,81 +139,6 @@ def _parsed(
     return network
 
 
-def _set_types(trt: Any, config: "tensorrt.IBuilderConfig", precision: str) -> None:
-    """Without strong typing, flags allow what the file cannot demand."""
-    if hasattr(trt.BuilderFlag, "TF32"):
-        config.clear_flag(trt.BuilderFlag.TF32)  # FP32 means 24 bits, not 11
-    if strongly_typed(trt):
-        return
-    for name, wanted in (("FP16", precision != "fp32"), ("INT8", precision == "int8")):
-        if wanted:
-            config.set_flag(getattr(trt.BuilderFlag, name))
-
-
-def _set_limits(
-    trt: Any, config: "tensorrt.IBuilderConfig", options: EngineOptions, workspace_mb: int | None
-) -> None:
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if workspace_mb is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
-    if options.level is not None:
-        config.builder_optimization_level = options.level
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-
-
-def _set_cache(config: "tensorrt.IBuilderConfig", known: bytes) -> None:
-    """Measurements of an earlier build; those of another GPU or version start anew."""
-    cache = config.create_timing_cache(known)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-
-
-def _set_targets(
-    trt: Any,
-    builder: "tensorrt.Builder",
-    config: Any,
-    options: EngineOptions,
-    precision: str,
-) -> None:
-    if options.compute:
-        if not hasattr(config, "set_compute_capability"):
-            raise UsageError(
-                "this TensorRT builds for the GPU it runs on, not for a named compute capability",
-                "leave --compute out, or use --backend tensorrt-rtx",
-            )
-        config.num_compute_capabilities = len(options.compute)
-        for index, text in enumerate(options.compute):
-            known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
-            name = f"SM{text.replace('.', '')}"
-            if name not in known:
-                raise UsageError(
-                    f"this TensorRT cannot compile for compute capability {text}",
-                    f"it knows {', '.join(f'{n[2:-1]}.{n[-1]}' for n in known)}",
-                )
-            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-    if options.dla is None:
-        return
-    cores = getattr(builder, "num_DLA_cores", 0)
-    if options.dla >= cores:
-        raise MachineError(
-            f"DLA core {options.dla} was asked for; this TensorRT finds {cores} here",
-            "leave --dla out; `fr-edge plan` says which boards have one",
-        )
-    if precision != "fp16" and hasattr(trt, "IInt8Calibrator"):
-        raise UsageError(
-            f"before TensorRT 11 a DLA takes no explicit Q/DQ, and no FP32: not {precision}",
-            "use --fp16 with --dla",
-        )
-    if len(set(options.batch)) > 1:
-        raise UsageError("a DLA wants one batch size", "for example --batch 1")
-    config.default_device_type = trt.DeviceType.DLA
-    config.DLA_core = options.dla
-    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-
-
 def _inspected(trt: Any, log: Any, plan: bytes) -> list[EngineLayer]:
     """The layer table from the engine itself; loading it needs the GPU that just built it."""
     engine: tensorrt.ICudaEngine | None = trt.Runtime(log).deserialize_cuda_engine(plan)
@@ -253,6 +149,8 @@ def _inspected(trt: Any, log: Any, plan: bytes) -> list[EngineLayer]:
 
 
 def _one_line(error: "tensorrt.ParserError") -> str:
+    if not hasattr(error, "node_name"):  # TensorRT 8 knows the node's number only
+        return f"node {error.node()}: {error.desc()}"
     node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
     return f"{node}{error.desc()}"
 

@@ -33,7 +33,13 @@ class Verified:
         return all(gate.passed for gate in self.gates)
 
     def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"tar": {}, "accuracy": None, "curves": None, "strata": []}
+        told: dict[str, Any] = {
+            "tar": {},
+            "accuracy": None,
+            "curves": None,
+            "strata": [],
+            "degraded": [],
+        }
         return {
             "passed": self.passed,
             "engine": self.engine,

@@ -18,6 +18,7 @@ Nodes = list[NodeProto]
 
 INTEGER_PRODUCT = "MatMulIntegerToFloat"
 _MICROSOFT = "com.microsoft"
+_ZERO = "fr_edge_zero_128"
 
 
 def cpu_flavour(model: ModelProto) -> ModelProto:
@@ -27,14 +28,17 @@ def cpu_flavour(model: ModelProto) -> ModelProto:
     graph = copy.graph
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = _each(list(graph.node), lambda node: _rounded(node, weights))
+    ends = {output.name for output in graph.output}
+    products = _products(nodes, ends, weights)
+    sources = {source.output[0] for source in products.values()}
     makers = {name: node for node in nodes for name in node.output}
-    unsigned: dict[str, str] = {}
-    nodes = _each(nodes, lambda node: _integer_product(node, weights, makers, unsigned))
+    nodes = _each(nodes, lambda node: _integer_product(node, products, makers, weights))
+    nodes = _each(nodes, lambda node: _unsigned(node, sources, weights))
     # onnxruntime has integer kernels for products of matrices, and looks for the DQs before them.
     matrices = {name for n in nodes if n.op_type in ("Gemm", "MatMul") for name in n.input}
     nodes = _each(nodes, lambda node: _valued(node, weights, matrices))
     nodes = _each(nodes, lambda node: _plain_prelu(node, weights))
-    nodes = _used(nodes, {output.name for output in graph.output})
+    nodes = _used(nodes, ends)
     read = {name for node in nodes for name in node.input}
     tensors = [numpy_helper.from_array(weights[name], name) for name in weights if name in read]
     for field in ("node", "initializer", "value_info"):
@@ -53,6 +57,8 @@ def _rounded(node: NodeProto, weights: Weights) -> Nodes | None:
     values, scale = weights[node.input[0]], weights[node.input[1]]
     zero = weights[node.input[2]] if len(node.input) > 2 else np.zeros_like(scale, np.uint8)
     steps = np.rint(values / _along(scale, node, values.ndim)) + _along(zero, node, values.ndim)
+    if not np.isfinite(steps).all():
+        return None  # left to the engine, whose embedding then is refused
     limits = np.iinfo(zero.dtype)
     weights[node.output[0]] = np.clip(steps, limits.min, limits.max).astype(zero.dtype)
     return []
@@ -71,39 +77,63 @@ def _valued(node: NodeProto, weights: Weights, matrices: set[str]) -> Nodes | No
     return []
 
 
-def _integer_product(
-    node: NodeProto, weights: Weights, makers: Mapping[str, NodeProto], unsigned: dict[str, str]
-) -> Nodes | None:
-    """A 1x1 convolution of two DQs: uint8 x int8 -> float32, a product over the channels.
+def _products(nodes: Nodes, ends: set[str], weights: Weights) -> dict[str, NodeProto]:
+    """The 1x1 convolutions of two DQs, by name of their output, with the Q before their data."""
+    makers = {name: node for node in nodes for name in node.output}
+    others = {n for node in nodes if node.op_type != "DequantizeLinear" for n in node.input}
+    others |= ends
+    found = {}
+    for node in nodes:
+        pair = [makers.get(name) for name in node.input[:2]] if _is_pointwise(node) else []
+        if len(pair) < 2 or any(n is None or n.op_type != "DequantizeLinear" for n in pair):
+            continue
+        data, weight = (n for n in pair if n is not None)
+        source = makers.get(data.input[0])
+        if source is None or source.op_type != "QuantizeLinear" or weight.input[0] not in weights:
+            continue
+        if source.output[0] in others:  # somebody wants the int8 itself
+            continue
+        if _is_int8(source, weights) and _is_int8(data, weights) and _is_int8(weight, weights):
+            found[node.output[0]] = source
+    return found
 
-    The zero point goes from 0 to 128: the same values in the type that x86 multiplies fastest.
-    `unsigned` remembers which activations already exist that way.
-    """
-    if not _is_pointwise(node):
+
+def _unsigned(node: NodeProto, sources: set[str], weights: Weights) -> Nodes | None:
+    """Q and DQ around those activations, with zero point 128: the same values in the type that x86
+    multiplies fastest. After Q the channels go last, where a product over them wants them."""
+    step = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or step not in sources:
         return None
-    data, weight = makers.get(node.input[0]), makers.get(node.input[1])
-    source = makers.get(data.input[0]) if data else None
-    if not (data and weight and source) or weight.op_type != "DequantizeLinear":
+    weights[_ZERO] = np.array(128, np.uint8)
+    new = helper.make_node(node.op_type, [*node.input[:2], _ZERO], node.output, node.name)
+    if node.op_type == "DequantizeLinear":
+        return [new]
+    return [new, helper.make_node("Transpose", [step], [f"{step}_last"], perm=(0, 2, 3, 1))]
+
+
+def _integer_product(
+    node: NodeProto,
+    products: Mapping[str, NodeProto],
+    makers: Mapping[str, NodeProto],
+    weights: Weights,
+) -> Nodes | None:
+    """The convolution as uint8 x int8 -> float32, a product over the channels."""
+    out = node.output[0] if node.output else ""
+    if out not in products:
         return None
-    if (data.op_type, source.op_type) != ("DequantizeLinear", "QuantizeLinear"):
-        return None
-    matrix = weights.get(weight.input[0])
-    if matrix is None or not (_is_int8(source, weights) and _is_int8(weight, weights)):
-        return None
-    out, (values, scale) = node.output[0], source.input[:2]
-    nodes: Nodes = []
-    if source.output[0] not in unsigned:
-        unsigned[source.output[0]] = last = f"{source.output[0]}_last"
-        weights[f"{last}_zero"] = np.array(128, np.uint8)
-        nodes = [
-            helper.make_node("QuantizeLinear", [values, scale, f"{last}_zero"], [f"{last}_u8"]),
-            helper.make_node("Transpose", [f"{last}_u8"], [last], perm=(0, 2, 3, 1)),
-        ]
-    last = unsigned[source.output[0]]
-    weights[f"{out}_matrix"] = np.ascontiguousarray(matrix[:, :, 0, 0].T)
-    inputs = [last, f"{out}_matrix", scale, weight.input[1], f"{last}_zero", "", *node.input[2:]]
+    source, weight = products[out], makers[node.input[1]]
+    matrix = weights[weight.input[0]][:, :, 0, 0].T
+    weights[f"{out}_matrix"] = np.ascontiguousarray(matrix)
+    inputs = [
+        f"{source.output[0]}_last",
+        f"{out}_matrix",
+        source.input[1],
+        weight.input[1],
+        _ZERO,
+        "",
+        *node.input[2:],
+    ]
     return [
-        *nodes,
         helper.make_node(INTEGER_PRODUCT, inputs, [f"{out}_last"], node.name, domain=_MICROSOFT),
         helper.make_node("Transpose", [f"{out}_last"], [out], perm=(0, 3, 1, 2)),
     ]
@@ -132,8 +162,8 @@ def _each(nodes: Nodes, rule: Callable[[NodeProto], Nodes | None]) -> Nodes:
     return out
 
 
-def _used(nodes: Nodes, wanted: set[str]) -> Nodes:
-    kept = []
+def _used(nodes: Nodes, ends: set[str]) -> Nodes:
+    kept, wanted = [], set(ends)
     for node in reversed(nodes):
         if wanted & set(node.output):
             wanted |= set(node.input)

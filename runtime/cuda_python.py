@@ -76,9 +76,8 @@ class _CudaPython:
 
     def stream(self) -> int:
         # Not blocking: work of others on the default stream does not wait for ours.
-        stream = take(
-            self._driver.cuStreamCreate(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        )
+        flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        stream = take(self._driver.cuStreamCreate(flags))
         self._streams.append(stream)
         return int(stream)
 
@@ -99,11 +98,13 @@ class _CudaPython:
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         take(driver.cuStreamBeginCapture(stream, mode))
+        recorded = True
         try:
             work()
-        finally:
-            status, graph = driver.cuStreamEndCapture(stream)
-        if int(status):
+        except MachineError:  # not everything may be recorded; then it runs as it did before
+            recorded = False
+        status, graph = driver.cuStreamEndCapture(stream)
+        if int(status) or not recorded:
             return None
         ready = take(driver.cuGraphInstantiate(graph, 0))
         take(driver.cuGraphDestroy(graph))

@@ -83,13 +83,19 @@ def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[
 
 def _mistakes(faces: U8, spec: InputSpec) -> Iterator[tuple[str, F32]]:
     other = "BGR" if spec.channels == "RGB" else "RGB"
-    yield f"channels are {other}, not {spec.channels}", preprocess(faces, replace(spec, channels=other))
+    yield (
+        f"channels are {other}, not {spec.channels}",
+        preprocess(faces, replace(spec, channels=other)),
+    )
     tried = {(spec.mean, spec.std)}
     for name, preset in PRESETS.items():
         if (preset.mean, preset.std) not in tried:
             tried.add((preset.mean, preset.std))
             wrong = replace(spec, mean=preset.mean, std=preset.std)
-            yield f"mean and std are those of {name!r}: {wrong.describe()}", preprocess(faces, wrong)
+            yield (
+                f"mean and std are those of {name!r}: {wrong.describe()}",
+                preprocess(faces, wrong),
+            )
     yield "faces are mirrored", preprocess(np.ascontiguousarray(faces[:, :, ::-1]), spec)
     yield "faces are upside down", preprocess(np.ascontiguousarray(faces[:, ::-1]), spec)
 

@@ -18,6 +18,7 @@ from .made import COMPUTE
 PRECISIONS = ("int8", "fp16", "fp32")
 _REFORMAT = ("reformat", "reformatting")
 _TYPES = {
+    "uint8": r"uint8",
     "int8": r"int8",
     "fp8": r"fp8|float8",
     "bf16": r"bf16|bfloat16",

@@ -99,6 +99,8 @@ def _embed(
         out = session.embed(preprocess(batch, bundle.spec))
         if flip:
             out = out + session.embed(preprocess(batch[:, :, ::-1], bundle.spec))
-        check_embeddings(out, ijb.faces.keys[done : done + len(out)], f"the {session.precision} engine")
+        check_embeddings(
+            out, ijb.faces.keys[done : done + len(out)], f"the {session.precision} engine"
+        )
         done += len(out)
         yield out

@@ -19,7 +19,7 @@ from ..faces.sources import Faces
 from ..progress import Track, silent
 from .backends import pick_backend
 from .build import PRECISIONS, build_engine, engine_name
-from .builder import EngineOptions
+from .engine_config import EngineOptions
 from .golden import read_golden
 from .session import Session, open_session
 from .verify import verify
@@ -115,7 +115,7 @@ def _prove(
         raise  # the next precision would meet it too
     except FrEdgeError as error:
         return Candidate(precision, error.message)
-    failed = [gate.describe() for gate in verified.gates if not gate.passed]
+    failed = [f"{g.name} {g.value}, limit {g.limit}" for g in verified.gates if not g.passed]
     drift = verified.drift
     return Candidate(precision, "; ".join(failed), drift.min, None, tuple(built.notes))
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import MachineError, UsageError
 from .builder import load_library, recorder
-from .cpu import check_faces
+from .cpu import Faces, check_faces
 from .cuda import Buffer, Cuda, open_cuda
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ F32 = npt.NDArray[np.float32]
 class GpuSession:
     """A `runtime.session.Session` on one GPU; from any thread, one call at a time.
 
+    On a plan that was built `raw` it is a `RawSession`.
     A batch size that comes again is recorded as a CUDA graph and replayed, where the CUDA package
     has graphs.
     """
@@ -43,7 +44,7 @@ class GpuSession:
 
     def _load(self, trt: Any, plan: Path) -> None:
         assert self._cuda is not None  # for the type checker: `__init__` opened it
-        log = recorder(trt)
+        self._log = log = recorder(trt)
         self._runtime: tensorrt.Runtime = trt.Runtime(log)
         engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(
             plan.read_bytes()
@@ -61,16 +62,26 @@ class GpuSession:
         self._shape = tuple(int(most[i]) for i in range(1, len(most)))
         self.dim = int(engine.get_tensor_shape(embedding)[1])
         self._engine = engine
-        self._context: tensorrt.IExecutionContext = engine.create_execution_context()
+        context: tensorrt.IExecutionContext | None = engine.create_execution_context()
+        if context is None:
+            raise MachineError(
+                f"the GPU has too little memory to run {plan.name}: {' '.join(log.problems)[:400]}",
+                "close other programs, or build with a smaller --batch",
+            )
+        self._context = context
         self._count = 0
-        self._faces: Buffer = self._cuda.buffer(4 * self._most * prod(self._shape))
+        # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
+        pixels = engine.get_tensor_dtype(self._face) == getattr(trt.DataType, "UINT8", None)
+        self._type = np.dtype(np.uint8 if pixels else np.float32)
+        self._bytes = self._type.itemsize * prod(self._shape)
+        self._faces: Buffer = self._cuda.buffer(self._most * self._bytes)
         self._embeddings: Buffer = self._cuda.buffer(4 * self._most * self.dim)
         self._context.set_tensor_address(self._face, self._faces.address)
         self._context.set_tensor_address(embedding, self._embeddings.address)
         self._stream = self._cuda.stream()
         self._graphs: dict[int, Callable[[], None] | None] = {}
 
-    def embed(self, faces: F32) -> F32:
+    def embed(self, faces: Faces) -> F32:
         """`(N, 3, H, W) float32` -> `(N, D) float32`, as the network gives it; N may be 0.
 
         Raises UsageError for another shape or type, or after `close`.
@@ -78,7 +89,7 @@ class GpuSession:
         with self._lock:
             if self._cuda is None:
                 raise UsageError("the session is closed", "open a new one")
-            check_faces(faces, self._shape)
+            check_faces(faces, self._shape, self._type)
             out = np.empty((len(faces), self.dim), np.float32)
             with self._cuda.current():
                 for start in range(0, len(faces), self._most):
@@ -86,11 +97,10 @@ class GpuSession:
                     self._run(self._cuda, part, out[start : start + len(part)])
             return out
 
-    def _run(self, cuda: Cuda, faces: F32, out: F32) -> None:
+    def _run(self, cuda: Cuda, faces: Faces, out: F32) -> None:
         """At most a profile's worth of faces; fewer than its least are filled up with anything."""
         count = max(len(faces), self._least)
-        room = self._faces.array.view(np.float32)[: count * prod(self._shape)]
-        room[: faces.size] = faces.reshape(-1)
+        self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
         first, launch = count not in self._graphs, self._graphs.get(count)
         if launch is None:
             self._queue(cuda, count)
@@ -103,7 +113,7 @@ class GpuSession:
         out[:] = found.reshape(out.shape)
 
     def _queue(self, cuda: Cuda, count: int) -> None:
-        cuda.push(self._faces, 4 * count * prod(self._shape), self._stream)
+        cuda.push(self._faces, count * self._bytes, self._stream)
         if self._count != count:
             self._context.set_input_shape(self._face, (count, *self._shape))
             self._count = count

@@ -115,12 +115,13 @@ def pool(
 
 
 def pair_scores(templates: F32, numbers: I64, ijb: Ijb) -> F32:
-    """The cosine of each pair of templates, `(P,) float32`, a hundred thousand at a time."""
-    first, second = np.searchsorted(numbers, ijb.first), np.searchsorted(numbers, ijb.second)
-    out = np.empty(len(first), np.float32)
-    for start in range(0, len(out), 100_000):
-        part = slice(start, start + 100_000)
-        out[part] = np.einsum("nd,nd->n", templates[first[part]], templates[second[part]])
+    """The cosine of each pair of templates, `(P,) float32`, a few thousand at a time."""
+    out = np.empty(len(ijb.first), np.float32)
+    for start in range(0, len(out), 4096):
+        part = slice(start, start + 4096)
+        first = templates[np.searchsorted(numbers, ijb.first[part])]
+        second = templates[np.searchsorted(numbers, ijb.second[part])]
+        out[part] = np.einsum("nd,nd->n", first, second)
     return out
 
 
@@ -134,7 +135,9 @@ def _add(sums: F32, group: I64, rows: F32) -> None:
 def _table(folder: Path, pattern: str, what: str, columns: int) -> list[list[str]]:
     found = sorted((folder / "meta").glob(pattern))
     if len(found) != 1:
-        raise FacesError(f"{folder / 'meta'} has {len(found)} files {pattern}, expected one: {what}")
+        raise FacesError(
+            f"{folder / 'meta'} has {len(found)} files {pattern}, expected one: {what}"
+        )
     try:
         rows = [line.split() for line in found[0].read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:

@@ -61,8 +61,12 @@ def mixed_advice(limits: Limits, told: Separation | None) -> dict[str, str | flo
 
 
 def _stratum_gate(limit: float, told: Separation | None) -> Gate:
-    judged = [s for s in told.strata if s.drop is not None] if told else []
-    if not judged or told is None:
+    drops = {}
+    if told is not None:
+        found = (*told.strata, *told.worsened)
+        drops = {stratum.name: stratum.drop for stratum in found if stratum.drop is not None}
+    if told is None or told.judged is None or not drops:
         return Gate("worst stratum's TAR drop", None, limit, True, f"no stratum has {ENOUGH} pairs")
-    name = f"TAR drop at FAR {far_name(told.far)} of the worst stratum, {judged[0].name} faces"
-    return Gate(name, judged[0].drop, limit, most=True)
+    worst = max(drops, key=lambda name: drops[name])
+    name = f"TAR drop at FAR {far_name(told.judged.far)} of the worst stratum: {worst}"
+    return Gate(name, drops[worst], limit, most=True)

@@ -23,4 +23,6 @@ def junit_xml(certificate: Mapping[str, Any]) -> str:
         else:
             ElementTree.SubElement(case, "failure", message=found).text = found
     ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, "unicode") + "\n"
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, "unicode") + "\n"
+    )

@@ -12,13 +12,17 @@ from onnx import ModelProto
 
 from ..bundle import Bundle
 from ..errors import BundleError, GateFailed
+from ..export.prelu import fusible
 from .backends import COMPILE_ONLY, MODULES
-from .builder import Compiled, EngineOptions, compile_plan, load_library, strongly_typed
+from .builder import Compiled, compile_plan, load_library
+from .engine_config import EngineOptions, strongly_typed
 from .engine_layers import count_precisions, node_precisions, reformats
 from .fingerprint import SOURCES
 from .gpus import find_gpus
 from .made import COMPUTE, Made
-from .mixed import mixed_flavour
+from .mixed import mixed_flavour, wide_nodes
+from .raw import SHAPE as RAW_SHAPE
+from .raw import raw_flavour
 from .refusals import check_finite
 
 _UNTRIED = (
@@ -36,11 +40,16 @@ def make_plan(
     convolution in INT8, MachineError when the library or the GPU does not suffice.
     """
     trt = load_library(backend)
-    model, notes = _flavour(bundle, precision, strongly_typed(trt))
+    strong = strongly_typed(trt, options)
+    model, notes = _flavour(bundle, precision, strong)
     check_finite(model)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
-    data = model.SerializeToString()
-    compiled = compile_plan(trt, data, bundle.spec.shape, precision, options, cache)
+    shape = bundle.spec.shape
+    if options.raw:
+        model, shape = raw_flavour(model, bundle.spec), RAW_SHAPE
+    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003).
+    data = fusible(model).SerializeToString()
+    compiled = compile_plan(trt, data, shape, precision, options, cache)
     found = node_precisions(model, compiled.layers)
     _prove_int8(model, found, precision)
     layers, moved = count_precisions(found.values()), reformats(compiled.layers)
@@ -50,9 +59,10 @@ def make_plan(
         "compile_only": backend in COMPILE_ONLY,
         "compute": list(options.compute),
         "batch": list(options.batch),
+        "raw": options.raw,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
-        "typing": "strong" if strongly_typed(trt) else "flags",
+        "typing": "strong" if strong else "flags",
         "reformats": moved,
         "precisions": found,
         "engine_layers": [_row(layer) for layer in compiled.layers],
@@ -81,7 +91,10 @@ def _flavour(bundle: Bundle, precision: str, strong: bool) -> tuple[ModelProto, 
         return model, ()
     if SOURCES["fp16"] not in bundle:
         return model, ("the network has no FP16 flavour, so what is not INT8 stays FP32",)
-    return mixed_flavour(model), ()
+    wide = wide_nodes(onnx.load(bundle.file(SOURCES["fp16"])))
+    wide &= {node.name for node in model.graph.node}
+    notes = (f"{len(wide)} nodes stay FP32: their numbers do not fit FP16",) if wide else ()
+    return mixed_flavour(model, wide), notes
 
 
 def _prove_int8(model: ModelProto, found: dict[str, str], precision: str) -> None:

@@ -87,7 +87,9 @@ def _svg(name: str, draw: Callable[[Any], None]) -> str:
     colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     # The salt makes element ids equal from run to run.
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "axes.grid": True}
-    with rc_context({**settings, **dict.fromkeys(colours, _INK), "grid.alpha": 0.25}):
+    settings |= dict.fromkeys(colours, _INK)
+    settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none")
+    with rc_context({**settings, "grid.alpha": 0.25}):
         figure = Figure(figsize=(6, 3.4), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)

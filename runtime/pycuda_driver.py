@@ -18,7 +18,9 @@ def open_pycuda() -> Cuda:
         driver.init()
         return _PyCuda(driver)
     except driver.Error as error:
-        raise MachineError(f"pycuda finds no usable GPU: {error}", "see `fr-edge doctor`") from error
+        raise MachineError(
+            f"pycuda finds no usable GPU: {error}", "see `fr-edge doctor`"
+        ) from error
 
 
 class _PyCuda:

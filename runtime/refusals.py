@@ -64,7 +64,9 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
     text = " ".join(" ".join(said).split())
     for pattern, meaning, hint in _KNOWN:
         if re.search(pattern, text):
-            return ModelError(f"TensorRT refuses the network: {meaning}. It says: {_short(text)}", hint)
+            return ModelError(
+                f"TensorRT refuses the network: {meaning}. It says: {_short(text)}", hint
+            )
     if _DRIVER.search(text):
         return MachineError(
             f"TensorRT cannot {step} without a GPU and its driver: {_short(text)}",
@@ -72,7 +74,7 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
         )
     return ModelError(
         f"TensorRT cannot {step} the network: {_short(text) or 'it does not say why'}",
-        "-v shows all it said; `fr-edge build-engine --backend onnxruntime` may still run it",
+        "`fr-edge build-engine --backend onnxruntime` may still run it on the CPU",
     )
 
 
@@ -92,4 +94,4 @@ def check_finite(model: ModelProto) -> None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 400 else f"{text[:400]}..."
+    return text if len(text) <= 600 else f"{text[:600]}..."

@@ -162,5 +162,6 @@ def _missing(
         missing.append("latency: run `fr-edge benchmark`")
     if not engines:
         missing.append("no engine was built: run `fr-edge build-engine`")
-    missing.append("energy")
+    if not any(run["energy"] for report in timed for run in report["runs"]):
+        missing.append("energy: no power sensor that may be read, or no benchmark")
     return list(dict.fromkeys(missing))

@@ -13,8 +13,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import FrEdgeError
 from .backends import BACKENDS, COMPILE_ONLY, lacking
-from .builder import EngineOptions, compile_plan, load_library
+from .builder import compile_plan, load_library
 from .cpu import CpuSession
+from .engine_config import EngineOptions
 from .gpu import GpuSession
 
 F32 = npt.NDArray[np.float32]

@@ -3,6 +3,7 @@
 Takes embeddings and labels; knows nothing of networks or files.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,10 @@ F32 = npt.NDArray[np.float32]
 class Separation:
     """`rates` by FAR; `mixed` the same with the reference's embeddings enrolled and the engine's
     as probes; `strata` with the largest drop first; `curves` for the report; `notes` what is shaky
-    about it; `accuracy` (reference, engine) with a pair list. `far` is where strata are judged."""
+    about it; `accuracy` (reference, engine) with a pair list. `judged` is the rate whose thresholds
+    serve the strata, None where no FAR is solid; `worsened` are copies made worse on purpose."""
 
-    far: float
+    judged: Rate | None
     rates: tuple[Rate, ...]
     mixed: tuple[Rate, ...]
     strata: tuple[Stratum, ...]
@@ -33,6 +35,7 @@ class Separation:
     notes: tuple[str, ...]
     shaky: str
     accuracy: tuple[float, float] | None
+    worsened: tuple[Stratum, ...] = ()
 
     def at(self, far: float) -> Rate:
         return next(rate for rate in self.rates if rate.far == far)
@@ -42,17 +45,25 @@ class Separation:
         return {
             "tar": {far_name(rate.far): rate.to_json() for rate in self.rates},
             "mixed_gallery": {far_name(rate.far): rate.to_json() for rate in self.mixed},
-            "strata_far": far_name(self.far),
+            "strata_far": far_name(self.judged.far) if self.judged else None,
             "strata": [stratum.to_json() for stratum in self.strata],
+            "degraded": [stratum.to_json() for stratum in self.worsened],
             "accuracy": dict(zip(names, self.accuracy, strict=True)) if self.accuracy else None,
             "curves": self.curves,
         }
 
 
 def separate(
-    old: F32, new: F32, faces: Faces, pairs: Pairs | None, quality: F32, far: float
+    old: F32,
+    new: F32,
+    faces: Faces,
+    pairs: Pairs | None,
+    quality: F32,
+    far: float,
+    groups: Mapping[str, npt.NDArray[np.bool_]] | None = None,
 ) -> Separation | None:
-    """Compare `(N, D)` embeddings of `faces` by reference and engine; `quality` is `(N, 3)`.
+    """Compare `(N, D)` embeddings of `faces` by reference and engine; `quality` is `(N, 3)`, and
+    `groups` masks of faces by name.
 
     All pairs among the faces are counted where their labels are people, else those of `pairs`;
     None where there is neither.
@@ -66,7 +77,7 @@ def separate(
         rates = with_intervals(rates, tar_intervals(old, new, labels, (before, after), fars))
         mixed = compare_rates(before, all_pairs(old, labels, new), fars)
         judged = _strata_rate(rates, before, far)
-        strata = compare_strata(old, new, labels, quality, judged)
+        strata = compare_strata(old, new, labels, quality, judged, groups)
         notes = _notes(labels)
     elif pairs is not None:
         before, after = listed_pairs(old, pairs), listed_pairs(new, pairs)
@@ -75,7 +86,7 @@ def separate(
     else:
         return None
     return Separation(
-        judged.far if judged else far,
+        judged,
         tuple(rates),
         tuple(mixed),
         tuple(strata),

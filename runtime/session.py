@@ -33,6 +33,17 @@ class Session(Protocol):
         """`(N, 3, H, W) float32`, preprocessed -> `(N, D) float32`, as the network gives it."""
 
 
+class RawSession(Protocol):
+    """A session that takes aligned faces as they are; see `open_raw_session`."""
+
+    backend: str
+    precision: str
+    dim: int
+
+    def embed(self, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """`(N, 112, 112, 3) uint8`, RGB -> `(N, D) float32`, as the network gives it."""
+
+
 def open_session(
     bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
 ) -> Session:
@@ -44,24 +55,43 @@ def open_session(
     lacks the model or engine, MachineError when the backend cannot run here or the engine was
     built elsewhere.
     """
+    return _open(bundle, engine, backend, raw=False)
+
+
+def open_raw_session(
+    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
+) -> RawSession:
+    """As `open_session`, with the input contract inside: pixels in.
+
+    TensorRT needs an engine that was built so (`EngineOptions(raw=True)`). Raises UsageError too
+    for a contract that scales the face.
+    """
+    return _open(bundle, engine, backend, raw=True)
+
+
+def _open(
+    bundle: Bundle | str | Path, engine: str, backend: str, *, raw: bool
+) -> CpuSession | GpuSession:
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if engine not in ("auto", *PRECISIONS):
         raise UsageError(f"no engine {engine!r}", "engines: auto, fp32, fp16, int8")
     chosen = pick_backend(backend)
-    if backend == "auto" and not _built(bundle, chosen, engine):
+    if backend == "auto" and not _built(bundle, chosen, engine, raw):
         chosen = CPU
-    built = _built(bundle, chosen, engine)
+    raw_file = raw and chosen != CPU  # onnxruntime makes it of any file when it opens one
+    built = _built(bundle, chosen, engine, raw_file)
     precision = built[0] if built else "fp32" if engine == "auto" else engine
-    name = engine_name(chosen, precision)
+    name = engine_name(chosen, precision, raw_file)
     if chosen != CPU:
         plan = bundle.file(name)
         check_fingerprint(bundle, name)
         refuse_foreign(plan)
         return GpuSession(plan, precision, chosen)
-    if built:
+    if built and not raw:
         check_fingerprint(bundle, name)
         return CpuSession(bundle.file(name), precision, as_built=True)
-    return CpuSession(bundle.file(SOURCES[precision]), precision)
+    source = bundle.file(SOURCES[precision])
+    return CpuSession(source, precision, raw=bundle.spec if raw else None)
 
 
 def embed_faces(
@@ -80,7 +110,7 @@ def embed_faces(
     return np.concatenate(parts)
 
 
-def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:
+def _built(bundle: Bundle, backend: str, engine: str, raw: bool) -> list[str]:
     """The precisions of `engine` that were built, the best first."""
     wanted = PRECISIONS[::-1] if engine == "auto" else (engine,)
-    return [p for p in wanted if engine_name(backend, p) in bundle]
+    return [p for p in wanted if engine_name(backend, p, raw) in bundle]

@@ -3,7 +3,7 @@
 A mean hides the few who are locked out. Thresholds are those of everybody, as on a device.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,38 @@ def compare_strata(
     return sorted(found, key=lambda s: (-(s.drop or 0.0), s.p5))
 
 
+def compare_worsened(
+    name: str,
+    clean: tuple[F32, F32],
+    worse: tuple[F32, F32],
+    picks: Sequence[int],
+    labels: npt.NDArray[np.int64],
+    rate: Rate | None,
+) -> Stratum:
+    """Worsened copies of the faces `picks` as probes, their people's other faces as the gallery.
+
+    `clean (N, D)` and `worse (len(picks), D)` are embeddings by reference and engine.
+    """
+    cosine = cosines(*worse).astype(np.float64)
+    probe, other = np.nonzero(labels[list(picks)][:, None] == labels[None, :])
+    real = np.asarray(picks)[probe] != other
+    probe, other = probe[real], other[real]
+    tar: list[float | None] = [None, None]
+    if rate is not None and len(probe) >= ENOUGH:
+        for side, threshold in enumerate((rate.reference_threshold, rate.engine_threshold)):
+            scores = cosines(worse[side][probe], clean[side][other])
+            tar[side] = None if threshold is None else float((scores >= threshold).mean())
+    return Stratum(
+        name,
+        len(picks),
+        float(cosine.mean()),
+        float(np.percentile(cosine, 5)),
+        float(cosine.min()),
+        len(probe),
+        *tar,
+    )
+
+
 @dataclass(frozen=True)
 class _Genuine:
     """Genuine pairs by face index, and whether each network accepts them, `(G,)` each."""
@@ -136,9 +168,7 @@ def _accepted(
     return out
 
 
-def _quarters(
-    reference: F32, quality: F32
-) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _quarters(reference: F32, quality: F32) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     norms = np.linalg.norm(reference, axis=1)
     measures = [*((names, quality[:, i]) for i, names in enumerate(STRATA.values()))]
     if np.ptp(norms) > 1e-3 * norms.mean():  # a normalised network says nothing by its norm

@@ -22,12 +22,14 @@ _STEADY = 0.05
 class Timed:
     """`latencies_ms (n,) float64` in the order they ran. `steady` is whether warm-up, `warmup_s`
     long, ended with equal windows; `waited` the share of the time they wanted a core in which this
-    process's threads stood in line for one (None where the kernel does not tell)."""
+    process's threads stood in line for one (None where the kernel does not tell). `interrupted` by
+    Ctrl-C, it holds what had run by then."""
 
     latencies_ms: npt.NDArray[np.float64]
     warmup_s: float
     steady: bool
     waited: float | None
+    interrupted: bool = False
 
     @property
     def variation(self) -> float:
@@ -61,25 +63,32 @@ def time_runs(
     """Call `run(0)`, `run(1)`, ... for `duration_s` seconds after at most `warmup_s` of warm-up.
 
     With fewer than `at_least` runs by then it goes on, to three times the duration.
-    `between(index)` is called after each run and not timed. `clock` gives nanoseconds.
+    `between(index)` is called after each run and not timed. `clock` gives nanoseconds. Ctrl-C ends
+    the timing, not the program, once something has run.
     """
     warmed, steady = _warm_up(run, warmup_s, clock)
     before, cpu_before = waiting_ns(), time.process_time_ns()
     latencies = array("q")
     now = clock()
     end, latest = now + round(duration_s * 1e9), now + round(3 * duration_s * 1e9)
-    while not latencies or now < end or (len(latencies) < at_least and now < latest):
-        index = len(latencies)
-        start = clock()
-        run(index)
-        now = clock()
-        latencies.append(now - start)
-        between(index)
+    interrupted = False
+    try:
+        while not latencies or now < end or (len(latencies) < at_least and now < latest):
+            index = len(latencies)
+            start = clock()
+            run(index)
+            now = clock()
+            latencies.append(now - start)
+            between(index)
+    except KeyboardInterrupt:
+        if not latencies:
+            raise
+        interrupted = True
     cpu, after = time.process_time_ns() - cpu_before, waiting_ns()
     waited = None
     if before is not None and after is not None:
         waited = (after - before) / max(1, after - before + cpu)
-    return Timed(np.array(latencies) / 1e6, warmed, steady, waited)
+    return Timed(np.array(latencies) / 1e6, warmed, steady, waited, interrupted)
 
 
 def waiting_ns() -> int | None:

@@ -6,28 +6,36 @@ are compared. Gates turn that into a verdict.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..bundle import Bundle, change, open_bundle
 from ..errors import UsageError
 from ..faces.contract import preprocess
 from ..faces.pairs import Pairs
-from ..faces.sources import Faces
+from ..faces.sources import Faces, spread
 from ..progress import Track, silent
 from .certificate import Verified
 from .cpu import NAME as CPU
 from .cpu import CpuSession
+from .degrade import KINDS, degraded
 from .diagnose import explain_all, label_doubts
 from .drift import measure_drift
 from .golden import read_golden
+from .groups import read_groups
 from .judge import judge, mixed_advice
 from .policy import FAR, NAME, Limits, read_policy
+from .rates import Rate
 from .reference import Both, embed_both, prove
 from .separation import separate
 from .session import Session, open_session
+from .strata import Stratum, compare_worsened
 
 _SAMPLE = 64
+_WORSENED = 512
 
 
 def verify(
@@ -44,6 +52,8 @@ def verify(
     max_stratum_drop: float | None = None,
     far: float | None = None,
     policy: Path | None = None,
+    groups: Path | None = None,
+    degrade: bool = False,
     track: Track = silent,
 ) -> Verified:
     """Compare an engine with the original network and write `reports/verify-ENGINE.json`.
@@ -51,7 +61,9 @@ def verify(
     `pairs` brings its own faces. `reference` is a file of `fr-edge embed --backend torch` over the
     same faces; without it the FP32 ONNX model, proven on the golden faces, speaks for the original.
     Limits left None come from `policy`, a TOML file that the bundle then keeps, else from the
-    bundle's, else from the defaults. A failed gate does not raise: look at `passed`.
+    bundle's, else from the defaults. `groups` is a CSV `path,group` that adds strata; `degrade`
+    tries copies of some faces too, made small, blurred, noisy and dark. A failed gate does not
+    raise: look at `passed`.
 
     Raises UsageError for impossible limits, DataError for a policy that is none, BundleError,
     MachineError and FacesError as the parts do, ModelError when an embedding is zero or not finite.
@@ -71,8 +83,17 @@ def verify(
         both = embed_both(bundle, faces, fp32, session, reference, track)
         drift = measure_drift(both.reference, both.engine, faces.keys)
         separation = separate(
-            both.reference, both.engine, faces, pairs, both.quality, limits.far or FAR
+            both.reference,
+            both.engine,
+            faces,
+            pairs,
+            both.quality,
+            limits.far or FAR,
+            read_groups(groups, faces.keys) if groups else None,
         )
+        if degrade and separation is not None and faces.labelled:
+            worsened = _worsen(bundle, faces, fp32, session, both, separation.judged, track)
+            separation = replace(separation, worsened=worsened)
         who = f"model.onnx in FP32 on this machine, proven to be {who} on golden faces"
         if reference is not None:
             who = f"embeddings from {reference.name}"
@@ -105,6 +126,26 @@ def verify(
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         draft.summary.update(passed=found.passed, min_cosine=round(drift.min, 6))
     return found
+
+
+def _worsen(
+    bundle: Bundle,
+    faces: Faces,
+    fp32: CpuSession,
+    session: Session,
+    both: Both,
+    rate: Rate | None,
+    track: Track,
+) -> tuple[Stratum, ...]:
+    """Both networks on worsened copies, of many people before many faces."""
+    picks = spread(faces, _WORSENED)
+    labels = np.asarray(faces.labels, np.int64)
+    found = []
+    for kind in KINDS:
+        copies = embed_both(bundle, degraded(faces, picks, kind), fp32, session, None, track)
+        clean, worse = (both.reference, both.engine), (copies.reference, copies.engine)
+        found.append(compare_worsened(kind, clean, worse, picks, labels, rate))
+    return tuple(found)
 
 
 def _causes(

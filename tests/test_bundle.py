@@ -1,5 +1,6 @@
 """A bundle changes whole or not at all, and says when it is not what it was."""
 
+import errno
 import json
 import os
 import signal
@@ -114,6 +115,27 @@ def test_killed_at_any_moment_it_is_the_old_bundle_or_the_new_one(tmp_path: Path
     else:
         pytest.fail("the change never ended")
     assert seen == {"old", "new"}
+
+
+def test_a_disk_that_fills_up_at_the_last_moment_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is written, and then a rename fails: the next to open the bundle finishes."""
+    root = tmp_path / "a.bundle"
+    make(root, one="1")
+    real = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name == "two":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            make(root, two="2")
+    assert set(open_bundle(root).files) == {"one", "two"}
+    assert (root / "two").read_text() == "2"
 
 
 def test_two_writers_do_not_mix(tmp_path: Path) -> None:

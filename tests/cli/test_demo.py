@@ -9,7 +9,8 @@ pytest.importorskip("torch", reason="training needs torch: pip install 'fr-edge[
 
 from fr_edge.bundle import open_bundle
 from fr_edge.cli import demo_stages
-from fr_edge.cli.demo_stages import Plan, run_demo
+from fr_edge.cli.demo_journal import Plan
+from fr_edge.cli.demo_stages import run_demo
 from fr_edge.cli.main import run
 from fr_edge.cli.output import Output
 from fr_edge.errors import DataError

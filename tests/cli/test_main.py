@@ -56,6 +56,16 @@ def test_exit_codes(
     assert "Traceback" not in err
 
 
+def test_ctrl_c_while_a_library_loads(
+    raising: Callable[[BaseException], None], capsys: Captured
+) -> None:
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    raising(error)
+    assert run(["inspect", "x"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_bugs_show_their_traceback(raising: Callable[[BaseException], None]) -> None:
     raising(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):

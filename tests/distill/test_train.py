@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -49,6 +51,15 @@ def test_a_student_is_a_bundle_with_its_story(
     assert told["accuracy"] == told["verification"][-1]["accuracy"]
     assert told["teacher_accuracy"] is not None
     assert not (bundle.root / "checkpoint").exists()
+    page = bundle.file("reports/training.html").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", page)
+    # loss, accuracy, cosine, alpha, lambda, learning rate
+    assert len(drawings) == 6
+    for drawing in drawings:
+        line = ElementTree.fromstring(drawing).find("polyline")
+        assert line is not None
+        assert len(line.attrib["points"].split()) in (3, 6)
+    assert f"{told['accuracy']:.2%}" in page
 
 
 def test_a_student_learns_what_its_teacher_says(
@@ -192,8 +203,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
     with pytest.raises(GateFailed, match="step") as caught:
         distill(replace(wild, schedule="constant"), faces, tmp_path / "out")
     assert "bad-batch" in caught.value.hint
-    kept = np.load(next((tmp_path / "out" / "checkpoint").glob("bad-batch-*.npz")))
-    assert kept["pixels"].shape == (8, 112, 112, 3)
+    with np.load(tmp_path / "out" / "checkpoint" / "bad-batch-0.npz") as kept:
+        assert kept["pixels"].shape == (8, 112, 112, 3)
     assert not (tmp_path / "out" / "bundle.json").exists()
 
 

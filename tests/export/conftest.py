@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
 from fr_edge.export.fold import fold_norms
 from fr_edge.export.linear import to_gemm
 from fr_edge.export.normal import finish, normal_form
 from fr_edge.export.tidy import tidy
 from fr_edge.faces.contract import PRESETS, InputSpec
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 DIM = 16
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from fr_edge.errors import ModelError
 from fr_edge.export.check import compare, cosines, measure, probe_inputs, reference_embeddings
 from fr_edge.export.reference import onnx_embedder

@@ -10,6 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
+
 from fr_edge.bundle import open_bundle
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import ModelError, UsageError
@@ -17,7 +19,7 @@ from fr_edge.export.convert import export_onnx
 from fr_edge.export.foreign import contract_in
 from fr_edge.export.reference import torch_embedder
 from fr_edge.faces.contract import PRESETS, preprocess
-from PIL import Image
+from fr_edge.faces.sources import open_faces
 
 SPEC = PRESETS["insightface"]
 ARCH = "mobilefacenet-0.25"
@@ -108,7 +110,12 @@ def test_a_checkpoint(trained: Path, weights: Path, tools: SimpleNamespace) -> N
     np.testing.assert_allclose(torch_embedder(bundle)(faces), expected, rtol=1e-4, atol=1e-9)
     with np.load(trained / "golden.npz", allow_pickle=False) as data:
         assert str(data["reference"]) == "pytorch"
-        assert data["embeddings"].shape == (32, 32)
+        inputs = torch.from_numpy(preprocess(data["faces"], SPEC)).double()
+        with torch.no_grad():
+            exact = network.double()(inputs).numpy()
+        np.testing.assert_allclose(data["embeddings_fp64"], exact, rtol=1e-9)
+        assert data["embeddings"].dtype == np.float32
+        assert tools.cosine(data["embeddings"], exact) > 0.999999
 
 
 def test_a_bundle_into_itself(trained: Path) -> None:
@@ -177,3 +184,47 @@ def test_without_onnxsim(given: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert any("signal 11" in note for note in notes)
     ops = {n.op_type for n in onnx.load(bundle.file("model.onnx")).graph.node}
     assert "BatchNormalization" not in ops
+
+
+BREAK = """
+import onnx, sys
+from onnx import numpy_helper
+model = onnx.load(sys.argv[1])
+tensor = next(t for t in model.graph.initializer if t.name == "c_w")
+tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), "c_w"))
+onnx.save(model, sys.argv[2])
+"""
+
+
+def test_a_simplifier_that_changes_the_network_is_left_out(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fr_edge.export.simplify._SCRIPT", BREAK)
+    notes: list[str] = []
+    bundle = export_onnx(given, tmp_path / "b", spec=SPEC, notify=notes.append)
+    summary = bundle.history[-1]["summary"]
+    assert summary["simplified"] == "onnxsim changed n_c_conv (Conv)"
+    assert summary["check"]["min_cosine"] > 0.99999
+    assert any("n_c_conv" in note for note in notes)
+
+
+def test_the_contract_is_found_from_faces(
+    given: Path, tmp_path: Path, tools: SimpleNamespace
+) -> None:
+    """Faces that show nothing (to a random network) are no reason to guess."""
+    faces = open_faces("synthetic:12x2")
+    shuffled = replace(faces, labels=tuple(i % 12 for i in range(24)))
+    with pytest.raises(UsageError, match="does not show it: nothing separates"):
+        export_onnx(given, tmp_path / "b", faces=shuffled)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.real
+def test_a_real_network_with_faces_alone(real_data: Path, tmp_path: Path) -> None:
+    faces = open_faces(real_data / "faces_dev.tar")
+    notes: list[str] = []
+    source = real_data / "mobilefacenet_y1.onnx"
+    bundle = export_onnx(source, tmp_path / "b", faces=faces, notify=notes.append)
+    assert bundle.spec == PRESETS["raw"]
+    assert any("--preset raw" in note for note in notes)
+    assert bundle.history[-1]["summary"]["check"]["min_cosine"] > 0.99999

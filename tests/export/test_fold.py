@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fr_edge.export.fold import fold_norms
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from fr_edge.export.fold import fold_norms
 
 RANDOM = np.random.default_rng(3)
 

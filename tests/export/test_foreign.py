@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
 from fr_edge.errors import BundleError, ModelError, UsageError
 from fr_edge.export.convert import export_onnx
 from fr_edge.faces.contract import PRESETS, make_spec
-from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 SPEC = PRESETS["insightface"]
 
@@ -60,6 +61,13 @@ def half_weight(model: ModelProto) -> None:
 
 def unknown_operator(model: ModelProto) -> None:
     model.graph.node[2].op_type = "Mystery"
+
+
+def training(model: ModelProto) -> None:
+    model.opset_import[0].version = 17
+    norm = next(n for n in model.graph.node if n.op_type == "BatchNormalization")
+    norm.attribute.append(helper.make_attribute("training_mode", 1))
+    norm.output.extend(["mean_now", "var_now"])
 
 
 def plugin(model: ModelProto) -> None:
@@ -112,6 +120,7 @@ FAULTS: list[tuple[Callable[[ModelProto], None], str]] = [
     (dead, "same embedding"),
     (half_weight, "a_w is float16"),
     (unknown_operator, "Mystery"),
+    (training, "over the batch, as in training"),
     (plugin, "com.acme"),
     (quantised, "already quantised"),
     (grey, "expected 3 channels"),

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from onnx import ModelProto, TensorProto, numpy_helper
+
 from fr_edge.export.check import probe_inputs
 from fr_edge.export.half import HEADROOM, half_flavour
 from fr_edge.export.half_graph import LARGEST, convert, emulate
 from fr_edge.export.observe import activations, peaks
 from fr_edge.faces.contract import PRESETS
-from onnx import ModelProto, TensorProto, numpy_helper
 
 INPUTS = probe_inputs(PRESETS["insightface"])
 

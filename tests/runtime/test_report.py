@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from fr_edge.runtime.protocol import draw_pairs
 from fr_edge.runtime.report import write_report
 from fr_edge.runtime.verify import verify
 
+_BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 _VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -132,3 +135,31 @@ def test_a_damaged_report_is_named(mini: Path) -> None:
         draft.path("reports/verify-int8.json", "verification").write_text("{ not json")
     with pytest.raises(BundleError, match="verify-int8"):
         write_report(mini)
+
+
+@pytest.mark.skipif(_BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_shows_it_offline_without_complaint(judged: Path, tmp_path: Path) -> None:
+    page = write_report(judged)
+    assert _BROWSER is not None
+    done = subprocess.run(
+        [
+            _BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=400,800",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count("<svg") == 4
+    assert "PASSED" in done.stdout

@@ -111,3 +111,24 @@ def test_strided_and_padded_1x1_convolutions_stay(tiny, faces):
         assert operators(flavour)["MatMulIntegerToFloat"] == 2
         expected = run(model, faces(2), optimise=False)
         assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_skip_branch_shares_the_activation(tiny, faces):
+    """Quantised residual adds: Q is computed once, for the convolution and for the sum."""
+    model = tiny(int8=True)
+    next(n for n in model.graph.node if n.op_type == "Add").input[0] = "c1_act_dq"
+    flavour = cpu_flavour(model)
+    assert operators(flavour)["MatMulIntegerToFloat"] == 3
+    quantised = [n.input[0] for n in flavour.graph.node if n.op_type == "QuantizeLinear"]
+    assert quantised.count("c1_act") == 1
+    expected = run(model, faces(2), optimise=False)
+    assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_an_activation_that_is_wanted_as_int8_stays_so(tiny, faces):
+    model = tiny(int8=True)
+    model.graph.output.append(helper.make_tensor_value_info("c1_act_q", 3, None))
+    flavour = cpu_flavour(model)
+    assert operators(flavour)["MatMulIntegerToFloat"] == 2
+    expected = run(model, faces(2), optimise=False)
+    assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -40,7 +40,7 @@ def test_the_healthy_have_no_problems(signs):
     [
         (
             replace(DESKTOP, gpu=False, driver="", driver_lack="no NVIDIA driver"),
-            "cannot be used",
+            "no GPU that can be used",
             "install NVIDIA's driver",
         ),
         (
@@ -50,7 +50,7 @@ def test_the_healthy_have_no_problems(signs):
         ),
         (
             replace(JETSON, gpu=False, driver_lack="error 801"),
-            "cannot be used",
+            "no GPU that can be used",
             "--runtime nvidia",
         ),
         (

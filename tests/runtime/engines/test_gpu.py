@@ -7,7 +7,7 @@ import pytest
 
 from fr_edge.errors import UsageError
 from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.builder import EngineOptions
+from fr_edge.runtime.engine_config import EngineOptions
 from fr_edge.runtime.gpu import GpuSession
 from fr_edge.runtime.session import open_session
 

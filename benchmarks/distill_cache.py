@@ -1,0 +1,84 @@
+"""Training with the teacher's embeddings kept, against asking an IResNet-50 on every image.
+
+    python benchmarks/distill_cache.py [--batch 32] [--steps 2] [--epochs 26] [--json]
+
+Both sides are the trainer's own step (MobileFaceNet, AdaDistill) in one process, taking turns; the
+weights are random, which changes no time. `ratio` is images per second once the cache is filled,
+`ratio_with_filling` counts its filling, two embeddings an image, over that many epochs.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fr_edge.distill.cache import cached_embeddings
+from fr_edge.distill.data import Pixels, batches, split
+from fr_edge.distill.guide import Guide
+from fr_edge.distill.memory import kept_memory
+from fr_edge.distill.networks import build_network
+from fr_edge.distill.ranks import Ranks
+from fr_edge.distill.recipe import Recipe
+from fr_edge.distill.run import start_run, update
+from fr_edge.distill.teacher import open_teacher
+from fr_edge.distill.weights import save_network
+from fr_edge.faces.sources import open_faces
+
+
+def measure(batch: int, steps: int, epochs: int) -> dict[str, float | str | int]:
+    faces = open_faces(f"synthetic:{batch}x1")
+    parts = split(faces, 0)
+    pixels = Pixels(faces, parts.train, 1024)
+    recipe = Recipe(batch=batch, amp="off")
+    run = start_run(recipe, parts.classes, 512, Ranks())
+    seconds: dict[str, list[float]] = {"cached": [], "streamed": []}
+    with tempfile.TemporaryDirectory() as folder, kept_memory():
+        path = Path(folder) / "teacher.pt"
+        save_network(path, build_network("iresnet50").state_dict(), "iresnet50", 512)
+        teacher = open_teacher(path)
+        guides = {
+            "cached": Guide(teacher, cached_embeddings(Path(folder), teacher, pixels)),
+            "streamed": Guide(teacher, None),
+        }
+        for item in batches(pixels, recipe, Ranks(), 0, steps):
+            for name, guide in guides.items():
+                started = time.perf_counter()
+                update(run, item.pixels, parts.labels[item.index], guide.embeddings(item), 0.01)
+                seconds[name].append((time.perf_counter() - started) / batch)
+    cached, streamed = (float(np.min(seconds[name])) for name in ("cached", "streamed"))
+    # Two embeddings an image; the teacher's share of a streamed step is one.
+    filling = 2 * (streamed - cached)
+    return {
+        "batch": batch,
+        "epochs": epochs,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cached_images_per_s": 1 / cached,
+        "streamed_images_per_s": 1 / streamed,
+        "filling_s_per_image": filling,
+        "ratio": streamed / cached,
+        "ratio_with_filling": streamed / (cached + filling / epochs),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=26)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    found = measure(args.batch, args.steps, args.epochs)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:24} {value:.2f}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    main()

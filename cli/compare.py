@@ -1,0 +1,55 @@
+"""`fr-edge compare`: two bundles or two reports, side by side."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .output import Output, table
+from .output import command as make
+
+
+def fraction(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """`5%` or `0.05`."""
+    if text is None:
+        return None
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise click.BadParameter(f"expected 5% or 0.05, found {text!r}") from error
+    return value
+
+
+@make("compare")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--max-regression", metavar="5%", callback=fraction, help="Gate: latency's rise.")
+def command(output: Output, first: str, second: str, max_regression: float | None) -> None:
+    """Lay two bundles, or two reports, side by side.
+
+    A and B are bundles, or JSON files of the same kind: what changed, and whether it is more than
+    chance. Exit code 1 when a gate fails.
+    """
+    from ..runtime.compare import compare
+
+    found = compare(Path(first), Path(second), max_regression)
+    document = found.to_json()
+    output.result(document, changes_text(document))
+    if not found.passed:
+        output.fail_gate(f"slower than {first} by more than allowed")
+
+
+def changes_text(found: dict[str, Any]) -> str:
+    """The table of changes of `runtime.compare.Compared.to_json()`."""
+    rows = [
+        [c["name"], f"{c['first']:g}", f"{c['second']:g}", f"{100 * c['relative']:+.1f} %"]
+        + [c["verdict"]]
+        for c in found["changes"]
+    ]
+    lines = [f"differs: {text}" for text in found["differences"]]
+    lines.append(table(rows, ("figure", "A", "B", "change", "verdict")))
+    lines += [
+        f"{'pass' if gate['passed'] else 'FAIL'}  {gate['name']}: {gate['value']}"
+        for gate in found["gates"]
+    ]
+    return "\n".join(lines)

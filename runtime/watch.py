@@ -1,0 +1,176 @@
+"""Watch the board while something runs: a thread that asks its sensors a few times a second.
+
+Energy per face is what the run drew above idle; its uncertainty comes from how both swing.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+
+from .board import Reading, read_sysfs, throttle_count
+from .gpu_card import read_smi
+from .tegrastats import read_tegrastats
+
+_EVERY_S = 0.5
+_REST_S = 2.0
+MAX_CLOCK_DROP = 0.05
+_Z = 1.96
+
+
+@dataclass
+class Watched:
+    """Readings with their times in seconds, gathered while a `watch` is open."""
+
+    times: list[float] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+    throttles: int | None = None
+    """How often the CPU was throttled meanwhile; None where it is not told."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """Mean power in mW over `samples` readings (or one counter), `half_mw` the half width of its
+    95 % interval, and what it is of."""
+
+    rail: str
+    mean_mw: float
+    half_mw: float
+    samples: int
+
+
+def read_board() -> Reading:
+    """All that this machine's sensors tell now."""
+    kernel, card = read_sysfs(), read_smi()
+    if not kernel.power_mw and not card.power_mw:
+        said = read_tegrastats()
+        clocks = {**said.clock_mhz, **kernel.clock_mhz}
+        kernel = replace(kernel, power_mw=said.power_mw, clock_mhz=clocks)
+    return replace(
+        kernel,
+        power_mw={**kernel.power_mw, **card.power_mw},
+        temperature_c={**kernel.temperature_c, **card.temperature_c},
+        clock_mhz={**kernel.clock_mhz, **card.clock_mhz},
+        throttled=card.throttled,
+    )
+
+
+@contextmanager
+def watch(
+    read: Callable[[], Reading] = read_board, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Watched]:
+    """Readings while the block runs, one at least at its begin and its end."""
+    watched, stop = Watched(), Event()
+
+    def sample() -> None:
+        watched.readings.append(read())
+        watched.times.append(clock())
+
+    def loop() -> None:
+        while not stop.wait(_EVERY_S):
+            sample()
+
+    before = throttle_count()
+    sample()
+    thread = Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield watched
+    finally:
+        stop.set()
+        thread.join()
+        sample()
+        after = throttle_count()
+        watched.throttles = None if before is None or after is None else after - before
+
+
+def rest(duration_s: float, read: Callable[[], Reading] = read_board) -> Watched | None:
+    """The board at rest, watched for up to two seconds; None where no sensor tells of power."""
+    first = read()
+    if not first.energy_uj and first.total_mw() is None:
+        return None
+    with watch(read) as idle:
+        time.sleep(min(_REST_S, duration_s))
+    return idle
+
+
+def power(watched: Watched) -> Power | None:
+    """Mean power: of counters where there are some, else of the rails; None without either."""
+    if (counted := _counted(watched)) is not None:
+        return counted
+    totals = [total for reading in watched.readings if (total := reading.total_mw()) is not None]
+    if len(totals) < 2:
+        return None
+    values = np.array([value for _, value in totals])
+    half = _Z * float(values.std(ddof=1)) / np.sqrt(len(values))
+    return Power(totals[0][0], float(values.mean()), float(half), len(values))
+
+
+def energy(run: Watched, idle: Watched, faces: int, seconds: float) -> dict[str, Any] | None:
+    """Millijoules per face above idle, with its 95 % interval; None without a power sensor.
+
+    `faces` is how many a run of `seconds` embeds.
+    """
+    busy, calm = power(run), power(idle)
+    if busy is None or calm is None or busy.rail != calm.rail:
+        return None
+    per_face = seconds / faces
+    above, half = busy.mean_mw - calm.mean_mw, float(np.hypot(busy.half_mw, calm.half_mw))
+    return {
+        "rail": busy.rail,
+        "power_mw": round(busy.mean_mw, 1),
+        "idle_mw": round(calm.mean_mw, 1),
+        "samples": busy.samples,
+        "mj_per_face": round(above * per_face, 4),
+        "interval_95_mj": [round((above + sign * half) * per_face, 4) for sign in (-1, 1)],
+    }
+
+
+def state(watched: Watched) -> dict[str, Any]:
+    """Clocks and temperatures over the run, lowest and highest by name."""
+    return {
+        "clock_mhz": _spans([reading.clock_mhz for reading in watched.readings]),
+        "temperature_c": _spans([reading.temperature_c for reading in watched.readings]),
+        "throttled": sorted({why for reading in watched.readings for why in reading.throttled}),
+    }
+
+
+def complaints(watched: Watched, warmup_s: float = 0.0) -> list[str]:
+    """Why the board spoiled a run: it throttled, or its clocks moved after `warmup_s`."""
+    found = [f"throttled: {why}" for why in state(watched)["throttled"]]
+    if watched.throttles:
+        found.append(f"throttled: the CPU's cores {watched.throttles} times")
+    # The first and the last reading are taken at rest.
+    inner = zip(watched.times[1:-1], watched.readings[1:-1], strict=True)
+    running = [r.clock_mhz for at, r in inner if at - watched.times[0] > warmup_s]
+    for name, (low, high) in _spans(running).items():
+        if low < (1 - MAX_CLOCK_DROP) * high:
+            found.append(f"clocks moved: {name} between {low:.0f} and {high:.0f} MHz")
+    return found
+
+
+def _counted(watched: Watched) -> Power | None:
+    """Energy counters from the first reading to the last; one that wrapped once is mended."""
+    first, last = watched.readings[0], watched.readings[-1]
+    seconds = watched.times[-1] - watched.times[0]
+    names = sorted(set(first.energy_uj) & set(last.energy_uj))
+    if not names or seconds <= 0:
+        return None
+    used = 0.0
+    for name in names:
+        step = last.energy_uj[name] - first.energy_uj[name]
+        used += step if step >= 0 else step + last.wrap_uj[name]
+    return Power(" + ".join(names), used / 1000 / seconds, 0.0, 1)
+
+
+def _spans(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    names = sorted({name for row in rows for name in row})
+    return {
+        name: (min(found), max(found))
+        for name in names
+        for found in [[row[name] for row in rows if name in row]]
+    }

@@ -1,0 +1,146 @@
+"""Teachers: loaded from everywhere, checked, and their embeddings kept."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from fr_edge.distill.cache import cached_embeddings
+from fr_edge.distill.data import Pixels, split
+from fr_edge.distill.networks import build_network
+from fr_edge.distill.teacher import Teacher, check_teacher, open_teacher
+from fr_edge.distill.weights import load_network
+from fr_edge.errors import DataError, ModelError, UsageError
+from fr_edge.faces.contract import InputSpec, preprocess
+from fr_edge.faces.sources import Faces
+
+
+def write_onnx(path: Path, batch: int | str = "n", spec: InputSpec | None = None) -> Path:
+    """Embeddings that are the face shrunk to 4x4 by averaging: 48 numbers."""
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[28, 28], strides=[28, 28]),
+        helper.make_node("Reshape", ["p", "flat"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "shrink",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 112, 112])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 48])],
+        [numpy_helper.from_array(np.array([-1, 48], np.int64), "flat")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if spec is not None:
+        helper.set_model_props(model, {"fr_edge.input": json.dumps(spec.to_json())})
+    onnx.save(model, path)
+    return path
+
+
+def pictures(faces: Faces, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.stack([faces.read(i) for i in range(count)])
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 3])
+def test_an_onnx_teacher_embeds_any_number_of_faces(
+    batch: int | str, faces: Faces, tmp_path: Path
+) -> None:
+    path = write_onnx(tmp_path / "t.onnx", batch)
+    teacher = open_teacher(path, preset="raw")
+    found = teacher.embed(pictures(faces, 7))
+    blocks = preprocess(pictures(faces, 7), teacher.spec).reshape(7, 3, 4, 28, 4, 28)
+    plain = blocks.mean((3, 5)).reshape(7, 48)
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+    assert teacher.dim == 48
+
+
+def test_the_contract_comes_from_the_file_or_must_be_named(tmp_path: Path) -> None:
+    spec = InputSpec(channels="BGR")
+    assert open_teacher(write_onnx(tmp_path / "a.onnx", spec=spec)).spec == spec
+    with pytest.raises(UsageError, match="input") as caught:
+        open_teacher(write_onnx(tmp_path / "b.onnx"))
+    assert "teacher_preset" in caught.value.hint
+
+
+def test_a_bundle_and_a_checkpoint_are_the_same_teacher(
+    teacher: Path, faces: Faces, tmp_path: Path
+) -> None:
+    weights = load_network(teacher / "model.pt")[0].state_dict()
+    torch.save({f"module.{k}": v for k, v in weights.items()}, tmp_path / "t.pth")
+    one = open_teacher(teacher)
+    other = open_teacher(tmp_path / "t.pth", arch="iresnet-tiny")
+    np.testing.assert_array_equal(one.embed(pictures(faces, 3)), other.embed(pictures(faces, 3)))
+
+
+def test_a_teacher_that_cannot_be_used_is_refused(tmp_path: Path, faces: Faces) -> None:
+    with pytest.raises(ModelError, match="no teacher"):
+        open_teacher(tmp_path / "missing")
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError, match="cannot load"):
+        open_teacher(tmp_path / "bad.onnx", preset="raw")
+    network = build_network("iresnet-tiny", 16)
+    torch.nn.init.zeros_(network.embed.weight)  # type: ignore[arg-type]
+    torch.save(network.state_dict(), tmp_path / "dead.pt")
+    dead = open_teacher(tmp_path / "dead.pt", arch="iresnet-tiny")
+    with pytest.raises(ModelError, match="alike"):
+        check_teacher(dead, pictures(faces, 8)[::5])
+
+
+@pytest.fixture
+def guide(faces: Faces, tmp_path: Path) -> tuple[Teacher, Pixels]:
+    teacher = open_teacher(write_onnx(tmp_path / "t.onnx"), preset="raw")
+    return teacher, Pixels(faces, split(faces, 0).train, 64)
+
+
+def test_the_cache_is_what_the_teacher_says(guide: tuple[Teacher, Pixels], tmp_path: Path) -> None:
+    teacher, pixels = guide
+    kept = cached_embeddings(tmp_path / "cache", teacher, pixels)
+    faces = pixels.block(0, len(pixels))[1]
+    assert kept.shape == (50, 2, 48)
+    np.testing.assert_allclose(kept[:, 0], teacher.embed(faces), atol=5e-4)
+    np.testing.assert_allclose(kept[:, 1], teacher.embed(faces[:, :, ::-1]), atol=5e-4)
+
+
+def test_a_cache_goes_on_where_it_stopped(
+    guide: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, pixels = guide
+    monkeypatch.setattr("fr_edge.distill.cache._BLOCK", 16)
+    asked = []
+
+    def embed(faces: Any) -> Any:
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(len(faces))
+        return teacher.embed(faces)
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_embeddings(tmp_path / "cache", replace(teacher, embed=embed), pixels)
+    asked = [0] * 10
+    kept = cached_embeddings(tmp_path / "cache", replace(teacher, embed=embed), pixels)
+    assert sum(asked) == 2 * (50 - 32)
+    whole = cached_embeddings(tmp_path / "whole", teacher, pixels)
+    np.testing.assert_array_equal(kept, whole)
+
+
+def test_a_stale_cache_is_refused_by_name(
+    guide: tuple[Teacher, Pixels], faces: Faces, tmp_path: Path
+) -> None:
+    teacher, pixels = guide
+    folder = tmp_path / "cache"
+    cached_embeddings(folder, teacher, pixels)
+    with pytest.raises(DataError, match="another teacher"):
+        cached_embeddings(folder, replace(teacher, sha256="0" * 64), pixels)
+    with pytest.raises(DataError, match="another contract"):
+        cached_embeddings(folder, replace(teacher, spec=InputSpec()), pixels)
+    other = Pixels(faces, split(faces, 0).train[::-1], 64)
+    with pytest.raises(DataError, match="another data"):
+        cached_embeddings(folder, teacher, other)
+    (folder / "teacher.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        cached_embeddings(folder, teacher, pixels)

@@ -1,0 +1,190 @@
+"""Checkpoints: other trainers' names, wrappers, and files that must be refused."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fr_edge.distill.layouts import renamed
+from fr_edge.distill.networks import build_network
+from fr_edge.distill.weights import load_network, save_network
+from fr_edge.errors import ModelError, UsageError
+
+
+def block(prelu: bool = True, names: tuple[str, ...] = ("conv", "bn", "prelu")) -> nn.Module:
+    """Stand-ins of one channel: only the names and their order matter here."""
+    parts = [nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1), nn.PReLU(1)]
+    return nn.Sequential(OrderedDict(zip(names, parts if prelu else parts[:2], strict=False)))
+
+
+def bottleneck() -> nn.Module:
+    parts = {"conv": block(), "conv_dw": block(), "project": block(prelu=False)}
+    return nn.Sequential(OrderedDict(parts))
+
+
+def repeated(count: int) -> nn.Module:
+    model = nn.Sequential(*[bottleneck() for _ in range(count)])
+    return nn.Sequential(OrderedDict(model=model))
+
+
+def adadistill_names() -> list[str]:
+    """The 331 names that the official repository's MobileFaceNet saves, in its order."""
+    tail = {
+        "conv_6_dw": block(prelu=False),
+        "linear": nn.Linear(1, 1, bias=False),
+        "bn": nn.BatchNorm1d(1, affine=False),
+    }
+    parts = {
+        "conv1": block(),
+        "conv2_dw": block(),
+        "conv_23": bottleneck(),
+        "conv_3": repeated(4),
+        "conv_34": bottleneck(),
+        "conv_4": repeated(6),
+        "conv_45": bottleneck(),
+        "conv_5": repeated(2),
+        "conv_6_sep": block(),
+        "output_layer": nn.Sequential(OrderedDict(tail)),
+    }
+    return list(nn.Sequential(OrderedDict(parts)).state_dict())
+
+
+def layers(*parts: nn.Module) -> nn.Module:
+    return nn.Sequential(OrderedDict(layers=nn.Sequential(*parts)))
+
+
+def mbf_names() -> list[str]:
+    """The names that insightface's mbf saves, in its order."""
+
+    def conv(prelu: bool = True) -> nn.Module:
+        return layers(
+            *[nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1), nn.PReLU(1)][: 2 + prelu]
+        )
+
+    def deep() -> nn.Module:
+        return layers(conv(), conv(), conv(prelu=False))
+
+    def residual(count: int) -> nn.Module:
+        return layers(*[deep() for _ in range(count)])
+
+    body = [conv(), conv(), deep(), residual(4), deep(), residual(6), deep(), residual(2)]
+    tail = layers(conv(prelu=False), nn.Flatten(), nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    parts = {"layers": nn.ModuleList(body), "conv_sep": conv(), "features": tail}
+    return list(nn.ModuleDict(parts).state_dict())
+
+
+def iresnet_names(blocks: tuple[int, ...]) -> list[str]:
+    """The names that insightface's IResNet saves, in its order."""
+
+    def norm(name: str) -> list[str]:
+        kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return [f"{name}.{kind}" for kind in kinds]
+
+    names = ["conv1.weight", *norm("bn1"), "prelu.weight"]
+    for stage, count in enumerate(blocks, 1):
+        for index in range(count):
+            at = f"layer{stage}.{index}"
+            names += [*norm(f"{at}.bn1"), f"{at}.conv1.weight", *norm(f"{at}.bn2")]
+            names += [f"{at}.prelu.weight", f"{at}.conv2.weight", *norm(f"{at}.bn3")]
+            if index == 0:
+                names += [f"{at}.downsample.0.weight", *norm(f"{at}.downsample.1")]
+    return [*names, *norm("bn2"), "fc.weight", "fc.bias", *norm("features")]
+
+
+def foreign(name: str, names: list[str]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A network of ours with random weights, and its weights under those names."""
+    network = build_network(name, 48).eval()
+    ours = network.state_dict()
+    for value in ours.values():
+        if value.is_floating_point():
+            value.uniform_(0.5, 1.5)
+    assert len(names) == len(ours)
+    return network, dict(zip(names, ours.values(), strict=True))
+
+
+LAYOUTS = {
+    "mobilefacenet": adadistill_names,
+    "mbf": mbf_names,
+    "iresnet18": lambda: iresnet_names((2, 2, 2, 2)),
+}
+
+
+def test_the_official_mobilefacenet_has_331_names() -> None:
+    assert len(adadistill_names()) == 331
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("wrap", ["", "module."])
+def test_other_trainers_checkpoints_load(name: str, wrap: str, tmp_path: Path) -> None:
+    network, state = foreign(name, LAYOUTS[name]())
+    saved = {wrap + key: value for key, value in state.items()}
+    torch.save({"state_dict": saved, "epoch": 3} if wrap else saved, tmp_path / "backbone.pth")
+    loaded, found, dim = load_network(tmp_path / "backbone.pth")
+    assert (found, dim) == (name, 48)
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_deep_iresnets_are_told_apart() -> None:
+    deep = {"iresnet34": (3, 4, 6, 3), "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
+    for name, blocks in deep.items():
+        with torch.device("meta"):
+            ours = build_network(name).state_dict()
+        found = renamed(dict.fromkeys(iresnet_names(blocks), 0))
+        assert found is not None
+        assert found[0] == name
+        assert set(found[1]) == set(ours)
+
+
+@pytest.mark.parametrize("change", ["missing", "left over", "shape", "nan"])
+def test_weights_that_do_not_all_match_are_refused(change: str, tmp_path: Path) -> None:
+    _, state = foreign("mobilefacenet", adadistill_names())
+    if change == "missing":
+        del state["conv_4.model.5.conv_dw.bn.weight"]
+    elif change == "left over":
+        state["conv_4.model.6.conv.conv.weight"] = torch.ones(1)
+    elif change == "shape":
+        state["conv1.conv.weight"] = torch.ones(32, 3, 3, 3)
+    else:
+        state["conv1.bn.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "backbone.pth")
+    with pytest.raises(ModelError):
+        load_network(tmp_path / "backbone.pth")
+
+
+def test_a_nameless_checkpoint_needs_its_network_named(tmp_path: Path) -> None:
+    network = build_network("mobilefacenet-0.25", 32)
+    torch.save(network.state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(UsageError, match="which network"):
+        load_network(tmp_path / "bare.pt")
+    assert load_network(tmp_path / "bare.pt", "mobilefacenet-0.25")[1:] == (
+        "mobilefacenet-0.25",
+        32,
+    )
+    save_network(tmp_path / "model.pt", network.state_dict(), "mobilefacenet-0.25", 32)
+    assert load_network(tmp_path / "model.pt")[1:] == ("mobilefacenet-0.25", 32)
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("this must never run",))
+
+
+def test_files_that_hold_code_or_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"state_dict": _Runs()}, path)
+    with pytest.raises(ModelError, match="refused"):
+        load_network(path)
+    assert capsys.readouterr().out == ""
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="damaged"):
+        load_network(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ModelError, match="no tensors"):
+        load_network(path)
+    with pytest.raises(ModelError, match="no checkpoint"):
+        load_network(tmp_path / "nowhere.pt")

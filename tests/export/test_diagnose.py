@@ -1,0 +1,211 @@
+"""The diagnosis, on a network made to need one contract: it must be named, or a tie called."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+from fr_edge.errors import FacesError
+from fr_edge.export.diagnose import SCALES, diagnose, diagnose_embedder
+from fr_edge.export.separation import d_prime, lead, pair_sums
+from fr_edge.faces.contract import PRESETS, InputSpec
+from fr_edge.faces.sources import Faces, open_faces
+
+PEOPLE, IMAGES = 40, 4
+
+
+def patterns(view: Callable[[np.ndarray], np.ndarray] = lambda face: face) -> Faces:
+    """Each person is a pattern of 14x14 colours; blue, and the lower half, are mostly noise."""
+    random = np.random.default_rng(0)
+    people = random.uniform(0, 255, (PEOPLE, 14, 14, 3))
+
+    def read(index: int) -> np.ndarray:
+        noise = np.random.default_rng(index + 1).uniform(0, 255, (14, 14, 3))
+        share = np.full((14, 14, 3), 0.35)
+        share[..., 2] = 0.9
+        share[7:] = 0.95
+        face = people[index // IMAGES] * (1 - share) + noise * share
+        return np.ascontiguousarray(view(face.astype(np.uint8).repeat(8, 0).repeat(8, 1)))
+
+    labels = tuple(i // IMAGES for i in range(PEOPLE * IMAGES))
+    return Faces("patterns", tuple(f"{i}" for i in labels), labels, read)
+
+
+def network(spec: InputSpec) -> Callable[[np.ndarray], np.ndarray]:
+    """Looks at the upper half and hardly at blue, in steps around grey."""
+
+    def embed(inputs: np.ndarray) -> np.ndarray:
+        mean, std = (np.float32(v).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+        pixels = inputs * std + mean
+        if spec.channels == "BGR":
+            pixels = pixels[:, ::-1]
+        small = pixels.reshape(len(pixels), 3, 14, 8, 14, 8).mean((3, 5))[:, :, :7]
+        # Coarse and saturating, as trained layers are: too little contrast is lost, too much too.
+        seen = np.clip(np.round((small - 127.5) / 20), -4, 4)
+        seen = seen * np.float32([1, 1, 0.3]).reshape(3, 1, 1)
+        return seen.reshape(len(seen), -1).astype(np.float32)
+
+    return embed
+
+
+FACES = patterns()
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+@pytest.mark.parametrize("name", SCALES)
+def test_the_contract_is_named(name: str, channels: str) -> None:
+    mean, std = SCALES[name]
+    truth = InputSpec(channels=channels, mean=mean, std=std)
+    found = diagnose_embedder(network(truth), (112, 112), FACES)
+    assert found.separates
+    tied = {(c.name, c.spec.channels) for c in found.ranking if c.tied and c.view == "upright"}
+    near = {"insightface", "127.5/128"}
+    expected = near if name in near else {name}
+    assert tied == {(each, channels) for each in expected}
+    assert found.best.view == "upright"
+    assert found.right is None
+    assert ("a tie" in found.verdict) == (name in near)
+
+
+def test_of_a_tie_the_usual_is_named_first() -> None:
+    truth = InputSpec(std=(128.0, 128.0, 128.0))
+    found = diagnose_embedder(network(truth), (112, 112), FACES)
+    assert found.best.name == "insightface"
+    assert found.verdict.startswith("trained with --preset insightface")
+    assert "(x - 127.5) / 128: a tie" in found.verdict
+
+
+def test_a_declared_contract_is_judged() -> None:
+    truth = PRESETS["insightface"]
+    embed = network(truth)
+    assert diagnose_embedder(embed, (112, 112), FACES, truth).right is True
+    # Within a tie the declared one is as good.
+    near = replace(truth, std=(128.0, 128.0, 128.0), l2_normalised=True)
+    assert diagnose_embedder(embed, (112, 112), FACES, near).right is True
+    wrong = diagnose_embedder(embed, (112, 112), FACES, PRESETS["raw"])
+    assert wrong.right is False
+    assert "declared contract (RGB 112x112, (x - 0) / 1) is wrong" in wrong.verdict
+
+
+def test_an_unusual_contract_that_is_declared_is_tried() -> None:
+    truth = InputSpec(mean=(90.0, 100.0, 110.0), std=(60.0, 61.0, 62.0))
+    found = diagnose_embedder(network(truth), (112, 112), FACES, truth)
+    assert found.right is True
+    assert found.best.name == "declared"
+
+
+def test_faces_upside_down_are_noticed() -> None:
+    found = diagnose_embedder(
+        network(PRESETS["insightface"]), (112, 112), patterns(lambda face: face[::-1])
+    )
+    assert found.best.view == "upside down"
+    assert found.best.name == "insightface"
+    assert "faces are upside down" in found.verdict
+
+
+def test_nothing_separates_strangers() -> None:
+    shuffled = np.random.default_rng(1).permutation(FACES.labels)
+    mixed = replace(FACES, labels=tuple(int(v) for v in shuffled))
+    found = diagnose_embedder(network(PRESETS["insightface"]), (112, 112), mixed, PRESETS["raw"])
+    assert not found.separates
+    assert found.right is None
+    assert found.verdict.startswith("nothing separates these people")
+
+
+def test_too_few_people() -> None:
+    few = replace(FACES, labels=tuple(i // 2 if i < 14 else 100 + i for i in range(len(FACES))))
+    with pytest.raises(FacesError, match="7 identities with two images"):
+        diagnose_embedder(network(PRESETS["raw"]), (112, 112), few)
+
+
+def test_the_number_of_images_is_limited() -> None:
+    seen: list[int] = []
+    embed = network(PRESETS["insightface"])
+
+    def counted(inputs: np.ndarray) -> np.ndarray:
+        seen.append(len(inputs))
+        return embed(inputs)
+
+    found = diagnose_embedder(counted, (112, 112), FACES, limit=32)
+    assert (found.images, found.identities) == (32, 16)
+    assert sum(seen) <= 10 * 32 + 4 * 32 + 10 * 32
+
+
+def reference_d_prime(embeddings: np.ndarray, labels: np.ndarray) -> float:
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    genuine, impostor = [], []
+    for a, b in combinations(range(len(unit)), 2):
+        (genuine if labels[a] == labels[b] else impostor).append(float(unit[a] @ unit[b]))
+    spread = (np.var(genuine) + np.var(impostor)) / 2
+    return float((np.mean(genuine) - np.mean(impostor)) / np.sqrt(spread))
+
+
+@pytest.mark.parametrize(("count", "dim", "people"), [(13, 5, 3), (40, 33, 9), (7, 2, 2)])
+def test_d_prime_is_the_formula(count: int, dim: int, people: int) -> None:
+    random = np.random.default_rng(count)
+    embeddings = random.normal(size=(count, dim))
+    labels = random.permutation(np.arange(count) % people)
+    assert d_prime(pair_sums(embeddings.astype(np.float32), labels)) == pytest.approx(
+        reference_d_prime(embeddings, labels), rel=1e-4
+    )
+
+
+def test_weights_count_identities_again() -> None:
+    """A weight of 2 doubles an identity's genuine pairs, and its impostor pairs with the others."""
+    random = np.random.default_rng(4)
+    embeddings, labels = random.normal(size=(12, 6)).astype(np.float32), np.arange(12) // 3
+    weights = np.array([2.0, 1, 1, 0])
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    a, b = np.array(list(combinations(range(12), 2))).T
+    scores, same = (unit[a] * unit[b]).sum(1), labels[a] == labels[b]
+    share = weights[labels[a]] * np.where(same, 1, weights[labels[b]])
+    means, spreads = [], []
+    for kind in (same, ~same):
+        means.append(np.average(scores[kind], weights=share[kind]))
+        spreads.append(np.average((scores[kind] - means[-1]) ** 2, weights=share[kind]))
+    expected = (means[0] - means[1]) / np.sqrt(sum(spreads) / 2)
+    assert d_prime(pair_sums(embeddings, labels), weights) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_lead_is_clear_or_not() -> None:
+    random = np.random.default_rng(5)
+    labels = np.arange(60) // 2
+    people = random.normal(size=(30, 32))[labels]
+    clear = pair_sums((people + random.normal(size=(60, 32)) * 0.4).astype(np.float32), labels)
+    vague = pair_sums((people + random.normal(size=(60, 32)) * 1.5).astype(np.float32), labels)
+    again = pair_sums((people + random.normal(size=(60, 32)) * 0.4).astype(np.float32), labels)
+    assert lead(clear, vague)[0] > 0
+    low, high = lead(clear, again)
+    assert low < 0 < high
+
+
+def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> None:
+    """The whole way: a file without a contract, faces on disk, the verdict in words and JSON."""
+    path = tmp_path / "net.onnx"
+    onnx.save(tools.build(), str(path))
+    found = diagnose(path, open_faces("synthetic:10x3"), limit=20)
+    assert found.declared is None
+    assert {c.spec.channels for c in found.ranking} == {"RGB", "BGR"}
+    assert len(found.ranking) == 14
+    assert found.to_json()["ranking"][0]["input"]["height"] == 112
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("mobilefacenet_y1.onnx", ["raw"]),
+        ("sface_fp32.onnx", ["raw"]),
+        ("mobilefacenet_casia.onnx", ["insightface", "127.5/128"]),
+    ],
+)
+def test_real_networks(file: str, names: list[str], real_data: Path) -> None:
+    faces = open_faces(real_data / "faces_dev.tar")
+    found = diagnose(real_data / file, faces, limit=160)
+    tied = [(c.name, c.spec.channels) for c in found.ranking if c.tied and c.view == "upright"]
+    assert tied == [(name, "RGB") for name in names]

@@ -1,0 +1,170 @@
+"""Alignment: the transform against its definition, pictures that come back, folders that report."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fr_edge.errors import FacesError, UsageError
+from fr_edge.faces.align import align, align_folder, prominent, similarity
+from fr_edge.faces.contract import ARCFACE_TEMPLATE
+from fr_edge.faces.detect import Found, open_detector
+from fr_edge.faces.sources import open_faces
+from fr_edge.faces.synthetic import draw_face
+
+TEMPLATE = np.array(ARCFACE_TEMPLATE)
+
+
+def turned(scale: float, degrees: float, shift: tuple[float, float]) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)) * scale, np.sin(np.radians(degrees)) * scale
+    return np.array([[c, -s, shift[0]], [s, c, shift[1]]])
+
+
+def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
+@pytest.mark.parametrize("degrees", [0, 33, -120, 180])
+def test_a_similarity_is_found_again(scale: float, degrees: float) -> None:
+    matrix = turned(scale, degrees, (31.5, -8.25))
+    np.testing.assert_allclose(similarity(TEMPLATE, moved(matrix, TEMPLATE)), matrix, atol=1e-9)
+
+
+def test_it_is_the_least_squares_one() -> None:
+    """No nearby similarity fits noisy points better, and none of the family is a mirror."""
+    random = np.random.default_rng(0)
+    noisy = moved(turned(2, 20, (5, 9)), TEMPLATE) + random.normal(size=(5, 2)) * 3
+
+    def error(matrix: np.ndarray) -> float:
+        return float(((moved(matrix, noisy) - TEMPLATE) ** 2).sum())
+
+    best = similarity(noisy, TEMPLATE)
+    a, b, x, y = best[0, 0], best[1, 0], *best[:, 2]
+    for step in np.vstack([np.eye(4), -np.eye(4)]) * 1e-4:
+        p, q, u, v = np.array([a, b, x, y]) + step
+        assert error(np.array([[p, -q, u], [q, p, v]])) >= error(best)
+    mirrored = noisy * [-1, 1]
+    assert np.linalg.det(similarity(mirrored, TEMPLATE)[:, :2]) > 0
+
+
+@pytest.mark.parametrize("points", [np.ones((5, 2)), np.full((5, 2), np.nan)])
+def test_points_that_span_no_face(points: np.ndarray) -> None:
+    with pytest.raises(FacesError, match="in one place"):
+        similarity(points, TEMPLATE)
+
+
+def photograph(face: np.ndarray, scale: float, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """The face somewhere in a larger picture, and where its landmarks went."""
+    matrix = turned(scale, degrees, (130, 90))
+    back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
+    shift = back[:2, 2] + 0.5 - back[:2, :2] @ [0.5, 0.5]
+    data = (*back[0, :2], shift[0], *back[1, :2], shift[1])
+    side = round(200 + 160 * scale)
+    image = Image.fromarray(face).transform(
+        (side, side), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
+    )
+    return np.asarray(image), moved(matrix, TEMPLATE)
+
+
+@pytest.mark.parametrize(("scale", "degrees"), [(1, 0), (1, 15), (2, -20), (3.4, 8)])
+def test_an_aligned_face_comes_back(scale: float, degrees: float) -> None:
+    face = draw_face(3, 0)
+    found = align(*photograph(face, scale, degrees)).astype(float)
+    inside = (slice(12, 100), slice(12, 100))
+    assert found.shape == (112, 112, 3)
+    assert np.corrcoef(found[inside].ravel(), face[inside].ravel())[0, 1] > 0.98
+
+
+def test_pixels_are_not_shifted() -> None:
+    """The identity leaves every pixel where it was, to the rounding."""
+    face = draw_face(5, 1)
+    assert np.abs(align(face, TEMPLATE).astype(int) - face).max() <= 1
+
+
+def test_the_face_in_the_middle_is_meant() -> None:
+    def face(x: float, y: float, side: float) -> Found:
+        return Found(0.9, np.float32([x, y, side, side]), np.zeros((5, 2), np.float32))
+
+    middle, corner, small = face(80, 80, 40), face(0, 0, 42), face(95, 95, 10)
+    assert prominent([small, corner, middle], (200, 200)) is middle
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    root = tmp_path / "album"
+    for person in ("ann", "bob/deep"):
+        (root / person).mkdir(parents=True)
+    image, _ = photograph(draw_face(1, 0), 1, 0)
+    for name in ("ann/1.jpg", "ann/empty.png", "ann/two.png", "bob/deep/1.bmp"):
+        Image.fromarray(image).save(root / name)
+    (root / "ann" / "torn.jpg").write_bytes((root / "ann" / "1.jpg").read_bytes()[:300])
+    return root
+
+
+def test_a_folder(album: Path, tmp_path: Path) -> None:
+    """Every image is accounted for; folders, and so identities, are kept."""
+    _, points = photograph(draw_face(1, 0), 1, 0)
+    one = Found(0.9, np.float32([140, 100, 90, 100]), points.astype(np.float32))
+    counts = iter([1, 0, 2, 1])  # in the order of the names
+
+    report = align_folder(album, tmp_path / "out", lambda image: [one] * next(counts))
+    assert report.written == ("ann/1.jpg", "ann/two.png", "bob/deep/1.bmp")
+    assert report.none == ("ann/empty.png",)
+    assert report.several == ("ann/two.png",)
+    assert list(report.unreadable) == ["ann/torn.jpg"]
+    faces = open_faces(tmp_path / "out")
+    assert list(faces.keys) == ["ann/1.png", "ann/two.png", "bob/deep/1.png"]
+    assert list(faces.labels) == [0, 0, 1]
+    np.testing.assert_allclose(faces.read(2)[20:90, 20:90], draw_face(1, 0)[20:90, 20:90], atol=25)
+    assert report.to_json()["written"] == 3
+
+
+def test_no_face_anywhere(album: Path, tmp_path: Path) -> None:
+    with pytest.raises(FacesError, match="none of the 5 images"):
+        align_folder(album, tmp_path / "out", lambda image: [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_do_not_do(album: Path, tmp_path: Path) -> None:
+    for out in (album, album / "aligned"):
+        with pytest.raises(UsageError, match="lies in"):
+            align_folder(album, out, lambda image: [])
+    with pytest.raises(FacesError, match="no folder"):
+        align_folder(tmp_path / "nowhere", tmp_path / "out", lambda image: [])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FacesError, match="no images"):
+        align_folder(tmp_path / "bare", tmp_path / "out", lambda image: [])
+
+
+def test_photographs_are_turned_as_the_camera_says(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    seen: list[tuple[int, ...]] = []
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (300, 200)).save(tmp_path / "in" / "a.jpg", exif=exif)
+
+    def detect(image: np.ndarray) -> list[Found]:
+        seen.append(image.shape)
+        return []
+
+    with pytest.raises(FacesError):
+        align_folder(tmp_path / "in", tmp_path / "out", detect)
+    assert seen == [(300, 200, 3)]
+
+
+@pytest.mark.real
+def test_real_faces_come_back(real_data: Path) -> None:
+    """Aligned faces, put turned and larger into a picture, are found and aligned again."""
+    detect = open_detector(real_data / "yunet_fp32.onnx")
+    faces = open_faces(real_data / "faces_dev.tar")
+    alike = []
+    for index in range(0, len(faces), len(faces) // 6):
+        image, _ = photograph(faces.read(index), 2, 15)
+        found = detect(image)
+        assert len(found) == 1
+        inside = (slice(30, 82), slice(30, 82))
+        again = align(image, found[0].points)[inside].astype(float).ravel()
+        alike.append(np.corrcoef(again, faces.read(index)[inside].ravel())[0, 1])
+    assert np.median(alike) > 0.75
