@@ -1,5 +1,7 @@
 """`fr-edge report`: what a bundle holds and what was found, on one page."""
 
+import click
+
 from . import options
 from .output import Output
 from .output import command as make
@@ -7,12 +9,15 @@ from .output import command as make
 
 @make("report")
 @options.bundle
-def command(output: Output, bundle: str) -> None:
+@click.option("--include-faces", metavar="SRC", help="Show the worst faces, from this source.")
+def command(output: Output, bundle: str, include_faces: str | None) -> None:
     """Write report.html, one file that opens offline.
 
-    It shows what the stages left in BUNDLE: the verdict first, what was not measured last.
+    It shows what the stages left in BUNDLE: the verdict first, what was not measured last. It holds
+    no photograph unless --include-faces asks for them; drawn faces are nobody's, and shown.
     """
     from ..runtime.report import write_report
 
-    path = write_report(bundle)
+    faces = options.open_source(output, include_faces) if include_faces else None
+    path = write_report(bundle, faces)
     output.result({"bundle": bundle, "report": str(path)}, str(path))

@@ -4,8 +4,6 @@
 """
 
 import os
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +14,7 @@ from .ailments import Signs, ailments
 from .backends import BACKENDS, lacking
 from .device import Device, describe_device, package_version
 from .gpus import find_gpus
+from .tegrastats import power_mode
 
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
@@ -53,7 +52,7 @@ def examine() -> Health:
     signs = Signs(
         jetson=jetson,
         l4t=_first_line("/etc/nv_tegra_release") if jetson else "",
-        power_mode=_power_mode() if jetson else "",
+        power_mode=power_mode() if jetson else "",
         card=_has_card(),
         gpu=bool(gpus.found),
         driver=gpus.driver,
@@ -88,18 +87,6 @@ def _cuda_root() -> str:
     homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_ROOT", ""), "/usr/local/cuda"]
     homes += sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)
     return next((home for home in homes if home and Path(home, "include", "cuda.h").exists()), "")
-
-
-def _power_mode() -> str:
-    """The Jetson's power mode as nvpmodel names it; empty where that cannot be asked."""
-    if not (tool := shutil.which("nvpmodel")):
-        return ""
-    try:
-        done = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=10, check=True)
-    except (subprocess.SubprocessError, OSError):
-        return ""
-    lines = [line for line in done.stdout.splitlines() if "Power Mode" in line]
-    return lines[0].split(":")[-1].strip() if lines else ""
 
 
 def _first_line(path: str | Path) -> str:
