@@ -34,7 +34,7 @@ class Proof:
 @dataclass(frozen=True)
 class Both:
     """Embeddings of the same faces by reference and engine, `(N, D) float32` each, and the faces'
-    `quality (N, 3) float32`."""
+    `quality (N, 5) float32`."""
 
     reference: F32
     engine: F32

@@ -62,7 +62,7 @@ def separate(
     far: float,
     groups: Mapping[str, npt.NDArray[np.bool_]] | None = None,
 ) -> Separation | None:
-    """Compare `(N, D)` embeddings of `faces` by reference and engine; `quality` is `(N, 3)`, and
+    """Compare `(N, D)` embeddings of `faces` by reference and engine; `quality` is `(N, 5)`, and
     `groups` masks of faces by name.
 
     All pairs among the faces are counted where their labels are people, else those of `pairs`;

@@ -19,7 +19,7 @@ from fr_edge.runtime.verify import verify
 def test_copies_are_worse_in_their_own_way(people: Faces) -> None:
     picks = [40, 3, 17]
     plain = np.stack([people.read(i) for i in picks])
-    brightness, _, detail = measure_quality(plain).T
+    brightness, _, detail, *_ = measure_quality(plain).T
     seen = {}
     for kind in KINDS:
         copies = degraded(people, picks, kind)

@@ -26,7 +26,7 @@ def _old(faces: Faces, seed: int = 0) -> np.ndarray:
 
 
 def _separate(old: np.ndarray, new: np.ndarray, faces: Faces, far: float = 1e-2) -> Separation:
-    quality = np.random.default_rng(1).random((len(faces), 3)).astype(np.float32)
+    quality = np.random.default_rng(1).random((len(faces), 5)).astype(np.float32)
     found = separate(old, new, faces, None, quality, far)
     assert found is not None
     return found

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fr_edge.faces.synthetic import draw_face
 from fr_edge.runtime.metrics import all_pairs
 from fr_edge.runtime.quality import measure_quality
 from fr_edge.runtime.rates import compare_rates
@@ -32,17 +33,31 @@ def test_quality_says_dark_flat_and_blurred() -> None:
 def test_quality_of_a_known_face() -> None:
     face = np.zeros((1, 112, 112, 3), np.uint8)
     face[:, :, ::2] = (255, 0, 0)  # red stripes one pixel wide: luma 76.245 and 0
-    brightness, contrast, detail = measure_quality(face)[0]
+    brightness, contrast, detail, *_ = measure_quality(face)[0]
     assert brightness == pytest.approx(76.245 / 2, rel=1e-4)
     assert contrast == pytest.approx(76.245 / 2, rel=1e-4)
     assert detail == pytest.approx(4, rel=1e-4)  # the Laplacian is -2 and +2 times the luma
+
+
+def test_quality_says_small_and_turned() -> None:
+    ahead = np.stack([draw_face(identity, 0) for identity in range(8)])
+    small = ahead[:, 2::4, 2::4].repeat(4, axis=1).repeat(4, axis=2)
+    size, shrunk = measure_quality(ahead)[:, 3], measure_quality(small)[:, 3]
+    assert (size > 0.02).all()
+    assert shrunk == pytest.approx(0, abs=1e-3)  # a face of 28 pixels holds all of it
+    even = np.concatenate([ahead[:, :, :56], ahead[:, :, 55::-1]], axis=2)
+    turned = np.roll(even, 12, axis=2)
+    pose, pose_turned = measure_quality(even)[:, 4], measure_quality(turned)[:, 4]
+    assert pose == pytest.approx(1, abs=1e-3)
+    assert (pose_turned < 0.95).all()
 
 
 def test_a_failure_on_dark_faces_only_is_found() -> None:
     random = np.random.default_rng(1)
     labels = np.repeat(np.arange(60), 4)
     old = (random.normal(size=(60, 32))[labels] + 0.5 * random.normal(size=(240, 32))).astype("f4")
-    quality = random.uniform(50, 200, (240, 3)).astype(np.float32)
+    quality = np.ones((240, 5), np.float32)
+    quality[:, :3] = random.uniform(50, 200, (240, 3))
     dark = quality[:, 0] <= np.percentile(quality[:, 0], 25)
     new = old + np.where(dark[:, None], 0.9, 0.02) * random.normal(size=old.shape)
     new = new.astype(np.float32)
@@ -73,7 +88,7 @@ def test_few_pairs_give_no_tar() -> None:
     old = random.normal(size=(40, 8)).astype(np.float32)
     labels = np.repeat(np.arange(20), 2)
     rate = compare_rates(all_pairs(old, labels), all_pairs(old, labels), (1e-1,))[0]
-    for stratum in compare_strata(old, old, labels, random.random((40, 3)).astype("f4"), rate):
+    for stratum in compare_strata(old, old, labels, random.random((40, 5)).astype("f4"), rate):
         assert stratum.pairs < 50
         assert stratum.drop is None
         assert stratum.to_json()["tar"]["delta"] is None
