@@ -53,7 +53,8 @@ def command(
     """Hold an engine against the original network.
 
     Without faces the bundle's golden ones are compared; with --faces or --pairs, true accept rates
-    (TAR) at false accept rates (FAR) too. Exit code 1 when a gate fails.
+    (TAR) at false accept rates (FAR) too. With the teacher's embeddings as --reference, the verdict
+    on the gallery says if people enrolled with the teacher may stay. Exit code 1 when a gate fails.
     """
     from ..bundle import write_atomic
     from ..runtime.junit import junit_xml
