@@ -28,8 +28,14 @@ from .origin import Origin, Told, open_origin
 from .reference import Floats, onnx_embedder
 from .simplify import simplify
 
-STALE = ("calibration.json", "model.int8", "model.fp16.onnx", "engines/", "reports/", "report.html")
-"""What an earlier model left in the bundle (prefixes)."""
+_REPORTS = ("verify", "evaluate", "ijb", "benchmark", "calibration")
+STALE = (
+    *("calibration.json", "model.int8", "model.fp16.onnx", "engines/", "report.html"),
+    *(f"reports/{name}" for name in _REPORTS),
+)
+"""What an earlier model.onnx left in the bundle (prefixes)."""
+OTHER_WEIGHTS = ("model.pt", "reports/training")
+"""What goes too when the weights are not the bundle's own: they were not trained here."""
 
 Notify = Callable[[str], None]
 
@@ -95,9 +101,10 @@ def _export(origin: Origin, draft: Draft, golden: str | Path | None, notify: Not
         path = draft.path("model.fp16.onnx", "model-fp16")
         path.write_bytes(half.model.SerializeToString())
     if origin.save_weights:
+        draft.drop(*OTHER_WEIGHTS)
         origin.save_weights(draft.path("model.pt", "weights"))
     elif origin.kind == "onnx" and origin.file.resolve() != (draft.root / "model.onnx").resolve():
-        draft.drop("model.pt")  # another network's
+        draft.drop(*OTHER_WEIGHTS)
     draft.summary = {
         "source": {"kind": origin.kind, "sha256": sha256(origin.file)},
         "nodes": {"before": len(origin.model.graph.node), "after": len(model.graph.node)},

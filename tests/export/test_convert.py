@@ -1,6 +1,7 @@
 """The stage as a whole: what the bundle holds afterwards, from each kind of source."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fr_edge.bundle import open_bundle
+from fr_edge.bundle import change, open_bundle
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import ModelError, UsageError
 from fr_edge.export.convert import export_onnx
@@ -124,6 +125,21 @@ def test_a_bundle_into_itself(trained: Path) -> None:
     assert after.files["model.pt"] == before.files["model.pt"]
     assert after.files["model.onnx"] == before.files["model.onnx"]
     assert len(after.history) == len(before.history) + 1
+
+
+def test_what_is_said_of_the_training_stays_with_the_weights(
+    trained: Path, foreign: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "a.bundle"
+    shutil.copytree(trained, root)
+    with change(root, "test", {}) as draft:
+        for name in ("reports/training.json", "reports/verify-int8.json"):
+            draft.path(name, "test").write_text("{}")
+    after = export_onnx(root, root)
+    assert "reports/training.json" in after
+    assert "reports/verify-int8.json" not in after
+    assert "reports/training.json" not in export_onnx(foreign / "model.onnx", root)
+    assert not (root / "reports/training.json").exists()
 
 
 def test_a_bundle_of_a_foreign_onnx(foreign: Path, tmp_path: Path, tools: SimpleNamespace) -> None:
