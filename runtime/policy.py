@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEFAULTS = {"int8": (0.90, 0.97), "fp16": (0.999, 0.9995), "fp32": (0.9999, 0.9999)}
+DEFAULTS = {"int8": (0.95, 0.97), "fp16": (0.999, 0.9995), "fp32": (0.9999, 0.9999)}
 """Floors of the min and the 1st percentile cosine by precision. The min falls with the number of
 faces, a single hard one decides it; the 1st percentile does not."""
 MAX_TAR_DROP = 0.01

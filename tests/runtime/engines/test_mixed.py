@@ -8,8 +8,8 @@ from onnx import ModelProto, TensorProto, checker, numpy_helper
 from fr_edge.runtime.made import layer_precisions
 from fr_edge.runtime.mixed import mixed_flavour, wide_nodes
 
-CLOSE = 0.05
-"""FP16 tips roundings to INT8, each a step of 1/127; onnxruntime 1.23 tips a few more than 1.32."""
+CLOSE = 0.03 if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32) else 0.05
+"""Share of the largest number. onnxruntime 1.23.2 was seen 3.9 % off; why was not looked into."""
 
 
 def run(model: ModelProto, faces: np.ndarray) -> np.ndarray:
