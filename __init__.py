@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from .export.convert import export_onnx as export_onnx
     from .faces.contract import InputSpec as InputSpec
     from .faces.sources import open_faces as open_faces
-    from .runtime.benchmark import benchmark as benchmark
-    from .runtime.build import build_engine as build_engine
-    from .runtime.evaluate import evaluate as evaluate
-    from .runtime.session import open_session as open_session
-    from .runtime.verify import verify as verify
+    from .runtime.accuracy.evaluate import evaluate as evaluate
+    from .runtime.bench.benchmark import benchmark as benchmark
+    from .runtime.engines.build import build_engine as build_engine
+    from .runtime.engines.session import open_session as open_session
+    from .runtime.verification.verify import verify as verify
 
 __version__ = "0.1.0"
 
@@ -33,11 +33,11 @@ _HOMES = {
     "export_onnx": ".export.convert",
     "calibrate": ".calibration.calibrate",
     "quantize_onnx": ".calibration.quantize",
-    "build_engine": ".runtime.build",
-    "open_session": ".runtime.session",
-    "verify": ".runtime.verify",
-    "evaluate": ".runtime.evaluate",
-    "benchmark": ".runtime.benchmark",
+    "build_engine": ".runtime.engines.build",
+    "open_session": ".runtime.engines.session",
+    "verify": ".runtime.verification.verify",
+    "evaluate": ".runtime.accuracy.evaluate",
+    "benchmark": ".runtime.bench.benchmark",
 }
 
 __all__ = ["__version__", *_HOMES]

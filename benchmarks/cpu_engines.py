@@ -17,11 +17,11 @@ import onnxruntime as ort
 
 from fr_edge.bundle import open_bundle
 from fr_edge.faces.contract import preprocess
-from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.fingerprint import SOURCES
-from fr_edge.runtime.golden import read_golden
-from fr_edge.runtime.metrics import cosines
-from fr_edge.runtime.session import open_session
+from fr_edge.runtime.accuracy.golden import read_golden
+from fr_edge.runtime.accuracy.metrics import cosines
+from fr_edge.runtime.engines.build import build_engine
+from fr_edge.runtime.engines.fingerprint import SOURCES
+from fr_edge.runtime.engines.session import open_session
 
 ROUNDS = {1: 80, 8: 20}
 Run = Callable[[np.ndarray], np.ndarray]

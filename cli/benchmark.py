@@ -47,7 +47,7 @@ def command(
     Percentiles of latency, and throughput.
     A run is INVALID when it was too short, too noisy or disturbed, and exits 1.
     """
-    from ..runtime.benchmark import benchmark
+    from ..runtime.bench.benchmark import benchmark
     from ..runtime.compare import compare
 
     if max_regression is not None and not against:

@@ -10,7 +10,7 @@ from .output import command as make
 
 if TYPE_CHECKING:
     from ..faces.sources import Faces
-    from ..runtime.engine_config import EngineOptions
+    from ..runtime.engines.engine_config import EngineOptions
 
 
 @make("build-engine")
@@ -67,8 +67,8 @@ def _build(
     faces: "Faces | None",
     settings: "EngineOptions | None",
 ) -> None:
-    from ..runtime.backends import lacking
-    from ..runtime.build import build_engine
+    from ..runtime.engines.build import build_engine
+    from ..runtime.machine.backends import lacking
 
     built = build_engine(bundle, precision, backend, faces, output.track, settings)
     for note in built.notes:
@@ -108,7 +108,7 @@ def _fastest(
 
 def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOptions | None":
     """TensorRT's options, or None when none was given."""
-    from ..runtime.engine_config import EngineOptions
+    from ..runtime.engines.engine_config import EngineOptions
 
     given = {
         "workspace_mb": values["workspace"],

@@ -22,14 +22,14 @@ from ..export.reference import Embed, module_embedder, torch_embedder
 from ..faces.contract import InputSpec, preprocess
 from ..faces.pairs import Pairs
 from ..faces.sources import open_faces
-from ..runtime.benchmark import benchmark
-from ..runtime.build import build_engine
-from ..runtime.embeddings import write_embeddings
-from ..runtime.evaluate import evaluate
-from ..runtime.metrics import cosines, fold_accuracy
-from ..runtime.protocol import draw_pairs
-from ..runtime.report import write_report
-from ..runtime.verify import verify
+from ..runtime.accuracy.embeddings import write_embeddings
+from ..runtime.accuracy.evaluate import evaluate
+from ..runtime.accuracy.metrics import cosines, fold_accuracy
+from ..runtime.accuracy.protocol import draw_pairs
+from ..runtime.bench.benchmark import benchmark
+from ..runtime.engines.build import build_engine
+from ..runtime.report.write import write_report
+from ..runtime.verification.verify import verify
 from .demo_journal import Plan, Stage, keep, kept
 from .output import Output
 

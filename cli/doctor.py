@@ -17,8 +17,8 @@ def command(output: Output, self_test: bool) -> None:
     """
     if click.get_current_context().invoked_subcommand:
         return
-    from ..runtime.doctor import examine
-    from ..runtime.selftest import self_test as try_all
+    from ..runtime.engines.selftest import self_test as try_all
+    from ..runtime.machine.doctor import examine
 
     found = examine()
     device = found.device

@@ -13,7 +13,7 @@ from .output import command as make
 if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..export.reference import Embed, Floats
-    from ..runtime.session import Session
+    from ..runtime.engines.session import Session
 
 
 @make("embed")
@@ -36,8 +36,8 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
     """
     from ..bundle import open_bundle
-    from ..runtime.embeddings import write_embeddings
-    from ..runtime.session import embed_faces
+    from ..runtime.accuracy.embeddings import write_embeddings
+    from ..runtime.engines.session import embed_faces
 
     opened, source = open_bundle(bundle), options.open_source(output, faces)
     session = _session(opened, engine, backend)
@@ -60,7 +60,7 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
 
 def _session(bundle: "Bundle", engine: str, backend: str) -> "Session":
     if backend != "torch":
-        from ..runtime.session import open_session
+        from ..runtime.engines.session import open_session
 
         return open_session(bundle, engine, backend)
     if engine not in ("auto", "fp32"):

@@ -37,8 +37,8 @@ def command(
     One crop, no flip unless asked for. A FAR that the impostor pairs cannot resolve is "not measured".
     """
     from ..faces.pairs import read_pairs
-    from ..runtime.evaluate import evaluate
-    from ..runtime.ijb import is_ijb
+    from ..runtime.accuracy.evaluate import evaluate
+    from ..runtime.accuracy.ijb import is_ijb
 
     if is_ijb(Path(protocol)):
         _ijb(output, bundle, protocol, engine, backend, flip)
@@ -51,8 +51,8 @@ def command(
 
 
 def _ijb(output: Output, bundle: str, folder: str, engine: str, backend: str, flip: bool) -> None:
-    from ..runtime.evaluate_ijb import evaluate_ijb
-    from ..runtime.ijb import read_ijb
+    from ..runtime.accuracy.evaluate_ijb import evaluate_ijb
+    from ..runtime.accuracy.ijb import read_ijb
 
     found = evaluate_ijb(
         bundle, read_ijb(Path(folder)), engine, backend, output.track, flip=flip

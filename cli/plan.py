@@ -21,7 +21,7 @@ def command(output: Output, target: str) -> None:
     "unknown", never a guess. Exit code 3 when it will not work, or nobody knows.
     """
     from ..errors import MachineError
-    from ..runtime.plan import plan_for
+    from ..runtime.engines.plan import plan_for
 
     found = plan_for(target)
     facts = {

@@ -57,8 +57,8 @@ def command(
     on the gallery says if people enrolled with the teacher may stay. Exit code 1 when a gate fails.
     """
     from ..bundle import write_atomic
-    from ..runtime.junit import junit_xml
-    from ..runtime.verify import verify
+    from ..runtime.verification.junit import junit_xml
+    from ..runtime.verification.verify import verify
 
     source, listed = options.open_judged(output, faces, pairs)
     found = verify(

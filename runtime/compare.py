@@ -13,7 +13,7 @@ from typing import Any
 
 from ..bundle import open_bundle
 from ..errors import DataError, UsageError
-from .gates import Gate
+from .verification.gates import Gate
 
 Interval = tuple[float, float]
 _T9 = 2.262

@@ -17,12 +17,12 @@ from ..faces.contract import preprocess
 from ..faces.pairs import Pairs
 from ..faces.sources import Faces
 from ..progress import Track, silent
-from .backends import pick_backend
-from .build import PRECISIONS, build_engine, engine_name
-from .engine_config import EngineOptions
-from .golden import read_golden
-from .session import Session, open_session
-from .verify import verify
+from .accuracy.golden import read_golden
+from .engines.build import PRECISIONS, build_engine, engine_name
+from .engines.engine_config import EngineOptions
+from .engines.session import Session, open_session
+from .machine.backends import pick_backend
+from .verification.verify import verify
 
 
 @dataclass(frozen=True)

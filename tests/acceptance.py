@@ -17,8 +17,8 @@ import pytest
 
 from fr_edge import __version__
 from fr_edge.bundle import write_atomic
-from fr_edge.runtime.doctor import examine
-from fr_edge.runtime.selftest import self_test
+from fr_edge.runtime.engines.selftest import self_test
+from fr_edge.runtime.machine.doctor import examine
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,9 +12,9 @@ from fitted import fit
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.layers import choose
 from fr_edge.calibration.quantize import quantize_onnx
-from fr_edge.runtime.builder import EngineOptions, compile_plan
-from fr_edge.runtime.engine_layers import node_precisions
-from fr_edge.runtime.mixed import mixed_flavour
+from fr_edge.runtime.engines.builder import EngineOptions, compile_plan
+from fr_edge.runtime.engines.engine_layers import node_precisions
+from fr_edge.runtime.engines.mixed import mixed_flavour
 
 rtx: Any = pytest.importorskip(
     "tensorrt_rtx", reason="the compile check needs tensorrt-rtx (pip install 'fr-edge[rtx]')"

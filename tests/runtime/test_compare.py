@@ -9,7 +9,7 @@ import pytest
 from fr_edge.errors import DataError, UsageError
 from fr_edge.faces.sources import Faces
 from fr_edge.runtime.compare import compare
-from fr_edge.runtime.verify import verify
+from fr_edge.runtime.verification.verify import verify
 
 
 def _timing(path: Path, p50: float, half: float = 0.1, **changes: Any) -> Path:

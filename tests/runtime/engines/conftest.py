@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from fr_edge.bundle import Bundle, change, open_bundle
 from fr_edge.faces.contract import InputSpec
-from fr_edge.runtime.backends import lacking
+from fr_edge.runtime.machine.backends import lacking
 
 SIDE, DIM = 16, 5
 

@@ -11,11 +11,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import BundleError, GateFailed, MachineError, ModelError, UsageError
-from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.builder import Compiled, compile_plan, load_library
-from fr_edge.runtime.engine_config import EngineOptions
-from fr_edge.runtime.engine_layers import node_precisions
-from fr_edge.runtime.mixed import mixed_flavour
+from fr_edge.runtime.engines.build import build_engine
+from fr_edge.runtime.engines.builder import Compiled, compile_plan, load_library
+from fr_edge.runtime.engines.engine_config import EngineOptions
+from fr_edge.runtime.engines.engine_layers import node_precisions
+from fr_edge.runtime.engines.mixed import mixed_flavour
 
 rtx = pytest.importorskip(
     "tensorrt_rtx", reason="the compile check needs tensorrt-rtx (pip install 'fr-edge[rtx]')"

@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
-from fr_edge.runtime.cpu_graph import cpu_flavour
+from fr_edge.runtime.engines.cpu_graph import cpu_flavour
 
 
 def run(model: ModelProto, faces: np.ndarray, *, optimise: bool = True) -> np.ndarray:

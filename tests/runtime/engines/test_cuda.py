@@ -3,12 +3,12 @@
 import pytest
 
 from fr_edge.errors import BundleError, MachineError
-from fr_edge.runtime.backends import lacking, pick_backend
-from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.cuda import open_cuda
-from fr_edge.runtime.cuda_python import open_cuda_python, take
-from fr_edge.runtime.gpus import find_gpus
-from fr_edge.runtime.session import open_session
+from fr_edge.runtime.engines.build import build_engine
+from fr_edge.runtime.engines.cuda import open_cuda
+from fr_edge.runtime.engines.cuda_python import open_cuda_python, take
+from fr_edge.runtime.engines.session import open_session
+from fr_edge.runtime.machine.backends import lacking, pick_backend
+from fr_edge.runtime.machine.gpus import find_gpus
 
 no_gpu = pytest.mark.skipif(bool(find_gpus().found), reason="says what a machine without GPU says")
 

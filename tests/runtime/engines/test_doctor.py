@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from fr_edge.runtime.ailments import Signs, ailments
-from fr_edge.runtime.backends import BACKENDS
-from fr_edge.runtime.doctor import examine
-from fr_edge.runtime.selftest import self_test
+from fr_edge.runtime.engines.selftest import self_test
+from fr_edge.runtime.machine.ailments import Signs, ailments
+from fr_edge.runtime.machine.backends import BACKENDS
+from fr_edge.runtime.machine.doctor import examine
 
 DESKTOP = Signs(
     card=True,
@@ -126,7 +126,7 @@ def test_every_backend_is_tried():
 
 def test_the_self_test_sees_a_wrong_kernel(monkeypatch):
     """Broken on purpose: the network computes something else than the arithmetic by hand."""
-    import fr_edge.runtime.selftest as module
+    import fr_edge.runtime.engines.selftest as module
 
     build = module._network
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from onnx import helper
 
-from fr_edge.runtime.engine_layers import (
+from fr_edge.runtime.engines.engine_layers import (
     EngineLayer,
     count_precisions,
     layers_in_json,

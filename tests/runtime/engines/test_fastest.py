@@ -5,9 +5,9 @@ from onnx import load, numpy_helper
 
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import GateFailed, MachineError
-from fr_edge.runtime.backends import lacking
+from fr_edge.runtime.engines.session import open_session
 from fr_edge.runtime.fastest import build_fastest
-from fr_edge.runtime.session import open_session
+from fr_edge.runtime.machine.backends import lacking
 
 
 def test_the_fastest_that_holds_is_kept(mini):

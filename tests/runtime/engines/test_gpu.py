@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fr_edge.errors import UsageError
-from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.engine_config import EngineOptions
-from fr_edge.runtime.gpu import GpuSession
-from fr_edge.runtime.session import open_session
+from fr_edge.runtime.engines.build import build_engine
+from fr_edge.runtime.engines.engine_config import EngineOptions
+from fr_edge.runtime.engines.gpu import GpuSession
+from fr_edge.runtime.engines.session import open_session
 
 pytestmark = pytest.mark.gpu
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.1}

@@ -5,8 +5,8 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, checker, numpy_helper
 
-from fr_edge.runtime.made import layer_precisions
-from fr_edge.runtime.mixed import mixed_flavour, wide_nodes
+from fr_edge.runtime.engines.made import layer_precisions
+from fr_edge.runtime.engines.mixed import mixed_flavour, wide_nodes
 
 CLOSE = 0.03 if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32) else 0.05
 """Share of the largest number. onnxruntime 1.23.2 was seen 3.9 % off; why was not looked into."""

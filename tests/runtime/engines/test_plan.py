@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fr_edge.errors import UsageError
-from fr_edge.runtime.plan import _dla, plan_for
-from fr_edge.runtime.targets import AS_OF, JETPACKS, TARGETS
+from fr_edge.runtime.engines.plan import _dla, plan_for
+from fr_edge.runtime.engines.targets import AS_OF, JETPACKS, TARGETS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "targets.md").read_text(encoding="utf-8")
 

@@ -7,9 +7,9 @@ import pytest
 
 from fr_edge.bundle import open_bundle
 from fr_edge.errors import DataError, MachineError
-from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.gpus import find_gpus
-from fr_edge.runtime.preflight import check_plan, read_header, refuse_foreign
+from fr_edge.runtime.engines.build import build_engine
+from fr_edge.runtime.engines.preflight import check_plan, read_header, refuse_foreign
+from fr_edge.runtime.machine.gpus import find_gpus
 
 no_gpu = pytest.mark.skipif(bool(find_gpus().found), reason="says what a machine without GPU says")
 

@@ -7,12 +7,12 @@ from onnx import TensorProto, helper, load, numpy_helper, save
 from fr_edge.bundle import open_bundle
 from fr_edge.errors import UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
-from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.cpu import CpuSession
-from fr_edge.runtime.engine_config import EngineOptions
-from fr_edge.runtime.golden import read_golden
-from fr_edge.runtime.raw import raw_flavour
-from fr_edge.runtime.session import open_raw_session, open_session
+from fr_edge.runtime.accuracy.golden import read_golden
+from fr_edge.runtime.engines.build import build_engine
+from fr_edge.runtime.engines.cpu import CpuSession
+from fr_edge.runtime.engines.engine_config import EngineOptions
+from fr_edge.runtime.engines.raw import raw_flavour
+from fr_edge.runtime.engines.session import open_raw_session, open_session
 
 SPECS = (
     InputSpec(),

@@ -6,7 +6,7 @@ from fr_edge.calibration.calibrate import calibrate
 from fr_edge.export.convert import export_onnx
 from fr_edge.faces.contract import PRESETS
 from fr_edge.faces.sources import open_faces
-from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.engines.build import build_engine
 
 pytestmark = pytest.mark.real
 

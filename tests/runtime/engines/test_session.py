@@ -9,9 +9,10 @@ import pytest
 
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import BundleError, MachineError, ModelError, UsageError
-from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.cpu import CpuSession, cores
-from fr_edge.runtime.session import open_session
+from fr_edge.runtime.engines.build import build_engine
+from fr_edge.runtime.engines.cpu import CpuSession
+from fr_edge.runtime.engines.session import open_session
+from fr_edge.runtime.machine.device import cores
 
 
 def reference(bundle, faces):

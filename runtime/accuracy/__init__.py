@@ -1,0 +1,1 @@
+"""From embeddings to figures: cosines, TAR at FAR, intervals, protocols."""

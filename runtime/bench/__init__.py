@@ -1,0 +1,1 @@
+"""Latency and throughput, or the reasons why they mean nothing."""

@@ -1,0 +1,1 @@
+"""Sessions and engines: build them, read them, refuse them, run them."""

@@ -1,0 +1,128 @@
+"""Build an engine and give it a fingerprint: where it was built, from what, in which precisions."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from ...bundle import Bundle, change, open_bundle
+from ...calibration.calibrate import calibrate
+from ...errors import BundleError, UsageError
+from ...faces.sources import Faces
+from ...progress import Track, silent
+from ..machine.backends import pick_backend
+from . import cpu
+from .cpu_graph import INTEGER_PRODUCT
+from .engine_config import EngineOptions
+from .fingerprint import SOURCES, machine_fingerprint
+from .made import Made, layer_precisions
+from .plan_engine import make_plan
+
+PRECISIONS = ("fp32", "fp16", "int8")
+_INTEGER = (INTEGER_PRODUCT, "QLinearConv", "QLinearMatMul", "QGemm")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build_engine` made; `layers` counts layers with weights by the precision of what they
+    multiply, `integer_kernels` those that this backend runs on integer arithmetic; `size` in
+    bytes."""
+
+    engine: str
+    backend: str
+    precision: str
+    layers: dict[str, int]
+    integer_kernels: int
+    size: int
+    notes: list[str]
+
+
+def engine_name(backend: str, precision: str, raw: bool = False) -> str:
+    """Where the engine lies in the bundle; a `raw` one takes pixels."""
+    kind = f"{precision}-raw" if raw else precision
+    return f"engines/{backend}-{kind}.{'onnx' if backend == cpu.NAME else 'plan'}"
+
+
+def build_engine(
+    bundle: Bundle | str | Path,
+    precision: str,
+    backend: str = "auto",
+    faces: Faces | None = None,
+    track: Track = silent,
+    options: EngineOptions | None = None,
+) -> Built:
+    """Build `precision` (fp32, fp16, int8) for this machine, into the bundle.
+
+    INT8 calibrates first when the bundle has no table and `faces` are given; without either it
+    raises UsageError. `options` are TensorRT's. Raises MachineError when the backend cannot be
+    used here, ModelError when it refuses the network, GateFailed when an INT8 engine would hold
+    no INT8 convolution; the bundle then stays as it was.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision!r}", f"precisions: {', '.join(PRECISIONS)}")
+    chosen = pick_backend(backend, build=True)
+    if chosen == cpu.NAME and options is not None:
+        raise UsageError(
+            "batch, workspace and the other build options are TensorRT's",
+            "leave them out, or name --backend tensorrt or tensorrt-rtx",
+        )
+    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if precision == "int8" and "model.int8.onnx" not in bundle:
+        if faces is None:
+            raise UsageError(
+                f"{bundle.root} is not calibrated, and INT8 ranges come from faces only",
+                "add --faces SRC, or run `fr-edge calibrate` first",
+            )
+        bundle = calibrate(bundle, faces, track=track)
+    if precision == "fp16" and SOURCES["fp16"] not in bundle:
+        raise BundleError(
+            f"{bundle.root} has no FP16 flavour: the network's numbers do not fit, or it was"
+            " exported without",
+            "build --fp32 or --int8, or export again: `fr-edge export` says why",
+        )
+    options = options or EngineOptions()
+    name, cache = engine_name(chosen, precision, options.raw), f"engines/{chosen}.timing"
+    with change(bundle.root, "build-engine", {"precision": precision, "backend": chosen}) as draft:
+        draft.drop(f"reports/verify-{precision}", f"reports/evaluate-{precision}")
+        draft.drop(f"reports/benchmark-{precision}", "report.html")
+        target = draft.path(name, f"{precision} engine")
+        if chosen == cpu.NAME:
+            made = _make_onnx(bundle.file(SOURCES[precision]), target, precision)
+        else:
+            known = bundle.file(cache).read_bytes() if cache in bundle else b""
+            plan, made = make_plan(bundle, precision, chosen, options, known)
+            target.write_bytes(plan)
+            if made.timing_cache:
+                draft.path(cache, "timing cache").write_bytes(made.timing_cache)
+        fingerprint = {
+            **machine_fingerprint(chosen),
+            **made.facts,
+            "precision": precision,
+            "source_sha256": bundle.files[SOURCES[precision]].sha256,
+            "input": bundle.spec.to_json(),
+            "layers": dict(made.layers),
+            "integer_kernels": made.integer_kernels,
+            "size": target.stat().st_size,
+        }
+        text = json.dumps(fingerprint, indent=1) + "\n"
+        draft.path(f"{name}.json", "engine fingerprint").write_text(text, encoding="utf-8")
+        draft.summary.update(layers=dict(made.layers), integer_kernels=made.integer_kernels)
+        size = target.stat().st_size
+    kernels = made.integer_kernels
+    return Built(name, chosen, precision, dict(made.layers), kernels, size, list(made.notes))
+
+
+def _make_onnx(source: Path, target: Path, precision: str) -> Made:
+    executed = cpu.build(source, target)
+    layers = layer_precisions(onnx.load(source))
+    integer = sum(executed.get(op, 0) for op in _INTEGER)
+    notes = {
+        "fp32": (),
+        "fp16": ("onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32",),
+        "int8": (
+            f"{integer} of {layers['int8']} INT8 layers run on integer kernels here, the others in"
+            " float between Q and DQ; TensorRT's arithmetic differs in the rounding",
+        ),
+    }
+    return Made(layers, integer, {"operators": executed}, notes[precision])

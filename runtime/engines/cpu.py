@@ -1,0 +1,151 @@
+"""The `onnxruntime` backend: sessions and engines on the CPU.
+
+It runs the same network as TensorRT does, with onnxruntime's arithmetic. `cpu_graph` says what is
+written differently so that it is fast; which operators then ran is part of the engine's
+fingerprint.
+"""
+
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import BundleError, MachineError, ModelError, UsageError
+from ...faces.contract import InputSpec
+from ..machine.device import cores
+from .cpu_graph import cpu_flavour
+from .raw import raw_flavour
+
+Faces = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+
+NAME = "onnxruntime"
+_MAX_BATCH = 4
+"""Faces per run: the activations of more do not fit the cache (docs/results/engines.md)."""
+
+
+class CpuSession:
+    """A `runtime.session.Session` on onnxruntime's CPU provider.
+
+    With `raw`, the input contract, it is a `RawSession`: pixels in.
+    """
+
+    def __init__(
+        self, file: Path, precision: str, *, as_built: bool = False, raw: InputSpec | None = None
+    ) -> None:
+        self.backend = NAME
+        self.precision = precision
+        self._session: Any = _open(file, as_built, raw)
+        face = self._session.get_inputs()[0]
+        self._input, self._shape = face.name, tuple(face.shape[1:])
+        self._type = np.dtype(np.uint8 if raw else np.float32)
+        self.dim = int(self._session.get_outputs()[0].shape[-1])
+
+    def embed(self, faces: Faces) -> npt.NDArray[np.float32]:
+        """`(N, 3, H, W) float32` -> `(N, D) float32`, as the network gives it; N may be 0.
+
+        Raises UsageError for another shape or type, or after `close`.
+        """
+        if self._session is None:
+            raise UsageError("the session is closed", "open a new one")
+        check_faces(faces, self._shape, self._type)
+        if 0 < len(faces) <= _MAX_BATCH:
+            out: npt.NDArray[np.float32] = self._session.run(None, {self._input: faces})[0]
+            return out
+        parts = [
+            self._session.run(None, {self._input: faces[start : start + _MAX_BATCH]})[0]
+            for start in range(0, len(faces), _MAX_BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def close(self) -> None:
+        """Free the network; closing twice does nothing."""
+        self._session = None
+
+
+def check_faces(faces: Faces, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise UsageError unless `faces` is `(N, *shape)` of that type."""
+    if faces.dtype != dtype or faces.ndim != 4 or faces.shape[1:] != shape:
+        raise UsageError(
+            f"expected faces (N, {', '.join(map(str, shape))}) {dtype},"
+            f" found {faces.shape} {faces.dtype}",
+            "aligned faces are (N, 112, 112, 3) uint8; `preprocess(faces, bundle.spec)` makes"
+            " float32 of them, a raw session takes them as they are",
+        )
+
+
+def build(source: Path, target: Path) -> dict[str, int]:
+    """Optimise `source` for this CPU and keep the result; returns how often each operator runs.
+
+    Raises ModelError when onnxruntime refuses it, MachineError when the engine cannot be written.
+    """
+    import onnx
+
+    options = _options()
+    options.optimized_model_filepath = str(target)
+    try:
+        _load(_flavour(source), options, source.name)
+    except ModelError as error:
+        if "serializ" not in error.message:
+            raise
+        raise MachineError(
+            f"onnxruntime cannot write the engine to {target.parent}", "is the disk full?"
+        ) from error
+    return dict(Counter(node.op_type for node in onnx.load(target).graph.node))
+
+
+def _open(file: Path, as_built: bool, raw: InputSpec | None) -> Any:
+    options = _options()
+    if as_built:
+        import onnxruntime as ort
+
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _load(str(file) if as_built else _flavour(file, raw), options, file.name)
+
+
+def _flavour(file: Path, raw: InputSpec | None = None) -> bytes:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = cpu_flavour(onnx.load(file))
+    except DecodeError as error:
+        raise BundleError(f"{file} is not an ONNX model: {error}", "export again") from error
+    data: bytes = (raw_flavour(model, raw) if raw else model).SerializeToString()
+    return data
+
+
+def _options() -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised; stderr belongs to the command line
+    options.intra_op_num_threads = cores()
+    if _overflows():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _overflows() -> bool:
+    """Whether this CPU adds uint8 x int8 products in 16 bits, which overflow: x86 without VNNI.
+
+    onnxruntime has a slower exact way, and takes it on every x86 where it is asked to.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return True
+    return not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def _load(model: str | bytes, options: Any, name: str) -> Any:
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base of their own
+        raise ModelError(f"onnxruntime cannot load {name}: {error}") from error

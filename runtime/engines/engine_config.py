@@ -1,0 +1,149 @@
+"""How an engine is to be built, and how a builder is told so.
+
+The options that one TensorRT has and another has not are refused by name; which has what is found
+by attribute.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    import tensorrt
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """`batch` is the least, the best and the most faces per run.
+
+    `workspace_mb` None lets TensorRT take what it wants; `level` is its optimisation level, 0 to 5.
+    `compute` names the compute capabilities to compile for ("8.6"), where the library can. A `raw`
+    engine takes pixels and normalises them itself.
+    """
+
+    batch: tuple[int, int, int] = (1, 8, 32)
+    workspace_mb: int | None = None
+    level: int | None = None
+    dla: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    compute: tuple[str, ...] = ()
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        least, best, most = self.batch
+        if not 1 <= least <= best <= most:
+            raise UsageError(
+                f"batches are least <= best <= most and at least 1, found {self.batch}",
+                "for example --batch 1,8,32",
+            )
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise UsageError(f"the workspace is at least 1 MB, found {self.workspace_mb}")
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise UsageError(f"the optimisation level is 0 to 5, found {self.level}")
+
+
+def strongly_typed(trt: Any, options: EngineOptions) -> bool:
+    """Whether the network takes its types from the ONNX file: TensorRT 10 and later.
+
+    For a DLA, flags are the way as long as the library has them.
+    """
+    if options.dla is not None and hasattr(trt.BuilderFlag, "FP16"):
+        return False
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def configure(
+    trt: Any,
+    builder: "tensorrt.Builder",
+    config: "tensorrt.IBuilderConfig",
+    options: EngineOptions,
+    precision: str,
+    workspace_mb: int | None,
+) -> None:
+    """Put the options into a builder's configuration; `workspace_mb` may be less than theirs.
+
+    Raises UsageError or MachineError for what this TensorRT does not have.
+    """
+    _set_types(trt, config, precision, strongly_typed(trt, options))
+    _set_limits(trt, config, options, workspace_mb)
+    if options.compute:
+        _set_compute(trt, config, options.compute)
+    if options.dla is not None:
+        _set_dla(trt, builder, config, options, options.dla, precision)
+
+
+def set_cache(config: "tensorrt.IBuilderConfig", known: bytes) -> None:
+    """Measurements of an earlier build; those of another GPU or version start anew."""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _set_types(trt: Any, config: "tensorrt.IBuilderConfig", precision: str, strong: bool) -> None:
+    """Without strong typing, flags allow what the file cannot demand."""
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)  # FP32 means 24 bits, not 11
+    if strong:
+        return
+    for name, wanted in (("FP16", precision != "fp32"), ("INT8", precision == "int8")):
+        if wanted:
+            config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def _set_limits(
+    trt: Any, config: "tensorrt.IBuilderConfig", options: EngineOptions, workspace_mb: int | None
+) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _set_compute(trt: Any, config: Any, wanted: tuple[str, ...]) -> None:
+    if not hasattr(config, "set_compute_capability"):
+        raise UsageError(
+            "this TensorRT builds for the GPU it runs on, not for a named compute capability",
+            "leave --compute out, or use --backend tensorrt-rtx",
+        )
+    known = {f"{n[2:-1]}.{n[-1]}": n for n in dir(trt.ComputeCapability) if n.startswith("SM")}
+    config.num_compute_capabilities = len(wanted)
+    for index, text in enumerate(wanted):
+        if text not in known:
+            raise UsageError(
+                f"this TensorRT cannot compile for compute capability {text}",
+                f"it knows {', '.join(sorted(known, key=float))}",
+            )
+        config.set_compute_capability(getattr(trt.ComputeCapability, known[text]), index)
+
+
+def _set_dla(
+    trt: Any,
+    builder: "tensorrt.Builder",
+    config: "tensorrt.IBuilderConfig",
+    options: EngineOptions,
+    core: int,
+    precision: str,
+) -> None:
+    cores = getattr(builder, "num_DLA_cores", 0)
+    if core >= cores:
+        raise MachineError(
+            f"DLA core {core} was asked for; this TensorRT finds {cores} here",
+            "leave --dla out; `fr-edge plan` says which boards have one",
+        )
+    if precision != "fp16" and hasattr(trt, "IInt8Calibrator"):
+        raise UsageError(
+            f"before TensorRT 11 a DLA takes no explicit Q/DQ, and no FP32: not {precision}",
+            "use --fp16 with --dla",
+        )
+    if len(set(options.batch)) > 1:
+        raise UsageError("a DLA wants one batch size", "for example --batch 1,1,1")
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)

@@ -1,0 +1,135 @@
+"""The `tensorrt` backend's session: a plan, its buffers and one stream.
+
+Never run on a GPU by this project so far; tests marked `gpu` are there for whoever has one.
+"""
+
+import threading
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import MachineError, UsageError
+from .builder import load_library, recorder
+from .cpu import Faces, check_faces
+from .cuda import Buffer, Cuda, open_cuda
+
+if TYPE_CHECKING:
+    import tensorrt
+
+F32 = npt.NDArray[np.float32]
+
+
+class GpuSession:
+    """A `runtime.session.Session` on one GPU; from any thread, one call at a time.
+
+    On a plan that was built `raw` it is a `RawSession`.
+    A batch size that comes again is recorded as a CUDA graph and replayed, where the CUDA package
+    has graphs.
+    """
+
+    def __init__(self, plan: Path, precision: str, backend: str) -> None:
+        self.backend, self.precision = backend, precision
+        self._lock = threading.Lock()
+        self._cuda: Cuda | None = open_cuda()
+        try:
+            with self._cuda.current():
+                self._load(load_library(backend), plan)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, trt: Any, plan: Path) -> None:
+        assert self._cuda is not None  # for the type checker: `__init__` opened it
+        self._log = log = recorder(trt)
+        self._runtime: tensorrt.Runtime = trt.Runtime(log)
+        engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(
+            plan.read_bytes()
+        )
+        if engine is None:
+            raise MachineError(
+                f"TensorRT cannot load {plan.name}: {' '.join(log.problems)[:400]}",
+                f"build it here: `fr-edge build-engine BUNDLE --{self.precision}`",
+            )
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        modes = {engine.get_tensor_mode(name): name for name in names}
+        self._face, embedding = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
+        least, _, most = engine.get_tensor_profile_shape(self._face, 0)
+        self._least, self._most = int(least[0]), int(most[0])
+        self._shape = tuple(int(most[i]) for i in range(1, len(most)))
+        self.dim = int(engine.get_tensor_shape(embedding)[1])
+        self._engine = engine
+        context: tensorrt.IExecutionContext | None = engine.create_execution_context()
+        if context is None:
+            raise MachineError(
+                f"the GPU has too little memory to run {plan.name}: {' '.join(log.problems)[:400]}",
+                "close other programs, or build with a smaller --batch",
+            )
+        self._context = context
+        self._count = 0
+        # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
+        pixels = engine.get_tensor_dtype(self._face) == getattr(trt.DataType, "UINT8", None)
+        self._type = np.dtype(np.uint8 if pixels else np.float32)
+        self._bytes = self._type.itemsize * prod(self._shape)
+        self._faces: Buffer = self._cuda.buffer(self._most * self._bytes)
+        self._embeddings: Buffer = self._cuda.buffer(4 * self._most * self.dim)
+        self._context.set_tensor_address(self._face, self._faces.address)
+        self._context.set_tensor_address(embedding, self._embeddings.address)
+        self._stream = self._cuda.stream()
+        self._graphs: dict[int, Callable[[], None] | None] = {}
+
+    def embed(self, faces: Faces) -> F32:
+        """`(N, 3, H, W) float32` -> `(N, D) float32`, as the network gives it; N may be 0.
+
+        Raises UsageError for another shape or type, or after `close`.
+        """
+        with self._lock:
+            if self._cuda is None:
+                raise UsageError("the session is closed", "open a new one")
+            check_faces(faces, self._shape, self._type)
+            out = np.empty((len(faces), self.dim), np.float32)
+            with self._cuda.current():
+                for start in range(0, len(faces), self._most):
+                    part = faces[start : start + self._most]
+                    self._run(self._cuda, part, out[start : start + len(part)])
+            return out
+
+    def _run(self, cuda: Cuda, faces: Faces, out: F32) -> None:
+        """At most a profile's worth of faces; fewer than its least are filled up with anything."""
+        count = max(len(faces), self._least)
+        self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
+        first, launch = count not in self._graphs, self._graphs.get(count)
+        if launch is None:
+            self._queue(cuda, count)
+        else:
+            launch()
+        cuda.wait(self._stream)
+        if first:  # after a plain run: TensorRT sets up what may not be recorded
+            self._graphs[count] = cuda.record(self._stream, lambda: self._queue(cuda, count))
+        found = self._embeddings.array.view(np.float32)[: out.size]
+        out[:] = found.reshape(out.shape)
+
+    def _queue(self, cuda: Cuda, count: int) -> None:
+        cuda.push(self._faces, count * self._bytes, self._stream)
+        if self._count != count:
+            self._context.set_input_shape(self._face, (count, *self._shape))
+            self._count = count
+        if not self._context.execute_async_v3(self._stream):
+            raise MachineError(
+                "TensorRT could not run the engine", "build it again on this machine"
+            )
+        cuda.pull(self._embeddings, 4 * count * self.dim, self._stream)
+
+    def close(self) -> None:
+        """Free the engine and its memory; closing twice does nothing."""
+        with self._lock:
+            cuda, self._cuda = self._cuda, None
+            if cuda is None:
+                return
+            with cuda.current():
+                for name in ("_context", "_engine", "_runtime"):  # TensorRT wants this order
+                    vars(self).pop(name, None)
+            cuda.close()

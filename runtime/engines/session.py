@@ -1,0 +1,116 @@
+"""Open whatever runs the bundle here: an engine that was built, or the ONNX model itself."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...bundle import Bundle, open_bundle
+from ...errors import UsageError
+from ...faces.contract import preprocess
+from ...faces.sources import Faces
+from ...progress import Track, silent
+from ..machine.backends import pick_backend
+from .build import PRECISIONS, engine_name
+from .cpu import NAME as CPU
+from .cpu import CpuSession
+from .fingerprint import SOURCES, check_fingerprint
+from .gpu import GpuSession
+from .preflight import refuse_foreign
+
+_BATCH = 32
+
+
+class Session(Protocol):
+    """Something that embeds faces; `precision` is fp32, fp16 or int8."""
+
+    backend: str
+    precision: str
+    dim: int
+
+    def embed(self, faces: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`(N, 3, H, W) float32`, preprocessed -> `(N, D) float32`, as the network gives it."""
+
+
+class RawSession(Protocol):
+    """A session that takes aligned faces as they are; see `open_raw_session`."""
+
+    backend: str
+    precision: str
+    dim: int
+
+    def embed(self, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """`(N, 112, 112, 3) uint8`, RGB -> `(N, D) float32`, as the network gives it."""
+
+
+def open_session(
+    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
+) -> Session:
+    """A session on the engine of that precision, or on its ONNX file where none was built.
+
+    `engine="auto"` takes int8, else fp16, else fp32: the best engine that was built. Only
+    onnxruntime runs an ONNX file as it is; `backend="auto"` is TensorRT where it can run and an
+    engine was built for it. Raises UsageError for an unknown name, BundleError when the bundle
+    lacks the model or engine, MachineError when the backend cannot run here or the engine was
+    built elsewhere.
+    """
+    return _open(bundle, engine, backend, raw=False)
+
+
+def open_raw_session(
+    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
+) -> RawSession:
+    """As `open_session`, with the input contract inside: pixels in.
+
+    TensorRT needs an engine that was built so (`EngineOptions(raw=True)`). Raises UsageError too
+    for a contract that scales the face.
+    """
+    return _open(bundle, engine, backend, raw=True)
+
+
+def _open(
+    bundle: Bundle | str | Path, engine: str, backend: str, *, raw: bool
+) -> CpuSession | GpuSession:
+    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if engine not in ("auto", *PRECISIONS):
+        raise UsageError(f"no engine {engine!r}", "engines: auto, fp32, fp16, int8")
+    chosen = pick_backend(backend)
+    if backend == "auto" and not _built(bundle, chosen, engine, raw):
+        chosen = CPU
+    raw_file = raw and chosen != CPU  # onnxruntime makes it of any file when it opens one
+    built = _built(bundle, chosen, engine, raw_file)
+    precision = built[0] if built else "fp32" if engine == "auto" else engine
+    name = engine_name(chosen, precision, raw_file)
+    if chosen != CPU:
+        plan = bundle.file(name)
+        check_fingerprint(bundle, name)
+        refuse_foreign(plan)
+        return GpuSession(plan, precision, chosen)
+    if built and not raw:
+        check_fingerprint(bundle, name)
+        return CpuSession(bundle.file(name), precision, as_built=True)
+    source = bundle.file(SOURCES[precision])
+    return CpuSession(source, precision, raw=bundle.spec if raw else None)
+
+
+def embed_faces(
+    session: Session,
+    bundle: Bundle,
+    faces: Faces,
+    track: Track = silent,
+    label: str = "embedding",
+) -> npt.NDArray[np.float32]:
+    """All faces of a source -> `(N, D) float32`, in order."""
+    steps = (len(faces) + _BATCH - 1) // _BATCH
+    parts = [
+        session.embed(preprocess(batch, bundle.spec))
+        for batch in track(faces.batches(_BATCH), label, steps)
+    ]
+    return np.concatenate(parts)
+
+
+def _built(bundle: Bundle, backend: str, engine: str, raw: bool) -> list[str]:
+    """The precisions of `engine` that were built, the best first."""
+    wanted = PRECISIONS[::-1] if engine == "auto" else (engine,)
+    return [p for p in wanted if engine_name(backend, p, raw) in bundle]

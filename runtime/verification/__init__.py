@@ -1,0 +1,1 @@
+"""The certificate: reference against engine, gates, and what is wrong, in words."""

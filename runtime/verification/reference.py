@@ -1,0 +1,84 @@
+"""Reference and engine embeddings of the same faces: who speaks for the original, and the proof."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...bundle import Bundle
+from ...faces.contract import preprocess
+from ...faces.sources import Faces
+from ...progress import Track
+from ..accuracy.drift import Drift, measure_drift
+from ..accuracy.embeddings import check_embeddings, read_embeddings
+from ..accuracy.golden import ORIGINS, read_golden
+from ..accuracy.quality import measure_quality
+from ..engines.cpu import CpuSession
+from ..engines.session import Session
+
+F32 = npt.NDArray[np.float32]
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The golden faces' answer: `fp32` is the lowest cosine of `model.onnx` on this machine with
+    the original network, `engine` the engine's drift from the original, `origin` its name."""
+
+    fp32: float
+    engine: Drift
+    origin: str
+
+
+@dataclass(frozen=True)
+class Both:
+    """Embeddings of the same faces by reference and engine, `(N, D) float32` each, and the faces'
+    `quality (N, 5) float32`."""
+
+    reference: F32
+    engine: F32
+    quality: F32
+
+
+def prove(bundle: Bundle, fp32: CpuSession, session: Session) -> Proof:
+    """Run both on the golden faces; raises ModelError when an embedding is zero or not finite."""
+    golden = read_golden(bundle)
+    inputs = preprocess(golden.faces, bundle.spec)
+    exported, engine = fp32.embed(inputs), session.embed(inputs)
+    check_embeddings(exported, golden.keys, "model.onnx")
+    check_embeddings(engine, golden.keys, f"the {session.precision} engine")
+    return Proof(
+        measure_drift(golden.embeddings, exported, golden.keys).min,
+        measure_drift(golden.embeddings, engine, golden.keys),
+        ORIGINS.get(golden.origin, golden.origin),
+    )
+
+
+def embed_both(
+    bundle: Bundle,
+    faces: Faces,
+    fp32: CpuSession,
+    session: Session,
+    file: Path | None,
+    track: Track,
+) -> Both:
+    """Reference and engine embeddings of `faces`; each face is decoded once.
+
+    The reference is `file` where it is given, else `fp32`. Raises FacesError for unusable faces or
+    a file that is not of them, ModelError when an embedding is zero or not finite.
+    """
+    given = read_embeddings(file, faces.keys, bundle.embedding_dim) if file else None
+    old, new, quality = [], [], []
+    steps = (len(faces) + _BATCH - 1) // _BATCH
+    for batch in track(faces.batches(_BATCH), "verifying", steps):
+        inputs = preprocess(batch, bundle.spec)
+        if given is None:
+            old.append(fp32.embed(inputs))
+        new.append(session.embed(inputs))
+        quality.append(measure_quality(batch))
+    reference = np.concatenate(old) if given is None else given
+    engine = np.concatenate(new)
+    check_embeddings(reference, faces.keys, "model.onnx")
+    check_embeddings(engine, faces.keys, f"the {session.precision} engine")
+    return Both(reference, engine, np.concatenate(quality))

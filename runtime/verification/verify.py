@@ -1,0 +1,180 @@
+"""`verify`: is the engine on this machine still the network that was trained?
+
+Two steps, so that no torch is needed here. Golden faces prove that `model.onnx` equals the original
+network; then reference and engine embed the user's faces, and their cosines, rates and thresholds
+are compared. Gates turn that into a verdict.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...bundle import Bundle, change, open_bundle
+from ...errors import UsageError
+from ...faces.contract import preprocess
+from ...faces.pairs import Pairs
+from ...faces.sources import Faces, spread
+from ...progress import Track, silent
+from ..accuracy.degrade import KINDS, degraded
+from ..accuracy.drift import measure_drift
+from ..accuracy.golden import read_golden
+from ..accuracy.groups import read_groups
+from ..accuracy.rates import Rate
+from ..accuracy.separation import separate
+from ..accuracy.strata import Stratum, compare_worsened
+from ..engines.cpu import NAME as CPU
+from ..engines.cpu import CpuSession
+from ..engines.session import Session, open_session
+from .certificate import Verified
+from .diagnose import explain_all, label_doubts
+from .judge import judge, mixed_advice
+from .policy import FAR, NAME, Limits, read_policy
+from .reference import Both, embed_both, prove
+
+_SAMPLE = 64
+_WORSENED = 512
+
+
+def verify(
+    bundle: Bundle | str | Path,
+    engine: str = "int8",
+    *,
+    backend: str = "auto",
+    faces: Faces | None = None,
+    pairs: Pairs | None = None,
+    reference: Path | None = None,
+    min_cosine: float | None = None,
+    p1_cosine: float | None = None,
+    max_tar_drop: float | None = None,
+    max_stratum_drop: float | None = None,
+    far: float | None = None,
+    policy: Path | None = None,
+    groups: Path | None = None,
+    degrade: bool = False,
+    track: Track = silent,
+) -> Verified:
+    """Compare an engine with the original network and write `reports/verify-ENGINE.json`.
+
+    `pairs` brings its own faces. `reference` is a file of `fr-edge embed --backend torch` over the
+    same faces; without it the FP32 ONNX model, proven on the golden faces, speaks for the original.
+    Limits left None come from `policy`, a TOML file that the bundle then keeps, else from the
+    bundle's, else from the defaults. `groups` is a CSV `path,group` that adds strata; `degrade`
+    tries copies of some faces too, made small, blurred, noisy and dark. A failed gate does not
+    raise: look at `passed`.
+
+    Raises UsageError for impossible limits, DataError for a policy that is none, BundleError,
+    MachineError and FacesError as the parts do, ModelError when an embedding is zero or not finite.
+    """
+    asked = Limits(min_cosine, p1_cosine, max_tar_drop, max_stratum_drop, far)
+    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    faces = pairs.faces if pairs is not None else faces
+    if reference is not None and faces is None:
+        raise UsageError("reference embeddings need the faces they are of", "add --faces SRC")
+    session = open_session(bundle, engine, backend)
+    limits = asked.over(_policy(bundle, policy, session.precision))
+    fp32 = CpuSession(bundle.file("model.onnx"), "fp32")
+    proof = prove(bundle, fp32, session)
+    who, drift, separation, both = proof.origin, proof.engine, None, None
+    findings = []
+    if faces is not None:
+        both = embed_both(bundle, faces, fp32, session, reference, track)
+        drift = measure_drift(both.reference, both.engine, faces.keys)
+        separation = separate(
+            both.reference,
+            both.engine,
+            faces,
+            pairs,
+            both.quality,
+            limits.far or FAR,
+            read_groups(groups, faces.keys) if groups else None,
+        )
+        if degrade and separation is not None and faces.labelled:
+            worsened = _worsen(bundle, faces, fp32, session, both, separation.judged, track)
+            separation = replace(separation, worsened=worsened)
+        who = f"model.onnx in FP32 on this machine, proven to be {who} on golden faces"
+        if reference is not None:
+            who = f"embeddings from {reference.name}"
+        if faces.labelled and (doubt := label_doubts(both.reference, faces.labels, faces.keys)):
+            findings.append(doubt)
+    gates, missing = judge(limits, session.precision, proof, drift, separation)
+    if not all(gate.passed for gate in gates):
+        findings += _causes(bundle, fp32, session, faces, both)
+    if session.backend == CPU:
+        missing.append("TensorRT's arithmetic: this ran on onnxruntime's CPU")
+    found = Verified(
+        session.precision,
+        session.backend,
+        who,
+        proof,
+        drift,
+        _about(faces),
+        separation,
+        mixed_advice(limits, separation),
+        tuple(gates),
+        tuple(findings),
+        tuple(missing),
+    )
+    options = {"engine": session.precision, "backend": session.backend}
+    with change(bundle.root, "verify", options) as draft:
+        draft.drop("report.html")
+        if policy is not None:
+            draft.path(NAME, "policy").write_bytes(policy.read_bytes())
+        path = draft.path(f"reports/verify-{session.precision}.json", "verification")
+        path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        draft.summary.update(passed=found.passed, min_cosine=round(drift.min, 6))
+    return found
+
+
+def _worsen(
+    bundle: Bundle,
+    faces: Faces,
+    fp32: CpuSession,
+    session: Session,
+    both: Both,
+    rate: Rate | None,
+    track: Track,
+) -> tuple[Stratum, ...]:
+    """Both networks on worsened copies, of many people before many faces."""
+    picks = spread(faces, _WORSENED)
+    labels = np.asarray(faces.labels, np.int64)
+    found = []
+    for kind in KINDS:
+        copies = embed_both(bundle, degraded(faces, picks, kind), fp32, session, None, track)
+        clean, worse = (both.reference, both.engine), (copies.reference, copies.engine)
+        found.append(compare_worsened(kind, clean, worse, picks, labels, rate))
+    return tuple(found)
+
+
+def _causes(
+    bundle: Bundle, fp32: CpuSession, session: Session, faces: Faces | None, both: Both | None
+) -> list[str]:
+    """What is wrong with whom, found on the golden faces and on the first of the given ones."""
+    golden = read_golden(bundle)
+    engine = session.embed(preprocess(golden.faces, bundle.spec))
+    suspects = {"the original network": golden.embeddings, "the engine": engine}
+    found = explain_all(suspects, golden.faces, fp32, bundle.spec)
+    if faces is not None and both is not None:
+        sample = next(faces.batches(_SAMPLE))
+        suspects = {"the reference embeddings": both.reference[: len(sample)]}
+        found += explain_all(suspects, sample, fp32, bundle.spec)
+    return found
+
+
+def _policy(bundle: Bundle, policy: Path | None, precision: str) -> Limits:
+    if policy is not None:
+        return read_policy(policy, precision)
+    return read_policy(bundle.file(NAME), precision) if NAME in bundle else Limits()
+
+
+def _about(faces: Faces | None) -> dict[str, Any] | None:
+    if faces is None:
+        return None
+    return {
+        "where": faces.where if faces.drawn else Path(faces.where).name,
+        "count": len(faces),
+        "identities": faces.identities,
+        "drawn": faces.drawn,
+    }

@@ -1,0 +1,181 @@
+"""Sensors read from recorded lines and files; what is not told is missing, never zero."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fr_edge.runtime.machine.board import Reading, read_sysfs, throttle_count
+from fr_edge.runtime.machine.gpu_card import parse_smi
+from fr_edge.runtime.machine.tegrastats import parse_tegrastats, power_mode, read_tegrastats
+
+# Recorded on boards and published: the first three in a Prometheus exporter's tests, the fourth in
+# henrygd/beszel's agent/gpu_test.go, the last in rbonghi/jetson_stats' tests.
+NANO_JETPACK_4 = (
+    "RAM 1923/3964MB (lfb 2x2MB) SWAP 191/1982MB (cached 6MB) IRAM 0/252kB(lfb 252kB) "
+    "CPU [5%@1224,4%@1224,3%@1224,6%@1224] EMC_FREQ 0%@1600 GR3D_FREQ 0%@76 APE 25 PLL@37C CPU@40C "
+    "PMIC@50C GPU@40C AO@45C thermal@40C POM_5V_IN 1750/1628 POM_5V_GPU 0/0 POM_5V_CPU 366/406"
+)
+XAVIER_NX_JETPACK_4 = (
+    "RAM 5246/7771MB (lfb 7x4MB) SWAP 983/20269MB (cached 280MB) "
+    "CPU [47%@1420,23%@1420,32%@1420,22%@1420,31%@1420,96%@1420] EMC_FREQ 2%@1600 GR3D_FREQ 0%@1109 "
+    "APE 150 MTS fg 1% bg 9% AO@29C GPU@31.5C PMIC@100C AUX@30C CPU@33.5C thermal@31.35C "
+    "VDD_IN 6140/5510 VDD_CPU_GPU_CV 2706/2119 VDD_SOC 1074/1051"
+)
+XAVIER_NX_JETPACK_5 = (
+    "07-09-2024 13:31:31 RAM 3168/6851MB (lfb 2x4MB) SWAP 161/3426MB (cached 0MB) "
+    "CPU [23%@1397,17%@1192,16%@1190,13%@1190,23%@1190,10%@1190] EMC_FREQ 2%@204 GR3D_FREQ 0%@[114] "
+    "VIC_FREQ 115 APE 150 AUX@45C CPU@46.5C thermal@45.6C AO@45C GPU@45.5C PMIC@50C "
+    "VDD_IN 2763mW/2846mW VDD_CPU_GPU_CV 650mW/670mW VDD_SOC 650mW/711mW"
+)
+ORIN_NANO_JETPACK_6 = (
+    "06-18-2025 11:25:24 RAM 3452/7620MB (lfb 25x4MB) SWAP 1518/16384MB (cached 174MB) "
+    "CPU [1%@1420,2%@1420,0%@1420,2%@1420,2%@729,1%@729] GR3D_FREQ 0% cpu@50.031C soc2@49.031C "
+    "soc0@50C gpu@49.031C tj@50.25C soc1@50.25C VDD_IN 4824mW/4824mW VDD_CPU_GPU_CV 518mW/518mW "
+    "VDD_SOC 1475mW/1475mW"
+)
+AGX_ORIN_JETPACK_7 = (
+    "07-25-2026 09:08:28 RAM 20642/62817MB (lfb 1x2MB) CPU [23%@2201,10%@2201,4%@2201,14%@2201,"
+    "30%@2201,18%@2201,10%@2201,10%@2201,33%@2201,7%@2201,5%@2201,27%@2201] EMC_FREQ 3%@3199 "
+    "GR3D_FREQ 12%@[1300,1300] NVENC0 off NVDEC0 off NVJPG0 off NVJPG1 off VIC off OFA off "
+    "NVDLA0 off NVDLA1 off PVA0_FREQ off APE 174 cpu@52.968C/52.968C soc2@48.406C/48.406C "
+    "soc0@49.531C/49.531C gpu@47.625C/47.625C VDD_GPU_SOC 5139mW/5139mW/5139mW "
+    "VDD_CPU_CV 3268mW/3268mW/3268mW VIN_SYS_5V0 5500mW/5500mW/5500mW"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "rail", "total", "clocks", "gpu_c"),
+    [
+        (NANO_JETPACK_4, "POM_5V_IN", 1750, {"cpu": 1224, "gpu": 76, "memory": 1600}, 40),
+        (XAVIER_NX_JETPACK_4, "VDD_IN", 6140, {"cpu": 1420, "gpu": 1109, "memory": 1600}, 31.5),
+        (XAVIER_NX_JETPACK_5, "VDD_IN", 2763, {"cpu": 1397, "gpu": 114, "memory": 204}, 45.5),
+        (ORIN_NANO_JETPACK_6, "VDD_IN", 4824, {"cpu": 1420}, 49.031),
+        (
+            AGX_ORIN_JETPACK_7,
+            "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0",
+            5139 + 3268 + 5500,
+            {"cpu": 2201, "gpu": 1300, "memory": 3199},
+            47.625,
+        ),
+    ],
+)
+def test_tegrastats_of_each_jetpack(
+    line: str, rail: str, total: float, clocks: dict[str, float], gpu_c: float
+) -> None:
+    reading = parse_tegrastats(line)
+    assert reading.total_mw() == (rail, total)
+    assert reading.clock_mhz == clocks
+    assert reading.temperature_c["gpu"] == gpu_c
+    assert "pmic" not in reading.temperature_c
+    assert all(20 < t < 60 for t in reading.temperature_c.values())
+
+
+@pytest.mark.parametrize("line", ["", "RAM", "tegrastats: command not found", "\x00\xff"])
+def test_other_lines_tell_nothing(line: str) -> None:
+    assert parse_tegrastats(line) == Reading()
+
+
+def _write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+def test_rails_of_the_newer_driver(tmp_path: Path) -> None:
+    home = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4"
+    root = _write(
+        tmp_path,
+        {
+            f"{home}/in1_label": "VDD_IN",
+            f"{home}/in1_input": "5064",
+            f"{home}/curr1_input": "960",
+            f"{home}/in2_label": "VDD_CPU_GPU_CV",
+            f"{home}/in2_input": "5056",
+            f"{home}/curr2_input": "104",
+            f"{home}/in3_label": "VDD_SOC",
+            f"{home}/in3_input": "5056",  # its current cannot be read
+        },
+    )
+    reading = read_sysfs(root)
+    assert reading.power_mw == pytest.approx({"VDD_IN": 4861.44, "VDD_CPU_GPU_CV": 525.824})
+    assert reading.total_mw() == ("VDD_IN", pytest.approx(4861.44))
+
+
+def test_rails_of_the_older_driver(tmp_path: Path) -> None:
+    home = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
+    root = _write(
+        tmp_path,
+        {f"{home}/rail_name_0": "POM_5V_IN", f"{home}/in_power0_input": "1750"},
+    )
+    assert read_sysfs(root).total_mw() == ("POM_5V_IN", 1750)
+
+
+def test_a_pc(tmp_path: Path) -> None:
+    root = _write(
+        tmp_path,
+        {
+            "sys/class/powercap/intel-rapl:0/name": "package-0",
+            "sys/class/powercap/intel-rapl:0/energy_uj": "123456789",
+            "sys/class/powercap/intel-rapl:0/max_energy_range_uj": "262143328850",
+            "sys/class/powercap/intel-rapl:0:0/name": "core",
+            "sys/class/powercap/intel-rapl:0:0/energy_uj": "5",
+            "sys/class/thermal/thermal_zone0/type": "x86_pkg_temp",
+            "sys/class/thermal/thermal_zone0/temp": "54000",
+            "sys/class/thermal/thermal_zone1/type": "off",
+            "sys/class/thermal/thermal_zone1/temp": "-256000",
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1200000",
+            "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "3400000",
+            "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": "2",
+            "sys/devices/system/cpu/cpu1/thermal_throttle/core_throttle_count": "3",
+            "sys/class/devfreq/17000000.gpu/cur_freq": "624750000",
+        },
+    )
+    reading = read_sysfs(root)
+    assert reading.energy_uj == {"package-0": 123456789}
+    assert reading.temperature_c == {"x86_pkg_temp": 54.0}
+    assert reading.clock_mhz == {"cpu": 3400.0, "gpu": 624.75}
+    assert throttle_count(root) == 5
+
+
+def test_a_machine_without_sensors(tmp_path: Path) -> None:
+    assert read_sysfs(tmp_path) == Reading()
+    assert read_sysfs(tmp_path).total_mw() is None
+    assert throttle_count(tmp_path) is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_sensor_that_may_not_be_read_is_missing(tmp_path: Path) -> None:
+    name = "sys/class/powercap/intel-rapl:0/energy_uj"
+    root = _write(tmp_path, {name: "5", name.replace("energy", "max_energy_range"): "9"})
+    (root / name).chmod(0)
+    assert read_sysfs(root).energy_uj == {}
+
+
+def test_gpu_cards() -> None:
+    reading = parse_smi(
+        "0, 71.23, 1980, 2619, 34, 0x0000000000000000\n"
+        "1, 350.10, 1410, 1593, 83, 0x0000000000000024\n"
+        "2, [N/A], [N/A], [N/A], 45, [N/A]\n"
+        "garbage\n"
+    )
+    assert reading.total_mw() == ("GPU 0 + GPU 1", pytest.approx(421_330))
+    assert reading.clock_mhz["gpu 1"] == 1410
+    assert "gpu 2" not in reading.clock_mhz
+    assert reading.throttled == ("GPU 1: power cap", "GPU 1: software thermal slowdown")
+
+
+def test_the_tools_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (
+        ("tegrastats", f"while true; do echo '{ORIN_NANO_JETPACK_6}'; sleep 0.1; done"),
+        ("nvpmodel", "echo 'NV Power Mode: 15W'; echo 0"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert read_tegrastats().total_mw() == ("VDD_IN", 4824)
+    assert power_mode() == "15W"
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert read_tegrastats() == Reading()
+    assert power_mode() == ""

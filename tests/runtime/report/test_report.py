@@ -1,0 +1,165 @@
+"""The report: one file that needs nothing else, verdict first, and true to the JSON."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fr_edge.bundle import change, open_bundle
+from fr_edge.errors import BundleError
+from fr_edge.faces.sources import Faces
+from fr_edge.runtime.accuracy.evaluate import evaluate
+from fr_edge.runtime.accuracy.protocol import draw_pairs
+from fr_edge.runtime.bench.benchmark import benchmark
+from fr_edge.runtime.report.write import write_report
+from fr_edge.runtime.verification.verify import verify
+
+_BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+_VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class _Page(HTMLParser):
+    """Collects text and tags; complains about tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+
+@pytest.fixture
+def judged(mini: Path, people: Faces) -> Path:
+    verify(mini, "int8", pairs=draw_pairs(people), min_cosine=0.5, p1_cosine=0.5)
+    evaluate(mini, people, engine="int8")
+    benchmark(mini, "int8", duration_s=0.2, warmup_s=0.1)
+    training = {
+        "curve": [{"step": s, "lr": 0.1, "loss": 9 - s / 10} for s in range(0, 50, 10)],
+        "verification": [{"step": 0, "accuracy": 0.5}, {"step": 40, "accuracy": 0.9}],
+        "seconds": 12.5,
+    }
+    with change(mini, "distill", {}) as draft:
+        draft.path("reports/training.json", "report").write_text(json.dumps(training))
+    return mini
+
+
+def test_page_is_whole_and_stands_alone(judged: Path) -> None:
+    path = write_report(judged)
+    text = path.read_text(encoding="utf-8")
+    page = _Page(text)
+    body = " ".join(" ".join(page.text).split())
+    assert body.index("PASSED") < 400
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4  # cosine, ROC, scores, training
+    assert "script" not in {tag for tag, _ in page.tags}
+    loads = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "xlink:href")]
+    assert loads
+    assert all(v and v.startswith(("data:", "#")) for v in loads)
+    assert "url(http" not in text
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids)), "two plots share an element id"
+    assert "None" not in body
+    assert "nan" not in body.lower().split()
+
+
+def test_figures_are_the_reports_own(judged: Path) -> None:
+    body = " ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text)
+    verified = json.loads((judged / "reports/verify-int8.json").read_text())
+    timed = json.loads((judged / "reports/benchmark-int8.json").read_text())
+    assert f"{verified['cosine']['min']:.4f}" in body
+    assert f"{100 * verified['tar']['1e-2']['engine']:.2f} %" in body
+    assert f"{timed['runs'][0]['latency_ms']['p50']:.2f}" in body
+    assert "INVALID" in body
+    for entry in open_bundle(judged).files.values():
+        if entry.role != "report":
+            assert entry.sha256 in body
+
+
+def test_drawn_faces_are_shown_and_other_peoples_are_not(judged: Path, people: Faces) -> None:
+    def pictures() -> int:
+        page = _Page(write_report(judged).read_text(encoding="utf-8"))
+        return sum(tag == "img" for tag, _ in page.tags)
+
+    assert pictures() == 12
+    report = json.loads((judged / "reports/verify-int8.json").read_text())
+    report["faces"]["drawn"] = False
+    with change(judged, "tamper", {}) as draft:
+        draft.path("reports/verify-int8.json", "verification").write_text(json.dumps(report))
+    assert pictures() == 0
+    page = _Page(write_report(judged, people).read_text(encoding="utf-8"))
+    assert sum(tag == "img" for tag, _ in page.tags) == 12
+
+
+def test_failed_gates_come_first(mini: Path, people: Faces) -> None:
+    verify(mini, "int8", faces=people, min_cosine=1.0)
+    body = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
+    assert re.search(r"FAILED INT8 engine .* ✗ min cosine", body[:800])
+
+
+def test_a_bundle_that_nobody_verified_says_so(mini: Path) -> None:
+    body = " ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text)
+    assert "NOT VERIFIED" in body
+    assert "fr-edge benchmark" in body
+
+
+def test_names_are_text_not_markup(mini: Path) -> None:
+    with change(mini, "export", {"source": "<script>alert(1)</script>.onnx"}):
+        pass
+    text = write_report(mini).read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_damaged_report_is_named(mini: Path) -> None:
+    with change(mini, "tamper", {}) as draft:
+        draft.path("reports/verify-int8.json", "verification").write_text("{ not json")
+    with pytest.raises(BundleError, match="verify-int8"):
+        write_report(mini)
+
+
+@pytest.mark.skipif(_BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_shows_it_offline_without_complaint(judged: Path, tmp_path: Path) -> None:
+    page = write_report(judged)
+    assert _BROWSER is not None
+    done = subprocess.run(
+        [
+            _BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=400,800",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count("<svg") == 4
+    assert "PASSED" in done.stdout

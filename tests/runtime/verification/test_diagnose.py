@@ -1,0 +1,110 @@
+"""Known mistakes get their name, and noise its size."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fr_edge.bundle import change, open_bundle
+from fr_edge.faces.contract import PRESETS, preprocess
+from fr_edge.faces.sources import Faces
+from fr_edge.runtime.accuracy.embeddings import write_embeddings
+from fr_edge.runtime.engines.cpu import CpuSession
+from fr_edge.runtime.engines.session import embed_faces, open_session
+from fr_edge.runtime.verification.diagnose import explain, label_doubts
+from fr_edge.runtime.verification.verify import verify
+
+SPEC = PRESETS["insightface"]
+
+
+def _channel_swap(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return fp32.embed(preprocess(np.ascontiguousarray(faces[..., ::-1]), SPEC))
+
+
+def _raw_pixels(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return fp32.embed(preprocess(faces, SPEC) * 127.5 + 127.5)
+
+
+def _mirrored(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return fp32.embed(np.ascontiguousarray(preprocess(faces, SPEC)[:, :, :, ::-1]))
+
+
+def _rows_moved(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return np.roll(fp32.embed(preprocess(faces, SPEC)), 1, axis=0)
+
+
+def _noise(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    plain = fp32.embed(preprocess(faces, SPEC))
+    noise = np.random.default_rng(0).normal(size=plain.shape)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    out = plain / np.linalg.norm(plain, axis=1, keepdims=True) + 0.3 * noise
+    return out.astype(np.float32)
+
+
+def _shift(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    plain = fp32.embed(preprocess(faces, SPEC))
+    return plain + 0.2 * np.linalg.norm(plain, axis=1).mean() * np.eye(plain.shape[1])[0].astype(
+        "f4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mistake", "name"),
+    [
+        (_channel_swap, "channels are BGR"),
+        (_raw_pixels, "those of 'raw'"),
+        (_mirrored, "mirrored"),
+        (_rows_moved, "48 of 48 embeddings are another face's"),
+        (_noise, r"noise, (2[89]|30)\.\d% of an embedding's length"),
+        (_shift, "a shift that all faces share"),
+    ],
+)
+def test_mistakes_are_named(
+    mistake: Callable[[CpuSession, np.ndarray], np.ndarray],
+    name: str,
+    calibrated_mini: Path,
+    people: Faces,
+) -> None:
+    import re
+
+    fp32 = CpuSession(calibrated_mini / "model.onnx", "fp32")
+    faces = next(people.batches(48))
+    expected = fp32.embed(preprocess(faces, SPEC))
+    assert re.search(name, explain(mistake(fp32, faces), expected, faces, fp32, SPEC))
+
+
+def test_a_reference_made_with_the_wrong_channels_is_named(
+    mini: Path, people: Faces, tmp_path: Path
+) -> None:
+    bundle = open_bundle(mini)
+    with change(tmp_path / "bgr", "copy", {}) as draft:
+        draft.spec, draft.embedding_dim = replace(bundle.spec, channels="BGR"), bundle.embedding_dim
+        draft.path("model.onnx", "model").write_bytes((mini / "model.onnx").read_bytes())
+    swapped = open_bundle(tmp_path / "bgr")
+    session = open_session(swapped, "fp32")
+    wrong = embed_faces(session, swapped, people)
+    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, wrong)
+    found = verify(mini, "fp32", faces=people, reference=tmp_path / "r.npz")
+    assert not found.passed
+    assert any(
+        f.startswith("the reference embeddings") and "channels are BGR" in f for f in found.findings
+    )
+
+
+def test_a_good_engine_has_no_findings(mini: Path, people: Faces) -> None:
+    assert not [
+        f for f in verify(mini, "fp32", faces=people).findings if not f.startswith("labels")
+    ]
+
+
+def test_swapped_labels_are_named_and_honest_ones_are_not() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 4)
+    found = random.normal(size=(20, 16))[labels] + 0.3 * random.normal(size=(80, 16))
+    keys = tuple(f"{i:02d}" for i in range(80))
+    honest = label_doubts(found.astype(np.float32), labels, keys)
+    mixed = label_doubts(found.astype(np.float32), random.permutation(labels), keys)
+    assert honest == ""
+    assert "labels are mixed up" in mixed

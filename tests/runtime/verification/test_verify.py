@@ -1,0 +1,152 @@
+"""What `verify` says of engines that are right, and of engines broken in known ways."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fr_edge.bundle import change, open_bundle
+from fr_edge.errors import BundleError, FacesError, ModelError, UsageError
+from fr_edge.faces.sources import Faces
+from fr_edge.runtime.accuracy.embeddings import write_embeddings
+from fr_edge.runtime.accuracy.protocol import draw_pairs
+from fr_edge.runtime.engines.session import embed_faces, open_session
+from fr_edge.runtime.verification.verify import verify
+
+
+def _rewrite(root: Path, name: str, edit: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(root / name)
+    edit(model)
+    with change(root, "tamper", {}) as draft:
+        draft.path(name, "model").write_bytes(model.SerializeToString())
+
+
+def _scale_weights(
+    factor: Callable[[np.ndarray], np.ndarray], dims: tuple[int, ...] = (4,)
+) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.ndim in dims and values.dtype == np.float32:
+                tensor.CopyFrom(numpy_helper.from_array(factor(values), tensor.name))
+
+    return edit
+
+
+def test_fp32_is_itself(mini: Path, people: Faces) -> None:
+    found = verify(mini, "fp32", faces=people)
+    assert found.passed
+    report = found.to_json()
+    assert report["cosine"]["min"] > 0.99999
+    assert report["tar"]["1e-2"]["delta"] == 0
+    assert report["faces"]["count"] == len(people)
+    assert json.loads((mini / "reports/verify-fp32.json").read_text()) == report
+    assert open_bundle(mini).history[-1]["summary"]["passed"] is True
+
+
+def test_int8_figures_are_those_of_its_embeddings(mini: Path, people: Faces) -> None:
+    pairs = draw_pairs(people)
+    report = verify(mini, "int8", pairs=pairs, far=1e-2).to_json()
+    bundle = open_bundle(mini)
+    old, new = (embed_faces(open_session(mini, e), bundle, people) for e in ("fp32", "int8"))
+    cosine = (old * new).sum(1) / np.linalg.norm(old, axis=1) / np.linalg.norm(new, axis=1)
+    assert report["cosine"]["min"] == pytest.approx(cosine.min(), abs=2e-6)
+    assert report["cosine"]["mean"] == pytest.approx(cosine.mean(), abs=2e-6)
+    assert report["worst"][0]["face"] == people.keys[int(cosine.argmin())]
+    assert sum(report["cosine"]["histogram"]["counts"]) == len(people)
+    assert 0.5 < report["accuracy"]["engine"] <= 1
+    rate = report["tar"]["1e-2"]
+    assert rate["delta"] == pytest.approx(rate["engine"] - rate["reference"], abs=2e-6)
+    gate = next(g for g in report["gates"] if g["name"].startswith("TAR drop"))
+    assert gate["value"] == pytest.approx(-rate["delta"], abs=2e-6)
+
+
+def test_golden_faces_alone_judge_too(mini: Path) -> None:
+    report = verify(mini, "int8").to_json()
+    assert report["faces"] is None
+    assert report["tar"] == {}
+    assert report["cosine"]["faces"] == 32
+    assert any("TAR" in note for note in report["not_measured"])
+
+
+def test_noise_in_the_engine_fails_its_cosine_gates(mini: Path, people: Faces) -> None:
+    random = np.random.default_rng(0)
+    _rewrite(
+        mini,
+        "model.int8.onnx",
+        _scale_weights(lambda v: (v * random.normal(1, 1, v.shape)).astype(np.float32)),
+    )
+    found = verify(mini, "int8", faces=people)
+    assert not found.passed
+    assert {g.name for g in found.gates if not g.passed} >= {"min cosine", "p1 cosine"}
+
+
+def test_a_model_that_is_not_the_original_fails_the_proof(mini: Path, people: Faces) -> None:
+    _rewrite(mini, "model.onnx", _scale_weights(lambda v: np.ascontiguousarray(v[:, :, ::-1])))
+    found = verify(mini, "fp32", faces=people)
+    # The engine agrees with model.onnx on every face; only the golden faces know better.
+    assert found.drift.min > 0.9999
+    assert [g.name for g in found.gates if not g.passed] == [
+        "fp32 model is the original: min cosine"
+    ]
+
+
+def test_reference_from_a_file(mini: Path, people: Faces, tmp_path: Path) -> None:
+    embeddings = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
+    swapped = embeddings.copy()
+    swapped[[3, 20]] = swapped[[20, 3]]
+    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, swapped)
+    found = verify(mini, "fp32", faces=people, reference=tmp_path / "r.npz")
+    assert not found.passed
+    assert {key for key, _ in found.drift.worst[:2]} == {people.keys[3], people.keys[20]}
+    assert "r.npz" in found.reference
+    with pytest.raises(UsageError, match="faces"):
+        verify(mini, "fp32", reference=tmp_path / "r.npz")
+
+
+def test_a_tar_gate_that_was_asked_for_and_cannot_be_measured_fails(mini: Path) -> None:
+    assert verify(mini, "fp32").passed
+    found = verify(mini, "fp32", max_tar_drop=0.01)
+    assert not found.passed
+    assert found.gates[-1].value is None
+
+
+def test_too_few_pairs_are_said_not_guessed(mini: Path, people: Faces) -> None:
+    report = verify(mini, "fp32", faces=people, max_tar_drop=0.5, far=1e-5).to_json()
+    assert report["tar"]["1e-5"]["reference"] is None
+    assert "impostor pairs" in report["tar"]["1e-5"]["reason"]
+    assert not report["passed"]
+
+
+def test_an_engine_that_gives_nan_is_refused_and_the_bundle_stays(
+    mini: Path, people: Faces
+) -> None:
+    _rewrite(mini, "model.int8.onnx", _scale_weights(lambda v: v * np.float32(np.nan), (1,)))
+    before = sorted(p.name for p in mini.rglob("*"))
+    with pytest.raises(ModelError, match="not finite"):
+        verify(mini, "int8", faces=people)
+    assert sorted(p.name for p in mini.rglob("*")) == before
+
+
+def test_damaged_golden(mini: Path) -> None:
+    with change(mini, "tamper", {}) as draft:
+        draft.path("golden.npz", "golden").write_bytes(b"PK\x03\x04 not an archive")
+    with pytest.raises(BundleError, match="golden"):
+        verify(mini, "fp32")
+
+
+def test_an_unreadable_face_names_itself(mini: Path, people: Faces) -> None:
+    from dataclasses import replace
+
+    def read(index: int) -> np.ndarray:
+        if index == 5:
+            raise FacesError("x.jpg is damaged")
+        return people.read(index)
+
+    with pytest.raises(FacesError, match="x.jpg"):
+        verify(mini, "fp32", faces=replace(people, read=read))
+    assert "reports/verify-fp32.json" not in open_bundle(mini)
