@@ -111,7 +111,10 @@ def _normalises(path: Path) -> bool:
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(str(path)).graph
+    try:
+        graph = onnx.load(str(path)).graph
+    except Exception:  # onnxruntime's own format; protobuf's error has no public base
+        return False
     weights = {w.name: w for w in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
