@@ -9,25 +9,52 @@ from .output import command as make
 @make("align")
 @click.argument("source", metavar="SRC")
 @click.option("--out", required=True, metavar="DIR", help="Where to write the 112x112 crops.")
+@click.option("--detector", required=True, metavar="FILE.onnx", help="Finds faces and five points.")
 @click.option(
-    "--detector", required=True, metavar="FILE.onnx", help="YuNet, or a detector of its layout."
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Of a face; unless said, what its layout is used with, 0.5 to 0.7.",
 )
-@click.option("--min-score", default=0.7, show_default=True, metavar="X", help="Of a face.")
-def command(output: Output, source: str, out: str, detector: str, min_score: float) -> None:
+@click.option("--mean", metavar="X|A,B,C", help="Where the detector's is not its layout's.")
+@click.option("--std", metavar="X|A,B,C", help="Divides after that.")
+@click.option("--channels", metavar="RGB|BGR", help="Channel order.")
+def command(
+    output: Output,
+    source: str,
+    out: str,
+    detector: str,
+    min_score: float | None,
+    mean: str | None,
+    std: str | None,
+    channels: str | None,
+) -> None:
     """Align photographs to the ArcFace template.
 
     SRC is a folder, one folder per identity; names are kept. Of several faces in an image the most
     prominent is taken. Images without a face, or with several, are listed.
+
+    The detector is an ONNX file of YuNet, SCRFD, RetinaFace, YOLO-face (v5, v7, v8 and later),
+    CenterFace, or one that gives boxes, scores and landmarks already suppressed; the shapes of its
+    outputs say which. How it was understood is printed.
+
+    \b
+      fr-edge align photos --out faces --detector det_10g.onnx
+      fr-edge align photos --out faces --detector own.onnx --channels BGR --mean 127.5 --std 128
     """
     from ..faces.align import align_folder
     from ..faces.detect import open_detector
 
-    found = align_folder(source, out, open_detector(detector, min_score), output.track)
-    lines = [f"{out}: {len(found.written)} aligned faces"]
+    opened = open_detector(detector, min_score, mean=mean, std=std, channels=channels)
+    found = align_folder(source, out, opened, output.track)
+    lines = [
+        f"{out}: {len(found.written)} aligned faces",
+        f"  detector: {opened.describe()}",
+    ]
     for what, names in (
         ("no face", found.none),
         ("several faces, the most prominent taken", found.several),
         ("unreadable", tuple(found.unreadable)),
     ):
         lines += [f"  {what}: {name}" for name in names]
-    output.result(found.to_json(), "\n".join(lines))
+    output.result({**found.to_json(), "detector": opened.describe()}, "\n".join(lines))

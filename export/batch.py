@@ -23,6 +23,21 @@ def free_batch(model: ModelProto) -> int:
     The model has one input, of fixed shape, and one output. Raises ModelError when it does not run
     or its output is not one embedding per face (`(N, D)`; `(N, D, 1, 1)` and `(N, 1, D)` are flattened).
     """
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    try:
+        return _freed(model)
+    except ModelError as error:
+        if dims[0].dim_value != 1:
+            raise
+        # A squeeze that names no axes takes a batch of one along; of two it shows which are meant.
+        dims[0].dim_value = 2
+        try:
+            return _freed(model)
+        except ModelError:
+            raise error from None
+
+
+def _freed(model: ModelProto) -> int:
     graph = model.graph
     face = graph.input[0]
     shape = tuple(dim.dim_value for dim in face.type.tensor_type.shape.dim)

@@ -43,7 +43,12 @@ def at_opset(model: ModelProto) -> ModelProto:
 def _converted(model: ModelProto) -> ModelProto:
     try:
         return onnx.version_converter.convert_version(model, OPSET)
-    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
+    except (
+        onnx.version_converter.ConvertError,
+        onnx.shape_inference.InferenceError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise ModelError(str(error).rsplit("failed: ", 1)[-1].strip()) from error
 
 

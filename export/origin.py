@@ -18,7 +18,7 @@ from ..faces.contract import FRAME, PRESETS, InputSpec
 from ..faces.sources import Faces
 from .diagnose import diagnose_embedder
 from .foreign import contract_in, face_input, read_onnx
-from .reference import Embed, Floats, exact_embedder, module_embedder, onnx_embedder
+from .reference import Embed, Floats, exact_embedder, module_embedder, original_embedder
 from .tidy import tidy
 
 
@@ -100,7 +100,7 @@ def _from_onnx(path: Path, told: Told) -> Origin:
     model = tidy(read_onnx(path))
     face = face_input(model)
     try:
-        embed = onnx_embedder(model.SerializeToString())
+        embed = original_embedder(model.SerializeToString())
     except (EncodeError, ValueError) as error:
         raise ModelError(f"{path} is larger than 2 GB: {error}") from error
     own = contract_in(model)

@@ -89,10 +89,29 @@ def onnx_embedder(model: bytes) -> Embed:
             if fixed and count < fixed:
                 part = np.concatenate([part, np.repeat(part[-1:], fixed - count, axis=0)])
             out = _run(session, face.name, part)[0]
-            results.append(out.reshape(len(part), -1)[:count] if len(out) == len(part) else out)
+            whole = len(part) == 1 or len(out) == len(part)  # of one face, a squeeze may leave (D,)
+            results.append(out.reshape(len(part), -1)[:count] if whole else out)
         return np.concatenate(results).astype(np.float32)
 
     return embed
+
+
+def original_embedder(model: bytes) -> Embed:
+    """The same for somebody's file, whose batch may be free in name alone: where several faces at
+    a time do not give as many embeddings, one at a time is what it was made for."""
+    embed = onnx_embedder(model)
+
+    def patient(inputs: Floats) -> Floats:
+        try:
+            found = embed(inputs)
+            if found.ndim == 2 and len(found) == len(inputs):
+                return found
+        except ModelError:
+            if len(inputs) == 1:
+                raise
+        return np.concatenate([embed(one[None]) for one in inputs])
+
+    return patient
 
 
 def run_once(model: bytes, inputs: Floats) -> list[npt.NDArray[Any]]:

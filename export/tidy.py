@@ -24,6 +24,8 @@ def tidy(model: ModelProto) -> ModelProto:
     except ValueError as error:
         raise ModelError(f"the network is no valid ONNX: {error}") from error
     name_nodes(graph)
+    # Shapes as the exporter saw them: for its one batch, and of slopes that change below.
+    del graph.value_info[:]
     constants, read = weights(graph), uses(graph)
     kept = [v for v in graph.input if v.name not in constants and read[v.name]]
     del graph.input[:]

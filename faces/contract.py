@@ -129,6 +129,18 @@ def make_spec(
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"no preset {preset!r}", f"presets: {', '.join(PRESETS)}")
     spec = PRESETS[preset or "insightface"]
+    return changed(spec, mean=mean, std=std, channels=channels, size=size)
+
+
+def changed(
+    spec: InputSpec,
+    *,
+    mean: str | None = None,
+    std: str | None = None,
+    channels: str | None = None,
+    size: str | None = None,
+) -> InputSpec:
+    """The contract with overrides as they are typed; raises UsageError for what cannot be read."""
     changes: dict[str, Any] = {}
     if mean is not None:
         changes["mean"] = _triple(mean, "--mean")

@@ -1,26 +1,34 @@
-"""Finds faces and their five landmarks in a photograph, with a YuNet network that the user brings.
+"""Finds faces and their five landmarks in a photograph, with a detector that the user brings.
 
-Knows the YuNet layout (W. Wu et al., Machine Intelligence Research 2023): per stride 8, 16 and 32
-the outputs cls, obj, bbox and kps, one row per cell of the image; input BGR 0..255.
+The layouts of `detectors/` are tried on what the network says of a black picture: shapes decide,
+so names and fixed or free axes do not matter.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from ..errors import ModelError
+from .contract import InputSpec, changed
+from .detectors.centerface import CENTERFACE
+from .detectors.finished import LISTS, ROWS
+from .detectors.layout import Candidates, Floats, Layout, Outputs, Size
+from .detectors.network import Network, load, run
+from .detectors.retinaface import RETINAFACE, RETINAFACE_MAPS
+from .detectors.scrfd import SCRFD
+from .detectors.yolo import YOLO
+from .detectors.yolo_maps import YOLO_MAPS
+from .detectors.yunet import YUNET
 
-STRIDES = (8, 16, 32)
-MIN_SCORE = 0.7
+LAYOUTS = (
+    YUNET, SCRFD, RETINAFACE, RETINAFACE_MAPS, YOLO, YOLO_MAPS, CENTERFACE, LISTS, ROWS,
+)  # fmt: skip
 OVERLAP = 0.3
 """Of two boxes with more intersection over union than this, the less certain is dropped."""
-_SIDE = 640
-_NAMES = tuple(f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
 
 F32 = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
@@ -40,79 +48,111 @@ Detect = Callable[[Images], list[Found]]
 """`(H, W, 3) uint8` RGB -> the faces in it, the most certain first."""
 
 
-def open_detector(file: str | Path, min_score: float = MIN_SCORE) -> Detect:
-    """A detector from an ONNX file; raises ModelError when it is none of the YuNet layout."""
-    session = _session(Path(file))
-    names = {output.name for output in session.get_outputs()}
-    if not set(_NAMES) <= names or len(session.get_inputs()) != 1:
-        raise ModelError(
-            f"{file} is no YuNet detector: it gives {', '.join(sorted(names)[:4])}, ...",
-            f"expected one image in and {', '.join(_NAMES[:4])}, ... out"
-            " (face_detection_yunet of OpenCV's zoo)",
-        )
-    face = session.get_inputs()[0]
-    height, width = (size if isinstance(size, int) else _SIDE for size in face.shape[2:])
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A detector and how it was understood; a `Detect`."""
 
-    def detect(image: Images) -> list[Found]:
-        scale = min(height / image.shape[0], width / image.shape[1])
-        small = _shrunk(image, scale)
-        canvas = np.zeros((height, width, 3), np.float32)
-        canvas[: small.shape[0], : small.shape[1]] = small[..., ::-1]
-        blob = np.ascontiguousarray(canvas.transpose(2, 0, 1)[None])
-        try:
-            arrays = session.run(list(_NAMES), {face.name: blob})
-        except Exception as error:  # onnxruntime's own classes derive from Exception alone
-            line = str(error).strip().splitlines()[0]
-            raise ModelError(f"the detector {file} does not run: {line}") from error
-        return _decode(dict(zip(_NAMES, arrays, strict=True)), width, scale, min_score)
+    network: Network
+    layout: Layout
+    spec: InputSpec
+    min_score: float
 
-    return detect
+    def __call__(self, image: Images) -> list[Found]:
+        canvas, scale = _letterbox(image, self.network.size)
+        outputs = run(self.network, canvas, self.spec)
+        found = _decode(self.layout, outputs, self.network.size, self.min_score)
+        if found is None:
+            raise ModelError(
+                f"{self.network.path} answers in another layout than {self.layout.name},"
+                f" which it began with: {_listed(outputs)}"
+            )
+        return _suppressed(found, scale)
+
+    def describe(self) -> str:
+        spec = replace(self.spec, height=self.network.size[0], width=self.network.size[1])
+        return f"{self.layout.name}, {spec.describe()}, score from {self.min_score:g}"
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
+def open_detector(
+    file: str | Path,
+    min_score: float | None = None,
+    *,
+    mean: str | None = None,
+    std: str | None = None,
+    channels: str | None = None,
+) -> Detector:
+    """A detector from an ONNX file.
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        line = str(error).strip().splitlines()[0]
-        raise ModelError(f"the detector {path} cannot be loaded: {line}") from error
+    What is not said comes from its layout; a network that normalises inside gets pixels 0..255.
+    Raises ModelError when the file cannot be used or is of no known layout.
+    """
+    network = load(Path(file))
+    canvas = np.zeros((*network.size, 3), np.uint8)
+    outputs = run(network, canvas, YUNET.spec)
+    for layout in LAYOUTS:
+        if _decode(layout, outputs, network.size, 1.0) is None:
+            continue
+        raw = {"mean": "0", "std": "1"} if network.raw else {}
+        said = {"mean": mean, "std": std, "channels": channels}
+        spec = changed(layout.spec, **{**raw, **{k: v for k, v in said.items() if v is not None}})
+        least = layout.min_score if min_score is None else min_score
+        return Detector(network, layout, spec, least)
+    known = "".join(f"\n  {layout.name}: {layout.outputs}" for layout in LAYOUTS)
+    raise ModelError(
+        f"{file} is a detector of no known layout, or gives no five landmarks."
+        f" Of a {network.size[0]}x{network.size[1]} picture it says {_listed(outputs)}",
+        f"known layouts:{known}",
+    )
 
 
-def _shrunk(image: Images, scale: float) -> Images:
+def _letterbox(image: Images, size: Size) -> tuple[Images, float]:
+    """The image scaled into the top left of a black canvas, and the scale."""
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture)
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    canvas = np.zeros((*size, 3), np.uint8)
+    canvas[:height, :width] = np.asarray(small)
+    return canvas, scale
 
 
-def _decode(arrays: dict[str, F32], width: int, scale: float, min_score: float) -> list[Found]:
-    found: list[Found] = []
-    for stride in STRIDES:
-        cls, obj, boxes, points = (
-            arrays[f"{kind}_{stride}"][0] for kind in ("cls", "obj", "bbox", "kps")
-        )
-        scores = np.sqrt(np.clip(cls[:, 0], 0, 1) * np.clip(obj[:, 0], 0, 1))
-        columns = width // stride
-        for cell in np.flatnonzero(scores >= min_score):
-            corner = np.array([cell % columns, cell // columns], np.float32)
-            centre = (corner + boxes[cell, :2]) * stride
-            size = np.exp(boxes[cell, 2:]) * stride
-            box = np.concatenate([centre - size / 2, size]) / scale
-            five = (points[cell].reshape(5, 2) + corner) * stride / scale
-            score = float(scores[cell])
-            found.append(Found(score, box.astype(np.float32), five.astype(np.float32)))
-    found.sort(key=lambda face: -face.score)
+def _decode(layout: Layout, outputs: Outputs, size: Size, least: float) -> Candidates | None:
+    if not outputs:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # a broken network's numbers; dropped below
+        return layout.decode(outputs, size, least)
+
+
+def _suppressed(found: Candidates, scale: float) -> list[Found]:
+    """Faces in pixels of the photograph, the most certain first, without those that overlap."""
+    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
+    sane = (
+        np.isfinite(boxes).all(1)
+        & np.isfinite(found.points).all((1, 2))
+        & (boxes[:, 2:] > 0).all(1)
+    )
+    order = np.flatnonzero(sane)
+    order = order[np.argsort(-found.scores[order], kind="stable")]
     kept: list[Found] = []
-    for face in found:
-        if all(_overlap(face.box, other.box) <= OVERLAP for other in kept):
-            kept.append(face)
+    while len(order):
+        best, order = order[0], order[1:]
+        box, points = boxes[best] / scale, found.points[best] / scale
+        kept.append(
+            Found(float(found.scores[best]), box.astype(np.float32), points.astype(np.float32))
+        )
+        order = order[_overlaps(found.boxes[best], found.boxes[order]) <= OVERLAP]
     return kept
 
 
-def _overlap(a: F32, b: F32) -> float:
-    """Intersection over union of two boxes."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[:2] + a[2:], b[:2] + b[2:])
-    common = float(np.prod(np.maximum(high - low, 0)))
-    return common / max(float(np.prod(a[2:]) + np.prod(b[2:])) - common, 1e-9)
+def _overlaps(box: Floats, others: Floats) -> Floats:
+    """Intersection over union of a box with others `(K, 4)`, as corners."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    common = np.maximum(high - low, 0).prod(axis=1)
+    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
+    shares: Floats = common / (areas + (box[2:] - box[:2]).prod() - common)
+    return shares
+
+
+def _listed(outputs: Outputs) -> str:
+    shown = [f"{name} {tuple(array.shape)}" for name, array in outputs.items()]
+    more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
+    return (", ".join(shown[:12]) or "nothing in floating point") + more

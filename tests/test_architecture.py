@@ -38,7 +38,8 @@ def test_every_package_is_listed() -> None:
         if not {".venv", "build"} & set(file.relative_to(ROOT).parts)
     }
     assert set(listed) == found
-    assert found == {"fr_edge", *(f"fr_edge.{room}" for room in ROOMS)}
+    top = {name for name in found if name.count(".") < 2}
+    assert top == {"fr_edge", *(f"fr_edge.{room}" for room in ROOMS)}
 
 
 @pytest.mark.parametrize("args", [["--help"], ["calibrate", "--help"], ["--version"]])

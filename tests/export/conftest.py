@@ -91,8 +91,8 @@ def build(
 ) -> ModelProto:
     """A network of 4 convolutions; see the knobs' names.
 
-    `flatten`: Flatten, Reshape (batch written in), shape (Shape and Gather), minus (1, -1) or
-    squeeze. `head`: Gemm, MatMul (then Add) or Conv (rank 4 until the flatten). `inside`: mean and
+    `flatten`: Flatten, Reshape (batch written in), shape (Shape and Gather), minus (1, -1),
+    squeeze or squeeze all (no axes). `head`: Gemm, MatMul (then Add) or Conv (rank 4 until the flatten). `inside`: mean and
     std in the graph. `unit`: L2-normalised output.
     """
     g = Graph(seed)
@@ -141,6 +141,8 @@ def _flat(g: Graph, x: str, how: str, inner: int, opset: int, batch: int) -> str
         return g.add("Reshape", [x, g.constant("shape", np.int64([batch, inner]))], "flat")
     if how == "minus":
         return g.add("Reshape", [x, g.constant("shape", np.int64([batch, -1]))], "flat")
+    if how == "squeeze all":
+        return g.add("Squeeze", [x], "flat")
     if how == "squeeze":
         if opset < 13:
             return g.add("Squeeze", [x], "flat", axes=[2, 3])

@@ -11,6 +11,8 @@ from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from fr_edge.errors import ModelError
 from fr_edge.export.foreign import contract_in
+from fr_edge.export.reference import original_embedder
+from fr_edge.export.tidy import tidy
 from fr_edge.faces.contract import PRESETS, make_spec
 
 SPEC = PRESETS["insightface"]
@@ -24,6 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "matrix product": {"head": "MatMul"},
     "global convolution, squeezed": {"head": "Conv", "flatten": "squeeze"},
     "global convolution, fixed": {"head": "Conv", "flatten": "minus", "batch": 1},
+    "squeezed of everything": {"head": "Conv", "flatten": "squeeze all", "batch": 2},
     "mean and std inside": {"inside": True},
     "channels last": {"nhwc": True},
     "channels last, fixed": {"nhwc": True, "batch": 1, "flatten": "Reshape"},
@@ -59,6 +62,51 @@ def test_same_function_in_one_form(name: str, opset: int, tools: SimpleNamespace
         found = tools.run(model, faces[:count])
         assert found.shape == (count, 16)
         assert tools.cosine(found, expected[:count]) > 0.999999
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"flatten": "minus"}, {"flatten": "Reshape"}, {"head": "Conv", "flatten": "squeeze all"}]
+)  # fmt: skip
+def test_a_batch_that_is_free_in_name_alone(knobs: dict[str, Any], tools: SimpleNamespace) -> None:
+    """Declared free, with a flatten traced at one face; or one that several faces alone survive."""
+    given = tools.build(batch="N", **knobs)
+    faces = tools.noise(9, 3, 112, 112)
+    expected = original_embedder(tidy(given).SerializeToString())(faces)
+    by_hand = tools.run(given, faces) if "head" in knobs else None
+    if by_hand is None:
+        by_hand = np.concatenate([tools.run(given, face[None]) for face in faces])
+    np.testing.assert_allclose(expected, by_hand.reshape(9, -1), rtol=1e-4, atol=1e-5)
+    model = tools.standard(given)
+    for count in (1, 7, 9):
+        assert tools.cosine(tools.run(model, faces[:count]), expected[:count]) > 0.999999
+
+
+def test_one_face_squeezed_to_a_row(tools: SimpleNamespace) -> None:
+    """`(D,)` for a batch of one."""
+    given = tools.build(batch=1, head="Conv", flatten="minus")
+    end = given.graph.output[0]
+    end.name = "row"
+    given.graph.node.append(helper.make_node("Squeeze", ["fc1"], ["row"]))
+    end.CopyFrom(helper.make_tensor_value_info("row", 1, [16]))
+    faces = tools.noise(3, 3, 112, 112)
+    expected = original_embedder(tidy(given).SerializeToString())(faces)
+    assert expected.shape == (3, 16)
+    found = tools.run(tools.standard(given), faces)
+    assert tools.cosine(found, expected) > 0.999999
+
+
+def test_shapes_written_down_for_slopes(tools: SimpleNamespace) -> None:
+    """PyTorch's newer exporter lists the shapes of weights too; slopes are reshaped here."""
+    given = tools.build(opset=18)
+    for weight in given.graph.initializer:
+        if weight.name.endswith("_slope"):
+            weight.dims.insert(0, 1)
+            given.graph.value_info.append(
+                helper.make_tensor_value_info(weight.name, 1, list(weight.dims))
+            )
+    faces = tools.noise(3, 3, 112, 112)
+    found = tools.run(tools.standard(given), faces)
+    assert tools.cosine(found, tools.run(given, faces)) > 0.999999
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -1,4 +1,4 @@
-"""Small images to put into folders, tars, records and sets."""
+"""Small images to put into folders, tars, records and sets; detectors that ignore the picture."""
 
 import io
 from collections.abc import Callable
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 U8 = npt.NDArray[np.uint8]
@@ -42,3 +44,36 @@ def people(tmp_path: Path, pictures: U8) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(picture))
     return root
+
+
+@pytest.fixture
+def constant(tmp_path: Path) -> Callable[..., Path]:
+    """`(arrays, size)` -> an ONNX file; without a size its axes are free and 640x640 is meant."""
+
+    def build(
+        arrays: dict[str, np.ndarray],
+        size: tuple[int, int] | None = None,
+        shape: list[int | str] | None = None,
+        kind: int = TensorProto.FLOAT,
+    ) -> Path:
+        shape = shape or ([1, 3, *size] if size else ["n", 3, "h", "w"])
+        named = {f"{name}_value": array for name, array in arrays.items()}
+        kinds = {n: helper.np_dtype_to_tensor_dtype(a.dtype) for n, a in arrays.items()}
+        graph = helper.make_graph(
+            [helper.make_node("Identity", [f"{name}_value"], [name]) for name in arrays],
+            "detector",
+            [helper.make_tensor_value_info("picture", kind, shape)],
+            [
+                helper.make_tensor_value_info(
+                    n, kinds[n], a.shape if size else [f"{n}{i}" for i in range(a.ndim)]
+                )
+                for n, a in arrays.items()
+            ],
+            [numpy_helper.from_array(a, n) for n, a in named.items()],
+        )
+        opsets = [helper.make_opsetid("", 13)]
+        path = tmp_path / "detector.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+        return path
+
+    return build

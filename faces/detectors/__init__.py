@@ -1,0 +1,1 @@
+"""Networks that find faces: how each family lays out what it says."""

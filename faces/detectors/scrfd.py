@@ -1,0 +1,39 @@
+"""SCRFD (J. Guo et al., ICLR 2022), as insightface ships it: det_10g, det_500m, scrfd_*_bnkps.
+
+Per stride a score, the distances to a box's four sides and those to five points, in strides from
+the cell's corner; two anchors a cell, or one and two strides more.
+"""
+
+import numpy as np
+
+from .cells import Level, pyramid
+from .layout import Candidates, Layout, Outputs, Size, five, joined, pixels, probability
+
+
+def decode(outputs: Outputs, size: Size, least: float) -> Candidates | None:
+    levels = pyramid(outputs, size, (8, 16, 32), (2, 8, 20)) or pyramid(
+        outputs, size, (8, 16, 32, 64, 128), (1, 4, 10)
+    )
+    if levels is None:
+        return None
+    return joined([_level(level, least) for level in levels])
+
+
+def _level(level: Level, least: float) -> Candidates:
+    anchors = level.parts[0].shape[1]
+    scores = probability(level.parts[0]).ravel()
+    keep = scores >= least
+    corner = level.grid.repeat(anchors, axis=0)[keep] * level.stride
+    reach = level.parts[1].reshape(-1, 4)[keep] * level.stride
+    points = five(level.parts[2].reshape(-1, 10)[keep]) * level.stride
+    boxes = np.concatenate([corner - reach[:, :2], corner + reach[:, 2:]], axis=1)
+    return Candidates(scores[keep], boxes, corner[:, None] + points)
+
+
+SCRFD = Layout(
+    "SCRFD",
+    "score, bbox and kps of strides 8, 16 and 32, two anchors a cell",
+    pixels("RGB", 127.5, 128.0),
+    min_score=0.5,
+    decode=decode,
+)
