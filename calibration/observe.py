@@ -101,6 +101,7 @@ def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int = 0) -
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # all a run needs at once, as one block: much more
     data = probe.SerializeToString()
     del probe  # a large network should not be here one more time while onnxruntime reads it
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
