@@ -1,12 +1,21 @@
-"""Time and memory of calibration, ours beside onnxruntime's entropy calibrator.
+"""INT8 by this tool and by its peers: time, memory, and what the result loses.
 
-    python benchmarks/calibration_cost.py BUNDLE FACES [COUNT ...]
+    python benchmarks/calibration_cost.py BUNDLE FACES [--counts 128,256] [--judged 1000]
+        [--sides ours,calibrate,onnxruntime,modelopt] [--modelopt-python PATH] [--json]
 
-Each run is a process of its own, one after the other, on one thread; the operating system counts
-its memory. Seconds mean little elsewhere, ratios do. Ours includes choosing the faces and writing
-and judging the INT8 model; theirs is the calibrator alone.
+Every side is a process of its own, from the start of its imports to a written INT8 model, one after
+the other, on the same faces:
+
+    ours         reading the faces, statistics, ranges, Q/DQ model: what the peers do too
+    calibrate    the whole command: looks at the faces first, judges the model, changes the bundle
+    onnxruntime  quantize_static, entropy, symmetric, per-channel weights
+    modelopt     modelopt.onnx.quantization, entropy, on the CPU; the faces come as one array
+
+The operating system counts CPU seconds and peak memory. Seconds mean little elsewhere, ratios do.
+Models are judged, outside of any clock, on faces of people who did not calibrate.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -14,74 +23,143 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fr_edge.bundle import open_bundle
+from fr_edge.calibration.loss import compare
+from fr_edge.calibration.observe import embeddings
+from fr_edge.calibration.people import split
+from fr_edge.faces.contract import preprocess
+from fr_edge.faces.sources import open_faces
 
 OURS = """
+import onnx
+from fr_edge.bundle import open_bundle
+from fr_edge.calibration.fitting import fit_table
+from fr_edge.calibration.layers import choose
+from fr_edge.calibration.observe import observe
+from fr_edge.calibration.quantize import quantize_onnx
+from fr_edge.faces.sources import open_faces
+spec, model = open_bundle(bundle).spec, onnx.load(bundle + "/model.onnx")
+choice = choose(model)
+seen = observe(model, choice.tensors, spec, open_faces(faces), picks)
+table = fit_table(model, choice, seen, faces=len(picks), identities=0, model_sha256="")
+onnx.save(quantize_onnx(model, table, choice), out)
+"""
+CALIBRATE = """
+import shutil
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.faces.sources import open_faces
-calibrate(bundle, open_faces(faces), limit=count)
+calibrate(bundle, open_faces(faces), limit=len(picks))
+shutil.copy(bundle + "/model.int8.onnx", out)
 """
-THEIRS = """
-import numpy as np
+ONNXRUNTIME = """
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization import quantize_static
 from fr_edge.bundle import open_bundle
 from fr_edge.faces.contract import preprocess
-from fr_edge.faces.sources import open_faces, spread
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
-from onnxruntime.quantization.calibrate import create_calibrator
+from fr_edge.faces.sources import open_faces
 spec, source = open_bundle(bundle).spec, open_faces(faces)
 
 class Reader(CalibrationDataReader):
     def __init__(self):
-        self.batches = source.batches(1, spread(source, count))
+        self.batches = source.batches(1, picks)
     def get_next(self):
         batch = next(self.batches, None)
         return None if batch is None else {"face": preprocess(batch, spec)}
 
-calibrator = create_calibrator(
-    bundle + "/model.onnx",
-    augmented_model_path=bundle + "/augmented.onnx",
-    calibrate_method=CalibrationMethod.Entropy,
+quantize_static(
+    bundle + "/model.onnx", out, Reader(), calibrate_method=CalibrationMethod.Entropy,
+    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True,
+    extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
 )
-calibrator.set_execution_providers(["CPUExecutionProvider"])
-calibrator.collect_data(Reader())
-calibrator.compute_data()
 """
-FRAME = """
-import resource, sys, time
-bundle, faces, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+MODELOPT = """
+import numpy as np
+from modelopt.onnx.quantization import quantize
+quantize(
+    bundle + "/model.onnx", quantize_mode="int8", calibration_data={"face": np.load(pixels)},
+    calibration_method="entropy", calibration_eps=["cpu"], high_precision_dtype="fp32",
+    output_path=out,
+)
+"""
+FRAME = r"""
+import json, re, resource, sys, time
+bundle, faces, picks, pixels, out = json.loads(sys.argv[1])
 start = time.perf_counter()
 {}
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+wall, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+# Not ru_maxrss: that begins at the size of the process this one was forked from.
+peak = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+print("\n", wall, used.ru_utime + used.ru_stime, peak / 1024)
 """
+SIDES = {"ours": OURS, "calibrate": CALIBRATE, "onnxruntime": ONNXRUNTIME, "modelopt": MODELOPT}
 
 
-def measure(body: str, bundle: Path, faces: str, count: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "bundle"
-        shutil.copytree(bundle, copy)
-        command = [sys.executable, "-c", FRAME.format(body), str(copy), faces, str(count)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def measure(python: str, body: str, given: list[Any]) -> dict[str, float]:
+    command = [python, "-c", FRAME.format(body), json.dumps(given)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        return {"failed": done.returncode}
+        print(done.stderr[-2000:], file=sys.stderr)
+        return {}
     wall_s, cpu_s, peak_mb = map(float, done.stdout.split()[-3:])
     return {"wall_s": round(wall_s, 1), "cpu_s": round(cpu_s, 1), "peak_mb": round(peak_mb)}
 
 
+def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
+    bundle, faces = open_bundle(args.bundle), open_faces(args.faces)
+    chosen = split(faces, count, args.judged)
+    pixels = folder / "pixels.npy"
+    if "modelopt" in args.sides:
+        np.save(pixels, preprocess(next(faces.batches(count, chosen.calibrate)), bundle.spec))
+    plain = embeddings(onnx.load(bundle.file("model.onnx")), bundle.spec, faces, chosen.judge)
+    found: dict[str, Any] = {"faces": len(chosen.calibrate), "judged": len(chosen.judge)}
+    for side in args.sides:
+        copy, out = folder / side, folder / f"{side}.onnx"
+        shutil.copytree(args.bundle, copy)
+        python = args.modelopt_python if side == "modelopt" else sys.executable
+        given = [str(copy), args.faces, chosen.calibrate, str(pixels), str(out)]
+        found[side] = measure(python, SIDES[side], given)
+        if found[side] and chosen.judge:
+            int8 = embeddings(onnx.load(out), bundle.spec, faces, chosen.judge)
+            loss = compare(plain, int8, faces.labels[list(chosen.judge)]).to_json()
+            rates = {
+                f"{r['far']:g}": round(r["tar_fp32"] - r["tar_int8"], 4) for r in loss["rates"]
+            }
+            found[side] |= {"cosine": loss["cosine"], "tar_loss": rates}
+    for peer in set(args.sides) - {"ours"}:
+        found[f"{peer}_to_ours"] = {
+            key: round(found[peer][key] / found["ours"][key], 1)
+            for key in ("wall_s", "cpu_s", "peak_mb")
+            if key in found[peer] and key in found.get("ours", {})
+        }
+    return found
+
+
 def main() -> None:
-    bundle, faces, *counts = sys.argv[1:]
-    for count in map(int, counts or ["128"]):
-        found = {
-            name: measure(body, Path(bundle), faces, count)
-            for name, body in (("fr_edge", OURS), ("onnxruntime_entropy", THEIRS))
-        }
-        ours, theirs = found["fr_edge"], found["onnxruntime_entropy"]
-        ratios = {
-            f"{key}_ratio": round(theirs[key] / ours[key], 1)
-            for key in ours
-            if key in theirs and key != "failed"
-        }
-        print(json.dumps({"faces": count, **found, **ratios}), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle")
+    parser.add_argument("faces")
+    parser.add_argument("--counts", default="128,256")
+    parser.add_argument("--judged", type=int, default=1000)
+    parser.add_argument("--sides", default="ours,calibrate,onnxruntime")
+    parser.add_argument("--modelopt-python", default=sys.executable)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    args.sides = args.sides.split(",")
+    results = []
+    for count in map(int, args.counts.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(run(args, count, Path(folder)))
+        if not args.json:
+            for key, value in results[-1].items():
+                print(f"{key:>24}  {value if isinstance(value, int) else json.dumps(value)}")
+    if args.json:
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

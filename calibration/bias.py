@@ -26,8 +26,13 @@ def correct_biases(model: onnx.ModelProto, choice: Choice, means: Mapping[str, F
         if node.name not in choice.int8 or node.op_type == "MatMul" or node.input[0] not in means:
             continue
         weight = numpy_helper.to_array(constants[node.input[1]])
-        step = weight_steps(node, weight)[:, None, None].astype(np.float64)
-        columns = layer_columns(node, weight).astype(np.float64)
-        lost = (columns - np.rint(columns / step) * step).sum(axis=2)
+        columns = layer_columns(node, weight)
         mean = means[node.input[0]]
-        add_to_bias(model.graph, node, lost @ np.repeat(mean, lost.shape[1] // len(mean)))
+        mean = np.repeat(mean, columns.shape[1] // len(mean))
+        # Output by output: in float64 all the weights of a large layer would take much memory.
+        steps = weight_steps(node, weight).astype(np.float64)
+        shift = [
+            (row - np.rint(row / step) * step).sum(axis=1) @ mean
+            for row, step in zip(columns, steps, strict=True)
+        ]
+        add_to_bias(model.graph, node, np.array(shift))

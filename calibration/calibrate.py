@@ -22,6 +22,7 @@ from .quantize import quantize_onnx
 from .ranges import METHODS
 from .search import Judge, Trial, settle
 from .table import CalibrationTable, table_to_json
+from .trt_cache import ALGORITHM, TrtCache, activations, cache_text, plain_ranges, version_number
 
 JUDGED = 64
 """Faces of other people that the INT8 model is compared on."""
@@ -38,8 +39,12 @@ def calibrate(
     *,
     steps: Steps = Steps(),  # noqa: B008 (frozen)
     budget: Budget | None = None,
+    trt_cache: str | None = None,
 ) -> Bundle:
     """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json`.
+
+    `trt_cache`, a TensorRT version, writes `calibration.cache` too, for implicit quantisation: the
+    ranges of all activations of the plain network by `method`, entropy for `auto`.
 
     At most `limit` faces calibrate, spread over the identities; the result is judged on people
     held apart from them. With a `budget`, layers go back to float until it holds, and a search
@@ -56,12 +61,15 @@ def calibrate(
         )
     if not 1 <= limit <= MOST_FACES:
         raise UsageError(f"--limit is 1 to {MOST_FACES}, found {limit}")
+    version = version_number(trt_cache) if trt_cache else 0
     model = onnx.load(bundle.file("model.onnx"))
     rule = choose(model)
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
     chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
-    seen = observe(model, rule.tensors, bundle.spec, faces, chosen.calibrate, track)
+    plain = activations(model) if version else ()
+    tensors = tuple(dict.fromkeys((*rule.tensors, *plain)))
+    seen = observe(model, tensors, bundle.spec, faces, chosen.calibrate, track)
     table = fit_table(
         model,
         rule,
@@ -77,12 +85,19 @@ def calibrate(
     choice = choose(model, table.floats)
     quantized = quantize_onnx(model, table, choice)
     options = {"method": method, "limit": limit} | ({"budget": budget.describe()} if budget else {})
+    options |= {"trt_cache": trt_cache} if trt_cache else {}
     summary = _summary(table, choice, trials, chosen.warnings, faces.drawn)
     with change(bundle.root, "calibrate", options) as draft:
         draft.drop(*[n for n in bundle.files if n.startswith("engines/") and "-int8" in n])
         draft.drop(
             "reports/verify-int8", "reports/benchmark-int8", "reports/evaluate-int8", "report.html"
         )
+        draft.drop("calibration.cache")
+        if version:
+            kind = "entropy" if method == "auto" else method
+            ranges = plain_ranges({name: seen[name] for name in plain}, kind)
+            target = draft.path("calibration.cache", "calibration cache of TensorRT")
+            target.write_text(cache_text(TrtCache(version, ALGORITHM, ranges)))
         draft.path("calibration.json", "calibration table").write_text(table_to_json(table))
         target = draft.path("model.int8.onnx", "INT8 model (Q/DQ)")
         target.write_bytes(quantized.SerializeToString())

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
-from ..export.graph import attribute, prune
-from .weights import store
+from ..export.graph import attribute, uses
 
 F64 = npt.NDArray[np.float64]
 
@@ -57,15 +56,16 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
 
 def equalised(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelProto:
     """The same network with channel c of tensor t divided by `scales[t][c]`, wherever it is named."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    arrays = {t.name: t for t in copy.graph.initializer}
+    copy = _without_constants(model)
+    arrays = {t.name: t for t in model.graph.initializer}
+    made: dict[str, onnx.TensorProto] = {}
 
     def change(node: NodeProto, index: int, factor: F64) -> None:
         if index < len(node.input) and node.input[index]:
-            array = numpy_helper.to_array(arrays[node.input[index]]).astype(np.float64) * factor
+            array = numpy_helper.to_array(arrays[node.input[index]]) * factor
             name = f"{node.name}/equalised_{index}"
-            node.input[index] = store(copy.graph, name, array.astype(np.float32))
+            made[name] = numpy_helper.from_array(array.astype(np.float32), name)
+            node.input[index] = name
 
     for node in copy.graph.node:
         if node.op_type not in _ABSORBS:
@@ -83,7 +83,25 @@ def equalised(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelPr
         shape = tuple(arrays[node.input[1]].dims)
         change(node, 1, _columns(node, shape, into) * _rows(node, len(shape), out))
         change(node, 2, out)
-    prune(copy.graph)
+    read = uses(copy.graph)
+    copy.graph.initializer.extend(t for t in (arrays | made).values() if t.name in read)
+    return copy
+
+
+def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy but for the constants: a message never gives back the memory of what it loses."""
+    graph = model.graph
+    bare = helper.make_graph(
+        graph.node, graph.name, graph.input, graph.output, value_info=graph.value_info
+    )
+    copy = helper.make_model(
+        bare,
+        ir_version=model.ir_version,
+        opset_imports=model.opset_import,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+    )
+    copy.metadata_props.extend(model.metadata_props)
     return copy
 
 

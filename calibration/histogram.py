@@ -21,6 +21,8 @@ F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
 
+_BLOCK_VALUES, _BLOCK_CHANNELS = 1 << 15, 64
+"""So many values, and bins of so many channels, fit a core's cache."""
 _LOG_HALF = 9
 _SMALLEST = -100
 """log2 of the smallest bin width; what lies below counts as zero."""
@@ -63,26 +65,47 @@ def empty(channels: int) -> Histogram:
 
 
 def add(seen: Histogram, values: F32) -> Histogram:
-    """`seen` and the values `(N, C, ...)`, which must be finite."""
-    x = np.ascontiguousarray(np.moveaxis(values, 1, 0)).reshape(values.shape[1], -1)
-    low = np.minimum(seen.low, x.min(axis=1))
-    high = np.maximum(seen.high, x.max(axis=1))
-    total = seen.total + x.sum(axis=1, dtype=np.float64)
-    exponent = np.maximum(seen.exponent, _exponent(np.maximum(high, -low)))
+    """Count the values `(N, C, ...)` into `seen`, and return it.
+
+    Raises ValueError where one is not finite; what came before it may have been counted.
+    """
+    channels = values.shape[1]
+    rows = np.moveaxis(values, 1, 0)
+    # A block's values and bins stay in the cache from the first step to the last.
+    size = max(1, min(_BLOCK_CHANNELS, _BLOCK_VALUES * channels // max(values.size, 1)))
+    for start in range(0, channels, size):
+        part = slice(start, start + size)
+        x = np.ascontiguousarray(rows[part])
+        x = x.reshape(len(x), -1)
+        low = np.minimum(seen.low[part], x.min(axis=1))
+        high = np.maximum(seen.high[part], x.max(axis=1))
+        if not np.isfinite(high - low).all():
+            raise ValueError("a value is not finite")
+        exponent = np.maximum(seen.exponent[part], _exponent(np.maximum(high, -low)))
+        seen.counts[part] = _widened(seen.counts[part], exponent - seen.exponent[part])
+        seen.counts[part] += _counted(x, exponent)
+        seen.low[part], seen.high[part], seen.exponent[part] = low, high, exponent
+        seen.total[part] += x.sum(axis=1, dtype=np.float64)
+    return seen
+
+
+def _counted(x: F32, exponent: I32) -> U32:
+    """The counts of `(C, V)` values, `(C, 2 * HALF)`."""
     place = x * np.exp2(-exponent.astype(np.float32))[:, None]
     # Adding HALF before rounding down would push values just below zero over it.
-    index = np.floor(place, out=place).astype(np.int32)
-    index += np.arange(HALF, 2 * HALF * len(index), 2 * HALF, dtype=np.int32)[:, None]
-    fresh = np.bincount(index.ravel(), minlength=len(index) * 2 * HALF)
-    fresh = fresh.reshape(-1, 2 * HALF).astype(np.uint32)
-    return Histogram(np.add(_widened(seen, exponent), fresh), exponent, low, high, total)
+    np.floor(place, out=place)
+    place += np.arange(HALF, 2 * HALF * len(x), 2 * HALF, dtype=np.float32)[:, None]
+    index = place.astype(np.int32).ravel()
+    counts = np.bincount(index, minlength=len(x) * 2 * HALF)
+    return counts.reshape(-1, 2 * HALF).astype(np.uint32)
 
 
 def merge(first: Histogram, second: Histogram) -> Histogram:
     """The histogram of both: what one pass over all their values would have given."""
     exponent = np.maximum(first.exponent, second.exponent)
     return Histogram(
-        np.add(_widened(first, exponent), _widened(second, exponent)),
+        _widened(first.counts, exponent - first.exponent)
+        + _widened(second.counts, exponent - second.exponent),
         exponent,
         np.minimum(first.low, second.low),
         np.maximum(first.high, second.high),
@@ -102,15 +125,16 @@ def _exponent(peak: F64) -> I32:
     return np.where(peak > 0.0, power - _LOG_HALF, _SMALLEST).astype(np.int32)
 
 
-def _widened(seen: Histogram, exponent: I32) -> U32:
-    """The counts in wider bins: neighbours fall together, on each side of zero for itself."""
-    steps = np.minimum(exponent - seen.exponent, _LOG_HALF)
+def _widened(counts: U32, steps: I32) -> U32:
+    """The counts in bins 2 ** `steps` as wide: neighbours fall together, on each side of zero for
+    itself."""
     if not steps.any():
-        return seen.counts
-    out = np.zeros_like(seen.counts)
+        return counts
+    steps = np.minimum(steps, _LOG_HALF)
+    out = np.zeros_like(counts)
     for step in np.unique(steps):
         rows = steps == step
-        folded = seen.counts[rows].reshape(-1, (2 * HALF) >> step, 1 << step).sum(axis=2)
+        folded = counts[rows].reshape(-1, (2 * HALF) >> step, 1 << step).sum(axis=2)
         start = HALF - folded.shape[1] // 2
         out[rows, start : start + folded.shape[1]] = folded
     return out

@@ -45,7 +45,8 @@ def magnitudes(seen: Histogram, centre: F64) -> Magnitudes:
     place = np.where(place < 0, -1 - place, place)
     index = place + np.arange(len(shift))[:, None] * bins
     folded = np.bincount(index.ravel(), seen.counts.ravel(), len(shift) * bins)
-    counts = folded.astype(np.float64).reshape(-1, bins)
+    counts = folded.reshape(-1, bins)
+    counts = counts[:, : np.flatnonzero(counts.any(axis=0))[-1:].sum() + 1]  # the rest is empty
     x = (np.arange(bins) - HALF + 0.5) * seen.width[:, None]
     total = np.maximum(counts.sum(axis=1), 1.0)
     variance = (seen.counts * x**2).sum(axis=1) / total - seen.mean**2
@@ -63,13 +64,14 @@ def moments(of: Magnitudes) -> Moments:
 
 
 def error(of: Magnitudes, cumulated: Moments, amax: F64) -> F64:
-    """`(C,)` mean squared error when channel c is clipped at `amax[c]` and rounded to 127 steps.
+    """`(..., C)` mean squared error when channel c is clipped at `amax[..., c]` and rounded to 127
+    steps.
 
     Rounding costs step ** 2 / 12, but never more than the values' own square; what clipping costs
     counts `CLIPPED` times.
     """
     m0, m1, m2 = cumulated.m0, cumulated.m1, cumulated.m2
-    row = np.arange(len(amax))
+    row = np.arange(len(of.width))
     at = np.clip((amax / of.width).astype(np.int64), 0, of.counts.shape[1])
     rounding = np.minimum((amax / 127.0) ** 2 / 12.0 * m0[row, at], m2[row, at])
     clipping = (
@@ -87,9 +89,9 @@ def best_amax(of: Magnitudes, cumulated: Moments, scale: F64, gain: F64) -> tupl
     `gain[c]` is the sum of the squared weights that read channel c.
     """
     top = float((of.peak / scale).max())
-    errors = [float(gain @ error(of, cumulated, scale * top * share)) for share in _SHARES]
+    errors = error(of, cumulated, scale * top * _SHARES[:, None]) @ gain
     at = int(np.argmin(errors))
-    return top * float(_SHARES[at]), errors[at]
+    return top * float(_SHARES[at]), float(errors[at])
 
 
 def pooled(of: Magnitudes, scale: F64, bins: int = 2048) -> tuple[F64, float]:

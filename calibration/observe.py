@@ -1,19 +1,23 @@
 """Run a model over faces and keep histograms of the tensors asked for; memory stays flat."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import onnx
 
 from ..errors import FacesError, ModelError
+from ..export.prelu import blended
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .histogram import F32, Histogram, add, empty
 
-BATCH = 8
-"""Faces in flight: all observed activations of a batch are held at once."""
+BATCH = 4
+"""Faces in flight: all observed activations of a batch are held at once, and twice."""
+_WORTH = 1024
+"""Values of a channel that are worth a walk through its bins: small tensors wait for more."""
 
 
 def observe(
@@ -33,19 +37,18 @@ def observe(
         raise FacesError("calibration needs faces, found none", "give --faces SRC")
     flat = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
     source = {name: flat.get(name, name) for name in tensors}
-    session = _session(model, sorted(set(source.values())))
+    session = _session(model, sorted(set(source.values())), threads=1)
     seen: dict[str, Histogram] = {}
+    held: dict[str, list[F32]] = {name: [] for name in tensors}
     steps = (len(picks) + BATCH - 1) // BATCH
-    for batch in track(faces.batches(BATCH, picks), "calibrating", steps):
-        values = _run(session, preprocess(batch, spec))
+    batches = track(faces.batches(BATCH, picks), "calibrating", steps)
+    for values in _ahead(session, (preprocess(batch, spec) for batch in batches)):
         for name, read in source.items():
-            channels = _channels(values[read])
-            if not np.isfinite(channels.max() - channels.min()):
-                raise ModelError(
-                    f"{read} is not finite on a real face: the model overflows or is damaged",
-                    "check the input contract with `fr-edge inspect BUNDLE`, or export again",
-                )
-            seen[name] = add(seen.get(name) or empty(channels.shape[1]), channels)
+            held[name].append(_channels(values[read]))
+            if sum(part[:, 0].size for part in held[name]) >= _WORTH:
+                _count(seen, name, held[name])
+    for name in tensors:
+        _count(seen, name, held[name])
     return seen
 
 
@@ -67,24 +70,53 @@ def embeddings(
     return np.concatenate(parts)
 
 
+def _count(seen: dict[str, Histogram], name: str, held: list[F32]) -> None:
+    """Count what was held back of a tensor, and let it go."""
+    if not held:
+        return
+    values = held[0] if len(held) == 1 else np.concatenate(held)
+    held.clear()
+    try:
+        add(seen.setdefault(name, empty(values.shape[1])), values)
+    except ValueError as error:
+        raise ModelError(
+            f"{name} is not finite on a real face: the model overflows or is damaged",
+            "check the input contract with `fr-edge inspect BUNDLE`, or export again",
+        ) from error
+
+
 def _channels(values: F32) -> F32:
     """`(N, C, ...)`: channels are the second axis, or the last of three (sequences)."""
     return np.moveaxis(values, -1, 1) if values.ndim == 3 else values
 
 
-def _session(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
+def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int = 0) -> Any:
+    """`threads` 0 takes what there are."""
     import onnxruntime as ort
 
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
+    probe = blended(model)
     inputs = {value.name for value in model.graph.input}
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in inputs)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    return ort.InferenceSession(
-        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # all a run needs at once, as one block: much more
+    data = probe.SerializeToString()
+    del probe  # a large network should not be here one more time while onnxruntime reads it
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _ahead(session: Any, batches: Iterable[F32]) -> Iterator[Mapping[str, F32]]:
+    """What `_run` gives for each batch; the next is computed while one is looked at."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = None
+        for batch in batches:
+            done, coming = coming, worker.submit(_run, session, batch)
+            if done:
+                yield done.result()
+        if coming:
+            yield coming.result()
 
 
 def _run(session: Any, inputs: F32) -> Mapping[str, F32]:

@@ -39,7 +39,7 @@ class Reading:
     @property
     def gain(self) -> F64:
         """`(C,)`, the sum of the squared weights that read each channel."""
-        squares = [np.square(w, dtype=np.float64).sum(axis=(0, 2)) for w in self.weights]
+        squares = [np.einsum("ock,ock->c", w, w, dtype=np.float64) for w in self.weights]
         return np.asarray(np.sum(squares, axis=0))
 
     @property
@@ -128,6 +128,6 @@ def _error(reading: Reading, scale: F64) -> float:
     total = best_amax(reading.sizes, reading.cumulated, scale, reading.gain)[1]
     spread = float((variance / scale**2).sum())
     for weights in reading.weights:
-        step = np.abs(weights * scale[:, None]).max(axis=(1, 2)) / 127.0
+        step = (np.abs(weights).max(axis=2) * scale).max(axis=1) / 127.0
         total += WEIGHTS * float((step**2).sum()) / 12.0 * weights.shape[2] * spread
     return total / (float(reading.gain @ variance) or 1.0)

@@ -24,6 +24,11 @@ from .output import command as make
 @click.option("--min-cosine", type=float, metavar="X", help="Budget: the worst face's cosine.")
 @click.option("--far", default=1e-4, show_default=True, metavar="X", help="The budget's FAR.")
 @click.option(
+    "--trt-cache",
+    metavar="VERSION",
+    help="Write calibration.cache for this TensorRT (8.6.1, 10.3.0) too.",
+)
+@click.option(
     "--no-equalise", is_flag=True, help="Leave out the equalisation of channels between layers."
 )
 @click.option("--no-centre", is_flag=True, help="Leave out the centring of activations.")
@@ -37,6 +42,7 @@ def command(
     max_tar_drop: float | None,
     min_cosine: float | None,
     far: float,
+    trt_cache: str | None,
     no_equalise: bool,
     no_centre: bool,
     no_bias_correction: bool,
@@ -60,6 +66,7 @@ def command(
         output.track,
         steps=Steps(not no_equalise, not no_centre, not no_bias_correction),
         budget=Budget(max_tar_drop, min_cosine, far) if asked else None,
+        trt_cache=trt_cache,
     )
     summary = dict(done.history[-1]["summary"])
     for warning in summary["warnings"]:

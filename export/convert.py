@@ -30,7 +30,14 @@ from .simplify import simplify
 
 _REPORTS = ("verify", "evaluate", "ijb", "benchmark", "calibration")
 STALE = (
-    *("calibration.json", "model.int8", "model.fp16.onnx", "engines/", "report.html"),
+    *(
+        "calibration.json",
+        "calibration.cache",
+        "model.int8",
+        "model.fp16.onnx",
+        "engines/",
+        "report.html",
+    ),
     *(f"reports/{name}" for name in _REPORTS),
 )
 """What an earlier model.onnx left in the bundle (prefixes)."""

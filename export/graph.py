@@ -157,19 +157,13 @@ def prune(graph: GraphProto) -> None:
             for body in bodies(node):
                 needed.update(uses(body))
     kept.reverse()
-    constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     if len(kept) != len(graph.node):
         kept = [_copy(node) for node in kept]
         del graph.node[:]
         graph.node.extend(kept)
-    if len(constants) != len(graph.initializer):
-        copies = []
-        for tensor in constants:
-            copy = TensorProto()
-            copy.CopyFrom(tensor)
-            copies.append(copy)
-        del graph.initializer[:]
-        graph.initializer.extend(copies)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in needed:
+            del graph.initializer[index]
 
 
 def _copy(node: NodeProto) -> NodeProto:

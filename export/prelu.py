@@ -1,12 +1,15 @@
-"""PReLU in the form that TensorRT fuses into the convolution before it, bit for bit the same.
+"""PReLU in the forms that are fast: TensorRT's, bit for bit the same, and onnxruntime's on a CPU.
 
-docs/decisions/0003 has the measurements. Models keep PRelu, which says what is meant; whoever
-compiles for TensorRT rewrites a copy.
+docs/decisions/0003 and docs/results/engines.md have the measurements. Models keep PRelu, which says
+what is meant; whoever compiles or runs one rewrites a copy.
 """
 
-from onnx import ModelProto, NodeProto, helper
+from collections.abc import Callable
 
-from .graph import name_nodes
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from .graph import name_nodes, weights
 
 
 def fusible(model: ModelProto) -> ModelProto:
@@ -14,11 +17,45 @@ def fusible(model: ModelProto) -> ModelProto:
 
     Exact in floating point, for every slope: one of the two sides is zero.
     """
+    return _rewritten(model, _two_sides)
+
+
+def blended(model: ModelProto) -> ModelProto:
+    """A copy of a float32 or Q/DQ model with a x + (1 - a) relu(x) for each PRelu of constant slope.
+
+    onnxruntime's CPU keeps its blocked layout through these operators; PRelu, slow by itself, forces
+    it out of it. Exact but for the rounding of one sum.
+    """
+    slopes = weights(model.graph)
+    rests: dict[str, str] = {}
+
+    def blend(node: NodeProto) -> list[NodeProto]:
+        x, slope = node.input
+        if slope not in slopes:
+            return [node]
+        rest = rests.setdefault(slope, f"{slope}#rest")
+        y = node.output[0]
+        return [
+            helper.make_node("Relu", [x], [f"{y}#above"], f"{node.name}_above"),
+            helper.make_node("Mul", [f"{y}#above", rest], [f"{y}#high"], f"{node.name}_high"),
+            helper.make_node("Mul", [x, slope], [f"{y}#both"], f"{node.name}_both"),
+            helper.make_node("Add", [f"{y}#high", f"{y}#both"], [y], node.name),
+        ]
+
+    copy = _rewritten(model, blend)
+    for slope, rest in rests.items():
+        array = np.float32(1.0) - numpy_helper.to_array(slopes[slope])
+        copy.graph.initializer.append(numpy_helper.from_array(array, rest))
+    return copy
+
+
+def _rewritten(model: ModelProto, rule: Callable[[NodeProto], list[NodeProto]]) -> ModelProto:
+    """A copy with `rule` of each PRelu in its place."""
     copy = ModelProto()
     copy.CopyFrom(model)
     nodes: list[NodeProto] = []
     for node in copy.graph.node:
-        nodes += _two_sides(node) if node.op_type == "PRelu" else [node]
+        nodes += rule(node) if node.op_type == "PRelu" else [node]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     name_nodes(copy.graph)

@@ -49,10 +49,12 @@ def compile_plan(
     precision: str,
     options: EngineOptions,
     timing_cache: bytes | None = None,
+    calibrator: Any = None,
 ) -> Compiled:
     """Parse and build an ONNX network with one input `(batch, *shape)`.
 
-    `timing_cache` is an earlier build's, b"" to begin one, None to keep none.
+    `timing_cache` is an earlier build's, b"" to begin one, None to keep none; `calibrator` one of
+    `implicit`, for a network without Q and DQ.
 
     Raises ModelError with NVIDIA's reason, MachineError without a GPU where one is needed or when
     its memory does not suffice, UsageError for options that this TensorRT does not have.
@@ -63,7 +65,9 @@ def compile_plan(
         log = recorder(trt)
         notes = [f"out of GPU memory: the workspace was cut to {size} MB"] if said else []
         try:
-            return _compile(trt, log, model, shape, precision, options, size, timing_cache, notes)
+            return _compile(
+                trt, log, model, shape, precision, options, size, timing_cache, notes, calibrator
+            )
         except _NoMemory:
             said = log.problems
     raise MachineError(
@@ -88,6 +92,7 @@ def _compile(
     workspace_mb: int | None,
     timing_cache: bytes | None,
     notes: list[str],
+    calibrator: Any,
 ) -> Compiled:
     builder: tensorrt.Builder = trt.Builder(log)
     strong = strongly_typed(trt, options)
@@ -98,6 +103,8 @@ def _compile(
     sizes = (trt.Dims((size, *shape)) for size in options.batch)
     profile.set_shape(network.get_input(0).name, *sizes)
     config.add_optimization_profile(profile)
+    if calibrator is not None:
+        config.int8_calibrator = calibrator
     if timing_cache is not None:
         set_cache(config, timing_cache)
     serialized = builder.build_serialized_network(network, config)

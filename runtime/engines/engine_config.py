@@ -19,7 +19,8 @@ class EngineOptions:
 
     `workspace_mb` None lets TensorRT take what it wants; `level` is its optimisation level, 0 to 5.
     `compute` names the compute capabilities to compile for ("8.6"), where the library can. A `raw`
-    engine takes pixels and normalises them itself.
+    engine takes pixels and normalises them itself. `implicit` lets TensorRT 8 or 10 place INT8
+    itself, by the ranges of the bundle's calibration.cache.
     """
 
     batch: tuple[int, int, int] = (1, 8, 32)
@@ -30,6 +31,7 @@ class EngineOptions:
     hardware_compatible: bool = False
     compute: tuple[str, ...] = ()
     raw: bool = False
+    implicit: bool = False
 
     def __post_init__(self) -> None:
         least, best, most = self.batch
@@ -47,9 +49,9 @@ class EngineOptions:
 def strongly_typed(trt: Any, options: EngineOptions) -> bool:
     """Whether the network takes its types from the ONNX file: TensorRT 10 and later.
 
-    For a DLA, flags are the way as long as the library has them.
+    For a DLA, and to quantise implicitly, flags are the way as long as the library has them.
     """
-    if options.dla is not None and hasattr(trt.BuilderFlag, "FP16"):
+    if (options.dla is not None or options.implicit) and hasattr(trt.BuilderFlag, "FP16"):
         return False
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
@@ -137,10 +139,10 @@ def _set_dla(
             f"DLA core {core} was asked for; this TensorRT finds {cores} here",
             "leave --dla out; `fr-edge plan` says which boards have one",
         )
-    if precision != "fp16" and hasattr(trt, "IInt8Calibrator"):
+    if precision != "fp16" and not options.implicit and hasattr(trt, "IInt8Calibrator"):
         raise UsageError(
             f"before TensorRT 11 a DLA takes no explicit Q/DQ, and no FP32: not {precision}",
-            "use --fp16 with --dla",
+            "use --fp16 with --dla, or --int8 --implicit",
         )
     if len(set(options.batch)) > 1:
         raise UsageError("a DLA wants one batch size", "for example --batch 1,1,1")

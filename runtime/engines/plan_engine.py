@@ -19,6 +19,7 @@ from .builder import Compiled, compile_plan, load_library
 from .engine_config import EngineOptions, strongly_typed
 from .engine_layers import count_precisions, node_precisions, reformats
 from .fingerprint import SOURCES
+from .implicit import cached_calibrator
 from .made import COMPUTE, Made
 from .mixed import mixed_flavour, wide_nodes
 from .raw import SHAPE as RAW_SHAPE
@@ -40,16 +41,18 @@ def make_plan(
     convolution in INT8, MachineError when the library or the GPU does not suffice.
     """
     trt = load_library(backend)
+    calibrator = cached_calibrator(trt, bundle, precision) if options.implicit else None
     strong = strongly_typed(trt, options)
-    model, notes = _flavour(bundle, precision, strong)
+    model, notes = _flavour(bundle, precision, strong, options.implicit)
     check_finite(model)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
     shape = bundle.spec.shape
     if options.raw:
         model, shape = raw_flavour(model, bundle.spec), RAW_SHAPE
-    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003).
-    data = fusible(model).SerializeToString()
-    compiled = compile_plan(trt, data, shape, precision, options, cache)
+    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003). Implicitly
+    # quantised, each step of it would need a range of its own.
+    data = (model if options.implicit else fusible(model)).SerializeToString()
+    compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
     found = node_precisions(model, compiled.layers)
     _prove_int8(model, found, precision)
     layers, moved = count_precisions(found.values()), reformats(compiled.layers)
@@ -63,6 +66,7 @@ def make_plan(
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "typing": "strong" if strong else "flags",
+        "implicit": options.implicit,
         "reformats": moved,
         "precisions": found,
         "engine_layers": [_row(layer) for layer in compiled.layers],
@@ -79,9 +83,12 @@ def make_plan(
     return compiled.plan, made
 
 
-def _flavour(bundle: Bundle, precision: str, strong: bool) -> tuple[ModelProto, tuple[str, ...]]:
+def _flavour(
+    bundle: Bundle, precision: str, strong: bool, implicit: bool
+) -> tuple[ModelProto, tuple[str, ...]]:
     """The ONNX file for this way of typing: as written, or float32 that flags may lower."""
-    name = SOURCES["fp32"] if precision == "fp16" and not strong else SOURCES[precision]
+    plain = implicit or (precision == "fp16" and not strong)
+    name = SOURCES["fp32" if plain else precision]
     path = bundle.file(name)
     try:
         model = onnx.load(path)

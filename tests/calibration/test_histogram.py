@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fr_edge.calibration import histogram
 from fr_edge.calibration.histogram import HALF, Histogram, add, empty, merge, middle
 
 
@@ -45,6 +46,23 @@ def test_two_halves_merged_are_the_whole() -> None:
     same(merge(*reversed(halves)), whole)
     same(merge(whole, empty(11)), whole)
     same(add(empty(11), np.concatenate([first, second])), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 11, 100])
+def test_blocks_of_any_size(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second set is louder in some channels only."""
+    first, second = values(5, 4, channels, 3, 5), values(6, 2, channels, 3, 5)
+    whole = add(add(empty(channels), first), second)
+    monkeypatch.setattr(histogram, "_BLOCK_VALUES", 70)
+    same(add(add(empty(channels), first), second), whole)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_only_finite_values(bad: float) -> None:
+    x = values(7, 2, 3, 4, 4)
+    x[1, 2, 3, 0] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        add(empty(3), x)
 
 
 def test_zeros_alone_take_no_range() -> None:

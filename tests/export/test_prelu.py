@@ -1,4 +1,4 @@
-"""PReLU's other forms are PReLU, to the bit."""
+"""PReLU's other forms are PReLU, TensorRT's to the bit."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from fr_edge.export.prelu import fusible
+from fr_edge.export.prelu import blended, fusible
 
 SLOPES = {
     "usual": np.random.default_rng(0).uniform(0, 1, 5),
@@ -59,3 +59,21 @@ def test_a_whole_network(tools: SimpleNamespace) -> None:
     # onnxruntime fuses differently around the two: the sums, not the activation, may differ.
     assert tools.cosine(tools.run(other, faces), tools.run(model, faces)) > 1 - 1e-9
     assert TensorProto.FLOAT in {t.data_type for t in other.graph.initializer}
+
+
+@pytest.mark.parametrize("kind", SLOPES)
+def test_blended_but_for_a_rounding(kind: str, tools: SimpleNamespace) -> None:
+    model = net(np.asarray(SLOPES[kind]), np.float32, (5, 1, 1))
+    other = blended(model)
+    onnx.checker.check_model(other, full_check=True)
+    assert "PRelu" not in {node.op_type for node in other.graph.node}
+    x = tools.noise(7, 5, 3, 4) * 100
+    np.testing.assert_allclose(tools.run(other, x), tools.run(model, x), rtol=2e-6, atol=0)
+
+
+def test_blended_leaves_slopes_that_are_computed(tools: SimpleNamespace) -> None:
+    model = net(np.full(5, 0.1), np.float32, (5, 1, 1))
+    model.graph.node[0].input[1] = "b"
+    model.graph.node.insert(0, helper.make_node("Neg", ["a"], ["b"], "neg"))
+    x = tools.noise(2, 5, 3, 4)
+    np.testing.assert_array_equal(tools.run(blended(model), x), tools.run(model, x))
