@@ -1,6 +1,7 @@
 """Build an engine and give it a fingerprint: where it was built, from what, in which precisions."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,13 @@ from ...faces.sources import Faces
 from ...progress import Track, silent
 from ..machine.backends import pick_backend
 from . import cpu
-from .cpu_graph import INTEGER_PRODUCT
+from .cpu_race import Raced
 from .engine_config import EngineOptions
 from .fingerprint import SOURCES, machine_fingerprint
 from .made import Made, layer_precisions
 from .plan_engine import make_plan
 
 PRECISIONS = ("fp32", "fp16", "int8")
-_INTEGER = (INTEGER_PRODUCT, "QLinearConv", "QLinearMatMul", "QGemm")
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,33 @@ def build_engine(
 def _make_onnx(source: Path, target: Path, precision: str) -> Made:
     executed = cpu.build(source, target)
     layers = layer_precisions(onnx.load(source))
-    integer = sum(executed.get(op, 0) for op in _INTEGER)
-    notes = {
-        "fp32": (),
-        "fp16": ("onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32",),
-        "int8": (
-            f"{integer} of {layers['int8']} INT8 layers run on integer kernels here, the others in"
-            " float between Q and DQ; TensorRT's arithmetic differs in the rounding",
-        ),
+    if precision != "int8":
+        note = "onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32"
+        notes = (note,) if precision == "fp16" else ()
+        return Made(layers, 0, {"operators": executed.operators}, notes)
+    integer, total = len(executed.integer), layers["int8"]
+    in_float = total - integer
+    layers = {**layers, "int8": integer, "fp32": layers["fp32"] + in_float}
+    facts = {
+        "operators": executed.operators,
+        "integer_layers": list(executed.integer),
+        "int8_in_float": in_float,
+        "raced": [{"int8": len(r.layers), "relative": r.relative} for r in executed.raced],
     }
-    return Made(layers, integer, {"operators": executed}, notes[precision])
+    return Made(layers, integer, facts, tuple(_int8_notes(integer, total, executed.raced[0])))
+
+
+def _int8_notes(integer: int, total: int, best: Raced) -> Iterator[str]:
+    if integer:
+        times = " and ".join(f"{ratio:.2f}" for ratio in best.relative)
+        yield (
+            f"{integer} of {total} INT8 layers run on integer kernels, which was fastest here:"
+            f" {times} of the time in float, one face and a few at once"
+        )
+    else:
+        yield f"INT8 is not faster than float on this CPU: all {total} INT8 layers run in float"
+    if in_float := total - integer:
+        yield (
+            f"{in_float} INT8 layers run in float with their INT8 weights and round nothing between"
+            " layers: `verify` judges this engine, TensorRT rounds in all of them"
+        )

@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from ...bundle import Bundle
 from ...errors import BundleError, GateFailed
+from ...export.finite import check_finite
 from ...export.prelu import fusible
 from ..machine.backends import COMPILE_ONLY, MODULES
 from ..machine.gpus import find_gpus
@@ -23,7 +24,6 @@ from .made import COMPUTE, Made
 from .mixed import mixed_flavour, wide_nodes
 from .raw import SHAPE as RAW_SHAPE
 from .raw import raw_flavour
-from .refusals import check_finite
 
 _UNTRIED = (
     "compiled ahead of time and not executed: this shows that NVIDIA's parser and compiler take"

@@ -2,9 +2,6 @@
 
 import re
 
-import numpy as np
-from onnx import ModelProto, numpy_helper
-
 from ...errors import FrEdgeError, MachineError, ModelError
 
 _CALIBRATE = "`fr-edge calibrate` writes what TensorRT takes"
@@ -80,17 +77,6 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
 
 def out_of_memory(said: list[str]) -> bool:
     return any(_MEMORY.search(text) for text in said)
-
-
-def check_finite(model: ModelProto) -> None:
-    """Raise ModelError for NaN or infinite weights: TensorRT builds engines from them."""
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ModelError(
-                f"weight {tensor.name} holds NaN or infinite values",
-                "the training diverged or the file is damaged: export it again",
-            )
 
 
 def _short(text: str) -> str:
