@@ -65,7 +65,8 @@ def build_engine(
     if chosen == cpu.NAME and options is not None:
         raise UsageError(
             "batch, workspace and the other build options are TensorRT's",
-            "leave them out, or name --backend tensorrt or tensorrt-rtx",
+            "leave them out, or name --backend tensorrt or tensorrt-rtx; on the CPU"
+            " `open_raw_session` takes pixels with any engine",
         )
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if precision == "int8" and "model.int8.onnx" not in bundle:

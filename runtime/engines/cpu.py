@@ -130,11 +130,15 @@ def _open(file: Path, as_built: bool, raw: InputSpec | None) -> Any:
         import onnxruntime as ort
 
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _load(str(file) if as_built else _flavour(file, raw), options, file.name)
+    return _load(_written(file, as_built, raw), options, file.name)
 
 
-def _flavour(file: Path, raw: InputSpec | None = None) -> bytes:
-    model = cpu_flavour(_read(file))
+def _written(file: Path, as_built: bool, raw: InputSpec | None) -> str | bytes:
+    if as_built and not raw:
+        return str(file)
+    model = _read(file)
+    if not as_built:
+        model = cpu_flavour(model)
     data: bytes = (raw_flavour(model, raw) if raw else model).SerializeToString()
     return data
 

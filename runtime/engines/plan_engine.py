@@ -4,6 +4,7 @@
 so wherever it is named.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -41,15 +42,10 @@ def make_plan(
     """
     trt = load_library(backend)
     strong = strongly_typed(trt, options)
-    model, notes = _flavour(bundle, precision, strong)
-    check_finite(model)
+    model, notes = _network(bundle, precision, strong, options.raw)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
-    shape = bundle.spec.shape
-    if options.raw:
-        model, shape = raw_flavour(model, bundle.spec), RAW_SHAPE
-    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003).
-    data = fusible(model).SerializeToString()
-    compiled = compile_plan(trt, data, shape, precision, options, cache)
+    shape = RAW_SHAPE if options.raw else bundle.spec.shape
+    compiled = compile_plan(trt, _written(model), shape, precision, options, cache)
     found = node_precisions(model, compiled.layers)
     _prove_int8(model, found, precision)
     layers, moved = count_precisions(found.values()), reformats(compiled.layers)
@@ -60,6 +56,8 @@ def make_plan(
         "compute": list(options.compute),
         "batch": list(options.batch),
         "raw": options.raw,
+        "refit": options.refit,
+        "stripped": options.strip_weights,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "typing": "strong" if strong else "flags",
@@ -77,6 +75,26 @@ def make_plan(
         compiled.timing_cache,
     )
     return compiled.plan, made
+
+
+def network_of_plan(bundle: Bundle, facts: Mapping[str, Any]) -> bytes:
+    """The network that a plan was compiled from, by the plan's fingerprint: its weights' source."""
+    strong, raw = facts.get("typing") == "strong", bool(facts.get("raw"))
+    return _written(_network(bundle, facts["precision"], strong, raw)[0])
+
+
+def _network(
+    bundle: Bundle, precision: str, strong: bool, raw: bool
+) -> tuple[ModelProto, tuple[str, ...]]:
+    model, notes = _flavour(bundle, precision, strong)
+    check_finite(model)
+    return raw_flavour(model, bundle.spec) if raw else model, notes
+
+
+def _written(model: ModelProto) -> bytes:
+    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003).
+    data: bytes = fusible(model).SerializeToString()
+    return data
 
 
 def _flavour(bundle: Bundle, precision: str, strong: bool) -> tuple[ModelProto, tuple[str, ...]]:
