@@ -51,6 +51,8 @@ def command(
     compiles on machines without a GPU too: a check by NVIDIA's own compiler, not an execution.
     """
     chosen = precision or named
+    if precision and named and precision != named:
+        raise click.UsageError(f"--{precision} and --precision {named} say different things")
     if chosen is None:
         raise click.UsageError("say which engine: --int8, --fp16, --fp32 or --precision auto")
     settings = _options(**tensorrt)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from ...bundle import Bundle, change, open_bundle
+from ...bundle import Bundle, change, open_bundle, sha256
 from ...calibration.calibrate import calibrate
 from ...errors import BundleError, UsageError
 from ...faces.sources import Faces
@@ -101,10 +101,12 @@ def build_engine(
             **made.facts,
             "precision": precision,
             "source_sha256": bundle.files[SOURCES[precision]].sha256,
+            "table_sha256": _hash(bundle, "calibration.json") if precision == "int8" else "",
             "input": bundle.spec.to_json(),
             "layers": dict(made.layers),
             "integer_kernels": made.integer_kernels,
             "size": target.stat().st_size,
+            "sha256": sha256(target),
         }
         text = json.dumps(fingerprint, indent=1) + "\n"
         draft.path(f"{name}.json", "engine fingerprint").write_text(text, encoding="utf-8")
@@ -112,6 +114,10 @@ def build_engine(
         size = target.stat().st_size
     kernels = made.integer_kernels
     return Built(name, chosen, precision, dict(made.layers), kernels, size, list(made.notes))
+
+
+def _hash(bundle: Bundle, name: str) -> str:
+    return bundle.files[name].sha256 if name in bundle else ""
 
 
 def _make_onnx(source: Path, target: Path, precision: str) -> Made:

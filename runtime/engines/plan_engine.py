@@ -87,7 +87,6 @@ def _network(
     bundle: Bundle, precision: str, strong: bool, raw: bool
 ) -> tuple[ModelProto, tuple[str, ...]]:
     model, notes = _flavour(bundle, precision, strong)
-    check_finite(model)
     return raw_flavour(model, bundle.spec) if raw else model, notes
 
 
@@ -105,6 +104,7 @@ def _flavour(bundle: Bundle, precision: str, strong: bool) -> tuple[ModelProto, 
         model = onnx.load(path)
     except DecodeError as error:
         raise BundleError(f"{path} is not an ONNX model: {error}", "export again") from error
+    check_finite(model)
     if precision != "int8" or not strong:
         return model, ()
     if SOURCES["fp16"] not in bundle:

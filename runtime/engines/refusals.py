@@ -42,11 +42,6 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "use --fp16 or --int8, or leave 7.5 out",
     ),
     (
-        r"libnvinfer_lean",
-        "a version-compatible engine carries NVIDIA's lean runtime, which is not installed",
-        "install tensorrt-lean, or build without version compatibility",
-    ),
-    (
         r"Could not find any implementation",
         "this TensorRT has no kernel for a layer in that precision",
         "try --fp16, or leave the layer out of INT8 when you calibrate",
@@ -67,6 +62,12 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
             return ModelError(
                 f"TensorRT refuses the network: {meaning}. It says: {_short(text)}", hint
             )
+    if "libnvinfer_lean" in text:
+        return MachineError(
+            "a version-compatible engine carries NVIDIA's lean runtime, which is not installed."
+            f" TensorRT says: {_short(text)}",
+            "install tensorrt-lean, or build without version compatibility",
+        )
     if _DRIVER.search(text):
         return MachineError(
             f"TensorRT cannot {step} without a GPU and its driver: {_short(text)}",
