@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .runtime.accuracy.evaluate import evaluate as evaluate
     from .runtime.bench.benchmark import benchmark as benchmark
     from .runtime.engines.build import build_engine as build_engine
+    from .runtime.engines.session import open_raw_session as open_raw_session
     from .runtime.engines.session import open_session as open_session
     from .runtime.verification.verify import verify as verify
 
@@ -35,6 +36,7 @@ _HOMES = {
     "quantize_onnx": ".calibration.quantize",
     "build_engine": ".runtime.engines.build",
     "open_session": ".runtime.engines.session",
+    "open_raw_session": ".runtime.engines.session",
     "verify": ".runtime.verification.verify",
     "evaluate": ".runtime.accuracy.evaluate",
     "benchmark": ".runtime.bench.benchmark",

@@ -10,6 +10,7 @@ import onnx
 
 from ..bundle import Bundle, change, open_bundle
 from ..errors import ModelError, UsageError
+from ..export.finite import check_finite
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .budget import Budget
@@ -63,6 +64,7 @@ def calibrate(
         raise UsageError(f"--limit is 1 to {MOST_FACES}, found {limit}")
     version = version_number(trt_cache) if trt_cache else 0
     model = onnx.load(bundle.file("model.onnx"))
+    check_finite(model)
     rule = choose(model)
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")

@@ -14,6 +14,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ..errors import BundleError
+from ..export.finite import check_finite
 from ..export.graph import prune
 from .bias import correct_biases
 from .centre import centre
@@ -29,8 +30,9 @@ def quantize_onnx(
     """A Q/DQ copy of a float model whose nodes are named.
 
     Raises BundleError when the table lacks a tensor that the rule of `layers` wants quantised, or
-    was made for a network of other shapes.
+    was made for a network of other shapes, ModelError for weights that are not finite.
     """
+    check_finite(model)
     choice = choice or choose(model)
     if missing := [name for name in choice.tensors if name not in table.ranges]:
         raise BundleError(f"the calibration table has no range for {missing[0]}", "calibrate again")

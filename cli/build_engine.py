@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--implicit", is_flag=True, help="TensorRT 8, 10: INT8 by calibration.cache, not Q/DQ."
 )
+@click.option("--refit", is_flag=True, help="TensorRT: the engine takes other weights later.")
+@click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights to model.onnx.")
 @click.option("--compute", metavar="8.6,...", help="TensorRT-RTX: compile for these GPUs.")
 def command(
     output: Output,
@@ -52,6 +54,8 @@ def command(
     compiles on machines without a GPU too: a check by NVIDIA's own compiler, not an execution.
     """
     chosen = precision or named
+    if precision and named and precision != named:
+        raise click.UsageError(f"--{precision} and --precision {named} say different things")
     if chosen is None:
         raise click.UsageError("say which engine: --int8, --fp16, --fp32 or --precision auto")
     settings = _options(**tensorrt)
@@ -121,6 +125,8 @@ def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOp
         "hardware_compatible": values["hardware_compatible"] or None,
         "raw": values["raw"] or None,
         "implicit": values["implicit"] or None,
+        "refit": values["refit"] or None,
+        "strip_weights": values["strip_weights"] or None,
         "compute": tuple(compute.split(",")) if compute else None,
     }
     if batch:

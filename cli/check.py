@@ -14,7 +14,7 @@ def command(output: Output, plan: str) -> None:
     The plan's header and its sidecar (FILE.plan.json) are read; nothing of it is run. Exit code 3
     when it will not load on this machine, 4 when it is no plan or damaged.
     """
-    from ..errors import MachineError
+    from ..errors import DataError, MachineError
     from ..runtime.engines.preflight import check_plan
 
     found = check_plan(plan)
@@ -25,4 +25,5 @@ def command(output: Output, plan: str) -> None:
         lines.append(f"  {found.hint}")
     output.result(found.to_json(), "\n".join(lines))
     if found.problems:
-        click.get_current_context().exit(MachineError.exit_code)
+        error = DataError if found.damaged else MachineError
+        click.get_current_context().exit(error.exit_code)

@@ -8,15 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
-from onnx.numpy_helper import to_array
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from ..errors import ModelError
 from ..faces.contract import InputSpec, spec_from_text
+from .finite import check_finite
 from .graph import all_nodes, attribute
 
 CONTRACT_KEY = "fr_edge.input"
@@ -85,24 +84,20 @@ def face_input(model: ModelProto) -> Face:
             " the embedding",
             "cut the graph with onnx.utils.extract_model",
         )
-    _check_weights(graph)
+    _check_weights(model)
     return _shape(inputs[0])
 
 
-def _check_weights(graph: GraphProto) -> None:
-    if not graph.initializer:
+def _check_weights(model: ModelProto) -> None:
+    if not model.graph.initializer:
         raise ModelError("the network holds no weights")
-    for tensor in graph.initializer:
+    for tensor in model.graph.initializer:
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
             raise ModelError(
                 f"weight {tensor.name} is {_type(tensor.data_type)}; expected float32",
                 "export the float32 model; fr-edge makes the FP16 flavour itself",
             )
-        # Infinity is a fair bound (Clip, masks); one that harms shows in the embedding.
-        if tensor.data_type == TensorProto.FLOAT and np.isnan(to_array(tensor)).any():
-            raise ModelError(
-                f"weight {tensor.name} holds NaN", "the file is damaged, or training diverged"
-            )
+    check_finite(model)
 
 
 def contract_in(model: ModelProto) -> InputSpec | None:

@@ -1,26 +1,26 @@
 """Build an engine and give it a fingerprint: where it was built, from what, in which precisions."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from ...bundle import Bundle, change, open_bundle
+from ...bundle import Bundle, change, open_bundle, sha256
 from ...calibration.calibrate import calibrate
 from ...errors import BundleError, UsageError
 from ...faces.sources import Faces
 from ...progress import Track, silent
 from ..machine.backends import pick_backend
 from . import cpu
-from .cpu_graph import INTEGER_PRODUCT
+from .cpu_race import Raced
 from .engine_config import EngineOptions
 from .fingerprint import SOURCES, machine_fingerprint
 from .made import Made, layer_precisions
 from .plan_engine import make_plan
 
 PRECISIONS = ("fp32", "fp16", "int8")
-_INTEGER = (INTEGER_PRODUCT, "QLinearConv", "QLinearMatMul", "QGemm")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def build_engine(
     if chosen == cpu.NAME and options is not None:
         raise UsageError(
             "batch, workspace and the other build options are TensorRT's",
-            "leave them out, or name --backend tensorrt or tensorrt-rtx",
+            "leave them out, or name --backend tensorrt or tensorrt-rtx; on the CPU"
+            " `open_raw_session` takes pixels with any engine",
         )
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if precision == "int8" and "model.int8.onnx" not in bundle:
@@ -100,10 +101,12 @@ def build_engine(
             **made.facts,
             "precision": precision,
             "source_sha256": bundle.files[SOURCES[precision]].sha256,
+            "table_sha256": _hash(bundle, "calibration.json") if precision == "int8" else "",
             "input": bundle.spec.to_json(),
             "layers": dict(made.layers),
             "integer_kernels": made.integer_kernels,
             "size": target.stat().st_size,
+            "sha256": sha256(target),
         }
         text = json.dumps(fingerprint, indent=1) + "\n"
         draft.path(f"{name}.json", "engine fingerprint").write_text(text, encoding="utf-8")
@@ -113,16 +116,40 @@ def build_engine(
     return Built(name, chosen, precision, dict(made.layers), kernels, size, list(made.notes))
 
 
+def _hash(bundle: Bundle, name: str) -> str:
+    return bundle.files[name].sha256 if name in bundle else ""
+
+
 def _make_onnx(source: Path, target: Path, precision: str) -> Made:
     executed = cpu.build(source, target)
     layers = layer_precisions(onnx.load(source))
-    integer = sum(executed.get(op, 0) for op in _INTEGER)
-    notes = {
-        "fp32": (),
-        "fp16": ("onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32",),
-        "int8": (
-            f"{integer} of {layers['int8']} INT8 layers run on integer kernels here, the others in"
-            " float between Q and DQ; TensorRT's arithmetic differs in the rounding",
-        ),
+    if precision != "int8":
+        note = "onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32"
+        notes = (note,) if precision == "fp16" else ()
+        return Made(layers, 0, {"operators": executed.operators}, notes)
+    integer, total = len(executed.integer), layers["int8"]
+    in_float = total - integer
+    layers = {**layers, "int8": integer, "fp32": layers["fp32"] + in_float}
+    facts = {
+        "operators": executed.operators,
+        "integer_layers": list(executed.integer),
+        "int8_in_float": in_float,
+        "raced": [{"int8": len(r.layers), "relative": r.relative} for r in executed.raced],
     }
-    return Made(layers, integer, {"operators": executed}, notes[precision])
+    return Made(layers, integer, facts, tuple(_int8_notes(integer, total, executed.raced[0])))
+
+
+def _int8_notes(integer: int, total: int, best: Raced) -> Iterator[str]:
+    if integer:
+        times = " and ".join(f"{ratio:.2f}" for ratio in best.relative)
+        yield (
+            f"{integer} of {total} INT8 layers run on integer kernels, which was fastest here:"
+            f" {times} of the time in float, one face and a few at once"
+        )
+    else:
+        yield f"INT8 is not faster than float on this CPU: all {total} INT8 layers run in float"
+    if in_float := total - integer:
+        yield (
+            f"{in_float} INT8 layers run in float with their INT8 weights and round nothing between"
+            " layers: `verify` judges this engine, TensorRT rounds in all of them"
+        )

@@ -56,6 +56,12 @@ def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     return found
 
 
+def int8_in_float(bundle: Bundle, name: str) -> int:
+    """How many INT8 layers the engine `name`, if there is one, computes in float: where those are
+    faster on this CPU, and round no activation."""
+    return int(read_fingerprint(bundle, name).get("int8_in_float", 0)) if name in bundle else 0
+
+
 def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     """The fingerprint of the engine `name`, if it may be used here.
 

@@ -16,6 +16,7 @@ from ...errors import MachineError, UsageError
 from .builder import load_library, recorder
 from .cpu import Faces, check_faces
 from .cuda import Buffer, Cuda, open_cuda
+from .refit import refit
 
 if TYPE_CHECKING:
     import tensorrt
@@ -27,22 +28,25 @@ class GpuSession:
     """A `runtime.session.Session` on one GPU; from any thread, one call at a time.
 
     On a plan that was built `raw` it is a `RawSession`.
+    On one without weights, `network` is the ONNX file that brings them.
     A batch size that comes again is recorded as a CUDA graph and replayed, where the CUDA package
     has graphs.
     """
 
-    def __init__(self, plan: Path, precision: str, backend: str) -> None:
+    def __init__(
+        self, plan: Path, precision: str, backend: str, network: bytes | None = None
+    ) -> None:
         self.backend, self.precision = backend, precision
         self._lock = threading.Lock()
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._cuda.current():
-                self._load(load_library(backend), plan)
+                self._load(load_library(backend), plan, network)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: Any, plan: Path) -> None:
+    def _load(self, trt: Any, plan: Path, network: bytes | None) -> None:
         assert self._cuda is not None  # for the type checker: `__init__` opened it
         self._log = log = recorder(trt)
         self._runtime: tensorrt.Runtime = trt.Runtime(log)
@@ -54,6 +58,8 @@ class GpuSession:
                 f"TensorRT cannot load {plan.name}: {' '.join(log.problems)[:400]}",
                 f"build it here: `fr-edge build-engine BUNDLE --{self.precision}`",
             )
+        if network is not None:
+            refit(trt, engine, log, network, plan.name)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {engine.get_tensor_mode(name): name for name in names}
         self._face, embedding = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]

@@ -4,6 +4,7 @@
 so wherever it is named.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -12,6 +13,7 @@ from onnx import ModelProto
 
 from ...bundle import Bundle
 from ...errors import BundleError, GateFailed
+from ...export.finite import check_finite
 from ...export.prelu import fusible
 from ..machine.backends import COMPILE_ONLY, MODULES
 from ..machine.gpus import find_gpus
@@ -24,7 +26,6 @@ from .made import COMPUTE, Made
 from .mixed import mixed_flavour, wide_nodes
 from .raw import SHAPE as RAW_SHAPE
 from .raw import raw_flavour
-from .refusals import check_finite
 
 _UNTRIED = (
     "compiled ahead of time and not executed: this shows that NVIDIA's parser and compiler take"
@@ -43,15 +44,10 @@ def make_plan(
     trt = load_library(backend)
     calibrator = cached_calibrator(trt, bundle, precision) if options.implicit else None
     strong = strongly_typed(trt, options)
-    model, notes = _flavour(bundle, precision, strong, options.implicit)
-    check_finite(model)
+    model, notes = _network(bundle, precision, strong, raw=options.raw, implicit=options.implicit)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
-    shape = bundle.spec.shape
-    if options.raw:
-        model, shape = raw_flavour(model, bundle.spec), RAW_SHAPE
-    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003). Implicitly
-    # quantised, each step of it would need a range of its own.
-    data = (model if options.implicit else fusible(model)).SerializeToString()
+    shape = RAW_SHAPE if options.raw else bundle.spec.shape
+    data = _written(model, options.implicit)
     compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
     found = node_precisions(model, compiled.layers)
     _prove_int8(model, found, precision)
@@ -63,6 +59,8 @@ def make_plan(
         "compute": list(options.compute),
         "batch": list(options.batch),
         "raw": options.raw,
+        "refit": options.refit,
+        "stripped": options.strip_weights,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "typing": "strong" if strong else "flags",
@@ -83,6 +81,28 @@ def make_plan(
     return compiled.plan, made
 
 
+def network_of_plan(bundle: Bundle, facts: Mapping[str, Any]) -> bytes:
+    """The network that a plan was compiled from, by the plan's fingerprint: its weights' source."""
+    strong, implicit = facts.get("typing") == "strong", bool(facts.get("implicit"))
+    raw = bool(facts.get("raw"))
+    model, _ = _network(bundle, facts["precision"], strong, raw=raw, implicit=implicit)
+    return _written(model, implicit)
+
+
+def _network(
+    bundle: Bundle, precision: str, strong: bool, *, raw: bool, implicit: bool
+) -> tuple[ModelProto, tuple[str, ...]]:
+    model, notes = _flavour(bundle, precision, strong, implicit)
+    return raw_flavour(model, bundle.spec) if raw else model, notes
+
+
+def _written(model: ModelProto, implicit: bool) -> bytes:
+    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003). Implicitly
+    # quantised, each step of it would need a range of its own.
+    data: bytes = (model if implicit else fusible(model)).SerializeToString()
+    return data
+
+
 def _flavour(
     bundle: Bundle, precision: str, strong: bool, implicit: bool
 ) -> tuple[ModelProto, tuple[str, ...]]:
@@ -94,6 +114,7 @@ def _flavour(
         model = onnx.load(path)
     except DecodeError as error:
         raise BundleError(f"{path} is not an ONNX model: {error}", "export again") from error
+    check_finite(model)
     if precision != "int8" or not strong:
         return model, ()
     if SOURCES["fp16"] not in bundle:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, MachineError
+from ...manifest import sha256
 from ..machine.backends import COMPILE_ONLY, lacking
 from ..machine.device import package_version
 from .fingerprint import differences
@@ -31,12 +32,14 @@ class Header:
 
 @dataclass(frozen=True)
 class Preflight:
-    """`problems` are reasons why the plan will not load here; none means that it should."""
+    """`problems` are reasons why the plan will not load here; none means that it should. A
+    `damaged` file loads nowhere."""
 
     file: str
     backend: str
     version: str
     sidecar: bool
+    damaged: bool
     problems: tuple[str, ...]
     hint: str
 
@@ -71,7 +74,8 @@ def check_plan(path: str | Path) -> Preflight:
     path = Path(path)
     header = read_header(path)
     sidecar = _sidecar(path)
-    problems = [*_damage(path, header, sidecar), *_versions(header, sidecar)]
+    damage = _damage(path, header, sidecar)
+    problems = [*damage, *_versions(header, sidecar)]
     if lack := lacking(header.backend):
         problems.append(lack)
     elif sidecar:
@@ -81,6 +85,7 @@ def check_plan(path: str | Path) -> Preflight:
         header.backend,
         ".".join(map(str, header.version)),
         sidecar is not None,
+        bool(damage),
         tuple(problems),
         _hint(header, sidecar) if problems else "",
     )
@@ -115,6 +120,8 @@ def _damage(path: Path, header: Header, sidecar: dict[str, Any] | None) -> list[
     wanted = header.size if sidecar is None else sidecar.get("size", header.size)
     if wanted is not None and wanted != size:
         found.append(f"the file has {size} bytes, expected {wanted}: it is cut or damaged")
+    elif sidecar is not None and sidecar.get("sha256", "") not in ("", sha256(path)):
+        found.append("the file's sha256 is not its sidecar's: it is damaged, or another's")
     if sidecar is not None and sidecar.get("backend") != header.backend:
         found.append(
             f"the file is a plan of {header.backend}, its sidecar says {sidecar.get('backend')!r}"

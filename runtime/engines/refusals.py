@@ -2,9 +2,6 @@
 
 import re
 
-import numpy as np
-from onnx import ModelProto, numpy_helper
-
 from ...errors import FrEdgeError, MachineError, ModelError
 
 _CALIBRATE = "`fr-edge calibrate` writes what TensorRT takes"
@@ -45,18 +42,16 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "use --fp16 or --int8, or leave 7.5 out",
     ),
     (
-        r"libnvinfer_lean",
-        "a version-compatible engine carries NVIDIA's lean runtime, which is not installed",
-        "install tensorrt-lean, or build without version compatibility",
-    ),
-    (
         r"Could not find any implementation",
         "this TensorRT has no kernel for a layer in that precision",
         "try --fp16, or leave the layer out of INT8 when you calibrate",
     ),
 )
 _MEMORY = re.compile(r"out of memory|OutOfMemory|within workspace limit|cudaErrorMemoryAllocation")
-_DRIVER = re.compile(r"cudaError (35|100)\b|cuInit|driver version is insufficient|no CUDA-capable")
+_DRIVER = re.compile(
+    r"cudaError (35|100)\b|cuInit|driver version is insufficient|no CUDA-capable"
+    r"|CHECK\(status == CUDA_SUCCESS\)"  # TensorRT-RTX's, for refit and stripped plans
+)
 
 
 def refusal(step: str, said: list[str]) -> FrEdgeError:
@@ -67,6 +62,12 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
             return ModelError(
                 f"TensorRT refuses the network: {meaning}. It says: {_short(text)}", hint
             )
+    if "libnvinfer_lean" in text:
+        return MachineError(
+            "a version-compatible engine carries NVIDIA's lean runtime, which is not installed."
+            f" TensorRT says: {_short(text)}",
+            "install tensorrt-lean, or build without version compatibility",
+        )
     if _DRIVER.search(text):
         return MachineError(
             f"TensorRT cannot {step} without a GPU and its driver: {_short(text)}",
@@ -80,17 +81,6 @@ def refusal(step: str, said: list[str]) -> FrEdgeError:
 
 def out_of_memory(said: list[str]) -> bool:
     return any(_MEMORY.search(text) for text in said)
-
-
-def check_finite(model: ModelProto) -> None:
-    """Raise ModelError for NaN or infinite weights: TensorRT builds engines from them."""
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ModelError(
-                f"weight {tensor.name} holds NaN or infinite values",
-                "the training diverged or the file is damaged: export it again",
-            )
 
 
 def _short(text: str) -> str:

@@ -17,6 +17,7 @@ from .cpu import NAME as CPU
 from .cpu import CpuSession
 from .fingerprint import SOURCES, check_fingerprint
 from .gpu import GpuSession
+from .plan_engine import network_of_plan
 from .preflight import refuse_foreign
 
 _BATCH = 32
@@ -84,14 +85,14 @@ def _open(
     name = engine_name(chosen, precision, raw_file)
     if chosen != CPU:
         plan = bundle.file(name)
-        check_fingerprint(bundle, name)
+        facts = check_fingerprint(bundle, name)
         refuse_foreign(plan)
-        return GpuSession(plan, precision, chosen)
-    if built and not raw:
+        network = network_of_plan(bundle, facts) if facts.get("stripped") else None
+        return GpuSession(plan, precision, chosen, network)
+    if built:
         check_fingerprint(bundle, name)
-        return CpuSession(bundle.file(name), precision, as_built=True)
-    source = bundle.file(SOURCES[precision])
-    return CpuSession(source, precision, raw=bundle.spec if raw else None)
+    file = bundle.file(name if built else SOURCES[precision])
+    return CpuSession(file, precision, as_built=bool(built), raw=bundle.spec if raw else None)
 
 
 def embed_faces(

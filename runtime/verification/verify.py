@@ -25,8 +25,10 @@ from ..accuracy.groups import read_groups
 from ..accuracy.rates import Rate
 from ..accuracy.separation import separate
 from ..accuracy.strata import Stratum, compare_worsened
+from ..engines.build import engine_name
 from ..engines.cpu import NAME as CPU
 from ..engines.cpu import CpuSession
+from ..engines.fingerprint import int8_in_float
 from ..engines.session import Session, open_session
 from .certificate import Verified
 from .diagnose import explain_all, label_doubts
@@ -104,6 +106,10 @@ def verify(
         findings += _causes(bundle, fp32, session, faces, both)
     if session.backend == CPU:
         missing.append("TensorRT's arithmetic: this ran on onnxruntime's CPU")
+        if count := int8_in_float(bundle, engine_name(CPU, session.precision)):
+            missing.append(
+                f"the rounding of {count} INT8 layers that this engine computes in float"
+            )
     found = Verified(
         session.precision,
         session.backend,

@@ -159,6 +159,22 @@ def test_a_full_disk(limit: int, bundle: Path) -> None:
     assert content(bundle) == before
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])
+def test_a_disk_that_fills_up_under_an_engine(backend: str, bundle: Path) -> None:
+    if backend == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    before = content(bundle)
+    done = fr_edge(
+        "build-engine", str(bundle), "--int8", "--backend", backend, "-q",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)),
+    )  # fmt: skip
+    _, err = done.communicate(timeout=120)
+    assert done.returncode == 3, err
+    assert "disk is full" in err
+    assert "Traceback" not in err
+    assert content(bundle) == before
+
+
 def test_ctrl_c(bundle: Path) -> None:
     before = content(bundle)
     running = fr_edge("calibrate", str(bundle), "--faces", "synthetic:500x20", "--limit", "9000")

@@ -4,6 +4,7 @@ Compile-only: nothing here has run on a GPU.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import BundleError, GateFailed, MachineError, ModelError, UsageError
+from fr_edge.runtime.engines import plan_engine
 from fr_edge.runtime.engines.build import build_engine
 from fr_edge.runtime.engines.builder import Compiled, compile_plan, load_library
-from fr_edge.runtime.engines.engine_config import EngineOptions
+from fr_edge.runtime.engines.engine_config import EngineOptions, configure
 from fr_edge.runtime.engines.engine_layers import node_precisions
+from fr_edge.runtime.engines.fingerprint import read_fingerprint
 from fr_edge.runtime.engines.mixed import mixed_flavour
+from fr_edge.runtime.engines.plan_engine import network_of_plan
+from fr_edge.runtime.machine.gpus import find_gpus
 
 rtx = pytest.importorskip(
     "tensorrt_rtx", reason="the compile check needs tensorrt-rtx (pip install 'fr-edge[rtx]')"
@@ -76,12 +81,52 @@ def test_options_reach_the_builder(tiny):
     [
         ({"compute": ("9.0",)}, UsageError, "cannot compile for compute capability 9.0"),
         ({"dla": 0}, MachineError, "DLA core 0 was asked for; this TensorRT finds 0"),
-        ({"version_compatible": True}, ModelError, "lean runtime"),
+        ({"version_compatible": True}, MachineError, "lean runtime"),
     ],
 )
 def test_options_that_this_library_has_not_are_named(tiny, options, error, says):
     with pytest.raises(error, match=says):
         compiled(tiny(), "fp32", **options)
+
+
+@pytest.mark.skipif(bool(find_gpus().found), reason="says what a machine without GPU says")
+@pytest.mark.parametrize("options", [{"refit": True}, {"strip_weights": True}])
+def test_engines_whose_weights_come_later_want_a_gpu(tiny, options):
+    with pytest.raises(MachineError, match="cannot build without a GPU and its driver"):
+        compiled(tiny(), "fp32", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"refit": True}, "--refit"), ({"strip_weights": True}, "--strip-weights")],
+)
+def test_libraries_without_refit_or_stripping_are_named(options, says):
+    """TensorRT 8.6 has no STRIP_PLAN; its library cannot be had here, its absence can."""
+    lacking = SimpleNamespace(
+        __version__="8.6.1",
+        BuilderFlag=SimpleNamespace(),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=0),
+        ProfilingVerbosity=rtx.ProfilingVerbosity,
+    )
+    config = SimpleNamespace()
+    with pytest.raises(UsageError, match=f"this TensorRT, 8.6.1, has no {says}"):
+        configure(lacking, None, config, EngineOptions(**options), "fp32", None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_stripped_plans_network_is_the_one_it_was_compiled_from(bundle, monkeypatch, precision):
+    seen = []
+
+    def compile_and_keep(trt, model, *rest):
+        seen.append(model)
+        return compile_plan(trt, model, *rest)
+
+    monkeypatch.setattr(plan_engine, "compile_plan", compile_and_keep)
+    built = build_engine(bundle, precision, BACKEND)
+    opened = open_bundle(bundle.root)
+    facts = read_fingerprint(opened, built.engine)
+    assert facts["stripped"] is False
+    assert network_of_plan(opened, facts) == seen[0]
 
 
 @pytest.mark.parametrize(

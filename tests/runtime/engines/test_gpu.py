@@ -63,3 +63,13 @@ def test_two_sessions_threads_and_closing(bundle, faces, expected, gpu_backend):
         first.embed(faces(1))
     assert second.embed(faces(1)).shape == (1, 5)
     second.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_stripped_plan_gets_its_weights_back(bundle, faces, expected, gpu_backend, precision):
+    whole = build_engine(bundle, precision, gpu_backend).size
+    built = build_engine(bundle, precision, gpu_backend, options=EngineOptions(strip_weights=True))
+    assert built.size < whole
+    found = open_session(bundle.root, precision, gpu_backend).embed(faces(3))
+    largest = np.abs(expected(3)).max()
+    assert np.abs(found - expected(3)).max() <= TOLERANCE[precision] * largest

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.bundle import open_bundle
+from fr_edge.bundle import open_bundle, sha256
+from fr_edge.cli.main import run
 from fr_edge.errors import DataError, MachineError
 from fr_edge.runtime.engines.build import build_engine
 from fr_edge.runtime.engines.preflight import check_plan, read_header, refuse_foreign
@@ -111,6 +112,30 @@ class TestRealPlan:
         data[25] = 3
         path.write_bytes(bytes(data))
         assert any("built with tensorrt-rtx 1.3.1" in text for text in check_plan(path).problems)
+
+    def test_a_flipped_bit_is_damage(self, path):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+        found = check_plan(path)
+        assert found.damaged
+        assert "sha256 is not its sidecar's" in found.problems[0]
+        with pytest.raises(DataError, match="sha256"):
+            refuse_foreign(path)
+
+    def test_the_sidecar_says_what_it_came_from(self, path, bundle):
+        facts = json.loads(path.with_name(f"{path.name}.json").read_text())
+        assert facts["sha256"] == sha256(path)
+        assert facts["source_sha256"] == bundle.files["model.onnx"].sha256
+        assert facts["input"] == json.loads(json.dumps(bundle.spec.to_json()))
+
+    @no_gpu
+    @pytest.mark.parametrize(("spoil", "code"), [(False, 3), (True, 4)])
+    def test_the_command_tells_damage_from_distance(self, path, capsys, spoil, code):
+        if spoil:
+            path.write_bytes(path.read_bytes()[:-100])
+        assert run(["check", str(path), "--json"]) == code
+        assert json.loads(capsys.readouterr().out)["damaged"] is spoil
 
     def test_a_cut_one_is_damaged(self, path):
         path.write_bytes(path.read_bytes()[:-100])

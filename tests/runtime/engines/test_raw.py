@@ -76,6 +76,14 @@ def test_a_bundle_opens_raw_on_the_cpu(mini, mini_pixels, precision):
         session.embed(preprocess(mini_pixels, bundle.spec))  # type: ignore[arg-type]
 
 
+def test_a_raw_session_runs_the_engine_that_was_built(mini, mini_pixels):
+    build_engine(mini, "int8", "onnxruntime")
+    bundle = open_bundle(mini)
+    expected = open_session(bundle, "int8").embed(preprocess(mini_pixels, bundle.spec))
+    found = open_raw_session(bundle, "int8").embed(mini_pixels)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_nvidias_compiler_takes_pixels(mini):
     pytest.importorskip("tensorrt_rtx", reason="the compile check needs tensorrt-rtx")
     built = build_engine(mini, "int8", "tensorrt-rtx", options=EngineOptions(raw=True))

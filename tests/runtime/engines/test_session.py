@@ -6,12 +6,15 @@ import time
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx import load, numpy_helper
 
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import BundleError, MachineError, ModelError, UsageError
 from fr_edge.runtime.engines.build import build_engine
 from fr_edge.runtime.engines.cpu import CpuSession
-from fr_edge.runtime.engines.session import open_session
+from fr_edge.runtime.engines.cpu_graph import cpu_flavour
+from fr_edge.runtime.engines.fingerprint import SOURCES, int8_in_float, read_fingerprint
+from fr_edge.runtime.engines.session import open_raw_session, open_session
 from fr_edge.runtime.machine.device import cores
 
 
@@ -52,13 +55,27 @@ def test_wrong_faces_are_named(bundle, wrong):
         open_session(bundle, "fp32").embed(wrong)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_engine_computes_what_the_model_does(bundle, faces, precision):
     before = open_session(bundle, precision).embed(faces(3))
     build_engine(bundle, precision)
     session = open_session(bundle.root, precision)
     assert (session.backend, session.precision, session.dim) == ("onnxruntime", precision, 5)
     np.testing.assert_allclose(session.embed(faces(3)), before, rtol=1e-4, atol=1e-5)
+
+
+def test_an_int8_engine_computes_its_layers_as_it_says(bundle, faces):
+    build_engine(bundle, "int8")
+    opened = open_bundle(bundle.root)
+    facts = read_fingerprint(opened, "engines/onnxruntime-int8.onnx")
+    flavour = cpu_flavour(load(opened.file("model.int8.onnx")), facts["integer_layers"])
+    session = ort.InferenceSession(flavour.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"face": faces(3)})[0]
+    found = open_session(opened, "int8").embed(faces(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert facts["int8_in_float"] == 4 - len(facts["integer_layers"])
+    assert int8_in_float(opened, "engines/onnxruntime-int8.onnx") == facts["int8_in_float"]
+    assert int8_in_float(opened, "engines/onnxruntime-fp32.onnx") == 0
 
 
 def test_int8_is_not_fp32(bundle, faces):
@@ -140,6 +157,23 @@ def test_a_model_that_is_none(bundle, content):
         draft.path("model.onnx", "model").write_bytes(content)
     with pytest.raises((BundleError, ModelError)):
         open_session(bundle.root, "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(("value", "says"), [(np.nan, "NaN"), (-np.inf, "infinity")])
+def test_weights_that_are_not_numbers(bundle, precision, value, says):
+    """Behind QuantizeLinear they would become integers, and nobody would know."""
+    name = SOURCES[precision]
+    model = load(bundle.file(name))
+    weight = next(t for t in model.graph.initializer if t.name == "c2_w")
+    values = numpy_helper.to_array(weight).copy()
+    values[3, 2] = value
+    weight.CopyFrom(numpy_helper.from_array(values, "c2_w"))
+    with change(bundle.root, "test", {}) as draft:
+        draft.path(name, "model").write_bytes(model.SerializeToString())
+    for enter in (open_session, open_raw_session, build_engine):
+        with pytest.raises(ModelError, match=f"c2_w holds {says}: 1 of 128 numbers"):
+            enter(bundle.root, precision, "onnxruntime")
 
 
 def test_cores_are_those_this_process_may_use():
