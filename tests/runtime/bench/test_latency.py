@@ -3,16 +3,22 @@
 import numpy as np
 import pytest
 
-from fr_edge.runtime.bench.latency import name, percentile, percentile_interval
+from fr_edge.runtime.bench.latency import (
+    latencies_of,
+    name,
+    percentile,
+    percentile_interval,
+)
 
 
 def test_percentiles_that_the_runs_hold() -> None:
-    runs = np.arange(1, 201, dtype=float)
+    milliseconds = np.arange(1, 201, dtype=float)
+    runs = latencies_of(milliseconds)
     assert percentile(runs, 50) == pytest.approx(100.5)
-    assert percentile(runs, 99) == pytest.approx(np.percentile(runs, 99))
+    assert percentile(runs, 99) == pytest.approx(np.percentile(milliseconds, 99))
     assert percentile(runs, 99.9) is None
-    assert percentile(np.arange(1000.0), 99.9) is not None
-    assert percentile(runs[:99], 99) is None
+    assert percentile(latencies_of(np.arange(1000.0)), 99.9) is not None
+    assert percentile(latencies_of(milliseconds[:99]), 99) is None
     assert percentile_interval(runs, 99.9) is None
     assert [name(q) for q in (50.0, 99.9)] == ["p50", "p99.9"]
 
@@ -23,7 +29,7 @@ def test_intervals_hold_the_truth_for_independent_runs(q: float) -> None:
     truth = float(np.percentile(np.exp(random.normal(size=2_000_000) * 0.2), q))
     inside = 0
     for _ in range(200):
-        ends = percentile_interval(np.exp(random.normal(size=1500) * 0.2), q)
+        ends = percentile_interval(latencies_of(np.exp(random.normal(size=1500) * 0.2)), q)
         assert ends is not None
         inside += ends[0] <= truth <= ends[1]
     assert inside >= 188
@@ -35,7 +41,7 @@ def test_two_runs_beside_a_changing_neighbour_agree_within_their_intervals() -> 
 
     def run() -> tuple[float, float]:
         load = 5 + np.repeat(np.abs(random.normal(size=40)), 50)
-        ends = percentile_interval(load + random.normal(size=2000) * 0.1, 50)
+        ends = percentile_interval(latencies_of(load + random.normal(size=2000) * 0.1), 50)
         assert ends is not None
         return ends
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.runtime.machine.board import Reading, read_sysfs, throttle_count
+from fr_edge.runtime.machine.board import Reading, read_sysfs
 from fr_edge.runtime.machine.gpu_card import parse_smi
 from fr_edge.runtime.machine.tegrastats import parse_tegrastats, power_mode, read_tegrastats
+from fr_edge.runtime.machine.throttling import throttle_counts
 
 # Recorded on boards and published: the first three in a Prometheus exporter's tests, the fourth in
 # henrygd/beszel's agent/gpu_test.go, the last in rbonghi/jetson_stats' tests.
@@ -136,13 +137,13 @@ def test_a_pc(tmp_path: Path) -> None:
     assert reading.energy_uj == {"package-0": 123456789}
     assert reading.temperature_c == {"x86_pkg_temp": 54.0}
     assert reading.clock_mhz == {"cpu": 3400.0, "gpu": 624.75}
-    assert throttle_count(root) == 5
+    assert throttle_counts(root) == {"the CPU's cores": 5}
 
 
 def test_a_machine_without_sensors(tmp_path: Path) -> None:
     assert read_sysfs(tmp_path) == Reading()
     assert read_sysfs(tmp_path).total_mw() is None
-    assert throttle_count(tmp_path) is None
+    assert throttle_counts(tmp_path) == {}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from fr_edge.runtime.bench.timed_run import Run
+from fr_edge.runtime.bench.latency import latencies_of
+from fr_edge.runtime.bench.timed_run import Run, Setting
 from fr_edge.runtime.bench.timing import Timed
 from fr_edge.runtime.machine.board import Reading
 from fr_edge.runtime.machine.watch import Watched, complaints, energy, power, rest, state, watch
@@ -46,20 +47,26 @@ def test_no_sensor_is_no_energy() -> None:
     assert power(silent) is None
     assert energy(silent, silent, 1, 1.0) is None
     assert rest(0.1, Reading) is None
-    run = Run(1, Timed(np.full(200, 5.0), 0.1, True, 0.0), 10.0, 1.0, silent, None)
+    run = Run(
+        Setting(), Timed(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0), 10.0, 1.0, silent, None
+    )
     assert run.to_json()["energy"] is None
     assert run.reasons == ()
 
 
 def test_a_throttled_board_spoils_the_run() -> None:
-    quiet = Timed(np.full(200, 5.0), 0.1, True, 0.0)
+    quiet = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0)
     throttled = Watched(
         [0.0, 1.0], [Reading(), Reading(throttled=("GPU 0: software thermal slowdown",))]
     )
-    run = Run(1, quiet, 10.0, 1.0, throttled)
+    run = Run(Setting(), quiet, 10.0, 1.0, throttled)
     assert run.to_json()["verdict"] == "INVALID"
     assert run.reasons == ("throttled: GPU 0: software thermal slowdown",)
-    cores = Watched([0.0, 1.0], [Reading(), Reading()], throttles=3)
+    cores = Watched(
+        [0.0, 1.0],
+        [Reading(), Reading()],
+        throttles={"the CPU's cores": 3, "average over-current": 0},
+    )
     assert complaints(cores) == ["throttled: the CPU's cores 3 times"]
 
 
@@ -71,7 +78,7 @@ def test_clocks_that_move_spoil_the_run() -> None:
     ]
     # A clock that rises while the engine warms up is as it should be.
     assert complaints(_clocks(300, 600, 1300, 1300, 300), warmup_s=1.5) == []
-    assert state(_clocks(300, 1300, 300))["clock_mhz"] == {"gpu": (300, 1300)}
+    assert state(_clocks(300, 1300, 300))["clock_mhz"] == {"gpu": [300, 1300]}
 
 
 def test_watching_samples_while_the_work_runs() -> None:
