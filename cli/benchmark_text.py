@@ -47,8 +47,8 @@ def _reasons(found: Mapping[str, Any]) -> list[str]:
 
 def _setting(run: Mapping[str, Any]) -> str:
     parts = [f"batch {run['batch']}"]
-    parts += [f"{run['threads']} threads"] if run["threads"] else []
-    parts += [f"{run['streams']} streams"] if run["streams"] > 1 else []
+    parts += [f"threads {run['threads']}"] if run["threads"] else []
+    parts += [f"streams {run['streams']}"] if run["streams"] > 1 else []
     return ", ".join(parts)
 
 

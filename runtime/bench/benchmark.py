@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from ...bundle import Bundle, change, open_bundle
@@ -80,8 +81,9 @@ def benchmark(
             interrupted = True
     golden = subject.golden
     cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     found = Benchmarked(
-        subject.engine, subject.backend, tuple(runs), cosine, end_to_end, interrupted
+        subject.engine, subject.backend, tuple(runs), cosine, end_to_end, interrupted, now
     )
     _write(bundle, found)
     if interrupted:

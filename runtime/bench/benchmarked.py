@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 from ... import __version__
@@ -24,7 +23,8 @@ _TIMED = {
 @dataclass(frozen=True)
 class Benchmarked:
     """One `Run` for each setting, in order. `golden_cosine` is the lowest of the engine's golden
-    embeddings with the original's; `interrupted` if Ctrl-C came before the end."""
+    embeddings with the original's; `interrupted` if Ctrl-C came before the end; `time` of the end,
+    UTC, in ISO 8601."""
 
     engine: str
     backend: str
@@ -32,6 +32,7 @@ class Benchmarked:
     golden_cosine: float
     end_to_end: bool = False
     interrupted: bool = False
+    time: str = ""
 
     @property
     def valid(self) -> bool:
@@ -53,7 +54,7 @@ class Benchmarked:
             "timed": _TIMED[self.end_to_end],
             "interrupted": self.interrupted,
             "fr_edge": __version__,
-            "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "time": self.time,
             "device": {
                 **describe_device().to_json(),
                 "power_mode": power_mode(),

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
+from ...errors import MachineError
 from ..machine.board import Reading
 from .latency import Recorder, percentile
 from .timed_run import Setting
@@ -19,7 +20,10 @@ _EVERY_S = 10.0
 
 
 class Journal:
-    """Open it with a file's path and `with`; `add` every run's latency, `begin` at each setting."""
+    """Open it with a file's path and `with`; `add` every run's latency, `begin` at each setting.
+
+    Lines are added to a file that is there. Raises MachineError where it cannot be written.
+    """
 
     def __init__(self, path: Path, every_s: float = _EVERY_S) -> None:
         self._path, self._every_ns = path, round(every_s * 1e9)
@@ -29,7 +33,12 @@ class Journal:
         self._recorder, self._begun = Recorder(), 0
 
     def __enter__(self) -> "Journal":
-        self._file = self._path.open("a", encoding="utf-8")
+        try:
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise MachineError(
+                f"cannot write {self._path}: {error.strerror}", "choose another file for --log"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:

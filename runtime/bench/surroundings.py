@@ -51,7 +51,7 @@ def wrong_power_mode(watched: Watched, demanded: str | None) -> Iterator[str]:
         yield f"power mode {demanded} is demanded, and this machine tells none (nvpmodel)"
     for mode in dict.fromkeys(watched.power_modes):
         if mode.upper() != demanded.upper():
-            yield f"wrong power mode: {mode}, the policy demands {demanded}"
+            yield f"wrong power mode: {mode}, {demanded} is demanded"
 
 
 def occupied(before: Reading, others: tuple[str, ...]) -> tuple[str, ...]:

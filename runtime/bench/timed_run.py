@@ -33,10 +33,6 @@ class Setting:
         """In one run."""
         return self.batch * self.streams
 
-    def __str__(self) -> str:
-        more = f", {self.threads} threads" if self.threads else ""
-        return f"batch {self.batch}{more}" + (f", {self.streams} streams" * (self.streams > 1))
-
 
 @dataclass(frozen=True)
 class Run:

@@ -94,7 +94,7 @@ def watch(
 
     counts, mode, ahead = throttle_counts(), power_mode(), wall() - clock()
     sample()
-    thread = Thread(target=loop, daemon=True)
+    thread = Thread(target=loop, daemon=True, name="watch")
     thread.start()
     try:
         yield watched

@@ -42,6 +42,13 @@ def test_counters_are_exact_and_may_wrap() -> None:
     assert found.mean_mw == pytest.approx(500 / 1000 / 0.5)
 
 
+def test_a_counter_that_wraps_again_and_again_in_a_long_run() -> None:
+    told = [Reading(energy_uj={"p": uj % 1000}, wrap_uj={"p": 1000}) for uj in range(0, 9001, 600)]
+    found = power(Watched([float(i) for i in range(len(told))], told))
+    assert found is not None
+    assert found.mean_mw == pytest.approx(600 / 1000)
+
+
 def test_no_sensor_is_no_energy() -> None:
     silent = Watched([0.0, 1.0], [Reading(), Reading()])
     assert power(silent) is None
@@ -68,6 +75,29 @@ def test_a_throttled_board_spoils_the_run() -> None:
         throttles={"the CPU's cores": 3, "average over-current": 0},
     )
     assert complaints(cores) == ["throttled: the CPU's cores 3 times"]
+
+
+def test_a_board_that_says_so_itself() -> None:
+    alert = Watched([0.0, 1.0], [Reading(throttled=("gpu",)), Reading()])
+    assert complaints(alert) == ["throttled: gpu"]
+    changed = Watched([0.0, 1.0], [Reading(), Reading()], power_modes=("MAXN", "15W"))
+    assert complaints(changed) == ["the power mode changed: MAXN to 15W"]
+
+
+def test_a_clock_that_is_set_or_a_machine_that_sleeps() -> None:
+    ticks = iter(np.arange(0.0, 100.0, 0.01))
+    steady = lambda: float(next(ticks))  # noqa: E731
+    for step, said in ((0.0, []), (3600.0, ["the clock jumped"]), (-2.0, ["the clock jumped"])):
+        walls = iter((1000.0, 1000.0 + step))
+        with watch(Reading, steady, wall=lambda walls=walls: next(walls) + steady()) as watched:
+            pass
+        assert [reason.split(":")[0] for reason in complaints(watched)] == said
+
+
+def test_a_long_run_is_watched_less_often() -> None:
+    with watch(Reading, duration_s=3600.0) as watched:
+        time.sleep(0.7)
+    assert len(watched.readings) == 2
 
 
 def test_clocks_that_move_spoil_the_run() -> None:
