@@ -21,8 +21,9 @@ _PARTS = {10: 2.262, 5: 2.776}
 """Into how many parts a run is cut to see slow noise, and Student's t for 95 % of each."""
 _Z = NormalDist().inv_cdf(0.975)
 _MOST_STRETCHES = 64
-_FIRST_STRETCH = 4
-"""Runs in a stretch at first; twice as many whenever there are too many stretches."""
+_FIRST_STRETCH = 128
+"""Runs in a stretch at first; twice as many whenever there are too many stretches. Fewer runs than
+fill the first ones are sorted after the run, not during it."""
 _MOST_BINS = 1 << 18
 """Over all stretches; 16 bytes each, 4 MB."""
 _DROPPED_BITS = 52 - 20
@@ -91,6 +92,7 @@ class Recorder:
     def __init__(self) -> None:
         self._open = array("q")
         self._per = _FIRST_STRETCH
+        self._until = _FIRST_STRETCH * _MOST_STRETCHES
         self._stretches: list[Stretch] = []
         self._dropped = _DROPPED_BITS
         self._count, self._sum_ns = 0, 0
@@ -105,15 +107,13 @@ class Recorder:
         self._count += 1
         self._sum_ns += ns
         self._open.append(ns)
-        if len(self._open) == self._per:
-            self._close_stretch()
+        if len(self._open) == self._until:
+            self._close()
 
     def latencies(self) -> Latencies:
         """Of at least one run."""
-        stretches = [
-            *self._stretches,
-            *([_binned(self._open, self._dropped)] if self._open else []),
-        ]
+        per = self._per if self._stretches else _evenly(len(self._open))
+        stretches = [*self._stretches, *_cut(self._open, per, self._dropped)]
         return Latencies(
             tuple(stretches),
             sum(stretch.count for stretch in stretches),
@@ -123,13 +123,14 @@ class Recorder:
             2.0 ** (self._dropped - 52),
         )
 
-    def _close_stretch(self) -> None:
+    def _close(self) -> None:
         done, self._open = self._open, array("q")  # Ctrl-C between two lines counts nothing twice
-        self._stretches.append(_binned(done, self._dropped))
-        if len(self._stretches) == _MOST_STRETCHES:
+        self._stretches += _cut(done, self._per, self._dropped)
+        if len(self._stretches) >= _MOST_STRETCHES:
             pairs = zip(self._stretches[::2], self._stretches[1::2], strict=True)
             self._stretches = [pooled(pair) for pair in pairs]
             self._per *= 2
+        self._until = self._per
         while sum(len(stretch.counts) for stretch in self._stretches) > _MOST_BINS:
             self._dropped += 1
             self._stretches = [
@@ -140,11 +141,8 @@ class Recorder:
 def latencies_of(milliseconds: npt.ArrayLike) -> Latencies:
     """Of latencies that are all there, `(n,)` in ms, n at least 1: as a `Recorder` keeps them."""
     ns = np.rint(np.asarray(milliseconds, np.float64) * 1e6)
-    per = _FIRST_STRETCH
-    while len(ns) // per >= _MOST_STRETCHES:
-        per *= 2
     return Latencies(
-        tuple(_binned(ns[i : i + per], _DROPPED_BITS) for i in range(0, len(ns), per)),
+        tuple(_cut(ns, _evenly(len(ns)), _DROPPED_BITS)),
         len(ns),
         float(ns.mean()) / 1e6,
         float(ns.min()) / 1e6,
@@ -188,9 +186,16 @@ def _holds(latencies: Latencies, q: float) -> bool:
     return latencies.count * (100 - q) >= 100 - 1e-9
 
 
-def _binned(ns: npt.ArrayLike, dropped: int) -> Stretch:
-    values = np.maximum(np.asarray(ns, np.float64), 1) / 1e6  # a clock that jumped back has no bin
-    return _counted(_rounded(values, dropped), np.ones(len(values), np.int64))
+def _evenly(count: int) -> int:
+    """Runs in a stretch, if all are to make at most the most stretches."""
+    return -(-count // _MOST_STRETCHES)
+
+
+def _cut(ns: npt.ArrayLike, per: int, dropped: int) -> list[Stretch]:
+    # A clock that jumped back has no bin of its own.
+    values = _rounded(np.maximum(np.asarray(ns, np.float64), 1) / 1e6, dropped)
+    parts = [values[start : start + per] for start in range(0, len(values), max(1, per))]
+    return [_counted(part, np.ones(len(part), np.int64)) for part in parts]
 
 
 def _rounded(values: F64, dropped: int) -> F64:
