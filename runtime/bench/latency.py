@@ -19,6 +19,10 @@ I64 = npt.NDArray[np.int64]
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 _PARTS = {10: 2.262, 5: 2.776}
 """Into how many parts a run is cut to see slow noise, and Student's t for 95 % of each."""
+_MEMORY = 0.25
+"""The spread of n parts is that of the whole times n to this power. Independent noise has 0.5, noise
+that never averages out 0; that of a shared machine has a long memory and lies between (a Hurst
+exponent of 0.75; docs/results/timing.md has what came of it)."""
 _Z = NormalDist().inv_cdf(0.975)
 _MOST_STRETCHES = 64
 _FIRST_STRETCH = 128
@@ -160,8 +164,8 @@ def percentile_interval(latencies: Latencies, q: float) -> tuple[float, float] |
     """A 95 % interval of the q-th percentile in ms, as wide as the widest of three.
 
     Order statistics (the binomial's normal approximation) hold for independent runs; the spread of
-    the percentile over ten and over five parts of the run (batch means) sees noise that lasts, as a
-    busy neighbour's does. Noise that lasts longer than the run is not seen.
+    the percentile over ten and over five parts of the run (batch means, of noise with a memory) sees
+    what lasts, as a busy neighbour does. What lasts longer than the run is not seen.
     """
     if not _holds(latencies, q):
         return None
@@ -172,7 +176,7 @@ def percentile_interval(latencies: Latencies, q: float) -> tuple[float, float] |
     for number, student in _PARTS.items():
         if len(latencies.stretches) >= number:
             found = [part.percentile(q) for part in latencies.parts(number)]
-            half = student * float(np.std(found, ddof=1)) / np.sqrt(number)
+            half = student * float(np.std(found, ddof=1)) / number**_MEMORY
             low, high = min(low, middle - half), max(high, middle + half)
     return max(0.0, low), high
 

@@ -63,3 +63,24 @@ def test_two_sessions_threads_and_closing(bundle, faces, expected, gpu_backend):
         first.embed(faces(1))
     assert second.embed(faces(1)).shape == (1, 5)
     second.close()
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_where_the_time_goes(bundle, faces, gpu_backend, count):
+    build_engine(bundle, "fp32", gpu_backend, options=EngineOptions(batch=(1, 4, 8)))
+    session = open_session(bundle.root, "fp32", gpu_backend)
+    assert session.largest_batch == 8
+    before = session.embed(faces(count))
+    for _ in range(3):  # with a graph and without one
+        split = session.split(faces(count))
+        assert split.compute_ms > 0
+        assert split.enqueue_ms > 0
+        assert min(split.h2d_ms, split.d2h_ms) >= 0
+        assert np.array_equal(session.embed(faces(count)), before)
+    layers = session.layers(faces(count), 5)
+    assert layers
+    assert list(layers) == sorted(layers, key=lambda layer: -layer.ms)
+    assert np.array_equal(session.embed(faces(count)), before)
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.split(faces(count))
