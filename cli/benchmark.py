@@ -1,21 +1,49 @@
 """`fr-edge benchmark`: latency and throughput of an engine on this machine, or INVALID."""
 
+import json
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from . import options
+from .benchmark_text import as_markdown, as_text
 from .compare import changes_text, fraction
-from .output import Output, table
+from .output import Output
 from .output import command as make
 
+if TYPE_CHECKING:
+    from ..runtime.compare import Compared
 
-def _batches(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_LONG_S = 600
+
+
+def _numbers(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,6}", part) and int(part) > 0 for part in parts):
         raise click.BadParameter(f"expected numbers from 1 up, such as 1,8; found {text!r}")
-    return tuple(int(part) for part in parts)
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _batches(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...] | None:
+    return None if text == "auto" else _numbers(ctx, parameter, text)
+
+
+def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(s|m|h|)", text.strip())
+    if match is None or not 0 < float(match[1]) * _UNITS[match[2]] < float("inf"):
+        raise click.BadParameter(
+            f"expected a time above 0, such as 10, 90s, 5m or 1h; found {text!r}"
+        )
+    return float(match[1]) * _UNITS[match[2]]
 
 
 @make("benchmark")
@@ -23,69 +51,151 @@ def _batches(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
 @options.engine()
 @options.backend
 @click.option(
-    "--batch", "batches", default="1", show_default=True, metavar="N,...", callback=_batches
+    "--batch",
+    "batches",
+    default="1",
+    show_default=True,
+    metavar="N,...",
+    callback=_batches,
+    help="Faces in a run; auto doubles them while that pays.",
 )
-@click.option("--duration", default=10.0, show_default=True, metavar="S", help="Per batch size.")
+@click.option(
+    "--threads", metavar="N,...", callback=_numbers, help="onnxruntime's; all cores by default."
+)
+@click.option(
+    "--streams",
+    default="1",
+    show_default=True,
+    metavar="N,...",
+    callback=_numbers,
+    help="Sessions that run at the same time.",
+)
+@click.option(
+    "--duration",
+    default="10",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="Of each line, as 10, 5m or 1h.",
+)
+@click.option("--end-to-end", is_flag=True, help="Time decoding and preprocessing too.")
+@click.option("--layers", is_flag=True, help="The slowest layers, as the backend profiles them.")
+@click.option("--power-mode", metavar="NAME", help="INVALID in another, as nvpmodel names it.")
+@click.option("--log", metavar="FILE", help="A line of JSON every ten seconds, for long runs.")
 @click.option("--against", metavar="FILE", help="Compare with an earlier benchmark's JSON.")
 @click.option(
     "--max-regression", metavar="5%", callback=fraction, help="Gate: latency's rise over --against."
 )
+@click.option("--markdown", is_flag=True, help="Print a table for a README.")
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 even when a figure is INVALID.")
 def command(
     output: Output,
     bundle: str,
     engine: str,
     backend: str,
-    batches: tuple[int, ...],
+    batches: tuple[int, ...] | None,
+    threads: tuple[int, ...],
+    streams: tuple[int, ...],
     duration: float,
+    end_to_end: bool,
+    layers: bool,
+    power_mode: str | None,
+    log: str | None,
     against: str | None,
     max_regression: float | None,
+    markdown: bool,
     allow_invalid: bool,
 ) -> None:
     """Time an engine, and say if the figure holds.
 
-    Percentiles of latency, and throughput.
+    Percentiles of latency, throughput, and where the time goes.
     A run is INVALID when it was too short, too noisy or disturbed, and exits 1.
+    Ctrl-C ends it with what has run.
     """
     from ..runtime.bench.benchmark import benchmark
-    from ..runtime.compare import compare
+    from ..runtime.bench.benchmarked import Stopped
 
     if max_regression is not None and not against:
         raise click.UsageError("--max-regression needs --against FILE")
-
-    found = benchmark(
-        bundle,
-        engine,
-        backend,
-        batches=batches,
-        duration_s=duration,
-        track=output.track,
-    )
+    if markdown and output.json:
+        raise click.UsageError("--json and --markdown each want all of stdout: choose one")
+    earlier = _earlier(Path(against), max_regression) if against else b""
+    if duration >= _LONG_S and not log:
+        output.note("--log FILE would keep what a power failure takes")
+    stopped = False
+    with _terminated_as_interrupted():
+        try:
+            found = benchmark(
+                bundle,
+                engine,
+                backend,
+                batches=batches,
+                duration_s=duration,
+                track=output.track,
+                threads=threads,
+                streams=streams,
+                end_to_end=end_to_end,
+                layers=layers,
+                power_mode=power_mode,
+                log=Path(log) if log else None,
+            )
+        except Stopped as stop:
+            found, stopped = stop.found, True
     document = found.to_json()
-    lines, slower = [_text(bundle, document)], False
+    lines, slower = [as_markdown(document) if markdown else as_text(document)], False
     if against:
-        report = Path(bundle) / "reports" / f"benchmark-{document['engine']}.json"
-        compared = compare(Path(against), report, max_regression)
-        document["against"] = compared.to_json()
+        compared = _compared(earlier, document, max_regression)
+        document["against"] = {**compared.to_json(), "first": against, "second": "this run"}
         lines += ["", f"A is {against}, B this run", changes_text(document["against"])]
         slower = not compared.passed
     output.result(document, "\n".join(lines))
+    if stopped:
+        output.note("interrupted: what had run is above, and in the bundle's reports")
+        click.get_current_context().exit(130)
     if slower:
         output.fail_gate(f"slower than {against} by more than allowed")
-    invalid = [run["batch"] for run in document["runs"] if run["verdict"] != "VALID"]
+    invalid = sum(run["verdict"] != "VALID" for run in document["runs"])
     if invalid and not allow_invalid:
-        batch = ", ".join(map(str, invalid))
-        output.fail_gate(f"INVALID at batch {batch}; --allow-invalid exits 0 all the same")
+        output.fail_gate(
+            f"INVALID: {invalid} of {len(document['runs'])} lines;"
+            " --allow-invalid exits 0 all the same"
+        )
 
 
-def _text(bundle: str, found: dict[str, Any]) -> str:
-    lines = [f"{bundle}: {found['engine']} on {found['backend']}"]
-    rows = []
-    for run in found["runs"]:
-        latency = run["latency_ms"]
-        figures = [f"{latency[key]:.3f}" for key in ("p50", "p90", "p95", "p99")]
-        rows.append([str(run["batch"]), *figures, f"{run['throughput_per_s']:.1f}", run["verdict"]])
-    lines.append(table(rows, ("batch", "p50 ms", "p90", "p95", "p99", "faces/s", "verdict")))
-    for run in found["runs"]:
-        lines += [f"  batch {run['batch']}: {reason}" for reason in run["reasons"]]
-    return "\n".join(lines)
+def _earlier(path: Path, max_regression: float | None) -> bytes:
+    """The report to compare with, read before this run may write another in its place."""
+    from ..errors import DataError
+    from ..runtime.compare import compare
+
+    if not path.is_file():
+        raise DataError(f"there is no report at {path}", "--against takes a benchmark's JSON file")
+    changes = compare(path, path, max_regression).changes
+    if not any("faces per second" in change.name for change in changes):
+        raise DataError(
+            f"{path} is no benchmark's report", "--against BUNDLE/reports/benchmark-*.json"
+        )
+    return path.read_bytes()
+
+
+def _compared(earlier: bytes, document: dict[str, Any], max_regression: float | None) -> "Compared":
+    from ..runtime.compare import compare
+
+    with TemporaryDirectory() as folder:
+        first, second = Path(folder) / "first.json", Path(folder) / "second.json"
+        first.write_bytes(earlier)
+        second.write_text(json.dumps(document), encoding="utf-8")
+        return compare(first, second, max_regression)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: a service that is stopped keeps what it measured."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

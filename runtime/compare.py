@@ -189,19 +189,22 @@ def _evaluated(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
 
 def _timed(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     for run in report["runs"]:
+        threads, streams = run.get("threads"), run.get("streams") or 1
+        setting = f"batch {run['batch']}" + (f", threads {threads}" if threads else "")
+        setting += f", streams {streams}" if streams > 1 else ""
         for name in ("p50", "p90", "p99"):
             if run["latency_ms"][name] is not None:
                 ends = run["interval_95_ms"][name]
                 figure = Figure(run["latency_ms"][name], (ends[0], ends[1]), False)
-                yield f"batch {run['batch']} {name} ms", figure
+                yield f"{setting} {name} ms", figure
         yield (
-            f"batch {run['batch']} faces per second",
+            f"{setting} faces per second",
             Figure(run["throughput_per_s"], None, True),
         )
 
 
 def _differences(label: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("engine", "backend", "fr_edge", "faces", "protocol"):
+    for key in ("engine", "backend", "fr_edge", "faces", "protocol", "timed"):
         if one.get(key) != other.get(key):
             yield f"{label}: {key} {_plain(one.get(key))} and {_plain(other.get(key))}"
     here, there = one.get("device") or {}, other.get("device") or {}

@@ -82,7 +82,9 @@ def build_fastest(
         said = "; ".join(f"{c.precision}: {c.problem}" for c in found.values())
         raise GateFailed(f"no precision holds: {said}", "`fr-edge verify` shows each in detail")
     opened = open_bundle(root, check=False)
-    sessions = {name: open_session(opened, name, chosen_backend) for name in holding}
+    sessions: dict[str, Session] = {
+        name: open_session(opened, name, chosen_backend) for name in holding
+    }
     golden = preprocess(read_golden(opened).faces, opened.spec)
     inputs = np.resize(golden, (batch, *golden.shape[1:]))
     medians = _race(sessions, inputs, duration_s)

@@ -1,149 +1,160 @@
 """`benchmark`: latency and throughput of an engine here, or the reasons why they mean nothing.
 
-One caller, one batch after the other (MLPerf's SingleStream). What is timed is the session's
-`embed` from preprocessed input to embeddings on the host; decoding and preprocessing are not.
+One caller, one batch after the other (MLPerf's SingleStream), or as many at the same time as there
+are streams (MultiStream).
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ... import __version__
 from ...bundle import Bundle, change, open_bundle
 from ...errors import UsageError
-from ...faces.contract import preprocess
 from ...progress import Track, silent
 from ..accuracy.drift import measure_drift
-from ..accuracy.embeddings import check_embeddings
-from ..accuracy.golden import read_golden
-from ..accuracy.metrics import cosines
-from ..engines.session import Session, open_session
-from ..machine.device import describe_device
-from ..machine.tegrastats import power_mode
-from ..machine.watch import rest, watch
-from .timed_run import MIN_RUNS, Run
+from ..machine.gpu_card import gpu_processes
+from ..machine.watch import Watched, read_board, rest, watch
+from .benchmarked import Benchmarked, Stopped, knee
+from .journal import Journal
+from .spent import Spent, time_parts
+from .subject import Subject
+from .surroundings import demanded_power_mode, occupied, wrong_power_mode
+from .timed_run import MIN_RUNS, Run, Setting
 from .timing import time_runs
-
-_INPUTS = 8
-_SAMPLE = 16
-_GAIN = 1.10
-
-
-@dataclass(frozen=True)
-class Benchmarked:
-    """What `benchmark` found, one `Run` for each batch size."""
-
-    engine: str
-    backend: str
-    runs: tuple[Run, ...]
-    golden_cosine: float
-
-    @property
-    def valid(self) -> bool:
-        return not any(run.reasons for run in self.runs)
-
-    @property
-    def knee(self) -> int | None:
-        """The batch from which a larger one brings less than 10 % more faces a second; None with
-        fewer than three sizes, or where each still brought more."""
-        runs = sorted(self.runs, key=lambda run: run.batch)
-        if len(runs) < 3:
-            return None
-        for smaller, larger in zip(runs, runs[1:], strict=False):
-            if larger.throughput_per_s < _GAIN * smaller.throughput_per_s:
-                return smaller.batch
-        return None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "engine": self.engine,
-            "backend": self.backend,
-            "verdict": "VALID" if self.valid else "INVALID",
-            "runs": [run.to_json() for run in self.runs],
-            "knee": self.knee,
-            "golden_min_cosine": round(self.golden_cosine, 6),
-            "timed": "embed() from preprocessed input to embeddings on the host",
-            "fr_edge": __version__,
-            "device": {**describe_device().to_json(), "power_mode": power_mode()},
-        }
 
 
 def benchmark(
     bundle: Bundle | str | Path,
     engine: str = "auto",
     backend: str = "auto",
-    batches: Sequence[int] = (1,),
+    batches: Sequence[int] | None = (1,),
     duration_s: float = 10.0,
     warmup_s: float = 5.0,
     track: Track = silent,
+    *,
+    threads: Sequence[int] = (),
+    streams: Sequence[int] = (1,),
+    end_to_end: bool = False,
+    layers: bool = False,
+    power_mode: str | None = None,
+    log: Path | None = None,
 ) -> Benchmarked:
     """Time an engine on the golden faces; writes `reports/benchmark-ENGINE.json`.
 
-    Each batch size is warmed up until steady, `warmup_s` seconds at most, then runs for
-    `duration_s`, longer where that holds too few runs. Figures that conditions spoiled are marked
-    INVALID with the reasons; that does not raise. Ctrl-C keeps what has run, writes it, and goes on
-    as KeyboardInterrupt. Raises UsageError for a batch or duration that cannot be, and as
-    `open_session`.
+    Every batch size runs with every number of `threads` (onnxruntime's, by default one for each
+    core) and of `streams` (sessions at the same time). `batches=None` doubles the size from 1 on,
+    to 32 at most, until that brings less than 10 % more faces a second. Each is warmed up until
+    steady, `warmup_s` seconds at most, then runs for `duration_s`, longer where that holds too few
+    runs. With `end_to_end` decoding and preprocessing are timed too; `layers` adds the backend's
+    profile; `power_mode` is demanded of the board, as the policy's table [benchmark] may demand it;
+    `log` is a file that gets a line of JSON every ten seconds.
+
+    Figures that conditions spoiled are marked INVALID with the reasons; that does not raise. Ctrl-C
+    keeps what has run, writes it, and goes on as `Stopped`, a KeyboardInterrupt. Raises UsageError
+    for numbers that cannot be, and as `open_session`.
     """
-    if not batches or min(batches) < 1:
-        raise UsageError(f"batch sizes are 1 or more, found {list(batches)}", "--batch 1,8")
-    if not 0 < duration_s < float("inf"):
-        raise UsageError(f"the duration is above 0 seconds, found {duration_s}", "--duration 10")
+    _check(batches, threads, streams, duration_s)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    session = open_session(bundle, engine, backend)
-    golden = read_golden(bundle)
-    inputs = preprocess(golden.faces, bundle.spec)
-    before = session.embed(inputs)
-    check_embeddings(before, golden.keys, f"the {session.precision} engine")
-    idle = rest(duration_s)
+    demanded = power_mode or demanded_power_mode(bundle)
+    board, others = read_board(), gpu_processes()  # before there is a session of ours
+    subject = Subject(bundle, engine, backend, end_to_end=end_to_end)
+    spoilt = () if subject.on_cpu else occupied(board, others)
+    settings = list(subject.settings(batches, threads, streams))
     runs: list[Run] = []
-    for size in track(batches, "timing", len(batches)):
-        with watch() as watched:
-            run = _time_batch(session, inputs, before, size, duration_s, warmup_s)
-        runs.append(replace(run, watched=watched, idle=idle))
-        if runs[-1].timed.interrupted:
-            break
-    cosine = measure_drift(golden.embeddings, before, golden.keys).min
-    found = Benchmarked(session.precision, session.backend, tuple(runs), cosine)
-    options = {"engine": session.precision, "backend": session.backend, "batch": list(batches)}
-    with change(bundle.root, "benchmark", options) as draft:
-        draft.drop("report.html")
-        path = draft.path(f"reports/benchmark-{session.precision}.json", "benchmark")
-        path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-        draft.summary.update(verdict="VALID" if found.valid else "INVALID")
-    if runs[-1].timed.interrupted:
-        raise KeyboardInterrupt
+    with Journal(log) if log else nullcontext() as journal:
+        bench = _Bench(subject, duration_s, warmup_s, rest(duration_s), journal, demanded, spoilt)
+        interrupted = False
+        try:
+            for setting in track(settings, "timing", len(settings)):
+                runs.append(bench.run(setting))
+                if runs[-1].timed.interrupted:
+                    raise KeyboardInterrupt
+                runs[-1] = replace(runs[-1], spent=bench.spent(runs[-1], end_to_end, layers))
+                if batches is None and knee(runs) is not None:
+                    break
+        except KeyboardInterrupt:
+            if not runs:
+                raise
+            interrupted = True
+    golden = subject.golden
+    cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    found = Benchmarked(
+        subject.engine, subject.backend, tuple(runs), cosine, end_to_end, interrupted, now
+    )
+    _write(bundle, found)
+    if interrupted:
+        raise Stopped(found)
     return found
 
 
-def _time_batch(
-    session: Session,
-    inputs: npt.NDArray[np.float32],
-    expected: npt.NDArray[np.float32],
-    size: int,
+@dataclass(frozen=True)
+class _Bench:
+    subject: Subject
+    duration_s: float
+    warmup_s: float
+    idle: Watched | None
+    journal: Journal | None
+    demanded: str | None
+    spoilt: tuple[str, ...]
+
+    def run(self, setting: Setting) -> Run:
+        work, journal = self.subject.work(setting), self.journal
+
+        def between(index: int, ns: int) -> None:
+            work.sample(index)
+            if journal:
+                journal.add(ns)
+
+        try:
+            with watch(duration_s=self.duration_s) as watched:
+                if journal:
+                    journal.begin(setting, watched.readings)
+                timed = time_runs(
+                    work.run, self.duration_s, MIN_RUNS, warmup_s=self.warmup_s, between=between
+                )
+        finally:
+            work.close()
+        spoilt = (*self.spoilt, *wrong_power_mode(watched, self.demanded))
+        return Run(setting, timed, self.duration_s, work.lowest, watched, self.idle, None, spoilt)
+
+    def spent(self, run: Run, end_to_end: bool, layers: bool) -> Spent:
+        median = None if end_to_end else run.timed.latencies.all.percentile(50)
+        session, golden = self.subject.session(run.setting), self.subject.golden
+        return time_parts(
+            session, golden.faces, self.subject.spec, run.setting.batch, median, layers=layers
+        )
+
+
+def _check(
+    batches: Sequence[int] | None,
+    threads: Sequence[int],
+    streams: Sequence[int],
     duration_s: float,
-    warmup_s: float,
-) -> Run:
-    """Several different inputs in turn, so that nothing can be remembered from run to run."""
-    picks = [(np.arange(size) + shift) % len(inputs) for shift in range(_INPUTS)]
-    ready = [np.ascontiguousarray(inputs[pick]) for pick in picks]
-    last: npt.NDArray[np.float32] = expected
-    lowest = 1.0
+) -> None:
+    for what, option, values in (
+        ("batch sizes", "--batch 1,8", (1,) if batches is None else batches),
+        ("threads", "--threads 1,2", threads or (1,)),
+        ("streams", "--streams 1,2", streams),
+    ):
+        if not values or min(values) < 1:
+            raise UsageError(f"{what} are 1 or more, found {list(values)}", option)
+    if not 0 < duration_s < float("inf"):
+        raise UsageError(f"the duration is above 0 seconds, found {duration_s}", "--duration 10")
 
-    def run(index: int) -> None:
-        nonlocal last
-        last = session.embed(ready[index % _INPUTS])
 
-    def sample(index: int) -> None:
-        nonlocal lowest
-        if index % _SAMPLE == 0:
-            same = cosines(last, expected[picks[index % _INPUTS]])
-            lowest = min(lowest, float(np.nan_to_num(same, nan=-1.0).min()))
-
-    timed = time_runs(run, duration_s, MIN_RUNS, warmup_s=warmup_s, between=sample)
-    return Run(size, timed, duration_s, lowest)
+def _write(bundle: Bundle, found: Benchmarked) -> None:
+    settings = [run.setting for run in found.runs]
+    options = {
+        "engine": found.engine,
+        "backend": found.backend,
+        "batch": list(dict.fromkeys(setting.batch for setting in settings)),
+    }
+    with change(bundle.root, "benchmark", options) as draft:
+        draft.drop("report.html")
+        path = draft.path(f"reports/benchmark-{found.engine}.json", "benchmark")
+        path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        draft.summary.update(verdict="VALID" if found.valid else "INVALID")

@@ -1,17 +1,17 @@
 """Time a function honestly: warm up until it is steady, then count every run.
 
-Knows neither networks nor verdicts: `benchmark` judges what stands here.
+Knows neither networks nor verdicts: `timed_run` judges what stands here.
 """
 
 import os
 import time
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+
+from .latency import Latencies, Recorder
 
 SEGMENTS = 10
 _WINDOW_S = 0.25
@@ -20,12 +20,11 @@ _STEADY = 0.05
 
 @dataclass(frozen=True)
 class Timed:
-    """`latencies_ms (n,) float64` in the order they ran. `steady` is whether warm-up, `warmup_s`
-    long, ended with equal windows; `waited` the share of the time they wanted a core in which this
-    process's threads stood in line for one (None where the kernel does not tell). `interrupted` by
-    Ctrl-C, it holds what had run by then."""
+    """`steady` is whether warm-up, `warmup_s` long, ended with equal windows; `waited` the share of
+    the time they wanted a core in which this process's threads stood in line for one (None where
+    the kernel does not tell). `interrupted` by Ctrl-C, it holds what had run by then."""
 
-    latencies_ms: npt.NDArray[np.float64]
+    latencies: Latencies
     warmup_s: float
     steady: bool
     waited: float | None
@@ -34,21 +33,23 @@ class Timed:
     @property
     def variation(self) -> float:
         """Spread of the middle two thirds over the median: noise without the rare outliers."""
-        low, middle, high = np.percentile(self.latencies_ms, (16, 50, 84))
-        return float((high - low) / 2 / middle)
+        whole = self.latencies.all
+        low, middle, high = (whole.percentile(q) for q in (16, 50, 84))
+        return (high - low) / 2 / middle
 
     @property
     def drift(self) -> float:
-        """How far the medians of ten equal stretches lie apart, over the median of all."""
-        if len(self.latencies_ms) < SEGMENTS:
+        """How far the medians of ten equal parts lie apart, over the median of all."""
+        if self.latencies.count < SEGMENTS:
             return 0.0
-        medians = [np.median(part) for part in np.array_split(self.latencies_ms, SEGMENTS)]
-        return float((max(medians) - min(medians)) / np.median(self.latencies_ms))
+        medians = [part.percentile(50) for part in self.latencies.parts(SEGMENTS)]
+        return (max(medians) - min(medians)) / self.latencies.all.percentile(50)
 
     @property
     def outliers(self) -> int:
         """Runs that took more than three times the median."""
-        return int((self.latencies_ms > 3 * np.median(self.latencies_ms)).sum())
+        whole = self.latencies.all
+        return int(whole.counts[whole.values_ms > 3 * whole.percentile(50)].sum())
 
 
 def time_runs(
@@ -58,37 +59,38 @@ def time_runs(
     *,
     warmup_s: float = 5.0,
     clock: Callable[[], int] = time.perf_counter_ns,
-    between: Callable[[int], None] = lambda _: None,
+    between: Callable[[int, int], None] = lambda index, ns: None,
 ) -> Timed:
     """Call `run(0)`, `run(1)`, ... for `duration_s` seconds after at most `warmup_s` of warm-up.
 
     With fewer than `at_least` runs by then it goes on, to three times the duration.
-    `between(index)` is called after each run and not timed. `clock` gives nanoseconds. Ctrl-C ends
-    the timing, not the program, once something has run.
+    `between(index, nanoseconds)` is called after each run and not timed. `clock` gives nanoseconds.
+    Memory does not grow with the duration. Ctrl-C ends the timing, not the program, once something
+    has run.
     """
     warmed, steady = _warm_up(run, warmup_s, clock)
     before, cpu_before = waiting_ns(), time.process_time_ns()
-    latencies = array("q")
+    recorder = Recorder()
     now = clock()
     end, latest = now + round(duration_s * 1e9), now + round(3 * duration_s * 1e9)
     interrupted = False
     try:
-        while not latencies or now < end or (len(latencies) < at_least and now < latest):
-            index = len(latencies)
+        while not recorder or now < end or (len(recorder) < at_least and now < latest):
+            index = len(recorder)
             start = clock()
             run(index)
             now = clock()
-            latencies.append(now - start)
-            between(index)
+            recorder.add(now - start)
+            between(index, now - start)
     except KeyboardInterrupt:
-        if not latencies:
+        if not recorder:
             raise
         interrupted = True
     cpu, after = time.process_time_ns() - cpu_before, waiting_ns()
     waited = None
     if before is not None and after is not None:
-        waited = (after - before) / max(1, after - before + cpu)
-    return Timed(np.array(latencies) / 1e6, warmed, steady, waited, interrupted)
+        waited = max(0, after - before) / max(1, after - before + cpu)
+    return Timed(recorder.latencies(), warmed, steady, waited, interrupted)
 
 
 def waiting_ns() -> int | None:

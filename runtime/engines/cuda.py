@@ -50,6 +50,12 @@ class Cuda(Protocol):
     def pull(self, buffer: Buffer, size: int, stream: int) -> None:
         """Queue the copy of the first `size` bytes to the host."""
 
+    def mark(self, stream: int) -> Any:
+        """Queue a moment: an event that the GPU stamps when it comes to it."""
+
+    def elapsed_ms(self, first: Any, second: Any) -> float:
+        """Milliseconds between two moments that have passed."""
+
     def wait(self, stream: int) -> None:
         """Until everything queued is done."""
 

@@ -48,6 +48,7 @@ class _CudaPython:
         self._shared = bool(take(driver.cuDeviceGetAttribute(integrated, self._device)))
         self._streams: list[Any] = []
         self._graphs: list[Any] = []
+        self._events: list[Any] = []
         self._buffers: list[Buffer] = []
 
     @contextmanager
@@ -91,6 +92,17 @@ class _CudaPython:
             target = buffer.array.ctypes.data
             take(self._driver.cuMemcpyDtoHAsync(target, buffer.address, size, stream))
 
+    def mark(self, stream: int) -> Any:
+        event = take(self._driver.cuEventCreate(0))
+        self._events.append(event)
+        take(self._driver.cuEventRecord(event, stream))
+        return event
+
+    def elapsed_ms(self, first: Any, second: Any) -> float:
+        # Its name since CUDA 12.8, where the old one is bound to the new call in CUDA 13.
+        ask = getattr(self._driver, "cuEventElapsedTime_v2", self._driver.cuEventElapsedTime)
+        return float(take(ask(first, second)))
+
     def wait(self, stream: int) -> None:
         take(self._driver.cuStreamSynchronize(stream))
 
@@ -120,6 +132,8 @@ class _CudaPython:
         with self.current():
             for graph in self._graphs:
                 take(driver.cuGraphExecDestroy(graph))
+            for event in self._events:
+                take(driver.cuEventDestroy(event))
             for stream in self._streams:
                 take(driver.cuStreamDestroy(stream))
             for buffer in self._buffers:
@@ -127,6 +141,7 @@ class _CudaPython:
                     take(driver.cuMemFree(buffer.address))
                 take(driver.cuMemFreeHost(buffer.owners[0]))
         self._graphs.clear()
+        self._events.clear()
         self._streams.clear()
         self._buffers.clear()
         take(driver.cuDevicePrimaryCtxRelease(self._device))

@@ -4,7 +4,9 @@ Never run on a GPU by this project so far; tests marked `gpu` are there for whoe
 """
 
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from .builder import load_library, recorder
 from .cpu import Faces, check_faces
 from .cuda import Buffer, Cuda, open_cuda
 from .refit import refit
+from .times import LayerTime, Split
 
 if TYPE_CHECKING:
     import tensorrt
@@ -62,11 +65,12 @@ class GpuSession:
             refit(trt, engine, log, network, plan.name)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {engine.get_tensor_mode(name): name for name in names}
-        self._face, embedding = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
+        self._face, self._embedding = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
         least, _, most = engine.get_tensor_profile_shape(self._face, 0)
         self._least, self._most = int(least[0]), int(most[0])
+        self.largest_batch: int | None = self._most
         self._shape = tuple(int(most[i]) for i in range(1, len(most)))
-        self.dim = int(engine.get_tensor_shape(embedding)[1])
+        self.dim = int(engine.get_tensor_shape(self._embedding)[1])
         self._engine = engine
         context: tensorrt.IExecutionContext | None = engine.create_execution_context()
         if context is None:
@@ -83,7 +87,7 @@ class GpuSession:
         self._faces: Buffer = self._cuda.buffer(self._most * self._bytes)
         self._embeddings: Buffer = self._cuda.buffer(4 * self._most * self.dim)
         self._context.set_tensor_address(self._face, self._faces.address)
-        self._context.set_tensor_address(embedding, self._embeddings.address)
+        self._context.set_tensor_address(self._embedding, self._embeddings.address)
         self._stream = self._cuda.stream()
         self._graphs: dict[int, Callable[[], None] | None] = {}
 
@@ -118,16 +122,76 @@ class GpuSession:
         found = self._embeddings.array.view(np.float32)[: out.size]
         out[:] = found.reshape(out.shape)
 
-    def _queue(self, cuda: Cuda, count: int) -> None:
+    def _queue(self, cuda: Cuda, count: int, mark: Callable[[], None] = lambda: None) -> None:
+        mark()
         cuda.push(self._faces, count * self._bytes, self._stream)
         if self._count != count:
             self._context.set_input_shape(self._face, (count, *self._shape))
             self._count = count
+        mark()
         if not self._context.execute_async_v3(self._stream):
             raise MachineError(
                 "TensorRT could not run the engine", "build it again on this machine"
             )
+        mark()
         cuda.pull(self._embeddings, 4 * count * self.dim, self._stream)
+        mark()
+
+    def split(self, faces: Faces) -> Split:
+        """One run, of at most a profile's worth of faces, in trtexec's terms.
+
+        The three times on the GPU are events' of a run that is queued call by call; `enqueue_ms` is
+        what this session does: replaying a CUDA graph where there is one.
+        """
+        with self._lock:
+            if self._cuda is None:
+                raise UsageError("the session is closed", "open a new one")
+            check_faces(faces, self._shape, self._type)
+            cuda, count = self._cuda, max(min(len(faces), self._most), self._least)
+            self._faces.array.view(self._type)[: faces[:count].size] = faces[:count].reshape(-1)
+            with cuda.current():
+                marks: list[Any] = []
+                self._queue(cuda, count, lambda: marks.append(cuda.mark(self._stream)))
+                cuda.wait(self._stream)
+                sent, computed, fetched = map(cuda.elapsed_ms, marks, marks[1:])
+                start = time.perf_counter_ns()
+                (self._graphs.get(count) or partial(self._queue, cuda, count))()
+                queued = time.perf_counter_ns() - start
+                cuda.wait(self._stream)
+            return Split(queued / 1e6, sent, computed, fetched, bool(self._graphs.get(count)))
+
+    def layers(self, faces: Faces, runs: int) -> tuple[LayerTime, ...]:
+        """TensorRT's own profile, of runs that wait for each layer."""
+        times: dict[str, float] = {}
+        base: Any = load_library(self.backend).IProfiler
+
+        class Profiler(base):  # type: ignore[misc]
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times[layer_name] = times.get(layer_name, 0.0) + ms / runs
+
+        with self._lock:
+            if self._cuda is None:
+                raise UsageError("the session is closed", "open a new one")
+            check_faces(faces, self._shape, self._type)
+            cuda, count = self._cuda, max(min(len(faces), self._most), self._least)
+            plain = self._context
+            with cuda.current():
+                # A context of its own: a profiler, once set, slows every later run.
+                self._context, self._count = self._engine.create_execution_context(), 0
+                try:
+                    self._context.set_tensor_address(self._face, self._faces.address)
+                    self._context.set_tensor_address(self._embedding, self._embeddings.address)
+                    self._queue(cuda, count)
+                    cuda.wait(self._stream)
+                    self._context.profiler = profiler = Profiler()
+                    for _ in range(runs):
+                        self._queue(cuda, count)
+                        cuda.wait(self._stream)
+                finally:
+                    self._context, self._count = plain, 0
+            del profiler  # it had to live until here
+            rows = [LayerTime(name, "", ms) for name, ms in times.items()]
+        return tuple(sorted(rows, key=lambda row: -row.ms))
 
     def close(self) -> None:
         """Free the engine and its memory; closing twice does nothing."""

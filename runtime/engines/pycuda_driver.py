@@ -76,6 +76,14 @@ class _PyCuda:
                 buffer.array[:size], buffer.address, self._streams[stream]
             )
 
+    def mark(self, stream: int) -> Any:
+        event = self._driver.Event()
+        event.record(self._streams[stream])
+        return event
+
+    def elapsed_ms(self, first: Any, second: Any) -> float:
+        return float(first.time_till(second))
+
     def wait(self, stream: int) -> None:
         self._streams[stream].synchronize()
 

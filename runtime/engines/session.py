@@ -19,6 +19,7 @@ from .fingerprint import SOURCES, check_fingerprint
 from .gpu import GpuSession
 from .plan_engine import network_of_plan
 from .preflight import refuse_foreign
+from .times import LayerTime, Split
 
 _BATCH = 32
 
@@ -34,6 +35,25 @@ class Session(Protocol):
         """`(N, 3, H, W) float32`, preprocessed -> `(N, D) float32`, as the network gives it."""
 
 
+class EngineSession(Session, Protocol):
+    """A session that can say where its time goes.
+
+    `largest_batch` is what one run of the engine takes, None where any number does; `embed` cuts
+    larger ones.
+    """
+
+    largest_batch: int | None
+
+    def split(self, faces: npt.NDArray[np.float32]) -> Split | None:
+        """Embed once and say where the time went; None where nothing crosses to a device."""
+
+    def layers(self, faces: npt.NDArray[np.float32], runs: int) -> tuple[LayerTime, ...]:
+        """The network's layers by their time in some runs, empty where the backend tells none.
+
+        Of at most the faces that one run takes.
+        """
+
+
 class RawSession(Protocol):
     """A session that takes aligned faces as they are; see `open_raw_session`."""
 
@@ -46,17 +66,21 @@ class RawSession(Protocol):
 
 
 def open_session(
-    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
-) -> Session:
+    bundle: Bundle | str | Path,
+    engine: str = "auto",
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+) -> EngineSession:
     """A session on the engine of that precision, or on its ONNX file where none was built.
 
     `engine="auto"` takes int8, else fp16, else fp32: the best engine that was built. Only
     onnxruntime runs an ONNX file as it is; `backend="auto"` is TensorRT where it can run and an
-    engine was built for it. Raises UsageError for an unknown name, BundleError when the bundle
-    lacks the model or engine, MachineError when the backend cannot run here or the engine was
-    built elsewhere.
+    engine was built for it. `threads` are onnxruntime's, by default one for each core. Raises
+    UsageError for an unknown name, BundleError when the bundle lacks the model or engine,
+    MachineError when the backend cannot run here or the engine was built elsewhere.
     """
-    return _open(bundle, engine, backend, raw=False)
+    return _open(bundle, engine, backend, raw=False, threads=threads)
 
 
 def open_raw_session(
@@ -71,7 +95,12 @@ def open_raw_session(
 
 
 def _open(
-    bundle: Bundle | str | Path, engine: str, backend: str, *, raw: bool
+    bundle: Bundle | str | Path,
+    engine: str,
+    backend: str,
+    *,
+    raw: bool,
+    threads: int | None = None,
 ) -> CpuSession | GpuSession:
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if engine not in ("auto", *PRECISIONS):
@@ -84,6 +113,8 @@ def _open(
     precision = built[0] if built else "fp32" if engine == "auto" else engine
     name = engine_name(chosen, precision, raw_file)
     if chosen != CPU:
+        if threads is not None:
+            raise UsageError(f"{chosen} has no threads to choose", "threads are onnxruntime's")
         plan = bundle.file(name)
         facts = check_fingerprint(bundle, name)
         refuse_foreign(plan)
@@ -92,7 +123,8 @@ def _open(
     if built:
         check_fingerprint(bundle, name)
     file = bundle.file(name if built else SOURCES[precision])
-    return CpuSession(file, precision, as_built=bool(built), raw=bundle.spec if raw else None)
+    spec = bundle.spec if raw else None
+    return CpuSession(file, precision, as_built=bool(built), raw=spec, threads=threads)
 
 
 def embed_faces(

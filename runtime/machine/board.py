@@ -4,30 +4,39 @@ What a sensor does not say is missing, never zero. Paths are below a root, so th
 recorded files is read as a machine is.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .sysfs import GPU, hwmon, number, text
+from .throttling import read_alerts, read_fan
 
 TOTAL = (
     ("VDD_IN",),
     ("POM_5V_IN",),
     ("VIN",),
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
     ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
 )
-"""Rails that are a module's whole power: Orin NX, Orin Nano and Xavier NX; Nano; Thor; the sums for
-AGX Orin and AGX Xavier, whose one total no sensor gives."""
+"""Rails that are a module's whole power: Orin NX, Orin Nano and Xavier NX; Nano; Thor's board input; the
+sums for AGX Orin, for Thor where that input is not told, and for AGX Xavier."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """`power_mw` by rail, `energy_uj` by counter (it grows, and wraps at `wrap_uj`),
-    `temperature_c` by sensor, `clock_mhz` by unit, `throttled` reasons."""
+    `temperature_c` by sensor, `clock_mhz` and `load_percent` by unit, `memory_mb` in use by the
+    machine and by this process, `fan` as `percent` and `rpm`, `throttled` reasons."""
 
     power_mw: dict[str, float] = field(default_factory=dict)
     energy_uj: dict[str, int] = field(default_factory=dict)
     wrap_uj: dict[str, int] = field(default_factory=dict)
     temperature_c: dict[str, float] = field(default_factory=dict)
     clock_mhz: dict[str, float] = field(default_factory=dict)
+    load_percent: dict[str, float] = field(default_factory=dict)
+    memory_mb: dict[str, float] = field(default_factory=dict)
+    fan: dict[str, float] = field(default_factory=dict)
     throttled: tuple[str, ...] = ()
 
     def total_mw(self) -> tuple[str, float] | None:
@@ -43,22 +52,22 @@ def read_sysfs(root: Path = Path("/")) -> Reading:
     """What the kernel's files tell: INA3221 rails, RAPL counters, thermal zones, clocks."""
     energy, wrap = _rapl(root)
     return Reading(
-        power_mw=_ina3221(root),
+        power_mw={**_ina3221(root), **_ina238(root)},
         energy_uj=energy,
         wrap_uj=wrap,
         temperature_c=_thermal_zones(root),
         clock_mhz=_clocks(root),
+        load_percent=_loads(root),
+        memory_mb=_memory(root),
+        fan=read_fan(root),
+        throttled=read_alerts(root),
     )
 
 
-def throttle_count(root: Path = Path("/")) -> int | None:
-    """How often the CPU's cores were throttled since boot (x86); None where it is not told."""
-    counts = [
-        value
-        for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
-        if (value := _number(path)) is not None
-    ]
-    return int(sum(counts)) if counts else None
+def denied(root: Path = Path("/")) -> tuple[str, ...]:
+    """Power sensors that are there and may not be read by this user."""
+    counters = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]/energy_uj"))
+    return tuple(str(path) for path in counters if not os.access(path, os.R_OK))
 
 
 def _ina3221(root: Path) -> dict[str, float]:
@@ -66,24 +75,34 @@ def _ina3221(root: Path) -> dict[str, float]:
     older driver gives it (iio, JetPack 4)."""
     rails: dict[str, float] = {}
     for label in root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in[1-3]_label"):
-        number = label.name[2]
-        volts = _number(label.with_name(f"in{number}_input"))
-        amperes = _number(label.with_name(f"curr{number}_input"))
-        if volts is not None and amperes is not None and (name := _text(label)):
+        channel = label.name[2]
+        volts = number(label.with_name(f"in{channel}_input"))
+        amperes = number(label.with_name(f"curr{channel}_input"))
+        if volts is not None and amperes is not None and (name := text(label)):
             rails[name] = volts * amperes / 1000
     for label in root.glob("sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_[0-2]"):
-        power = _number(label.with_name(f"in_power{label.name[-1]}_input"))
-        if power is not None and (name := _text(label)):
+        power = number(label.with_name(f"in_power{label.name[-1]}_input"))
+        if power is not None and (name := text(label)):
             rails[name] = power
+    return rails
+
+
+def _ina238(root: Path) -> dict[str, float]:
+    """Thor's board input; the chip gives microwatts itself."""
+    rails = {}
+    for label in hwmon(root, "ina238", "in1_label"):
+        microwatts = number(label.with_name("power1_input"))
+        if microwatts is not None and (name := text(label)):
+            rails[name] = microwatts / 1000
     return rails
 
 
 def _rapl(root: Path) -> tuple[dict[str, int], dict[str, int]]:
     energy, wrap = {}, {}
     for zone in sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]")):
-        used, most = _number(zone / "energy_uj"), _number(zone / "max_energy_range_uj")
+        used, most = number(zone / "energy_uj"), number(zone / "max_energy_range_uj")
         if used is not None and most is not None:
-            name = _text(zone / "name") or zone.name
+            name = text(zone / "name") or zone.name
             energy[name], wrap[name] = int(used), int(most)
     return energy, wrap
 
@@ -91,9 +110,9 @@ def _rapl(root: Path) -> tuple[dict[str, int], dict[str, int]]:
 def _thermal_zones(root: Path) -> dict[str, float]:
     zones = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        value = _number(zone / "temp")
+        value = number(zone / "temp")
         if value is not None and value > -50_000:
-            zones[_text(zone / "type").lower() or zone.name] = value / 1000
+            zones[text(zone / "type").lower() or zone.name] = value / 1000
     return zones
 
 
@@ -101,26 +120,33 @@ def _clocks(root: Path) -> dict[str, float]:
     """The fastest core's clock, for the others may sleep, and that of a Jetson's GPU."""
     places = {
         "cpu": ("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq", 1e3),
-        "gpu": ("sys/class/devfreq/*.g[apv0-9u]*/cur_freq", 1e6),
+        "gpu": (f"{GPU}/cur_freq", 1e6),
     }
     clocks = {}
     for unit, (pattern, per_mhz) in places.items():
-        found = [v / per_mhz for path in root.glob(pattern) if (v := _number(path)) is not None]
+        found = [v / per_mhz for path in root.glob(pattern) if (v := number(path)) is not None]
         if found:
             clocks[unit] = max(found)
     return clocks
 
 
-def _number(path: Path) -> float | None:
-    try:
-        return float(_text(path))
-    except ValueError:
-        return None
+def _loads(root: Path) -> dict[str, float]:
+    """A Jetson's GPU's, which the kernel gives in thousandths."""
+    found = [v / 10 for path in root.glob(f"{GPU}/device/load") if (v := number(path)) is not None]
+    return {"gpu": max(found)} if found else {}
 
 
-def _text(path: Path) -> str:
-    """A sensor that may not be read, or has gone, says nothing."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+def _memory(root: Path) -> dict[str, float]:
+    """What is in use, the GPU's too where it shares the CPU's memory (Jetson)."""
+    machine, process = _kilobytes(root / "proc/meminfo"), _kilobytes(root / "proc/self/status")
+    memory = {}
+    if {"MemTotal", "MemAvailable"} <= set(machine):
+        memory["machine"] = (machine["MemTotal"] - machine["MemAvailable"]) / 1024
+    if "VmRSS" in process:
+        memory["process"] = process["VmRSS"] / 1024
+    return memory
+
+
+def _kilobytes(path: Path) -> dict[str, float]:
+    rows = [line.split() for line in text(path).splitlines()]
+    return {row[0].rstrip(":"): float(row[1]) for row in rows if len(row) == 3 and row[2] == "kB"}

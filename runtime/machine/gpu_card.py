@@ -52,14 +52,32 @@ def parse_smi(text: str) -> Reading:
 
 def read_smi() -> Reading:
     """Ask nvidia-smi; an empty reading where there is none or it fails."""
+    return parse_smi(_ask(f"--query-gpu={','.join(QUERY)}"))
+
+
+def gpu_processes() -> tuple[str, ...]:
+    """Programs that compute on a GPU card now; asked before a session is opened, those are others'.
+
+    Empty too where nvidia-smi does not tell, as on a Jetson.
+    """
+    said = _ask("--query-compute-apps=pid,process_name")
+    found = []
+    for line in said.splitlines():
+        pid, _, name = line.partition(",")
+        if pid.strip().isdigit():
+            found.append(f"{name.strip()} ({pid.strip()})")
+    return tuple(found)
+
+
+def _ask(query: str) -> str:
     if not (tool := shutil.which("nvidia-smi")):
-        return Reading()
-    command = [tool, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+        return ""
+    command = [tool, query, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (subprocess.SubprocessError, OSError):
-        return Reading()
-    return parse_smi(done.stdout)
+        return ""
+    return done.stdout
 
 
 def _number(cell: str) -> float | None:

@@ -11,7 +11,9 @@ def parse_tegrastats(line: str) -> Reading:
     """One line of tegrastats, JetPack 4 to 7; a line of something else gives an empty reading."""
     power = {
         name: float(now)
-        for name, now in re.findall(r"\b((?:V|POM)\w*|GPU|CPU|SOC|CV|SYS5V) (\d+)(?:mW)?/\d+", line)
+        for name, now in re.findall(
+            r"\b((?:V|POM)\w*|GPU|CPU|SOC|CV|SYS5V) (-?\d+)(?:mW)?/-?\d+", line
+        )
     }
     temperatures = {
         name.lower(): float(value)
@@ -20,14 +22,20 @@ def parse_tegrastats(line: str) -> Reading:
         if float(value) > -50 and name != "PMIC"
     }
     clocks: dict[str, float] = {}
-    cpus = re.search(r"\bCPU \[([^\]]*)\]", line)
-    if cpus and (found := re.findall(r"%@(\d+)", cpus[1])):
+    cpus = re.search(r"\bCPU \[([^\]]*)\](?:@\d+)?", line)  # each core's own clock, or one of all
+    if cpus and (found := re.findall(r"@(\d+)", cpus[0])):
         clocks["cpu"] = float(max(map(int, found)))
     if gpu := re.search(r"\bGR3D_FREQ (?:\d+%)?@\[?(\d+)", line):
         clocks["gpu"] = float(gpu[1])
     if memory := re.search(r"\bEMC_FREQ (?:\d+%)?@(\d+)", line):
         clocks["memory"] = float(memory[1])
-    return Reading(power_mw=power, temperature_c=temperatures, clock_mhz=clocks)
+    loads = re.search(r"\bGR3D_FREQ (\d+)%", line)
+    return Reading(
+        power_mw=power,
+        temperature_c=temperatures,
+        clock_mhz=clocks,
+        load_percent={"gpu": float(loads[1])} if loads else {},
+    )
 
 
 def read_tegrastats() -> Reading:

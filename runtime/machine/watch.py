@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from .board import Reading, read_sysfs, throttle_count
+from .board import Reading, read_sysfs
 from .gpu_card import read_smi
-from .tegrastats import read_tegrastats
+from .tegrastats import power_mode, read_tegrastats
+from .throttling import throttle_counts
 
 _EVERY_S = 0.5
+_KEPT = 720
+"""Readings of a run, about: a longer one is asked less often, so that memory stays flat."""
 _REST_S = 2.0
+MAX_CLOCK_STEP_S = 0.5
 MAX_CLOCK_DROP = 0.05
 _Z = 1.96
 
@@ -28,8 +32,12 @@ class Watched:
 
     times: list[float] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
-    throttles: int | None = None
-    """How often the CPU was throttled meanwhile; None where it is not told."""
+    throttles: dict[str, int] = field(default_factory=dict)
+    """How often each kind of event throttled the machine meanwhile; what is not told is missing."""
+    power_modes: tuple[str, ...] = ()
+    """A Jetson's before and after, of those that it told."""
+    clock_step_s: float = 0.0
+    """How far the wall clock moved against the one that only runs: set, or the machine slept."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +57,44 @@ def read_board() -> Reading:
     if not kernel.power_mw and not card.power_mw:
         said = read_tegrastats()
         clocks = {**said.clock_mhz, **kernel.clock_mhz}
-        kernel = replace(kernel, power_mw=said.power_mw, clock_mhz=clocks)
+        kernel = replace(
+            kernel,
+            power_mw=said.power_mw,
+            clock_mhz=clocks,
+            load_percent={**said.load_percent, **kernel.load_percent},
+        )
     return replace(
         kernel,
         power_mw={**kernel.power_mw, **card.power_mw},
         temperature_c={**kernel.temperature_c, **card.temperature_c},
         clock_mhz={**kernel.clock_mhz, **card.clock_mhz},
-        throttled=card.throttled,
+        throttled=kernel.throttled + card.throttled,
     )
 
 
 @contextmanager
 def watch(
-    read: Callable[[], Reading] = read_board, clock: Callable[[], float] = time.monotonic
+    read: Callable[[], Reading] = read_board,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    duration_s: float = 0.0,
+    wall: Callable[[], float] = time.time,
 ) -> Iterator[Watched]:
     """Readings while the block runs, one at least at its begin and its end."""
     watched, stop = Watched(), Event()
+    every = max(_EVERY_S, duration_s / _KEPT)
 
     def sample() -> None:
         watched.readings.append(read())
         watched.times.append(clock())
 
     def loop() -> None:
-        while not stop.wait(_EVERY_S):
+        while not stop.wait(every):
             sample()
 
-    before = throttle_count()
+    counts, mode, ahead = throttle_counts(), power_mode(), wall() - clock()
     sample()
-    thread = Thread(target=loop, daemon=True)
+    thread = Thread(target=loop, daemon=True, name="watch")
     thread.start()
     try:
         yield watched
@@ -84,8 +102,10 @@ def watch(
         stop.set()
         thread.join()
         sample()
-        after = throttle_count()
-        watched.throttles = None if before is None or after is None else after - before
+        after = throttle_counts()
+        watched.throttles = {why: after[why] - counts[why] for why in counts if why in after}
+        watched.power_modes = tuple(filter(None, (mode, power_mode())))
+        watched.clock_step_s = wall() - clock() - ahead
 
 
 def rest(duration_s: float, read: Callable[[], Reading] = read_board) -> Watched | None:
@@ -131,19 +151,26 @@ def energy(run: Watched, idle: Watched, faces: int, seconds: float) -> dict[str,
 
 
 def state(watched: Watched) -> dict[str, Any]:
-    """Clocks and temperatures over the run, lowest and highest by name."""
+    """What the sensors told over the run, lowest and highest by name; none for what they did not."""
     return {
-        "clock_mhz": _spans([reading.clock_mhz for reading in watched.readings]),
-        "temperature_c": _spans([reading.temperature_c for reading in watched.readings]),
-        "throttled": sorted({why for reading in watched.readings for why in reading.throttled}),
+        name: _listed(_spans([getattr(reading, name) for reading in watched.readings]))
+        for name in ("clock_mhz", "temperature_c", "power_mw", "load_percent", "memory_mb", "fan")
+    } | {
+        "throttled": _throttled(watched),
+        "power_mode": list(dict.fromkeys(watched.power_modes)),
     }
 
 
 def complaints(watched: Watched, warmup_s: float = 0.0) -> list[str]:
     """Why the board spoiled a run: it throttled, or its clocks moved after `warmup_s`."""
-    found = [f"throttled: {why}" for why in state(watched)["throttled"]]
-    if watched.throttles:
-        found.append(f"throttled: the CPU's cores {watched.throttles} times")
+    found = [f"throttled: {why}" for why in _throttled(watched)]
+    found += [f"throttled: {why} {n} times" for why, n in watched.throttles.items() if n > 0]
+    if abs(watched.clock_step_s) > MAX_CLOCK_STEP_S:
+        found.append(
+            f"the clock jumped: it was set, or the machine slept, {watched.clock_step_s:+.1f} s"
+        )
+    if len(set(watched.power_modes)) > 1:
+        found.append(f"the power mode changed: {' to '.join(watched.power_modes)}")
     # The first and the last reading are taken at rest.
     inner = zip(watched.times[1:-1], watched.readings[1:-1], strict=True)
     running = [r.clock_mhz for at, r in inner if at - watched.times[0] > warmup_s]
@@ -154,17 +181,27 @@ def complaints(watched: Watched, warmup_s: float = 0.0) -> list[str]:
 
 
 def _counted(watched: Watched) -> Power | None:
-    """Energy counters from the first reading to the last; one that wrapped once is mended."""
+    """Energy counters from the first reading to the last; one that wrapped is mended."""
     first, last = watched.readings[0], watched.readings[-1]
     seconds = watched.times[-1] - watched.times[0]
     names = sorted(set(first.energy_uj) & set(last.energy_uj))
     if not names or seconds <= 0:
         return None
-    used = 0.0
+    used = 0
     for name in names:
-        step = last.energy_uj[name] - first.energy_uj[name]
-        used += step if step >= 0 else step + last.wrap_uj[name]
+        told = [r for r in watched.readings if name in r.energy_uj]
+        for one, other in zip(told, told[1:], strict=False):
+            step = other.energy_uj[name] - one.energy_uj[name]
+            used += step if step >= 0 else step + other.wrap_uj[name]
     return Power(" + ".join(names), used / 1000 / seconds, 0.0, 1)
+
+
+def _listed(spans: dict[str, tuple[float, float]]) -> dict[str, list[float]]:
+    return {name: [round(low, 3), round(high, 3)] for name, (low, high) in spans.items()}
+
+
+def _throttled(watched: Watched) -> list[str]:
+    return sorted({why for reading in watched.readings for why in reading.throttled})
 
 
 def _spans(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:

@@ -73,6 +73,7 @@ def read_policy(path: Path, precision: str) -> Limits:
         raise DataError(f"there is no policy at {path}") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a TOML file: {error}") from error
+    data.pop("benchmark", None)  # what `benchmark` demands, and reads itself
     own = {name: data.pop(name, {}) for name in DEFAULTS}
     return _limits(own[precision], path).over(_limits(data, path))
 

@@ -9,17 +9,20 @@ import pytest
 
 from fr_edge.bundle import open_bundle
 from fr_edge.errors import UsageError
-from fr_edge.runtime.bench import benchmark as module
-from fr_edge.runtime.bench.benchmark import Benchmarked, benchmark
-from fr_edge.runtime.bench.timed_run import Run
-from fr_edge.runtime.bench.timing import Timed
+from fr_edge.runtime.bench import subject as module
+from fr_edge.runtime.bench.benchmark import benchmark
+from fr_edge.runtime.bench.benchmarked import Benchmarked, Stopped
+from fr_edge.runtime.bench.latency import latencies_of
+from fr_edge.runtime.bench.timed_run import Run, Setting
+from fr_edge.runtime.bench.timing import Timed, time_runs
+from fr_edge.runtime.bench.work import Work, ready_batches, turns
 
 
 def _run(latencies: np.ndarray, **changes: object) -> Run:
     parts = {"steady": True, "waited": 0.01, "duration_s": 10.0, "lowest": 1.0, **changes}
     stopped = bool(parts.get("interrupted", False))
-    timed = Timed(latencies, 0.6, bool(parts["steady"]), parts["waited"], stopped)  # type: ignore[arg-type]
-    return Run(4, timed, float(parts["duration_s"]), float(parts["lowest"]))  # type: ignore[arg-type]
+    timed = Timed(latencies_of(latencies), 0.6, bool(parts["steady"]), parts["waited"], stopped)  # type: ignore[arg-type]
+    return Run(Setting(4), timed, float(parts["duration_s"]), float(parts["lowest"]))  # type: ignore[arg-type]
 
 
 QUIET = np.random.default_rng(1).normal(8, 0.1, 1250)
@@ -82,7 +85,7 @@ def test_a_real_engine(mini: Path) -> None:
 def test_the_knee_is_where_more_faces_bring_no_more_speed() -> None:
     def runs(*latencies: float) -> Benchmarked:
         made = [
-            Run(2**i, Timed(np.full(200, ms), 0.1, True, 0.0), 10.0, 1.0)
+            Run(Setting(2**i), Timed(latencies_of(np.full(200, ms)), 0.1, True, 0.0), 10.0, 1.0)
             for i, ms in enumerate(latencies)
         ]
         return Benchmarked("fp32", "onnxruntime", tuple(made), 1.0)
@@ -102,13 +105,15 @@ def test_ctrl_c_keeps_what_has_run(mini: Path, monkeypatch: pytest.MonkeyPatch) 
         return plain(faces)
 
     monkeypatch.setattr(session, "embed", embed)
-    monkeypatch.setattr(module, "open_session", lambda *_: session)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(module, "open_session", lambda *_, **__: session)
+    with pytest.raises(Stopped) as stopped:
         benchmark(mini, "fp32", batches=(1, 2), duration_s=600, warmup_s=0.1)
     report = json.loads((mini / "reports/benchmark-fp32.json").read_text())
     assert [run["batch"] for run in report["runs"]] == [1]
     assert report["runs"][0]["runs"] > 5
     assert any("stopped" in reason for reason in report["runs"][0]["reasons"])
+    assert report["interrupted"]
+    assert len(stopped.value.found.runs) == 1
 
 
 class _Forgetful:
@@ -128,13 +133,22 @@ class _Forgetful:
 def test_accuracy_is_sampled_while_the_clock_runs() -> None:
     inputs = np.random.default_rng(0).normal(size=(6, 3, 4, 4)).astype(np.float32)
     session = _Forgetful()
-    run = module._time_batch(session, inputs, session.embed(inputs), 2, 0.05, 0.01)
-    assert run.lowest < 0.99
+    expected = session.embed(inputs)
+    work = Work([session], ready_batches(inputs, 2), [expected[p] for p in turns(6, 2)])
+    time_runs(work.run, 0.05, warmup_s=0.01, between=lambda index, _: work.sample(index))
+    assert work.lowest < 0.99
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"batches": ()}, {"batches": (0,)}, {"duration_s": 0}, {"duration_s": float("nan")}],
+    [
+        {"batches": ()},
+        {"batches": (0,)},
+        {"threads": (0,)},
+        {"streams": (-1,)},
+        {"duration_s": 0},
+        {"duration_s": float("nan")},
+    ],
 )
 def test_impossible_options(mini: Path, options: dict[str, object]) -> None:
     with pytest.raises(UsageError):

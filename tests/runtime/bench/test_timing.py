@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fr_edge.runtime.bench.latency import latencies_of
 from fr_edge.runtime.bench.timing import Timed, time_runs, waiting_ns
 
 
@@ -23,15 +24,15 @@ def test_latencies_are_the_works_own() -> None:
     clock = _Clock()
     timed = time_runs(lambda i: clock.work(2 + i % 2), 1.0, clock=clock)
     assert timed.steady
-    assert set(timed.latencies_ms) == {2.0, 3.0}
-    assert timed.latencies_ms.sum() == pytest.approx(1000, abs=3)
+    assert set(timed.latencies.all.values_ms.round(5)) == {2.0, 3.0}
+    assert timed.latencies.mean_ms * timed.latencies.count == pytest.approx(1000, abs=3)
 
 
 def test_what_happens_between_runs_is_not_timed() -> None:
     clock = _Clock()
-    timed = time_runs(lambda _: clock.work(1), 0.5, clock=clock, between=lambda _: clock.work(9))
-    assert set(timed.latencies_ms) == {1.0}
-    assert len(timed.latencies_ms) in (50, 51)
+    timed = time_runs(lambda _: clock.work(1), 0.5, clock=clock, between=lambda *_: clock.work(9))
+    assert set(timed.latencies.all.values_ms.round(5)) == {1.0}
+    assert timed.latencies.count in (50, 51)
 
 
 def test_warm_up_goes_on_until_the_speed_is_steady() -> None:
@@ -44,7 +45,7 @@ def test_warm_up_goes_on_until_the_speed_is_steady() -> None:
     timed = time_runs(work, 0.3, clock=clock)
     assert timed.steady
     assert timed.warmup_s > 1.2
-    assert set(timed.latencies_ms) == {10.0}
+    assert set(timed.latencies.all.values_ms.round(5)) == {10.0}
 
 
 def test_warm_up_that_never_ends_is_said() -> None:
@@ -57,19 +58,19 @@ def test_warm_up_that_never_ends_is_said() -> None:
 def test_few_runs_prolong_the_time_three_times_at_most() -> None:
     clock = _Clock()
     slow = time_runs(lambda _: clock.work(100), 1.0, 20, clock=clock)
-    assert len(slow.latencies_ms) == 20
+    assert slow.latencies.count == 20
     slower = time_runs(lambda _: clock.work(200), 1.0, 100, clock=clock)
-    assert len(slower.latencies_ms) == 15
+    assert slower.latencies.count == 15
 
 
 def test_spread_drift_and_outliers() -> None:
-    steady = Timed(np.full(1000, 5.0), 1.0, True, 0.0)
+    steady = Timed(latencies_of(np.full(1000, 5.0)), 1.0, True, 0.0)
     assert (steady.variation, steady.drift, steady.outliers) == (0, 0, 0)
-    slowing = Timed(np.linspace(5, 10, 1000), 1.0, True, 0.0)
+    slowing = Timed(latencies_of(np.linspace(5, 10, 1000)), 1.0, True, 0.0)
     assert slowing.drift == pytest.approx(0.6, abs=0.01)
-    spiked = Timed(np.where(np.arange(1000) % 100 == 0, 80.0, 5.0), 1.0, True, 0.0)
+    spiked = Timed(latencies_of(np.where(np.arange(1000) % 100 == 0, 80.0, 5.0)), 1.0, True, 0.0)
     assert (spiked.variation, spiked.outliers) == (0, 10)
-    noisy = Timed(np.random.default_rng(0).normal(10, 2, 5000), 1.0, True, 0.0)
+    noisy = Timed(latencies_of(np.random.default_rng(0).normal(10, 2, 5000)), 1.0, True, 0.0)
     assert noisy.variation == pytest.approx(0.2, abs=0.01)
 
 

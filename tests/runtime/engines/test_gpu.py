@@ -73,3 +73,24 @@ def test_a_stripped_plan_gets_its_weights_back(bundle, faces, expected, gpu_back
     found = open_session(bundle.root, precision, gpu_backend).embed(faces(3))
     largest = np.abs(expected(3)).max()
     assert np.abs(found - expected(3)).max() <= TOLERANCE[precision] * largest
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_where_the_time_goes(bundle, faces, gpu_backend, count):
+    build_engine(bundle, "fp32", gpu_backend, options=EngineOptions(batch=(1, 4, 8)))
+    session = open_session(bundle.root, "fp32", gpu_backend)
+    assert session.largest_batch == 8
+    before = session.embed(faces(count))
+    for _ in range(3):  # with a graph and without one
+        split = session.split(faces(count))
+        assert split.compute_ms > 0
+        assert split.enqueue_ms > 0
+        assert min(split.h2d_ms, split.d2h_ms) >= 0
+        assert np.array_equal(session.embed(faces(count)), before)
+    layers = session.layers(faces(count), 5)
+    assert layers
+    assert list(layers) == sorted(layers, key=lambda layer: -layer.ms)
+    assert np.array_equal(session.embed(faces(count)), before)
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.split(faces(count))

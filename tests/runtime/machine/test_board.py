@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.runtime.machine.board import Reading, read_sysfs, throttle_count
-from fr_edge.runtime.machine.gpu_card import parse_smi
+from fr_edge.runtime.machine.board import Reading, denied, read_sysfs
+from fr_edge.runtime.machine.gpu_card import gpu_processes, parse_smi
 from fr_edge.runtime.machine.tegrastats import parse_tegrastats, power_mode, read_tegrastats
+from fr_edge.runtime.machine.throttling import throttle_counts
 
-# Recorded on boards and published: the first three in a Prometheus exporter's tests, the fourth in
-# henrygd/beszel's agent/gpu_test.go, the last in rbonghi/jetson_stats' tests.
+# Recorded on boards and published: the first three in a Prometheus exporter's tests, ORIN_NANO in
+# henrygd/beszel's agent/gpu_test.go, AGX_ORIN_JETPACK_7 in rbonghi/jetson_stats' tests, ORIN_NX and
+# AGX_ORIN_JETPACK_6 in those of DataDog/datadog-agent's Jetson check, THOR's two (L4T R39) in those of
+# a telemetry tool's tegrastats_telemetry.
 NANO_JETPACK_4 = (
     "RAM 1923/3964MB (lfb 2x2MB) SWAP 191/1982MB (cached 6MB) IRAM 0/252kB(lfb 252kB) "
     "CPU [5%@1224,4%@1224,3%@1224,6%@1224] EMC_FREQ 0%@1600 GR3D_FREQ 0%@76 APE 25 PLL@37C CPU@40C "
@@ -43,6 +46,36 @@ AGX_ORIN_JETPACK_7 = (
     "VDD_CPU_CV 3268mW/3268mW/3268mW VIN_SYS_5V0 5500mW/5500mW/5500mW"
 )
 
+ORIN_NX_JETPACK_5 = (
+    "RAM 6334/15388MB (lfb 1770x4MB) SWAP 491/7694MB (cached 0MB) "
+    "CPU [6%@729,9%@729,5%@729,16%@729,off,off,off,off] EMC_FREQ 0%@2133 GR3D_FREQ 0%@611 "
+    "VIC_FREQ 729 APE 174 CV0@45.812C CPU@47.937C SOC2@46.093C SOC0@46.968C CV1@46.406C "
+    "GPU@45.875C tj@48.875C SOC1@48.875C CV2@45.75C VDD_IN 5299mW/5299mW "
+    "VDD_CPU_GPU_CV 773mW/773mW VDD_SOC 1424mW/1424mW"
+)
+AGX_ORIN_JETPACK_6 = (
+    "RAM 29114/30697MB (lfb 3x4MB)    SWAP 4915/15348MB (cached 1MB) "
+    "CPU [3%@729,4%@729,0%@729,1%@729,0%@2201,100%@2201,1%@2201,0%@2201,100%@2201,0%@2201,0%@2201,"
+    "0%@2201] EMC_FREQ 1%@2133 GR3D_FREQ 0%@[305,305] NVENC      off  NVDEC    off NVJPG off "
+    "NVJPG1    off         VIC        off          OFA           off          NVDLA0    off       "
+    "NVDLA1     off          PVA0_FREQ off         APE           174        cpu@53.062C "
+    "soc2@48.25C soc0@48.843C  gpu@47.812C tj@53.062C soc1@48.968C    VDD_GPU_SOC 3205mW/3205mW "
+    "VDD_CPU_CV 4405mW/4405mW VIN_SYS_5V0 4767mW/4767mW"
+)
+THOR_JETPACK_7 = (
+    "08-08-2026 21:00:39 RAM 8353/125749MB (lfb 31x4MB) CPU [90%@2601,75%@2601,off,7%@2601] "
+    "EMC_FREQ 34%@4266 GR3D_FREQ 87%@[1574,1574,1574] NVENC0_FREQ @1691 VIC off "
+    "cpu@58.25C/61.75C tj@66.625C/66.625C gpu@56.937C/66.625C soc012@55.375C/58.781C "
+    "soc345@55.812C/60.031C VDD_GPU 37939mW/8660mW/37939mW "
+    "VDD_CPU_SOC_MSS 30059mW/12281mW/30059mW VIN_SYS_5V0 15486mW/7424mW/15486mW "
+    "VIN 124486mW/36487mW/124486mW FUTURE_TOKEN value"
+)
+THOR_AT_REST = (
+    "08-08-2026 20:58:23 RAM 3429/125749MB (lfb 120x4MB) CPU [0%,5%,off]@2601 EMC_FREQ @4266 "
+    "GR3D_FREQ @[1574,1574,1574] cpu@49.75C/49.75C tj@51.218C/51.218C gpu@51.218C/51.218C "
+    "VDD_GPU 6330mW/6330mW/6330mW VIN 28906mW/14453mW/28906mW"
+)
+
 
 @pytest.mark.parametrize(
     ("line", "rail", "total", "clocks", "gpu_c"),
@@ -50,6 +83,16 @@ AGX_ORIN_JETPACK_7 = (
         (NANO_JETPACK_4, "POM_5V_IN", 1750, {"cpu": 1224, "gpu": 76, "memory": 1600}, 40),
         (XAVIER_NX_JETPACK_4, "VDD_IN", 6140, {"cpu": 1420, "gpu": 1109, "memory": 1600}, 31.5),
         (XAVIER_NX_JETPACK_5, "VDD_IN", 2763, {"cpu": 1397, "gpu": 114, "memory": 204}, 45.5),
+        (ORIN_NX_JETPACK_5, "VDD_IN", 5299, {"cpu": 729, "gpu": 611, "memory": 2133}, 45.875),
+        (
+            AGX_ORIN_JETPACK_6,
+            "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0",
+            3205 + 4405 + 4767,
+            {"cpu": 2201, "gpu": 305, "memory": 2133},
+            47.812,
+        ),
+        (THOR_JETPACK_7, "VIN", 124486, {"cpu": 2601, "gpu": 1574, "memory": 4266}, 56.937),
+        (THOR_AT_REST, "VIN", 28906, {"cpu": 2601, "gpu": 1574, "memory": 4266}, 51.218),
         (ORIN_NANO_JETPACK_6, "VDD_IN", 4824, {"cpu": 1420}, 49.031),
         (
             AGX_ORIN_JETPACK_7,
@@ -68,7 +111,20 @@ def test_tegrastats_of_each_jetpack(
     assert reading.clock_mhz == clocks
     assert reading.temperature_c["gpu"] == gpu_c
     assert "pmic" not in reading.temperature_c
-    assert all(20 < t < 60 for t in reading.temperature_c.values())
+    hottest = 67 if line is THOR_JETPACK_7 else 60
+    assert all(20 < t < hottest for t in reading.temperature_c.values())
+
+
+def test_loads_and_the_offset_of_a_rail_that_is_off() -> None:
+    assert parse_tegrastats(THOR_JETPACK_7).load_percent == {"gpu": 87.0}
+    assert parse_tegrastats(AGX_ORIN_JETPACK_6).load_percent == {"gpu": 0.0}
+    assert parse_tegrastats(THOR_AT_REST).load_percent == {}
+    # Recorded on Thor with the GPU's rail off: its sensor's offset shows.
+    rails = "VDD_GPU -392mW/-392mW VDD_CPU_SOC_MSS 3924mW/3835mW VIN_SYS_5V0 5064mW/5055mW"
+    assert parse_tegrastats(rails).total_mw() == (
+        "VDD_GPU + VDD_CPU_SOC_MSS + VIN_SYS_5V0",
+        -392 + 3924 + 5064,
+    )
 
 
 @pytest.mark.parametrize("line", ["", "RAM", "tegrastats: command not found", "\x00\xff"])
@@ -112,6 +168,33 @@ def test_rails_of_the_older_driver(tmp_path: Path) -> None:
     assert read_sysfs(root).total_mw() == ("POM_5V_IN", 1750)
 
 
+def test_thors_input_is_measured_by_a_chip_of_its_own(tmp_path: Path) -> None:
+    root = _write(
+        tmp_path,
+        {
+            "sys/class/hwmon/hwmon3/name": "ina238",
+            "sys/class/hwmon/hwmon3/in1_label": "VIN",
+            "sys/class/hwmon/hwmon3/power1_input": "28906000",
+            "sys/class/devfreq/gpu-gpc-0/cur_freq": "1575000000",
+        },
+    )
+    assert read_sysfs(root).total_mw() == ("VIN", 28906)
+    assert read_sysfs(root).clock_mhz == {"gpu": 1575.0}
+
+
+def test_load_and_memory_of_a_jetson(tmp_path: Path) -> None:
+    root = _write(
+        tmp_path,
+        {
+            "sys/class/devfreq/17000000.ga10b/device/load": "634",
+            "proc/meminfo": "MemTotal: 7802880 kB\nMemFree: 1 kB\nMemAvailable: 4730880 kB",
+            "proc/self/status": "Name: python3\nVmRSS:  204800 kB",
+        },
+    )
+    assert read_sysfs(root).load_percent == {"gpu": 63.4}
+    assert read_sysfs(root).memory_mb == {"machine": 3000.0, "process": 200.0}
+
+
 def test_a_pc(tmp_path: Path) -> None:
     root = _write(
         tmp_path,
@@ -136,13 +219,13 @@ def test_a_pc(tmp_path: Path) -> None:
     assert reading.energy_uj == {"package-0": 123456789}
     assert reading.temperature_c == {"x86_pkg_temp": 54.0}
     assert reading.clock_mhz == {"cpu": 3400.0, "gpu": 624.75}
-    assert throttle_count(root) == 5
+    assert throttle_counts(root) == {"the CPU's cores": 5}
 
 
 def test_a_machine_without_sensors(tmp_path: Path) -> None:
     assert read_sysfs(tmp_path) == Reading()
     assert read_sysfs(tmp_path).total_mw() is None
-    assert throttle_count(tmp_path) is None
+    assert throttle_counts(tmp_path) == {}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -151,6 +234,7 @@ def test_a_sensor_that_may_not_be_read_is_missing(tmp_path: Path) -> None:
     root = _write(tmp_path, {name: "5", name.replace("energy", "max_energy_range"): "9"})
     (root / name).chmod(0)
     assert read_sysfs(root).energy_uj == {}
+    assert denied(root) == (str(root / name),)
 
 
 def test_gpu_cards() -> None:
@@ -164,6 +248,16 @@ def test_gpu_cards() -> None:
     assert reading.clock_mhz["gpu 1"] == 1410
     assert "gpu 2" not in reading.clock_mhz
     assert reading.throttled == ("GPU 1: power cap", "GPU 1: software thermal slowdown")
+
+
+def test_who_computes_on_a_gpu_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '4711, /usr/bin/python3'\necho 'No running processes found'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_processes() == ("/usr/bin/python3 (4711)",)
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert gpu_processes() == ()
 
 
 def test_the_tools_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

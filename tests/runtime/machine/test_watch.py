@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from fr_edge.runtime.bench.timed_run import Run
+from fr_edge.runtime.bench.latency import latencies_of
+from fr_edge.runtime.bench.timed_run import Run, Setting
 from fr_edge.runtime.bench.timing import Timed
 from fr_edge.runtime.machine.board import Reading
 from fr_edge.runtime.machine.watch import Watched, complaints, energy, power, rest, state, watch
@@ -41,26 +42,62 @@ def test_counters_are_exact_and_may_wrap() -> None:
     assert found.mean_mw == pytest.approx(500 / 1000 / 0.5)
 
 
+def test_a_counter_that_wraps_again_and_again_in_a_long_run() -> None:
+    told = [Reading(energy_uj={"p": uj % 1000}, wrap_uj={"p": 1000}) for uj in range(0, 9001, 600)]
+    found = power(Watched([float(i) for i in range(len(told))], told))
+    assert found is not None
+    assert found.mean_mw == pytest.approx(600 / 1000)
+
+
 def test_no_sensor_is_no_energy() -> None:
     silent = Watched([0.0, 1.0], [Reading(), Reading()])
     assert power(silent) is None
     assert energy(silent, silent, 1, 1.0) is None
     assert rest(0.1, Reading) is None
-    run = Run(1, Timed(np.full(200, 5.0), 0.1, True, 0.0), 10.0, 1.0, silent, None)
+    run = Run(
+        Setting(), Timed(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0), 10.0, 1.0, silent, None
+    )
     assert run.to_json()["energy"] is None
     assert run.reasons == ()
 
 
 def test_a_throttled_board_spoils_the_run() -> None:
-    quiet = Timed(np.full(200, 5.0), 0.1, True, 0.0)
+    quiet = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0)
     throttled = Watched(
         [0.0, 1.0], [Reading(), Reading(throttled=("GPU 0: software thermal slowdown",))]
     )
-    run = Run(1, quiet, 10.0, 1.0, throttled)
+    run = Run(Setting(), quiet, 10.0, 1.0, throttled)
     assert run.to_json()["verdict"] == "INVALID"
     assert run.reasons == ("throttled: GPU 0: software thermal slowdown",)
-    cores = Watched([0.0, 1.0], [Reading(), Reading()], throttles=3)
+    cores = Watched(
+        [0.0, 1.0],
+        [Reading(), Reading()],
+        throttles={"the CPU's cores": 3, "average over-current": 0},
+    )
     assert complaints(cores) == ["throttled: the CPU's cores 3 times"]
+
+
+def test_a_board_that_says_so_itself() -> None:
+    alert = Watched([0.0, 1.0], [Reading(throttled=("gpu",)), Reading()])
+    assert complaints(alert) == ["throttled: gpu"]
+    changed = Watched([0.0, 1.0], [Reading(), Reading()], power_modes=("MAXN", "15W"))
+    assert complaints(changed) == ["the power mode changed: MAXN to 15W"]
+
+
+def test_a_clock_that_is_set_or_a_machine_that_sleeps() -> None:
+    ticks = iter(np.arange(0.0, 100.0, 0.01))
+    steady = lambda: float(next(ticks))  # noqa: E731
+    for step, said in ((0.0, []), (3600.0, ["the clock jumped"]), (-2.0, ["the clock jumped"])):
+        walls = iter((1000.0, 1000.0 + step))
+        with watch(Reading, steady, wall=lambda walls=walls: next(walls) + steady()) as watched:
+            pass
+        assert [reason.split(":")[0] for reason in complaints(watched)] == said
+
+
+def test_a_long_run_is_watched_less_often() -> None:
+    with watch(Reading, duration_s=3600.0) as watched:
+        time.sleep(0.7)
+    assert len(watched.readings) == 2
 
 
 def test_clocks_that_move_spoil_the_run() -> None:
@@ -71,7 +108,7 @@ def test_clocks_that_move_spoil_the_run() -> None:
     ]
     # A clock that rises while the engine warms up is as it should be.
     assert complaints(_clocks(300, 600, 1300, 1300, 300), warmup_s=1.5) == []
-    assert state(_clocks(300, 1300, 300))["clock_mhz"] == {"gpu": (300, 1300)}
+    assert state(_clocks(300, 1300, 300))["clock_mhz"] == {"gpu": [300, 1300]}
 
 
 def test_watching_samples_while_the_work_runs() -> None:

@@ -1,0 +1,178 @@
+"""`fr-edge benchmark`: a person sees whether the figure holds, a script and CI too."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import pytest
+
+from fr_edge.cli.benchmark_text import as_markdown, as_text
+from fr_edge.cli.main import run
+from fr_edge.runtime.bench.timing import Timed, time_runs
+
+Captured = pytest.CaptureFixture[str]
+SHORT = ["--engine", "fp32", "--duration", "0.2", "-q"]
+
+
+def _timed(bundle: Path, capsys: Captured, *args: str, code: int = 0) -> dict[str, Any]:
+    line = ["benchmark", str(bundle), *SHORT, "--json", "--allow-invalid", *args]
+    assert run(line) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def _slower(path: Path, times: float) -> None:
+    """As if everything had taken so many times as long."""
+    report = json.loads(path.read_text())
+    for one in report["runs"]:
+        for names in ("latency_ms", "interval_95_ms"):
+            for key, value in one[names].items():
+                if value is not None:
+                    one[names][key] = (
+                        [v * times for v in value] if isinstance(value, list) else (value * times)
+                    )
+    path.write_text(json.dumps(report))
+
+
+def test_the_verdict_is_said_first(bundle: Path, capsys: Captured) -> None:
+    assert run(["benchmark", str(bundle), *SHORT]) == 1
+    said = capsys.readouterr()
+    first, second = said.out.splitlines()[:2]
+    assert first == "INVALID: 1 of 1 lines cannot be believed."
+    assert second.startswith("  batch 1: too short")
+    assert "--allow-invalid" in said.err
+
+
+def test_the_earlier_report_is_read_before_this_run_replaces_it(
+    bundle: Path, capsys: Captured
+) -> None:
+    _timed(bundle, capsys)
+    report = bundle / "reports" / "benchmark-fp32.json"
+    _slower(report, 1e-3)
+    compare = ["--against", str(report), "--max-regression", "5%"]
+    # The bundle notices that somebody wrote into it, so the file is compared from outside.
+    outside = bundle.parent / "earlier.json"
+    outside.write_bytes(report.read_bytes())
+    assert run(["benchmark", str(bundle), *SHORT, *compare]) == 4
+    capsys.readouterr()
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"].pop("reports/benchmark-fp32.json")
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    compare[1] = str(report)
+    found = _timed(bundle, capsys, *compare, code=1)
+    assert found["against"]["passed"] is False
+    assert found["against"]["first"] == str(report)
+    assert json.loads(report.read_text())["runs"][0]["latency_ms"] == found["runs"][0]["latency_ms"]
+    _slower(outside, 1e6)
+    compare[1] = str(outside)
+    assert _timed(bundle, capsys, *compare)["against"]["passed"] is True
+
+
+def test_sweeps(bundle: Path, capsys: Captured) -> None:
+    found = _timed(bundle, capsys, "--batch", "2,1,2", "--threads", "1,2")
+    settings = [(r["threads"], r["batch"]) for r in found["runs"]]
+    assert settings == [(t, b) for t in (1, 2) for b in (2, 1)]
+    found = _timed(bundle, capsys, "--batch", "auto", "--end-to-end")
+    assert [r["batch"] for r in found["runs"]][:3] == [1, 2, 4]
+    assert "JPEG" in found["timed"]
+
+
+def test_markdown_holds_figures_machine_and_reasons(bundle: Path, capsys: Captured) -> None:
+    found = _timed(bundle, capsys, "--batch", "1,2", "--streams", "2")
+    lines = as_markdown(found).splitlines()
+    assert lines[0].startswith("| batch | streams | p50 ms | 95 % interval |")
+    widths = {line.count("|") for line in lines if line.startswith("|")}
+    assert widths == {11}
+    assert len([line for line in lines if line.startswith("| ")]) == 4
+    assert any(line.startswith("- batch 1, streams 2: too short") for line in lines)
+    assert found["device"]["cpu"] in as_markdown(found)
+    assert run(["benchmark", str(bundle), *SHORT, "--allow-invalid", "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("| batch | p50 ms |")
+
+
+def test_what_a_board_tells_is_in_the_text(bundle: Path, capsys: Captured) -> None:
+    found = _timed(bundle, capsys, "--layers")
+    device = found["device"] | {"jetson": "Orin NX", "power_mode": "25W", "sensors_denied": ["/s"]}
+    device["clocks"] = {"gpu": {"governor": None, "min_mhz": 1.0, "max_mhz": 1.0, "held": True}}
+    one = found["runs"][0] | {"energy": {"mj_per_face": 3.25}, "verdict": "VALID", "reasons": []}
+    text = as_text({**found, "verdict": "VALID", "runs": [one], "device": device})
+    assert text.startswith("VALID")
+    assert "power mode 25W, clocks held: gpu" in text
+    assert "3.25" in text
+    assert "no permission for /s" in text
+    assert "Conv" in text
+
+
+def test_a_power_mode_that_this_machine_cannot_be_in(bundle: Path, capsys: Captured) -> None:
+    found = _timed(bundle, capsys, "--power-mode", "MAXN")
+    assert any("power mode MAXN is demanded" in reason for reason in found["runs"][0]["reasons"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_has_run_survives_a_stop(
+    number: int, bundle: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any, **options: Any) -> Timed:
+        Timer(1.5, os.kill, (os.getpid(), number)).start()
+        return time_runs(*args, **{**options, "warmup_s": 0.1})
+
+    monkeypatch.setattr("fr_edge.runtime.bench.benchmark.time_runs", stopped)
+    log = bundle.parent / "log.jsonl"
+    line = ["benchmark", str(bundle), "--engine", "fp32", "--duration", "1h", "--json"]
+    assert run([*line, "--log", str(log)]) == 130
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert "interrupted: what had run is above" in said.err
+    assert found["interrupted"] is True
+    assert found["runs"][0]["runs"] > 0
+    assert "stopped before its time" in found["runs"][0]["reasons"]
+    assert json.loads((bundle / "reports" / "benchmark-fp32.json").read_text()) == found
+    rows = [json.loads(row) for row in log.read_text().splitlines()]
+    assert abs(sum(row["runs"] for row in rows) - found["runs"][0]["runs"]) <= 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--batch", "0"], 2, "from 1 up"),
+        (["--batch", "1,x"], 2, "from 1 up"),
+        (["--batch", "9999999"], 2, "from 1 up"),
+        (["--threads", "0"], 2, "from 1 up"),
+        (["--streams", "-1"], 2, "from 1 up"),
+        (["--duration", "0"], 2, "above 0"),
+        (["--duration", "-1"], 2, "above 0"),
+        (["--duration", "nan"], 2, "above 0"),
+        (["--duration", "1d"], 2, "90s, 5m or 1h"),
+        (["--json", "--markdown"], 2, "choose one"),
+        (["--max-regression", "5%"], 2, "needs --against"),
+        (["--against", "nowhere.json"], 4, "no report at nowhere.json"),
+        (["--log", "nowhere/log.jsonl"], 3, "nowhere"),
+        (["--backend", "tensorrt", "--threads", "2"], 3, "tensorrt backend cannot be used"),
+    ],
+)
+def test_bad_input_is_said_at_once(
+    args: list[str], code: int, said: str, bundle: Path, capsys: Captured
+) -> None:
+    before = (bundle / "bundle.json").read_bytes()
+    begin = time.monotonic()
+    assert run(["benchmark", str(bundle), "--engine", "fp32", *args, "-q"]) == code
+    assert time.monotonic() - begin < 8  # not after the ten seconds of a run
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+    assert (bundle / "bundle.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"gates": [], "cosine": {"min": 1, "p1": 1, "mean": 1}, "tar": {}}']
+)
+def test_against_something_else(text: str, bundle: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "other.json").write_text(text)
+    line = ["benchmark", str(bundle), *SHORT, "--against", str(tmp_path / "other.json")]
+    assert run(line) == 4
+    assert "other.json" in capsys.readouterr().err

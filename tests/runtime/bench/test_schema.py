@@ -1,0 +1,75 @@
+"""docs/benchmark.schema.json says what `benchmark` writes, neither more nor less."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fr_edge.runtime.bench.benchmark import benchmark
+from fr_edge.runtime.bench.latency import latencies_of
+from fr_edge.runtime.bench.spent import Spent
+from fr_edge.runtime.bench.timed_run import Run, Setting
+from fr_edge.runtime.bench.timing import Timed
+from fr_edge.runtime.engines.times import LayerTime, Split
+from fr_edge.runtime.machine.board import Reading
+from fr_edge.runtime.machine.watch import Watched
+
+jsonschema = pytest.importorskip("jsonschema")
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "benchmark.schema.json").read_text())
+READING = Reading(
+    power_mw={"VDD_IN": 5000.0},
+    temperature_c={"gpu": 50.0},
+    clock_mhz={"gpu": 1300.0},
+    load_percent={"gpu": 90.0},
+    memory_mb={"machine": 3000.0},
+    fan={"rpm": 2000.0},
+    throttled=("gpu",),
+)
+
+
+def _problems(document: Any) -> list[str]:
+    checker = jsonschema.Draft202012Validator(SCHEMA)
+    return [error.message for error in checker.iter_errors(json.loads(json.dumps(document)))]
+
+
+@pytest.fixture(scope="module")
+def document(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    import shutil
+
+    bundle = tmp_path_factory.mktemp("schema") / "mini.bundle"
+    shutil.copytree(calibrated_mini, bundle)
+    options: dict[str, Any] = {"batches": (1, 2), "streams": (1, 2), "layers": True}
+    return benchmark(bundle, "fp32", duration_s=0.2, warmup_s=0.1, **options).to_json()
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_a_real_document(document: dict[str, Any]) -> None:
+    assert _problems(document) == []
+    assert len(document["runs"]) == 4
+    assert document["runs"][0]["layers"]
+
+
+def test_a_board_with_every_sensor(document: dict[str, Any]) -> None:
+    timed = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, None)
+    watched = Watched([0.0, 1.0], [READING, READING], {"gpu": 1}, ("15W", "15W"), 0.0)
+    spent = Spent(1.0, 1.0, 5.0, Split(1, 1, 2, 1, True), (LayerTime("a", "", 1.0),))
+    run = Run(Setting(4, None, 2), timed, 10.0, 1.0, watched, watched, spent, ("x",))
+    held = {"gpu": {"governor": None, "min_mhz": 1.0, "max_mhz": 1.0, "held": True}}
+    device = {**document["device"], "clocks": held}
+    assert _problems({**document, "runs": [run.to_json()], "device": device}) == []
+    few = replace(run, timed=replace(timed, latencies=latencies_of([5.0, 6.0])), watched=None)
+    assert _problems({**document, "runs": [few.to_json()]}) == []
+
+
+def test_what_is_missing_or_new_is_found(document: dict[str, Any]) -> None:
+    for key in ("verdict", "runs", "device"):
+        assert _problems({k: v for k, v in document.items() if k != key})
+    assert _problems({**document, "new": 1})
+    assert _problems({**document, "runs": [{**document["runs"][0], "verdict": "MAYBE"}]})
+    assert _problems({**document, "runs": []})
