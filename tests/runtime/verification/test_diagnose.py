@@ -11,6 +11,7 @@ from fr_edge.bundle import change, open_bundle
 from fr_edge.faces.contract import PRESETS, preprocess
 from fr_edge.faces.sources import Faces
 from fr_edge.runtime.accuracy.embeddings import write_embeddings
+from fr_edge.runtime.accuracy.origin import origin_of
 from fr_edge.runtime.engines.cpu import CpuSession
 from fr_edge.runtime.engines.session import embed_faces, open_session
 from fr_edge.runtime.verification.diagnose import explain, label_doubts
@@ -85,7 +86,8 @@ def test_a_reference_made_with_the_wrong_channels_is_named(
     swapped = open_bundle(tmp_path / "bgr")
     session = open_session(swapped, "fp32")
     wrong = embed_faces(session, swapped, people)
-    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, wrong)
+    origin = origin_of(bundle, "fp32", "torch")
+    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, wrong, origin)
     found = verify(mini, "fp32", faces=people, reference=tmp_path / "r.npz")
     assert not found.passed
     assert any(
