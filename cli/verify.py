@@ -1,5 +1,6 @@
 """`fr-edge verify`: does the engine still tell people apart as the original does?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
         lines.append(table(rows, head))
         if any("shaky" in tar for tar in found["tar"].values()):
             lines.append("* hangs on fewer than 10 impostor pairs")
+        lines += _told(found)
     lines += [f"found: {what}" for what in found["findings"]]
     if found["gallery"]:
         lines.append(_gallery("the original", found["gallery"]))
@@ -133,6 +135,27 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
     lines += [f"not measured: {what}" for what in found["not_measured"]]
     lines.append("PASSED" if found["passed"] else "FAILED")
     return "\n".join(lines)
+
+
+def _told(found: dict[str, Any]) -> Iterator[str]:
+    """The threshold to set, and the kind of face that loses most, at the FAR that is solid."""
+    far = found.get("strata_far")
+    if far is None:
+        return
+    tar = found["tar"][far]
+    threshold, kept = tar["threshold"], tar["threshold_kept"]
+    yield (
+        f"match threshold at FAR {far}: original {threshold['reference']:.4f}, engine"
+        f" {threshold['engine']:.4f}; not moved, the engine has TAR {kept['tar']:.4f} at FAR"
+        f" {kept['far']:.2g}"
+    )
+    kinds = [s for s in (*found["strata"], *found["degraded"]) if s["tar"]["delta"] is not None]
+    if kinds:
+        worst = min(kinds, key=lambda stratum: stratum["tar"]["delta"])
+        yield (
+            f"kind of face that loses most: {worst['name']}, {100 * worst['tar']['delta']:+.2f}"
+            f" points of {worst['pairs']:,} genuine pairs"
+        )
 
 
 def _rate(value: float | None, *, signed: bool = False) -> str:

@@ -57,7 +57,7 @@ def refuse_stranger(origin: Origin | None, bundle: Bundle, who: str) -> None:
     They may when one of the network's files is the bundle's, the contract is, and no engine in
     lower precision made them: such a one would be its own witness. `who` names them.
     """
-    again = "make it again with `fr-edge embed BUNDLE --backend torch --faces SRC --out FILE.npz`"
+    again = "make it again with `fr-edge embed BUNDLE --engine fp32 [--backend torch] --faces SRC --out F.npz`"
     if origin is None:
         raise FacesError(f"{who} does not say which network made it", again)
     ours = origin_of(bundle, "fp32", "").models

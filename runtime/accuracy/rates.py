@@ -63,13 +63,13 @@ def with_intervals(rates: list[Rate], intervals: dict[float, Interval]) -> list[
     return [replace(rate, interval=intervals.get(rate.far)) for rate in rates]
 
 
-def few_impostors(scores: Scores, far: float) -> str:
-    """Why this FAR is shaky on these pairs, in a sentence; empty when it is solid."""
-    if scores.impostor_pairs * far >= FEW:
+def few_impostors(pairs: int, far: float) -> str:
+    """Why this FAR is shaky on so many impostor pairs, in a sentence; empty when it is solid."""
+    if pairs * far >= FEW:
         return ""
     return (
         f"FAR {far_name(far)} needs {round(FEW / far):,} impostor pairs to be solid, "
-        f"these faces give {scores.impostor_pairs:,}"
+        f"these faces give {pairs:,}"
     )
 
 
@@ -107,5 +107,5 @@ def _rate(reference: Scores, engine: Scores, far: float) -> Rate:
         new,
         kept_tar,
         kept_far,
-        shaky=few_impostors(reference, far),
+        shaky=few_impostors(reference.impostor_pairs, far),
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...bundle import Bundle, change, open_bundle
-from ...errors import UsageError
+from ...errors import FacesError, UsageError
 from ...faces.contract import preprocess
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces, spread
@@ -81,6 +81,8 @@ def verify(
             f"a gallery needs to know who is who, which {faces.where} does not say",
             "give faces in a folder per person",
         )
+    if faces is not None and pairs is None:
+        _need_people(faces)
     session = open_session(bundle, engine, backend)
     limits = asked.over(_policy(bundle, policy, session.precision))
     fp32 = CpuSession(bundle.file("model.onnx"), "fp32")
@@ -137,6 +139,16 @@ def verify(
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         draft.summary.update(passed=found.passed, min_cosine=round(drift.min, 6))
     return found
+
+
+def _need_people(faces: Faces) -> None:
+    several = int((np.bincount(faces.labels) > 1).sum())
+    if faces.labelled and (faces.identities < 2 or not several):
+        raise FacesError(
+            f"{faces.where} has {len(faces)} faces of {faces.identities} people, {several} of them "
+            "with two faces or more; expected several people, one of them twice",
+            "give a folder per person, or leave the faces out to compare the golden ones alone",
+        )
 
 
 def _worsen(

@@ -90,7 +90,7 @@ def test_few_pairs_are_said() -> None:
     assert mixed_advice(Limits(far=1e-3), told.mixed) is None
     assert any("20 needed" in note for note in told.notes)
     scores = all_pairs(_old(faces), faces.labels)
-    assert few_impostors(scores, 0.5) == ""
+    assert few_impostors(scores.impostor_pairs, 0.5) == ""
 
 
 def test_a_loss_within_the_limit_passes_and_beyond_it_fails() -> None:

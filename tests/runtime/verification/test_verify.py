@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import BundleError, FacesError, ModelError, UsageError
-from fr_edge.faces.sources import Faces
+from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.runtime.accuracy.embeddings import write_embeddings
 from fr_edge.runtime.accuracy.origin import Origin, origin_of, refuse_stranger
 from fr_edge.runtime.accuracy.protocol import draw_pairs
@@ -212,6 +212,12 @@ def test_an_engine_that_gives_nan_is_refused_and_the_bundle_stays(
     with pytest.raises(ModelError, match="not finite"):
         verify(mini, "int8", faces=people)
     assert sorted(p.name for p in mini.rglob("*")) == before
+
+
+@pytest.mark.parametrize("source", ["synthetic:1x5", "synthetic:5x1"])
+def test_faces_that_say_nothing_of_people_are_refused(source: str, mini: Path) -> None:
+    with pytest.raises(FacesError, match="5 faces of (1|5) people"):
+        verify(mini, "fp32", faces=open_faces(source))
 
 
 def test_damaged_golden(mini: Path) -> None:
