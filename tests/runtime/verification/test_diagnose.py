@@ -51,12 +51,29 @@ def _shift(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
     )
 
 
+def _mean_of_nobody(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    wrong = replace(SPEC, mean=tuple(v + 43.0 for v in SPEC.mean))
+    return fp32.embed(preprocess(faces, wrong))
+
+
+def _swapped_and_raw(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return fp32.embed(preprocess(faces, replace(PRESETS["raw"], channels="BGR")))
+
+
+def _stranger(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    plain = fp32.embed(preprocess(faces, SPEC))
+    return np.random.default_rng(5).normal(size=plain.shape).astype(np.float32)
+
+
 @pytest.mark.parametrize(
     ("mistake", "name"),
     [
         (_channel_swap, "channels are BGR"),
         (_raw_pixels, "those of 'raw'"),
         (_mirrored, "mirrored"),
+        (_mean_of_nobody, r"the mean is off by \+4[0-6]\.\d levels"),
+        (_swapped_and_raw, "channels are BGR, not RGB, and mean and std are those of 'raw'"),
+        (_stranger, "nothing in common"),
         (_rows_moved, "48 of 48 embeddings are another face's"),
         (_noise, r"noise, (2[89]|30)\.\d% of an embedding's length"),
         (_shift, "a shift that all faces share"),
