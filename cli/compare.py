@@ -42,14 +42,25 @@ def command(output: Output, first: str, second: str, max_regression: float | Non
 def changes_text(found: dict[str, Any]) -> str:
     """The table of changes of `runtime.compare.Compared.to_json()`."""
     rows = [
-        [c["name"], f"{c['first']:g}", f"{c['second']:g}", f"{100 * c['relative']:+.1f} %"]
-        + [c["verdict"]]
+        [
+            c["name"],
+            _figure(c["first"], c["first_interval_95"]),
+            _figure(c["second"], c["second_interval_95"]),
+            f"{c['difference']:+g}",
+            f"{100 * c['relative']:+.1f} %",
+            c["verdict"],
+        ]
         for c in found["changes"]
     ]
     lines = [f"differs: {text}" for text in found["differences"]]
-    lines.append(table(rows, ("figure", "A", "B", "change", "verdict")))
+    lines.append(table(rows, ("figure", "A, 95 %", "B, 95 %", "B - A", "change", "verdict")))
     lines += [
         f"{'pass' if gate['passed'] else 'FAIL'}  {gate['name']}: {gate['value']}"
         for gate in found["gates"]
     ]
     return "\n".join(lines)
+
+
+def _figure(value: float, interval: list[float] | None) -> str:
+    """`0.9837 (0.958 to 1)`"""
+    return f"{value:g}" + (f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else "")

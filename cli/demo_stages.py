@@ -25,6 +25,7 @@ from ..faces.sources import open_faces
 from ..runtime.accuracy.embeddings import write_embeddings
 from ..runtime.accuracy.evaluate import evaluate
 from ..runtime.accuracy.metrics import cosines, fold_accuracy
+from ..runtime.accuracy.origin import origin_of
 from ..runtime.accuracy.protocol import draw_pairs
 from ..runtime.bench.benchmark import benchmark
 from ..runtime.engines.build import build_engine
@@ -176,7 +177,9 @@ def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: O
         "teacher": _judge_bundle(open_bundle(teacher), judged, output, "judging the teacher"),
     }
     embeddings = _embed(torch_embedder(bundle), bundle.spec, judged, output, "judging the student")
-    write_embeddings(home / "reference.npz", judged.faces.keys, judged.faces.labels, embeddings)
+    keys, labels = judged.faces.keys, judged.faces.labels
+    origin = origin_of(bundle, "fp32", "torch")
+    write_embeddings(home / "reference.npz", keys, labels, embeddings, origin)
     found["student"] = _fold_mean(embeddings, judged)
     figure = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
     return "on people never trained on", figure, found

@@ -31,18 +31,20 @@ if TYPE_CHECKING:
 def command(output: Output, bundle: str, faces: str, out: str, engine: str, backend: str) -> None:
     """Embed all faces of SRC into a file.
 
-    FILE.npz holds `embeddings (N, D) float32`, `keys` and `labels`.
+    FILE.npz holds `embeddings (N, D) float32`, `keys`, `labels` and `origin`: what made them.
     Embeddings are as the network gives them, and biometric data: keep the file as you keep faces.
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
     """
     from ..bundle import open_bundle
     from ..runtime.accuracy.embeddings import write_embeddings
+    from ..runtime.accuracy.origin import origin_of
     from ..runtime.engines.session import embed_faces
 
     opened, source = open_bundle(bundle), options.open_source(output, faces)
     session = _session(opened, engine, backend)
     embeddings = embed_faces(session, opened, source, output.track)
-    write_embeddings(Path(out), source.keys, source.labels, embeddings)
+    origin = origin_of(opened, session.precision, session.backend)
+    write_embeddings(Path(out), source.keys, source.labels, embeddings, origin)
     count, dim = embeddings.shape
     document = {
         "file": out,
@@ -51,6 +53,7 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
         "identities": source.identities,
         "engine": session.precision,
         "backend": session.backend,
+        "models": origin.models,
     }
     output.result(
         document,

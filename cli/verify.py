@@ -1,5 +1,6 @@
 """`fr-edge verify`: does the engine still tell people apart as the original does?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .output import command as make
 @options.faces(what="Faces of people to judge on, one folder per identity")
 @click.option("--pairs", metavar="FILE", help="Judge on this pair list (fold,path1,path2,same).")
 @click.option("--reference", metavar="FILE.npz", help="The original's embeddings of those faces.")
+@click.option("--teacher", metavar="FILE.npz", help="Another network's, whose gallery shall stay.")
 @click.option("--min-cosine", type=float, metavar="X", help="Gate: the worst face's cosine.")
 @click.option("--p1-cosine", type=float, metavar="X", help="Gate: 99 % of the faces' cosines.")
 @click.option("--max-tar-drop", type=float, metavar="X", help="Gate: loss of TAR at --far.")
@@ -40,6 +42,7 @@ def command(
     faces: str | None,
     pairs: str | None,
     reference: str | None,
+    teacher: str | None,
     min_cosine: float | None,
     p1_cosine: float | None,
     max_tar_drop: float | None,
@@ -53,8 +56,9 @@ def command(
     """Hold an engine against the original network.
 
     Without faces the bundle's golden ones are compared; with --faces or --pairs, true accept rates
-    (TAR) at false accept rates (FAR) too. With the teacher's embeddings as --reference, the verdict
-    on the gallery says if people enrolled with the teacher may stay. Exit code 1 when a gate fails.
+    (TAR) at false accept rates (FAR) too. --reference is a file of `fr-edge embed --backend torch`
+    by this bundle's own network; --teacher is one by another network, and tells if people enrolled
+    with that may stay. Exit code 1 when a gate fails.
     """
     from ..bundle import write_atomic
     from ..runtime.verification.junit import junit_xml
@@ -68,6 +72,7 @@ def command(
         faces=source,
         pairs=listed,
         reference=Path(reference) if reference else None,
+        teacher=Path(teacher) if teacher else None,
         min_cosine=min_cosine,
         p1_cosine=p1_cosine,
         max_tar_drop=max_tar_drop,
@@ -97,7 +102,7 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
     ]
     rows = [
         [
-            far,
+            f"{far} *" if "shaky" in tar else far,
             _rate(tar["reference"]),
             _rate(tar["engine"]),
             _rate(tar["delta"], signed=True),
@@ -108,9 +113,15 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
     if rows:
         head = ("FAR", "TAR original", f"TAR {engine}", "change", "95 % interval of the change")
         lines.append(table(rows, head))
+        if any("shaky" in tar for tar in found["tar"].values()):
+            lines.append("* hangs on fewer than 10 impostor pairs")
+        lines += _told(found)
     lines += [f"found: {what}" for what in found["findings"]]
     if found["gallery"]:
-        lines.append(_gallery(found["gallery"]))
+        lines.append(_gallery("the original", found["gallery"]))
+    if found["teacher"]:
+        who = f"the teacher ({found['teacher']['file']})"
+        lines.append(_gallery(who, found["teacher"]["gallery"]))
     rows = [
         [
             "pass" if gate["passed"] else "FAIL",
@@ -126,13 +137,36 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _told(found: dict[str, Any]) -> Iterator[str]:
+    """The threshold to set, and the kind of face that loses most, at the FAR that is solid."""
+    far = found.get("strata_far")
+    if far is None:
+        return
+    tar = found["tar"][far]
+    threshold, kept = tar["threshold"], tar["threshold_kept"]
+    yield (
+        f"match threshold at FAR {far}: original {threshold['reference']:.4f}, engine"
+        f" {threshold['engine']:.4f}; not moved, the engine has TAR {kept['tar']:.4f} at FAR"
+        f" {kept['far']:.2g}"
+    )
+    kinds = [s for s in (*found["strata"], *found["degraded"]) if s["tar"]["delta"] is not None]
+    if kinds:
+        worst = min(kinds, key=lambda stratum: stratum["tar"]["delta"])
+        yield (
+            f"kind of face that loses most: {worst['name']}, {100 * worst['tar']['delta']:+.2f}"
+            f" points of {worst['pairs']:,} genuine pairs"
+        )
+
+
 def _rate(value: float | None, *, signed: bool = False) -> str:
     return "not measured" if value is None else f"{value:+.4f}" if signed else f"{value:.4f}"
 
 
-def _gallery(found: dict[str, Any]) -> str:
+def _gallery(who: str, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"people enrolled with {who}: not measured, too few pairs"
     return (
-        f"people enrolled with the original: {found['verdict']}; at FAR {found['far']} the TAR is"
+        f"people enrolled with {who}: {found['verdict']}; at FAR {found['far']} the TAR is"
         f" {100 * found['delta']:+.2f} points, at threshold {found['threshold']:.4f}"
     )
 

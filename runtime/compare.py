@@ -18,8 +18,9 @@ from .verification.gates import Gate
 Interval = tuple[float, float]
 _T9 = 2.262
 """Student's t for 95 % and ten folds."""
-_KINDS = {"gates": "verify", "accuracy_std": "evaluate", "runs": "benchmark"}
+_KINDS = {"gates": "verify", "tar_at_far": "evaluate", "runs": "benchmark"}
 """The key that tells a report's kind."""
+_MADE = ("model.pt", "model.onnx", "model.fp16.onnx", "calibration.json", "model.int8.onnx")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Change:
             "name": self.name,
             "first": self.first.value,
             "second": self.second.value,
+            "first_interval_95": self.first.interval,
+            "second_interval_95": self.second.interval,
             "difference": round(self.second.value - self.first.value, 6),
             "relative": round(self.relative, 6),
             "verdict": self.verdict,
@@ -109,7 +112,8 @@ def compare(first: Path, second: Path, max_regression: float | None = None) -> C
         pairs = [(next(iter(one))[0], next(iter(one.values())), next(iter(other.values())))]
     else:
         pairs = [(" ".join(key), one[key], other[key]) for key in sorted(set(one) & set(other))]
-    differences = [text for label, a, b in pairs for text in _differences(label, a, b)]
+    differences = [*_bundles(first, second)]
+    differences += [text for label, a, b in pairs for text in _differences(label, a, b)]
     changes = [
         Change(f"{label}: {name}", figure, theirs[name])
         for label, a, b in pairs
@@ -126,8 +130,8 @@ def compare(first: Path, second: Path, max_regression: float | None = None) -> C
     return Compared(str(first), str(second), tuple(differences), tuple(changes), tuple(gates))
 
 
-def _reports(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """`(kind, engine)` -> report."""
+def _reports(path: Path) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    """`(kind, engine)`, with the protocol's name and flags where it has some -> report."""
     if path.is_dir():
         bundle = open_bundle(path)
         files = [bundle.root / name for name in bundle.files if name.startswith("reports/")]
@@ -140,7 +144,10 @@ def _reports(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
         report = _read(file)
         kind = next((kind for key, kind in _KINDS.items() if key in report), None)
         if kind is not None:
-            found[kind, str(report.get("engine"))] = report
+            protocol = report.get("protocol")
+            about = protocol if isinstance(protocol, dict) else {}
+            told = (about.get("name"), about.get("flags"), "flip" if about.get("flip") else None)
+            found[(kind, str(report.get("engine")), *(str(t) for t in told if t))] = report
     if not found and path.is_file():
         raise DataError(
             f"{path} is no report of fr-edge", "reports are in BUNDLE/reports, or from --json"
@@ -179,12 +186,15 @@ def _verified(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
 
 
 def _evaluated(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    mean, half = report["accuracy"], _T9 * report["accuracy_std"] / sqrt(max(1, report["folds"]))
-    yield "accuracy", Figure(mean, (mean - half, mean + half), True)
-    yield "EER", Figure(report["eer"], None, False)
+    if "accuracy" in report:  # IJB has none
+        mean = report["accuracy"]
+        half = _T9 * report["accuracy_std"] / sqrt(max(1, report["folds"]))
+        yield "accuracy", Figure(mean, (mean - half, min(1.0, mean + half)), True)
+        yield "EER", Figure(report["eer"], None, False)
     for far, tar in report["tar_at_far"].items():
         if tar is not None:
-            yield f"TAR at {far}", Figure(tar, None, True)
+            ends = report.get("interval_95_at_far", {}).get(far)
+            yield f"TAR at {far}", Figure(tar, ends and (ends[0], ends[1]), True)
 
 
 def _timed(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
@@ -214,6 +224,22 @@ def _differences(label: str, one: Mapping[str, Any], other: Mapping[str, Any]) -
     for side, report in (("first", one), ("second", other)):
         if report.get("verdict") == "INVALID":
             yield f"{label}: the {side} is INVALID, its figures mean nothing"
+
+
+def _bundles(first: Path, second: Path) -> Iterator[str]:
+    """What two bundles do not share, whatever was measured on them."""
+    if not (first.is_dir() and second.is_dir()):
+        return
+    one, other = open_bundle(first, check=False), open_bundle(second, check=False)
+    if one.spec != other.spec:
+        yield f"contract: {one.spec.describe()} and {other.spec.describe()}"
+    if one.embedding_dim != other.embedding_dim:
+        yield f"embedding: {one.embedding_dim} and {other.embedding_dim} numbers"
+    for name in _MADE:
+        if name in one and name in other and one.files[name] != other.files[name]:
+            yield f"{name}: not the same"
+        elif (name in one) != (name in other):
+            yield f"{name}: in {first if name in one else second} only"
 
 
 def _gates(changes: list[Change], limit: float) -> Iterator[Gate]:

@@ -72,6 +72,30 @@ def tar_intervals(
     `reference` and `engine` are `(N, D)` embeddings of the same faces, `scores` their counted pairs.
     Percentile intervals (Efron 1979). Empty with fewer than two people who have two faces.
     """
+    drawn = _draws((reference, engine), labels, scores, fars, replicates, seed)
+    return {
+        far: Interval(_interval(tar[:, 0]), _interval(tar[:, 1]), _interval(tar[:, 1] - tar[:, 0]))
+        for far, tar in drawn.items()
+    }
+
+
+def tar_interval(
+    embeddings: F32, labels: npt.NDArray[np.int64], scores: Scores, fars: Sequence[float]
+) -> dict[float, tuple[float, float]]:
+    """The same of one network alone: `(low, high)` for each FAR."""
+    drawn = _draws((embeddings,), labels, (scores,), fars, REPLICATES, _SEED)
+    return {far: _interval(tar[:, 0]) for far, tar in drawn.items()}
+
+
+def _draws(
+    networks: Sequence[F32],
+    labels: npt.NDArray[np.int64],
+    scores: Sequence[Scores],
+    fars: Sequence[float],
+    replicates: int,
+    seed: int,
+) -> dict[float, F64]:
+    """FAR -> TAR in each draw of people by each network, `(replicates, networks)`."""
     person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     order = np.argsort(person, kind="stable")
     faces = np.bincount(person)
@@ -80,7 +104,7 @@ def tar_intervals(
         return {}
     sides = [
         _side(normalise(embeddings)[order], person[order], counted, max(resolved))
-        for embeddings, counted in zip((reference, engine), scores, strict=True)
+        for embeddings, counted in zip(networks, scores, strict=True)
     ]
     pairs = scores[0].impostor_pairs
     soft = [_softness(sides[0], round(far * pairs), len(faces)) for far in resolved]
@@ -89,22 +113,15 @@ def tar_intervals(
         for side in sides
     ]
     random = np.random.default_rng(seed)
-    found = np.empty((replicates, len(resolved), 2))
+    found = np.empty((len(resolved), replicates, len(sides)))
     for replicate in range(replicates):
         drawn = np.bincount(random.integers(0, len(faces), len(faces)), minlength=len(faces))
         for number, side in enumerate(sides):
             for row, far in enumerate(resolved):
-                found[replicate, row, number] = _tar(
+                found[row, replicate, number] = _tar(
                     side, drawn, faces, far, soft[row], reach[number][row]
                 )
-    return {
-        far: Interval(
-            _interval(found[:, row, 0]),
-            _interval(found[:, row, 1]),
-            _interval(found[:, row, 1] - found[:, row, 0]),
-        )
-        for row, far in enumerate(resolved)
-    }
+    return dict(zip(resolved, found, strict=True))
 
 
 def _side(unit: F32, person: I64, counted: Scores, far: float) -> _Side:

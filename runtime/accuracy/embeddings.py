@@ -4,7 +4,9 @@
 """
 
 import io
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,28 @@ import numpy.typing as npt
 
 from ...bundle import write_atomic
 from ...errors import FacesError, ModelError, UsageError
+from .origin import Origin, origin_from_json
 
 F32 = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """`rows (N, D) float32` and what made them, None where the file does not say."""
+
+    rows: F32
+    origin: Origin | None
+
+
 def write_embeddings(
-    path: Path, keys: Sequence[str], labels: Sequence[int] | npt.NDArray[np.int64], embeddings: F32
+    path: Path,
+    keys: Sequence[str],
+    labels: Sequence[int] | npt.NDArray[np.int64],
+    embeddings: F32,
+    origin: Origin,
 ) -> None:
-    """An `.npz` with `embeddings (N, D) float32` as the network gave them, `keys` and `labels (N,)`.
+    """An `.npz` with `embeddings (N, D) float32` as the network gave them, `keys` and `labels (N,)`,
+    and `origin`, JSON of what made them.
 
     Raises UsageError when the name does not end in .npz.
     """
@@ -31,13 +47,14 @@ def write_embeddings(
         embeddings=embeddings,
         keys=np.array(keys, dtype=np.str_),
         labels=np.asarray(labels, np.int64),
+        origin=np.array(json.dumps(origin.to_json())),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, stream.getvalue())
 
 
-def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> F32:
-    """The embeddings of the faces `keys`, in that order: `(N, dim) float32`.
+def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> Embeddings:
+    """The embeddings of the faces `keys`, in that order, `dim` numbers each.
 
     Raises FacesError when the file cannot be read, names a face twice, lacks one of `keys`, or
     holds embeddings of another size; ModelError when one is zero or not finite.
@@ -45,6 +62,7 @@ def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> F32:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             held, found = data["keys"], data["embeddings"]
+            origin = origin_from_json(str(data["origin"])) if "origin" in data else None
     except FileNotFoundError as error:
         raise FacesError(f"there is no file of embeddings at {path}") from error
     except Exception as error:  # zipfile, zlib and numpy each raise their own
@@ -60,7 +78,7 @@ def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> F32:
     if found.shape[1] != dim:
         raise FacesError(
             f"{path} holds embeddings of {found.shape[1]} numbers, this bundle's have {dim}",
-            "it was made with another network",
+            "it was made with another network, and embeddings of two sizes cannot be compared",
         )
     where = {str(key): row for row, key in enumerate(held)}
     if len(where) != len(held):
@@ -73,7 +91,7 @@ def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> F32:
         )
     picked: F32 = found[[where[key] for key in keys]].astype(np.float32)
     check_embeddings(picked, keys, str(path))
-    return picked
+    return Embeddings(picked, origin)
 
 
 def check_embeddings(embeddings: F32, keys: Sequence[str], who: str) -> None:

@@ -1,6 +1,7 @@
 """`evaluate`: how well a bundle tells people apart, on a protocol with known answers."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...progress import Track, silent
 from ..engines.session import Session, embed_faces, open_session
+from .bootstrap import tar_interval
 from .embeddings import check_embeddings
 from .identify import Identified, identify
 from .metrics import (
     FARS,
     Accuracy,
+    Scores,
     all_pairs,
     equal_error_rate,
     far_name,
@@ -28,7 +31,7 @@ from .metrics import (
     tar_at_far,
     threshold_at_far,
 )
-from .protocol import draw_pairs
+from .protocol import draw_pairs, report_name
 from .published import legacy_accuracy
 from .rates import few_impostors
 
@@ -38,7 +41,8 @@ class Evaluated:
     """`accuracy` over the folds of the pair list; `tar` and `threshold` by FAR, over all
     `genuine` and `impostor` pairs among the faces, None where these are too few. Where the faces
     have no names (a `.bin` set), the listed pairs are all there are. `legacy` is the accuracy by
-    insightface's convention, `identified` one-to-many search among people with names."""
+    insightface's convention, `intervals` the 95 % intervals of `tar` (bootstrap over people with
+    names), `identified` one-to-many search among people with names."""
 
     engine: str
     backend: str
@@ -50,6 +54,7 @@ class Evaluated:
     threshold: dict[str, float | None]
     genuine: int
     impostor: int
+    intervals: dict[str, tuple[float, float]]
     identified: Identified | None
     notes: tuple[str, ...]
 
@@ -67,6 +72,9 @@ class Evaluated:
             },
             "eer": round(self.eer, 6),
             "tar_at_far": {name: _round(value) for name, value in self.tar.items()},
+            "interval_95_at_far": {
+                name: [round(end, 6) for end in ends] for name, ends in self.intervals.items()
+            },
             "threshold_at_far": {name: _round(value) for name, value in self.threshold.items()},
             "pairs": {"genuine": self.genuine, "impostor": self.impostor},
             "identification": _identification(self.identified),
@@ -83,8 +91,12 @@ def evaluate(
     track: Track = silent,
     *,
     flip: bool = False,
+    name: str = "",
 ) -> Evaluated:
-    """Judge an engine on a pair list or a folder of identities; writes `reports/evaluate-*.json`.
+    """Judge an engine on a pair list or a folder of identities.
+
+    Writes `reports/evaluate-ENGINE-NAME.json`; `name` says which protocol it is, so that one does
+    not replace another's.
 
     Accuracy is over the pair list's folds (LFW's protocol; for a folder the list is drawn, seeded),
     TAR at FAR over all pairs among the faces. With `flip` an embedding is the sum of the face's and
@@ -107,6 +119,7 @@ def evaluate(
             "impostor pairs among its faces, expected both",
             "one folder per person: the folder's name is the identity",
         )
+    accuracy = pair_accuracy(embeddings, pairs)
     found = Evaluated(
         session.precision,
         session.backend,
@@ -117,21 +130,24 @@ def evaluate(
             "identities": faces.identities,
             "drawn": faces.drawn,
             "flip": flip,
+            "name": name,
         },
-        pair_accuracy(embeddings, pairs),
+        accuracy,
         legacy_accuracy(embeddings[pairs.first], embeddings[pairs.second], pairs.same),
         equal_error_rate(scores),
         {far_name(far): tar_at_far(scores, far) for far in FARS},
         {far_name(far): threshold_at_far(scores, far) for far in FARS},
         scores.genuine_pairs,
         scores.impostor_pairs,
+        _intervals(embeddings, faces, scores) if everyone else {},
         identify(embeddings, faces.labels) if everyone else None,
-        tuple(note for far in FARS if (note := few_impostors(scores, far))),
+        tuple(_notes(scores, accuracy, everyone)),
     )
     options = {"engine": session.precision, "backend": session.backend}
     with change(bundle.root, "evaluate", options) as draft:
         draft.drop("report.html")
-        path = draft.path(f"reports/evaluate-{session.precision}.json", "evaluation")
+        report = report_name(session.precision, name, "flip" if flip else "")
+        path = draft.path(report, "evaluation")
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         draft.summary.update(accuracy=round(found.accuracy.mean, 6))
     return found
@@ -145,6 +161,25 @@ def _embed(
         return plain
     mirrored = replace(faces, read=lambda index: np.ascontiguousarray(faces.read(index)[:, ::-1]))
     return plain + embed_faces(session, bundle, mirrored, track, "evaluating mirror images")
+
+
+def _intervals(
+    embeddings: npt.NDArray[np.float32], faces: Faces, scores: Scores
+) -> dict[str, tuple[float, float]]:
+    labels = np.asarray(faces.labels, np.int64)
+    found = tar_interval(embeddings, labels, scores, FARS)
+    return {far_name(far): ends for far, ends in found.items()}
+
+
+def _notes(scores: Scores, accuracy: Accuracy, everyone: bool) -> Iterator[str]:
+    if not everyone:
+        yield (
+            "not measured: all pairs, intervals and one to many, since the pair list alone says "
+            "who is who"
+        )
+    if accuracy.folds < 2:
+        yield "one fold alone is judged at its own best threshold: its accuracy flatters"
+    yield from (n for far in FARS if (n := few_impostors(scores.impostor_pairs, far)))
 
 
 def _identification(found: Identified | None) -> dict[str, Any] | None:

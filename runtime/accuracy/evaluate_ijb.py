@@ -17,7 +17,9 @@ from ..engines.session import Session, open_session
 from .embeddings import check_embeddings
 from .ijb import Ijb, pair_scores, pool
 from .metrics import far_name
+from .protocol import report_name
 from .published import nearest_tar
+from .rates import few_impostors
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _BATCH = 32
@@ -25,7 +27,8 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class IjbEvaluated:
-    """`tar` by FAR as the published scripts read it; `flags` like N1D1F1 say what was pooled."""
+    """`tar` by FAR as the published scripts read it, None where the impostor pairs are fewer than
+    1 / FAR; `flags` like N1D1F1 say what was pooled, `notes` what hangs on a handful of pairs."""
 
     engine: str
     backend: str
@@ -34,7 +37,9 @@ class IjbEvaluated:
     templates: int
     genuine: int
     impostor: int
-    tar: dict[str, float]
+    tar: dict[str, float | None]
+    name: str
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,9 +50,13 @@ class IjbEvaluated:
                 "flags": self.flags,
                 "images": self.images,
                 "templates": self.templates,
+                "name": self.name,
             },
-            "tar_at_far": {name: round(tar, 6) for name, tar in self.tar.items()},
+            "tar_at_far": {
+                name: None if tar is None else round(tar, 6) for name, tar in self.tar.items()
+            },
             "pairs": {"genuine": self.genuine, "impostor": self.impostor},
+            "notes": list(self.notes),
             "fr_edge": __version__,
         }
 
@@ -62,10 +71,11 @@ def evaluate_ijb(
     norm: bool = True,
     detector: bool = True,
     flip: bool = True,
+    name: str = "ijb",
 ) -> IjbEvaluated:
-    """TAR at FAR 1e-6 to 1e-1 over the template pairs; writes `reports/ijb-ENGINE.json`.
+    """TAR at FAR 1e-6 to 1e-1 over the template pairs; writes `reports/evaluate-ENGINE-NAME-FLAGS.json`.
 
-    The flags are those of `runtime.ijb`. Memory holds templates, never all images' embeddings.
+    The flags are those of `ijb.py`. Memory holds templates, never all images' embeddings.
     Raises FacesError for a damaged image, ModelError when an embedding is zero or not finite.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
@@ -73,6 +83,7 @@ def evaluate_ijb(
     batches = _embed(session, bundle, ijb, flip, track)
     templates, numbers = pool(batches, ijb, norm=norm, detector=detector)
     tar = nearest_tar(pair_scores(templates, numbers, ijb), ijb.same, FARS)
+    impostor = int((~ijb.same).sum())
     found = IjbEvaluated(
         session.precision,
         session.backend,
@@ -80,12 +91,19 @@ def evaluate_ijb(
         len(ijb.faces),
         len(templates),
         int(ijb.same.sum()),
-        int((~ijb.same).sum()),
-        {far_name(far): value for far, value in zip(FARS, tar, strict=True)},
+        impostor,
+        {
+            far_name(far): value if impostor * far >= 1 else None
+            for far, value in zip(FARS, tar, strict=True)
+        },
+        name,
+        tuple(note for far in FARS if (note := few_impostors(impostor, far))),
     )
     options = {"engine": session.precision, "backend": session.backend, "flags": found.flags}
     with change(bundle.root, "evaluate IJB", options) as draft:
-        path = draft.path(f"reports/ijb-{session.precision}.json", "evaluation")
+        draft.drop("report.html")
+        report = report_name(session.precision, name, found.flags)
+        path = draft.path(report, "evaluation")
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
     return found
 

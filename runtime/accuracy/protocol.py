@@ -3,6 +3,7 @@
 All pairs give TAR at FAR; accuracy needs as many genuine as impostor pairs, and these are them.
 """
 
+import re
 from itertools import combinations
 
 import numpy as np
@@ -12,8 +13,15 @@ from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 
 FOLDS = 10
+_NO_NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _PER_FOLD = 300
 _SEED = 7
+
+
+def report_name(precision: str, *parts: str) -> str:
+    """`reports/evaluate-int8-lfw.json`: each protocol keeps its own report."""
+    named = (_NO_NAME.sub("-", part).strip("-.") for part in parts)
+    return f"reports/evaluate-{'-'.join([precision, *filter(None, named)])}.json"
 
 
 def draw_pairs(faces: Faces) -> Pairs:

@@ -17,7 +17,8 @@ _COARSE = 128
 @dataclass(frozen=True)
 class Rate:
     """TAR at one FAR for both; `kept_tar` and `kept_far` are the engine's if the reference's
-    threshold stays. All None, with the reason, where the pairs do not resolve this FAR."""
+    threshold stays. All None, with the reason `why`, where the pairs do not resolve this FAR;
+    `shaky` says that they do, but by a handful."""
 
     far: float
     reference: float | None = None
@@ -28,6 +29,7 @@ class Rate:
     kept_far: float | None = None
     interval: Interval | None = None
     why: str = ""
+    shaky: str = ""
 
     @property
     def delta(self) -> float | None:
@@ -48,6 +50,7 @@ class Rate:
             },
             "threshold_kept": {"tar": short(self.kept_tar), "far": short(self.kept_far, 9)},
             **({"reason": self.why} if self.why else {}),
+            **({"shaky": self.shaky} if self.shaky else {}),
         }
 
 
@@ -60,13 +63,13 @@ def with_intervals(rates: list[Rate], intervals: dict[float, Interval]) -> list[
     return [replace(rate, interval=intervals.get(rate.far)) for rate in rates]
 
 
-def few_impostors(scores: Scores, far: float) -> str:
-    """Why this FAR is shaky on these pairs, in a sentence; empty when it is solid."""
-    if scores.impostor_pairs * far >= FEW:
+def few_impostors(pairs: int, far: float) -> str:
+    """Why this FAR is shaky on so many impostor pairs, in a sentence; empty when it is solid."""
+    if pairs * far >= FEW:
         return ""
     return (
         f"FAR {far_name(far)} needs {round(FEW / far):,} impostor pairs to be solid, "
-        f"these faces give {scores.impostor_pairs:,}"
+        f"these faces give {pairs:,}"
     )
 
 
@@ -104,4 +107,5 @@ def _rate(reference: Scores, engine: Scores, far: float) -> Rate:
         new,
         kept_tar,
         kept_far,
+        shaky=few_impostors(reference.impostor_pairs, far),
     )

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from .bootstrap import FEW_PEOPLE, tar_intervals
-from .metrics import FARS, Scores, all_pairs, far_name, listed_pairs, pair_accuracy
-from .rates import Rate, compare_rates, curves, few_impostors, with_intervals
+from .metrics import FARS, all_pairs, far_name, listed_pairs, pair_accuracy
+from .rates import Rate, compare_rates, curves, with_intervals
 from .strata import Stratum, compare_strata
 
 F32 = npt.NDArray[np.float32]
@@ -33,7 +33,6 @@ class Separation:
     strata: tuple[Stratum, ...]
     curves: dict[str, Any]
     notes: tuple[str, ...]
-    shaky: str
     accuracy: tuple[float, float] | None
     worsened: tuple[Stratum, ...] = ()
 
@@ -76,7 +75,7 @@ def separate(
         rates = compare_rates(before, after, fars)
         rates = with_intervals(rates, tar_intervals(old, new, labels, (before, after), fars))
         mixed = compare_rates(before, all_pairs(old, labels, new), fars)
-        judged = _strata_rate(rates, before, far)
+        judged = _strata_rate(rates, far)
         strata = compare_strata(old, new, labels, quality, judged, groups)
         notes = _notes(labels)
     elif pairs is not None:
@@ -92,18 +91,13 @@ def separate(
         tuple(strata),
         {"reference": curves(before), "engine": curves(after)},
         notes,
-        few_impostors(before, far),
         accuracy,
     )
 
 
-def _strata_rate(rates: list[Rate], scores: Scores, far: float) -> Rate | None:
+def _strata_rate(rates: list[Rate], far: float) -> Rate | None:
     """The FAR asked for, or the nearest larger one that the pairs hold solidly."""
-    solid = [
-        rate
-        for rate in rates
-        if rate.far >= far and rate.delta is not None and not few_impostors(scores, rate.far)
-    ]
+    solid = [r for r in rates if r.far >= far and r.delta is not None and not r.shaky]
     return solid[-1] if solid else None
 
 

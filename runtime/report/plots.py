@@ -10,6 +10,8 @@ from typing import Any
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
+_PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", "fp32": _SECOND}
+_SIZE = (4.6, 3.2)  # inches: small, so that letters stay readable on a phone
 
 
 def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, engine: str) -> str:
@@ -38,6 +40,61 @@ def roc_curves(curves: Mapping[str, Any], engine: str) -> str:
         axes.set_ylabel("true accept rate")
 
     return _svg(f"{engine} ROC", draw)
+
+
+def det_curves(curves: Mapping[str, Any], engine: str) -> str:
+    """False rejects over FAR, both in decades: where a ROC is flat, a DET tells apart."""
+
+    def draw(axes: Any) -> None:
+        for side, colour, style in (("reference", _FIRST, "-"), ("engine", _SECOND, "--")):
+            roc = curves[side]["roc"]
+            points = [(f, 1 - t) for f, t in zip(roc["far"], roc["tar"], strict=True) if t < 1]
+            if points:
+                far, rejects = zip(*points, strict=True)
+                axes.plot(far, rejects, style, color=colour, label=_called(side, engine))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("false accept rate")
+        axes.set_ylabel("false reject rate")
+
+    return _svg(f"{engine} DET", draw)
+
+
+def drift_by_kind(strata: Sequence[Mapping[str, Any]], engine: str) -> str:
+    """How far each kind of face moved, the mean and its worst twentieth, 1 - cosine."""
+    rows = sorted(strata, key=lambda stratum: stratum["cosine"]["mean"])[::-1]
+
+    def draw(axes: Any) -> None:
+        names = [stratum["name"] for stratum in rows]
+        mean = [max(0.0, 1 - stratum["cosine"]["mean"]) for stratum in rows]
+        tail = [max(0.0, 1 - stratum["cosine"]["p5"]) for stratum in rows]
+        axes.hlines(names, mean, tail, color=_SECOND, linewidth=1.5)
+        axes.plot(mean, names, "o", color=_FIRST, markersize=5, label="mean")
+        axes.plot(tail, names, "|", color=_SECOND, markersize=9, label="worst 5 % begin")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("1 - cosine of reference and engine")
+
+    return _svg(f"{engine} kinds of faces", draw, height=1.3 + 0.21 * len(rows))
+
+
+def layer_precisions(layers: Sequence[tuple[str, int, str]], engine: str) -> str:
+    """Layers in order as bars of their multiply-adds (millions), `(name, macs, precision)`."""
+    total = max(1, sum(macs for _, macs, _ in layers))
+
+    def draw(axes: Any) -> None:
+        for precision in dict.fromkeys((*_PRECISIONS, *(row[2] for row in layers))):
+            own = [
+                (at, macs / 1e6) for at, (_, macs, of) in enumerate(layers, 1) if of == precision
+            ]
+            if own:
+                share = 1e6 * sum(macs for _, macs in own) / total
+                label = f"{precision.upper()}: {len(own)} layers, {share:.1%}"
+                colour = _PRECISIONS.get(precision, "#888888")
+                axes.bar(*zip(*own, strict=True), width=0.9, color=colour, label=label)
+        axes.set_xlabel("layer, from face to embedding")
+        axes.set_ylabel("million multiply-adds")
+
+    return _svg(f"{engine} layers", draw)
 
 
 def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
@@ -80,7 +137,7 @@ def _called(side: str, engine: str) -> str:
     return f"{engine} engine" if side == "engine" else side
 
 
-def _svg(name: str, draw: Callable[[Any], None]) -> str:
+def _svg(name: str, draw: Callable[[Any], None], height: float = _SIZE[1]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -90,11 +147,12 @@ def _svg(name: str, draw: Callable[[Any], None]) -> str:
     settings |= dict.fromkeys(colours, _INK)
     settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none")
     with rc_context({**settings, "grid.alpha": 0.25}):
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
+            # Above the plot, where it hides nothing.
+            figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=1)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

@@ -15,6 +15,7 @@ from ...bundle import Bundle, change, open_bundle
 from ...errors import BundleError, FacesError, MachineError
 from ...faces.sources import Faces, drawn_faces
 from ..engines.build import PRECISIONS
+from ..engines.fingerprint import SOURCES
 from ..machine.device import describe_device
 
 _HEADLINE_FAR = ("1e-4", "1e-3", "1e-2")
@@ -56,14 +57,20 @@ def _facts(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         if (report := _read(bundle, f"reports/verify-{precision}.json"))
     ]
     timed = [r for p in PRECISIONS[::-1] if (r := _read(bundle, f"reports/benchmark-{p}.json"))]
-    judged = [r for p in PRECISIONS[::-1] if (r := _read(bundle, f"reports/evaluate-{p}.json"))]
+    judged = [
+        {"accuracy": None, "accuracy_std": None, "eer": None, **report}  # IJB has none of them
+        for precision in PRECISIONS[::-1]
+        for name in bundle.files
+        if name.startswith(f"reports/evaluate-{precision}") and (report := _read(bundle, name))
+    ]
     engines = [
-        {"file": name[: -len(".json")], **fingerprint}
+        {"file": name[: -len(".json")], "plot": engine_plot(bundle, fingerprint), **fingerprint}
         for name in bundle.files
         if name.startswith("engines/")
         and name.endswith(".json")
         and (fingerprint := _read(bundle, name))
     ]
+    fars = {far for report in judged for far in report["tar_at_far"]}
     return {
         "name": bundle.root.resolve().name,
         "bundle": bundle,
@@ -71,11 +78,30 @@ def _facts(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         "verified": verified,
         "timed": timed,
         "judged": judged,
+        "fars": sorted(fars, key=float, reverse=True),
         "engines": engines,
         "training": _training(_read(bundle, "reports/training.json")),
         "device": describe_device(),
         "missing": _missing(verified, timed, judged, engines),
     }
+
+
+def engine_plot(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
+    """Each layer's precision as TensorRT built it, else as the engine's ONNX file says."""
+    from ...export.facts import read_facts
+    from .plots import layer_precisions
+
+    source = SOURCES.get(str(fingerprint.get("precision")), "")
+    if source not in bundle:
+        return ""
+    built = fingerprint.get("precisions") or {}
+    rows = [
+        (layer.name, layer.macs, built.get(layer.name, "merged" if built else layer.precision))
+        for layer in read_facts(bundle.file(source)).layers
+        if layer.macs
+    ]
+    name = f"{fingerprint['precision']} {fingerprint.get('backend', '')}"
+    return layer_precisions(rows, name) if rows else ""
 
 
 def _read(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -92,18 +118,28 @@ def _read(bundle: Bundle, name: str) -> dict[str, Any]:
 
 def _verification(report: dict[str, Any], faces: Faces | None) -> dict[str, Any]:
     """The report with what the page shows beside it: plots, pictures, the headline TAR."""
-    from .plots import cosine_histogram, roc_curves, score_histogram
+    from .plots import (
+        cosine_histogram,
+        det_curves,
+        drift_by_kind,
+        roc_curves,
+        score_histogram,
+    )
 
     histogram, curves = report["cosine"]["histogram"], report["curves"]
+    kinds = [*report["strata"], *report["degraded"]]
     far = next(
         (f for f in _HEADLINE_FAR if report["tar"].get(f, {}).get("delta") is not None), None
     )
     return {
+        "teacher": None,  # which earlier certificates do not have
         **report,
         "headline": {"far": far, **report["tar"][far]} if far else None,
         "cosine_plot": cosine_histogram(
             histogram["edges"], histogram["counts"], report["cosine"]["p1"], report["engine"]
         ),
+        "kind_plot": drift_by_kind(kinds, report["engine"]) if kinds else "",
+        "det_plot": det_curves(curves, report["engine"]) if curves else "",
         "roc_plot": roc_curves(curves, report["engine"]) if curves else "",
         "score_plot": score_histogram(curves, report["engine"]) if curves else "",
         "pictures": _pictures(report, faces),

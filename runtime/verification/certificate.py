@@ -9,6 +9,7 @@ from ..accuracy.separation import Separation
 from ..machine.device import describe_device
 from .gates import Gate
 from .reference import Proof
+from .teacher import Gallery
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Verified:
     faces: dict[str, Any] | None
     separation: Separation | None
     mixed: dict[str, str | float] | None
+    teacher: Gallery | None
     gates: tuple[Gate, ...]
     findings: tuple[str, ...]
     not_measured: tuple[str, ...]
@@ -49,6 +51,7 @@ class Verified:
             "worst": [{"face": key, "cosine": cosine} for key, cosine in self.drift.worst],
             **(self.separation.to_json() if self.separation else told),
             "gallery": self.mixed,
+            "teacher": self.teacher.to_json() if self.teacher else None,
             "gates": [gate.to_json() for gate in self.gates],
             "findings": list(self.findings),
             "golden": {

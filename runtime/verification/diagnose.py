@@ -1,25 +1,21 @@
-"""What is wrong, in words: known mistakes are tried one by one until one explains what was seen.
+"""What is wrong, in words: a mistake in the input, faces mixed up, noise and its size, labels."""
 
-A wrong input contract is the most frequent cause of "the engine is inaccurate"; here it gets a name.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from ...faces.contract import PRESETS, InputSpec, preprocess
+from ...faces.contract import InputSpec, preprocess
 from ..accuracy.metrics import cosines, normalise
 from ..engines.cpu import CpuSession
+from .mistakes import BETTER, EXPLAINED, find_mistake
 from .policy import PROOF
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-_EXPLAINED = 0.98
-_BETTER = 0.01
 _SYSTEMATIC = 0.5
+_UNLIKE = 0.2
 
 
 def explain_all(
@@ -40,17 +36,11 @@ def explain(suspect: F32, expected: F32, faces: U8, fp32: CpuSession, spec: Inpu
     A mistake in the input is named when `fp32`, fed with it, gives the suspect's embeddings; else
     the error is described.
     """
-    plain = float(np.median(cosines(suspect, expected)))
-    best, cause = plain + _BETTER, ""
-    for name, inputs in _mistakes(faces, spec):
-        found = float(np.median(cosines(suspect, fp32.embed(inputs))))
-        if found > best:
-            best, cause = found, name
-    if cause and best >= _EXPLAINED:
-        return f"it answers as model.onnx does when {cause} (cosine {best:.4f} with that)"
+    if mistake := find_mistake(suspect, expected, faces, fp32, spec):
+        return f"it answers as model.onnx does when {mistake}"
     if mixed := _mixed_up(suspect, expected):
         return f"{mixed} of {len(suspect)} embeddings are another face's: keys or rows are mixed up"
-    return _describe(suspect, expected, plain)
+    return _describe(suspect, expected)
 
 
 def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[str]) -> str:
@@ -81,38 +71,24 @@ def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[
     )
 
 
-def _mistakes(faces: U8, spec: InputSpec) -> Iterator[tuple[str, F32]]:
-    other = "BGR" if spec.channels == "RGB" else "RGB"
-    yield (
-        f"channels are {other}, not {spec.channels}",
-        preprocess(faces, replace(spec, channels=other)),
-    )
-    tried = {(spec.mean, spec.std)}
-    for name, preset in PRESETS.items():
-        if (preset.mean, preset.std) not in tried:
-            tried.add((preset.mean, preset.std))
-            wrong = replace(spec, mean=preset.mean, std=preset.std)
-            yield (
-                f"mean and std are those of {name!r}: {wrong.describe()}",
-                preprocess(faces, wrong),
-            )
-    yield "faces are mirrored", preprocess(np.ascontiguousarray(faces[:, :, ::-1]), spec)
-    yield "faces are upside down", preprocess(np.ascontiguousarray(faces[:, ::-1]), spec)
-
-
 def _mixed_up(suspect: F32, expected: F32) -> int:
     """How many rows are nearly the embedding of another row's face, and not of their own."""
     alike = normalise(suspect) @ normalise(expected).T
     own = np.diag(alike).copy()
     np.fill_diagonal(alike, -2)
-    return int(((alike.max(axis=1) > _EXPLAINED) & (own < alike.max(axis=1) - _BETTER)).sum())
+    return int(((alike.max(axis=1) > EXPLAINED) & (own < alike.max(axis=1) - BETTER)).sum())
 
 
-def _describe(suspect: F32, expected: F32, cosine: float) -> str:
+def _describe(suspect: F32, expected: F32) -> str:
     """Noise or a shift that all faces share, and how large."""
+    cosine = float(np.median(cosines(suspect, expected)))
+    if cosine < _UNLIKE:
+        return f"the embeddings have nothing in common (median cosine {cosine:.4f})"
+    # What stands at a right angle to the original, against what is left of it.
+    size = float(np.sqrt(max(0.0, 1 / cosine**2 - 1)))
     error = normalise(suspect) - normalise(expected)
-    size = float(np.sqrt((error**2).sum(axis=1).mean()))
+    length = float(np.sqrt((error**2).sum(axis=1).mean()))
     shared = float(np.linalg.norm(error.mean(axis=0)))
-    # The mean of N independent errors has length size / sqrt(N).
-    kind = "a shift that all faces share" if shared > _SYSTEMATIC * size else "noise"
+    # The mean of N independent errors has length `length / sqrt(N)`.
+    kind = "a shift that all faces share" if shared > _SYSTEMATIC * length else "noise"
     return f"the error is {kind}, {size:.1%} of an embedding's length (median cosine {cosine:.4f})"

@@ -1,7 +1,10 @@
 """From what was measured to gates, advice, and the list of what was not."""
 
+from collections.abc import Sequence
+
 from ..accuracy.drift import Drift
 from ..accuracy.metrics import far_name
+from ..accuracy.rates import Rate
 from ..accuracy.separation import Separation
 from ..accuracy.strata import ENOUGH
 from .gates import Gate
@@ -27,7 +30,7 @@ def judge(
     name = f"TAR drop at FAR {far_name(far)}"
     rate = told.at(far) if told else None
     why = rate.why if rate else "no faces of several known people were given"
-    shaky = told.shaky if told else ""
+    shaky = rate.shaky if rate else ""
     if limits.max_tar_drop is not None or not (why or shaky):
         drop = -rate.delta if rate and rate.delta is not None else None
         limit = MAX_TAR_DROP if limits.max_tar_drop is None else limits.max_tar_drop
@@ -41,13 +44,13 @@ def judge(
     return gates, missing
 
 
-def mixed_advice(limits: Limits, told: Separation | None) -> dict[str, str | float] | None:
-    """May people enrolled with the reference be matched by the engine, or must they enrol again?
+def mixed_advice(limits: Limits, rates: Sequence[Rate]) -> dict[str, str | float] | None:
+    """May people enrolled with another network be matched by the engine, or must they enrol again?
 
-    They may stay when mixed pairs lose no more TAR than the engine's own may.
+    They may stay when mixed pairs, `rates`, lose no more TAR than the engine's own may.
     """
     far = FAR if limits.far is None else limits.far
-    mixed = next((r for r in told.mixed if r.far == far), None) if told else None
+    mixed = next((rate for rate in rates if rate.far == far), None)
     if mixed is None or mixed.delta is None or mixed.engine_threshold is None:
         return None
     limit = MAX_TAR_DROP if limits.max_tar_drop is None else limits.max_tar_drop

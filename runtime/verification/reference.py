@@ -13,6 +13,7 @@ from ...progress import Track
 from ..accuracy.drift import Drift, measure_drift
 from ..accuracy.embeddings import check_embeddings, read_embeddings
 from ..accuracy.golden import ORIGINS, read_golden
+from ..accuracy.origin import refuse_stranger
 from ..accuracy.quality import measure_quality
 from ..engines.cpu import CpuSession
 from ..engines.session import Session
@@ -66,9 +67,10 @@ def embed_both(
     """Reference and engine embeddings of `faces`; each face is decoded once.
 
     The reference is `file` where it is given, else `fp32`. Raises FacesError for unusable faces or
-    a file that is not of them, ModelError when an embedding is zero or not finite.
+    a file that is not of them, or not of this bundle's network, ModelError when an embedding is
+    zero or not finite.
     """
-    given = read_embeddings(file, faces.keys, bundle.embedding_dim) if file else None
+    given = _given(bundle, faces, file) if file else None
     old, new, quality = [], [], []
     steps = (len(faces) + _BATCH - 1) // _BATCH
     for batch in track(faces.batches(_BATCH), "verifying", steps):
@@ -82,3 +84,9 @@ def embed_both(
     check_embeddings(reference, faces.keys, "model.onnx")
     check_embeddings(engine, faces.keys, f"the {session.precision} engine")
     return Both(reference, engine, np.concatenate(quality))
+
+
+def _given(bundle: Bundle, faces: Faces, file: Path) -> F32:
+    held = read_embeddings(file, faces.keys, bundle.embedding_dim)
+    refuse_stranger(held.origin, bundle, str(file))
+    return held.rows

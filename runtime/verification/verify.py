@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...bundle import Bundle, change, open_bundle
-from ...errors import UsageError
+from ...errors import FacesError, UsageError
 from ...faces.contract import preprocess
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces, spread
@@ -35,6 +35,7 @@ from .diagnose import explain_all, label_doubts
 from .judge import judge, mixed_advice
 from .policy import FAR, NAME, Limits, read_policy
 from .reference import Both, embed_both, prove
+from .teacher import match_gallery
 
 _SAMPLE = 64
 _WORSENED = 512
@@ -48,6 +49,7 @@ def verify(
     faces: Faces | None = None,
     pairs: Pairs | None = None,
     reference: Path | None = None,
+    teacher: Path | None = None,
     min_cosine: float | None = None,
     p1_cosine: float | None = None,
     max_tar_drop: float | None = None,
@@ -62,7 +64,8 @@ def verify(
 
     `pairs` brings its own faces. `reference` is a file of `fr-edge embed --backend torch` over the
     same faces; without it the FP32 ONNX model, proven on the golden faces, speaks for the original.
-    Limits left None come from `policy`, a TOML file that the bundle then keeps, else from the
+    `teacher` is such a file by another network, whose gallery the engine shall match: it judges
+    nothing, it tells if people enrolled with the teacher may stay. Limits left None come from `policy`, a TOML file that the bundle then keeps, else from the
     bundle's, else from the defaults. `groups` is a CSV `path,group` that adds strata; `degrade`
     tries copies of some faces too, made small, blurred, noisy and dark. A failed gate does not
     raise: look at `passed`.
@@ -73,14 +76,21 @@ def verify(
     asked = Limits(min_cosine, p1_cosine, max_tar_drop, max_stratum_drop, far)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     faces = pairs.faces if pairs is not None else faces
-    if reference is not None and faces is None:
-        raise UsageError("reference embeddings need the faces they are of", "add --faces SRC")
+    if faces is None and (reference is not None or teacher is not None):
+        raise UsageError("embeddings in a file need the faces they are of", "add --faces SRC")
+    if teacher is not None and faces is not None and not faces.labelled:
+        raise UsageError(
+            f"a gallery needs to know who is who, which {faces.where} does not say",
+            "give faces in a folder per person",
+        )
+    if faces is not None and pairs is None:
+        _need_people(faces)
     session = open_session(bundle, engine, backend)
     limits = asked.over(_policy(bundle, policy, session.precision))
     fp32 = CpuSession(bundle.file("model.onnx"), "fp32")
     proof = prove(bundle, fp32, session)
     who, drift, separation, both = proof.origin, proof.engine, None, None
-    findings = []
+    findings, gallery = [], None
     if faces is not None:
         both = embed_both(bundle, faces, fp32, session, reference, track)
         drift = measure_drift(both.reference, both.engine, faces.keys)
@@ -99,6 +109,8 @@ def verify(
         who = f"model.onnx in FP32 on this machine, proven to be {who} on golden faces"
         if reference is not None:
             who = f"embeddings from {reference.name}"
+        if teacher is not None:
+            gallery = match_gallery(teacher, faces, both.engine, limits)
         if faces.labelled and (doubt := label_doubts(both.reference, faces.labels, faces.keys)):
             findings.append(doubt)
     gates, missing = judge(limits, session.precision, proof, drift, separation)
@@ -118,7 +130,8 @@ def verify(
         drift,
         _about(faces),
         separation,
-        mixed_advice(limits, separation),
+        mixed_advice(limits, separation.mixed if separation else ()),
+        gallery,
         tuple(gates),
         tuple(findings),
         tuple(missing),
@@ -132,6 +145,16 @@ def verify(
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         draft.summary.update(passed=found.passed, min_cosine=round(drift.min, 6))
     return found
+
+
+def _need_people(faces: Faces) -> None:
+    several = int((np.bincount(faces.labels) > 1).sum())
+    if faces.labelled and (faces.identities < 2 or not several):
+        raise FacesError(
+            f"{faces.where} has {len(faces)} faces of {faces.identities} people, {several} of them "
+            "with two faces or more; expected several people, one of them twice",
+            "give a folder per person, or leave the faces out to compare the golden ones alone",
+        )
 
 
 def _worsen(

@@ -6,20 +6,25 @@ import numpy as np
 import pytest
 
 from fr_edge.errors import FacesError, FrEdgeError, ModelError, UsageError
+from fr_edge.faces.contract import PRESETS
 from fr_edge.runtime.accuracy.embeddings import check_embeddings, read_embeddings, write_embeddings
+from fr_edge.runtime.accuracy.origin import Origin
 
 KEYS = ("a/1.jpg", "a/2.jpg", "b/1.jpg")
+ORIGIN = Origin({"model.pt": "ab" * 32}, PRESETS["imagenet"], "fp32", "torch")
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    write_embeddings(tmp_path / "some" / "e.npz", KEYS, (0, 0, 1), ROWS)
+    write_embeddings(tmp_path / "some" / "e.npz", KEYS, (0, 0, 1), ROWS, ORIGIN)
     return tmp_path / "some" / "e.npz"
 
 
 def test_read_in_any_order(file: Path) -> None:
-    assert (read_embeddings(file, (KEYS[2], KEYS[0]), 4) == ROWS[[2, 0]]).all()
+    held = read_embeddings(file, (KEYS[2], KEYS[0]), 4)
+    assert (held.rows == ROWS[[2, 0]]).all()
+    assert held.origin == ORIGIN
 
 
 def test_refusals(file: Path, tmp_path: Path) -> None:
@@ -30,7 +35,12 @@ def test_refusals(file: Path, tmp_path: Path) -> None:
     with pytest.raises(FacesError, match="no file"):
         read_embeddings(tmp_path / "none.npz", KEYS, 4)
     with pytest.raises(UsageError, match="npz"):
-        write_embeddings(tmp_path / "e.txt", KEYS, (0, 0, 1), ROWS)
+        write_embeddings(tmp_path / "e.txt", KEYS, (0, 0, 1), ROWS, ORIGIN)
+
+
+def test_a_file_that_does_not_say_what_made_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", keys=np.array(KEYS), embeddings=ROWS)
+    assert read_embeddings(tmp_path / "own.npz", KEYS, 4).origin is None
 
 
 class _Trap:
@@ -38,7 +48,7 @@ class _Trap:
         return (Path.touch, (Path("ran"),))
 
 
-@pytest.mark.parametrize("kind", ["text", "truncated", "pickle", "twice"])
+@pytest.mark.parametrize("kind", ["text", "truncated", "pickle", "twice", "origin"])
 def test_damaged_files(
     kind: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,8 +59,10 @@ def test_damaged_files(
         file.write_bytes(file.read_bytes()[:-40])
     elif kind == "pickle":
         np.savez(file, keys=np.array([_Trap()], object), embeddings=ROWS)
+    elif kind == "origin":
+        np.savez(file, keys=np.array(KEYS), embeddings=ROWS, origin=np.array('{"models": 3}'))
     else:
-        write_embeddings(file, ("a", "a", "b"), (0, 0, 1), ROWS)
+        write_embeddings(file, ("a", "a", "b"), (0, 0, 1), ROWS, ORIGIN)
     with pytest.raises(FrEdgeError) as caught:
         read_embeddings(file, KEYS, 4)
     assert caught.value.exit_code == 4

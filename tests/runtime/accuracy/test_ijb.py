@@ -91,7 +91,10 @@ def test_the_whole_protocol(mini: Path, folder: Path) -> None:
     assert found["protocol"]["flags"] == "N1D1F1"
     assert found["pairs"] == {"genuine": 5, "impostor": 20}
     assert found["tar_at_far"]["1e-1"] == 1.0  # five patterns, nothing alike
-    assert "reports/ijb-fp32.json" in open_bundle(mini)
+    # 20 impostor pairs do not resolve FAR 1e-2, and hold 1e-1 by two.
+    assert found["tar_at_far"]["1e-2"] is None
+    assert any("FAR 1e-1 needs 100" in note for note in found["notes"])
+    assert "reports/evaluate-fp32-ijb-N1D1F1.json" in open_bundle(mini)
 
 
 def test_what_is_missing_is_counted(folder: Path) -> None:

@@ -57,11 +57,11 @@ def test_a_turned_space_is_as_good_alone_and_useless_mixed() -> None:
     turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(DIM, DIM)))
     told = _separate(old, (old @ turn).astype(np.float32), faces)
     assert abs(told.at(1e-2).delta or 0) < 0.01
-    advice = mixed_advice(Limits(far=1e-2), told)
+    advice = mixed_advice(Limits(far=1e-2), told.mixed)
     assert advice is not None
     assert advice["verdict"] == "enrol again"
     close = _separate(old, (old * 1.01).astype(np.float32), faces)
-    advice = mixed_advice(Limits(far=1e-2), close)
+    advice = mixed_advice(Limits(far=1e-2), close.mixed)
     assert advice is not None
     assert advice["verdict"] == "keep the gallery"
     assert advice["threshold"] == pytest.approx(close.at(1e-2).reference_threshold, abs=1e-3)
@@ -85,12 +85,12 @@ def test_few_pairs_are_said() -> None:
     told = _separate(_old(faces), _old(faces), faces, far=1e-3)
     assert told.at(1e-3).reference is None
     assert "180 impostor pairs" in told.at(1e-3).why
-    assert "10,000 impostor pairs to be solid" in told.shaky
+    assert "1,000 impostor pairs to be solid" in told.at(1e-2).shaky
     assert told.judged is None
-    assert mixed_advice(Limits(far=1e-3), told) is None
+    assert mixed_advice(Limits(far=1e-3), told.mixed) is None
     assert any("20 needed" in note for note in told.notes)
     scores = all_pairs(_old(faces), faces.labels)
-    assert few_impostors(scores, 0.5) == ""
+    assert few_impostors(scores.impostor_pairs, 0.5) == ""
 
 
 def test_a_loss_within_the_limit_passes_and_beyond_it_fails() -> None:

@@ -15,6 +15,7 @@ from fr_edge.faces.sources import Faces
 from fr_edge.runtime.accuracy.evaluate import evaluate
 from fr_edge.runtime.accuracy.protocol import draw_pairs
 from fr_edge.runtime.bench.benchmark import benchmark
+from fr_edge.runtime.engines.build import build_engine
 from fr_edge.runtime.report.write import write_report
 from fr_edge.runtime.verification.verify import verify
 
@@ -51,8 +52,10 @@ class _Page(HTMLParser):
 
 @pytest.fixture
 def judged(mini: Path, people: Faces) -> Path:
+    build_engine(mini, "int8", "onnxruntime")
     verify(mini, "int8", pairs=draw_pairs(people), min_cosine=0.5, p1_cosine=0.5)
-    evaluate(mini, people, engine="int8")
+    evaluate(mini, people, engine="int8", name="a set & more")
+    evaluate(mini, people, engine="fp32")
     benchmark(mini, "int8", duration_s=0.2, warmup_s=0.1)
     training = {
         "curve": [{"step": s, "lr": 0.1, "loss": 9 - s / 10} for s in range(0, 50, 10)],
@@ -70,7 +73,12 @@ def test_page_is_whole_and_stands_alone(judged: Path) -> None:
     page = _Page(text)
     body = " ".join(" ".join(page.text).split())
     assert body.index("PASSED") < 400
-    assert sum(tag == "svg" for tag, _ in page.tags) == 4  # cosine, ROC, scores, training
+    named = {a["aria-label"] for tag, a in page.tags if tag == "svg"}
+    assert named == {
+        *(f"int8 {what}" for what in ("cosines", "kinds of faces", "ROC", "DET", "scores")),
+        "int8 onnxruntime layers",
+        "training",
+    }
     assert "script" not in {tag for tag, _ in page.tags}
     loads = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "xlink:href")]
     assert loads
@@ -90,6 +98,8 @@ def test_figures_are_the_reports_own(judged: Path) -> None:
     assert f"{100 * verified['tar']['1e-2']['engine']:.2f} %" in body
     assert f"{timed['runs'][0]['latency_ms']['p50']:.2f}" in body
     assert "INVALID" in body
+    assert "a set & more" in body  # each protocol has its row
+    assert (judged / "reports/evaluate-int8-a-set-more.json").is_file()
     for entry in open_bundle(judged).files.values():
         if entry.role != "report":
             assert entry.sha256 in body
@@ -120,6 +130,14 @@ def test_a_bundle_that_nobody_verified_says_so(mini: Path) -> None:
     body = " ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text)
     assert "NOT VERIFIED" in body
     assert "fr-edge benchmark" in body
+
+
+def test_a_certificate_of_an_earlier_version_is_shown(judged: Path) -> None:
+    report = json.loads((judged / "reports/verify-int8.json").read_text())
+    del report["teacher"]
+    with change(judged, "tamper", {}) as draft:
+        draft.path("reports/verify-int8.json", "verification").write_text(json.dumps(report))
+    assert "PASSED" in write_report(judged).read_text(encoding="utf-8")
 
 
 def test_names_are_text_not_markup(mini: Path) -> None:
@@ -161,5 +179,5 @@ def test_a_browser_shows_it_offline_without_complaint(judged: Path, tmp_path: Pa
         check=True,
     )
     assert "CONSOLE" not in done.stderr
-    assert done.stdout.count("<svg") == 4
+    assert done.stdout.count("<svg") == 7
     assert "PASSED" in done.stdout

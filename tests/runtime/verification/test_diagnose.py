@@ -11,6 +11,7 @@ from fr_edge.bundle import change, open_bundle
 from fr_edge.faces.contract import PRESETS, preprocess
 from fr_edge.faces.sources import Faces
 from fr_edge.runtime.accuracy.embeddings import write_embeddings
+from fr_edge.runtime.accuracy.origin import origin_of
 from fr_edge.runtime.engines.cpu import CpuSession
 from fr_edge.runtime.engines.session import embed_faces, open_session
 from fr_edge.runtime.verification.diagnose import explain, label_doubts
@@ -50,12 +51,29 @@ def _shift(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
     )
 
 
+def _mean_of_nobody(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    wrong = replace(SPEC, mean=tuple(v + 43.0 for v in SPEC.mean))
+    return fp32.embed(preprocess(faces, wrong))
+
+
+def _swapped_and_raw(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return fp32.embed(preprocess(faces, replace(PRESETS["raw"], channels="BGR")))
+
+
+def _stranger(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    plain = fp32.embed(preprocess(faces, SPEC))
+    return np.random.default_rng(5).normal(size=plain.shape).astype(np.float32)
+
+
 @pytest.mark.parametrize(
     ("mistake", "name"),
     [
         (_channel_swap, "channels are BGR"),
         (_raw_pixels, "those of 'raw'"),
         (_mirrored, "mirrored"),
+        (_mean_of_nobody, r"the mean is off by \+4[0-6]\.\d levels"),
+        (_swapped_and_raw, "channels are BGR, not RGB, and mean and std are those of 'raw'"),
+        (_stranger, "nothing in common"),
         (_rows_moved, "48 of 48 embeddings are another face's"),
         (_noise, r"noise, (2[89]|30)\.\d% of an embedding's length"),
         (_shift, "a shift that all faces share"),
@@ -85,7 +103,8 @@ def test_a_reference_made_with_the_wrong_channels_is_named(
     swapped = open_bundle(tmp_path / "bgr")
     session = open_session(swapped, "fp32")
     wrong = embed_faces(session, swapped, people)
-    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, wrong)
+    origin = origin_of(bundle, "fp32", "torch")
+    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, wrong, origin)
     found = verify(mini, "fp32", faces=people, reference=tmp_path / "r.npz")
     assert not found.passed
     assert any(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from onnx import numpy_helper
 
 from fr_edge.bundle import change, open_bundle
 from fr_edge.errors import BundleError, FacesError, ModelError, UsageError
-from fr_edge.faces.sources import Faces
+from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.runtime.accuracy.embeddings import write_embeddings
+from fr_edge.runtime.accuracy.origin import Origin, origin_of, refuse_stranger
 from fr_edge.runtime.accuracy.protocol import draw_pairs
 from fr_edge.runtime.engines.session import embed_faces, open_session
 from fr_edge.runtime.verification.verify import verify
@@ -99,13 +101,93 @@ def test_reference_from_a_file(mini: Path, people: Faces, tmp_path: Path) -> Non
     embeddings = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
     swapped = embeddings.copy()
     swapped[[3, 20]] = swapped[[20, 3]]
-    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, swapped)
+    origin = origin_of(open_bundle(mini), "fp32", "torch")
+    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, swapped, origin)
     found = verify(mini, "fp32", faces=people, reference=tmp_path / "r.npz")
     assert not found.passed
     assert {key for key, _ in found.drift.worst[:2]} == {people.keys[3], people.keys[20]}
     assert "r.npz" in found.reference
     with pytest.raises(UsageError, match="faces"):
         verify(mini, "fp32", reference=tmp_path / "r.npz")
+
+
+def _other_spec(origin: Origin) -> Origin:
+    return replace(origin, spec=replace(origin.spec, channels="BGR"))
+
+
+def _other_network(origin: Origin) -> Origin:
+    return replace(origin, models={name: "0" * 64 for name in origin.models})
+
+
+def _own_engine(origin: Origin) -> Origin:
+    return replace(origin, precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("change_origin", "said"),
+    [
+        (_other_network, r"another bundle: its network is model.onnx 0{12}\.\.\."),
+        (_other_spec, r"made with faces as BGR .*contract is RGB"),
+        (_own_engine, "made by the int8 engine"),
+    ],
+)
+def test_a_reference_that_is_not_the_originals_is_refused(
+    change_origin: Callable[[Origin], Origin],
+    said: str,
+    mini: Path,
+    people: Faces,
+    tmp_path: Path,
+) -> None:
+    embeddings = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
+    origin = change_origin(origin_of(open_bundle(mini), "fp32", "torch"))
+    write_embeddings(tmp_path / "r.npz", people.keys, people.labels, embeddings, origin)
+    with pytest.raises(FacesError, match=said):
+        verify(mini, "int8", faces=people, reference=tmp_path / "r.npz")
+    np.savez(tmp_path / "r.npz", keys=np.array(people.keys), embeddings=embeddings)
+    with pytest.raises(FacesError, match="does not say which network"):
+        verify(mini, "int8", faces=people, reference=tmp_path / "r.npz")
+
+
+def test_one_network_in_two_forms_may_speak_for_itself(mini: Path, people: Faces) -> None:
+    """Embeddings of model.pt before the export are those of the bundle that has both."""
+    bundle = open_bundle(mini)
+    origin = origin_of(bundle, "fp32", "torch")
+    refuse_stranger(replace(origin, models={**origin.models, "model.pt": "1" * 64}), bundle, "it")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_teachers_gallery_is_matched_on_purpose(
+    own: bool, mini: Path, people: Faces, tmp_path: Path
+) -> None:
+    """Any network's file will do: one of the same space may stay, one of a turned space not."""
+    near = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
+    turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(near.shape[1],) * 2))
+    teacher = near if own else (near @ turn).astype(np.float32)
+    np.savez(tmp_path / "t.npz", keys=np.array(people.keys), embeddings=teacher)
+    found = verify(mini, "int8", faces=people, teacher=tmp_path / "t.npz", far=1e-2)
+    told = found.to_json()["teacher"]
+    assert told["gallery"]["verdict"] == ("keep the gallery" if own else "enrol again")
+    assert told["made_by"] is None
+    # The teacher judges nothing: the reference is the bundle's own network.
+    assert found.passed
+    assert "t.npz" not in found.reference
+    # A teacher alone is as good turned as not.
+    alone = told["tar"]["1e-2"]
+    assert alone["reference"] == pytest.approx(found.to_json()["tar"]["1e-2"]["reference"])
+    assert alone["engine"] == found.to_json()["tar"]["1e-2"]["engine"]
+
+
+def test_a_teacher_of_another_size_or_without_faces_is_refused(
+    mini: Path, people: Faces, tmp_path: Path
+) -> None:
+    keys, rows = np.array(people.keys), np.ones((len(people), 7), np.float32)
+    np.savez(tmp_path / "t.npz", keys=keys, embeddings=rows)
+    with pytest.raises(FacesError, match="of 7 numbers"):
+        verify(mini, "fp32", faces=people, teacher=tmp_path / "t.npz")
+    with pytest.raises(UsageError, match="faces"):
+        verify(mini, "fp32", teacher=tmp_path / "t.npz")
+    with pytest.raises(UsageError, match="who is who"):
+        verify(mini, "fp32", faces=replace(people, labelled=False), teacher=tmp_path / "t.npz")
 
 
 def test_a_tar_gate_that_was_asked_for_and_cannot_be_measured_fails(mini: Path) -> None:
@@ -132,6 +214,12 @@ def test_an_engine_that_gives_nan_is_refused_and_the_bundle_stays(
     assert sorted(p.name for p in mini.rglob("*")) == before
 
 
+@pytest.mark.parametrize("source", ["synthetic:1x5", "synthetic:5x1"])
+def test_faces_that_say_nothing_of_people_are_refused(source: str, mini: Path) -> None:
+    with pytest.raises(FacesError, match="5 faces of (1|5) people"):
+        verify(mini, "fp32", faces=open_faces(source))
+
+
 def test_damaged_golden(mini: Path) -> None:
     with change(mini, "tamper", {}) as draft:
         draft.path("golden.npz", "golden").write_bytes(b"PK\x03\x04 not an archive")
@@ -140,8 +228,6 @@ def test_damaged_golden(mini: Path) -> None:
 
 
 def test_an_unreadable_face_names_itself(mini: Path, people: Faces) -> None:
-    from dataclasses import replace
-
     def read(index: int) -> np.ndarray:
         if index == 5:
             raise FacesError("x.jpg is damaged")
