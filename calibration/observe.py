@@ -1,6 +1,6 @@
 """Run a model over faces and keep histograms of the tensors asked for; memory stays flat."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ def observe(
     faces: Faces,
     picks: Sequence[int],
     track: Track = silent,
+    watch: Callable[[Mapping[str, F32]], None] | None = None,
 ) -> dict[str, Histogram]:
     """Histograms of `tensors`, channel by channel, over the faces at `picks`.
 
-    What comes out of a Flatten is counted as it goes in, where it still has channels. Raises
+    `watch` is shown each batch's tensors too. What comes out of a Flatten is counted as it goes in, where it still has channels. Raises
     FacesError without a face, ModelError when an activation is not finite.
     """
     if not picks:
@@ -46,6 +47,8 @@ def observe(
                     "check the input contract with `fr-edge inspect BUNDLE`, or export again",
                 )
             seen[name] = add(seen.get(name) or empty(channels.shape[1]), channels)
+        if watch:
+            watch(values)
     return seen
 
 

@@ -72,6 +72,7 @@ def _facts(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         "timed": timed,
         "judged": judged,
         "engines": engines,
+        "calibrated": _read(bundle, "reports/calibration.json"),
         "training": _training(_read(bundle, "reports/training.json")),
         "device": describe_device(),
         "missing": _missing(verified, timed, judged, engines),
