@@ -20,10 +20,10 @@ from .weights import layer_columns
 BALANCES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
 """Exponents of s = peak ** a / weight ** (1 - a): 0 evens out the weights, 1 the activations, 0.5
 is Nagel's. (G. Xiao et al., SmoothQuant, 2023, has the same knob.)"""
-WEIGHTS = 2.0
+WEIGHTS = 4.0
 """How much the rounding of weights counts, as against that of activations: it is the same at every
-place of the image and on every face. Half and double move the mean cosine's distance from 1 by
-12 % at most (docs/results/int8.md)."""
+place of the image. Half is as good in the mean and worse for unusual faces, double is worse in the
+mean (docs/results/int8.md)."""
 _FAINTEST = 1e-3
 """Channels fainter than this share of the loudest are scaled as if they were at it."""
 
