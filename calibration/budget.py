@@ -1,20 +1,18 @@
 """The accuracy budget: which layers to keep in float so that INT8 loses no more than allowed.
 
-Layers are ranked by what each alone costs the embedding, per multiply-add saved; the search keeps
-the first k of that list in float and bisects k. So more float never means less accuracy by luck of
-the order, and a handful of models is judged instead of 2 ** layers.
+Layers are ranked by what each alone costs the embedding, per time that its INT8 saves; the search
+keeps the first k of that list in float and bisects k. So more float never means less accuracy by
+luck of the order, and a handful of models is judged instead of 2 ** layers.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..bundle import write_atomic
 from ..errors import GateFailed, UsageError
-from ..progress import Track, silent
-from .layers import Layer
 from .loss import Loss
 
 REASON = "accuracy budget"
@@ -83,15 +81,17 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
-def ranked(
-    layers: Sequence[Layer], cost: Callable[[Layer], float], track: Track = silent
-) -> list[str]:
-    """Layer names, the one whose float costs least speed for the accuracy it brings first."""
-    costs = {
-        layer.name: cost(layer) / max(1, layer.macs)
-        for layer in track(layers, "sensitivity", len(layers))
-    }
-    return sorted(costs, key=lambda name: -costs[name])
+def ranked(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
+    """Layer names: first those that INT8 does not make faster, then the one whose float costs least
+    time for the accuracy it brings.
+
+    `errors` are what each layer alone in INT8 costs, `saved` is the time that its INT8 saves.
+    """
+
+    def price(name: str) -> tuple[bool, float]:
+        return saved[name] > 0.0, -errors[name] / max(saved[name], 1e-12)
+
+    return sorted(errors, key=price)
 
 
 def least_float(count: int, judge: Callable[[int], Loss], budget: Budget) -> int:
@@ -106,7 +106,8 @@ def least_float(count: int, judge: Callable[[int], Loss], budget: Budget) -> int
         found = f"cosine {last.cosine_min:.4f}" + ("" if drop is None else f", TAR drop {drop:.4f}")
         raise GateFailed(
             f"no assignment holds {budget.describe()}: with one layer in INT8, {found}",
-            "allow more, or build FP16: `fr-edge build-engine BUNDLE --fp16`",
+            "allow more (what was judged is remembered), or build FP16:"
+            " `fr-edge build-engine BUNDLE --fp16`",
         )
     while high - low > 1:
         middle = (low + high) // 2

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from ..progress import Track, silent
 from .budget import Budget
 from .fitting import Steps, fit_table
 from .histogram import MOST_FACES
+from .latency import COUNTED
 from .layers import Choice, choose
+from .moments import Collector
 from .observe import observe
 from .people import look, split
 from .quantize import quantize_onnx
 from .ranges import METHODS
+from .rounding import round_weights
 from .search import Judge, Trial, settle
 from .table import CalibrationTable, table_to_json
 from .trt_cache import ALGORITHM, TrtCache, activations, cache_text, plain_ranges, version_number
@@ -71,7 +75,8 @@ def calibrate(
     chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
     plain = activations(model) if version else ()
     tensors = tuple(dict.fromkeys((*rule.tensors, *plain)))
-    seen = observe(model, tensors, bundle.spec, faces, chosen.calibrate, track)
+    moments = Collector(model, rule.int8 if steps.round_to_data else ())
+    seen = observe(model, tensors, bundle.spec, faces, chosen.calibrate, track, moments)
     table = fit_table(
         model,
         rule,
@@ -82,12 +87,14 @@ def calibrate(
         identities=len(np.unique(faces.labels[list(chosen.calibrate)])),
         model_sha256=bundle.files["model.onnx"].sha256,
     )
-    judge = Judge(model, bundle.spec, faces, chosen.judge, track)
+    rounded = round_weights(model, table, moments.found)
+    judge = Judge(model, bundle.spec, faces, chosen.judge, track, rounded)
     trials, table = settle(table, judge, budget, bundle.root)
     choice = choose(model, table.floats)
-    quantized = quantize_onnx(model, table, choice)
+    quantized = quantize_onnx(model, table, choice, rounded)
     options = {"method": method, "limit": limit} | ({"budget": budget.describe()} if budget else {})
     options |= {"trt_cache": trt_cache} if trt_cache else {}
+    options |= {name: False for name, done in asdict(steps).items() if not done}
     summary = _summary(table, choice, trials, chosen.warnings, faces.drawn)
     with change(bundle.root, "calibrate", options) as draft:
         draft.drop(*[n for n in bundle.files if n.startswith("engines/") and "-int8" in n])
@@ -103,7 +110,12 @@ def calibrate(
         draft.path("calibration.json", "calibration table").write_text(table_to_json(table))
         target = draft.path("model.int8.onnx", "INT8 model (Q/DQ)")
         target.write_bytes(quantized.SerializeToString())
-        report = {**summary, "trials": [trial.to_json() for trial in trials]}
+        report = {
+            **summary,
+            "budget": budget.describe() if budget else None,
+            "time": COUNTED,
+            "trials": [trial.to_json() for trial in trials],
+        }
         target = draft.path("reports/calibration.json", "what INT8 lost, on people held apart")
         target.write_text(json.dumps(report, indent=1) + "\n")
         draft.summary.update(summary)

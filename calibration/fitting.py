@@ -19,6 +19,7 @@ class Steps:
     equalise: bool = True
     centre: bool = True
     correct_bias: bool = True
+    round_to_data: bool = True
 
 
 def fit_table(

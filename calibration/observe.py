@@ -1,6 +1,6 @@
 """Run a model over faces and keep histograms of the tensors asked for; memory stays flat."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,11 +27,13 @@ def observe(
     faces: Faces,
     picks: Sequence[int],
     track: Track = silent,
+    watch: Callable[[Mapping[str, F32]], None] | None = None,
 ) -> dict[str, Histogram]:
     """Histograms of `tensors`, channel by channel, over the faces at `picks`.
 
-    What comes out of a Flatten is counted as it goes in, where it still has channels. Raises
-    FacesError without a face, ModelError when an activation is not finite.
+    `watch` is shown each batch's tensors too. What comes out of a Flatten is counted as it goes in,
+    where it still has channels. Raises FacesError without a face, ModelError when an activation is
+    not finite.
     """
     if not picks:
         raise FacesError("calibration needs faces, found none", "give --faces SRC")
@@ -47,6 +49,8 @@ def observe(
             held[name].append(_channels(values[read]))
             if sum(part[:, 0].size for part in held[name]) >= _WORTH:
                 _count(seen, name, held[name])
+        if watch:
+            watch(values)
     for name in tensors:
         _count(seen, name, held[name])
     return seen

@@ -20,14 +20,20 @@ from .bias import correct_biases
 from .centre import centre
 from .equalise import equalised
 from .layers import Choice, choose
+from .rounding import Rounded
 from .table import CalibrationTable
-from .weights import output_axis, store, weight_steps
+from .weights import add_to_bias, output_axis, store, weight_steps
 
 
 def quantize_onnx(
-    model: onnx.ModelProto, table: CalibrationTable, choice: Choice | None = None
+    model: onnx.ModelProto,
+    table: CalibrationTable,
+    choice: Choice | None = None,
+    rounded: Mapping[str, Rounded] | None = None,
 ) -> onnx.ModelProto:
     """A Q/DQ copy of a float model whose nodes are named.
+
+    Weights that are not among the `rounded` are rounded to nearest.
 
     Raises BundleError when the table lacks a tensor that the rule of `layers` wants quantised, or
     was made for a network of other shapes, ModelError for weights that are not finite.
@@ -38,6 +44,7 @@ def quantize_onnx(
         raise BundleError(f"the calibration table has no range for {missing[0]}", "calibrate again")
     try:
         result = equalised(model, table.scales)
+        _take(result.graph, choice, rounded or {})
         centred = centre(result, choice, table.centres)
         choice = replace(choice, tensors=tuple(centred.get(t, t) for t in choice.tensors))
         correct_biases(result, choice, {centred.get(t, t): m for t, m in table.means.items()})
@@ -50,6 +57,16 @@ def quantize_onnx(
     prune(result.graph)
     onnx.checker.check_model(result)
     return result
+
+
+def _take(graph: onnx.GraphProto, choice: Choice, rounded: Mapping[str, Rounded]) -> None:
+    """Rounded weights instead of the layers' own."""
+    for node in graph.node:
+        if node.name in choice.int8 and node.name in rounded:
+            found = rounded[node.name]
+            node.input[1] = store(graph, f"{node.name}/rounded", found.weight)
+            if node.op_type != "MatMul":
+                add_to_bias(graph, node, found.shift)
 
 
 def _insert(graph: onnx.GraphProto, choice: Choice, ranges: Mapping[str, float]) -> None:

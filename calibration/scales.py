@@ -22,8 +22,8 @@ BALANCES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
 is Nagel's. (G. Xiao et al., SmoothQuant, 2023, has the same knob.)"""
 WEIGHTS = 4.0
 """How much the rounding of weights counts, as against that of activations: it is the same at every
-place of the image. Of 1, 4 and 16, 4 kept the embeddings of the one network it was tried on closest; the same
-value then served two others untouched (docs/results/int8.md)."""
+place of the image. Half is as good in the mean and worse for unusual faces, double is worse in the
+mean (docs/results/int8.md)."""
 _FAINTEST = 1e-3
 """Channels fainter than this share of the loudest are scaled as if they were at it."""
 

@@ -1,5 +1,6 @@
 """`fr-edge calibrate`: faces give ranges, ranges give the INT8 model."""
 
+import json
 from typing import Any
 
 import click
@@ -33,6 +34,7 @@ from .output import command as make
 )
 @click.option("--no-centre", is_flag=True, help="Leave out the centring of activations.")
 @click.option("--no-bias-correction", is_flag=True, help="Leave out the correction of biases.")
+@click.option("--no-rounding", is_flag=True, help="Round weights to nearest, not to the data.")
 def command(
     output: Output,
     bundle: str,
@@ -46,12 +48,14 @@ def command(
     no_equalise: bool,
     no_centre: bool,
     no_bias_correction: bool,
+    no_rounding: bool,
 ) -> None:
     """Find INT8 ranges on faces; write the Q/DQ model.
 
     They go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an
     image. What INT8 lost is measured on people held apart from the calibration. With a budget,
-    layers go back to float, those that cost most first, until it holds; exit code 1 when none does.
+    layers go back to float (FP16 in TensorRT's engine), those that cost most first, until it holds;
+    exit code 1 when none does. A search that was killed goes on where it was.
     """
     from ..calibration.budget import Budget
     from ..calibration.calibrate import calibrate
@@ -64,24 +68,48 @@ def command(
         method,
         limit,
         output.track,
-        steps=Steps(not no_equalise, not no_centre, not no_bias_correction),
+        steps=Steps(not no_equalise, not no_centre, not no_bias_correction, not no_rounding),
         budget=Budget(max_tar_drop, min_cosine, far) if asked else None,
         trt_cache=trt_cache,
     )
     summary = dict(done.history[-1]["summary"])
+    trials = json.loads(done.file("reports/calibration.json").read_text(encoding="utf-8"))["trials"]
     for warning in summary["warnings"]:
         output.note(f"warning: {warning}")
-    output.result({"bundle": bundle, **summary}, _text(bundle, summary))
+    text = _text(bundle, summary, _pareto(trials, far))
+    output.result({"bundle": bundle, **summary, "trials": trials}, text)
 
 
-def _text(bundle: str, found: dict[str, Any]) -> str:
+def _pareto(trials: list[dict[str, Any]], far: float) -> str:
+    """What was tried, the most INT8 first; nothing where there was no choice."""
+    if len(trials) < 2:
+        return ""
+    rows = []
+    for trial in sorted(trials, key=lambda trial: -trial["int8_mac_share"]):
+        rate = next((rate for rate in trial["rates"] if rate["far"] == far), None)
+        rows.append(
+            [
+                f"{100 * trial['int8_mac_share']:.1f} %",
+                str(len(trial["float_layers"])),
+                f"{trial['cost']:.3f}",
+                f"{trial['cosine']['mean']:.5f}",
+                f"{trial['cosine']['min']:.5f}",
+                f"{rate['tar_fp32'] - rate['tar_int8']:+.4f}" if rate else "-",
+                "taken" if trial is trials[-1] else "",
+            ]
+        )
+    head = ("MACs in INT8", "left out", "time", "cosine mean", "min", f"TAR drop at {far:g}", "")
+    return table(rows, head)
+
+
+def _text(bundle: str, found: dict[str, Any], pareto: str) -> str:
     kept = ", ".join(f"{count} {why}" for why, count in found["kept_float"].items()) or "none"
     lines = [
         f"{bundle}/model.int8.onnx: {found['int8_layers']} layers in INT8,"
         f" {100 * found['int8_mac_share']:.1f} % of all multiply-adds,"
         f" {100 * found['int8_dense_share']:.1f} % of the dense layers'",
         f"  ranges: {found['method']}, {found['faces']} faces of {found['identities']} people",
-        f"  kept in float: {kept}",
+        f"  kept in float (FP16 in TensorRT's engine, judged as FP32): {kept}",
     ]
     if judged := found["judged"]:
         cosine = judged["cosine"]
@@ -102,4 +130,6 @@ def _text(bundle: str, found: dict[str, Any]) -> str:
         ]
         head = ("FAR", "TAR FP32", "INT8", "threshold FP32", "INT8", "TAR if it is not moved")
         lines += [table(rows, head)] if rows else []
+    if pareto:
+        lines += ["  what was tried (time: all in FP16 is 1, by count of multiply-adds)", pareto]
     return "\n".join([*lines, f"next: fr-edge build-engine {bundle} --int8"])

@@ -80,6 +80,7 @@ def _facts(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         "judged": judged,
         "fars": sorted(fars, key=float, reverse=True),
         "engines": engines,
+        "calibrated": _read(bundle, "reports/calibration.json"),
         "training": _training(_read(bundle, "reports/training.json")),
         "device": describe_device(),
         "missing": _missing(verified, timed, judged, engines),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from fr_edge.calibration.budget import Budget, Journal, least_float, ranked
-from fr_edge.calibration.layers import Layer
 from fr_edge.calibration.loss import Loss, compare
 from fr_edge.errors import GateFailed, UsageError
 
@@ -33,10 +32,14 @@ def test_what_nothing_holds_is_said(count: int) -> None:
         least_float(count, lambda _: replace(BASE, cosine_min=0.9), Budget(min_cosine=0.97))
 
 
-def test_layers_that_cost_most_per_multiply_add_go_first() -> None:
-    layers = [Layer(name, "Conv", "x", macs, 1) for name, macs in (("a", 10), ("b", 1), ("c", 5))]
-    costs = {"a": 1.0, "b": 0.2, "c": 0.4}
-    assert ranked(layers, lambda layer: costs[layer.name]) == ["b", "a", "c"]
+def test_layers_that_cost_most_per_time_saved_go_first() -> None:
+    errors = {"a": 1.0, "b": 0.2, "c": 0.4}
+    assert ranked(errors, {"a": 10.0, "b": 1.0, "c": 5.0}) == ["b", "a", "c"]
+
+
+def test_layers_that_int8_does_not_speed_up_go_before_all() -> None:
+    errors = {"a": 1.0, "b": 0.0, "c": 0.4}
+    assert ranked(errors, {"a": 1.0, "b": -0.1, "c": 0.0}) == ["c", "b", "a"]
 
 
 def test_a_budget_that_makes_no_sense() -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from onnx import numpy_helper
 from fr_edge.bundle import Bundle, change, open_bundle
 from fr_edge.calibration.budget import REASON, Budget
 from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.equalise import equalised, scale_groups
+from fr_edge.calibration.fitting import Steps
+from fr_edge.calibration.layers import compute_layers
 from fr_edge.calibration.search import Judge
 from fr_edge.calibration.table import read_table
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
@@ -75,31 +79,92 @@ def test_a_budget_puts_layers_back_to_float(bundle: Path, faces: Faces) -> None:
     assert not list(bundle.parent.glob(".*.calibrate"))
 
 
+SEARCH = r"""
+import sys
+from fr_edge.calibration.budget import Budget
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.faces.sources import open_faces
+calibrate(sys.argv[1], open_faces("synthetic:20x2@7"), budget=Budget(min_cosine=float(sys.argv[2])))
+"""
+
+
 def test_a_search_goes_on_where_it_was_killed(
     bundle: Path, faces: Faces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = Budget(min_cosine=0.99999)
-    costs, cost = [], Judge.cost
-
-    def dies(self: Judge, table: object, layer: object) -> float:
-        if len(costs) == 2:
-            raise KeyboardInterrupt
-        costs.append(layer)
-        return cost(self, table, layer)
-
-    monkeypatch.setattr(Judge, "cost", dies)
+    """Killed by the system in the middle, it ends as if it had never been."""
+    cosine = 0.9999
+    whole = bundle.with_name("whole.bundle")
+    shutil.copytree(bundle, whole)
+    measured: list[str] = []
+    error = Judge.error
+    monkeypatch.setattr(Judge, "error", lambda *a: measured.append(a[2]) or error(*a))
+    expected = calibrate(whole, faces, budget=Budget(min_cosine=cosine)).file("model.int8.onnx")
+    layers = list(measured)
     before = content(bundle)
-    with pytest.raises(KeyboardInterrupt):
-        calibrate(bundle, faces, budget=budget)
-    assert content(bundle) == before
-    again: list[object] = []
-    monkeypatch.setattr(Judge, "cost", lambda *a: again.append(a[2]) or cost(*a))
+    journal = bundle.with_name(f".{bundle.name}.calibrate")
+    child = subprocess.Popen([sys.executable, "-c", SEARCH, str(bundle), str(cosine)])
     try:
-        calibrate(bundle, faces, budget=budget)
-    except GateFailed:
-        assert content(bundle) == before
-    assert again
-    assert not {layer.name for layer in again} & {layer.name for layer in costs}
+        end = time.monotonic() + 60
+        while not journal.exists() or len(json.loads(journal.read_text())["found"]) < 2:
+            assert child.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    finally:
+        child.kill()
+        child.wait()
+    assert content(bundle) == before
+    found = json.loads(journal.read_text())["found"]
+    done = [layer for layer in layers if layer in found]
+    assert 0 < len(done) < len(layers)
+    measured.clear()
+    again = calibrate(bundle, faces, budget=Budget(min_cosine=cosine)).file("model.int8.onnx")
+    assert measured == layers[len(done) :]
+    assert again.read_bytes() == expected.read_bytes()
+    assert not journal.exists()
+
+
+def test_another_budget_finds_what_was_judged(
+    bundle: Path, faces: Faces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(bundle)
+    with pytest.raises(GateFailed, match=r"no assignment holds cosine >= 1: with one layer"):
+        calibrate(bundle, faces, budget=Budget(min_cosine=1.0))
+    assert content(bundle) == before
+    monkeypatch.delattr(Judge, "error")
+    calibrate(bundle, faces, budget=Budget(min_cosine=0.9))
+    assert not list(bundle.parent.glob(".*.calibrate"))
+
+
+def hard(bundle: Path) -> str:
+    """The same network, but with one tensor of which a few channels are 50 times as loud: no single
+    range fits it. Returns the layer that reads it."""
+    model = onnx.load(bundle / "model.onnx")
+    tensor = next(n.output[0] for n in model.graph.node if n.op_type == "Conv" and "pool" in n.name)
+    groups = scale_groups(model)
+    scale = np.ones(32)
+    scale[::8] = 1 / 50
+    loud = equalised(model, {t: scale for t in groups if groups[t] == groups[tensor]})
+    with change(bundle, "test", {}) as draft:
+        draft.path("model.onnx", "hard").write_bytes(loud.SerializeToString())
+    return next(layer.name for layer in compute_layers(model) if layer.op == "Gemm")
+
+
+def test_a_budget_of_true_accepts_leaves_out_the_layer_that_costs_them(
+    bundle: Path, faces: Faces
+) -> None:
+    layer = hard(bundle)
+    done = calibrate(
+        bundle,
+        faces,
+        "minmax",
+        steps=Steps(False, False, False, False),
+        budget=Budget(max_tar_drop=0.1, far=0.05),
+    )
+    trials = json.loads(done.file("reports/calibration.json").read_text())["trials"]
+    drops = [trial["rates"][0]["tar_fp32"] - trial["rates"][0]["tar_int8"] for trial in trials]
+    assert drops[0] > 0.1 >= drops[-1]
+    assert trials[-1]["float_layers"] == [layer]
+    assert trials[0]["cost"] < trials[-1]["cost"] < 1.0
 
 
 def test_a_budget_that_the_faces_cannot_show(bundle: Path, faces: Faces) -> None:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from fitted import fit
 
+from fr_edge.calibration.budget import REASON
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.layers import choose
 from fr_edge.calibration.quantize import quantize_onnx
@@ -35,3 +36,17 @@ def test_every_dense_layer_is_int8(
     )
     # PReLU, centring and requantising are one kernel: none of them is a layer of its own.
     assert not [layer for layer in built.layers if layer.name.endswith("/centred")]
+
+
+def test_what_a_budget_leaves_out_is_fp16(
+    model: onnx.ModelProto, seen: dict[str, Histogram]
+) -> None:
+    left = choose(model).int8[1]
+    choice = choose(model, {left: REASON})
+    quantized = mixed_flavour(quantize_onnx(model, fit(model, seen), choice))
+    options = EngineOptions(batch=(1, 1, 4))
+    built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
+    precisions = node_precisions(quantized, built.layers)
+    assert precisions[left] == "fp16"
+    assert {name for name, found in precisions.items() if found == "int8"} == set(choice.int8)
+    assert set(precisions.values()) == {"int8", "fp16"}

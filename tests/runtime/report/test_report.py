@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from fr_edge.bundle import change, open_bundle
+from fr_edge.calibration.budget import Budget
+from fr_edge.calibration.calibrate import calibrate
 from fr_edge.errors import BundleError
-from fr_edge.faces.sources import Faces
+from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.runtime.accuracy.evaluate import evaluate
 from fr_edge.runtime.accuracy.protocol import draw_pairs
 from fr_edge.runtime.bench.benchmark import benchmark
@@ -103,6 +105,24 @@ def test_figures_are_the_reports_own(judged: Path) -> None:
     for entry in open_bundle(judged).files.values():
         if entry.role != "report":
             assert entry.sha256 in body
+
+
+def test_what_calibration_found_and_its_budget_tried(mini: Path) -> None:
+    free = json.loads((mini / "reports/calibration.json").read_text())["judged"]["cosine"]["min"]
+    calibrate(mini, open_faces("synthetic:16x2@5"), budget=Budget(min_cosine=(3 * free + 1) / 4))
+    body = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
+    found = json.loads((mini / "reports/calibration.json").read_text())
+    at = body.index("INT8 calibration")
+    assert f"{100 * found['int8_mac_share']:.1f} % of all multiply-adds" in body[at:]
+    assert "accuracy budget" in body[at:]
+    rows = body[body.index("What the accuracy budget tried") :]
+    assert found["budget"] in rows
+    assert len(found["trials"]) > 1
+    for trial in found["trials"]:
+        assert f"{100 * trial['int8_mac_share']:.1f} % {len(trial['float_layers'])} " in rows
+    assert rows.count("taken") == 1
+    for rate in found["judged"]["rates"]:
+        assert f"{rate['threshold_int8']:.4f}" in body[at:]
 
 
 def test_drawn_faces_are_shown_and_other_peoples_are_not(judged: Path, people: Faces) -> None:

@@ -1,0 +1,117 @@
+"""What INT8 loses on people it was not calibrated on: FP32 beside INT8, same faces, same run.
+
+    python benchmarks/int8_loss.py FACES PAIRS BUNDLE... [--limit N] [--max-tar-drop X [--hard]]
+
+The people whom PAIRS (`fold,path1,path2,same`, relative to FACES) names judge; all others
+calibrate. Rates count every pair of the judging faces. Bundles are copied, never changed; both
+networks run on onnxruntime's CPU, which is not TensorRT. One JSON document per bundle.
+
+With a budget (at FAR 1e-4), `calibrate` searches layers to leave out. `--hard` makes that
+necessary: a tenth of the channels of one tensor become 50 times as loud, which float does not
+notice, and ranges are plain min-max.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fr_edge.bundle import change, open_bundle
+from fr_edge.calibration.budget import Budget
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.equalise import equalised, scale_groups
+from fr_edge.calibration.fitting import Steps
+from fr_edge.calibration.layers import compute_layers
+from fr_edge.calibration.loss import Loss, compare
+from fr_edge.faces.contract import preprocess
+from fr_edge.faces.pairs import read_pairs
+from fr_edge.faces.sources import Faces, open_faces
+from fr_edge.runtime.engines.session import open_session
+
+FAR = 1e-4
+PLAIN = Steps(False, False, False, False)
+
+
+def embed(bundle: Path, engine: str, faces: Faces) -> Any:
+    opened = open_bundle(bundle, check=False)
+    session = open_session(opened, engine, "onnxruntime")
+    parts = [session.embed(preprocess(batch, opened.spec)) for batch in faces.batches(32)]
+    return np.concatenate(parts)
+
+
+def harden(bundle: Path) -> str:
+    """Make one tensor hard to represent; returns its name. It is the one in the middle."""
+    model = onnx.load(bundle / "model.onnx")
+    groups = scale_groups(model)
+    tensors = [layer.data for layer in compute_layers(model) if layer.groups == 1]
+    tensor = [name for name in tensors if name in groups][len(tensors) // 2]
+    shapes = onnx.shape_inference.infer_shapes(model).graph.value_info
+    channels = next(v.type.tensor_type.shape.dim[1].dim_value for v in shapes if v.name == tensor)
+    scale = np.ones(channels)
+    scale[::10] = 1 / 50
+    loud = equalised(model, {t: scale for t in groups if groups[t] == groups[tensor]})
+    with change(bundle, "harden", {}) as draft:
+        draft.path("model.onnx", "FP32 model").write_bytes(loud.SerializeToString())
+    return tensor
+
+
+def rows(loss: Loss) -> dict[str, Any]:
+    return {
+        "cosine": {"mean": loss.cosine_mean, "p1": loss.cosine_p1, "min": loss.cosine_min},
+        "tar": {
+            f"{rate.far:g}": {"fp32": rate.tar_fp32, "int8": rate.tar_int8, "loss": rate.drop}
+            for rate in loss.rates
+            if rate.far <= 1e-3
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("faces")
+    parser.add_argument("pairs")
+    parser.add_argument("bundles", nargs="+", type=Path)
+    parser.add_argument("--limit", type=int, default=512)
+    parser.add_argument("--max-tar-drop", type=float)
+    parser.add_argument("--hard", action="store_true")
+    asked = parser.parse_args()
+    source, judging = open_faces(asked.faces), read_pairs(asked.pairs, asked.faces).faces
+    judged = {key.rsplit("/", 1)[0] for key in judging.keys}
+    picks = [i for i, key in enumerate(source.keys) if key.rsplit("/", 1)[0] not in judged]
+    labels = np.unique(source.labels[picks], return_inverse=True)[1].astype(np.int64)
+    others = replace(
+        source,
+        keys=[source.keys[i] for i in picks],
+        labels=labels,
+        read=lambda i: source.read(picks[i]),
+        encoded=None,
+    )
+    budget = None if asked.max_tar_drop is None else Budget(asked.max_tar_drop, far=FAR)
+    for bundle in asked.bundles:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / bundle.name
+            shutil.copytree(bundle, copy)
+            found: dict[str, Any] = {"bundle": bundle.name, "faces": len(judging)}
+            method, steps = "auto", Steps()
+            if asked.hard:
+                method, steps = "minmax", PLAIN
+                found["hard_tensor"] = harden(copy)
+            exact = embed(copy, "fp32", judging)
+            if asked.hard:
+                calibrate(copy, others, method, asked.limit, steps=steps)
+                loss = compare(exact, embed(copy, "int8", judging), judging.labels)
+                found["without_budget"] = rows(loss)
+            done = calibrate(copy, others, method, asked.limit, steps=steps, budget=budget)
+            found["summary"] = done.history[-1]["summary"]
+            loss = compare(exact, embed(copy, "int8", judging), judging.labels)
+            print(json.dumps(found | rows(loss)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
