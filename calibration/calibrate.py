@@ -10,10 +10,11 @@ import onnx
 
 from ..bundle import Bundle, change, open_bundle
 from ..errors import ModelError, UsageError
+from ..export.trained import ranges_in
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .budget import Budget
-from .fitting import Steps, fit_table
+from .fitting import Steps, fit_table, trained_table
 from .histogram import MOST_FACES
 from .layers import Choice, choose
 from .observe import observe
@@ -42,7 +43,8 @@ def calibrate(
     """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json`.
 
     At most `limit` faces calibrate, spread over the identities; the result is judged on people
-    held apart from them. With a `budget`, layers go back to float until it holds, and a search
+    held apart from them. A network that was trained on INT8's rounding brings its own ranges, which
+    method auto takes as they are. With a `budget`, layers go back to float until it holds, and a search
     that was interrupted goes on where it was.
 
     Raises UsageError for an unknown method or limit, FacesError for faces that cannot be read, say
@@ -61,17 +63,21 @@ def calibrate(
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
     chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
-    seen = observe(model, rule.tensors, bundle.spec, faces, chosen.calibrate, track)
-    table = fit_table(
-        model,
-        rule,
-        seen,
-        method,
-        steps,
-        faces=len(chosen.calibrate),
-        identities=len(np.unique(faces.labels[list(chosen.calibrate)])),
-        model_sha256=bundle.files["model.onnx"].sha256,
-    )
+    found = ranges_in(model) if method == "auto" else {}
+    if found:
+        table = trained_table(rule, found, bundle.files["model.onnx"].sha256)
+    else:
+        seen = observe(model, rule.tensors, bundle.spec, faces, chosen.calibrate, track)
+        table = fit_table(
+            model,
+            rule,
+            seen,
+            method,
+            steps,
+            faces=len(chosen.calibrate),
+            identities=len(np.unique(faces.labels[list(chosen.calibrate)])),
+            model_sha256=bundle.files["model.onnx"].sha256,
+        )
     judge = Judge(model, bundle.spec, faces, chosen.judge, track)
     trials, table = settle(table, judge, budget, bundle.root)
     choice = choose(model, table.floats)
