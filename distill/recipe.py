@@ -151,9 +151,10 @@ class Recipe:
                 )
         if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UsageError(f"recipe: milestones are epochs in order; found {self.milestones}")
-        if self.qat and self.qat_epochs > self.epochs:
+        if self.qat and self.qat_epochs >= self.epochs:
             raise UsageError(
-                f"recipe: qat_epochs is {self.qat_epochs}, more than all {self.epochs} epochs"
+                f"recipe: qat_epochs is {self.qat_epochs} of {self.epochs} epochs; the first ones"
+                " train without rounding"
             )
         if self.batch % self.accumulate:
             raise UsageError(

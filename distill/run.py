@@ -21,7 +21,7 @@ from .losses import AdaDistill
 from .networks import build_network
 from .ranks import Ranks
 from .recipe import Recipe
-from .rounding import add_steps, finding_steps, keep_positive
+from .rounding import add_steps, finding_steps, freeze_norms, steady_steps
 
 SPEC = InputSpec()
 """The students' contract."""
@@ -133,6 +133,7 @@ def update(
     # AdaDistill's loss is that of all ranks together; the others know their own rows alone.
     parts = recipe.accumulate * (1 if isinstance(run.head, AdaDistill) else run.ranks.size)
     run.network.train()
+    freeze_norms(run.network)
     run.head.train()
     for group in run.optimiser.param_groups:
         group["lr"] = lr
@@ -156,10 +157,9 @@ def update(
             f"at step {run.step} the loss is {values['loss']}, the norm of its gradient {float(norm)}",
             f"lower lr (now {lr:g}) or lengthen warmup",
         )
-    run.scaler.step(run.optimiser)
+    with steady_steps(run.network):
+        run.scaler.step(run.optimiser)
     run.scaler.update()
-    if recipe.qat:
-        keep_positive(run.network)
     if recipe.ema:
         _average(run)
     return values

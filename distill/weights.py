@@ -44,7 +44,10 @@ def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, i
         )
     name = arch or str(named)
     first = state.get("embed.weight")
-    dim = int(first.shape[0]) if first is not None and first.ndim == 2 else 512
+    said = found.get("dim")
+    dim = said if isinstance(said, int) and 0 < said <= 4096 else 512
+    if first is not None and first.ndim == 2:
+        dim = int(first.shape[0])
     network = build_network(name, dim)
     _fill(path, name, network, state)
     return network.eval(), name, dim
