@@ -12,10 +12,11 @@ import onnx
 from ..bundle import Bundle, change, open_bundle
 from ..errors import ModelError, UsageError
 from ..export.finite import check_finite
+from ..export.trained import ranges_in
 from ..faces.sources import Faces
 from ..progress import Track, silent
 from .budget import Budget
-from .fitting import Steps, fit_table
+from .fitting import Steps, fit_table, trained_table
 from .histogram import MOST_FACES
 from .latency import COUNTED
 from .layers import Choice, choose
@@ -52,8 +53,9 @@ def calibrate(
     ranges of all activations of the plain network by `method`, entropy for `auto`.
 
     At most `limit` faces calibrate, spread over the identities; the result is judged on people
-    held apart from them. With a `budget`, layers go back to float until it holds, and a search
-    that was interrupted goes on where it was.
+    held apart from them. A network that was trained on INT8's rounding brings its own ranges, which
+    method auto takes as they are. With a `budget`, layers go back to float until it holds, and a
+    search that was interrupted goes on where it was.
 
     Raises UsageError for an unknown method or limit, FacesError for faces that cannot be read, say
     nothing, or are too few for the budget, ModelError for a network that has no dense layer or
@@ -74,19 +76,28 @@ def calibrate(
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
     chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
     plain = activations(model) if version else ()
-    tensors = tuple(dict.fromkeys((*rule.tensors, *plain)))
-    moments = Collector(model, rule.int8 if steps.round_to_data else ())
-    seen = observe(model, tensors, bundle.spec, faces, chosen.calibrate, track, moments)
-    table = fit_table(
-        model,
-        rule,
-        seen,
-        method,
-        steps,
-        faces=len(chosen.calibrate),
-        identities=len(np.unique(faces.labels[list(chosen.calibrate)])),
-        model_sha256=bundle.files["model.onnx"].sha256,
+    trained = ranges_in(model) if method == "auto" else {}
+    tensors = tuple(dict.fromkeys((*(() if trained else rule.tensors), *plain)))
+    moments = Collector(model, rule.int8 if steps.round_to_data and not trained else ())
+    seen = (
+        observe(model, tensors, bundle.spec, faces, chosen.calibrate, track, moments)
+        if tensors
+        else {}
     )
+    digest = bundle.files["model.onnx"].sha256
+    if trained:
+        table = trained_table(rule, trained, digest)
+    else:
+        table = fit_table(
+            model,
+            rule,
+            seen,
+            method,
+            steps,
+            faces=len(chosen.calibrate),
+            identities=len(np.unique(faces.labels[list(chosen.calibrate)])),
+            model_sha256=digest,
+        )
     rounded = round_weights(model, table, moments.found)
     judge = Judge(model, bundle.spec, faces, chosen.judge, track, rounded)
     trials, table = settle(table, judge, budget, bundle.root)

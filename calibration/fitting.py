@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from ..errors import ModelError
 from .centre import channel_centres, snapped
 from .histogram import Histogram
 from .layers import Choice
@@ -56,3 +57,14 @@ def fit_table(
         centres,
         means if steps.correct_bias else {},
     )
+
+
+def trained_table(
+    choice: Choice, ranges: Mapping[str, float], model_sha256: str
+) -> CalibrationTable:
+    """The table of a network that was trained on these ranges: they and nothing else, for its
+    weights have found their places. Raises ModelError when a tensor has none."""
+    if missing := [name for name in choice.tensors if name not in ranges]:
+        raise ModelError(f"the network was trained without a range for {missing[0]}", "train again")
+    kept = {name: ranges[name] for name in choice.tensors}
+    return CalibrationTable("trained", 0, 0, model_sha256, kept)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .activation import PReLU
+from .rounding import Conv2d, Linear
 
 
 def _conv_bn(
     inp: int, out: int, kernel: int, stride: int, padding: int, groups: int = 1
 ) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inp, out, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(out)
+        Conv2d(inp, out, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(out)
     )
 
 
@@ -44,7 +45,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
-        return x + y if self.residual else y
+        if not self.residual:
+            return y
+        # What skips is what the first layer reads, rounded or not.
+        first: Conv2d = self.body[0][0]  # type: ignore[index, assignment]
+        return first.rounded(x) + y
 
 
 class MobileFaceNet(nn.Module):
@@ -86,10 +91,10 @@ class MobileFaceNet(nn.Module):
             _conv_block(ch(128 * outer), ch(512), 1, 1, 0, relu=relu),
         )
         self.pool = _conv_bn(ch(512), ch(512), 7, 1, 0, groups=ch(512))
-        self.embed = nn.Linear(ch(512), dim, bias=False)
+        self.embed = Linear(ch(512), dim, bias=False)
         self.norm = nn.BatchNorm1d(dim, affine=affine)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, Conv2d | Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ class IResNet(nn.Module):
                 inp = width
         side = 112 // (16 * stem_stride) + (1 if stem_stride == 2 else 0)
         self.features = nn.Sequential(*layers, nn.BatchNorm2d(inp), nn.Flatten())
-        self.embed = nn.Linear(inp * side * side, dim)
+        self.embed = Linear(inp * side * side, dim)
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor) -> Tensor:

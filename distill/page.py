@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_WIDTH, _HEIGHT, _EDGE = 560, 160, 46
+_WIDTH, _HEIGHT, _EDGE = 440, 150, 48
 _TITLES = {
     "loss": "loss",
     "accuracy": "accuracy on people not trained on",
@@ -17,9 +17,18 @@ _TITLES = {
     "lr": "learning rate",
 }
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:600px;margin:2em auto;color:#222}"
-    "td{padding:0 1em 0 0;vertical-align:top}svg{display:block;margin:0 0 1em}"
-    "text{font-size:11px;fill:#555}h2{font-size:15px;margin:1em 0 0}"
+    ":root{color-scheme:light dark;--ink:#1c2126;--soft:#5d6873;--paper:#fff;--rule:#d8dde2}"
+    "@media(prefers-color-scheme:dark){"
+    ":root{--ink:#e4e8ec;--soft:#9aa5b0;--paper:#14181c;--rule:#343c44}}"
+    "body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);"
+    "max-width:62rem;margin:0 auto;padding:1rem}"
+    "h1{font-size:1.5rem;overflow-wrap:anywhere}h2{font-size:1rem;margin:1.2rem 0 .3rem}"
+    "td{padding:.1rem 1rem .1rem 0;vertical-align:top;overflow-wrap:anywhere}"
+    "td:first-child{white-space:nowrap;color:var(--soft)}"
+    ".plots{display:grid;gap:0 2rem;"
+    "grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}"
+    "svg{display:block;width:100%;height:auto}text{font-size:12px;fill:var(--soft)}"
+    "line{stroke:var(--rule)}polyline{fill:none;stroke:#3a7cc2;stroke-width:1.5}"
 )
 _FACTS = (
     "faces",
@@ -39,19 +48,23 @@ def training_page(report: Mapping[str, Any]) -> str:
     recipe = report["recipe"]
     title = f"{recipe['network']}, {recipe['method']}"
     best = report["best"]
-    facts = [(name, report[name]) for name in _FACTS]
-    facts += [(name, f"{report[name]:.2%}") for name in _RESULTS if report[name] is not None]
+    facts = [(_plain(name), _number(report[name])) for name in _FACTS]
+    facts += [
+        (_plain(name), f"{report[name]:.2%}") for name in _RESULTS if report[name] is not None
+    ]
     if best:
-        facts.append(("best on the way", f"{best['accuracy']:.2%} at step {best['step']:.0f}"))
+        facts.append(("best on the way", f"{best['accuracy']:.2%} at step {best['step']:,.0f}"))
     points = {**_columns(report["curve"]), **_columns(report["verification"])}
     drawn = [
-        f"<h2>{escape(text)}</h2>{_plot(points[name])}"
+        f"<section><h2>{escape(text)}</h2>{_plot(text, points[name])}</section>"
         for name, text in _TITLES.items()
         if len(points.get(name, ())) > 1
     ]
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{_table(facts)}{''.join(drawn)}"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>"
+        f'{_table(facts)}<div class="plots">{"".join(drawn)}</div>'
         f"<h2>recipe</h2>{_table(list(recipe.items()))}</html>\n"
     )
 
@@ -66,7 +79,15 @@ def _table(rows: Sequence[tuple[str, Any]]) -> str:
     return f"<table>{cells}</table>"
 
 
-def _plot(points: Sequence[tuple[float, float]]) -> str:
+def _plain(name: str) -> str:
+    return "images/s" if name == "images_per_s" else name.replace("_", " ")
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+def _plot(title: str, points: Sequence[tuple[float, float]]) -> str:
     """A line with its lowest and highest value and its steps written beside it."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = min(ys), max(ys)
@@ -75,13 +96,17 @@ def _plot(points: Sequence[tuple[float, float]]) -> str:
     line = " ".join(
         f"{_EDGE + (x - xs[0]) * across:.1f},{_HEIGHT - 20 - (y - low) * up:.1f}" for x, y in points
     )
-    labels = [(0, 14, f"{high:.3g}"), (0, _HEIGHT - 20, f"{low:.3g}")]
-    labels += [
-        (_EDGE, _HEIGHT - 4, f"step {xs[0]:.0f}"),
-        (_WIDTH - 60, _HEIGHT - 4, f"{xs[-1]:.0f}"),
+    labels = [
+        (_EDGE - 6, 14, "end", f"{high:.3g}"),
+        (_EDGE - 6, _HEIGHT - 20, "end", f"{low:.3g}"),
+        (_EDGE, _HEIGHT - 4, "start", f"step {xs[0]:,.0f}"),
+        (_WIDTH, _HEIGHT - 4, "end", f"{xs[-1]:,.0f}"),
     ]
-    texts = "".join(f'<text x="{x}" y="{y}">{text}</text>' for x, y, text in labels)
+    texts = "".join(
+        f'<text x="{x}" y="{y}" text-anchor="{side}">{text}</text>' for x, y, side, text in labels
+    )
     return (
-        f'<svg width="{_WIDTH}" height="{_HEIGHT}">{texts}'
-        f'<polyline points="{line}" fill="none" stroke="#2465a8" stroke-width="1.5"/></svg>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{texts}'
+        f'<line x1="{_EDGE}" y1="{_HEIGHT - 19}" x2="{_WIDTH}" y2="{_HEIGHT - 19}"/>'
+        f'<polyline points="{line}"/></svg>'
     )

@@ -29,6 +29,7 @@ _CHOICES = {
     "feature_loss": ("mse", "cosine"),
     "schedule": ("step", "polynomial", "cosine", "constant"),
     "amp": ("auto", "bf16", "fp16", "off"),
+    "qat": ("", "int8"),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "dim": (0, 4096),
@@ -37,6 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sigma": (0, 1),
     "weight": (0, 1e6),
     "epochs": (1, 10_000),
+    "qat_epochs": (1, 10_000),
     "batch": (2, 1 << 20),
     "accumulate": (1, 4096),
     "lr": (1e-8, 100),
@@ -106,6 +108,10 @@ class Recipe:
     ema: float = 0.0
     """Decay of the averaged weights that are saved instead; 0 does not average."""
 
+    qat: str = ""
+    """"int8": the last epochs train on the rounding that INT8 will do."""
+    qat_epochs: int = 2
+
     shift: int = 0
     """Random translation in pixels; with it the teacher sees every image anew."""
     light: float = 0.0
@@ -145,6 +151,11 @@ class Recipe:
                 )
         if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UsageError(f"recipe: milestones are epochs in order; found {self.milestones}")
+        if self.qat and self.qat_epochs >= self.epochs:
+            raise UsageError(
+                f"recipe: qat_epochs is {self.qat_epochs} of {self.epochs} epochs; the first ones"
+                " train without rounding"
+            )
         if self.batch % self.accumulate:
             raise UsageError(
                 f"recipe: batch {self.batch} does not split into {self.accumulate} equal parts"

@@ -21,6 +21,7 @@ from .losses import AdaDistill
 from .networks import build_network
 from .ranks import Ranks
 from .recipe import Recipe
+from .rounding import add_steps, finding_steps, freeze_norms, steady_steps
 
 SPEC = InputSpec()
 """The students' contract."""
@@ -52,12 +53,17 @@ def start_run(recipe: Recipe, classes: int, dim: int, ranks: Ranks) -> Run:
     amp = precision(recipe.amp, ranks.device)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.network, dim)
+    steps = add_steps(network) if recipe.qat else []
     network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if ranks.size > 1 and ranks.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     head = build_head(recipe, classes, dim, ranks).to(ranks.device)
+    learned = [p for p in (*network.parameters(), *head.parameters()) if p.ndim]
+    groups: list[dict[str, Any]] = [{"params": learned}]
+    if steps:  # decay would shrink a range that should stay
+        groups.append({"params": steps, "weight_decay": 0.0})
     optimiser = torch.optim.SGD(
-        [*network.parameters(), *head.parameters()],
+        groups,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -102,6 +108,15 @@ def embed(run: Run, network: Callable[[Tensor], Tensor], pixels: npt.NDArray[np.
         return network(inputs.contiguous(memory_format=torch.channels_last)).float()
 
 
+def round_from_here(run: Run, pixels: npt.NDArray[np.uint8]) -> None:
+    """Let the network round as INT8 does from now on, with first steps from this batch."""
+    with finding_steps(run.network, run.ranks.largest):
+        embed(run, run.network, pixels[: max(1, len(pixels) // run.recipe.accumulate)])
+    found = {n: v.clone() for n, v in run.network.state_dict().items() if n.endswith(".step")}
+    if run.averaged:
+        run.averaged.update(found)
+
+
 def update(
     run: Run,
     pixels: npt.NDArray[np.uint8],
@@ -118,6 +133,7 @@ def update(
     # AdaDistill's loss is that of all ranks together; the others know their own rows alone.
     parts = recipe.accumulate * (1 if isinstance(run.head, AdaDistill) else run.ranks.size)
     run.network.train()
+    freeze_norms(run.network)
     run.head.train()
     for group in run.optimiser.param_groups:
         group["lr"] = lr
@@ -141,7 +157,8 @@ def update(
             f"at step {run.step} the loss is {values['loss']}, the norm of its gradient {float(norm)}",
             f"lower lr (now {lr:g}) or lengthen warmup",
         )
-    run.scaler.step(run.optimiser)
+    with steady_steps(run.network):
+        run.scaler.step(run.optimiser)
     run.scaler.update()
     if recipe.ema:
         _average(run)

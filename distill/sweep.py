@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .fused import fused_sweep
 from .margins import margin_logit
 from .ranks import Ranks
 
 _CHUNK_BYTES = 1 << 20
-"""Of one chunk of logits on a CPU: it should stay in the cache."""
-_CHUNK_BYTES_GPU = 64 << 20
+"""Of one chunk of logits: it should stay in the cache."""
 
 
 def sweep(
@@ -34,9 +34,10 @@ def sweep(
     no own class here). Returns the largest logit `(B,)`, the sum `(B,)` of exp(z - largest), and
     the sum `(B, D)` of exp(z - largest) w / |w|, which is zero unless wanted.
     """
+    if e.is_cuda:
+        return fused_sweep(e, raw, inverse, labels, s, want_pull)
     batch, classes = len(e), len(raw)
-    room = _CHUNK_BYTES if e.device.type == "cpu" else _CHUNK_BYTES_GPU
-    step = max(64, room // (4 * max(1, batch)))
+    step = max(64, _CHUNK_BYTES // (4 * max(1, batch)))
     scaled = e * s
     largest = e.new_full((batch,), -torch.inf)
     total = torch.zeros_like(largest)

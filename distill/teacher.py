@@ -70,10 +70,16 @@ def open_teacher(
 
 
 def check_teacher(teacher: Teacher, faces: npt.NDArray[np.uint8]) -> None:
-    """Raises ModelError when faces `(N, 112, 112, 3)` of different people are embedded alike."""
+    """Raises ModelError when faces `(N, 112, 112, 3)` of different people are embedded alike, or
+    one of them as nothing at all."""
     embeddings = teacher.embed(faces)
     if not np.isfinite(embeddings).all():
         raise ModelError(f"teacher {teacher.where} gives NaN or infinite embeddings")
+    if not np.linalg.norm(embeddings, axis=1).all():
+        raise ModelError(
+            f"teacher {teacher.where} gives embeddings that are all zeros",
+            "are its weights trained?",
+        )
     if len(faces) > 1:
         cosine = (embeddings @ embeddings.T)[np.triu_indices(len(faces), 1)]
         if cosine.min() > _ALIKE:

@@ -4,6 +4,7 @@ It can be killed at any moment: the checkpoint holds all that the next step depe
 CPU the resumed run ends with the same bits.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -27,12 +28,13 @@ from .data import Batch, Pixels, Split, batches, split
 from .guide import Guide, choose_teacher, class_means, open_guide
 from .losses import AdaDistill
 from .memory import kept_memory
-from .networks import build_network, check_network
+from .networks import check_network
 from .page import training_page
 from .ranks import Ranks, join_ranks
 from .recipe import Recipe, recipe_to_json
 from .report import training_report
-from .run import SPEC, Run, embed, start_run, update, weights
+from .rounding import split_steps, start_rounding
+from .run import SPEC, Run, embed, round_from_here, start_run, update, weights
 from .scalars import Scalars, open_scalars
 from .schedule import rate
 from .teacher import Teacher
@@ -110,7 +112,9 @@ def distill(
                 names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
                 draft.summary = {name: report[name] for name in names}
                 draft.drop("")
-                save_network(draft.path("model.pt", "weights"), weights(run), recipe.network, dim)
+                state, ranges = split_steps(weights(run))
+                path = draft.path("model.pt", "weights")
+                save_network(path, state, recipe.network, dim, ranges)
                 for name, text in (
                     ("reports/training.json", json.dumps(report, indent=2)),
                     ("reports/training.html", training_page(report)),
@@ -169,6 +173,9 @@ def _train(
     per_epoch = len(pixels) // recipe.batch
     steps = recipe.epochs * per_epoch
     every = max(1, steps // _POINTS)
+    rounding = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
+    if run.step > rounding:
+        start_rounding(run.network)
     if run.step == 0:
         _verify(run, pairs, scalars)
     sums: dict[str, float] = {}
@@ -178,6 +185,8 @@ def _train(
         lr = rate(recipe, run.step, steps, per_epoch)
         labels = parts.labels[batch.index]
         vectors = None if guide is None else guide.embeddings(batch)
+        if run.step == rounding:
+            round_from_here(run, batch.pixels)
         try:
             found = update(run, batch.pixels, labels, vectors, lr)
         except GateFailed as error:
@@ -222,9 +231,8 @@ def _verify(run: Run, pairs: Pairs | None, scalars: Scalars) -> None:
     if run.ranks.rank == 0:
         network = run.network
         if run.averaged:
-            network = build_network(run.recipe.network, run.dim)
+            network = copy.deepcopy(network)
             network.load_state_dict(run.averaged)
-            network.to(run.ranks.device)
         network.eval()
         with torch.no_grad():
             found = [embed(run, network, part).cpu() for part in pairs.faces.batches(_CHUNK)]

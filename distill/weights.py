@@ -3,6 +3,7 @@
 Knows `model.pt` and bare state dicts, also inside a trainer's dict or behind a wrapper's prefix.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,15 +44,43 @@ def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, i
         )
     name = arch or str(named)
     first = state.get("embed.weight")
-    dim = int(first.shape[0]) if first is not None and first.ndim == 2 else 512
+    said = found.get("dim")
+    dim = said if isinstance(said, int) and 0 < said <= 4096 else 512
+    if first is not None and first.ndim == 2:
+        dim = int(first.shape[0])
     network = build_network(name, dim)
     _fill(path, name, network, state)
     return network.eval(), name, dim
 
 
-def save_network(path: Path, state: Mapping[str, Tensor], name: str, dim: int) -> None:
-    """Write `model.pt`: the state dict with the network's name and embedding size."""
-    torch.save({"network": name, "dim": dim, "state": dict(state)}, path)
+def save_network(
+    path: Path,
+    state: Mapping[str, Tensor],
+    name: str,
+    dim: int,
+    ranges: Mapping[str, float] | None = None,
+) -> None:
+    """Write `model.pt`: the state dict with the network's name and embedding size.
+
+    `ranges`, of a network trained on INT8's rounding: dense layer -> the largest magnitude of its
+    input, in the order in which they compute.
+    """
+    kept = {"ranges": dict(ranges)} if ranges else {}
+    torch.save({"network": name, "dim": dim, "state": dict(state), **kept}, path)
+
+
+def trained_ranges(path: Path) -> dict[str, float]:
+    """The ranges that `save_network` was given; empty where there are none.
+
+    Raises ModelError when they are no positive numbers.
+    """
+    found = load_tensors(path)
+    ranges = found.get("ranges", {}) if isinstance(found, Mapping) else {}
+    if not isinstance(ranges, Mapping) or not all(
+        isinstance(value, float) and 0.0 < value < math.inf for value in ranges.values()
+    ):
+        raise ModelError(f"{path}: the INT8 ranges are no positive numbers", "train it again")
+    return {str(name): value for name, value in ranges.items()}
 
 
 def load_tensors(path: Path) -> Any:

@@ -27,6 +27,7 @@ from .normal import finish, normal_form
 from .origin import Origin, Told, open_origin
 from .reference import Floats, onnx_embedder
 from .simplify import simplify
+from .trained import keep_ranges
 
 _REPORTS = ("verify", "evaluate", "ijb", "benchmark", "calibration")
 STALE = (
@@ -95,7 +96,7 @@ def _export(origin: Origin, draft: Draft, golden: str | Path | None, notify: Not
     expected = reference_embeddings(origin.embed, inputs)
     lengths = np.linalg.norm(expected, axis=1)
     spec = replace(origin.spec, l2_normalised=bool(np.abs(lengths - 1).max() < 1e-3))
-    standard = _standard(origin.model, spec, inputs, expected, notify)
+    standard = _standard(origin, spec, inputs, expected, notify)
     model = standard.model
     half = half_flavour(model, inputs, expected, notify)
     faces = golden_faces(golden, notify)
@@ -126,13 +127,14 @@ def _export(origin: Origin, draft: Draft, golden: str | Path | None, notify: Not
 
 
 def _standard(
-    given: ModelProto, spec: InputSpec, inputs: Floats, expected: Floats, notify: Notify
+    origin: Origin, spec: InputSpec, inputs: Floats, expected: Floats, notify: Notify
 ) -> _Standard:
     """Every step that changes the graph, and the proof that none changed the function."""
+    given = origin.model
     normal = normal_form(given, spec)
     simple, how = simplify(normal, notify)
     try:
-        return _folded(simple, how, spec, inputs, expected)
+        return _folded(simple, how, origin.ranges, spec, inputs, expected)
     except ModelError as error:
         for before, after in ((given, normal), (normal, simple)):
             if where := first_difference(before, after, inputs[:1]):
@@ -142,17 +144,25 @@ def _standard(
         if before is given:
             raise ModelError(f"{error.message}; it differs from {where} on", error.hint) from error
         notify(f"onnxsim changes what the network computes at {where}: its work is left out")
-        return _folded(normal, f"onnxsim changed {where}", spec, inputs, expected)
+        return _folded(normal, f"onnxsim changed {where}", origin.ranges, spec, inputs, expected)
 
 
 def _folded(
-    model: ModelProto, how: str, spec: InputSpec, inputs: Floats, expected: Floats
+    model: ModelProto,
+    how: str,
+    ranges: tuple[float, ...],
+    spec: InputSpec,
+    inputs: Floats,
+    expected: Floats,
 ) -> _Standard:
     final = ModelProto()
     final.CopyFrom(model)
     to_gemm(final)
-    folded = fold_norms(final.graph)
+    # A range that was trained is of what the layer reads now.
+    folded = fold_norms(final.graph, into_readers=not ranges)
     final = finish(final, spec)
+    if ranges:
+        keep_ranges(final, ranges)
     try:
         agreement = compare(onnx_embedder(final.SerializeToString()), inputs, expected)
     except ModelError as error:

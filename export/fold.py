@@ -50,21 +50,28 @@ class _View:
             node.input[index] = name
 
 
-def fold_norms(graph: GraphProto) -> dict[str, int]:
-    """Fold what can be folded, in place; returns kind of fold -> how many."""
+def fold_norms(graph: GraphProto, into_readers: bool = True) -> dict[str, int]:
+    """Fold what can be folded, in place; returns kind of fold -> how many.
+
+    Without `into_readers` only into the layer in front, so that every layer reads what it read
+    in training.
+    """
     done: Counter[str] = Counter()
-    while kind := _fold_one(graph):
+    while kind := _fold_one(graph, into_readers):
         done[kind] += 1
     prune(graph)
     return dict(done)
 
 
-def _fold_one(graph: GraphProto) -> str:
+def _fold_one(graph: GraphProto, into_readers: bool) -> str:
     view = _View(graph, makers(graph), uses(graph), weights(graph))
     for norm in graph.node:
         if norm.op_type != "BatchNormalization" or (affine := _affine(view, norm)) is None:
             continue
-        if kind := _into_maker(view, norm, *affine) or _into_reader(view, norm, *affine):
+        kind = _into_maker(view, norm, *affine)
+        if not kind and into_readers:
+            kind = _into_reader(view, norm, *affine)
+        if kind:
             graph.node.remove(norm)
             return kind
     return ""

@@ -20,6 +20,7 @@ from .diagnose import diagnose_embedder
 from .foreign import contract_in, face_input, read_onnx
 from .reference import Embed, Floats, exact_embedder, module_embedder, original_embedder
 from .tidy import tidy
+from .trained import ranges_in
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Origin:
     spec: InputSpec
     save_weights: Callable[[Path], None] | None = None
     exact: Callable[[Floats], npt.NDArray[np.float64]] | None = None
+    ranges: tuple[float, ...] = ()
+    """Of each dense layer's input, where the network was trained on INT8's rounding."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,21 @@ def _from_bundle(source: Path, out: Path, told: Told) -> Origin:
 
 
 def _weights(path: Path, told: Told, *, keep: bool) -> Origin:
-    from .torch_source import load_network, network_to_onnx, saver
+    from .torch_source import load_network, load_ranges, network_to_onnx, saver
 
     network, name, dim = load_network(path, told.arch)
     embed = module_embedder(network)
     spec = told.spec or _found(path, embed, (FRAME, FRAME), told)
     model = network_to_onnx(network, name, spec)
-    save = saver(network, name, dim) if keep else None
-    return Origin("pytorch", path, model, embed, spec, save, exact_embedder(network))
+    ranges = load_ranges(path)
+    save = saver(network, name, dim, ranges) if keep else None
+    exact = exact_embedder(network)
+    return Origin("pytorch", path, model, embed, spec, save, exact, tuple(ranges.values()))
 
 
 def _from_onnx(path: Path, told: Told) -> Origin:
-    model = tidy(read_onnx(path))
+    given = read_onnx(path)
+    model = tidy(given)
     face = face_input(model)
     try:
         embed = original_embedder(model.SerializeToString())
@@ -113,7 +119,7 @@ def _from_onnx(path: Path, told: Told) -> Origin:
             f"the network takes {size[0]}x{size[1]}, the contract says {spec.height}x{spec.width}",
             f"add --size {size[0]}x{size[1]}",
         )
-    return Origin("onnx", path, model, embed, spec)
+    return Origin("onnx", path, model, embed, spec, ranges=tuple(ranges_in(given).values()))
 
 
 def _found(path: Path, embed: Embed, size: tuple[int, int], told: Told) -> InputSpec:

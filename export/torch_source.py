@@ -5,7 +5,7 @@ torch is imported inside the functions: exporting somebody's ONNX file works wit
 
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +33,20 @@ def load_network(path: Path, arch: str | None = None) -> "tuple[nn.Module, str, 
     return weights.load_network(path, arch)
 
 
-def saver(network: "nn.Module", name: str, dim: int) -> Callable[[Path], None]:
+def load_ranges(path: Path) -> dict[str, float]:
+    """The INT8 ranges that the weights were trained on; see `distill.weights`."""
+    from ..distill.weights import trained_ranges
+
+    return trained_ranges(path)
+
+
+def saver(
+    network: "nn.Module", name: str, dim: int, ranges: Mapping[str, float]
+) -> Callable[[Path], None]:
     """A function that writes the weights as the trainer does."""
     from ..distill.weights import save_network
 
-    return lambda path: save_network(path, network.state_dict(), name, dim)
+    return lambda path: save_network(path, network.state_dict(), name, dim, ranges)
 
 
 def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelProto:

@@ -89,6 +89,9 @@ def test_a_teacher_that_cannot_be_used_is_refused(tmp_path: Path, faces: Faces) 
     dead = open_teacher(tmp_path / "dead.pt", arch="iresnet-tiny")
     with pytest.raises(ModelError, match="alike"):
         check_teacher(dead, pictures(faces, 8)[::5])
+    silent = replace(dead, embed=lambda given: np.zeros((len(given), 16), np.float32))
+    with pytest.raises(ModelError, match="all zeros"):
+        check_teacher(silent, pictures(faces, 8)[::5])
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""A student calibrated after its training, against one whose last epochs rounded as INT8 does.
+
+    python benchmarks/distill_qat.py [--people 100] [--seeds 1] [--network NAME] [--json]
+
+Three sides: calibrated with ranges and nothing else, calibrated as `fr-edge calibrate` does, and
+trained on the rounding (`qat=int8`), whose ranges are its own.
+
+Drawn faces: a teacher is trained on some people, students learn from it on the same people with
+the same budget, and all are judged on others. `tar` is the share of genuine pairs accepted at one
+impostor pair in a thousand, `loss` what INT8 takes from it, cosines are means over the faces.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.fitting import Steps
+from fr_edge.distill.recipe import read_recipe
+from fr_edge.distill.teacher import open_teacher
+from fr_edge.distill.train import distill
+from fr_edge.export.convert import export_onnx
+from fr_edge.faces.contract import preprocess
+from fr_edge.faces.sources import open_faces
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+FAR = 1e-3
+SIDES = {
+    "ranges only": Steps(equalise=False, centre=False, correct_bias=False),
+    "calibrated": Steps(),
+    "trained": Steps(),
+}
+
+
+def unit(rows: F32) -> F32:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def embedded(path: Path, inputs: F32) -> F32:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return unit(session.run(None, {session.get_inputs()[0].name: inputs})[0])
+
+
+def tar(rows: F32, labels: I64) -> float:
+    one, two = np.triu_indices(len(rows), 1)
+    cosine, same = (rows @ rows.T)[one, two], labels[one] == labels[two]
+    return float((cosine[same] > np.quantile(cosine[~same], 1 - FAR)).mean())
+
+
+def judged(bundle: Path, pixels: U8, told: F32, labels: I64) -> dict[str, float]:
+    inputs = preprocess(pixels, open_teacher(bundle).spec)
+    whole = embedded(bundle / "model.onnx", inputs)
+    small = embedded(bundle / "model.int8.onnx", inputs)
+    cosine = (whole * small).sum(1)
+    tars = tar(whole, labels), tar(small, labels)
+    return {
+        "int8_cosine_mean": float(cosine.mean()),
+        "int8_cosine_min": float(cosine.min()),
+        "teacher_cosine_fp32": float((whole * told).sum(1).mean()),
+        "teacher_cosine_int8": float((small * told).sum(1).mean()),
+        "tar_fp32": tars[0],
+        "tar_int8": tars[1],
+        "loss": tars[0] - tars[1],
+    }
+
+
+def measure(people: int, seeds: int, network: str) -> dict[str, Any]:
+    faces = open_faces(f"synthetic:{people}x8@1")
+    others = open_faces(f"synthetic:{people}x6@2")
+    pixels = np.concatenate(list(others.batches(64)))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        recipe = read_recipe("tiny-teacher", ["verify_identities=0"])
+        teacher = distill(recipe, faces, root / "teacher").root
+        told = open_teacher(teacher).embed(pixels)
+        for seed in range(seeds):
+            for qat in ("", "int8"):
+                bundle = root / f"student{seed}{qat}"
+                changes = [f"seed={seed}", f"network={network}", f"qat={qat}"]
+                recipe = read_recipe("tiny", ["verify_identities=0", *changes])
+                distill(recipe, faces, bundle, teacher=teacher)
+                export_onnx(bundle, bundle)
+                for name in ("trained",) if qat else ("ranges only", "calibrated"):
+                    calibrate(bundle, faces, steps=SIDES[name])
+                    found[name].append(judged(bundle, pixels, told, others.labels))
+    return {
+        "people": people,
+        "seeds": seeds,
+        "network": network,
+        "far": FAR,
+        "teacher_tar": tar(told, others.labels),
+        **{
+            name: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+            for name, rows in found.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--people", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--network", default="mobilefacenet-0.25")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    found = measure(args.people, args.seeds, args.network)
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(f"{args.people} people, {args.seeds} seeds; teacher's tar {found['teacher_tar']:.4f}")
+    for name in SIDES:
+        print(name, *(f"{key} {value:.5f}" for key, value in found[name].items()), sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

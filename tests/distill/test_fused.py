@@ -1,0 +1,78 @@
+"""The sweep in the form that CUDA runs: the same numbers as the one in place."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fr_edge.distill import fused
+from fr_edge.distill.losses import AdaDistill
+from fr_edge.distill.sweep import sweep
+
+
+def numbers(batch: int, classes: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(batch)
+    e = torch.nn.functional.normalize(torch.randn(batch, dim, generator=draw))
+    raw = torch.randn(classes, dim, generator=draw) * 0.7
+    labels = torch.randint(-1, classes, (batch,), generator=draw)
+    return e, raw, 1 / raw.norm(dim=1), labels
+
+
+@pytest.mark.parametrize(("batch", "classes", "dim"), [(5, 301, 16), (1, 2, 8), (33, 64, 12)])
+@pytest.mark.parametrize("pull", [True, False])
+def test_both_sweeps_agree(
+    batch: int, classes: int, dim: int, pull: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_CHUNK_BYTES", 4 * batch * 70)  # several chunks, an odd last one
+    e, raw, inverse, labels = numbers(batch, classes, dim)
+    expected = sweep(e, raw, inverse, labels, 64.0, pull)
+    found = fused.fused_sweep(e, raw, inverse, labels, 64.0, pull, fused.absorb)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_one_graph() -> None:
+    e, raw, inverse, labels = numbers(6, 90, 16)
+    whole = torch.compile(fused.absorb, backend="aot_eager", fullgraph=True, dynamic=True)
+    expected = fused.fused_sweep(e, raw, inverse, labels, 64.0, True, fused.absorb)
+    found = fused.fused_sweep(e, raw, inverse, labels, 64.0, True, whole)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_without_a_compiler_it_still_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiles(*_: object, **__: object) -> fused.Absorb:
+        def fails(*_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            raise RuntimeError("Cannot find a working triton installation")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    fused._compiled.cache_clear()
+    e, raw, inverse, labels = numbers(4, 20, 8)
+    with pytest.warns(RuntimeWarning, match="uncompiled.*triton"):
+        found = fused.fused_sweep(e, raw, inverse, labels, 64.0, True)
+    again = fused.fused_sweep(e, raw, inverse, labels, 64.0, True)  # warns once
+    fused._compiled.cache_clear()
+    expected = sweep(e, raw, inverse, labels, 64.0, True)
+    for one, other, third in zip(found, again, expected, strict=True):
+        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, third, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_the_head_gives_what_it_gives_on_a_cpu() -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 64, 128, generator=draw)
+    labels = torch.randint(0, 5000, (64,), generator=draw)
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        head = AdaDistill(5000, 128).to(device)
+        x = student.to(device).requires_grad_()
+        loss = head(x, teacher.to(device), labels.to(device))
+        loss.backward()
+        assert x.grad is not None
+        found.append((loss.detach().cpu(), x.grad.cpu(), head.centres().cpu()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

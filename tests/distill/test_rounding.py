@@ -1,0 +1,226 @@
+"""What INT8's rounding does in training, and that export and calibration write the same."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fr_edge.bundle import open_bundle
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.table import read_table
+from fr_edge.distill.networks import build_network
+from fr_edge.distill.recipe import Recipe, read_recipe
+from fr_edge.distill.rounding import (
+    Conv2d,
+    add_steps,
+    best_step,
+    finding_steps,
+    rounding_layers,
+    split_steps,
+    start_rounding,
+    steady_steps,
+)
+from fr_edge.distill.train import distill
+from fr_edge.distill.weights import load_network, load_tensors, save_network, trained_ranges
+from fr_edge.errors import ModelError, UsageError
+from fr_edge.export.convert import export_onnx
+from fr_edge.export.trained import ranges_in
+from fr_edge.faces.contract import InputSpec, preprocess
+from fr_edge.faces.sources import Faces
+
+
+@pytest.fixture
+def qat(recipe: Recipe) -> Recipe:
+    return replace(recipe, qat="int8", qat_epochs=1)
+
+
+def rounding(network: nn.Module, ranges: dict[str, float]) -> nn.Module:
+    """The network, rounding with these ranges."""
+    add_steps(network)
+    start_rounding(network)
+    for name, layer in rounding_layers(network):
+        assert layer.step is not None
+        nn.init.constant_(layer.step, ranges[name] / 127)
+    return network
+
+
+def near(one: np.ndarray, other: np.ndarray) -> float:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(((one * other).sum(1) / lengths).min())
+
+
+def plain(x: np.ndarray, step: float) -> np.ndarray:
+    """QuantizeLinear and DequantizeLinear as ONNX defines them."""
+    return np.clip(np.rint(x / np.float32(step)), -128, 127) * np.float32(step)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 2), (1, 4), (2, 3, 1, 1)])
+def test_inputs_round_as_onnx_says_and_learn_as_lsq_says(shape: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = (torch.randn(shape, generator=draw) * 3).requires_grad_()
+    layer = Conv2d(shape[1], 2, 1)
+    add_steps(layer)
+    layer.rounds = True
+    assert layer.step is not None
+    nn.init.constant_(layer.step, 0.03)
+    out = layer.rounded(x)
+    given = torch.randn(shape, generator=draw)
+    out.backward(given)
+    n = x.detach().numpy() / np.float32(0.03)
+    np.testing.assert_allclose(out.detach().numpy(), plain(x.detach().numpy(), 0.03), rtol=1e-6)
+    inside = (n >= -128) & (n <= 127)
+    assert not inside.all() or x.numel() < 10
+    slope = np.where(inside, np.rint(n) - n, np.where(n > 0, 127, -128)) * given.numpy()
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), given.numpy() * inside)
+    scale = 1 / np.sqrt(np.prod(shape[1:]) * 127)
+    np.testing.assert_allclose(float(layer.step.grad or 0), slope.sum() * scale, rtol=1e-4)
+
+
+def test_rounding_before_a_norm_is_rounding_what_export_folds() -> None:
+    torch.manual_seed(2)
+    layer, norm = Conv2d(6, 5, 3, bias=False), nn.BatchNorm2d(5).eval()
+    nn.init.normal_(norm.weight)  # of either sign
+    nn.init.normal_(norm.bias)
+    assert norm.running_var is not None
+    norm.running_var.uniform_(0.1, 4)
+    add_steps(layer)
+    layer.rounds = True
+    factor = (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None, None]
+    ours = (layer.rounded_weight() * factor).detach().numpy()
+    folded = (layer.weight * factor).detach().numpy()
+    for row, whole in zip(ours, folded, strict=True):
+        np.testing.assert_allclose(row, plain(whole, np.abs(whole).max() / 127), atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 300.0])
+def test_the_first_step_errs_less_than_clipping_nothing(spread: float) -> None:
+    x = torch.randn(40_000, generator=torch.Generator().manual_seed(3)).pow(3) * spread
+    error = [
+        float(np.square(plain(x.numpy(), step) - x.numpy()).sum())
+        for step in (float(best_step(x)), float(x.abs().max()) / 127)
+    ]
+    assert 0 < error[0] < error[1]
+    assert float(best_step(torch.zeros(9))) > 0
+
+
+@pytest.mark.parametrize("name", ["mobilefacenet-0.25", "iresnet-tiny"])
+def test_the_int8_file_is_the_network_that_was_trained(
+    name: str, qat: Recipe, faces: Faces, tmp_path: Path
+) -> None:
+    recipe = replace(qat, method="arcface", network=name, dim=32)
+    trained = distill(recipe, faces, tmp_path / "out")
+    ranges = trained_ranges(trained.file("model.pt"))
+    assert 0.5 < ranges["features.0.0"] < 1.1  # pixels lie in -1..1
+    assert not any(key.endswith("step") for key in load_tensors(trained.file("model.pt"))["state"])
+    export_onnx(trained.root, trained.root)
+    bundle = calibrate(trained.root, faces, limit=8)
+    table = read_table(bundle.file("calibration.json"))
+    assert (table.method, len(table.ranges)) == ("trained", len(ranges))
+    assert list(table.ranges.values()) == list(ranges.values())
+    network = rounding(load_network(bundle.file("model.pt"))[0], ranges)
+    inputs = preprocess(np.concatenate(list(faces.batches(50))), bundle.spec)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(inputs)).numpy()
+    path = str(bundle.file("model.int8.onnx"))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert near(session.run(None, {"face": inputs})[0], expected) > 0.999
+
+
+@pytest.mark.parametrize("name", ["mobilefacenet-0.25", "iresnet-tiny"])
+def test_dense_layers_are_named_in_order(name: str, tmp_path: Path) -> None:
+    network = build_network(name, 16)
+    # A range that tells which layer it is of.
+    ranges = {n: 1.0 + layer.weight.numel() for n, layer in rounding_layers(network)}
+    save_network(tmp_path / "model.pt", network.state_dict(), name, 16, ranges)
+    bundle = export_onnx(tmp_path / "model.pt", tmp_path / "out", spec=InputSpec())
+    assert trained_ranges(bundle.file("model.pt")) == ranges
+    model = onnx.load(bundle.file("model.onnx"))
+    sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
+    readers = {
+        n.input[0]: sizes[n.input[1]]
+        for n in model.graph.node
+        if n.input[1:2] and n.input[1] in sizes and n.op_type in ("Conv", "Gemm")
+    }
+    found = ranges_in(model)
+    assert len(found) == len(ranges)
+    assert all(readers[tensor] + 1.0 == value for tensor, value in found.items())
+    # And they stay when the file goes on alone.
+    again = export_onnx(bundle.file("model.onnx"), tmp_path / "again")
+    assert list(ranges_in(onnx.load(again.file("model.onnx"))).values()) == list(found.values())
+
+
+def test_a_large_gradient_moves_no_step_far() -> None:
+    layer = Conv2d(3, 4, 1)
+    add_steps(layer)
+    assert layer.step is not None
+    nn.init.constant_(layer.step, 0.1)
+    with steady_steps(layer):
+        nn.init.constant_(layer.step, -7.0)
+    assert float(layer.step.detach()) == pytest.approx(0.1 / 1.05)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    qat: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    recipe = replace(qat, ema=0.9)
+    whole = distill(recipe, faces, tmp_path / "whole", teacher=teacher)
+
+    def stops_at(step: int) -> Any:
+        def track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+            for number, item in enumerate(items):
+                if label == "training" and number == step:
+                    raise _Killed
+                yield item
+
+        return track
+
+    out = tmp_path / "stopped"
+    for step in (3, 0, 1):  # before the rounding begins, as it does, after it
+        with pytest.raises(_Killed):
+            distill(recipe, faces, out, teacher=teacher, resume=True, track=stops_at(step))
+    distill(recipe, faces, out, teacher=teacher, resume=True)
+    one, other = (load_tensors(open_bundle(p).file("model.pt")) for p in (whole.root, out))
+    assert one["ranges"] == other["ranges"]
+    assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
+
+
+def test_steps_of_several_ranks_become_one() -> None:
+    network = build_network("mobilefacenet-0.25", 8)
+    add_steps(network)
+
+    def agree(step: Tensor) -> Tensor:
+        return step * 2
+
+    x = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with finding_steps(network, agree):
+        network(x)
+    _, ranges = split_steps(network.state_dict())
+    assert ranges["features.0.0"] == pytest.approx(254 * float(best_step(x)))
+
+
+def test_ranges_that_cannot_be_are_refused(tmp_path: Path, recipe: Recipe) -> None:
+    network = build_network("mobilefacenet-0.25", 8)
+    path = tmp_path / "model.pt"
+    for ranges in ({"a": -1.0}, {"a": float("nan")}, {"a": "wide"}):
+        save_network(path, network.state_dict(), "mobilefacenet-0.25", 8, ranges)  # type: ignore[arg-type]
+        with pytest.raises(ModelError, match="ranges"):
+            export_onnx(path, tmp_path / "out", spec=InputSpec())
+    save_network(path, network.state_dict(), "mobilefacenet-0.25", 8, {"a": 1.0})
+    with pytest.raises(ModelError, match="1 INT8 ranges for 33"):
+        export_onnx(path, tmp_path / "out", spec=InputSpec())
+    with pytest.raises(UsageError, match="qat_epochs"):
+        replace(recipe, qat="int8", qat_epochs=2)
+    with pytest.raises(UsageError, match="qat"):
+        read_recipe("tiny", ["qat=int4"])
