@@ -164,6 +164,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "iresnet34": lambda dim: IResNet((3, 4, 6, 3), dim),
     "iresnet50": lambda dim: IResNet((3, 4, 14, 3), dim),
     "iresnet100": lambda dim: IResNet((3, 13, 30, 3), dim),
+    "iresnet200": lambda dim: IResNet((6, 26, 60, 6), dim),
 }
 
 

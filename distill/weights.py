@@ -17,7 +17,10 @@ from .layouts import renamed
 from .networks import NETWORKS, build_network
 
 # Where trainers put the state dict among other things.
-_KEYS = ("state", "state_dict", "model_state_dict", "model", "backbone", "network", "net", "ema")
+_KEYS = (
+    *("state", "state_dict", "model_state_dict", "state_dict_backbone"),
+    *("model", "backbone", "network", "net", "ema"),
+)
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 4
 

@@ -129,6 +129,7 @@ def test_other_trainers_checkpoints_load(name: str, wrap: str, tmp_path: Path) -
 
 def test_deep_iresnets_are_told_apart() -> None:
     deep = {"iresnet34": (3, 4, 6, 3), "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
+    deep["iresnet200"] = (6, 26, 60, 6)
     for name, blocks in deep.items():
         with torch.device("meta"):
             ours = build_network(name).state_dict()

@@ -44,6 +44,8 @@ def wrap(kind: str, state: dict) -> object:
         "alone": state,
         "named": {"network": ARCH, "dim": 48, "state": state},
         "in a dict": {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
+        "all of a training": {"epoch": 3, "global_step": 9, "state_dict_backbone": state,
+                              "state_dict_softmax_fc": {"weight": torch.zeros(3, 48)}},
         "parallel": {f"module.{k}": v for k, v in state.items()},
         "compiled": {f"_orig_mod.module.{k}": v for k, v in state.items()},
         "beside a head": {"model": {f"backbone.{k}": v for k, v in state.items()}
@@ -54,7 +56,7 @@ def wrap(kind: str, state: dict) -> object:
 
 
 KINDS = ("alone", "named", "in a dict", "parallel", "compiled", "beside a head", "half precision")
-KINDS += ("without counters",)
+KINDS += ("without counters", "all of a training")
 
 
 @pytest.mark.parametrize(("kind", "zipped"), [("alone", False), *product(KINDS, [True])])
