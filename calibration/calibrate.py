@@ -14,6 +14,7 @@ from ..faces.sources import Faces
 from ..progress import Track, silent
 from .budget import Budget
 from .fitting import Steps, fit_table
+from .framing import framing_note
 from .histogram import MOST_FACES
 from .layers import Choice, choose
 from .observe import observe
@@ -86,7 +87,9 @@ def calibrate(
     quantized = quantize_onnx(model, table, choice)
     options = {"method": method, "limit": limit} | ({"budget": budget.describe()} if budget else {})
     options |= {"trt_cache": trt_cache} if trt_cache else {}
-    summary = _summary(table, choice, trials, chosen.warnings, faces.drawn)
+    odd = framing_note(faces, chosen.calibrate)
+    warnings = (*chosen.warnings, odd) if odd else chosen.warnings
+    summary = _summary(table, choice, trials, warnings, faces.drawn)
     with change(bundle.root, "calibrate", options) as draft:
         draft.drop(*[n for n in bundle.files if n.startswith("engines/") and "-int8" in n])
         draft.drop(
