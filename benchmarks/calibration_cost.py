@@ -1,18 +1,21 @@
 """INT8 by this tool and by its peers: time, memory, and what the result loses.
 
     python benchmarks/calibration_cost.py BUNDLE FACES [--counts 128,256] [--judged 1000]
-        [--sides ours,calibrate,onnxruntime,modelopt] [--modelopt-python PATH] [--json]
+        [--sides ours,calibrate,onnxruntime,modelopt] [--modelopt-python PATH]
+        [--method entropy|max] [--json]
 
 Every side is a process of its own, from the start of its imports to a written INT8 model, one after
 the other, on the same faces:
 
     ours         reading the faces, statistics, ranges, Q/DQ model: what the peers do too
     calibrate    the whole command: looks at the faces first, judges the model, changes the bundle
-    onnxruntime  quantize_static, entropy, symmetric, per-channel weights
-    modelopt     modelopt.onnx.quantization, entropy, on the CPU; the faces come as one array
+    onnxruntime  quantize_static by --method, symmetric, per-channel weights
+    modelopt     modelopt.onnx.quantization by --method, on the CPU; the faces come as one array
 
 The operating system counts CPU seconds and peak memory. Seconds mean little elsewhere, ratios do.
-Models are judged, outside of any clock, on faces of people who did not calibrate.
+Models are judged, outside of any clock, on faces of people who did not calibrate. `ranges` sets the
+peers' ranges beside those that the same method finds here without any further step: theirs over
+ours, least, median and largest over the tensors that both quantise.
 """
 
 import argparse
@@ -27,11 +30,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from fr_edge.bundle import open_bundle
 from fr_edge.calibration.loss import compare
-from fr_edge.calibration.observe import embeddings
+from fr_edge.calibration.observe import embeddings, observe
 from fr_edge.calibration.people import split
+from fr_edge.calibration.trt_cache import activations, plain_ranges
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import open_faces
 
@@ -72,7 +77,8 @@ class Reader(CalibrationDataReader):
         return None if batch is None else {"face": preprocess(batch, spec)}
 
 quantize_static(
-    bundle + "/model.onnx", out, Reader(), calibrate_method=CalibrationMethod.Entropy,
+    bundle + "/model.onnx", out, Reader(), 
+    calibrate_method={"entropy": CalibrationMethod.Entropy, "max": CalibrationMethod.MinMax}[method],
     activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True,
     extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
 )
@@ -82,13 +88,13 @@ import numpy as np
 from modelopt.onnx.quantization import quantize
 quantize(
     bundle + "/model.onnx", quantize_mode="int8", calibration_data={"face": np.load(pixels)},
-    calibration_method="entropy", calibration_eps=["cpu"], high_precision_dtype="fp32",
+    calibration_method=method, calibration_eps=["cpu"], high_precision_dtype="fp32",
     output_path=out,
 )
 """
 FRAME = r"""
 import json, re, resource, sys, time
-bundle, faces, picks, pixels, out = json.loads(sys.argv[1])
+bundle, faces, picks, pixels, out, method = json.loads(sys.argv[1])
 start = time.perf_counter()
 {}
 wall, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
@@ -110,19 +116,33 @@ def measure(python: str, body: str, given: list[Any]) -> dict[str, float]:
     return {"wall_s": round(wall_s, 1), "cpu_s": round(cpu_s, 1), "peak_mb": round(peak_mb)}
 
 
+def scales(model: onnx.ModelProto) -> dict[str, float]:
+    """Tensor -> amax of the activations that a Q/DQ model quantises."""
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    pairs = [n.input for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    return {
+        tensor: 127.0 * float(constants[scale])
+        for tensor, scale, *_ in pairs
+        if tensor not in constants and constants[scale].size == 1
+    }
+
+
 def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
     bundle, faces = open_bundle(args.bundle), open_faces(args.faces)
     chosen = split(faces, count, args.judged)
     pixels = folder / "pixels.npy"
     if "modelopt" in args.sides:
         np.save(pixels, preprocess(next(faces.batches(count, chosen.calibrate)), bundle.spec))
-    plain = embeddings(onnx.load(bundle.file("model.onnx")), bundle.spec, faces, chosen.judge)
+    model = onnx.load(bundle.file("model.onnx"))
+    seen = observe(model, activations(model), bundle.spec, faces, chosen.calibrate)
+    own = plain_ranges(seen, {"max": "minmax"}.get(args.method, args.method))
+    plain = embeddings(model, bundle.spec, faces, chosen.judge)
     found: dict[str, Any] = {"faces": len(chosen.calibrate), "judged": len(chosen.judge)}
     for side in args.sides:
         copy, out = folder / side, folder / f"{side}.onnx"
         shutil.copytree(args.bundle, copy)
         python = args.modelopt_python if side == "modelopt" else sys.executable
-        given = [str(copy), args.faces, chosen.calibrate, str(pixels), str(out)]
+        given = [str(copy), args.faces, chosen.calibrate, str(pixels), str(out), args.method]
         found[side] = measure(python, SIDES[side], given)
         if found[side] and chosen.judge:
             int8 = embeddings(onnx.load(out), bundle.spec, faces, chosen.judge)
@@ -131,6 +151,10 @@ def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
                 f"{r['far']:g}": round(r["tar_fp32"] - r["tar_int8"], 4) for r in loss["rates"]
             }
             found[side] |= {"cosine": loss["cosine"], "tar_loss": rates}
+        if found[side] and side in ("onnxruntime", "modelopt"):
+            both = {k: v / own[k] for k, v in scales(onnx.load(out)).items() if own.get(k)}
+            spread = np.percentile(list(both.values()), [0, 50, 100]).round(3).tolist()
+            found[side] |= {"ranges": {"tensors": len(both), "least_median_most": spread}}
     for peer in set(args.sides) - {"ours"}:
         found[f"{peer}_to_ours"] = {
             key: round(found[peer][key] / found["ours"][key], 1)
@@ -148,6 +172,7 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=1000)
     parser.add_argument("--sides", default="ours,calibrate,onnxruntime")
     parser.add_argument("--modelopt-python", default=sys.executable)
+    parser.add_argument("--method", default="entropy", choices=("entropy", "max"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.sides = args.sides.split(",")

@@ -1,7 +1,5 @@
 """The stage: faces -> statistics -> table -> Q/DQ model, judged and put into the bundle."""
 
-import json
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..bundle import Bundle, change, open_bundle
+from ..bundle import Bundle, open_bundle
 from ..errors import ModelError, UsageError
 from ..export.finite import check_finite
 from ..export.trained import ranges_in
@@ -17,17 +15,18 @@ from ..faces.sources import Faces
 from ..progress import Track, silent
 from .budget import Budget
 from .fitting import Steps, fit_table, trained_table
+from .framing import framing_note
 from .histogram import MOST_FACES
 from .latency import COUNTED
-from .layers import Choice, choose
+from .layers import choose
 from .moments import Collector
 from .observe import observe
 from .people import look, split
 from .quantize import quantize_onnx
 from .ranges import METHODS
+from .record import record, summary
 from .rounding import round_weights
-from .search import Judge, Trial, settle
-from .table import CalibrationTable, table_to_json
+from .search import Judge, settle
 from .trt_cache import ALGORITHM, TrtCache, activations, cache_text, plain_ranges, version_number
 
 JUDGED = 64
@@ -75,83 +74,43 @@ def calibrate(
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
     chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
-    plain = activations(model) if version else ()
     trained = ranges_in(model) if method == "auto" else {}
-    tensors = tuple(dict.fromkeys((*(() if trained else rule.tensors), *plain)))
+    plain = activations(model) if version else ()
+    tensors = tuple(dict.fromkeys((*plain, *(() if trained else rule.tensors))))
     moments = Collector(model, rule.int8 if steps.round_to_data and not trained else ())
-    seen = (
-        observe(model, tensors, bundle.spec, faces, chosen.calibrate, track, moments)
-        if tensors
-        else {}
-    )
-    digest = bundle.files["model.onnx"].sha256
+    seen = {}
+    if tensors:
+        seen = observe(model, tensors, bundle.spec, faces, chosen.calibrate, track, moments)
+    sha256 = bundle.files["model.onnx"].sha256
     if trained:
-        table = trained_table(rule, trained, digest)
+        table = trained_table(rule, trained, sha256)
     else:
+        people = len(np.unique(faces.labels[list(chosen.calibrate)]))
         table = fit_table(
-            model,
-            rule,
-            seen,
-            method,
-            steps,
-            faces=len(chosen.calibrate),
-            identities=len(np.unique(faces.labels[list(chosen.calibrate)])),
-            model_sha256=digest,
-        )
+            model, rule, seen, method, steps,
+            faces=len(chosen.calibrate), identities=people, model_sha256=sha256,
+        )  # fmt: skip
     rounded = round_weights(model, table, moments.found)
     judge = Judge(model, bundle.spec, faces, chosen.judge, track, rounded)
     trials, table = settle(table, judge, budget, bundle.root)
+    odd = framing_note(faces, chosen.calibrate)
+    warnings = (*chosen.warnings, odd) if odd else chosen.warnings
     choice = choose(model, table.floats)
-    quantized = quantize_onnx(model, table, choice, rounded)
-    options = {"method": method, "limit": limit} | ({"budget": budget.describe()} if budget else {})
+    report = {
+        **summary(table, choice, trials, warnings, faces.drawn),
+        "budget": budget.describe() if budget else None,
+        "time": COUNTED,
+        "trials": [trial.to_json() for trial in trials],
+    }
+    cache = ""
+    if version:
+        ranges = plain_ranges(
+            {name: seen[name] for name in plain}, "entropy" if method == "auto" else method
+        )
+        cache = cache_text(TrtCache(version, ALGORITHM, ranges))
+    options: dict[str, Any] = {"method": method, "limit": limit}
+    options |= {"budget": budget.describe()} if budget else {}
     options |= {"trt_cache": trt_cache} if trt_cache else {}
     options |= {name: False for name, done in asdict(steps).items() if not done}
-    summary = _summary(table, choice, trials, chosen.warnings, faces.drawn)
-    with change(bundle.root, "calibrate", options) as draft:
-        draft.drop(*[n for n in bundle.files if n.startswith("engines/") and "-int8" in n])
-        draft.drop(
-            "reports/verify-int8", "reports/benchmark-int8", "reports/evaluate-int8", "report.html"
-        )
-        draft.drop("calibration.cache")
-        if version:
-            kind = "entropy" if method == "auto" else method
-            ranges = plain_ranges({name: seen[name] for name in plain}, kind)
-            target = draft.path("calibration.cache", "calibration cache of TensorRT")
-            target.write_text(cache_text(TrtCache(version, ALGORITHM, ranges)))
-        draft.path("calibration.json", "calibration table").write_text(table_to_json(table))
-        target = draft.path("model.int8.onnx", "INT8 model (Q/DQ)")
-        target.write_bytes(quantized.SerializeToString())
-        report = {
-            **summary,
-            "budget": budget.describe() if budget else None,
-            "time": COUNTED,
-            "trials": [trial.to_json() for trial in trials],
-        }
-        target = draft.path("reports/calibration.json", "what INT8 lost, on people held apart")
-        target.write_text(json.dumps(report, indent=1) + "\n")
-        draft.summary.update(summary)
+    record(bundle, options, table, quantize_onnx(model, table, choice, rounded), report, cache)
     return open_bundle(bundle.root, check=False)
-
-
-def _summary(
-    table: CalibrationTable,
-    choice: Choice,
-    trials: list[Trial],
-    warnings: tuple[str, ...],
-    drawn: bool,
-) -> dict[str, Any]:
-    loss = trials[-1].loss.to_json() if trials else None
-    return {
-        "method": table.method,
-        "faces": table.faces,
-        "identities": table.identities,
-        "drawn_faces": drawn,
-        "equalised_tensors": len(table.scales),
-        "centred_tensors": len(table.centres),
-        "int8_layers": len(choice.int8),
-        "int8_mac_share": round(choice.mac_share, 4),
-        "int8_dense_share": round(choice.dense_share, 4),
-        "kept_float": dict(Counter(choice.kept.values())),
-        "judged": loss,
-        "warnings": list(warnings),
-    }

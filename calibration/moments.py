@@ -71,7 +71,8 @@ class Collector:
         for node, source, shape in self._nodes:
             x = patches(node, shape, values[source])
             seen = self.found[node.name]
-            seen.product += x.T @ x
+            with np.errstate(over="ignore", invalid="ignore"):  # `round_weights` leaves those out
+                seen.product += x.T @ x
             seen.total += x.sum(axis=0, dtype=np.float64)
             seen.count += len(x)
 

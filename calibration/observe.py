@@ -17,7 +17,9 @@ from .histogram import F32, Histogram, add, empty
 BATCH = 4
 """Faces in flight: all observed activations of a batch are held at once, and twice."""
 _WORTH = 1024
-"""Values of a channel that are worth a walk through its bins: small tensors wait for more."""
+"""Values of a channel that are worth a walk through its bins: small tensors wait for more,"""
+_MOST = 1 << 21
+"""but never for more values than this in all."""
 
 
 def observe(
@@ -47,7 +49,8 @@ def observe(
     for values in _ahead(session, (preprocess(batch, spec) for batch in batches)):
         for name, read in source.items():
             held[name].append(_channels(values[read]))
-            if sum(part[:, 0].size for part in held[name]) >= _WORTH:
+            size = sum(part.size for part in held[name])
+            if size >= min(_WORTH * held[name][0].shape[1], _MOST):
                 _count(seen, name, held[name])
         if watch:
             watch(values)

@@ -106,7 +106,7 @@ def _export(origin: Origin, draft: Draft, golden: str | Path | None, notify: Not
     draft.path("model.onnx", "model").write_bytes(model.SerializeToString())
     write_golden(draft.path("golden.npz", "golden"), faces, preprocess(faces, spec), origin)
     if half:
-        path = draft.path("model.fp16.onnx", "model-fp16")
+        path = draft.path("model.fp16.onnx", "FP16 model")
         path.write_bytes(half.model.SerializeToString())
     if origin.save_weights:
         draft.drop(*OTHER_WEIGHTS)
