@@ -1,14 +1,14 @@
 """Quantise, judge on people held apart, and with a budget try again with more layers in float.
 
 What stays float is judged as FP32. Engines compute it in FP16, whose errors are a hundredth of
-INT8's (docs/results/int8.md); `fr-edge verify` judges the engine itself.
+INT8's (docs/results/engines.md); `fr-edge verify` judges the engine itself.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def settle(
     if not budget.holds(attempt(())):
         layers = choose(judge.model).int8
         errors = {
-            layer: float(journal.recall(layer, lambda layer=layer: judge.error(table, layer)))
+            layer: float(journal.recall(layer, partial(judge.error, table, layer)))
             for layer in judge.track(layers, "sensitivity", len(layers))
         }
         order = ranked(errors, {layer: judge.saved(layer) for layer in layers})
