@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...faces.contract import InputSpec, preprocess
+from ..accuracy.drift import Drift
 from ..accuracy.metrics import cosines, normalise
+from ..accuracy.strata import Stratum
 from ..engines.cpu import CpuSession
 from .mistakes import BETTER, EXPLAINED, find_mistake
 from .policy import PROOF
@@ -16,6 +18,8 @@ F32 = npt.NDArray[np.float32]
 
 _SYSTEMATIC = 0.5
 _UNLIKE = 0.2
+_FAR_MORE, _MOVED = 4.0, 0.01
+"""How many times the others' error is remarkable, and from which error on (1 - cosine)."""
 
 
 def explain_all(
@@ -41,6 +45,27 @@ def explain(suspect: F32, expected: F32, faces: U8, fp32: CpuSession, spec: Inpu
     if mixed := _mixed_up(suspect, expected):
         return f"{mixed} of {len(suspect)} embeddings are another face's: keys or rows are mixed up"
     return _describe(suspect, expected)
+
+
+def kind_doubts(strata: Sequence[Stratum], drift: Drift) -> str:
+    """A sentence when one kind of face moved far more than all the others; else empty.
+
+    Moved is 1 - cosine in the mean; the others' follows from everybody's.
+    """
+    found: list[tuple[float, Stratum]] = []
+    for stratum in strata:
+        moved, others = 1 - stratum.mean, drift.faces - stratum.faces
+        if others:
+            rest = ((1 - drift.mean) * drift.faces - moved * stratum.faces) / others
+            if moved > max(_FAR_MORE * rest, _MOVED):
+                found.append((moved / max(rest, 1e-9), stratum))
+    if not found:
+        return ""
+    times, worst = max(found, key=lambda pair: pair[0])
+    return (
+        f"{worst.name} faces alone go wrong: mean cosine {worst.mean:.4f}, "
+        f"their error is {min(times, 999):.0f} times that of the other faces"
+    )
 
 
 def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[str]) -> str:

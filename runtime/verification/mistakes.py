@@ -86,7 +86,8 @@ def _mean_off(faces: U8, spec: InputSpec, alike: Callable[[F32], float]) -> tupl
     """A mean that nobody wrote down: which one explains most?"""
 
     def trial(levels: float) -> F32:
-        return preprocess(faces, replace(spec, mean=tuple(v + levels for v in spec.mean)))
+        red, green, blue = (value + levels for value in spec.mean)
+        return preprocess(faces, replace(spec, mean=(red, green, blue)))
 
     cosine, levels = _climb(lambda x: alike(trial(x)), np.arange(-120.0, 121.0, 20.0), 10.0)
     return cosine, f"the mean is off by {levels:+.1f} levels"
@@ -94,7 +95,8 @@ def _mean_off(faces: U8, spec: InputSpec, alike: Callable[[F32], float]) -> tupl
 
 def _scale_off(faces: U8, spec: InputSpec, alike: Callable[[F32], float]) -> tuple[float, str]:
     def trial(octaves: float) -> F32:
-        return preprocess(faces, replace(spec, std=tuple(v * 2.0**octaves for v in spec.std)))
+        red, green, blue = (float(value * 2.0**octaves) for value in spec.std)
+        return preprocess(faces, replace(spec, std=(red, green, blue)))
 
     cosine, octaves = _climb(lambda x: alike(trial(x)), np.arange(-8.0, 8.5, 2.0), 1.0)
     return cosine, f"the std is {2**octaves:.3g} times the contract's"

@@ -31,7 +31,7 @@ from ..engines.cpu import CpuSession
 from ..engines.fingerprint import int8_in_float
 from ..engines.session import Session, open_session
 from .certificate import Verified
-from .diagnose import explain_all, label_doubts
+from .diagnose import explain_all, kind_doubts, label_doubts
 from .judge import judge, mixed_advice
 from .policy import FAR, NAME, Limits, read_policy
 from .reference import Both, embed_both, prove
@@ -109,6 +109,8 @@ def verify(
         who = f"model.onnx in FP32 on this machine, proven to be {who} on golden faces"
         if reference is not None:
             who = f"embeddings from {reference.name}"
+        if separation is not None and (odd := kind_doubts(separation.strata, drift)):
+            findings.append(odd)
         if teacher is not None:
             gallery = match_gallery(teacher, faces, both.engine, limits)
         if faces.labelled and (doubt := label_doubts(both.reference, faces.labels, faces.keys)):

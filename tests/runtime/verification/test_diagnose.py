@@ -10,11 +10,13 @@ import pytest
 from fr_edge.bundle import change, open_bundle
 from fr_edge.faces.contract import PRESETS, preprocess
 from fr_edge.faces.sources import Faces
+from fr_edge.runtime.accuracy.drift import measure_drift
 from fr_edge.runtime.accuracy.embeddings import write_embeddings
 from fr_edge.runtime.accuracy.origin import origin_of
+from fr_edge.runtime.accuracy.separation import separate
 from fr_edge.runtime.engines.cpu import CpuSession
 from fr_edge.runtime.engines.session import embed_faces, open_session
-from fr_edge.runtime.verification.diagnose import explain, label_doubts
+from fr_edge.runtime.verification.diagnose import explain, kind_doubts, label_doubts
 from fr_edge.runtime.verification.verify import verify
 
 SPEC = PRESETS["insightface"]
@@ -127,3 +129,27 @@ def test_swapped_labels_are_named_and_honest_ones_are_not() -> None:
     mixed = label_doubts(found.astype(np.float32), random.permutation(labels), keys)
     assert honest == ""
     assert "labels are mixed up" in mixed
+
+
+@pytest.mark.parametrize(("seed", "share"), [(0, 0.05), (3, 0.25)])
+def test_a_kind_of_face_that_fails_alone_is_named(seed: int, share: float) -> None:
+    """Noise everywhere, ten times as much on one kind; and the same noise on all."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(60), 4)
+    old = random.normal(size=(60, 64))[labels] + 0.3 * random.normal(size=(240, 64))
+    noise = 0.03 * random.normal(size=old.shape)
+    odd = np.zeros(240, bool)
+    odd[random.permutation(240)[: int(240 * share)]] = True
+    faces = Faces("made up", tuple(f"{i:03d}" for i in range(240)), labels, lambda _: None)  # type: ignore[arg-type, return-value]
+    quality = random.random((240, 5)).astype(np.float32)
+
+    def said(error: np.ndarray) -> str:
+        one, other = old.astype(np.float32), (old + error).astype(np.float32)
+        groups = {"bearded": odd, "others": ~odd}
+        told = separate(one, other, faces, None, quality, 1e-2, groups)
+        assert told is not None
+        return kind_doubts(told.strata, measure_drift(one, other, faces.keys))
+
+    assert said(np.where(odd[:, None], 10 * noise, noise)).startswith("bearded faces alone")
+    assert said(noise) == ""
+    assert said(10 * noise) == ""

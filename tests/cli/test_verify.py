@@ -1,0 +1,53 @@
+"""What the commands that judge say on the command line, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+
+from fr_edge.cli.main import run
+
+Captured = pytest.CaptureFixture[str]
+PEOPLE = "synthetic:24x3"
+
+
+@pytest.mark.parametrize("flags", ["N2D1F0", "n1d1f1", "N1D1", ""])
+def test_ijb_flags_that_are_none(flags: str, bundle: Path, capsys: Captured) -> None:
+    assert run(["evaluate", str(bundle), "--protocol", PEOPLE, "--ijb", flags]) == 2
+    assert "N1D1F1" in capsys.readouterr().err
+
+
+def test_ijb_flags_are_for_ijb(bundle: Path, capsys: Captured) -> None:
+    assert run(["evaluate", str(bundle), "--protocol", PEOPLE, "--ijb", "N1D0F1"]) == 2
+    assert "IJB" in capsys.readouterr().err
+
+
+def test_one_person_is_no_judge(bundle: Path, capsys: Captured) -> None:
+    assert run(["verify", str(bundle), "--faces", "synthetic:1x4"]) == 4
+    assert "4 faces of 1 people" in capsys.readouterr().err
+
+
+def test_embeddings_go_only_where_they_belong(
+    bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """A file of the engine's own is no reference; as a gallery it may be tried."""
+    file = str(tmp_path / "e.npz")
+    args = ["--faces", PEOPLE, "--engine", "int8", "-q"]
+    assert run(["embed", str(bundle), "--out", file, *args]) == 0
+    assert run(["verify", str(bundle), "--reference", file, *args]) == 4
+    assert "made by the int8 engine" in capsys.readouterr().err
+    assert run(["verify", str(bundle), "--teacher", file, "--far", "1e-2", *args]) == 0
+    said = capsys.readouterr().out
+    assert "people enrolled with the teacher (e.npz): keep the gallery" in said
+    assert "match threshold at FAR 1e-2: original" in said
+
+
+def test_each_protocol_keeps_its_report(bundle: Path, capsys: Captured) -> None:
+    for protocol in (PEOPLE, "synthetic:12x3@4"):
+        assert run(["evaluate", str(bundle), "--protocol", protocol, "-q"]) == 0
+    assert "one to many: rank 1" in capsys.readouterr().out
+    kept = sorted(path.name for path in (bundle / "reports").glob("evaluate-*"))
+    assert kept == ["evaluate-fp32-synthetic-12x3-4.json", "evaluate-fp32-synthetic-24x3.json"]
+    assert run(["compare", str(bundle), str(bundle)]) == 0
+    said = capsys.readouterr().out
+    assert "evaluate fp32 synthetic:12x3@4: TAR at 1e-2" in said
+    assert " to " in said  # intervals
