@@ -1,13 +1,14 @@
 """The AdaDistill head against its formulas written straightforwardly with autograd.
 
-    python benchmarks/distill_head.py [--classes 85742] [--batch 128] [--json]
+    python benchmarks/distill_head.py [--classes 85742] [--batch 128] [--device cuda] [--json]
 
 Three sides in one process tree, stepping in turn on the same numbers:
   ours    fr_edge.distill.losses.AdaDistill
   plain   the whole matrix normalised, compared, through arc cosine, margin and cross-entropy; the
           centres are a parameter in name, as in the authors' trainer, so autograd follows them too
   lean    the same with centres that autograd does not follow
-Time is the best of the repeats, memory the peak of a step beyond what was there before it.
+Time is the best of the repeats, memory the peak of a step beyond what was there before it; on a
+GPU the memory is the GPU's, and the first step, which compiles, is not counted.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def inputs(centres: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         centres[start : start + len(block)] = functional.normalize(block) * 0.8
     labels = torch.randperm(classes, generator=draw)[:batch]
     near = functional.normalize(torch.randn(batch, DIM, generator=draw))
-    teacher = functional.normalize(functional.normalize(centres[labels]) + near)
+    teacher = functional.normalize(functional.normalize(centres[labels].cpu()) + near)
     away = functional.normalize(torch.randn(batch, DIM, generator=draw))
     return functional.normalize(teacher + away), teacher, labels
 
@@ -65,16 +66,16 @@ def straightforward(
     return functional.cross_entropy(s * torch.cos(angle + margin), labels)
 
 
-def side(name: str, classes: int, batch: int, grads: Path) -> None:
+def side(name: str, classes: int, batch: int, grads: Path, device: str) -> None:
     """Steps when told to on stdin; answers with one JSON line each."""
     if name == "ours":
         from fr_edge.distill.losses import AdaDistill
 
-        head = AdaDistill(classes, DIM)
+        head = AdaDistill(classes, DIM).to(device)
         centres = head.centres()
     else:
-        centres = torch.empty(classes, DIM)
-    student, teacher, labels = inputs(centres, batch)
+        centres = torch.empty(classes, DIM, device=device)
+    student, teacher, labels = (x.to(device) for x in inputs(centres, batch))
     if name == "ours":
         head.renew()
     kept = centres.clone() if classes < 1_000_000 else None
@@ -85,8 +86,8 @@ def side(name: str, classes: int, batch: int, grads: Path) -> None:
             if name == "ours":
                 head.renew()
         x = student.clone().requires_grad_()
-        before, peak = memory_mb("VmRSS"), memory_mb("VmHWM")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before, peak = held_mb(device), peak_mb(device)
+        forget_peak(device)
         wall, cpu = time.perf_counter(), time.process_time()
         loss = (
             head(x, teacher, labels)
@@ -94,16 +95,18 @@ def side(name: str, classes: int, batch: int, grads: Path) -> None:
             else straightforward(x, teacher, weight, labels)
         )
         loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         weight.grad = None
         assert x.grad is not None
-        np.save(grads, x.grad.numpy())
+        np.save(grads, x.grad.cpu().numpy())
         answer = {
             "seconds": wall,
             "cpu_seconds": cpu,
             "loss": float(loss.detach()),
-            "beyond_mb": memory_mb("VmHWM") - before,
-            "peak_mb": max(peak, memory_mb("VmHWM")),
+            "beyond_mb": peak_mb(device) - before,
+            "peak_mb": max(peak, peak_mb(device)),
         }
         print(json.dumps(answer), flush=True)
 
@@ -113,13 +116,32 @@ def memory_mb(key: str) -> float:
     return float(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
-def compare(classes: int, batch: int, repeats: int, sides: list[str]) -> dict[str, Any]:
+def held_mb(device: str) -> float:
+    return torch.cuda.memory_allocated() / 2**20 if device == "cuda" else memory_mb("VmRSS")
+
+
+def peak_mb(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else memory_mb("VmHWM")
+
+
+def forget_peak(device: str) -> None:
+    """The peak counts from here."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def compare(
+    classes: int, batch: int, repeats: int, sides: list[str], device: str
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         grads = {name: Path(folder) / f"{name}.npy" for name in sides}
         children = {
             name: subprocess.Popen(
                 [sys.executable, __file__, "--side", name, "--classes", str(classes)]
-                + ["--batch", str(batch), "--grads", str(grads[name])],
+                + ["--batch", str(batch), "--grads", str(grads[name]), "--device", device],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -127,7 +149,8 @@ def compare(classes: int, batch: int, repeats: int, sides: list[str]) -> dict[st
             for name in sides
         }
         found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-        for _ in range(repeats):
+        warm = device == "cuda"
+        for _ in range(repeats + warm):
             for name, child in children.items():
                 assert child.stdin is not None
                 assert child.stdout is not None
@@ -139,6 +162,7 @@ def compare(classes: int, batch: int, repeats: int, sides: list[str]) -> dict[st
         out: dict[str, Any] = {"classes": classes, "batch": batch, "dim": DIM, "repeats": repeats}
         out["threads"], out["torch"] = torch.get_num_threads(), torch.__version__
         for name, steps in found.items():
+            steps = steps[warm:]
             out[name] = {
                 "seconds": min(step["seconds"] for step in steps),
                 "cpu_seconds": min(step["cpu_seconds"] for step in steps),
@@ -168,15 +192,16 @@ def main() -> None:
     parser.add_argument(
         "--only-ours", action="store_true", help="for sizes that the others cannot hold"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--grads", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        side(args.side, args.classes, args.batch, args.grads)
+        side(args.side, args.classes, args.batch, args.grads, args.device)
         return
     sides = ["ours"] if args.only_ours else list(SIDES)
-    found = compare(args.classes, args.batch, args.repeats, sides)
+    found = compare(args.classes, args.batch, args.repeats, sides, args.device)
     if args.json:
         print(json.dumps(found))
         return

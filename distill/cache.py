@@ -6,6 +6,7 @@ that says which teacher, contract and data it belongs to.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, MachineError
 from ..manifest import write_atomic
 from ..progress import Track, silent
 from .data import Pixels
@@ -28,7 +29,7 @@ def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Tra
     """`(N, 2, D) float16`, memory-mapped: unit embeddings of each training image and its mirror.
 
     Goes on where an earlier call stopped. Raises DataError for a cache of another teacher,
-    contract or data.
+    contract or data, MachineError where there is no room for one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     store, note = folder / "teacher.npy", folder / "teacher.json"
@@ -40,8 +41,9 @@ def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Tra
         "shape": list(shape),
     }
     done = _done(note, json.loads(json.dumps(key))) if store.exists() and note.exists() else 0
-    mode = "r+" if done else "w+"
-    values: Any = np.lib.format.open_memmap(store, mode, np.float16, shape)
+    values: Any = np.lib.format.open_memmap(store, "r+" if done else "w+", np.float16, shape)
+    if not done:
+        _reserve(store)
     starts = range(done, len(pixels), _BLOCK)
     for start in track(starts, "teacher", len(starts)):
         stop = min(start + _BLOCK, len(pixels))
@@ -52,6 +54,21 @@ def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Tra
         write_atomic(note, json.dumps({**key, "done": stop}).encode())
     held: F16 = values
     return held
+
+
+def _reserve(store: Path) -> None:
+    """Take the file's space now: a mapped page that finds none later kills the process."""
+    size = store.stat().st_size
+    try:
+        with store.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        store.unlink()
+        raise MachineError(
+            f"the teacher's embeddings take {size / 1e6:,.0f} MB, which {store.parent} cannot hold:"
+            f" {error.strerror}",
+            "make room, or --set cache=FOLDER on another disk",
+        ) from error
 
 
 def data_digest(pixels: Pixels) -> str:

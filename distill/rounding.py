@@ -131,7 +131,7 @@ def finding_steps(network: nn.Module, agree: Callable[[Tensor], Tensor]) -> Iter
         layer.rounds = True
 
     hooks = [layer.register_forward_pre_hook(found) for _, layer in rounding_layers(network)]
-    network.eval()
+    network.train()  # as in the steps to come: running statistics lag behind, early on by far
     try:
         with torch.no_grad():
             yield
@@ -149,15 +149,6 @@ def best_step(x: Tensor) -> Tensor:
     steps = _SHARES.to(x.device) * largest / HIGH
     errors = [((flat / s).round_().clamp_(LOW, HIGH) * s - flat).square().sum() for s in steps]
     return steps[torch.stack(errors).argmin()]
-
-
-def freeze_norms(network: nn.Module) -> None:
-    """Once layers round, normalise with the running statistics alone: what is trained on from here
-    is what export will fold."""
-    if any(layer.rounds for _, layer in rounding_layers(network)):
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
 
 
 @contextmanager

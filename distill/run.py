@@ -21,7 +21,7 @@ from .losses import AdaDistill
 from .networks import build_network
 from .ranks import Ranks
 from .recipe import Recipe
-from .rounding import add_steps, finding_steps, freeze_norms, steady_steps
+from .rounding import add_steps, finding_steps, steady_steps
 
 SPEC = InputSpec()
 """The students' contract."""
@@ -133,7 +133,6 @@ def update(
     # AdaDistill's loss is that of all ranks together; the others know their own rows alone.
     parts = recipe.accumulate * (1 if isinstance(run.head, AdaDistill) else run.ranks.size)
     run.network.train()
-    freeze_norms(run.network)
     run.head.train()
     for group in run.optimiser.param_groups:
         group["lr"] = lr

@@ -6,6 +6,7 @@ from torch import nn
 
 from fr_edge.distill.activation import PReLU
 from fr_edge.distill.networks import build_network
+from fr_edge.distill.rounding import Conv2d
 from fr_edge.errors import UsageError
 
 
@@ -72,3 +73,19 @@ def test_prelu_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert got is not None
         assert expected is not None
         torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance * 3)
+
+
+@pytest.mark.parametrize("side", [9, 14])
+def test_a_strided_depthwise_layer_trains_the_same_in_bf16(side: int) -> None:
+    torch.manual_seed(4)
+    layer = Conv2d(16, 16, 3, 2, 1, groups=16, bias=False)
+    x = torch.randn(3, 16, side, side, requires_grad=True)
+    plain = nn.functional.conv2d(x, layer.weight, None, 2, 1, 1, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    assert out.shape == plain.shape
+    given = torch.randn(plain.shape)
+    for weights in (x, layer.weight):
+        (one,) = torch.autograd.grad(plain, weights, given, retain_graph=True)
+        (other,) = torch.autograd.grad(out, weights, given.to(out.dtype), retain_graph=True)
+        torch.testing.assert_close(other, one, rtol=0.05, atol=0.05 * float(one.abs().max()))

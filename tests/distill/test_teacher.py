@@ -1,6 +1,8 @@
 """Teachers: loaded from everywhere, checked, and their embeddings kept."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from fr_edge.distill.data import Pixels, split
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.teacher import Teacher, check_teacher, open_teacher
 from fr_edge.distill.weights import load_network
-from fr_edge.errors import DataError, ModelError, UsageError
+from fr_edge.errors import DataError, MachineError, ModelError, UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
 from fr_edge.faces.sources import Faces
 
@@ -147,3 +149,18 @@ def test_a_stale_cache_is_refused_by_name(
     (folder / "teacher.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
         cached_embeddings(folder, teacher, pixels)
+
+
+def test_a_full_disk_is_said_before_the_teacher_runs(
+    guide: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    teacher, pixels = guide
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(MachineError, match="No space left"):
+            cached_embeddings(tmp_path / "cache", teacher, pixels)
+    assert not list((tmp_path / "cache").iterdir())
+    cached_embeddings(tmp_path / "cache", teacher, pixels)
