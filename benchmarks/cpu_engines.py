@@ -24,7 +24,7 @@ from fr_edge.runtime.accuracy.golden import read_golden
 from fr_edge.runtime.accuracy.metrics import cosines
 from fr_edge.runtime.engines.build import build_engine
 from fr_edge.runtime.engines.cpu import CpuSession
-from fr_edge.runtime.engines.fingerprint import SOURCES, int8_in_float
+from fr_edge.runtime.engines.fingerprint import SOURCES
 from fr_edge.runtime.engines.session import open_session
 
 BATCHES, SECONDS, IN_A_ROW = (1, 8), 12.0, 4
@@ -89,7 +89,7 @@ def compare(root: str, threads: int) -> dict[str, Any]:
         runs[f"{p} engine"] = session.embed
     found: dict[str, Any] = {
         "bundle": bundle.root.stem,
-        "int8_layers": built.integer_kernels + int8_in_float(bundle, built.engine),
+        "int8_layers": built.layers["int8"],
         "integer_kernels": built.integer_kernels,
     }
     for p in PRECISIONS:

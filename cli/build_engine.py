@@ -80,10 +80,9 @@ def _build(
     built = build_engine(bundle, precision, backend, faces, output.track, settings)
     for note in built.notes:
         output.note(note)
-    counts = ", ".join(f"{count} {name.upper()}" for name, count in built.layers.items() if count)
     lines = [
         f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)},"
-        f" layers with weights: {counts or 'not told'}"
+        f" layers with weights: {built.told or 'not told'}"
     ]
     if not lacking(built.backend):
         lines.append(f"next: fr-edge verify {bundle} --engine {precision}")

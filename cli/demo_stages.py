@@ -219,8 +219,7 @@ def _calibrate(student: Path, plan: Plan, output: Output) -> Found:
 
 def _engine(student: Path, precision: str, output: Output) -> Found:
     built = build_engine(student, precision, "onnxruntime", track=output.track)
-    layers = ", ".join(f"{count} {name.upper()}" for name, count in built.layers.items() if count)
-    return built.engine, f"{layers} layers", {}
+    return built.engine, f"{built.told} layers", {}
 
 
 def _verify(student: Path, engine: str, judged: Pairs, home: Path, output: Output) -> Found:

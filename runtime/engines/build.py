@@ -25,9 +25,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True)
 class Built:
-    """What `build_engine` made; `layers` counts layers with weights by the precision of what they
-    multiply, `integer_kernels` those that this backend runs on integer arithmetic; `size` in
-    bytes."""
+    """What `build_engine` made; `layers` counts layers with weights by precision: TensorRT's as
+    they were built, the CPU's as the model has them. `integer_kernels` are those that run on
+    integer arithmetic; `size` in bytes."""
 
     engine: str
     backend: str
@@ -36,6 +36,14 @@ class Built:
     integer_kernels: int
     size: int
     notes: list[str]
+
+    @property
+    def told(self) -> str:
+        """The layers in words: "33 INT8 (21 in integer kernels), 17 FP32"."""
+        parts = [f"{count} {name.upper()}" for name, count in self.layers.items() if count]
+        if self.layers.get("int8", 0) > self.integer_kernels:
+            parts[0] += f" ({self.integer_kernels} in integer kernels)"
+        return ", ".join(parts)
 
 
 def engine_name(backend: str, precision: str, raw: bool = False) -> str:
@@ -128,12 +136,10 @@ def _make_onnx(source: Path, target: Path, precision: str) -> Made:
         notes = (note,) if precision == "fp16" else ()
         return Made(layers, 0, {"operators": executed.operators}, notes)
     integer, total = len(executed.integer), layers["int8"]
-    in_float = total - integer
-    layers = {**layers, "int8": integer, "fp32": layers["fp32"] + in_float}
     facts = {
         "operators": executed.operators,
         "integer_layers": list(executed.integer),
-        "int8_in_float": in_float,
+        "int8_in_float": total - integer,
         "raced": [{"int8": len(r.layers), "relative": r.relative} for r in executed.raced],
     }
     return Made(layers, integer, facts, tuple(_int8_notes(integer, total, executed.raced[0])))

@@ -13,7 +13,7 @@ COMPUTE = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Made:
-    """`layers` counts the operators with weights by the precision of what they multiply.
+    """`layers` counts the operators with weights by precision, as `Built` says.
 
     `facts` go into the engine's fingerprint as they are, `notes` to the person.
     """
