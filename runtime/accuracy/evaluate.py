@@ -15,7 +15,7 @@ from ...errors import FacesError
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...progress import Track, silent
-from ..engines.session import Session, embed_faces, open_session
+from ..engines.session import Session, embed_faces, open_judged
 from .bootstrap import tar_interval
 from .embeddings import check_embeddings
 from .identify import Identified, identify
@@ -108,7 +108,7 @@ def evaluate(
     listed = isinstance(protocol, Pairs)
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol)
     faces = pairs.faces
-    session = open_session(bundle, engine, backend)
+    session = open_judged(bundle, engine, backend)
     embeddings = _embed(session, bundle, faces, flip, track)
     check_embeddings(embeddings, faces.keys, f"the {session.precision} engine")
     everyone = faces.labelled

@@ -13,7 +13,7 @@ from ... import __version__
 from ...bundle import Bundle, change, open_bundle
 from ...faces.contract import preprocess
 from ...progress import Track, silent
-from ..engines.session import Session, open_session
+from ..engines.session import Session, open_judged
 from .embeddings import check_embeddings
 from .ijb import Ijb, pair_scores, pool
 from .metrics import far_name
@@ -79,7 +79,7 @@ def evaluate_ijb(
     Raises FacesError for a damaged image, ModelError when an embedding is zero or not finite.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    session = open_session(bundle, engine, backend)
+    session = open_judged(bundle, engine, backend)
     batches = _embed(session, bundle, ijb, flip, track)
     templates, numbers = pool(batches, ijb, norm=norm, detector=detector)
     tar = nearest_tar(pair_scores(templates, numbers, ijb), ijb.same, FARS)

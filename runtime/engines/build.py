@@ -157,5 +157,5 @@ def _int8_notes(integer: int, total: int, best: Raced) -> Iterator[str]:
     if in_float := total - integer:
         yield (
             f"{in_float} INT8 layers run in float with their INT8 weights and round nothing between"
-            " layers: `verify` judges this engine, TensorRT rounds in all of them"
+            " layers; `verify` and `evaluate` round in all of them, as TensorRT does"
         )

@@ -15,7 +15,7 @@ from ..machine.backends import pick_backend
 from .build import PRECISIONS, engine_name
 from .cpu import NAME as CPU
 from .cpu import CpuSession
-from .fingerprint import SOURCES, check_fingerprint
+from .fingerprint import SOURCES, check_fingerprint, int8_in_float
 from .gpu import GpuSession
 from .plan_engine import network_of_plan
 from .preflight import refuse_foreign
@@ -83,6 +83,17 @@ def open_session(
     return _open(bundle, engine, backend, raw=False, threads=threads)
 
 
+def open_judged(
+    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
+) -> Session:
+    """As `open_session`, for judging: INT8 on a CPU rounds in every layer, as TensorRT does.
+
+    A CPU engine computes layers in float where those are faster here. It rounds less than what it
+    stands for, and would be judged too well.
+    """
+    return _open(bundle, engine, backend, raw=False, every_rounding=True)
+
+
 def open_raw_session(
     bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
 ) -> RawSession:
@@ -101,6 +112,7 @@ def _open(
     *,
     raw: bool,
     threads: int | None = None,
+    every_rounding: bool = False,
 ) -> CpuSession | GpuSession:
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if engine not in ("auto", *PRECISIONS):
@@ -120,11 +132,13 @@ def _open(
         refuse_foreign(plan)
         network = network_of_plan(bundle, facts) if facts.get("stripped") else None
         return GpuSession(plan, precision, chosen, network)
+    as_built = bool(built)
     if built:
         check_fingerprint(bundle, name)
-    file = bundle.file(name if built else SOURCES[precision])
+        as_built = not (every_rounding and int8_in_float(bundle, name))
+    file = bundle.file(name if as_built else SOURCES[precision])
     spec = bundle.spec if raw else None
-    return CpuSession(file, precision, as_built=bool(built), raw=spec, threads=threads)
+    return CpuSession(file, precision, as_built=as_built, raw=spec, threads=threads)
 
 
 def embed_faces(

@@ -14,7 +14,7 @@ from fr_edge.runtime.engines.build import build_engine
 from fr_edge.runtime.engines.cpu import CpuSession
 from fr_edge.runtime.engines.cpu_graph import cpu_flavour
 from fr_edge.runtime.engines.fingerprint import SOURCES, int8_in_float, read_fingerprint
-from fr_edge.runtime.engines.session import open_raw_session, open_session
+from fr_edge.runtime.engines.session import open_judged, open_raw_session, open_session
 from fr_edge.runtime.machine.device import cores
 
 
@@ -62,6 +62,16 @@ def test_the_engine_computes_what_the_model_does(bundle, faces, precision):
     session = open_session(bundle.root, precision)
     assert (session.backend, session.precision, session.dim) == ("onnxruntime", precision, 5)
     np.testing.assert_allclose(session.embed(faces(3)), before, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_judged_rounds_in_every_int8_layer(bundle, faces):
+    written = open_session(bundle, "int8").embed(faces(3))  # no engine yet: every Q and DQ
+    build_engine(bundle, "int8")
+    opened = open_bundle(bundle.root)
+    np.testing.assert_allclose(open_judged(opened, "int8").embed(faces(3)), written, rtol=1e-5)
+    if int8_in_float(opened, "engines/onnxruntime-int8.onnx"):
+        engine = open_session(opened, "int8").embed(faces(3))
+        assert np.abs(engine - written).max() > 1e-4 * np.abs(written).max()
 
 
 def test_an_int8_engine_computes_its_layers_as_it_says(bundle, faces):
