@@ -78,7 +78,8 @@ class Conv2d(_Rounds, nn.Conv2d):
             # The derivatives of a strided depthwise convolution take ten times its unstrided
             # form's on a CPU, in bfloat16 (torch 2.13, AMD EPYC with AVX-512, 2026-11-25).
             out = nn.functional.conv2d(*given, 1, self.padding, self.dilation, self.groups)
-            return out[:, :, :: self.stride[0], :: self.stride[1]]
+            strided: Tensor = out[:, :, :: self.stride[0], :: self.stride[1]]
+            return strided
         return self._conv_forward(*given)
 
 
