@@ -40,6 +40,8 @@ class Loss:
 
     faces: int
     people: int
+    genuine: int
+    """Pairs of one person: a rate cannot move by less than one of them."""
     cosine_mean: float
     cosine_p1: float
     cosine_min: float
@@ -53,6 +55,7 @@ class Loss:
         return {
             "faces": self.faces,
             "people": self.people,
+            "genuine_pairs": self.genuine,
             "cosine": {
                 "mean": round(self.cosine_mean, 6),
                 "p1": round(self.cosine_p1, 6),
@@ -82,6 +85,7 @@ def compare(fp32: F32, int8: F32, labels: I64, extra_far: float | None = None) -
     return Loss(
         len(labels),
         len(np.unique(labels)),
+        int(same.sum()),
         float(cosine.mean()),
         float(np.percentile(cosine, 1)),
         float(cosine.min()),

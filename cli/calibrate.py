@@ -76,6 +76,12 @@ def command(
     trials = json.loads(done.file("reports/calibration.json").read_text(encoding="utf-8"))["trials"]
     for warning in summary["warnings"]:
         output.note(f"warning: {warning}")
+    genuine = summary["judged"]["genuine_pairs"] if summary["judged"] else 0
+    if max_tar_drop is not None and genuine * max_tar_drop < 1.0:
+        output.note(
+            f"warning: {genuine} genuine pairs cannot tell a TAR drop of {max_tar_drop:g} from none:"
+            " give more people with several images each"
+        )
     text = _text(bundle, summary, _pareto(trials, far))
     output.result({"bundle": bundle, **summary, "trials": trials}, text)
 

@@ -26,6 +26,7 @@ def test_against_sorting_all_pairs() -> None:
     pairs = list(combinations(range(60), 2))
     same = np.array([labels[i] == labels[j] for i, j in pairs])
     old, new = (np.array([x[i] @ x[j] for i, j in pairs]) for x in unit)
+    assert found.genuine == same.sum() == 60
     assert [rate.far for rate in found.rates] == [1e-2, 0.005, 1e-3]  # 1710 impostors
     for rate in found.rates:
         allowed = int(rate.far * (~same).sum())

@@ -37,6 +37,28 @@ def test_export_makes_the_normal_form(exported: Path, capsys: Captured) -> None:
     assert {"model.onnx", "golden.npz"} <= set(found["files"])
 
 
+def test_calibrate_within_a_budget_shows_what_it_tried(bundle: Path, capsys: Captured) -> None:
+    start = ("calibrate", str(bundle), "--faces", "synthetic:16x2@5", "-q")
+    report = json.loads((bundle / "reports/calibration.json").read_text())
+    worst = report["judged"]["cosine"]["min"]
+    found = asked(capsys, *start, "--min-cosine", str((3 * worst + 1) / 4))
+    assert len(found["trials"]) > 1
+    assert found["trials"][-1]["cosine"] == found["judged"]["cosine"]
+    assert found["kept_float"]["accuracy budget"] == len(found["trials"][-1]["float_layers"])
+    assert run([*start, "--min-cosine", str((3 * worst + 1) / 4)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"MACs in INT8 +left out +time .*TAR drop at 0.0001", text)
+    assert text.count(" taken") == 1
+    assert run([*start, "--min-cosine", "1"]) == 1
+    assert "no assignment holds cosine >= 1" in capsys.readouterr().err
+
+
+def test_a_budget_finer_than_the_pairs_is_said(bundle: Path, capsys: Captured) -> None:
+    start = ("calibrate", str(bundle), "--faces", "synthetic:16x2@5")
+    assert run([*start, "--max-tar-drop", "0.1", "--far", "0.1"]) == 0
+    assert "3 genuine pairs cannot tell a TAR drop of 0.1 from none" in capsys.readouterr().err
+
+
 def test_calibrate_makes_true_int8(calibrated: Path) -> None:
     """Explicit, symmetric Q/DQ as TensorRT takes it: both operands, zero points 0, no bias."""
     model = onnx.load(calibrated / "model.int8.onnx")
