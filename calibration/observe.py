@@ -1,7 +1,7 @@
 """Run a model over faces and keep histograms of the tensors asked for; memory stays flat."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int = 0) -
 def _ahead(session: Any, batches: Iterable[F32]) -> Iterator[Mapping[str, F32]]:
     """What `_run` gives for each batch; the next is computed while one is looked at."""
     with ThreadPoolExecutor(1) as worker:
-        coming = None
+        coming: Future[Mapping[str, F32]] | None = None
         for batch in batches:
             done, coming = coming, worker.submit(_run, session, batch)
             if done:
