@@ -155,6 +155,7 @@ def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
             both = {k: v / own[k] for k, v in scales(onnx.load(out)).items() if own.get(k)}
             spread = np.percentile(list(both.values()), [0, 50, 100]).round(3).tolist()
             found[side] |= {"ranges": {"tensors": len(both), "least_median_most": spread}}
+        print(f"{count:>6} {side:>12}  {json.dumps(found[side])}", file=sys.stderr, flush=True)
     for peer in set(args.sides) - {"ours"}:
         found[f"{peer}_to_ours"] = {
             key: round(found[peer][key] / found["ours"][key], 1)
@@ -180,11 +181,12 @@ def main() -> None:
     for count in map(int, args.counts.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             results.append(run(args, count, Path(folder)))
-        if not args.json:
-            for key, value in results[-1].items():
-                print(f"{key:>24}  {value if isinstance(value, int) else json.dumps(value)}")
     if args.json:
         print(json.dumps(results))
+        return
+    for result in results:
+        for name in [name for name in result if name.endswith("_to_ours")]:
+            print(f"{result['faces']:>6} faces, {name}: {json.dumps(result[name])}")
 
 
 if __name__ == "__main__":

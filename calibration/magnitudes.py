@@ -45,8 +45,9 @@ def magnitudes(seen: Histogram, centre: F64) -> Magnitudes:
     place = np.where(place < 0, -1 - place, place)
     index = place + np.arange(len(shift))[:, None] * bins
     folded = np.bincount(index.ravel(), seen.counts.ravel(), len(shift) * bins)
-    counts: F64 = folded.reshape(-1, bins).astype(np.float64, copy=False)
-    counts = counts[:, : np.flatnonzero(counts.any(axis=0))[-1:].sum() + 1]  # the rest is empty
+    folded = folded.reshape(-1, bins)
+    used = np.flatnonzero(folded.any(axis=0))[-1:].sum() + 1  # beyond, all are empty
+    counts = folded[:, :used].astype(np.float64)
     x = (np.arange(bins) - HALF + 0.5) * seen.width[:, None]
     total = np.maximum(counts.sum(axis=1), 1.0)
     variance = (seen.counts * x**2).sum(axis=1) / total - seen.mean**2
