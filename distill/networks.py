@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
         if not self.residual:
             return y
         # What skips is what the first layer reads, rounded or not.
-        first: Conv2d = self.body[0][0]  # type: ignore[index, assignment]
+        first: Conv2d = self.body[0][0]  # type: ignore[index]
         return first.rounded(x) + y
 
 
