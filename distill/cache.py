@@ -65,7 +65,7 @@ def _reserve(store: Path) -> None:
     except OSError as error:
         store.unlink()
         raise MachineError(
-            f"the teacher's embeddings take {size / 1e6:,.0f} MB, which {store.parent} cannot hold:"
+            f"the teacher's embeddings take {size / 1e6:,.1f} MB, which {store.parent} cannot hold:"
             f" {error.strerror}",
             "make room, or --set cache=FOLDER on another disk",
         ) from error

@@ -73,14 +73,15 @@ class Conv2d(_Rounds, nn.Conv2d):
         self.register_parameter("step", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        given = self.rounded(x), self.rounded_weight(), self.bias
+        x, weight = self.rounded(x), self.rounded_weight()
         if self.groups > 1 and self.stride != (1, 1) and _trains_in_bf16(x):
             # The derivatives of a strided depthwise convolution take ten times its unstrided
             # form's on a CPU, in bfloat16 (torch 2.13, AMD EPYC with AVX-512, 2026-11-25).
-            out: Tensor = nn.functional.conv2d(*given, 1, self.padding, self.dilation, self.groups)
+            out = nn.functional.conv2d(
+                x, weight, self.bias, 1, self.padding, self.dilation, self.groups
+            )
             return out[:, :, :: self.stride[0], :: self.stride[1]]
-        plain: Tensor = self._conv_forward(*given)
-        return plain
+        return self._conv_forward(x, weight, self.bias)
 
 
 class Linear(_Rounds, nn.Linear):
