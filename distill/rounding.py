@@ -77,11 +77,12 @@ class Conv2d(_Rounds, nn.Conv2d):
         if self.groups > 1 and self.stride != (1, 1) and _trains_in_bf16(x):
             # The derivatives of a strided depthwise convolution take ten times its unstrided
             # form's on a CPU, in bfloat16 (torch 2.13, AMD EPYC with AVX-512, 2026-11-25).
-            out = nn.functional.conv2d(
+            wide: Tensor = nn.functional.conv2d(
                 x, weight, self.bias, 1, self.padding, self.dilation, self.groups
             )
-            return out[:, :, :: self.stride[0], :: self.stride[1]]
-        return self._conv_forward(x, weight, self.bias)
+            return wide[:, :, :: self.stride[0], :: self.stride[1]]
+        out: Tensor = self._conv_forward(x, weight, self.bias)
+        return out
 
 
 class Linear(_Rounds, nn.Linear):
