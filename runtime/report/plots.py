@@ -22,6 +22,7 @@ def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, e
         axes.bar(edges[:-1], counts, widths, align="edge", color=_FIRST)
         axes.axvline(p1, color=_SECOND, linewidth=1.5, label=f"1 % are below {p1:.4f}")
         axes.set_yscale("symlog", linthresh=1)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("cosine of reference and engine")
         axes.set_ylabel("faces")
 
@@ -108,6 +109,7 @@ def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
                 middles = [-1 + step * (i + 0.5) for i in range(len(share))]
                 label = f"{kind}, {_called(side, engine)}"
                 axes.plot(middles, share, style, color=colour, linewidth=1.2, label=label)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("cosine of two faces")
         axes.set_ylabel("share of pairs")
 

@@ -201,3 +201,13 @@ def test_a_browser_shows_it_offline_without_complaint(judged: Path, tmp_path: Pa
     assert "CONSOLE" not in done.stderr
     assert done.stdout.count("<svg") == 7
     assert "PASSED" in done.stdout
+
+
+def test_the_headline_is_of_a_rate_that_the_pairs_hold(judged: Path) -> None:
+    """12 people give 1,056 impostor pairs: FAR 1e-3 is measured by one of them, 1e-2 by ten."""
+    report = json.loads((judged / "reports/verify-int8.json").read_text())
+    assert "shaky" in report["tar"]["1e-3"]
+    assert "shaky" not in report["tar"]["1e-2"]
+    body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
+    assert "At a false accept rate of 1e-2 it accepts" in body
+    assert "1e-3 *" in body
