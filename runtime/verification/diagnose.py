@@ -18,6 +18,8 @@ F32 = npt.NDArray[np.float32]
 
 _SYSTEMATIC = 0.5
 _UNLIKE = 0.2
+_FEW_ODD = 10.0
+"""Faces whose error is so many times the median's are not noise's tail."""
 _FAR_MORE, _MOVED = 4.0, 0.01
 """How many times the others' error is remarkable, and from which error on (1 - cosine)."""
 
@@ -106,7 +108,11 @@ def _mixed_up(suspect: F32, expected: F32) -> int:
 
 def _describe(suspect: F32, expected: F32) -> str:
     """Noise or a shift that all faces share, and how large."""
-    cosine = float(np.median(cosines(suspect, expected)))
+    each = cosines(suspect, expected)
+    cosine = float(np.median(each))
+    odd = int(((each < EXPLAINED) & (1 - each > _FEW_ODD * (1 - cosine))).sum())
+    if 0 < odd < len(each) / 2:
+        return f"{odd} of {len(each)} faces go wrong, the others keep a median cosine {cosine:.4f}"
     if cosine < _UNLIKE:
         return f"the embeddings have nothing in common (median cosine {cosine:.4f})"
     # What stands at a right angle to the original, against what is left of it.

@@ -62,6 +62,16 @@ def _swapped_and_raw(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
     return fp32.embed(preprocess(faces, replace(PRESETS["raw"], channels="BGR")))
 
 
+def _some_mirrored(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    out = fp32.embed(preprocess(faces, SPEC))
+    out[:7] = _mirrored(fp32, faces)[:7]
+    return out
+
+
+def _scale_of_nobody(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return fp32.embed(preprocess(faces, replace(SPEC, std=tuple(v * 11 for v in SPEC.std))))
+
+
 def _stranger(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
     plain = fp32.embed(preprocess(faces, SPEC))
     return np.random.default_rng(5).normal(size=plain.shape).astype(np.float32)
@@ -76,6 +86,8 @@ def _stranger(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
         (_mean_of_nobody, r"the mean is off by \+4[0-6]\.\d levels"),
         (_swapped_and_raw, "channels are BGR, not RGB, and mean and std are those of 'raw'"),
         (_stranger, "nothing in common"),
+        (_some_mirrored, "7 of 48 faces go wrong"),
+        (_scale_of_nobody, r"the std is 1[01](\.\d+)? times"),
         (_rows_moved, "48 of 48 embeddings are another face's"),
         (_noise, r"noise, (2[89]|30)\.\d% of an embedding's length"),
         (_shift, "a shift that all faces share"),
