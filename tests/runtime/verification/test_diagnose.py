@@ -1,5 +1,6 @@
 """Known mistakes get their name, and noise its size."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,8 +100,6 @@ def test_mistakes_are_named(
     calibrated_mini: Path,
     people: Faces,
 ) -> None:
-    import re
-
     fp32 = CpuSession(calibrated_mini / "model.onnx", "fp32")
     faces = next(people.batches(48))
     expected = fp32.embed(preprocess(faces, SPEC))
@@ -141,6 +140,24 @@ def test_swapped_labels_are_named_and_honest_ones_are_not() -> None:
     mixed = label_doubts(found.astype(np.float32), random.permutation(labels), keys)
     assert honest == ""
     assert "labels are mixed up" in mixed
+
+
+@pytest.mark.parametrize(("people", "images", "swapped"), [(20, 4, 2), (50, 3, 7), (9, 12, 20)])
+def test_a_few_swapped_labels_are_counted(people: int, images: int, swapped: int) -> None:
+    random = np.random.default_rng(people)
+    labels = np.repeat(np.arange(people), images)
+    found = random.normal(size=(people, 32))[labels] + 0.4 * random.normal(size=(len(labels), 32))
+    keys = tuple(f"{i:03d}" for i in range(len(labels)))
+    # One of each of so many groups of faces gets the next one's label: never its own.
+    moved = np.arange(swapped) * (len(labels) // swapped)
+    mixed = labels.copy()
+    mixed[moved] = (labels[moved] + people // 2) % people
+    said = label_doubts(found.astype(np.float32), mixed, keys)
+    assert re.match(rf"labels: {swapped} of {len(labels)} faces .* the first is 000:", said), said
+    assert label_doubts(found.astype(np.float32), labels, keys) == ""
+    # A network that knows nobody accuses no folder.
+    blind = random.normal(size=found.shape).astype(np.float32)
+    assert "wrong folder" not in label_doubts(blind, labels, keys)
 
 
 @pytest.mark.parametrize(("seed", "share"), [(0, 0.05), (3, 0.25)])
