@@ -18,6 +18,9 @@ F32 = npt.NDArray[np.float32]
 
 _SYSTEMATIC = 0.5
 _UNLIKE = 0.2
+_MANY = 0.3
+_FEW_ODD = 10.0
+"""Faces whose error is so many times the median's are not noise's tail."""
 _FAR_MORE, _MOVED = 4.0, 0.01
 """How many times the others' error is remarkable, and from which error on (1 - cosine)."""
 
@@ -69,7 +72,11 @@ def kind_doubts(strata: Sequence[Stratum], drift: Drift) -> str:
 
 
 def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[str]) -> str:
-    """A sentence when many faces look more like another person than like their own; else empty."""
+    """A sentence when faces look more like another person than like their own; else empty.
+
+    Few do by chance. A few that do by far, on a network that knows the others, lie in the wrong
+    folder; with many, nobody can tell whether it is the labels or the network.
+    """
     person = np.unique(labels, return_inverse=True)[1]
     count = np.bincount(person)
     several = np.flatnonzero(count[person] > 1)
@@ -79,15 +86,25 @@ def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[
     sums = np.zeros((len(count), unit.shape[1]), np.float32)
     np.add.at(sums, person, unit)
     means = normalise(sums)
-    doubtful = []
+    own_all, other_all = [], []
     for start in range(0, len(several), 1024):
         part = several[start : start + 1024]
         others = unit[part] @ means.T
         others[np.arange(len(part)), person[part]] = -2
         own = cosines(unit[part], sums[person[part]] - unit[part])
-        doubtful.extend(part[others.max(axis=1) > own])
+        own_all.append(own)
+        other_all.append(others.max(axis=1))
+    own, other = np.concatenate(own_all), np.concatenate(other_all)
+    doubtful = several[other > own]
     share = len(doubtful) / len(several)
-    if share < 0.3:
+    gap = float(np.median(own) - np.median(other))
+    sure = several[other - own > gap / 2]
+    if share < _MANY and gap > 0 and len(sure) and len(sure) >= len(doubtful) / 2:
+        return (
+            f"labels: {len(sure)} of {len(several)} faces look like another person by far, "
+            f"the first is {keys[sure[0]]}: they lie in the wrong folder"
+        )
+    if share < _MANY:
         return ""
     return (
         f"labels: {share:.0%} of the faces look more like another person than like their own "
@@ -106,7 +123,11 @@ def _mixed_up(suspect: F32, expected: F32) -> int:
 
 def _describe(suspect: F32, expected: F32) -> str:
     """Noise or a shift that all faces share, and how large."""
-    cosine = float(np.median(cosines(suspect, expected)))
+    each = cosines(suspect, expected)
+    cosine = float(np.median(each))
+    odd = int(((each < EXPLAINED) & (1 - each > _FEW_ODD * (1 - cosine))).sum())
+    if 0 < odd < len(each) / 2:
+        return f"{odd} of {len(each)} faces go wrong, the others keep a median cosine {cosine:.4f}"
     if cosine < _UNLIKE:
         return f"the embeddings have nothing in common (median cosine {cosine:.4f})"
     # What stands at a right angle to the original, against what is left of it.

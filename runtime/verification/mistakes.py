@@ -20,6 +20,10 @@ Trial = tuple[str, F32]
 
 EXPLAINED = 0.98
 BETTER = 0.01
+_SAME = 0.9999
+"""From here on it is the same network's arithmetic: no further mistake is tried."""
+_LEFT = 0.2
+"""What of the error a mistake may leave unexplained."""
 _TRIED = 8
 """Faces that every mistake is tried on."""
 _COMMON: tuple[tuple[Triple, Triple], ...] = (
@@ -36,21 +40,22 @@ def find_mistake(suspect: F32, expected: F32, faces: U8, fp32: CpuSession, spec:
     well it explains it; empty when none does. `expected (N, D)` is without any."""
     picks = np.unique(np.linspace(0, len(faces) - 1, _TRIED).astype(int))
     suspect, expected, faces = suspect[picks], expected[picks], faces[picks]
-    floor = max(EXPLAINED, float(np.median(cosines(suspect, expected))) + BETTER)
-    if floor >= 1:  # too little is wrong for a mistake
+    wrong = 1 - float(np.median(cosines(suspect, expected)))
+    floor = max(EXPLAINED, 1 - _LEFT * wrong)
+    if floor >= _SAME:  # too little is wrong for a mistake
         return ""
 
     def alike(inputs: F32) -> float:
         return float(np.median(cosines(suspect, fp32.embed(inputs))))
 
+    best = (0.0, "")
     for trials in (_plain(faces, spec), _swapped(faces, spec)):
-        cosine, name = max((alike(inputs), name) for name, inputs in trials)
-        if cosine >= floor:
-            return f"{name} (cosine {cosine:.4f} with that)"
-    for cosine, name in (_mean_off(faces, spec, alike), _scale_off(faces, spec, alike)):
-        if cosine >= floor:
-            return f"{name} (cosine {cosine:.4f} with that)"
-    return ""
+        best = max(best, *((alike(inputs), name) for name, inputs in trials))
+        if best[0] >= _SAME:
+            break
+    else:
+        best = max(best, _mean_off(faces, spec, alike), _scale_off(faces, spec, alike))
+    return f"{best[1]} (cosine {best[0]:.4f} with that)" if best[0] >= floor else ""
 
 
 def _plain(faces: U8, spec: InputSpec) -> Iterator[Trial]:

@@ -1,5 +1,6 @@
 """Known mistakes get their name, and noise its size."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,16 @@ def _swapped_and_raw(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
     return fp32.embed(preprocess(faces, replace(PRESETS["raw"], channels="BGR")))
 
 
+def _some_mirrored(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    out = fp32.embed(preprocess(faces, SPEC))
+    out[:7] = _mirrored(fp32, faces)[:7]
+    return out
+
+
+def _scale_of_nobody(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
+    return fp32.embed(preprocess(faces, replace(SPEC, std=tuple(v * 11 for v in SPEC.std))))
+
+
 def _stranger(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
     plain = fp32.embed(preprocess(faces, SPEC))
     return np.random.default_rng(5).normal(size=plain.shape).astype(np.float32)
@@ -76,6 +87,8 @@ def _stranger(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
         (_mean_of_nobody, r"the mean is off by \+4[0-6]\.\d levels"),
         (_swapped_and_raw, "channels are BGR, not RGB, and mean and std are those of 'raw'"),
         (_stranger, "nothing in common"),
+        (_some_mirrored, "7 of 48 faces go wrong"),
+        (_scale_of_nobody, r"the std is 1[01](\.\d+)? times"),
         (_rows_moved, "48 of 48 embeddings are another face's"),
         (_noise, r"noise, (2[89]|30)\.\d% of an embedding's length"),
         (_shift, "a shift that all faces share"),
@@ -87,8 +100,6 @@ def test_mistakes_are_named(
     calibrated_mini: Path,
     people: Faces,
 ) -> None:
-    import re
-
     fp32 = CpuSession(calibrated_mini / "model.onnx", "fp32")
     faces = next(people.batches(48))
     expected = fp32.embed(preprocess(faces, SPEC))
@@ -129,6 +140,24 @@ def test_swapped_labels_are_named_and_honest_ones_are_not() -> None:
     mixed = label_doubts(found.astype(np.float32), random.permutation(labels), keys)
     assert honest == ""
     assert "labels are mixed up" in mixed
+
+
+@pytest.mark.parametrize(("people", "images", "swapped"), [(20, 4, 2), (50, 3, 7), (9, 12, 20)])
+def test_a_few_swapped_labels_are_counted(people: int, images: int, swapped: int) -> None:
+    random = np.random.default_rng(people)
+    labels = np.repeat(np.arange(people), images)
+    found = random.normal(size=(people, 32))[labels] + 0.4 * random.normal(size=(len(labels), 32))
+    keys = tuple(f"{i:03d}" for i in range(len(labels)))
+    # One of each of so many groups of faces gets the next one's label: never its own.
+    moved = np.arange(swapped) * (len(labels) // swapped)
+    mixed = labels.copy()
+    mixed[moved] = (labels[moved] + people // 2) % people
+    said = label_doubts(found.astype(np.float32), mixed, keys)
+    assert re.match(rf"labels: {swapped} of {len(labels)} faces .* the first is 000:", said), said
+    assert label_doubts(found.astype(np.float32), labels, keys) == ""
+    # A network that knows nobody accuses no folder.
+    blind = random.normal(size=found.shape).astype(np.float32)
+    assert "wrong folder" not in label_doubts(blind, labels, keys)
 
 
 @pytest.mark.parametrize(("seed", "share"), [(0, 0.05), (3, 0.25)])
