@@ -136,7 +136,7 @@ def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
     model = onnx.load(bundle.file("model.onnx"))
     seen = observe(model, activations(model), bundle.spec, faces, chosen.calibrate)
     own = plain_ranges(seen, {"max": "minmax"}.get(args.method, args.method))
-    plain = embeddings(model, bundle.spec, faces, chosen.judge)
+    plain = embeddings(model, bundle.spec, faces, chosen.judge) if chosen.judge else None
     found: dict[str, Any] = {"faces": len(chosen.calibrate), "judged": len(chosen.judge)}
     for side in args.sides:
         copy, out = folder / side, folder / f"{side}.onnx"
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
         python = args.modelopt_python if side == "modelopt" else sys.executable
         given = [str(copy), args.faces, chosen.calibrate, str(pixels), str(out), args.method]
         found[side] = measure(python, SIDES[side], given)
-        if found[side] and chosen.judge:
+        if found[side] and plain is not None:
             int8 = embeddings(onnx.load(out), bundle.spec, faces, chosen.judge)
             loss = compare(plain, int8, faces.labels[list(chosen.judge)]).to_json()
             rates = {

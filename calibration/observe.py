@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from ..progress import Track, silent
 from .histogram import F32, Histogram, add, empty
 
 BATCH = 4
-"""Faces in flight: all observed activations of a batch are held at once, and twice."""
+"""Faces at a time, where a network lets so many,"""
+_IN_FLIGHT = 1 << 24
+"""and observed values of them: a batch's are held at once, and the next batch's too."""
 _WORTH = 1024
 """Values of a channel that are worth a walk through its bins: small tensors wait for more,"""
 _MOST = 1 << 21
@@ -44,8 +47,9 @@ def observe(
     session = _session(model, sorted(set(source.values())), threads=1)
     seen: dict[str, Histogram] = {}
     held: dict[str, list[F32]] = {name: [] for name in tensors}
-    steps = (len(picks) + BATCH - 1) // BATCH
-    batches = track(faces.batches(BATCH, picks), "calibrating", steps)
+    together = _together(session)
+    steps = (len(picks) + together - 1) // together
+    batches = track(faces.batches(together, picks), "calibrating", steps)
     for values in _ahead(session, (preprocess(batch, spec) for batch in batches)):
         for name, read in source.items():
             held[name].append(_channels(values[read]))
@@ -90,6 +94,12 @@ def _count(seen: dict[str, Histogram], name: str, held: list[F32]) -> None:
             f"{name} is not finite on a real face: the model overflows or is damaged",
             "check the input contract with `fr-edge inspect BUNDLE`, or export again",
         ) from error
+
+
+def _together(session: Any) -> int:
+    """How many faces to run at a time."""
+    shapes = [[d for d in output.shape if isinstance(d, int)] for output in session.get_outputs()]
+    return max(1, min(BATCH, _IN_FLIGHT // max(1, sum(prod(shape) for shape in shapes))))
 
 
 def _channels(values: F32) -> F32:

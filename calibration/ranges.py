@@ -48,8 +48,10 @@ def entropy(counts: F64, width: float) -> float:
     """The clipping magnitude with the least KL divergence between values and their 128 levels.
 
     S. Migacz, 8-bit inference with TensorRT, GTC 2017: reference P holds the clipped tail in its
-    last bin; Q spreads each level evenly over the bins of P that are not empty.
+    last bin; Q spreads each level evenly over the bins of P that are not empty. Zeros, of which
+    ReLU makes many, need no level: the first bin counts as much as its neighbour.
     """
+    counts = np.concatenate([counts[1:2], counts[1:]])
     ends = range(LEVELS, len(counts) + 1, 8)
     return min(ends, key=lambda end: _divergence(counts, end)) * width
 
@@ -58,7 +60,7 @@ def _divergence(counts: F64, end: int) -> float:
     inside = counts[:end]
     reference = inside.copy()
     reference[-1] += counts[end:].sum()
-    level = np.minimum(np.arange(end) // (end // LEVELS), LEVELS - 1)
+    level = np.arange(end) * LEVELS // end
     total = np.bincount(level, inside, LEVELS)
     filled = np.bincount(level, inside > 0, LEVELS)
     candidate = np.where(inside > 0, (total / np.maximum(filled, 1))[level], 0.0)
