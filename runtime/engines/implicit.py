@@ -57,7 +57,7 @@ def calibrator_class(trt: Any) -> type:
 
 
 def make_calibrator(
-    base: type,
+    base: Any,
     batches: Iterator[F32] | None = None,
     upload: Callable[[F32], int] | None = None,
     cache: bytes = b"",
