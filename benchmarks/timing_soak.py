@@ -1,7 +1,9 @@
 """Does a long benchmark's memory stay flat, and what does that cost?
 
 As many latencies as an hour at half a millisecond gives, noisy, into the recorder that `benchmark`
-uses, and kept whole: the bytes of the arrays, CPU time an added run, and the percentiles of both. `python benchmarks/timing_soak.py [--runs 7200000] [--json]`
+uses, and kept whole: the bytes of the arrays, CPU time an added run, and the percentiles of both.
+
+    python benchmarks/timing_soak.py [--runs 7200000] [--json]
 """
 
 import argparse

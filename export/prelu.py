@@ -34,19 +34,24 @@ def blended(model: ModelProto) -> ModelProto:
         if slope not in slopes:
             return [node]
         rest = rests.setdefault(slope, f"{slope}#rest")
-        y = node.output[0]
-        return [
-            helper.make_node("Relu", [x], [f"{y}#above"], f"{node.name}_above"),
-            helper.make_node("Mul", [f"{y}#above", rest], [f"{y}#high"], f"{node.name}_high"),
-            helper.make_node("Mul", [x, slope], [f"{y}#both"], f"{node.name}_both"),
-            helper.make_node("Add", [f"{y}#high", f"{y}#both"], [y], node.name),
-        ]
+        return blend_nodes(node, x, slope, rest)
 
     copy = _rewritten(model, blend)
     for slope, rest in rests.items():
         array = np.float32(1.0) - numpy_helper.to_array(slopes[slope])
         copy.graph.initializer.append(numpy_helper.from_array(array, rest))
     return copy
+
+
+def blend_nodes(node: NodeProto, x: str, slope: str, rest: str) -> list[NodeProto]:
+    """slope x + rest relu(x) in the place of a PRelu; `rest` names 1 - slope."""
+    y = node.output[0]
+    return [
+        helper.make_node("Relu", [x], [f"{y}#above"], f"{node.name}_above"),
+        helper.make_node("Mul", [f"{y}#above", rest], [f"{y}#high"], f"{node.name}_high"),
+        helper.make_node("Mul", [x, slope], [f"{y}#both"], f"{node.name}_both"),
+        helper.make_node("Add", [f"{y}#high", f"{y}#both"], [y], node.name),
+    ]
 
 
 def _rewritten(model: ModelProto, rule: Callable[[NodeProto], list[NodeProto]]) -> ModelProto:

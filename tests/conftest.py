@@ -2,6 +2,10 @@
 
 import os
 import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +17,11 @@ if find_spec("torch") is None:
     needs = re.compile(r"^(import|from) torch\b", re.MULTILINE)
     files = [f for f in HERE.rglob("*.py") if needs.search(f.read_text(encoding="utf-8"))]
     collect_ignore = ["distill", *(str(f.relative_to(HERE)) for f in files)]
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and so would the programs that tests interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
@@ -31,3 +40,37 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"FR_EDGE_DATA names {folder}, which is not there")
     return Path(folder)
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Callable[[Path, int, float], str]:
+    """Opens a page in Chromium, `(page, width in pixels, timeout in seconds)` -> its DOM; the test
+    fails when the console has something to say, and skips where there is no Chromium."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+
+    def show(page: Path, width: int, timeout_s: float) -> str:
+        done = subprocess.run(
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--enable-logging=stderr",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"--window-size={width},800",
+                "--dump-dom",
+                page.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=True,
+        )
+        assert "CONSOLE" not in done.stderr
+        return done.stdout
+
+    return show

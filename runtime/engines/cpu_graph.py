@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from ...export.graph import attribute
+from ...export.prelu import blend_nodes
 from .cpu_integer import DOMAIN as _MICROSOFT
 from .cpu_integer import (
     Array,
@@ -139,7 +140,7 @@ def _valued(node: NodeProto, weights: Weights, kept: set[str]) -> Nodes | None:
 def _plain_prelu(
     node: NodeProto, weights: Weights, products: Mapping[str, Product]
 ) -> Nodes | None:
-    """PReLU(x) = slope x + (1 - slope) max(x, 0).
+    """PReLU(x) = slope x + (1 - slope) relu(x).
 
     Behind an integer product a depthwise convolution by one goes first: it is what brings the
     tensor into the blocked layout, in which the rest is faster by more than that costs.
@@ -156,13 +157,7 @@ def _plain_prelu(
         )
         out, x = [one], f"{y}_blocked"
     weights[f"{y}_rest"] = (1 - values).astype(values.dtype)
-    return [
-        *out,
-        helper.make_node("Relu", [x], [f"{y}_relu"]),
-        helper.make_node("Mul", [f"{y}_relu", f"{y}_rest"], [f"{y}_above"]),
-        helper.make_node("Mul", [x, slope], [f"{y}_both"]),
-        helper.make_node("Add", [f"{y}_above", f"{y}_both"], [y], node.name),
-    ]
+    return [*out, *blend_nodes(node, x, slope, f"{y}_rest")]
 
 
 def _each(nodes: Nodes, rule: Callable[[NodeProto], Nodes | None]) -> Nodes:

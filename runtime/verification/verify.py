@@ -65,8 +65,9 @@ def verify(
     `pairs` brings its own faces. `reference` is a file of `fr-edge embed --backend torch` over the
     same faces; without it the FP32 ONNX model, proven on the golden faces, speaks for the original.
     `teacher` is such a file by another network, whose gallery the engine shall match: it judges
-    nothing, it tells if people enrolled with the teacher may stay. Limits left None come from `policy`, a TOML file that the bundle then keeps, else from the
-    bundle's, else from the defaults. `groups` is a CSV `path,group` that adds strata; `degrade`
+    nothing, it tells if people enrolled with the teacher may stay. Limits left None come from
+    `policy`, a TOML file that the bundle then keeps, else from the bundle's, else from the
+    defaults. `groups` is a CSV `path,group` that adds strata; `degrade`
     tries copies of some faces too, made small, blurred, noisy and dark. A failed gate does not
     raise: look at `passed`.
 
