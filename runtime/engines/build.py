@@ -17,6 +17,7 @@ from . import cpu
 from .cpu_race import Raced
 from .engine_config import EngineOptions
 from .fingerprint import SOURCES, machine_fingerprint
+from .implicit import cache_version
 from .made import Made, layer_precisions
 from .plan_engine import make_plan
 
@@ -62,8 +63,8 @@ def build_engine(
 ) -> Built:
     """Build `precision` (fp32, fp16, int8) for this machine, into the bundle.
 
-    INT8 calibrates first when the bundle has no table and `faces` are given; without either it
-    raises UsageError. `options` are TensorRT's. Raises MachineError when the backend cannot be
+    INT8 calibrates first when the bundle has no table and `faces` are given, for implicit
+    quantisation with TensorRT's cache; without either it raises UsageError. `options` are TensorRT's. Raises MachineError when the backend cannot be
     used here, ModelError when it refuses the network, GateFailed when an INT8 engine would hold
     no INT8 convolution; the bundle then stays as it was.
     """
@@ -83,7 +84,8 @@ def build_engine(
                 f"{bundle.root} is not calibrated, and INT8 ranges come from faces only",
                 "add --faces SRC, or run `fr-edge calibrate` first",
             )
-        bundle = calibrate(bundle, faces, track=track)
+        version = cache_version(chosen) if options and options.implicit else None
+        bundle = calibrate(bundle, faces, track=track, trt_cache=version)
     if precision == "fp16" and SOURCES["fp16"] not in bundle:
         raise BundleError(
             f"{bundle.root} has no FP16 flavour: the network's numbers do not fit, or it was"

@@ -1,24 +1,28 @@
 """Implicit quantisation, for those who want it: TensorRT 8 or 10 places INT8 itself, by ranges.
 
-The ranges come from the bundle's `calibration.cache`, or TensorRT finds them on faces. What TensorRT
-then computes in INT8 is its own choice, and explicit Q/DQ loses less (docs/results/int8.md).
+The ranges come from the bundle's `calibration.cache`, found by the statistics that explicit INT8
+uses: TensorRT's own calibrator asks for no face. What TensorRT then computes in INT8 is its own
+choice, and explicit Q/DQ loses less (docs/results/int8.md).
 
 Never run on a GPU by this project so far.
 """
 
-from collections.abc import Callable, Iterator
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ...bundle import Bundle
 from ...calibration.trt_cache import check_cache, read_cache
 from ...errors import BundleError, UsageError
+from .builder import load_library
 
 CACHE = "calibration.cache"
 
-F32 = npt.NDArray[np.float32]
+
+def cache_version(backend: str) -> str:
+    """The version that a cache for the TensorRT of this machine carries; raises UsageError where
+    it has no calibrator, MachineError when it cannot be loaded."""
+    trt = load_library(backend)
+    calibrator_class(trt)
+    return str(trt.__version__)
 
 
 def cached_calibrator(trt: Any, bundle: Bundle, precision: str) -> Any:
@@ -41,7 +45,7 @@ def cached_calibrator(trt: Any, bundle: Bundle, precision: str) -> Any:
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not text: {error}", "calibrate again") from error
     check_cache(read_cache(text, str(path)), str(trt.__version__), str(path))
-    return make_calibrator(base, cache=text.encode())
+    return make_calibrator(base, text.encode())
 
 
 def calibrator_class(trt: Any) -> type:
@@ -56,41 +60,24 @@ def calibrator_class(trt: Any) -> type:
     return found
 
 
-def make_calibrator(
-    base: Any,
-    batches: Iterator[F32] | None = None,
-    upload: Callable[[F32], int] | None = None,
-    cache: bytes = b"",
-) -> Any:
-    """An instance of a subclass of `base`, TensorRT's `IInt8EntropyCalibrator2`.
-
-    With `cache` TensorRT takes the ranges from there. Without, it asks for `batches`
-    `(N, 3, H, W) float32`, all of one N, each copied to the GPU by `upload`, which returns its
-    address there; the ranges it finds are `cache` of the instance afterwards.
-    """
+def make_calibrator(base: Any, cache: bytes) -> Any:
+    """An instance of a subclass of `base`, TensorRT's `IInt8EntropyCalibrator2`, that holds the
+    text of a calibration cache and no faces."""
 
     class Calibrator(base):  # type: ignore[misc]
         def __init__(self) -> None:
             base.__init__(self)  # pybind's own; super() would not reach it
-            self.cache = cache
-            self._next = next(batches, None) if batches else None
 
         def get_batch_size(self) -> int:
-            return 1 if self._next is None else len(self._next)
+            return 1
 
-        def get_batch(self, names: list[str]) -> list[int] | None:
-            """The address of the one input's next batch; None after the last."""
-            batch = self._next
-            if batch is None or batches is None or upload is None:
-                return None
-            address = upload(batch)
-            self._next = next(batches, None)
-            return [address]
+        def get_batch(self, names: list[str]) -> None:
+            return None
 
-        def read_calibration_cache(self) -> bytes | None:
-            return self.cache or None
+        def read_calibration_cache(self) -> bytes:
+            return cache
 
         def write_calibration_cache(self, found: Any) -> None:
-            self.cache = bytes(found)
+            pass  # nothing was found that the bundle does not hold
 
     return Calibrator()

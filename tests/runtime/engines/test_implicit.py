@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from fr_edge.bundle import Bundle, change, open_bundle
 from fr_edge.calibration.trt_cache import ALGORITHM, TrtCache, cache_text
 from fr_edge.errors import BundleError, UsageError
+from fr_edge.faces.sources import open_faces
+from fr_edge.runtime.engines import build
 from fr_edge.runtime.engines.build import build_engine
 from fr_edge.runtime.engines.engine_config import EngineOptions
 from fr_edge.runtime.engines.implicit import cached_calibrator, calibrator_class, make_calibrator
@@ -27,24 +28,9 @@ def tensorrt(version: str = "10.3.0", **attributes: object) -> SimpleNamespace:
     return SimpleNamespace(__name__="tensorrt", __version__=version, **attributes)
 
 
-def test_faces_go_in_one_batch_at_a_time() -> None:
-    sent: list[np.ndarray] = []
-    batches = (np.full((4, 3, 2, 2), i, np.float32) for i in range(3))
-    made = make_calibrator(Base, batches, lambda batch: sent.append(batch) or 1000 + len(sent))
-    assert made.begun
-    assert made.read_calibration_cache() is None
-    found = []
-    while (address := made.get_batch(["face"])) is not None:
-        assert made.get_batch_size() in (4, 1)
-        found += address
-    assert found == [1001, 1002, 1003]
-    assert [batch[0, 0, 0, 0] for batch in sent] == [0, 1, 2]
-    made.write_calibration_cache(memoryview(b"TRT-..."))
-    assert made.cache == b"TRT-..."
-
-
 def test_a_cache_is_handed_over_as_it_is() -> None:
-    made = make_calibrator(Base, cache=b"TRT-100300-EntropyCalibration2\n")
+    made = make_calibrator(Base, b"TRT-100300-EntropyCalibration2\n")
+    assert made.begun
     assert made.read_calibration_cache() == b"TRT-100300-EntropyCalibration2\n"
     assert made.get_batch(["face"]) is None
     assert made.get_batch_size() == 1
@@ -86,3 +72,22 @@ def test_rtx_refuses_by_name(bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(UsageError, match="tensorrt_rtx .* does not quantise implicitly"):
         build_engine(bundle, "fp32", "tensorrt-rtx", options=EngineOptions(implicit=True))
+
+
+def test_faces_for_a_bundle_that_is_not_calibrated(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It calibrates with TensorRT's cache; a library without a calibrator is refused before."""
+    pytest.importorskip("tensorrt_rtx")
+    with change(bundle.root, "export", {}) as draft:
+        draft.drop("model.int8.onnx")
+    plain, faces = bundle.root, open_faces("synthetic:6x2")
+    options = EngineOptions(implicit=True)
+    with pytest.raises(UsageError, match="does not quantise implicitly"):
+        build_engine(plain, "int8", "tensorrt-rtx", faces, options=options)
+    assert "calibration.json" not in open_bundle(plain)
+    monkeypatch.setattr(build, "cache_version", lambda backend: "10.3.0")
+    with pytest.raises(UsageError, match="does not quantise implicitly"):
+        build_engine(plain, "int8", "tensorrt-rtx", faces, options=options)
+    cache = open_bundle(plain).file("calibration.cache").read_text()
+    assert cache.startswith("TRT-100300-EntropyCalibration2\n")
