@@ -19,6 +19,7 @@ from .framing import framing_note
 from .histogram import MOST_FACES
 from .latency import COUNTED
 from .layers import choose
+from .loss import stranger_note
 from .moments import Collector
 from .observe import observe
 from .people import look, split
@@ -93,8 +94,9 @@ def calibrate(
     rounded = round_weights(model, table, moments.found)
     judge = Judge(model, bundle.spec, faces, chosen.judge, track, rounded)
     trials, table = settle(table, judge, budget, bundle.root)
-    odd = framing_note(faces, chosen.calibrate)
-    warnings = (*chosen.warnings, odd) if odd else chosen.warnings
+    odd = [framing_note(faces, chosen.calibrate)]
+    odd += [stranger_note(trials[-1].loss)] if trials and not faces.drawn else []
+    warnings = (*chosen.warnings, *filter(None, odd))
     choice = choose(model, table.floats)
     report = {
         **summary(table, choice, trials, warnings, faces.drawn),

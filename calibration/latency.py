@@ -8,6 +8,7 @@ from math import prod
 
 import onnx
 
+from ..export.shapes import tensor_types
 from .layers import Choice, compute_layers
 
 Cost = Callable[[Choice], float]
@@ -53,8 +54,7 @@ def counted(model: onnx.ModelProto) -> Cost:
 
 def _sizes(model: onnx.ModelProto) -> dict[str, int]:
     """Tensor -> numbers in it, for one face."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
     return {
-        value.name: prod(max(1, d.dim_value) for d in value.type.tensor_type.shape.dim[1:])
-        for value in (*graph.value_info, *graph.input)
+        name: prod(max(1, dim.dim_value) for dim in found.shape.dim[1:])
+        for name, found in tensor_types(model).items()
     }

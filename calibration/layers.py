@@ -16,6 +16,7 @@ from math import prod
 import onnx
 
 from ..export.graph import attribute
+from ..export.shapes import tensor_types
 
 COMPUTE = ("Conv", "Gemm", "MatMul")
 GROUPED = "grouped convolution"
@@ -49,15 +50,14 @@ class Choice:
 
 def compute_layers(model: onnx.ModelProto) -> list[Layer]:
     """The layers with constant weights, in graph order; needs inferable shapes."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    known = [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]
-    sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known}
+    types = tensor_types(model)
     weights = {t.name: list(t.dims) for t in model.graph.initializer}
     layers = []
     for node in model.graph.node:
         if node.op_type not in COMPUTE or node.input[1] not in weights:
             continue
-        places = sizes.get(node.output[0], [])
+        shape = types[node.output[0]].shape if node.output[0] in types else None
+        places = [dim.dim_value for dim in shape.dim] if shape else []
         places = places[2:] if node.op_type == "Conv" else places[1:-1]
         macs = prod(weights[node.input[1]]) * prod(max(1, d) for d in places)
         groups = int(attribute(node, "group", 1))

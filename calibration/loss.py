@@ -13,6 +13,8 @@ from .histogram import F32
 
 I64 = npt.NDArray[np.int64]
 
+_TELLS_APART, _FEWEST_PAIRS = 0.5, 20
+"""Trained networks accept nine genuine pairs in ten and more at the first of these rates."""
 FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -90,6 +92,19 @@ def compare(fp32: F32, int8: F32, labels: I64, extra_far: float | None = None) -
         float(np.percentile(cosine, 1)),
         float(cosine.min()),
         tuple(rates),
+    )
+
+
+def stranger_note(loss: Loss) -> str:
+    """What to tell the user when the float network itself hardly tells the judged people apart, for
+    then the faces are not what it was trained on; else, or with too few pairs to say, empty."""
+    first = loss.rates[0] if loss.rates else None
+    if first is None or loss.genuine < _FEWEST_PAIRS or first.tar_fp32 >= _TELLS_APART:
+        return ""
+    return (
+        f"the float network accepts {first.tar_fp32:.0%} of {loss.genuine} genuine pairs where it"
+        f" accepts one impostor pair in {1 / first.far:.0f}: are the faces aligned, the labels"
+        " right, the input contract the network's (`fr-edge doctor preprocess`)?"
     )
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import onnx
 
 from ..errors import BundleError, UsageError
+from ..export.shapes import tensor_types
 from .histogram import Histogram
 from .magnitudes import magnitudes, pooled
 from .ranges import METHODS
@@ -64,11 +65,9 @@ def version_number(version: str) -> int:
 
 def activations(model: onnx.ModelProto) -> tuple[str, ...]:
     """The float tensors of a model that faces change: its input and what its nodes make."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    known = (*graph.input, *graph.value_info, *graph.output)
-    types = {value.name: value.type.tensor_type for value in known}
-    names = [value.name for value in graph.input]
-    names += [name for node in graph.node for name in node.output]
+    types = tensor_types(model)
+    names = [value.name for value in model.graph.input]
+    names += [name for node in model.graph.node for name in node.output]
     return tuple(
         name
         for name in dict.fromkeys(names)

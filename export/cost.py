@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from math import prod
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto
+
+from .shapes import tensor_types
 
 _NUMBERS: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
@@ -35,16 +37,13 @@ class Layer:
 def layers(model: ModelProto) -> list[Layer]:
     """The operators in order, quantisation and casts left out."""
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        types = tensor_types(model, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        graph = model.graph
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.output)
-    }
+        types = dict[str, TypeProto.Tensor]()
+    shapes = {name: [dim.dim_value for dim in t.shape.dim] for name, t in types.items()}
     constants = _constants(model)
     table = []
-    for node in graph.node:
+    for node in model.graph.node:
         if node.op_type in _BETWEEN:
             continue
         out = shapes.get(node.output[0], [])

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from .shapes import tensor_types
+
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
     for attribute in node.attribute:
@@ -57,14 +59,10 @@ def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
 def ranks(model: ModelProto) -> dict[str, int]:
     """Tensor -> its number of dimensions, as far as it can be inferred."""
     try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
+        types = tensor_types(model)
     except onnx.shape_inference.InferenceError:
         return {}
-    return {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.input, *graph.output)
-        if value.type.tensor_type.HasField("shape")
-    }
+    return {name: len(t.shape.dim) for name, t in types.items() if t.HasField("shape")}
 
 
 def add_weight(

@@ -7,7 +7,9 @@ and the head of an INT8 engine would run in FP32. Nodes that overflow FP16 stay 
 from collections.abc import Collection
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ...export.shapes import tensor_types
 
 _OPSET, _IR = 19, 9
 """The first that let Q and DQ have FP16 scales; NVIDIA's own quantiser writes it so."""
@@ -42,13 +44,12 @@ def mixed_flavour(model: ModelProto, wide: Collection[str] = ()) -> ModelProto:
 
 def wide_nodes(half: ModelProto) -> set[str]:
     """The nodes of an FP16 flavour that compute in FP32 all the same; Cast, Q and DQ aside."""
-    graph = shape_inference.infer_shapes(half).graph
-    values = (*graph.value_info, *graph.output, *graph.input)
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types = tensor_types(half)
+    wide = {name for name, found in types.items() if found.elem_type == TensorProto.FLOAT}
     return {
         node.name
-        for node in graph.node
-        if node.op_type not in ("Cast", *_PAIRS) and types.get(node.output[0]) == TensorProto.FLOAT
+        for node in half.graph.node
+        if node.op_type not in ("Cast", *_PAIRS) and node.output[0] in wide
     }
 
 

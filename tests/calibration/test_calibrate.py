@@ -52,6 +52,21 @@ def test_what_comes_into_the_bundle(bundle: Path, faces: Faces) -> None:
     onnx.checker.check_model(onnx.load(done.file("model.int8.onnx")), full_check=True)
 
 
+def test_labels_that_the_network_does_not_know(bundle: Path, faces: Faces) -> None:
+    """15 people of eight faces each, drawn by lot; of drawn people nothing is said."""
+    lot = np.random.default_rng(1).permutation(120)
+    mixed = replace(
+        faces,
+        keys=[str(i) for i in range(120)],
+        labels=np.repeat(np.arange(15), 8),
+        read=lambda index: faces.read(lot[index] % 40),
+    )
+    for drawn in (True, False):
+        done = calibrate(bundle, replace(mixed, drawn=drawn), limit=8)
+        warnings = done.history[-1]["summary"]["warnings"]
+        assert drawn != any(text.startswith("the float network accepts") for text in warnings)
+
+
 def test_twice_is_the_same(bundle: Path, faces: Faces) -> None:
     first = calibrate(bundle, faces)
     model = first.file("model.int8.onnx").read_bytes()

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fr_edge.calibration.loss import compare
+from fr_edge.calibration.loss import compare, stranger_note
 
 
 def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,3 +57,15 @@ def test_people_with_one_image_give_no_rates() -> None:
     found = compare(exact, other, np.arange(60))
     assert found.rates == ()
     assert found.people == found.faces == 60
+
+
+def test_faces_that_the_float_network_does_not_tell_apart() -> None:
+    exact, other, labels = two_models()
+    assert stranger_note(compare(exact, other, labels)) == ""
+    noise = np.random.default_rng(3).standard_normal(exact.shape).astype(np.float32)
+    said = stranger_note(compare(noise, noise, labels))
+    assert "of 60 genuine pairs" in said
+    assert "one impostor pair in 100" in said
+    few = slice(0, 12)  # 12 genuine pairs of four people: luck
+    assert stranger_note(compare(noise[few], noise[few], labels[few])) == ""
+    assert stranger_note(compare(noise[:3], noise[:3], labels[:3])) == ""
