@@ -1,6 +1,7 @@
 """The stage: faces -> statistics -> table -> Q/DQ model, judged and put into the bundle."""
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .fitting import Steps, fit_table, trained_table
 from .framing import framing_note
 from .histogram import MOST_FACES
 from .latency import COUNTED
-from .layers import choose
+from .layers import Choice, choose
 from .loss import stranger_note
 from .moments import Collector
 from .observe import observe
@@ -26,8 +27,9 @@ from .people import look, split
 from .quantize import quantize_onnx
 from .ranges import METHODS
 from .record import record, summary
-from .rounding import round_weights
+from .rounding import Rounded, round_weights
 from .search import Judge, settle
+from .table import CalibrationTable
 from .trt_cache import ALGORITHM, TrtCache, activations, cache_text, plain_ranges, version_number
 
 JUDGED = 64
@@ -75,25 +77,12 @@ def calibrate(
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
     chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
-    trained = ranges_in(model) if method == "auto" else {}
-    plain = activations(model) if version else ()
-    tensors = tuple(dict.fromkeys((*plain, *(() if trained else rule.tensors))))
-    moments = Collector(model, rule.int8 if steps.round_to_data and not trained else ())
-    seen = {}
-    if tensors:
-        seen = observe(model, tensors, bundle.spec, faces, chosen.calibrate, track, moments)
-    sha256 = bundle.files["model.onnx"].sha256
-    if trained:
-        table = trained_table(rule, trained, sha256)
-    else:
-        people = len(np.unique(faces.labels[list(chosen.calibrate)]))
-        table = fit_table(
-            model, rule, seen, method, steps,
-            faces=len(chosen.calibrate), identities=people, model_sha256=sha256,
-        )  # fmt: skip
-    rounded = round_weights(model, table, moments.found)
+    fitted = _fit(
+        model, rule, bundle, faces, chosen.calibrate, method, steps, version=version, track=track
+    )
+    rounded = fitted.rounded
     judge = Judge(model, bundle.spec, faces, chosen.judge, track, rounded)
-    trials, table = settle(table, judge, budget, bundle.root)
+    trials, table = settle(fitted.table, judge, budget, bundle.root)
     odd = [framing_note(faces, chosen.calibrate)]
     odd += [stranger_note(trials[-1].loss)] if trials and not faces.drawn else []
     warnings = (*chosen.warnings, *filter(None, odd))
@@ -104,15 +93,56 @@ def calibrate(
         "time": COUNTED,
         "trials": [trial.to_json() for trial in trials],
     }
+    options: dict[str, Any] = {"method": method, "limit": limit}
+    options |= {"budget": budget.describe()} if budget else {}
+    options |= {"trt_cache": trt_cache} if trt_cache else {}
+    options |= {name: False for name, done in asdict(steps).items() if not done}
+    record(
+        bundle, options, table, quantize_onnx(model, table, choice, rounded), report, fitted.cache
+    )
+    return open_bundle(bundle.root, check=False)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """`cache` is TensorRT's calibration cache, "" where none was asked for."""
+
+    table: CalibrationTable
+    rounded: Mapping[str, Rounded]
+    cache: str
+
+
+def _fit(
+    model: onnx.ModelProto,
+    rule: Choice,
+    bundle: Bundle,
+    faces: Faces,
+    picks: Sequence[int],
+    method: str,
+    steps: Steps,
+    *,
+    version: int,
+    track: Track,
+) -> _Fitted:
+    """One pass over the faces at `picks`, whose statistics end here."""
+    trained = ranges_in(model) if method == "auto" else {}
+    plain = activations(model) if version else ()
+    tensors = tuple(dict.fromkeys((*plain, *(() if trained else rule.tensors))))
+    moments = Collector(model, rule.int8 if steps.round_to_data and not trained else ())
+    seen = observe(model, tensors, bundle.spec, faces, picks, track, moments) if tensors else {}
+    sha256 = bundle.files["model.onnx"].sha256
+    if trained:
+        table = trained_table(rule, trained, sha256)
+    else:
+        people = len(np.unique(faces.labels[list(picks)]))
+        table = fit_table(
+            model, rule, seen, method, steps,
+            faces=len(picks), identities=people, model_sha256=sha256,
+        )  # fmt: skip
     cache = ""
     if version:
         ranges = plain_ranges(
             {name: seen[name] for name in plain}, "entropy" if method == "auto" else method
         )
         cache = cache_text(TrtCache(version, ALGORITHM, ranges))
-    options: dict[str, Any] = {"method": method, "limit": limit}
-    options |= {"budget": budget.describe()} if budget else {}
-    options |= {"trt_cache": trt_cache} if trt_cache else {}
-    options |= {name: False for name, done in asdict(steps).items() if not done}
-    record(bundle, options, table, quantize_onnx(model, table, choice, rounded), report, cache)
-    return open_bundle(bundle.root, check=False)
+    return _Fitted(table, round_weights(model, table, moments.found), cache)
