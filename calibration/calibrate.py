@@ -18,7 +18,7 @@ from .budget import Budget
 from .fitting import Steps, fit_table, trained_table
 from .framing import framing_note
 from .histogram import MOST_FACES
-from .latency import COUNTED
+from .latency import LatencyOf, counted
 from .layers import Choice, choose
 from .loss import stranger_note
 from .moments import Collector
@@ -48,6 +48,7 @@ def calibrate(
     steps: Steps = Steps(),  # noqa: B008 (frozen)
     budget: Budget | None = None,
     trt_cache: str | None = None,
+    latency: LatencyOf = counted,
 ) -> Bundle:
     """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json`.
 
@@ -57,7 +58,8 @@ def calibrate(
     At most `limit` faces calibrate, spread over the identities; the result is judged on people
     held apart from them. A network that was trained on INT8's rounding brings its own ranges, which
     method auto takes as they are. With a `budget`, layers go back to float until it holds, and a
-    search that was interrupted goes on where it was.
+    search that was interrupted goes on where it was. `latency` says how long assignments take; the
+    fastest that holds is kept.
 
     Raises UsageError for an unknown method or limit, FacesError for faces that cannot be read, say
     nothing, or are too few for the budget, ModelError for a network that has no dense layer or
@@ -82,7 +84,8 @@ def calibrate(
     )
     rounded = fitted.rounded
     judge = Judge(model, bundle.spec, faces, chosen.judge, track, rounded)
-    trials, table = settle(fitted.table, judge, budget, bundle.root)
+    settled = settle(fitted.table, judge, budget, bundle.root, latency)
+    trials, table = settled.trials, settled.table
     odd = [framing_note(faces, chosen.calibrate)]
     odd += [stranger_note(trials[-1].loss)] if trials and not faces.drawn else []
     warnings = (*chosen.warnings, *filter(None, odd))
@@ -90,7 +93,7 @@ def calibrate(
     report = {
         **summary(table, choice, trials, warnings, faces.drawn),
         "budget": budget.describe() if budget else None,
-        "time": COUNTED,
+        "time": settled.times,
         "trials": [trial.to_json() for trial in trials],
     }
     options: dict[str, Any] = {"method": method, "limit": limit}

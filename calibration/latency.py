@@ -1,18 +1,16 @@
 """What an assignment of INT8 and FP16 to layers takes, counted from the graph.
 
-A stand-in for an engine's time where none can run; knows nothing of faces or accuracy.
+The stand-in where no engine can run; `runtime` measures engines. Knows nothing of faces or accuracy.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 import onnx
 
 from ..export.shapes import tensor_types
 from .layers import Choice, compute_layers
-
-Cost = Callable[[Choice], float]
-"""An assignment -> its time, as a share of the time with every layer in FP16."""
 
 COUNTED = "multiply-adds and conversions, counted"
 
@@ -24,8 +22,26 @@ written in INT8, 3 bytes, and a Jetson Orin (21 T multiply-adds and 205 GB a sec
 sheet of the AGX 64 GB) does about 100 multiply-adds in the time of a byte."""
 
 
-def counted(model: onnx.ModelProto) -> Cost:
-    """The cost of assignments of a float model whose shapes can be inferred.
+@dataclass(frozen=True)
+class Latency:
+    """How long assignments take: `cost` is the time as a share of that with every layer in float.
+
+    Differences up to `noise` say nothing. `word` tells where the times come from.
+    """
+
+    word: str
+    cost: Callable[[Choice], float]
+    noise: float = 0.0
+
+
+Quantised = Callable[[Choice], onnx.ModelProto]
+LatencyOf = Callable[[onnx.ModelProto, Quantised], Latency]
+"""A float model, and what makes its Q/DQ model of an assignment -> the times of assignments."""
+
+
+def counted(model: onnx.ModelProto, quantised: Quantised | None = None) -> Latency:
+    """Times of a float model whose shapes can be inferred, all in FP16 being 1; `quantised` is not
+    looked at.
 
     A tensor costs a conversion when float operators read it besides INT8 layers: it is written
     twice. Others are converted in the kernel that makes them.
@@ -49,7 +65,7 @@ def counted(model: onnx.ModelProto) -> Cost:
         work = total - sum(macs[name] for name in int8) * (1.0 - 1.0 / _INT8_SPEED)
         return (work + _CONVERSION * sum(sizes.get(t, 0) for t in twice)) / total
 
-    return cost
+    return Latency(COUNTED, cost)
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, int]:

@@ -21,8 +21,8 @@ from ..faces.sources import Faces
 from ..progress import Track
 from .budget import REASON, Budget, Journal, least_float, ranked
 from .histogram import F32
-from .latency import Cost, counted
-from .layers import choose, compute_layers
+from .latency import COUNTED, Latency, LatencyOf, counted
+from .layers import Choice, choose, compute_layers
 from .loss import AtFar, Loss, compare
 from .observe import embeddings
 from .quantize import quantize_onnx
@@ -36,7 +36,7 @@ PROBES = 24
 @dataclass(frozen=True)
 class Trial:
     """One assignment and its loss: a row of the Pareto table. `requantised` counts the tensors
-    that are converted to INT8, `cost` is its time as `latency` counts it, all in FP16 being 1."""
+    that are converted to INT8, `cost` is its time, all in float being 1."""
 
     floats: tuple[str, ...]
     mac_share: float
@@ -71,39 +71,49 @@ class Judge:
         """`(len(picks), D) float32`."""
         return embeddings(self.model, self.spec, self.faces, self.picks, self.track)
 
-    @cached_property
-    def cost(self) -> Cost:
-        return counted(self.model)
+    def quantised(self, table: CalibrationTable, choice: Choice) -> onnx.ModelProto:
+        return quantize_onnx(self.model, table, choice, self.rounded)
 
-    def trial(self, table: CalibrationTable, floats: Sequence[str], far: float | None) -> Trial:
+    def trial(
+        self, table: CalibrationTable, floats: Sequence[str], far: float | None, times: Latency
+    ) -> Trial:
         choice = choose(self.model, dict.fromkeys(floats, REASON))
-        quantized = quantize_onnx(self.model, table, choice, self.rounded)
-        found = embeddings(quantized, self.spec, self.faces, self.picks, self.track)
+        quantised = self.quantised(table, choice)
+        found = embeddings(quantised, self.spec, self.faces, self.picks, self.track)
         loss = compare(self.expected, found, self.faces.labels[list(self.picks)], far)
         tensors = len(choice.tensors)
-        return Trial(tuple(floats), choice.mac_share, tensors, self.cost(choice), loss)
+        return Trial(tuple(floats), choice.mac_share, tensors, times.cost(choice), loss)
 
     def error(self, table: CalibrationTable, layer: str) -> float:
         """1 - mean cosine on a few faces when this layer alone is INT8."""
         others = {other.name: REASON for other in compute_layers(self.model) if other.name != layer}
-        quantized = quantize_onnx(self.model, table, choose(self.model, others), self.rounded)
+        quantised = self.quantised(table, choose(self.model, others))
         few = list(range(0, len(self.picks), max(1, len(self.picks) // PROBES)))[:PROBES]
-        found = embeddings(quantized, self.spec, self.faces, [self.picks[i] for i in few])
+        found = embeddings(quantised, self.spec, self.faces, [self.picks[i] for i in few])
         return 1.0 - compare(self.expected[few], found, np.zeros(len(few), np.int64)).cosine_mean
 
-    def saved(self, layer: str) -> float:
-        """The time that INT8 saves in this layer, the others being INT8."""
-        alone = self.cost(choose(self.model, {layer: REASON}))
-        return alone - self.cost(choose(self.model))
+
+@dataclass(frozen=True)
+class Settled:
+    """The `trials` made, the last of them the one taken, the `table` with its layers in float, and
+    where the trials' times come from."""
+
+    trials: list[Trial]
+    table: CalibrationTable
+    times: str
 
 
 def settle(
-    table: CalibrationTable, judge: Judge, budget: Budget | None, root: Path
-) -> tuple[list[Trial], CalibrationTable]:
-    """The trials made, the last of them the one taken, and the table with its layers in float.
+    table: CalibrationTable,
+    judge: Judge,
+    budget: Budget | None,
+    root: Path,
+    latency: LatencyOf = counted,
+) -> Settled:
+    """Judge INT8 everywhere and, with a budget, find the fastest assignment that holds it.
 
-    Without a budget there is one trial, or none where nobody was held apart. Raises FacesError when
-    the faces cannot show the budget, GateFailed when nothing holds it.
+    Without a budget there is one trial, or none where nobody was held apart, and times are counted.
+    Raises FacesError when the faces cannot show the budget, GateFailed when nothing holds it.
     """
     if not judge.picks:
         if budget:
@@ -111,31 +121,58 @@ def settle(
                 "an accuracy budget is judged on people held apart: give at least 5 people",
                 "a few hundred, with several images each",
             )
-        return [], table
+        return Settled([], table, COUNTED)
     if budget is None:
-        return [judge.trial(table, (), None)], table
+        return Settled([judge.trial(table, (), None, counted(judge.model))], table, COUNTED)
     _resolvable(judge, budget)
-    journal = Journal(root.with_name(f".{root.name}.calibrate"), _key(table, judge, budget))
+    times = latency(judge.model, partial(judge.quantised, table))
+    key = _key(table, judge, budget, times.word)
+    journal = Journal(root.with_name(f".{root.name}.calibrate"), key)
+    trials = _search(table, judge, budget, journal, times)
+    journal.close()
+    holding = [trial for trial in trials if budget.holds(trial.loss)]
+    best = min(holding, key=lambda trial: (trial.cost, len(trial.floats)))
+    trials.sort(key=lambda trial: trial is best)
+    return Settled(trials, replace(table, floats=dict.fromkeys(best.floats, REASON)), times.word)
+
+
+def _search(
+    table: CalibrationTable, judge: Judge, budget: Budget, journal: Journal, times: Latency
+) -> list[Trial]:
+    """All that was tried; what a search that was killed had found is not found again."""
     trials: list[Trial] = []
 
     def attempt(floats: Sequence[str]) -> Loss:
         found = journal.recall(
-            json.dumps(list(floats)), lambda: asdict(judge.trial(table, floats, budget.far))
+            json.dumps(list(floats)), lambda: asdict(judge.trial(table, floats, budget.far, times))
         )
         trials.append(_trial(found))
         return trials[-1].loss
 
-    if not budget.holds(attempt(())):
-        layers = choose(judge.model).int8
-        errors = {
-            layer: float(journal.recall(layer, partial(judge.error, table, layer)))
-            for layer in judge.track(layers, "sensitivity", len(layers))
-        }
-        order = ranked(errors, {layer: judge.saved(layer) for layer in layers})
-        count = least_float(len(order), lambda k: attempt(order[:k]), budget)
-        trials.sort(key=lambda trial: len(trial.floats) == count)
-    journal.close()
-    return trials, replace(table, floats=dict.fromkeys(trials[-1].floats, REASON))
+    def saved(layer: str) -> float:
+        """The time that INT8 saves in this layer, the others being INT8."""
+        return times.cost(choose(judge.model, {layer: REASON})) - trials[0].cost
+
+    holds = budget.holds(attempt(()))
+    layers = choose(judge.model).int8
+    noise = float(journal.recall("noise", lambda: times.noise))
+    savings = {
+        layer: float(journal.recall(f"{layer} saves", partial(saved, layer)))
+        for layer in judge.track(layers, "times", len(layers))
+    }
+    if holds:
+        # Nothing is left to win but where INT8 is the slower way.
+        if slow := [layer for layer in layers if savings[layer] < -noise]:
+            attempt(slow)
+        return trials
+    errors = {
+        layer: float(journal.recall(layer, partial(judge.error, table, layer)))
+        for layer in judge.track(layers, "sensitivity", len(layers))
+    }
+    told = {layer: value if value > noise else 0.0 for layer, value in savings.items()}
+    order = ranked(errors, told)
+    least_float(len(order), lambda k: attempt(order[:k]), budget)
+    return trials
 
 
 def _resolvable(judge: Judge, budget: Budget) -> None:
@@ -153,11 +190,11 @@ def _resolvable(judge: Judge, budget: Budget) -> None:
         )
 
 
-def _key(table: CalibrationTable, judge: Judge, budget: Budget) -> str:
+def _key(table: CalibrationTable, judge: Judge, budget: Budget, times: str) -> str:
     """What trials depend on: none of another may be believed. The budget's limits are not part of
     it, so that another budget finds what this one's search judged."""
     keys = [judge.faces.keys[i] for i in judge.picks]
-    about = [budget.far, judge.faces.where, keys, sorted(judge.rounded)]
+    about = [times, budget.far, judge.faces.where, keys, sorted(judge.rounded)]
     return hashlib.sha256((table_to_json(table) + json.dumps(about)).encode()).hexdigest()
 
 

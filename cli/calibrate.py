@@ -25,6 +25,13 @@ from .output import command as make
 @click.option("--min-cosine", type=float, metavar="X", help="Budget: the worst face's cosine.")
 @click.option("--far", default=1e-4, show_default=True, metavar="X", help="The budget's FAR.")
 @click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Budget: time engines of this; auto is TensorRT where it runs, else times are counted.",
+)
+@click.option(
     "--trt-cache",
     metavar="VERSION",
     help="Write calibration.cache for this TensorRT (8.6.1, 10.3.0) too.",
@@ -44,6 +51,7 @@ def command(
     max_tar_drop: float | None,
     min_cosine: float | None,
     far: float,
+    backend: str,
     trt_cache: str | None,
     no_equalise: bool,
     no_centre: bool,
@@ -57,13 +65,18 @@ def command(
     layers go back to float (FP16 in TensorRT's engine), those that cost most first, until it holds;
     exit code 1 when none does. A search that was killed goes on where it was.
     """
+    from ..bundle import open_bundle
     from ..calibration.budget import Budget
     from ..calibration.calibrate import calibrate
     from ..calibration.fitting import Steps
+    from ..runtime.engines.choice_times import latency_here
 
     asked = max_tar_drop is not None or min_cosine is not None
+    if backend != "auto" and not asked:
+        raise click.UsageError("--backend times what a budget tries: add --max-tar-drop 0.003")
+    opened = open_bundle(bundle)
     done = calibrate(
-        bundle,
+        opened,
         options.open_source(output, faces),
         method,
         limit,
@@ -71,9 +84,11 @@ def command(
         steps=Steps(not no_equalise, not no_centre, not no_bias_correction, not no_rounding),
         budget=Budget(max_tar_drop, min_cosine, far) if asked else None,
         trt_cache=trt_cache,
+        latency=latency_here(opened, backend),
     )
     summary = dict(done.history[-1]["summary"])
-    trials = json.loads(done.file("reports/calibration.json").read_text(encoding="utf-8"))["trials"]
+    report = json.loads(done.file("reports/calibration.json").read_text(encoding="utf-8"))
+    trials = report["trials"]
     for warning in summary["warnings"]:
         output.note(f"warning: {warning}")
     genuine = summary["judged"]["genuine_pairs"] if summary["judged"] else 0
@@ -82,7 +97,7 @@ def command(
             f"warning: {genuine} genuine pairs cannot tell a TAR drop of {max_tar_drop:g} from none:"
             " give more people with several images each"
         )
-    text = _text(bundle, summary, _pareto(trials, far))
+    text = _text(bundle, summary, _pareto(trials, far), report["time"])
     output.result({"bundle": bundle, **summary, "trials": trials}, text)
 
 
@@ -108,7 +123,7 @@ def _pareto(trials: list[dict[str, Any]], far: float) -> str:
     return table(rows, head)
 
 
-def _text(bundle: str, found: dict[str, Any], pareto: str) -> str:
+def _text(bundle: str, found: dict[str, Any], pareto: str, times: str) -> str:
     kept = ", ".join(f"{count} {why}" for why, count in found["kept_float"].items()) or "none"
     lines = [
         f"{bundle}/model.int8.onnx: {found['int8_layers']} layers in INT8,"
@@ -137,5 +152,5 @@ def _text(bundle: str, found: dict[str, Any], pareto: str) -> str:
         head = ("FAR", "TAR FP32", "INT8", "threshold FP32", "INT8", "TAR if it is not moved")
         lines += [table(rows, head)] if rows else []
     if pareto:
-        lines += ["  what was tried (time: all in FP16 is 1, by count of multiply-adds)", pareto]
+        lines += [f"  what was tried (time: {times}; all in float is 1)", pareto]
     return "\n".join([*lines, f"next: fr-edge build-engine {bundle} --int8"])

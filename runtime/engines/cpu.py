@@ -7,7 +7,6 @@ fingerprint.
 
 import platform
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from .cpu_graph import cpu_flavour
 from .cpu_race import Raced, race
 from .raw import raw_flavour
 from .times import LayerTime, node_times
+from .turns import Run
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -124,7 +124,7 @@ def build(source: Path, target: Path) -> Executed:
 
     model = _read(source)
     quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    raced = race(model, _runner, (1, _MAX_BATCH)) if quantised else []
+    raced = race(model, runner, (1, _MAX_BATCH)) if quantised else []
     integer = raced[0].layers if quantised else None
     options = _options()
     options.optimized_model_filepath = str(target)
@@ -140,7 +140,8 @@ def build(source: Path, target: Path) -> Executed:
     return Executed(operators, integer or (), tuple(raced))
 
 
-def _runner(model: bytes) -> Callable[[npt.NDArray[np.float32]], Any]:
+def runner(model: bytes) -> Run:
+    """What runs an ONNX model as it is written."""
     session = _load(model, _options(), "a flavour of the INT8 model")
     face = session.get_inputs()[0].name
     return lambda faces: session.run(None, {face: faces})

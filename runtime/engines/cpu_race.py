@@ -6,23 +6,19 @@ number that goes in or out, so only sets of layers above some such intensity are
 All-float is a candidate too: INT8 is never slower than what it replaces.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto
 
 from .cpu_graph import cpu_flavour, integer_layers
+from .turns import Run, fastest
 
-Run = Callable[[npt.NDArray[np.float32]], Any]
 _MOST = 6
 """Sets that are tried at most, all-float aside."""
-_SECONDS, _ROUNDS, _IN_A_ROW = 5.0, (2, 25), 4
-"""Per batch size: about so long, at least and at most so many turns of each; runs in a turn, since
-the threads of whoever ran before spin on for a while."""
+_SECONDS = 5.0
+"""Per batch size, about."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def race(model: ModelProto, load: Callable[[bytes], Run], batches: Sequence[int]
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
     random = np.random.default_rng(0)
     inputs = [random.uniform(-1, 1, (size, *shape)).astype(np.float32) for size in batches]
-    times = [_fastest(runs, faces) for faces in inputs]
+    times = [fastest(runs, faces, _SECONDS) for faces in inputs]
     relative = [tuple(of[i] / of[0] for of in times) for i in range(len(sets))]
     tried = [Raced(layers, ratios) for layers, ratios in zip(sets, relative, strict=True)]
     return sorted(tried, key=lambda one: max(one.relative))
@@ -60,19 +56,3 @@ def _cuts(intensities: list[float]) -> list[float]:
     if len(distinct) <= _MOST:
         return distinct
     return [distinct[i] for i in np.linspace(0, len(distinct) - 1, _MOST).round().astype(int)]
-
-
-def _fastest(runs: Sequence[Run], faces: npt.NDArray[np.float32]) -> list[float]:
-    """Seconds of each one's fastest run, in turns: a busy machine is busy for all of them."""
-    best = [np.inf] * len(runs)
-    least, most = _ROUNDS
-    end = time.perf_counter() + _SECONDS
-    for turn in range(most):
-        if turn >= least and time.perf_counter() > end:
-            break
-        for index, run in enumerate(runs):
-            for _ in range(_IN_A_ROW):
-                start = time.perf_counter()
-                run(faces)
-                best[index] = min(best[index], time.perf_counter() - start)
-    return best

@@ -81,6 +81,19 @@ def make_plan(
     return compiled.plan, made
 
 
+def compile_model(
+    bundle: Bundle, model: ModelProto, backend: str, options: EngineOptions
+) -> Compiled:
+    """The plan of a variant of the bundle's network, float32 or with Q and DQ; raises as
+    `make_plan`."""
+    trt = load_library(backend)
+    strong = strongly_typed(trt, options)
+    typed = _typed(bundle, model)[0] if strong else model
+    quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    precision = "int8" if quantised else "fp16"
+    return compile_plan(trt, _written(typed, False), bundle.spec.shape, precision, options)
+
+
 def network_of_plan(bundle: Bundle, facts: Mapping[str, Any]) -> bytes:
     """The network that a plan was compiled from, by the plan's fingerprint: its weights' source."""
     strong, implicit = facts.get("typing") == "strong", bool(facts.get("implicit"))
@@ -115,8 +128,11 @@ def _flavour(
     except DecodeError as error:
         raise BundleError(f"{path} is not an ONNX model: {error}", "export again") from error
     check_finite(model)
-    if precision != "int8" or not strong:
-        return model, ()
+    return (model, ()) if precision != "int8" or not strong else _typed(bundle, model)
+
+
+def _typed(bundle: Bundle, model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    """FP16 around the INT8 of a float32 model, where the network's numbers fit."""
     if SOURCES["fp16"] not in bundle:
         return model, ("the network has no FP16 flavour, so what is not INT8 stays FP32",)
     wide = wide_nodes(onnx.load(bundle.file(SOURCES["fp16"])))

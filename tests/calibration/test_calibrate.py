@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from fr_edge.calibration.budget import REASON, Budget
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.equalise import equalised, scale_groups
 from fr_edge.calibration.fitting import Steps
-from fr_edge.calibration.layers import compute_layers
+from fr_edge.calibration.latency import Latency, LatencyOf
+from fr_edge.calibration.layers import Choice, choose, compute_layers
 from fr_edge.calibration.search import Judge
 from fr_edge.calibration.table import read_table
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
@@ -120,7 +122,7 @@ def test_a_search_goes_on_where_it_was_killed(
     child = subprocess.Popen([sys.executable, "-c", SEARCH, str(bundle), str(cosine)])
     try:
         end = time.monotonic() + 60
-        while not journal.exists() or len(json.loads(journal.read_text())["found"]) < 2:
+        while not journal.exists() or layers[0] not in json.loads(journal.read_text())["found"]:
             assert child.poll() is None
             assert time.monotonic() < end
             time.sleep(0.005)
@@ -245,3 +247,38 @@ def test_memory_does_not_grow_with_the_faces(bundle: Path) -> None:
     few, many = peak_mb(64), peak_mb(640)
     assert many < 1.1 * few
     assert many < 500
+
+
+def slower_in(slow: str, by: float, noise: float) -> LatencyOf:
+    """Every INT8 layer saves a hundredth, but for the one where it costs `by`."""
+
+    def latency(model: onnx.ModelProto, quantised: object) -> Latency:
+        def cost(choice: Choice) -> float:
+            return 1.0 - 0.01 * len(choice.int8) + (0.01 + by) * (slow in choice.int8)
+
+        return Latency("made up", cost, noise)
+
+    return latency
+
+
+def test_int8_that_is_slower_stays_out_though_the_budget_holds(bundle: Path, faces: Faces) -> None:
+    layer = choose(onnx.load(bundle / "model.onnx")).int8[1]
+    budget = Budget(min_cosine=0.5)
+    for by, noise, kept in ((0.02, 0.01, {layer: REASON}), (0.02, 0.03, {}), (-0.01, 0.0, {})):
+        done = calibrate(bundle, faces, budget=budget, latency=slower_in(layer, by, noise))
+        assert read_table(done.file("calibration.json")).floats == kept
+        report = json.loads(done.file("reports/calibration.json").read_text())
+        assert report["time"] == "made up"
+
+
+def test_times_of_another_kind_are_not_recalled(
+    bundle: Path, faces: Faces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GateFailed):
+        calibrate(bundle, faces, budget=Budget(min_cosine=1.0))
+    layer = choose(onnx.load(bundle / "model.onnx")).int8[0]
+    judged: list[Sequence[str]] = []
+    trial = Judge.trial
+    monkeypatch.setattr(Judge, "trial", lambda *a: judged.append(a[2]) or trial(*a))
+    calibrate(bundle, faces, budget=Budget(min_cosine=0.9), latency=slower_in(layer, 0.0, 0.0))
+    assert judged == [()]

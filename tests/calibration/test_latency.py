@@ -30,7 +30,7 @@ def two_readers() -> onnx.ModelProto:
 
 def test_int8_takes_half_and_a_tensor_written_twice_is_paid_for() -> None:
     model = two_readers()
-    cost = counted(model)
+    cost = counted(model).cost
     macs = {"first": 96, "narrow": 128, "wide": 256}
     total = sum(macs.values())
     assert cost(choose(model)) == pytest.approx(0.5)
@@ -43,6 +43,6 @@ def test_int8_takes_half_and_a_tensor_written_twice_is_paid_for() -> None:
 
 
 def test_a_real_network_is_faster_the_more_of_it_is_int8(model: onnx.ModelProto) -> None:
-    cost, int8 = counted(model), choose(model).int8
+    cost, int8 = counted(model).cost, choose(model).int8
     assert cost(choose(model)) < cost(choose(model, dict.fromkeys(int8, ""))) == 1.0
     assert all(cost(choose(model, {layer: ""})) > cost(choose(model)) for layer in int8)

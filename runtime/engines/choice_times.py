@@ -1,0 +1,82 @@
+"""How long assignments of INT8 to layers take, each built as an engine and run on this machine.
+
+For calibration's accuracy budget, where an engine can run; elsewhere times are counted
+(`calibration.latency`). TensorRT's side has never run on a GPU by this project so far.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from ...bundle import Bundle
+from ...calibration.latency import Latency, LatencyOf, Quantised, counted
+from ...calibration.layers import Choice
+from ...faces.contract import InputSpec
+from ..machine.backends import lacking, pick_backend
+from . import cpu
+from .cpu_graph import cpu_flavour, integer_layers
+from .engine_config import EngineOptions
+from .gpu import GpuSession
+from .plan_engine import compile_model
+from .turns import Run, fastest
+
+_SECONDS = 1.0
+"""Of racing an assignment against all-float."""
+_TWINS = 3
+"""Races of the float engine with its twin: what they differ by is noise."""
+
+
+def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECONDS) -> LatencyOf:
+    """Times of engines of `backend`, one face at a time; `auto` measures with TensorRT where it can
+    run, and counts elsewhere: a CPU's times say nothing of a board's GPU.
+
+    Raises UsageError for an unknown backend, MachineError for one that cannot run here.
+    """
+    if backend == "auto" and lacking("tensorrt"):
+        return counted
+    chosen = pick_backend(backend)
+
+    def measured(model: onnx.ModelProto, quantised: Quantised) -> Latency:
+        face = _face(bundle.spec)
+
+        def ratio(other: onnx.ModelProto) -> float:
+            with opened(bundle, model, chosen) as floats, opened(bundle, other, chosen) as run:
+                base, found = fastest((floats, run), face, seconds)
+            return found / base
+
+        def cost(choice: Choice) -> float:
+            return ratio(quantised(choice)) if choice.int8 else 1.0
+
+        noise = max(abs(1.0 - ratio(model)) for _ in range(_TWINS))
+        return Latency(f"engines of {chosen} on this machine, measured", cost, noise)
+
+    return measured
+
+
+@contextmanager
+def opened(bundle: Bundle, model: onnx.ModelProto, backend: str) -> Iterator[Run]:
+    """A float or Q/DQ model of the bundle, built for this machine: what runs it.
+
+    On the CPU every INT8 layer that has an integer kernel runs on it, faster or not.
+    """
+    if backend == cpu.NAME:
+        yield cpu.runner(cpu_flavour(model, tuple(integer_layers(model))).SerializeToString())
+        return
+    with TemporaryDirectory() as folder:
+        plan = Path(folder) / "choice.plan"
+        plan.write_bytes(compile_model(bundle, model, backend, EngineOptions()).plan)
+        session = GpuSession(plan, "int8", backend)
+        try:
+            yield session.embed
+        finally:
+            session.close()
+
+
+def _face(spec: InputSpec) -> npt.NDArray[np.float32]:
+    random = np.random.default_rng(0)
+    return random.uniform(-1, 1, (1, *spec.shape)).astype(np.float32)

@@ -1,0 +1,73 @@
+"""Times of assignments: engines that really run, here the CPU's."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fr_edge.bundle import open_bundle
+from fr_edge.calibration.budget import Budget
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.latency import counted
+from fr_edge.calibration.layers import choose
+from fr_edge.errors import MachineError, UsageError
+from fr_edge.faces.contract import preprocess
+from fr_edge.faces.sources import Faces
+from fr_edge.runtime.engines import choice_times
+from fr_edge.runtime.engines.choice_times import latency_here, opened
+from fr_edge.runtime.machine.backends import lacking
+
+
+def test_a_search_by_engines_that_ran(mini: Path, people: Faces) -> None:
+    bundle = open_bundle(mini)
+    worst = bundle.history[-1]["summary"]["judged"]["cosine"]["min"]
+    budget = Budget(min_cosine=worst + 0.3 * (1 - worst))
+    done = calibrate(
+        bundle, people, budget=budget, latency=latency_here(bundle, "onnxruntime", 0.02)
+    )
+    report = json.loads(done.file("reports/calibration.json").read_text())
+    assert report["time"] == "engines of onnxruntime on this machine, measured"
+    model = onnx.load(done.file("model.onnx"))
+    for trial in report["trials"]:
+        choice = choose(model, dict.fromkeys(trial["float_layers"], ""))
+        assert trial["cost"] > 0
+        assert trial["cost"] != round(counted(model).cost(choice), 4)
+    assert report["trials"][-1]["cosine"]["min"] >= budget.min_cosine
+
+
+def test_what_is_timed_is_the_assignment(mini: Path, people: Faces) -> None:
+    """Both models run as they are: float exactly, Q/DQ with its roundings."""
+    bundle = open_bundle(mini)
+    faces = preprocess(np.stack([people.read(0)]), bundle.spec)
+    found = []
+    for name in ("model.onnx", "model.int8.onnx"):
+        with opened(bundle, onnx.load(bundle.file(name)), "onnxruntime") as run:
+            found.append(run(faces)[0])
+    assert found[0].shape == (1, bundle.embedding_dim)
+    cosine = float((found[0] * found[1]).sum() / np.prod([np.linalg.norm(x) for x in found]))
+    assert 0.98 < cosine < 1 - 1e-7
+
+
+def test_ratios_and_noise(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three races of the float engine with its twin, then one for the assignment."""
+    races: Iterator[Sequence[float]] = iter([(1.0, 1.01), (2.0, 1.94), (1.0, 1.0), (4.0, 3.0)])
+    monkeypatch.setattr(choice_times, "fastest", lambda *_: next(races))
+    bundle = open_bundle(mini)
+    model, int8 = (onnx.load(bundle.file(n)) for n in ("model.onnx", "model.int8.onnx"))
+    times = latency_here(bundle, "onnxruntime")(model, lambda choice: int8)
+    assert times.noise == pytest.approx(0.03)
+    assert times.cost(choose(model)) == 0.75
+    assert times.cost(choose(model, dict.fromkeys(choose(model).int8, ""))) == 1.0
+
+
+def test_which_engines(mini: Path) -> None:
+    bundle = open_bundle(mini)
+    if lacking("tensorrt"):
+        assert latency_here(bundle) is counted
+        with pytest.raises(MachineError, match="cannot be used on this machine"):
+            latency_here(bundle, "tensorrt")
+    with pytest.raises(UsageError, match="no backend 'tpu'"):
+        latency_here(bundle, "tpu")
