@@ -1,6 +1,7 @@
 """What INT8 loses on people it was not calibrated on: FP32 beside INT8, same faces, same run.
 
-    python benchmarks/int8_loss.py FACES PAIRS BUNDLE... [--limit N] [--max-tar-drop X [--hard]]
+    python benchmarks/int8_loss.py FACES PAIRS BUNDLE... [--limit N]
+        [--max-tar-drop X [--hard] [--backend NAME]]
 
 The people whom PAIRS (`fold,path1,path2,same`, relative to FACES) names judge; all others
 calibrate. Rates count every pair of the judging faces. Bundles are copied, never changed; both
@@ -8,7 +9,8 @@ networks run on onnxruntime's CPU, which is not TensorRT. One JSON document per 
 
 With a budget (at FAR 1e-4), `calibrate` searches layers to leave out. `--hard` makes that
 necessary: a tenth of the channels of one tensor become 50 times as loud, which float does not
-notice, and ranges are plain min-max.
+notice, and ranges are plain min-max. `--backend` times the search's engines (`onnxruntime`), else
+times are counted; `cpu_time` is that of the INT8 model on onnxruntime, all in float being 1.
 """
 
 import argparse
@@ -27,11 +29,12 @@ from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.equalise import equalised, scale_groups
 from fr_edge.calibration.fitting import Steps
-from fr_edge.calibration.layers import compute_layers
+from fr_edge.calibration.layers import choose, compute_layers
 from fr_edge.calibration.loss import Loss, compare
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
+from fr_edge.runtime.engines.choice_times import latency_here
 from fr_edge.runtime.engines.session import open_session
 
 FAR = 1e-4
@@ -61,6 +64,13 @@ def harden(bundle: Path) -> str:
     return tensor
 
 
+def cpu_time(bundle: Path) -> float:
+    """Of the INT8 model beside the float one, each with one face at a time."""
+    model, int8 = (onnx.load(bundle / name) for name in ("model.onnx", "model.int8.onnx"))
+    measure = latency_here(open_bundle(bundle, check=False), "onnxruntime", 4.0)
+    return measure(model, lambda _: int8).cost(choose(model))
+
+
 def rows(loss: Loss) -> dict[str, Any]:
     return {
         "cosine": {"mean": loss.cosine_mean, "p1": loss.cosine_p1, "min": loss.cosine_min},
@@ -80,6 +90,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=512)
     parser.add_argument("--max-tar-drop", type=float)
     parser.add_argument("--hard", action="store_true")
+    parser.add_argument("--backend", default="auto")
     asked = parser.parse_args()
     source, judging = open_faces(asked.faces), read_pairs(asked.pairs, asked.faces).faces
     judged = {key.rsplit("/", 1)[0] for key in judging.keys}
@@ -107,7 +118,11 @@ def main() -> None:
                 calibrate(copy, others, method, asked.limit, steps=steps)
                 loss = compare(exact, embed(copy, "int8", judging), judging.labels)
                 found["without_budget"] = rows(loss)
-            done = calibrate(copy, others, method, asked.limit, steps=steps, budget=budget)
+            latency = latency_here(open_bundle(copy), asked.backend)
+            done = calibrate(
+                copy, others, method, asked.limit, steps=steps, budget=budget, latency=latency
+            )
+            found["cpu_time"] = cpu_time(copy)
             found["summary"] = done.history[-1]["summary"]
             loss = compare(exact, embed(copy, "int8", judging), judging.labels)
             print(json.dumps(found | rows(loss)), flush=True)

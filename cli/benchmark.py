@@ -71,6 +71,13 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
     help="Sessions that run at the same time.",
 )
 @click.option(
+    "--rate",
+    "rates",
+    metavar="N,...",
+    callback=_numbers,
+    help="Queries a second that come at random; latency from then.",
+)
+@click.option(
     "--duration",
     default="10",
     show_default=True,
@@ -96,6 +103,7 @@ def command(
     batches: tuple[int, ...] | None,
     threads: tuple[int, ...],
     streams: tuple[int, ...],
+    rates: tuple[int, ...],
     duration: float,
     end_to_end: bool,
     layers: bool,
@@ -134,6 +142,7 @@ def command(
                 track=output.track,
                 threads=threads,
                 streams=streams,
+                rates=rates,
                 end_to_end=end_to_end,
                 layers=layers,
                 power_mode=power_mode,

@@ -16,6 +16,7 @@ def as_text(found: Mapping[str, Any]) -> str:
     lines += [f"timed: {found['timed']}", "", table(_rows(found), _header(found))]
     if found["knee"]:
         lines.append(f"a batch above {found['knee']} brings less than 10 % more faces a second")
+    lines += [_served(run) for run in found["runs"] if run["served"]]
     for run in found["runs"]:
         lines += _spent(run)
     if device["sensors_denied"]:
@@ -49,6 +50,7 @@ def _setting(run: Mapping[str, Any]) -> str:
     parts = [f"batch {run['batch']}"]
     parts += [f"threads {run['threads']}"] if run["threads"] else []
     parts += [f"streams {run['streams']}"] if run["streams"] > 1 else []
+    parts += [f"{run['rate']} queries/s"] if run["rate"] else []
     return ", ".join(parts)
 
 
@@ -71,6 +73,8 @@ def _columns(found: Mapping[str, Any]) -> list[str]:
         names.append("threads")
     if any(run["streams"] > 1 for run in found["runs"]):
         names.append("streams")
+    if any(run["rate"] for run in found["runs"]):
+        names.append("rate")
     return names
 
 
@@ -94,6 +98,15 @@ def _row(run: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
 
 def _ms(value: float | None) -> str:
     return _NOT_TOLD if value is None else f"{value:.3f}"
+
+
+def _served(run: Mapping[str, Any]) -> str:
+    served = run["served"]
+    return (
+        f"{_setting(run)}: at work {100 * served['busy']:.0f} % of the time; a query takes"
+        f" {served['work_p50_ms']:.3f} ms once begun and waits {served['waiting_mean_ms']:.3f} ms in"
+        f" the mean; latency counts from when it came"
+    )
 
 
 def _spent(run: Mapping[str, Any]) -> Sequence[str]:

@@ -202,6 +202,7 @@ def _timed(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         threads, streams = run.get("threads"), run.get("streams") or 1
         setting = f"batch {run['batch']}" + (f", threads {threads}" if threads else "")
         setting += f", streams {streams}" if streams > 1 else ""
+        setting += f", {run['rate']} queries a second" if run.get("rate") else ""
         for name in ("p50", "p90", "p99"):
             if run["latency_ms"][name] is not None:
                 ends = run["interval_95_ms"][name]

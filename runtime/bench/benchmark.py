@@ -1,7 +1,7 @@
 """`benchmark`: latency and throughput of an engine here, or the reasons why they mean nothing.
 
-One caller, one batch after the other (MLPerf's SingleStream), or as many at the same time as there
-are streams (MultiStream).
+One caller, one batch after the other (MLPerf's SingleStream), as many at the same time as there are
+streams (MultiStream), or queries that come at random (Server).
 """
 
 import json
@@ -37,6 +37,7 @@ def benchmark(
     *,
     threads: Sequence[int] = (),
     streams: Sequence[int] = (1,),
+    rates: Sequence[int] = (),
     end_to_end: bool = False,
     layers: bool = False,
     power_mode: str | None = None,
@@ -46,7 +47,9 @@ def benchmark(
 
     Every batch size runs with every number of `threads` (onnxruntime's, by default one for each
     core) and of `streams` (sessions at the same time). `batches=None` doubles the size from 1 on,
-    to 32 at most, until that brings less than 10 % more faces a second. Each is warmed up until
+    to 32 at most, until that brings less than 10 % more faces a second. `rates` are queries a second,
+    of a batch each, that come at random and are answered in turn by one session; latency then
+    counts from when a query came. Each is warmed up until
     steady, `warmup_s` seconds at most, then runs for `duration_s`, longer where that holds too few
     runs. With `end_to_end` decoding and preprocessing are timed too; `layers` adds the backend's
     profile; `power_mode` is demanded of the board, as the policy's table [benchmark] may demand it;
@@ -56,13 +59,13 @@ def benchmark(
     keeps what has run, writes it, and goes on as `Stopped`, a KeyboardInterrupt. Raises UsageError
     for numbers that cannot be, and as `open_session`.
     """
-    _check(batches, threads, streams, duration_s)
+    _check(batches, threads, streams, rates, duration_s)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     demanded = power_mode or demanded_power_mode(bundle)
     board, others = read_board(), gpu_processes()  # before there is a session of ours
     subject = Subject(bundle, engine, backend, end_to_end=end_to_end)
     spoilt = () if subject.on_cpu else occupied(board, others)
-    settings = list(subject.settings(batches, threads, streams))
+    settings = list(subject.settings(batches, threads, streams, rates))
     runs: list[Run] = []
     with Journal(log) if log else nullcontext() as journal:
         bench = _Bench(subject, duration_s, warmup_s, rest(duration_s), journal, demanded, spoilt)
@@ -114,7 +117,12 @@ class _Bench:
                 if journal:
                     journal.begin(setting, watched.readings)
                 timed = time_runs(
-                    work.run, self.duration_s, MIN_RUNS, warmup_s=self.warmup_s, between=between
+                    work.run,
+                    self.duration_s,
+                    MIN_RUNS,
+                    warmup_s=self.warmup_s,
+                    between=between,
+                    rate_per_s=setting.rate,
                 )
         finally:
             work.close()
@@ -122,7 +130,7 @@ class _Bench:
         return Run(setting, timed, self.duration_s, work.lowest, watched, self.idle, None, spoilt)
 
     def spent(self, run: Run, end_to_end: bool, layers: bool) -> Spent:
-        median = None if end_to_end else run.timed.latencies.all.percentile(50)
+        median = None if end_to_end else run.timed.work.all.percentile(50)
         session, golden = self.subject.session(run.setting), self.subject.golden
         return time_parts(
             session, golden.faces, self.subject.spec, run.setting.batch, median, layers=layers
@@ -133,15 +141,22 @@ def _check(
     batches: Sequence[int] | None,
     threads: Sequence[int],
     streams: Sequence[int],
+    rates: Sequence[int],
     duration_s: float,
 ) -> None:
     for what, option, values in (
         ("batch sizes", "--batch 1,8", (1,) if batches is None else batches),
         ("threads", "--threads 1,2", threads or (1,)),
         ("streams", "--streams 1,2", streams),
+        ("rates", "--rate 20,50", rates or (1,)),
     ):
         if not values or min(values) < 1:
             raise UsageError(f"{what} are 1 or more, found {list(values)}", option)
+    if rates and (batches is None or tuple(streams) != (1,)):
+        raise UsageError(
+            "queries at random are answered by one session, in batches of a given size",
+            "leave out --streams and --batch auto",
+        )
     if not 0 < duration_s < float("inf"):
         raise UsageError(f"the duration is above 0 seconds, found {duration_s}", "--duration 10")
 

@@ -81,7 +81,8 @@ def knee(runs: Sequence[Run]) -> int | None:
     like = [
         run
         for run in runs
-        if (run.setting.threads, run.setting.streams)
+        if run.setting.rate is None
+        and (run.setting.threads, run.setting.streams)
         == (runs[0].setting.threads, runs[0].setting.streams)
     ]
     ordered = sorted(like, key=lambda run: run.setting.batch)

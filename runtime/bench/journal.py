@@ -75,6 +75,7 @@ def _line(setting: Setting, recorder: Recorder, readings: list[Reading]) -> dict
         "batch": setting.batch,
         "threads": setting.threads,
         "streams": setting.streams,
+        "rate": setting.rate,
         "runs": latencies.count,
         "mean_ms": round(latencies.mean_ms, 4),
         "p50_ms": percentile(latencies, 50.0),

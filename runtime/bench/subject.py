@@ -40,7 +40,11 @@ class Subject:
         return self._open(setting)[0]
 
     def settings(
-        self, batches: Sequence[int] | None, threads: Sequence[int], streams: Sequence[int]
+        self,
+        batches: Sequence[int] | None,
+        threads: Sequence[int],
+        streams: Sequence[int],
+        rates: Sequence[int] = (),
     ) -> Iterator[Setting]:
         """All of them, or for None the sizes of `AUTO` that the engine takes.
 
@@ -57,7 +61,8 @@ class Subject:
         for count in threads or (None,):
             for number in streams:
                 for size in batches:
-                    yield Setting(size, count, number)
+                    for rate in rates or (None,):
+                        yield Setting(size, count, number, rate)
 
     def work(self, setting: Setting) -> Work:
         spec, size = self.spec, setting.batch

@@ -7,14 +7,18 @@ from typing import Any
 from ..machine.watch import Watched, complaints, energy, state
 from .latency import PERCENTILES, name, percentile, percentile_interval
 from .spent import Spent
-from .timing import Timed
+from .timing import SEGMENTS, Timed
 
+CURVE = (0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
+"""Percentiles that a plot is drawn through."""
 MIN_RUNS = 100
 """Fewer runs hold no 99th percentile."""
 MIN_DURATION_S = 1.0
 MAX_VARIATION = 0.10
 MAX_DRIFT = 0.10
 MAX_WAITED = 0.05
+MAX_BUSY = 0.95
+"""A queue this near to its engine's limit takes long to settle, and beyond it never does."""
 SAME = 0.9999
 """Cosine from which an embedding made during the run is the one made before it."""
 
@@ -22,11 +26,13 @@ SAME = 0.9999
 @dataclass(frozen=True)
 class Setting:
     """What was run: `batch` faces in each of `streams` sessions at the same time, each of
-    `threads` (onnxruntime's; None is one for each core)."""
+    `threads` (onnxruntime's; None is one for each core). With `rate` so many queries of a batch
+    arrive a second, at random; without, one follows the other."""
 
     batch: int = 1
     threads: int | None = None
     streams: int = 1
+    rate: int | None = None
 
     @property
     def faces(self) -> int:
@@ -56,7 +62,9 @@ class Run:
 
     @property
     def throughput_per_s(self) -> float:
-        return self.setting.faces * 1e3 / self.timed.latencies.mean_ms
+        served = self.timed.served
+        per_s = served.achieved_per_s if served else 1e3 / self.timed.latencies.mean_ms
+        return self.setting.faces * per_s
 
     def to_json(self) -> dict[str, Any]:
         latencies = self.timed.latencies
@@ -66,6 +74,7 @@ class Run:
             "batch": self.setting.batch,
             "threads": self.setting.threads,
             "streams": self.setting.streams,
+            "rate": self.setting.rate,
             "verdict": "INVALID" if reasons else "VALID",
             "reasons": reasons,
             "latency_ms": {
@@ -88,15 +97,36 @@ class Run:
             "outliers": self.timed.outliers,
             "waited": _short(self.timed.waited),
             "min_cosine_during": round(self.lowest, 6),
+            "quantiles_ms": [[q, _short(latencies.all.percentile(q))] for q in self._quantiles()],
+            "work_over_time_ms": [
+                _short(part.percentile(50)) for part in self.timed.work.parts(SEGMENTS)
+            ],
+            "served": self._served(),
             "energy": self._energy(),
             "board": None if self.watched is None else state(self.watched),
             **(self.spent.to_json() if self.spent else {}),
         }
 
+    def _quantiles(self) -> list[float]:
+        """Those of `CURVE` that the runs hold."""
+        return [q for q in CURVE if percentile(self.timed.latencies, q) is not None]
+
+    def _served(self) -> dict[str, Any] | None:
+        if (served := self.timed.served) is None:
+            return None
+        return {
+            "achieved_per_s": round(served.achieved_per_s, 2),
+            "most_per_s": round(served.most_per_s, 2),
+            "busy": round(served.busy, 4),
+            "backlog": served.backlog,
+            "work_p50_ms": _short(served.work.all.percentile(50)),
+            "waiting_mean_ms": _short(self.timed.latencies.mean_ms - served.work.mean_ms),
+        }
+
     def _energy(self) -> dict[str, Any] | None:
         if self.watched is None or self.idle is None:
             return None
-        seconds = self.timed.latencies.mean_ms / 1e3
+        seconds = self.setting.faces / self.throughput_per_s
         return energy(self.watched, self.idle, self.setting.faces, seconds)
 
 
@@ -108,7 +138,7 @@ def _reasons(run: Run) -> Iterator[str]:
         yield f"too short: {run.duration_s:g} s, at least {MIN_DURATION_S:g} s"
     if count < MIN_RUNS:
         yield f"too few runs: {count}, p99 needs {MIN_RUNS}; lengthen --duration"
-    if timed.latencies.min_ms <= 0:
+    if timed.work.min_ms <= 0:
         yield "the clock jumped: a run took no time or less"
     if not timed.steady:
         yield f"not steady after {timed.warmup_s:.1f} s of warm-up"
@@ -120,6 +150,11 @@ def _reasons(run: Run) -> Iterator[str]:
         yield (
             "other load on the machine: its threads stood in line for a core "
             f"{timed.waited:.0%} of the time"
+        )
+    if timed.served and timed.served.busy > MAX_BUSY:
+        yield (
+            f"too many queries: at work {timed.served.busy:.0%} of the time, {timed.served.backlog}"
+            f" waiting at the end; without a pause it answers {timed.served.most_per_s:.0f} a second"
         )
     if run.lowest < SAME:
         yield f"embeddings moved during the run: cosine {run.lowest:.4f} with before"

@@ -7,10 +7,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
+from .arrivals import Served, poisson_gaps, wait_until
 from .latency import Latencies, Recorder
 
 SEGMENTS = 10
@@ -22,33 +24,41 @@ _STEADY = 0.05
 class Timed:
     """`steady` is whether warm-up, `warmup_s` long, ended with equal windows; `waited` the share of
     the time they wanted a core in which this process's threads stood in line for one (None where
-    the kernel does not tell). `interrupted` by Ctrl-C, it holds what had run by then."""
+    the kernel does not tell). `interrupted` by Ctrl-C, it holds what had run by then. Of queries
+    that came at random, `served` tells more."""
 
     latencies: Latencies
     warmup_s: float
     steady: bool
     waited: float | None
     interrupted: bool = False
+    served: Served | None = None
+
+    @property
+    def work(self) -> Latencies:
+        """How long the work itself took, without waiting behind other queries."""
+        return self.served.work if self.served else self.latencies
 
     @property
     def variation(self) -> float:
-        """Spread of the middle two thirds over the median: noise without the rare outliers."""
-        whole = self.latencies.all
+        """Spread of the middle two thirds of the work over its median: noise without the rare
+        outliers."""
+        whole = self.work.all
         low, middle, high = (whole.percentile(q) for q in (16, 50, 84))
         return (high - low) / 2 / middle
 
     @property
     def drift(self) -> float:
         """How far the medians of ten equal parts lie apart, over the median of all."""
-        if self.latencies.count < SEGMENTS:
+        if self.work.count < SEGMENTS:
             return 0.0
-        medians = [part.percentile(50) for part in self.latencies.parts(SEGMENTS)]
-        return (max(medians) - min(medians)) / self.latencies.all.percentile(50)
+        medians = [part.percentile(50) for part in self.work.parts(SEGMENTS)]
+        return (max(medians) - min(medians)) / self.work.all.percentile(50)
 
     @property
     def outliers(self) -> int:
         """Runs that took more than three times the median."""
-        whole = self.latencies.all
+        whole = self.work.all
         return int(whole.counts[whole.values_ms > 3 * whole.percentile(50)].sum())
 
 
@@ -60,28 +70,40 @@ def time_runs(
     warmup_s: float = 5.0,
     clock: Callable[[], int] = time.perf_counter_ns,
     between: Callable[[int, int], None] = lambda index, ns: None,
+    rate_per_s: float | None = None,
+    wait: Callable[[int], None] = wait_until,
 ) -> Timed:
     """Call `run(0)`, `run(1)`, ... for `duration_s` seconds after at most `warmup_s` of warm-up.
 
     With fewer than `at_least` runs by then it goes on, to three times the duration.
     `between(index, nanoseconds)` is called after each run and not timed. `clock` gives nanoseconds.
+    With `rate_per_s` each run answers a query of a Poisson process and its latency counts from when
+    that was due; `wait(ns)` returns then.
     Memory does not grow with the duration. Ctrl-C ends the timing, not the program, once something
     has run.
     """
     warmed, steady = _warm_up(run, warmup_s, clock)
     before, cpu_before = waiting_ns(), time.process_time_ns()
-    recorder = Recorder()
-    now = clock()
+    recorder, work = Recorder(), Recorder()
+    gaps = poisson_gaps(rate_per_s) if rate_per_s else None
+    begun = now = due = clock()
     end, latest = now + round(duration_s * 1e9), now + round(3 * duration_s * 1e9)
     interrupted = False
     try:
         while not recorder or now < end or (len(recorder) < at_least and now < latest):
             index = len(recorder)
+            if gaps:
+                due += next(gaps)
+                wait(due)
             start = clock()
             run(index)
             now = clock()
-            recorder.add(now - start)
-            between(index, now - start)
+            latency = now - start
+            if gaps:
+                work.add(latency)
+                latency = now - due
+            recorder.add(latency)
+            between(index, latency)
     except KeyboardInterrupt:
         if not recorder:
             raise
@@ -90,7 +112,13 @@ def time_runs(
     waited = None
     if before is not None and after is not None:
         waited = max(0, after - before) / max(1, after - before + cpu)
-    return Timed(recorder.latencies(), warmed, steady, waited, interrupted)
+    served = None
+    if rate_per_s and gaps:
+        lasted = (now - begun) / 1e9
+        busy = len(work) * work.latencies().mean_ms / 1e3 / lasted
+        backlog = next(i for i, d in enumerate(accumulate(gaps, initial=due)) if d > now)
+        served = Served(rate_per_s, len(work) / lasted, busy, max(0, backlog - 1), work.latencies())
+    return Timed(recorder.latencies(), warmed, steady, waited, interrupted, served)
 
 
 def waiting_ns() -> int | None:

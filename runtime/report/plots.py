@@ -4,6 +4,7 @@ Lines and letters in the page's own colour, so that one drawing serves light, da
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
 _PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", "fp32": _SECOND}
+_DECADES = 10.0
+"""How far apart latencies may lie for a linear axis to show all of them."""
 _SIZE = (4.6, 3.2)  # inches: small, so that letters stay readable on a phone
 
 
@@ -114,6 +117,56 @@ def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
         axes.set_ylabel("share of pairs")
 
     return _svg(f"{engine} scores", draw)
+
+
+def latency_curves(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], engine: str) -> str:
+    """Latency over percentiles, each further nine as wide as the last: where tails begin.
+
+    `runs` are `(label, [(percentile, ms)])`."""
+
+    def draw(axes: Any) -> None:
+        for (label, points), style in zip(runs, _styles(), strict=False):
+            percentiles, ms = zip(*points, strict=True)
+            axes.plot([_nines(q) for q in percentiles], ms, **style, label=label)
+        marks = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
+        axes.set_xticks([_nines(q) for q in marks], [f"{q:g}" for q in marks])
+        axes.set_xlim(left=0)
+        levels = [ms for _, points in runs for _, ms in points]
+        if max(levels) > _DECADES * min(levels):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("percentile of runs")
+        axes.set_ylabel("latency, ms")
+
+    return _svg(f"{engine} latency", draw)
+
+
+def speed_over_time(runs: Sequence[tuple[str, Sequence[float]]], engine: str) -> str:
+    """The median of each tenth of a run over that of the first: throttling and drift go up.
+
+    `runs` are `(label, medians)`."""
+
+    def draw(axes: Any) -> None:
+        for (label, medians), style in zip(runs, _styles(), strict=False):
+            tenths = range(1, len(medians) + 1)
+            axes.plot(tenths, [ms / medians[0] for ms in medians], **style, label=label)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.9), max(high, 1.1))  # one percent should not look like a cliff
+        axes.set_xlabel("tenth of the run")
+        axes.set_ylabel("median, the first being 1")
+
+    return _svg(f"{engine} speed", draw)
+
+
+def _styles() -> list[dict[str, str]]:
+    """A line each for as many settings as a person tells apart."""
+    return [{"color": c, "linestyle": s} for s in ("-", "--") for c in (_FIRST, _SECOND, "#4aa8a0")]
+
+
+def _nines(percentile: float) -> float:
+    """50 -> 0.3, 90 -> 1, 99 -> 2, 99.9 -> 3."""
+    return -math.log10(1 - percentile / 100)
 
 
 def training_curve(

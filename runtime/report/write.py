@@ -56,7 +56,11 @@ def _facts(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         for precision in PRECISIONS[::-1]
         if (report := _read(bundle, f"reports/verify-{precision}.json"))
     ]
-    timed = [r for p in PRECISIONS[::-1] if (r := _read(bundle, f"reports/benchmark-{p}.json"))]
+    timed = [
+        _timing(report)
+        for precision in PRECISIONS[::-1]
+        if (report := _read(bundle, f"reports/benchmark-{precision}.json"))
+    ]
     judged = [
         {"accuracy": None, "accuracy_std": None, "eer": None, **report}  # IJB has none of them
         for precision in PRECISIONS[::-1]
@@ -168,6 +172,33 @@ def _png(faces: Faces, index: int) -> str:
     out = io.BytesIO()
     Image.fromarray(faces.read(index)).save(out, "PNG")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def _timing(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with its plots; one of an earlier version has no curves."""
+    from .plots import latency_curves, speed_over_time
+
+    drawn = [run for run in report["runs"] if len(run.get("quantiles_ms", ())) > 1]
+    curves = [(_label(run), run["quantiles_ms"]) for run in drawn]
+    speeds = [(_label(run), run["work_over_time_ms"]) for run in drawn]
+    return {
+        **report,
+        "runs": [{**run, "about": _setting(run)} for run in report["runs"]],
+        "latency_plot": latency_curves(curves, report["engine"]) if curves else "",
+        "speed_plot": speed_over_time(speeds, report["engine"]) if speeds else "",
+    }
+
+
+def _setting(run: Mapping[str, Any]) -> str:
+    """The batch, and beside it what is not the default."""
+    label = f"batch {run['batch']}"
+    label += f", threads {run['threads']}" if run["threads"] else ""
+    label += f", streams {run['streams']}" if run["streams"] > 1 else ""
+    return label + (f", {run['rate']} queries/s" if run.get("rate") else "")
+
+
+def _label(run: Mapping[str, Any]) -> str:
+    return _setting(run) + ("" if run["verdict"] == "VALID" else ": INVALID")
 
 
 def _training(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,21 @@ def test_sweeps(bundle: Path, capsys: Captured) -> None:
     assert "JPEG" in found["timed"]
 
 
+def test_queries_at_random(bundle: Path, capsys: Captured) -> None:
+    found = _timed(bundle, capsys, "--rate", "20,40")
+    assert [r["rate"] for r in found["runs"]] == [20, 40]
+    text = as_text(found)
+    assert text.splitlines()[1].startswith("  batch 1, 20 queries/s: ")
+    assert "batch 1, 40 queries/s: at work " in text
+    assert as_markdown(found).startswith("| batch | rate | p50 ms |")
+    report = bundle / "reports" / "benchmark-fp32.json"
+    again = _timed(bundle, capsys, "--rate", "20", "--against", str(report))["against"]["changes"]
+    assert {change["name"] for change in again} >= {
+        "benchmark: batch 1, 20 queries a second p50 ms",
+        "benchmark: batch 1, 20 queries a second faces per second",
+    }
+
+
 def test_markdown_holds_figures_machine_and_reasons(bundle: Path, capsys: Captured) -> None:
     found = _timed(bundle, capsys, "--batch", "1,2", "--streams", "2")
     lines = as_markdown(found).splitlines()

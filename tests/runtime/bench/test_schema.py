@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fr_edge.runtime.bench.arrivals import Served
 from fr_edge.runtime.bench.benchmark import benchmark
 from fr_edge.runtime.bench.latency import latencies_of
 from fr_edge.runtime.bench.spent import Spent
@@ -53,6 +54,15 @@ def test_a_real_document(document: dict[str, Any]) -> None:
     assert _problems(document) == []
     assert len(document["runs"]) == 4
     assert document["runs"][0]["layers"]
+
+
+def test_queries_at_random(document: dict[str, Any]) -> None:
+    timed = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, None)
+    timed = replace(timed, served=Served(50.0, 49.8, 0.2, 1, latencies_of(np.full(200, 4.0))))
+    found = {**document, "runs": [Run(Setting(rate=50), timed, 2.0, 1.0).to_json()]}
+    found["runs"][0] |= {k: v for k, v in document["runs"][0].items() if k not in found["runs"][0]}
+    assert _problems(found) == []
+    assert found["runs"][0]["served"]["most_per_s"] == 250
 
 
 def test_a_board_with_every_sensor(document: dict[str, Any]) -> None:

@@ -76,6 +76,8 @@ def test_page_is_whole_and_stands_alone(judged: Path) -> None:
     named = {a["aria-label"] for tag, a in page.tags if tag == "svg"}
     assert named == {
         *(f"int8 {what}" for what in ("cosines", "kinds of faces", "ROC", "DET", "scores")),
+        "int8 latency",
+        "int8 speed",
         "int8 onnxruntime layers",
         "training",
     }
@@ -103,6 +105,29 @@ def test_figures_are_the_reports_own(judged: Path) -> None:
     for entry in open_bundle(judged).files.values():
         if entry.role != "report":
             assert entry.sha256 in body
+
+
+def test_latency_plots_say_which_lines_cannot_be_believed(judged: Path) -> None:
+    benchmark(judged, "int8", batches=(1, 2), duration_s=0.2, warmup_s=0.1)
+    text = write_report(judged).read_text(encoding="utf-8")
+    plot = text[text.index('aria-label="int8 latency"') :]
+    plot = plot[: plot.index("</svg>")]
+    assert "batch 1: INVALID" in plot  # too short
+    assert "batch 2: INVALID" in plot
+    assert ">99.9<" in plot
+
+
+def test_a_benchmark_of_an_earlier_version_has_no_plot(judged: Path) -> None:
+    with change(judged, "benchmark", {}) as draft:
+        path = draft.path("reports/benchmark-int8.json", "benchmark")
+        old = json.loads((judged / "reports/benchmark-int8.json").read_text())
+        for run in old["runs"]:
+            for key in ("rate", "quantiles_ms", "work_over_time_ms", "served"):
+                del run[key]
+        path.write_text(json.dumps(old))
+    text = write_report(judged).read_text(encoding="utf-8")
+    assert "int8 latency" not in text
+    assert f"{old['runs'][0]['latency_ms']['p50']:.2f}" in text
 
 
 def test_what_calibration_found_and_its_budget_tried(mini: Path) -> None:
@@ -177,7 +202,7 @@ def test_a_browser_shows_it_offline_without_complaint(
     judged: Path, shown: Callable[[Path, int, float], str]
 ) -> None:
     dom = shown(write_report(judged), 400, 60)
-    assert dom.count("<svg") == 7
+    assert dom.count("<svg") == 9
     assert "PASSED" in dom
 
 
