@@ -18,6 +18,7 @@ from .budget import Budget
 from .fitting import Steps, fit_table, trained_table
 from .framing import framing_note
 from .histogram import MOST_FACES
+from .judge import Judge
 from .latency import LatencyOf, counted
 from .layers import Choice, choose
 from .loss import stranger_note
@@ -28,7 +29,7 @@ from .quantize import quantize_onnx
 from .ranges import METHODS
 from .record import record, summary
 from .rounding import Rounded, round_weights
-from .search import Judge, settle
+from .search import settle
 from .table import CalibrationTable
 from .trt_cache import ALGORITHM, TrtCache, activations, cache_text, plain_ranges, version_number
 

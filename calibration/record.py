@@ -8,8 +8,8 @@ from typing import Any
 from onnx import ModelProto
 
 from ..bundle import Bundle, change
+from .judge import Trial
 from .layers import Choice
-from .search import Trial
 from .table import CalibrationTable, table_to_json
 
 _STALE = (

@@ -1,96 +1,22 @@
-"""Quantise, judge on people held apart, and with a budget try again with more layers in float.
-
-What stays float is judged as FP32. Engines compute it in FP16, whose errors are a hundredth of
-INT8's (docs/results/engines.md); `fr-edge verify` judges the engine itself.
-"""
+"""Judge INT8 everywhere, and with a budget find the fastest assignment that holds it."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 from ..errors import FacesError
-from ..faces.contract import InputSpec
-from ..faces.sources import Faces
-from ..progress import Track
 from .budget import REASON, Budget, Journal, least_float, ranked
-from .histogram import F32
-from .latency import COUNTED, Latency, LatencyOf, counted
-from .layers import Choice, choose, compute_layers
-from .loss import AtFar, Loss, compare
-from .observe import embeddings
-from .quantize import quantize_onnx
-from .rounding import Rounded
+from .judge import Judge, Trial, trial_of
+from .latency import COUNTED, LatencyOf, counted
+from .layers import Choice, choose
+from .loss import Loss
 from .table import CalibrationTable, table_to_json
-
-PROBES = 24
-"""Faces that a single layer's cost is measured on."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One assignment and its loss: a row of the Pareto table. `requantised` counts the tensors
-    that are converted to INT8, `cost` is its time, all in float being 1."""
-
-    floats: tuple[str, ...]
-    mac_share: float
-    requantised: int
-    cost: float
-    loss: Loss
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "float_layers": list(self.floats),
-            "int8_mac_share": round(self.mac_share, 4),
-            "requantised_tensors": self.requantised,
-            "cost": round(self.cost, 4),
-            **self.loss.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The float model on the faces at `picks`, none of whose people calibrated; `rounded` are the
-    weights of layers that were not rounded to nearest."""
-
-    model: onnx.ModelProto
-    spec: InputSpec
-    faces: Faces
-    picks: Sequence[int]
-    track: Track
-    rounded: Mapping[str, Rounded] = field(default_factory=dict)
-
-    @cached_property
-    def expected(self) -> F32:
-        """`(len(picks), D) float32`."""
-        return embeddings(self.model, self.spec, self.faces, self.picks, self.track)
-
-    def quantised(self, table: CalibrationTable, choice: Choice) -> onnx.ModelProto:
-        return quantize_onnx(self.model, table, choice, self.rounded)
-
-    def trial(
-        self, table: CalibrationTable, floats: Sequence[str], far: float | None, times: Latency
-    ) -> Trial:
-        choice = choose(self.model, dict.fromkeys(floats, REASON))
-        quantised = self.quantised(table, choice)
-        found = embeddings(quantised, self.spec, self.faces, self.picks, self.track)
-        loss = compare(self.expected, found, self.faces.labels[list(self.picks)], far)
-        tensors = len(choice.tensors)
-        return Trial(tuple(floats), choice.mac_share, tensors, times.cost(choice), loss)
-
-    def error(self, table: CalibrationTable, layer: str) -> float:
-        """1 - mean cosine on a few faces when this layer alone is INT8."""
-        others = {other.name: REASON for other in compute_layers(self.model) if other.name != layer}
-        quantised = self.quantised(table, choose(self.model, others))
-        few = list(range(0, len(self.picks), max(1, len(self.picks) // PROBES)))[:PROBES]
-        found = embeddings(quantised, self.spec, self.faces, [self.picks[i] for i in few])
-        return 1.0 - compare(self.expected[few], found, np.zeros(len(few), np.int64)).cosine_mean
 
 
 @dataclass(frozen=True)
@@ -123,39 +49,45 @@ def settle(
             )
         return Settled([], table, COUNTED)
     if budget is None:
-        return Settled([judge.trial(table, (), None, counted(judge.model))], table, COUNTED)
+        return Settled([judge.trial(table, (), None, counted(judge.model).cost)], table, COUNTED)
     _resolvable(judge, budget)
     times = latency(judge.model, partial(judge.quantised, table))
     key = _key(table, judge, budget, times.word)
     journal = Journal(root.with_name(f".{root.name}.calibrate"), key)
-    trials = _search(table, judge, budget, journal, times)
+    noise = float(journal.recall("noise", lambda: times.noise))
+    trials = _search(table, judge, budget, journal, times.cost, noise)
     journal.close()
     holding = [trial for trial in trials if budget.holds(trial.loss)]
-    best = min(holding, key=lambda trial: (trial.cost, len(trial.floats)))
+    least = min(trial.cost for trial in holding) + noise
+    best = min((t for t in holding if t.cost <= least), key=lambda t: len(t.floats))
     trials.sort(key=lambda trial: trial is best)
     return Settled(trials, replace(table, floats=dict.fromkeys(best.floats, REASON)), times.word)
 
 
 def _search(
-    table: CalibrationTable, judge: Judge, budget: Budget, journal: Journal, times: Latency
+    table: CalibrationTable,
+    judge: Judge,
+    budget: Budget,
+    journal: Journal,
+    cost: Callable[[Choice], float],
+    noise: float,
 ) -> list[Trial]:
     """All that was tried; what a search that was killed had found is not found again."""
     trials: list[Trial] = []
 
     def attempt(floats: Sequence[str]) -> Loss:
         found = journal.recall(
-            json.dumps(list(floats)), lambda: asdict(judge.trial(table, floats, budget.far, times))
+            json.dumps(list(floats)), lambda: asdict(judge.trial(table, floats, budget.far, cost))
         )
-        trials.append(_trial(found))
+        trials.append(trial_of(found))
         return trials[-1].loss
 
     def saved(layer: str) -> float:
         """The time that INT8 saves in this layer, the others being INT8."""
-        return times.cost(choose(judge.model, {layer: REASON})) - trials[0].cost
+        return cost(choose(judge.model, {layer: REASON})) - trials[0].cost
 
     holds = budget.holds(attempt(()))
     layers = choose(judge.model).int8
-    noise = float(journal.recall("noise", lambda: times.noise))
     savings = {
         layer: float(journal.recall(f"{layer} saves", partial(saved, layer)))
         for layer in judge.track(layers, "times", len(layers))
@@ -169,10 +101,25 @@ def _search(
         layer: float(journal.recall(layer, partial(judge.error, table, layer)))
         for layer in judge.track(layers, "sensitivity", len(layers))
     }
-    told = {layer: value if value > noise else 0.0 for layer, value in savings.items()}
-    order = ranked(errors, told)
+    order = ranked(errors, _told(savings, noise, judge.model, 1.0 - trials[0].cost))
     least_float(len(order), lambda k: attempt(order[:k]), budget)
     return trials
+
+
+def _told(
+    savings: Mapping[str, float], noise: float, model: onnx.ModelProto, whole: float
+) -> dict[str, float]:
+    """What each layer's INT8 saves; where a measurement does not rise above its noise, the layer's
+    part of the `whole` by count."""
+    count = counted(model).cost
+    base = count(choose(model))
+    share = max(whole, 1e-3) / (1.0 - base)
+    return {
+        layer: value
+        if abs(value) > noise
+        else share * (count(choose(model, {layer: REASON})) - base)
+        for layer, value in savings.items()
+    }
 
 
 def _resolvable(judge: Judge, budget: Budget) -> None:
@@ -196,11 +143,3 @@ def _key(table: CalibrationTable, judge: Judge, budget: Budget, times: str) -> s
     keys = [judge.faces.keys[i] for i in judge.picks]
     about = [times, budget.far, judge.faces.where, keys, sorted(judge.rounded)]
     return hashlib.sha256((table_to_json(table) + json.dumps(about)).encode()).hexdigest()
-
-
-def _trial(data: dict[str, Any]) -> Trial:
-    loss = data["loss"]
-    rates = tuple(AtFar(**rate) for rate in loss["rates"])
-    return Trial(
-        **{**data, "floats": tuple(data["floats"]), "loss": Loss(**{**loss, "rates": rates})}
-    )

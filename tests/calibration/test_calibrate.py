@@ -19,9 +19,9 @@ from fr_edge.calibration.budget import REASON, Budget
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.equalise import equalised, scale_groups
 from fr_edge.calibration.fitting import Steps
+from fr_edge.calibration.judge import Judge
 from fr_edge.calibration.latency import Latency, LatencyOf
 from fr_edge.calibration.layers import Choice, choose, compute_layers
-from fr_edge.calibration.search import Judge
 from fr_edge.calibration.table import read_table
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
 from fr_edge.faces.sources import Faces
@@ -282,3 +282,15 @@ def test_times_of_another_kind_are_not_recalled(
     monkeypatch.setattr(Judge, "trial", lambda *a: judged.append(a[2]) or trial(*a))
     calibrate(bundle, faces, budget=Budget(min_cosine=0.9), latency=slower_in(layer, 0.0, 0.0))
     assert judged == [()]
+
+
+def test_times_that_noise_hides_are_counted(bundle: Path, faces: Faces) -> None:
+    """Layers go back to float in the order of counted times, and the fewest that do are taken."""
+    worst = calibrate(bundle, faces).history[-1]["summary"]["judged"]["cosine"]["min"]
+    budget = Budget(min_cosine=worst + 0.3 * (1 - worst))
+    layer = choose(onnx.load(bundle / "model.onnx")).int8[-1]
+    kept = [
+        read_table(calibrate(bundle, faces, budget=budget, **how).file("calibration.json")).floats
+        for how in ({}, {"latency": slower_in(layer, 0.5, 1.0)})
+    ]
+    assert kept[0] == kept[1] != {}
