@@ -4,7 +4,7 @@ For calibration's accuracy budget, where an engine can run; elsewhere times are 
 (`calibration.latency`). TensorRT's side has never run on a GPU by this project so far.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,34 +42,51 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
     chosen = pick_backend(backend)
 
     def measured(model: onnx.ModelProto, quantised: Quantised) -> Latency:
-        face = _face(bundle.spec)
+        face, build = _face(bundle.spec), builder(bundle, chosen)
+        base = build(model)
 
-        def ratio(other: onnx.ModelProto) -> float:
-            with opened(bundle, model, chosen) as floats, opened(bundle, other, chosen) as run:
-                base, found = fastest((floats, run), face, seconds)
-            return found / base
+        def ratio(engine: bytes) -> float:
+            with opened(base, chosen) as floats, opened(engine, chosen) as run:
+                first, second = fastest((floats, run), face, seconds)
+            return second / first
 
         def cost(choice: Choice) -> float:
-            return ratio(quantised(choice)) if choice.int8 else 1.0
+            return ratio(build(quantised(choice))) if choice.int8 else 1.0
 
-        noise = max(abs(1.0 - ratio(model)) for _ in range(_TWINS))
+        noise = max(abs(1.0 - ratio(base)) for _ in range(_TWINS))
         return Latency(f"engines of {chosen} on this machine, measured", cost, noise)
 
     return measured
 
 
-@contextmanager
-def opened(bundle: Bundle, model: onnx.ModelProto, backend: str) -> Iterator[Run]:
-    """A float or Q/DQ model of the bundle, built for this machine: what runs it.
+def builder(bundle: Bundle, backend: str) -> Callable[[onnx.ModelProto], bytes]:
+    """What makes an engine of a float or Q/DQ variant of the bundle's network.
 
-    On the CPU every INT8 layer that has an integer kernel runs on it, faster or not.
+    On the CPU every INT8 layer that has an integer kernel gets it, faster or not. TensorRT
+    remembers from build to build which kernels were fast.
     """
+    known = b""
+
+    def build(model: onnx.ModelProto) -> bytes:
+        nonlocal known
+        if backend == cpu.NAME:
+            flavour = cpu_flavour(model, tuple(integer_layers(model)))
+            return bytes(flavour.SerializeToString())
+        compiled = compile_model(bundle, model, backend, EngineOptions(), known)
+        known = compiled.timing_cache
+        return compiled.plan
+
+    return build
+
+
+@contextmanager
+def opened(engine: bytes, backend: str) -> Iterator[Run]:
     if backend == cpu.NAME:
-        yield cpu.runner(cpu_flavour(model, tuple(integer_layers(model))).SerializeToString())
+        yield cpu.runner(engine)
         return
     with TemporaryDirectory() as folder:
         plan = Path(folder) / "choice.plan"
-        plan.write_bytes(compile_model(bundle, model, backend, EngineOptions()).plan)
+        plan.write_bytes(engine)
         session = GpuSession(plan, "int8", backend)
         try:
             yield session.embed

@@ -82,7 +82,7 @@ def make_plan(
 
 
 def compile_model(
-    bundle: Bundle, model: ModelProto, backend: str, options: EngineOptions
+    bundle: Bundle, model: ModelProto, backend: str, options: EngineOptions, timing_cache: bytes
 ) -> Compiled:
     """The plan of a variant of the bundle's network, float32 or with Q and DQ; raises as
     `make_plan`."""
@@ -91,7 +91,8 @@ def compile_model(
     typed = _typed(bundle, model)[0] if strong else model
     quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     precision = "int8" if quantised else "fp16"
-    return compile_plan(trt, _written(typed, False), bundle.spec.shape, precision, options)
+    cache = None if backend in COMPILE_ONLY else timing_cache
+    return compile_plan(trt, _written(typed, False), bundle.spec.shape, precision, options, cache)
 
 
 def network_of_plan(bundle: Bundle, facts: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from fr_edge.errors import MachineError, UsageError
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import Faces
 from fr_edge.runtime.engines import choice_times
-from fr_edge.runtime.engines.choice_times import latency_here, opened
+from fr_edge.runtime.engines.choice_times import builder, latency_here, opened
 from fr_edge.runtime.machine.backends import lacking
 
 
@@ -44,7 +44,8 @@ def test_what_is_timed_is_the_assignment(mini: Path, people: Faces) -> None:
     faces = preprocess(np.stack([people.read(0)]), bundle.spec)
     found = []
     for name in ("model.onnx", "model.int8.onnx"):
-        with opened(bundle, onnx.load(bundle.file(name)), "onnxruntime") as run:
+        engine = builder(bundle, "onnxruntime")(onnx.load(bundle.file(name)))
+        with opened(engine, "onnxruntime") as run:
             found.append(run(faces)[0])
     assert found[0].shape == (1, bundle.embedding_dim)
     cosine = float((found[0] * found[1]).sum() / np.prod([np.linalg.norm(x) for x in found]))
@@ -71,3 +72,13 @@ def test_which_engines(mini: Path) -> None:
             latency_here(bundle, "tensorrt")
     with pytest.raises(UsageError, match="no backend 'tpu'"):
         latency_here(bundle, "tpu")
+
+
+def test_tensorrts_compiler_takes_every_variant(mini: Path) -> None:
+    """Compiled, not run: there is no GPU."""
+    if lacking("tensorrt-rtx", build=True):
+        pytest.skip(lacking("tensorrt-rtx", build=True))
+    bundle = open_bundle(mini)
+    build = builder(bundle, "tensorrt-rtx")
+    for name in ("model.onnx", "model.int8.onnx"):
+        assert len(build(onnx.load(bundle.file(name)))) > 1000
