@@ -79,7 +79,8 @@ def calibrate(
     rule = choose(model)
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
-    chosen = look(faces, split(faces, limit, BUDGET_JUDGED if budget else JUDGED), track)
+    judged = BUDGET_JUDGED if budget else JUDGED
+    chosen = look(faces, split(faces, limit, judged, pairs=budget is not None), track)
     fitted = _fit(
         model, rule, bundle, faces, chosen.calibrate, method, steps, version=version, track=track
     )

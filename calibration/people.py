@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FacesError
-from ..faces.sources import Faces, frame_note, spread
+from ..faces.sources import I64, Faces, frame_note, spread
 from ..progress import Track, silent
 
 FEWEST = 4
@@ -18,7 +18,9 @@ FEWEST = 4
 ENOUGH = 128
 """Faces below which the tails are still a matter of luck: the user is told."""
 HELD_EVERY = 5
-"""One identity in so many is held apart for judging."""
+"""One identity in so many is held apart for judging,"""
+HELD_FOR_PAIRS = 2
+"""and where many pairs are wanted, if enough others remain to calibrate on."""
 _EACH = 8
 """Images of one person that judge: more would make the rates that person's."""
 _BLANK = 2.0
@@ -36,11 +38,12 @@ class Split:
     warnings: tuple[str, ...] = ()
 
 
-def split(faces: Faces, limit: int, judged: int) -> Split:
+def split(faces: Faces, limit: int, judged: int, *, pairs: bool = False) -> Split:
     """At most `limit` faces to calibrate on and `judged` of other people to judge by.
 
-    Every fifth identity is held apart, so the same faces always split the same way. With fewer
-    than five people, or where the source does not know who is who, nobody is.
+    Every fifth identity is held apart, with `pairs` every second where that leaves `limit` faces: the
+    same faces always split the same way. With fewer than five people, or where the source does not
+    know who is who, nobody is.
     """
     people = np.unique(faces.labels)
     if len(people) < HELD_EVERY or not faces.labelled:
@@ -50,7 +53,9 @@ def split(faces: Faces, limit: int, judged: int) -> Split:
             else "the source does not say who is who"
         )
         return Split(tuple(spread(faces, limit)), (), (f"the INT8 model was not judged: {why}",))
-    held = np.isin(faces.labels, people[HELD_EVERY - 1 :: HELD_EVERY])
+    held = _held(faces, people, HELD_EVERY)
+    if pairs and (~(more := _held(faces, people, HELD_FOR_PAIRS))).sum() >= limit:
+        held = more
     return Split(_among(faces, ~held, limit), _with_pairs(faces, held, judged))
 
 
@@ -113,6 +118,10 @@ def _remarks(faces: Faces, kept: Sequence[int], looked: int, different: int) -> 
     if odd := frame_note(faces):
         notes.append(odd)
     return notes
+
+
+def _held(faces: Faces, people: I64, every: int) -> npt.NDArray[np.bool_]:
+    return np.isin(faces.labels, people[every - 1 :: every])
 
 
 def _among(faces: Faces, chosen: npt.NDArray[np.bool_], limit: int) -> tuple[int, ...]:

@@ -34,6 +34,16 @@ def test_nobody_calibrates_and_judges(images: int, limit: int) -> None:
     assert not set(split(faces, 1000, 1000).judge) & set(found.calibrate)
 
 
+@pytest.mark.parametrize(("limit", "judging"), [(60, 20), (61, 8)])
+def test_more_people_judge_pairs_where_enough_remain(limit: int, judging: int) -> None:
+    faces = source([i for i in range(40) for _ in range(3)])
+    found = split(faces, limit, 1000, pairs=True)
+    people = [set(faces.labels[list(part)]) for part in (found.calibrate, found.judge)]
+    assert not people[0] & people[1]
+    assert len(people[1]) == judging
+    assert len(found.calibrate) == limit
+
+
 def test_people_with_several_images_judge_first() -> None:
     labels = [i for i in range(50) for _ in range(3 if i % 10 == 4 else 1)]
     judge = split(source(labels), 10, 12).judge
