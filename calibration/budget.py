@@ -21,7 +21,7 @@ REASON = "accuracy budget"
 @dataclass(frozen=True)
 class Budget:
     """What INT8 may lose: `max_tar_drop` of the genuine pairs accepted at the false accept rate
-    `far`, and `min_cosine` that the worst face must keep. None sets no limit."""
+    `far`, counted and likely, and `min_cosine` that the worst face must keep. None sets no limit."""
 
     max_tar_drop: float | None = None
     min_cosine: float | None = None
@@ -38,10 +38,10 @@ class Budget:
             raise UsageError(f"--far is a rate between 0 and 1, found {self.far}", "--far 1e-4")
 
     def holds(self, loss: Loss) -> bool:
-        drop = loss.drop(self.far)
-        return (self.max_tar_drop is None or (drop is not None and drop <= self.max_tar_drop)) and (
-            self.min_cosine is None or loss.cosine_min >= self.min_cosine
-        )
+        rate = loss.at(self.far)
+        return (
+            self.max_tar_drop is None or (rate is not None and rate.sure_drop <= self.max_tar_drop)
+        ) and (self.min_cosine is None or loss.cosine_min >= self.min_cosine)
 
     def describe(self) -> str:
         parts = []
@@ -102,8 +102,9 @@ def least_float(count: int, judge: Callable[[int], Loss], budget: Budget) -> int
     low, high = 0, count - 1
     last = judge(high)
     if high == low or not budget.holds(last):
-        drop = last.drop(budget.far)
-        found = f"cosine {last.cosine_min:.4f}" + ("" if drop is None else f", TAR drop {drop:.4f}")
+        rate = last.at(budget.far)
+        found = f"cosine {last.cosine_min:.4f}"
+        found += f", TAR drop {rate.drop:.4f}, likely {rate.likely}" if rate else ""
         raise GateFailed(
             f"no assignment holds {budget.describe()}: with one layer in INT8, {found}",
             "allow more (what was judged is remembered), or build FP16:"

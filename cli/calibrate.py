@@ -94,8 +94,8 @@ def command(
     genuine = summary["judged"]["genuine_pairs"] if summary["judged"] else 0
     if max_tar_drop is not None and genuine * max_tar_drop < 1.0:
         output.note(
-            f"warning: {genuine} genuine pairs cannot tell a TAR drop of {max_tar_drop:g} from none:"
-            " give more people with several images each"
+            f"warning: {genuine} genuine pairs cannot tell a TAR drop of {max_tar_drop:g} from none by"
+            " count: more people with several images each would show what INT8 really loses"
         )
     text = _text(bundle, summary, _pareto(trials, far), report["time"])
     output.result({"bundle": bundle, **summary, "trials": trials}, text)
@@ -116,10 +116,12 @@ def _pareto(trials: list[dict[str, Any]], far: float) -> str:
                 f"{trial['cosine']['mean']:.5f}",
                 f"{trial['cosine']['min']:.5f}",
                 f"{rate['tar_fp32'] - rate['tar_int8']:+.4f}" if rate else "-",
+                f"{rate['likely_drop']:+.4f} ± {rate['drop_error']:.4f}" if rate else "-",
                 "taken" if trial is trials[-1] else "",
             ]
         )
-    head = ("MACs in INT8", "left out", "time", "cosine mean", "min", f"TAR drop at {far:g}", "")
+    drop = f"TAR drop at {far:g}"
+    head = ("MACs in INT8", "left out", "time", "cosine mean", "min", drop, "likely", "")
     return table(rows, head)
 
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fr_edge.calibration.loss import compare, stranger_note
+from fr_edge.calibration.loss import compare, likely_drop, stranger_note
 
 
 def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,8 +40,10 @@ def test_against_sorting_all_pairs() -> None:
             assert tar == pytest.approx((scores[same] > impostors[allowed]).mean())
         assert rate.tar_kept == pytest.approx((new[same] >= rate.threshold_fp32).mean())
         assert rate.far_kept == pytest.approx((new[~same] >= rate.threshold_fp32).mean())
-    assert found.drop(1e-3) == pytest.approx(found.rates[-1].tar_fp32 - found.rates[-1].tar_int8)
-    assert found.drop(1e-5) is None
+    last = found.at(1e-3)
+    assert last is not None
+    assert last.drop == pytest.approx(last.tar_fp32 - last.tar_int8)
+    assert found.at(1e-5) is None
 
 
 def test_a_model_loses_nothing_against_itself() -> None:
@@ -69,3 +71,37 @@ def test_faces_that_the_float_network_does_not_tell_apart() -> None:
     few = slice(0, 12)  # 12 genuine pairs of four people: luck
     assert stranger_note(compare(noise[few], noise[few], labels[few])) == ""
     assert stranger_note(compare(noise[:3], noise[:3], labels[:3])) == ""
+
+
+def test_the_likely_drop_is_nearer_to_the_truth_than_counting() -> None:
+    """250 genuine pairs again and again; INT8 makes all scores noisy and genuine ones lower."""
+    rng = np.random.default_rng(4)
+
+    def draw(genuine: int, impostors: int) -> tuple[np.ndarray, ...]:
+        old = [rng.normal(0.6, 0.15, genuine), rng.normal(0, 0.08, impostors)]
+        new = [
+            old[0] - 0.006 + rng.normal(0, 0.02, genuine),
+            old[1] + rng.normal(0, 0.02, impostors),
+        ]
+        return old[0], old[1], new[0], new[1]
+
+    def counted(old: np.ndarray, other: np.ndarray, new: np.ndarray, others: np.ndarray) -> float:
+        before, after = np.quantile(other, 0.999), np.quantile(others, 0.999)
+        return float((old >= before).mean() - (new >= after).mean())
+
+    truth = counted(*draw(1_000_000, 1_000_000))
+    draws = [draw(250, 60_000) for _ in range(60)]
+    found = np.array([likely_drop(1e-3, *scores) for scores in draws])
+    simple = np.array([counted(*scores) for scores in draws])
+    assert np.sqrt(((found[:, 0] - truth) ** 2).mean()) < 0.5 * np.sqrt(
+        ((simple - truth) ** 2).mean()
+    )
+    assert found[:, 0].mean() == pytest.approx(truth, rel=0.25)
+    assert (found[:, 0] + 2 * found[:, 1] > truth).mean() > 0.9
+
+
+def test_the_same_scores_lose_nothing() -> None:
+    exact, _, labels = two_models()
+    for rate in compare(exact, exact, labels).rates:
+        assert (rate.drop, rate.likely_drop, rate.drop_error) == (0, 0, 0)
+        assert rate.sure_drop == 0
