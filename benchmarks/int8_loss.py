@@ -5,7 +5,8 @@
 
 The people whom PAIRS (`fold,path1,path2,same`, relative to FACES) names judge; all others
 calibrate. Rates count every pair of the judging faces. Bundles are copied, never changed; both
-networks run on onnxruntime's CPU, which is not TensorRT. One JSON document per bundle.
+networks run on onnxruntime's CPU, which is not TensorRT. One JSON document per bundle;
+`likely` is what other people should lose, with its standard error.
 
 With a budget (at FAR 1e-4), `calibrate` searches layers to leave out. `--hard` makes that
 necessary: a tenth of the channels of one tensor become 50 times as loud, which float does not
@@ -75,7 +76,12 @@ def rows(loss: Loss) -> dict[str, Any]:
     return {
         "cosine": {"mean": loss.cosine_mean, "p1": loss.cosine_p1, "min": loss.cosine_min},
         "tar": {
-            f"{rate.far:g}": {"fp32": rate.tar_fp32, "int8": rate.tar_int8, "loss": rate.drop}
+            f"{rate.far:g}": {
+                "fp32": rate.tar_fp32,
+                "int8": rate.tar_int8,
+                "loss": rate.drop,
+                "likely": rate.likely,
+            }
             for rate in loss.rates
             if rate.far <= 1e-3
         },
