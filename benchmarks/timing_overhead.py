@@ -27,15 +27,15 @@ def main() -> None:
         for _ in range(24):
             np.tanh(matrix)
 
-    def between(index: int) -> None:
+    def between(index: int, ns: int) -> None:
         if index % 16 == 0:
             cosines(embeddings, embeddings)
 
     said, looped, bare = [], [], []
     for _ in range(ROUNDS):
         timed = time_runs(work, 0.5, warmup_s=0.1, between=between)
-        said.append(timed.latencies_ms.mean())
-        looped.append(500 / len(timed.latencies_ms))
+        said.append(timed.latencies.mean_ms)
+        looped.append(500 / timed.latencies.count)
         bare.append(_bare_loop(work, 0.5))
     for what, found in (("says a run takes", said), ("spends on a run", looped)):
         ratio = np.array(found) / np.array(bare)
@@ -47,8 +47,7 @@ def main() -> None:
     agree = 0
     for _ in range(ROUNDS):
         ends = [
-            percentile_interval(time_runs(work, 1.0, warmup_s=0.5).latencies_ms, 50)
-            for _ in range(2)
+            percentile_interval(time_runs(work, 1.0, warmup_s=0.5).latencies, 50) for _ in range(2)
         ]
         one, other = ends
         assert one is not None

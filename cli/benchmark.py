@@ -187,13 +187,22 @@ def _earlier(path: Path, max_regression: float | None) -> bytes:
 
 
 def _compared(earlier: bytes, document: dict[str, Any], max_regression: float | None) -> "Compared":
+    """Raises UsageError where the two ran nothing alike."""
+    from ..errors import UsageError
     from ..runtime.compare import compare
 
     with TemporaryDirectory() as folder:
         first, second = Path(folder) / "first.json", Path(folder) / "second.json"
         first.write_bytes(earlier)
         second.write_text(json.dumps(document), encoding="utf-8")
-        return compare(first, second, max_regression)
+        try:
+            return compare(first, second, max_regression)
+        except UsageError as error:
+            raise UsageError(
+                "this run and the earlier one have no setting in common; this one's figures are in"
+                " the bundle's reports",
+                "run the earlier one's --batch, --threads, --streams and --rate",
+            ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from .verification.gates import Gate
 Interval = tuple[float, float]
 _T9 = 2.262
 """Student's t for 95 % and ten folds."""
+_PER_SECOND = " faces per second"
 _KINDS = {"gates": "verify", "tar_at_far": "evaluate", "runs": "benchmark"}
 """The key that tells a report's kind."""
 _MADE = ("model.pt", "model.onnx", "model.fp16.onnx", "calibration.json", "model.int8.onnx")
@@ -113,7 +114,8 @@ def compare(first: Path, second: Path, max_regression: float | None = None) -> C
     else:
         pairs = [(" ".join(key), one[key], other[key]) for key in sorted(set(one) & set(other))]
     differences = [*_bundles(first, second)]
-    differences += [text for label, a, b in pairs for text in _differences(label, a, b)]
+    for label, a, b in pairs:
+        differences += [*_differences(label, a, b), *_unshared(label, a, b)]
     changes = [
         Change(f"{label}: {name}", figure, theirs[name])
         for label, a, b in pairs
@@ -206,12 +208,18 @@ def _timed(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         for name in ("p50", "p90", "p99"):
             if run["latency_ms"][name] is not None:
                 ends = run["interval_95_ms"][name]
-                figure = Figure(run["latency_ms"][name], (ends[0], ends[1]), False)
+                figure = Figure(run["latency_ms"][name], ends and (ends[0], ends[1]), False)
                 yield f"{setting} {name} ms", figure
-        yield (
-            f"{setting} faces per second",
-            Figure(run["throughput_per_s"], None, True),
-        )
+        yield f"{setting}{_PER_SECOND}", Figure(run["throughput_per_s"], None, True)
+
+
+def _unshared(label: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """A benchmark's settings that only one side ran."""
+    first, second = dict(_figures(one)), dict(_figures(other))
+    for side, own, theirs in (("first", first, second), ("second", second, first)):
+        for name in own:
+            if name.endswith(_PER_SECOND) and name not in theirs:
+                yield f"{label}: {name.removesuffix(_PER_SECOND)} was run in the {side} only"
 
 
 def _differences(label: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:

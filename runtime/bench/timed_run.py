@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..machine.watch import Watched, complaints, energy, state
-from .latency import PERCENTILES, name, percentile, percentile_interval
+from .arrivals import MAX_BUSY, Served
+from .latency import PERCENTILES, Latencies, name, percentile, percentile_interval
 from .spent import Spent
 from .timing import SEGMENTS, Timed
 
@@ -17,8 +18,8 @@ MIN_DURATION_S = 1.0
 MAX_VARIATION = 0.10
 MAX_DRIFT = 0.10
 MAX_WAITED = 0.05
-MAX_BUSY = 0.95
-"""A queue this near to its engine's limit takes long to settle, and beyond it never does."""
+MAX_LATE = 0.05
+"""Of the mean latency, that the benchmark itself may add by sending queries late."""
 SAME = 0.9999
 """Cosine from which an embedding made during the run is the one made before it."""
 
@@ -119,6 +120,7 @@ class Run:
             "most_per_s": round(served.most_per_s, 2),
             "busy": round(served.busy, 4),
             "backlog": served.backlog,
+            "late_mean_ms": _short(served.late_ms),
             "work_p50_ms": _short(served.work.all.percentile(50)),
             "waiting_mean_ms": _short(self.timed.latencies.mean_ms - served.work.mean_ms),
         }
@@ -136,8 +138,11 @@ def _reasons(run: Run) -> Iterator[str]:
         yield "stopped before its time"
     if run.duration_s < MIN_DURATION_S:
         yield f"too short: {run.duration_s:g} s, at least {MIN_DURATION_S:g} s"
-    if count < MIN_RUNS:
-        yield f"too few runs: {count}, p99 needs {MIN_RUNS}; lengthen --duration"
+    if (served := timed.served) is None:
+        if count < MIN_RUNS:
+            yield f"too few runs: {count}, p99 needs {MIN_RUNS}; lengthen --duration"
+    else:
+        yield from _queue_reasons(timed.latencies, served)
     if timed.work.min_ms <= 0:
         yield "the clock jumped: a run took no time or less"
     if not timed.steady:
@@ -151,15 +156,29 @@ def _reasons(run: Run) -> Iterator[str]:
             "other load on the machine: its threads stood in line for a core "
             f"{timed.waited:.0%} of the time"
         )
-    if timed.served and timed.served.busy > MAX_BUSY:
-        yield (
-            f"too many queries: at work {timed.served.busy:.0%} of the time, {timed.served.backlog}"
-            f" waiting at the end; without a pause it answers {timed.served.most_per_s:.0f} a second"
-        )
     if run.lowest < SAME:
         yield f"embeddings moved during the run: cosine {run.lowest:.4f} with before"
     if run.watched is not None:
         yield from complaints(run.watched, timed.warmup_s)
+
+
+def _queue_reasons(latencies: Latencies, served: Served) -> Iterator[str]:
+    needed = MIN_RUNS * latencies.memory
+    if served.busy > MAX_BUSY:
+        yield (
+            f"too many queries: at work {served.busy:.0%} of the time, {served.backlog} waiting at"
+            f" the end; without a pause it answers {round(served.most_per_s, 1):.7g} a second"
+        )
+    elif latencies.count < needed:
+        yield (
+            f"too few queries: {latencies.count}, p99 needs {needed:.0f} where an engine is at work"
+            f" {served.busy:.0%} of the time; lengthen --duration"
+        )
+    if served.late_ms > MAX_LATE * latencies.mean_ms:
+        yield (
+            f"the queries were sent late, by {served.late_ms:.3f} ms in the mean, of"
+            f" {latencies.mean_ms:.3f} ms latency"
+        )
 
 
 def _short(value: float | None) -> float | None:

@@ -6,13 +6,12 @@ Knows neither networks nor verdicts: `timed_run` judges what stands here.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .arrivals import Served, poisson_gaps, wait_until
+from .arrivals import Queries, Served, wait_until
 from .latency import Latencies, Recorder
 
 SEGMENTS = 10
@@ -78,32 +77,33 @@ def time_runs(
     With fewer than `at_least` runs by then it goes on, to three times the duration.
     `between(index, nanoseconds)` is called after each run and not timed. `clock` gives nanoseconds.
     With `rate_per_s` each run answers a query of a Poisson process and its latency counts from when
-    that was due; `wait(ns)` returns then.
+    that was due; `wait(ns)` returns then. `at_least` then means as many as independent ones tell.
     Memory does not grow with the duration. Ctrl-C ends the timing, not the program, once something
     has run.
     """
     warmed, steady = _warm_up(run, warmup_s, clock)
     before, cpu_before = waiting_ns(), time.process_time_ns()
-    recorder, work = Recorder(), Recorder()
-    gaps = poisson_gaps(rate_per_s) if rate_per_s else None
-    begun = now = due = clock()
+    recorder, now = Recorder(), clock()
+    queries = Queries(rate_per_s, now, wait) if rate_per_s else None
     end, latest = now + round(duration_s * 1e9), now + round(3 * duration_s * 1e9)
     interrupted = False
+
+    def enough() -> bool:
+        return queries.enough(at_least) if queries else len(recorder) >= at_least
+
     try:
-        while not recorder or now < end or (len(recorder) < at_least and now < latest):
+        while not recorder or now < end or (now < latest and not enough()):
             index = len(recorder)
-            if gaps:
-                due += next(gaps)
-                wait(due)
+            if queries:
+                queries.wait_for_next()
             start = clock()
             run(index)
             now = clock()
-            latency = now - start
-            if gaps:
-                work.add(latency)
-                latency = now - due
+            latency = queries.answered(start, now) if queries else now - start
             recorder.add(latency)
             between(index, latency)
+            if queries:
+                queries.stand_still(clock() - now)
     except KeyboardInterrupt:
         if not recorder:
             raise
@@ -112,13 +112,11 @@ def time_runs(
     waited = None
     if before is not None and after is not None:
         waited = max(0, after - before) / max(1, after - before + cpu)
-    served = None
-    if rate_per_s and gaps:
-        lasted = (now - begun) / 1e9
-        busy = len(work) * work.latencies().mean_ms / 1e3 / lasted
-        backlog = next(i for i, d in enumerate(accumulate(gaps, initial=due)) if d > now)
-        served = Served(rate_per_s, len(work) / lasted, busy, max(0, backlog - 1), work.latencies())
-    return Timed(recorder.latencies(), warmed, steady, waited, interrupted, served)
+    latencies = recorder.latencies()
+    if not queries:
+        return Timed(latencies, warmed, steady, waited, interrupted)
+    latencies = replace(latencies, memory=queries.memory)
+    return Timed(latencies, warmed, steady, waited, interrupted, queries.served())
 
 
 def waiting_ns() -> int | None:

@@ -6,7 +6,9 @@ Lines and letters in the page's own colour, so that one drawing serves light, da
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is in it
@@ -14,6 +16,8 @@ _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most co
 _PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", "fp32": _SECOND}
 _DECADES = 10.0
 """How far apart latencies may lie for a linear axis to show all of them."""
+MOST_LINES = 6
+"""As many as a person tells apart in one plot."""
 _SIZE = (4.6, 3.2)  # inches: small, so that letters stay readable on a phone
 
 
@@ -119,21 +123,34 @@ def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
     return _svg(f"{engine} scores", draw)
 
 
-def latency_curves(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], engine: str) -> str:
-    """Latency over percentiles, each further nine as wide as the last: where tails begin.
+@dataclass(frozen=True)
+class Line:
+    """A benchmark's setting in a plot; `believed` if its run was VALID."""
 
-    `runs` are `(label, [(percentile, ms)])`."""
+    label: str
+    believed: bool
+    quantiles: Sequence[tuple[float, float]]
+    """`(percentile, ms)`, ascending."""
+    medians_ms: Sequence[float]
+    """Of parts of the run in order."""
+
+
+def latency_curves(lines: Sequence[Line], engine: str) -> str:
+    """Latency over percentiles, each further nine as wide as the last: where tails begin."""
+    from matplotlib.ticker import LogLocator
 
     def draw(axes: Any) -> None:
-        for (label, points), style in zip(runs, _styles(), strict=False):
-            percentiles, ms = zip(*points, strict=True)
-            axes.plot([_nines(q) for q in percentiles], ms, **style, label=label)
+        for line, style in _styled(lines):
+            percentiles, ms = zip(*line.quantiles, strict=True)
+            axes.plot([_nines(q) for q in percentiles], ms, **style)
         marks = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
         axes.set_xticks([_nines(q) for q in marks], [f"{q:g}" for q in marks])
         axes.set_xlim(left=0)
-        levels = [ms for _, points in runs for _, ms in points]
+        levels = [ms for line in lines for _, ms in line.quantiles]
         if max(levels) > _DECADES * min(levels):
-            axes.set_yscale("log")
+            axes.set_yscale("log", subs=())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("percentile of runs")
@@ -142,15 +159,13 @@ def latency_curves(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], en
     return _svg(f"{engine} latency", draw)
 
 
-def speed_over_time(runs: Sequence[tuple[str, Sequence[float]]], engine: str) -> str:
-    """The median of each tenth of a run over that of the first: throttling and drift go up.
-
-    `runs` are `(label, medians)`."""
+def speed_over_time(lines: Sequence[Line], engine: str) -> str:
+    """The median of each tenth of a run over that of the first: throttling and drift go up."""
 
     def draw(axes: Any) -> None:
-        for (label, medians), style in zip(runs, _styles(), strict=False):
-            tenths = range(1, len(medians) + 1)
-            axes.plot(tenths, [ms / medians[0] for ms in medians], **style, label=label)
+        for line, style in _styled(lines):
+            tenths = range(1, len(line.medians_ms) + 1)
+            axes.plot(tenths, [ms / line.medians_ms[0] for ms in line.medians_ms], **style)
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.9), max(high, 1.1))  # one percent should not look like a cliff
         axes.set_xlabel("tenth of the run")
@@ -159,9 +174,14 @@ def speed_over_time(runs: Sequence[tuple[str, Sequence[float]]], engine: str) ->
     return _svg(f"{engine} speed", draw)
 
 
-def _styles() -> list[dict[str, str]]:
-    """A line each for as many settings as a person tells apart."""
-    return [{"color": c, "linestyle": s} for s in ("-", "--") for c in (_FIRST, _SECOND, "#4aa8a0")]
+def _styled(lines: Sequence[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """What cannot be believed is thin and dotted, and says so."""
+    colours = cycle((_FIRST, _SECOND, "#4aa8a0"))
+    for at, (line, colour) in enumerate(zip(lines[:MOST_LINES], colours, strict=False)):
+        style: dict[str, Any] = {"color": colour, "linestyle": "-" if at < 3 else "--"}
+        if not line.believed:
+            style |= {"linestyle": ":", "linewidth": 1.3}
+        yield line, {**style, "label": line.label + ("" if line.believed else ": INVALID")}
 
 
 def _nines(percentile: float) -> float:

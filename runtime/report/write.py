@@ -176,16 +176,21 @@ def _png(faces: Faces, index: int) -> str:
 
 def _timing(report: dict[str, Any]) -> dict[str, Any]:
     """The report with its plots; one of an earlier version has no curves."""
-    from .plots import latency_curves, speed_over_time
+    from .plots import MOST_LINES, Line, latency_curves, speed_over_time
 
-    drawn = [run for run in report["runs"] if len(run.get("quantiles_ms", ())) > 1]
-    curves = [(_label(run), run["quantiles_ms"]) for run in drawn]
-    speeds = [(_label(run), run["work_over_time_ms"]) for run in drawn]
+    lines = [
+        Line(
+            _setting(run), run["verdict"] == "VALID", run["quantiles_ms"], run["work_over_time_ms"]
+        )
+        for run in report["runs"]
+        if len(run.get("quantiles_ms", ())) > 1
+    ]
     return {
         **report,
         "runs": [{**run, "about": _setting(run)} for run in report["runs"]],
-        "latency_plot": latency_curves(curves, report["engine"]) if curves else "",
-        "speed_plot": speed_over_time(speeds, report["engine"]) if speeds else "",
+        "latency_plot": latency_curves(lines, report["engine"]) if lines else "",
+        "speed_plot": speed_over_time(lines, report["engine"]) if lines else "",
+        "left_out": max(0, len(lines) - MOST_LINES),
     }
 
 
@@ -195,10 +200,6 @@ def _setting(run: Mapping[str, Any]) -> str:
     label += f", threads {run['threads']}" if run["threads"] else ""
     label += f", streams {run['streams']}" if run["streams"] > 1 else ""
     return label + (f", {run['rate']} queries/s" if run.get("rate") else "")
-
-
-def _label(run: Mapping[str, Any]) -> str:
-    return _setting(run) + ("" if run["verdict"] == "VALID" else ": INVALID")
 
 
 def _training(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def test_queries_at_random(bundle: Path, capsys: Captured) -> None:
         "benchmark: batch 1, 20 queries a second p50 ms",
         "benchmark: batch 1, 20 queries a second faces per second",
     }
+    assert run(["benchmark", str(bundle), *SHORT, "--against", str(report)]) == 2
+    assert "no setting in common" in capsys.readouterr().err
 
 
 def test_markdown_holds_figures_machine_and_reasons(bundle: Path, capsys: Captured) -> None:

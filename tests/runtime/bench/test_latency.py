@@ -24,6 +24,15 @@ def test_percentiles_that_the_runs_hold() -> None:
     assert [name(q) for q in (50.0, 99.9)] == ["p50", "p99.9"]
 
 
+def test_an_interval_is_stated_where_the_slowest_run_bounds_it() -> None:
+    """The slowest of n runs lies above p99 unless all n are below it: 0.99^n, 1 in 40 at 368."""
+    for count, stated in ((368, False), (369, True)):
+        assert (
+            percentile_interval(latencies_of(np.arange(1.0, count + 1)), 99) is not None
+        ) == stated
+    assert 0.99**368 < 0.025 < 0.99**366
+
+
 @pytest.mark.parametrize("q", [50.0, 90.0, 99.0])
 def test_intervals_hold_the_truth_for_independent_runs(q: float) -> None:
     random = np.random.default_rng(0)

@@ -58,7 +58,7 @@ def test_a_real_document(document: dict[str, Any]) -> None:
 
 def test_queries_at_random(document: dict[str, Any]) -> None:
     timed = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, None)
-    timed = replace(timed, served=Served(50.0, 49.8, 0.2, 1, latencies_of(np.full(200, 4.0))))
+    timed = replace(timed, served=Served(50.0, 49.8, 0.2, 1, 0.01, latencies_of(np.full(200, 4.0))))
     found = {**document, "runs": [Run(Setting(rate=50), timed, 2.0, 1.0).to_json()]}
     found["runs"][0] |= {k: v for k, v in document["runs"][0].items() if k not in found["runs"][0]}
     assert _problems(found) == []

@@ -113,8 +113,25 @@ def test_latency_plots_say_which_lines_cannot_be_believed(judged: Path) -> None:
     plot = text[text.index('aria-label="int8 latency"') :]
     plot = plot[: plot.index("</svg>")]
     assert "batch 1: INVALID" in plot  # too short
+    assert plot.count("stroke-dasharray") >= 2  # and looks so
     assert "batch 2: INVALID" in plot
     assert ">99.9<" in plot
+
+
+def test_a_plot_holds_as_many_lines_as_can_be_told_apart(judged: Path) -> None:
+    with change(judged, "benchmark", {}) as draft:
+        path = draft.path("reports/benchmark-int8.json", "benchmark")
+        report = json.loads((judged / "reports/benchmark-int8.json").read_text())
+        run = {**report["runs"][0], "verdict": "VALID", "reasons": []}
+        report["runs"] = [{**run, "batch": size} for size in range(1, 9)]
+        path.write_text(json.dumps(report))
+    text = write_report(judged).read_text(encoding="utf-8")
+    plot = text[text.index('aria-label="int8 speed"') :]
+    plot = plot[: plot.index("</svg>")]
+    assert "batch 6" in plot
+    assert "batch 7" not in plot
+    assert "INVALID" not in plot
+    assert "2 more settings are in the table only" in text
 
 
 def test_a_benchmark_of_an_earlier_version_has_no_plot(judged: Path) -> None:
