@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fr_edge.calibration.loss import compare, likely_drop, stranger_note
+from fr_edge.calibration.likely import likely_drop
+from fr_edge.calibration.loss import compare, stranger_note
 
 
 def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
