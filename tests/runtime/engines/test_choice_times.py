@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from fr_edge.bundle import open_bundle
 from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import calibrate
-from fr_edge.calibration.latency import counted
-from fr_edge.calibration.layers import choose
+from fr_edge.calibration.latency import Latency, Quantised, counted
+from fr_edge.calibration.layers import Choice, choose
 from fr_edge.errors import MachineError, UsageError
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import Faces
@@ -36,6 +37,41 @@ def test_a_search_by_engines_that_ran(mini: Path, people: Faces) -> None:
         assert trial["cost"] > 0
         assert trial["cost"] != round(counted(model).cost(choice), 4)
     assert report["trials"][-1]["cosine"]["min"] >= budget.min_cosine
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(
+    mini: Path, people: Faces
+) -> None:
+    """Another run's times differ: with them the order of the layers might."""
+    bundle, journal = open_bundle(mini), mini.with_name(f".{mini.name}.calibrate")
+    worst = bundle.history[-1]["summary"]["judged"]["cosine"]["min"]
+    budget = Budget(min_cosine=worst + 0.3 * (1 - worst))
+    measured: list[tuple[str, ...]] = []
+
+    def interrupted(most: int) -> dict[str, object]:
+        """What is remembered when, in all searches together, `most` assignments were timed."""
+
+        def latency(model: onnx.ModelProto, quantised: Quantised) -> Latency:
+            times = latency_here(bundle, "onnxruntime", 0.01)(model, quantised)
+
+            def cost(choice: Choice) -> float:
+                if len(measured) == most:
+                    raise KeyboardInterrupt
+                measured.append(choice.int8)
+                return times.cost(choice)
+
+            return replace(times, cost=cost)
+
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(bundle, people, budget=budget, latency=latency)
+        return dict(json.loads(journal.read_text())["found"])
+
+    few, more = interrupted(2), interrupted(4)
+    layers = choose(onnx.load(bundle.file("model.onnx"))).int8
+    assert list(few) == ["noise", "[]", f"{layers[0]} saves"]
+    assert [*few, *(f"{layer} saves" for layer in layers[1:3])] == list(more)
+    assert few.items() < more.items()
+    assert len(set(measured)) == 4
 
 
 def test_what_is_timed_is_the_assignment(mini: Path, people: Faces) -> None:
