@@ -26,12 +26,13 @@ sheet of the AGX 64 GB) does about 100 multiply-adds in the time of a byte."""
 class Latency:
     """How long assignments take: `cost` is the time as a share of that with every layer in float.
 
-    Differences up to `noise` say nothing. `word` tells where the times come from.
+    Differences up to `noise()` say nothing. `word` tells where the times come from; those of another
+    word are not compared.
     """
 
     word: str
     cost: Callable[[Choice], float]
-    noise: float = 0.0
+    noise: Callable[[], float] = lambda: 0.0
 
 
 Quantised = Callable[[Choice], onnx.ModelProto]

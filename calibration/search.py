@@ -54,7 +54,7 @@ def settle(
     times = latency(judge.model, partial(judge.quantised, table))
     key = _key(table, judge, budget, times.word)
     journal = Journal(root.with_name(f".{root.name}.calibrate"), key)
-    noise = float(journal.recall("noise", lambda: times.noise))
+    noise = float(journal.recall("noise", times.noise))
     trials = _search(table, judge, budget, journal, times.cost, noise)
     journal.close()
     holding = [trial for trial in trials if budget.holds(trial.loss)]

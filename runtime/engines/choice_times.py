@@ -6,6 +6,8 @@ For calibration's accuracy budget, where an engine can run; elsewhere times are 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from math import sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +20,7 @@ from ...calibration.latency import Latency, LatencyOf, Quantised, counted
 from ...calibration.layers import Choice
 from ...faces.contract import InputSpec
 from ..machine.backends import lacking, pick_backend
+from ..machine.device import describe_device
 from . import cpu
 from .cpu_graph import cpu_flavour, integer_layers
 from .engine_config import EngineOptions
@@ -28,7 +31,8 @@ from .turns import Run, fastest
 _SECONDS = 1.0
 """Of racing an assignment against all-float."""
 _TWINS = 3
-"""Races of the float engine with its twin: what they differ by is noise."""
+"""Races of the float engine with its twin: what they differ by is noise, and a layer's saving is the
+difference of two."""
 
 
 def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECONDS) -> LatencyOf:
@@ -43,18 +47,25 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
 
     def measured(model: onnx.ModelProto, quantised: Quantised) -> Latency:
         face, build = _face(bundle.spec), builder(bundle, chosen)
-        base = build(model)
+
+        @cache
+        def base() -> bytes:
+            return build(model)
 
         def ratio(engine: bytes) -> float:
-            with opened(base, chosen) as floats, opened(engine, chosen) as run:
+            with opened(base(), chosen) as floats, opened(engine, chosen) as run:
                 first, second = fastest((floats, run), face, seconds)
             return second / first
 
         def cost(choice: Choice) -> float:
             return ratio(build(quantised(choice))) if choice.int8 else 1.0
 
-        noise = max(abs(1.0 - ratio(base)) for _ in range(_TWINS))
-        return Latency(f"engines of {chosen} on this machine, measured", cost, noise)
+        def noise() -> float:
+            return sqrt(2) * max(abs(1.0 - ratio(base())) for _ in range(_TWINS))
+
+        device = describe_device()
+        name = device.jetson or (device.cpu if chosen == cpu.NAME else ", ".join(device.gpu))
+        return Latency(f"engines of {chosen} on {name}, measured", cost, noise)
 
     return measured
 

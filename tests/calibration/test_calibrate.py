@@ -256,7 +256,7 @@ def slower_in(slow: str, by: float, noise: float) -> LatencyOf:
         def cost(choice: Choice) -> float:
             return 1.0 - 0.01 * len(choice.int8) + (0.01 + by) * (slow in choice.int8)
 
-        return Latency("made up", cost, noise)
+        return Latency("made up", cost, lambda: noise)
 
     return latency
 
