@@ -98,7 +98,7 @@ def command(
             " count: more people with several images each would show what INT8 really loses"
         )
     text = _text(bundle, summary, _pareto(trials, far), report["time"])
-    output.result({"bundle": bundle, **summary, "trials": trials}, text)
+    output.result({"bundle": bundle, **summary, "time": report["time"], "trials": trials}, text)
 
 
 def _pareto(trials: list[dict[str, Any]], far: float) -> str:

@@ -17,7 +17,8 @@ import onnx
 
 from ...bundle import Bundle
 from ...calibration.latency import Latency, LatencyOf, Quantised, counted
-from ...calibration.layers import Choice
+from ...calibration.layers import GROUPED, Choice
+from ...errors import ModelError
 from ...faces.contract import InputSpec
 from ..machine.backends import lacking, pick_backend
 from ..machine.device import describe_device
@@ -39,7 +40,8 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
     """Times of engines of `backend`, one face at a time; `auto` measures with TensorRT where it can
     run, and counts elsewhere: a CPU's times say nothing of a board's GPU.
 
-    Raises UsageError for an unknown backend, MachineError for one that cannot run here.
+    Raises UsageError for an unknown backend, MachineError for one that cannot run here. Timing
+    raises ModelError for an assignment of which no engine can be made.
     """
     if backend == "auto" and lacking("tensorrt"):
         return counted
@@ -58,7 +60,8 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
             return second / first
 
         def cost(choice: Choice) -> float:
-            return ratio(build(quantised(choice))) if choice.int8 else 1.0
+            with named(choice):
+                return ratio(build(quantised(choice))) if choice.int8 else 1.0
 
         def noise() -> float:
             return sqrt(2) * max(abs(1.0 - ratio(base())) for _ in range(_TWINS))
@@ -103,6 +106,21 @@ def opened(engine: bytes, backend: str) -> Iterator[Run]:
             yield session.embed
         finally:
             session.close()
+
+
+@contextmanager
+def named(choice: Choice) -> Iterator[None]:
+    """A ModelError that is raised inside tells which assignment it met."""
+    try:
+        yield
+    except ModelError as error:
+        left_out = [name for name, why in choice.kept.items() if why != GROUPED]
+        some = f" ({', '.join(left_out[:3])}{', ...' if left_out[3:] else ''})" if left_out else ""
+        raise ModelError(
+            f"{len(choice.int8)} layers in INT8, {len(left_out)} left out{some}, cannot be timed:"
+            f" {error.message}",
+            error.hint,
+        ) from error
 
 
 def _face(spec: InputSpec) -> npt.NDArray[np.float32]:

@@ -43,6 +43,8 @@ def test_calibrate_within_a_budget_shows_what_it_tried(bundle: Path, capsys: Cap
     worst = report["judged"]["cosine"]["min"]
     found = asked(capsys, *start, "--min-cosine", str((3 * worst + 1) / 4))
     assert len(found["trials"]) > 1
+    if not asked(capsys, "doctor")["backends"]["tensorrt"]["ready"]:
+        assert found["time"].endswith("counted")
     assert found["trials"][-1]["cosine"] == found["judged"]["cosine"]
     assert found["kept_float"]["accuracy budget"] == len(found["trials"][-1]["float_layers"])
     assert run([*start, "--min-cosine", str((3 * worst + 1) / 4)]) == 0
@@ -51,6 +53,29 @@ def test_calibrate_within_a_budget_shows_what_it_tried(bundle: Path, capsys: Cap
     assert text.count(" taken") == 1
     assert run([*start, "--min-cosine", "1"]) == 1
     assert "no assignment holds cosine >= 1" in capsys.readouterr().err
+
+
+def test_a_budget_says_where_its_times_come_from(bundle: Path, capsys: Captured) -> None:
+    start = ("calibrate", str(bundle), "--faces", "synthetic:16x2@5", "-q")
+    worst = json.loads((bundle / "reports/calibration.json").read_text())["judged"]["cosine"]["min"]
+    budget = ("--min-cosine", str((3 * worst + 1) / 4))
+    assert run([*start, *budget, "--backend", "onnxruntime"]) == 0
+    text = capsys.readouterr().out
+    times = json.loads((bundle / "reports/calibration.json").read_text())["time"]
+    assert times.startswith("engines of onnxruntime on ")
+    assert f"what was tried (time: {times}; all in float is 1)" in text
+
+
+def test_timing_engines_without_a_budget_or_a_backend(bundle: Path, capsys: Captured) -> None:
+    start = ("calibrate", str(bundle), "--faces", "synthetic:16x2@5")
+    before = (bundle / "bundle.json").read_bytes()
+    found = asked(capsys, *start, "--backend", "onnxruntime", code=2)
+    assert "--max-tar-drop" in found["error"]
+    start = (*start, "--min-cosine", "0", "--backend")
+    assert "no backend 'tpu'" in asked(capsys, *start, "tpu", code=2)["error"]
+    if not asked(capsys, "doctor")["backends"]["tensorrt"]["ready"]:
+        assert "tensorrt" in asked(capsys, *start, "tensorrt", code=3)["error"]
+    assert (bundle / "bundle.json").read_bytes() == before
 
 
 def test_a_budget_finer_than_the_pairs_is_said(bundle: Path, capsys: Captured) -> None:

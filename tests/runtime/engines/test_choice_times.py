@@ -14,7 +14,7 @@ from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.latency import Latency, Quantised, counted
 from fr_edge.calibration.layers import Choice, choose
-from fr_edge.errors import MachineError, UsageError
+from fr_edge.errors import MachineError, ModelError, UsageError
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import Faces
 from fr_edge.runtime.engines import choice_times
@@ -99,6 +99,21 @@ def test_ratios_and_noise(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert times.noise() == pytest.approx(0.03 * np.sqrt(2))
     assert times.cost(choose(model)) == 0.75
     assert times.cost(choose(model, dict.fromkeys(choose(model).int8, ""))) == 1.0
+
+
+def test_an_assignment_of_which_no_engine_can_be_made(mini: Path) -> None:
+    """onnxruntime refuses it: the message tells which assignment, and that onnxruntime did."""
+    bundle = open_bundle(mini)
+    model = onnx.load(bundle.file("model.onnx"))
+    broken = onnx.load(bundle.file("model.int8.onnx"))
+    broken.graph.node[-1].op_type = "Nonsense"
+    times = latency_here(bundle, "onnxruntime", 0.01)(model, lambda choice: broken)
+    layers = choose(model).int8
+    told = f"{len(layers) - 1} layers in INT8, 1 left out \\({layers[0]}\\), cannot be timed: onnx"
+    with pytest.raises(ModelError, match=told):
+        times.cost(choose(model, {layers[0]: ""}))
+    with pytest.raises(ModelError, match=r"4 left out \(a, b, c, \.\.\.\), cannot"):
+        times.cost(choose(model, dict.fromkeys("abcd", "")))
 
 
 def test_which_engines(mini: Path) -> None:
