@@ -10,6 +10,9 @@ from .output import Output, table
 from .output import command as make
 
 
+_UNMOVED = "TAR if it is not moved"
+
+
 @make("calibrate")
 @options.bundle
 @options.faces(required=True, what="Calibration faces, a few hundred of many people")
@@ -61,9 +64,10 @@ def command(
     """Find INT8 ranges on faces; write the Q/DQ model.
 
     They go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an
-    image. What INT8 lost is measured on people held apart from the calibration. With a budget,
-    layers go back to float (FP16 in TensorRT's engine), those that cost most first, until it holds;
-    exit code 1 when none does. A search that was killed goes on where it was.
+    image. What INT8 lost is measured on people held apart from the calibration; the likely loss is
+    what other people should lose, by all pairs near the threshold. With a budget, layers go back to
+    float (FP16 in TensorRT's engine), those that cost most first, until it holds; exit code 1 when
+    none does. A search that was killed goes on where it was.
     """
     from ..bundle import open_bundle
     from ..calibration.budget import Budget
@@ -145,13 +149,14 @@ def _text(bundle: str, found: dict[str, Any], pareto: str, times: str) -> str:
                 f"{rate['far']:g}",
                 f"{rate['tar_fp32']:.4f}",
                 f"{rate['tar_int8']:.4f}",
+                f"{rate['likely_drop']:+.4f} ± {rate['drop_error']:.4f}",
                 f"{rate['threshold_fp32']:.4f}",
                 f"{rate['threshold_int8']:.4f}",
                 f"{rate['tar_kept']:.4f}",
             ]
             for rate in judged["rates"]
         ]
-        head = ("FAR", "TAR FP32", "INT8", "threshold FP32", "INT8", "TAR if it is not moved")
+        head = ("FAR", "TAR FP32", "INT8", "likely loss", "threshold FP32", "INT8", _UNMOVED)
         lines += [table(rows, head)] if rows else []
     if pareto:
         lines += [f"  what was tried (time: {times}; all in float is 1)", pareto]
