@@ -9,7 +9,6 @@ from . import options
 from .output import Output, table
 from .output import command as make
 
-
 _UNMOVED = "TAR if it is not moved"
 
 
