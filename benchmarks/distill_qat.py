@@ -8,8 +8,10 @@ trained on the rounding (`qat=int8`), whose ranges are its own.
 
 Drawn faces: a teacher is trained on some people, students learn from it on the same people with
 the same budget, and all are judged on others. With `--real`: students of SFace by the recipe
-`small-real`, on the people and pairs of distill_real.py; half an hour on two cores. `tar` is the share of genuine pairs accepted at one
-impostor pair in a thousand, `loss` what INT8 takes from it, cosines are means over the faces.
+`small-real`, on the people and pairs of distill_real.py; half an hour on two cores.
+
+`tar` is the share of genuine pairs accepted at one impostor pair in a thousand, `loss` what INT8 takes
+from it, cosines are means over the faces.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..runtime.bench.label import run_label
 from .output import table
 
 _NOT_TOLD = "-"
@@ -43,15 +44,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
 
 
 def _reasons(found: Mapping[str, Any]) -> list[str]:
-    return [f"  {_setting(run)}: {reason}" for run in found["runs"] for reason in run["reasons"]]
-
-
-def _setting(run: Mapping[str, Any]) -> str:
-    parts = [f"batch {run['batch']}"]
-    parts += [f"threads {run['threads']}"] if run["threads"] else []
-    parts += [f"streams {run['streams']}"] if run["streams"] > 1 else []
-    parts += [f"{run['rate']} queries/s"] if run["rate"] else []
-    return ", ".join(parts)
+    return [f"  {run_label(run)}: {reason}" for run in found["runs"] for reason in run["reasons"]]
 
 
 def _machine(device: Mapping[str, Any]) -> str:
@@ -103,7 +96,7 @@ def _ms(value: float | None) -> str:
 def _served(run: Mapping[str, Any]) -> str:
     served = run["served"]
     return (
-        f"{_setting(run)}: at work {100 * served['busy']:.0f} % of the time; a query takes"
+        f"{run_label(run)}: at work {100 * served['busy']:.0f} % of the time; a query takes"
         f" {served['work_p50_ms']:.3f} ms once begun and waits {served['waiting_mean_ms']:.3f} ms in"
         f" the mean; latency counts from when it came"
     )
@@ -113,7 +106,7 @@ def _spent(run: Mapping[str, Any]) -> Sequence[str]:
     if "spent_ms" not in run:
         return []
     parts = ", ".join(f"{name} {value:.3f}" for name, value in run["spent_ms"].items())
-    lines = ["", f"{_setting(run)}, where the time goes, ms: {parts}"]
+    lines = ["", f"{run_label(run)}, where the time goes, ms: {parts}"]
     lines += [f"  {advice}" for advice in run["advice"]]
     if run["layers"]:
         rows = [

@@ -119,13 +119,17 @@ def _pareto(trials: list[dict[str, Any]], far: float) -> str:
                 f"{trial['cosine']['mean']:.5f}",
                 f"{trial['cosine']['min']:.5f}",
                 f"{rate['tar_fp32'] - rate['tar_int8']:+.4f}" if rate else "-",
-                f"{rate['likely_drop']:+.4f} ± {rate['drop_error']:.4f}" if rate else "-",
+                _likely(rate) if rate else "-",
                 "taken" if trial is trials[-1] else "",
             ]
         )
     drop = f"TAR drop at {far:g}"
     head = ("MACs in INT8", "left out", "time", "cosine mean", "min", drop, "likely", "")
     return table(rows, head)
+
+
+def _likely(rate: dict[str, Any]) -> str:
+    return f"{rate['likely_drop']:+.4f} ± {rate['drop_error']:.4f}"
 
 
 def _text(bundle: str, found: dict[str, Any], pareto: str, times: str) -> str:
@@ -148,7 +152,7 @@ def _text(bundle: str, found: dict[str, Any], pareto: str, times: str) -> str:
                 f"{rate['far']:g}",
                 f"{rate['tar_fp32']:.4f}",
                 f"{rate['tar_int8']:.4f}",
-                f"{rate['likely_drop']:+.4f} ± {rate['drop_error']:.4f}",
+                _likely(rate),
                 f"{rate['threshold_fp32']:.4f}",
                 f"{rate['threshold_int8']:.4f}",
                 f"{rate['tar_kept']:.4f}",

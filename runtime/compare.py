@@ -13,6 +13,7 @@ from typing import Any
 
 from ..bundle import open_bundle
 from ..errors import DataError, UsageError
+from .bench.label import run_label
 from .verification.gates import Gate
 
 Interval = tuple[float, float]
@@ -201,10 +202,7 @@ def _evaluated(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
 
 def _timed(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     for run in report["runs"]:
-        threads, streams = run.get("threads"), run.get("streams") or 1
-        setting = f"batch {run['batch']}" + (f", threads {threads}" if threads else "")
-        setting += f", streams {streams}" if streams > 1 else ""
-        setting += f", {run['rate']} queries a second" if run.get("rate") else ""
+        setting = run_label(run)
         for name in ("p50", "p90", "p99"):
             if run["latency_ms"][name] is not None:
                 ends = run["interval_95_ms"][name]

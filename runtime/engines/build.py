@@ -64,9 +64,10 @@ def build_engine(
     """Build `precision` (fp32, fp16, int8) for this machine, into the bundle.
 
     INT8 calibrates first when the bundle has no table and `faces` are given, for implicit
-    quantisation with TensorRT's cache; without either it raises UsageError. `options` are TensorRT's. Raises MachineError when the backend cannot be
-    used here, ModelError when it refuses the network, GateFailed when an INT8 engine would hold
-    no INT8 convolution; the bundle then stays as it was.
+    quantisation with TensorRT's cache; without either it raises UsageError. `options` are
+    TensorRT's. Raises MachineError when the backend cannot be used here, ModelError when it refuses
+    the network, GateFailed when an INT8 engine would hold no INT8 convolution; the bundle then stays
+    as it was.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"no precision {precision!r}", f"precisions: {', '.join(PRECISIONS)}")

@@ -142,7 +142,7 @@ def build(source: Path, target: Path) -> Executed:
 
 def runner(model: bytes) -> Run:
     """What runs an ONNX model as it is written."""
-    session = _load(model, _options(), "a flavour of the INT8 model")
+    session = _load(model, _options(), "a flavour of the model")
     face = session.get_inputs()[0].name
     return lambda faces: session.run(None, {face: faces})
 

@@ -14,6 +14,7 @@ from ... import __version__
 from ...bundle import Bundle, change, open_bundle
 from ...errors import BundleError, FacesError, MachineError
 from ...faces.sources import Faces, drawn_faces
+from ..bench.label import run_label
 from ..engines.build import PRECISIONS
 from ..engines.fingerprint import SOURCES
 from ..machine.device import describe_device
@@ -180,26 +181,18 @@ def _timing(report: dict[str, Any]) -> dict[str, Any]:
 
     lines = [
         Line(
-            _setting(run), run["verdict"] == "VALID", run["quantiles_ms"], run["work_over_time_ms"]
+            run_label(run), run["verdict"] == "VALID", run["quantiles_ms"], run["work_over_time_ms"]
         )
         for run in report["runs"]
         if len(run.get("quantiles_ms", ())) > 1
     ]
     return {
         **report,
-        "runs": [{**run, "about": _setting(run)} for run in report["runs"]],
+        "runs": [{**run, "about": run_label(run)} for run in report["runs"]],
         "latency_plot": latency_curves(lines, report["engine"]) if lines else "",
         "speed_plot": speed_over_time(lines, report["engine"]) if lines else "",
         "left_out": max(0, len(lines) - MOST_LINES),
     }
-
-
-def _setting(run: Mapping[str, Any]) -> str:
-    """The batch, and beside it what is not the default."""
-    label = f"batch {run['batch']}"
-    label += f", threads {run['threads']}" if run["threads"] else ""
-    label += f", streams {run['streams']}" if run["streams"] > 1 else ""
-    return label + (f", {run['rate']} queries/s" if run.get("rate") else "")
 
 
 def _training(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,8 +91,8 @@ def test_queries_at_random(bundle: Path, capsys: Captured) -> None:
     report = bundle / "reports" / "benchmark-fp32.json"
     again = _timed(bundle, capsys, "--rate", "20", "--against", str(report))["against"]["changes"]
     assert {change["name"] for change in again} >= {
-        "benchmark: batch 1, 20 queries a second p50 ms",
-        "benchmark: batch 1, 20 queries a second faces per second",
+        "benchmark: batch 1, 20 queries/s p50 ms",
+        "benchmark: batch 1, 20 queries/s faces per second",
     }
     assert run(["benchmark", str(bundle), *SHORT, "--against", str(report)]) == 2
     assert "no setting in common" in capsys.readouterr().err

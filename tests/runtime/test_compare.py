@@ -80,8 +80,8 @@ def test_settings_that_one_side_ran_and_figures_without_interval(tmp_path: Path)
     for name, report in zip("ab", reports, strict=True):
         (tmp_path / name).write_text(json.dumps(report))
     found = compare(tmp_path / "a", tmp_path / "b")
-    assert "benchmark: batch 1, 20 queries a second was run in the first only" in found.differences
-    assert "benchmark: batch 1, 50 queries a second was run in the second only" in found.differences
+    assert "benchmark: batch 1, 20 queries/s was run in the first only" in found.differences
+    assert "benchmark: batch 1, 50 queries/s was run in the second only" in found.differences
     verdicts = {change.name: change.verdict for change in found.changes}
     assert verdicts["benchmark: batch 1 p99 ms"] == "unsure"
     assert verdicts["benchmark: batch 1 p50 ms"] == "worse"
