@@ -9,37 +9,37 @@ below load their stage only when they are first used, so `import fr_edge` costs 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from .bundle import Bundle as Bundle
-    from .bundle import open_bundle as open_bundle
+    from .bundle.bundle import open_bundle as open_bundle
+    from .bundle.manifest import Bundle as Bundle
     from .calibration.calibrate import calibrate as calibrate
-    from .calibration.quantize import quantize_onnx as quantize_onnx
-    from .export.convert import export_onnx as export_onnx
+    from .calibration.qdq import quantize_onnx as quantize_onnx
+    from .export.export import export_onnx as export_onnx
     from .faces.contract import InputSpec as InputSpec
     from .faces.sources import open_faces as open_faces
-    from .runtime.accuracy.evaluate import evaluate as evaluate
-    from .runtime.bench.benchmark import benchmark as benchmark
-    from .runtime.engines.build import build_engine as build_engine
-    from .runtime.engines.session import open_raw_session as open_raw_session
-    from .runtime.engines.session import open_session as open_session
-    from .runtime.verification.verify import verify as verify
-
-__version__ = "0.1.0"
+    from .runtime.benchmark.benchmark import benchmark as benchmark
+    from .runtime.build import build_engine as build_engine
+    from .runtime.evaluation.evaluate import evaluate as evaluate
+    from .runtime.evaluation.verify import verify as verify
+    from .runtime.session import open_raw_session as open_raw_session
+    from .runtime.session import open_session as open_session
 
 _HOMES = {
-    "Bundle": ".bundle",
-    "open_bundle": ".bundle",
+    "Bundle": ".bundle.manifest",
+    "open_bundle": ".bundle.bundle",
     "InputSpec": ".faces.contract",
     "open_faces": ".faces.sources",
-    "export_onnx": ".export.convert",
+    "export_onnx": ".export.export",
     "calibrate": ".calibration.calibrate",
-    "quantize_onnx": ".calibration.quantize",
-    "build_engine": ".runtime.engines.build",
-    "open_session": ".runtime.engines.session",
-    "open_raw_session": ".runtime.engines.session",
-    "verify": ".runtime.verification.verify",
-    "evaluate": ".runtime.accuracy.evaluate",
-    "benchmark": ".runtime.bench.benchmark",
+    "quantize_onnx": ".calibration.qdq",
+    "build_engine": ".runtime.build",
+    "open_session": ".runtime.session",
+    "open_raw_session": ".runtime.session",
+    "verify": ".runtime.evaluation.verify",
+    "evaluate": ".runtime.evaluation.evaluate",
+    "benchmark": ".runtime.benchmark.benchmark",
 }
 
 __all__ = ["__version__", *_HOMES]

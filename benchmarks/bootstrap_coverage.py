@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
-from fr_edge.runtime.accuracy.bootstrap import tar_intervals
-from fr_edge.runtime.accuracy.metrics import all_pairs, tar_at_far
+from fr_edge.metrics.intervals import tar_intervals
+from fr_edge.metrics.verification import all_pairs, tar_at_far
 
 DIM = 64
 

@@ -22,21 +22,23 @@ import numpy as np
 import onnx
 from int8_loss import FAR, PLAIN, harden
 
-from fr_edge.bundle import open_bundle
-from fr_edge.calibration.budget import Budget
+from fr_edge.bundle.bundle import open_bundle
 from fr_edge.calibration.calibrate import calibrate
-from fr_edge.calibration.latency import counted
+from fr_edge.calibration.latency_model import counted_latency
+from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.faces.sources import Faces, open_faces
-from fr_edge.runtime.engines.choice_times import builder, latency_here
-from fr_edge.runtime.engines.cpu import NAME, CpuSession, build, runner
-from fr_edge.runtime.engines.turns import Run, fastest
+from fr_edge.runtime.cpu_kernel_selection import TimedCall, interleaved_min_times
+from fr_edge.runtime.layer_latency import builder, latency_here
+from fr_edge.runtime.onnxruntime_session import ONNXRUNTIME, CpuSession, build, runner
 
 RACES, SECONDS = 5, 12.0
 
 
 def search(bundle: Path, faces: Faces, limit: int, budget: Budget | None, how: str) -> Any:
     """The copy's `model.int8.onnx` becomes what was found; returns what the report says of it."""
-    latency = latency_here(open_bundle(bundle), NAME) if how == "measured" else counted
+    latency = (
+        latency_here(open_bundle(bundle), ONNXRUNTIME) if how == "measured" else counted_latency
+    )
     start = time.perf_counter()
     done = calibrate(bundle, faces, "minmax", limit, steps=PLAIN, budget=budget, latency=latency)
     report = json.loads(done.file("reports/calibration.json").read_text(encoding="utf-8"))
@@ -55,10 +57,10 @@ def search(bundle: Path, faces: Faces, limit: int, budget: Budget | None, how: s
     }
 
 
-def runs_of(bundle: Path, target: Path, side: str) -> tuple[dict[str, Run], int]:
+def runs_of(bundle: Path, target: Path, side: str) -> tuple[dict[str, TimedCall], int]:
     """The INT8 model in the bundle, forced and built; how many integer kernels the latter has."""
     file = bundle / "model.int8.onnx"
-    make = builder(open_bundle(bundle, check=False), NAME)
+    make = builder(open_bundle(bundle, check=False), ONNXRUNTIME)
     integer = len(build(file, target).integer)
     return {
         f"{side}, forced": runner(make(onnx.load(file))),
@@ -82,8 +84,8 @@ def main() -> None:
             copy = folder / original.name
             shutil.copytree(original, copy)
             found: dict[str, Any] = {"bundle": original.name, "hard_tensor": harden(copy)}
-            make = builder(open_bundle(copy, check=False), NAME)
-            runs: dict[str, Run] = {"float": runner(make(onnx.load(copy / "model.onnx")))}
+            make = builder(open_bundle(copy, check=False), ONNXRUNTIME)
+            runs: dict[str, TimedCall] = {"float": runner(make(onnx.load(copy / "model.onnx")))}
             for side, limits in (("all", None), ("counted", budget), ("measured", budget)):
                 found[side] = search(copy, faces, asked.limit, limits, side)
                 more, integer = runs_of(copy, folder / f"{side}.onnx", side)
@@ -91,7 +93,9 @@ def main() -> None:
                 found[side]["integer_kernels_built"] = integer
             spec = open_bundle(copy, check=False).spec
             face = np.random.default_rng(0).uniform(-1, 1, (1, *spec.shape)).astype(np.float32)
-            races = [fastest(list(runs.values()), face, SECONDS) for _ in range(RACES)]
+            races = [
+                interleaved_min_times(list(runs.values()), face, SECONDS) for _ in range(RACES)
+            ]
             found["float_ms"] = [round(1e3 * race[0], 2) for race in races]
             found["time"] = {
                 run: {"median": statistics.median(shares), "spread": [min(shares), max(shares)]}

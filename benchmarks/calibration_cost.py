@@ -32,13 +32,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from fr_edge.bundle import open_bundle
-from fr_edge.calibration.loss import compare
-from fr_edge.calibration.observe import embeddings, observe
-from fr_edge.calibration.people import split
-from fr_edge.calibration.trt_cache import activations, plain_ranges
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.calibration.collect import collect, embed_model
+from fr_edge.calibration.subset import select_subset
+from fr_edge.calibration.trt_cache import activation_tensors, plain_ranges
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import open_faces
+from fr_edge.metrics.rates import compare_embeddings
 
 OURS = """
 import onnx
@@ -129,14 +129,14 @@ def scales(model: onnx.ModelProto) -> dict[str, float]:
 
 def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
     bundle, faces = open_bundle(args.bundle), open_faces(args.faces)
-    chosen = split(faces, count, args.judged)
+    chosen = select_subset(faces, count, args.judged)
     pixels = folder / "pixels.npy"
     if "modelopt" in args.sides:
         np.save(pixels, preprocess(next(faces.batches(count, chosen.calibrate)), bundle.spec))
     model = onnx.load(bundle.file("model.onnx"))
-    seen = observe(model, activations(model), bundle.spec, faces, chosen.calibrate)
+    seen = collect(model, activation_tensors(model), bundle.spec, faces, chosen.calibrate)
     own = plain_ranges(seen, {"max": "minmax"}.get(args.method, args.method))
-    plain = embeddings(model, bundle.spec, faces, chosen.judge) if chosen.judge else None
+    plain = embed_model(model, bundle.spec, faces, chosen.judge) if chosen.judge else None
     found: dict[str, Any] = {"faces": len(chosen.calibrate), "judged": len(chosen.judge)}
     for side in args.sides:
         copy, out = folder / side, folder / f"{side}.onnx"
@@ -145,8 +145,8 @@ def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
         given = [str(copy), args.faces, chosen.calibrate, str(pixels), str(out), args.method]
         found[side] = measure(python, SIDES[side], given)
         if found[side] and plain is not None:
-            int8 = embeddings(onnx.load(out), bundle.spec, faces, chosen.judge)
-            loss = compare(plain, int8, faces.labels[list(chosen.judge)]).to_json()
+            int8 = embed_model(onnx.load(out), bundle.spec, faces, chosen.judge)
+            loss = compare_embeddings(plain, int8, faces.labels[list(chosen.judge)]).to_json()
             rates = {
                 f"{r['far']:g}": round(r["tar_fp32"] - r["tar_int8"], 4) for r in loss["rates"]
             }

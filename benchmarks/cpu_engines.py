@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fr_edge.bundle import open_bundle
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.golden import read_golden
 from fr_edge.faces.contract import preprocess
-from fr_edge.runtime.accuracy.golden import read_golden
-from fr_edge.runtime.accuracy.metrics import cosines
-from fr_edge.runtime.engines.build import build_engine
-from fr_edge.runtime.engines.cpu import CpuSession
-from fr_edge.runtime.engines.fingerprint import SOURCES
-from fr_edge.runtime.engines.session import open_session
+from fr_edge.metrics.verification import cosines
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.fingerprint import SOURCES
+from fr_edge.runtime.onnxruntime_session import CpuSession
+from fr_edge.runtime.session import open_session
 
 BATCHES, SECONDS, IN_A_ROW = (1, 8), 12.0, 4
 PRECISIONS = ("fp32", "int8")

@@ -17,25 +17,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fr_edge.distill.cache import cached_embeddings
-from fr_edge.distill.data import Pixels, batches, split
-from fr_edge.distill.guide import Guide
-from fr_edge.distill.memory import kept_memory
+from fr_edge.distill.dataset import Pixels, batches, split_identities
+from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.networks import build_network
-from fr_edge.distill.ranks import Ranks
 from fr_edge.distill.recipe import Recipe
-from fr_edge.distill.run import start_run, update
 from fr_edge.distill.teacher import open_teacher
+from fr_edge.distill.teacher_cache import TeacherEmbeddings, cached_embeddings
+from fr_edge.distill.train_step import kept_memory, start_training, train_step
 from fr_edge.distill.weights import save_network
 from fr_edge.faces.sources import open_faces
 
 
 def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | str | int]:
     faces = open_faces(f"synthetic:{batch}x1")
-    parts = split(faces, 0)
+    parts = split_identities(faces, 0)
     pixels = Pixels(faces, parts.train, 1024)
     recipe = Recipe(batch=batch, amp=amp)
-    run = start_run(recipe, parts.classes, 512, Ranks())
+    run = start_training(recipe, parts.classes, 512, Ranks())
     seconds: dict[str, list[float]] = {"cached": [], "streamed": []}
     with tempfile.TemporaryDirectory() as folder, kept_memory():
         path = Path(folder) / "teacher.pt"
@@ -45,11 +43,14 @@ def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | 
         started = time.perf_counter()
         kept = cached_embeddings(Path(folder), teacher, pixels)
         filling = (time.perf_counter() - started) / batch
-        guides = {"cached": Guide(teacher, kept), "streamed": Guide(teacher, None)}
+        guides = {
+            "cached": TeacherEmbeddings(teacher, kept),
+            "streamed": TeacherEmbeddings(teacher, None),
+        }
         for item in batches(pixels, recipe, Ranks(), 0, steps):
             for name, guide in guides.items():
                 started = time.perf_counter()
-                update(run, item.pixels, parts.labels[item.index], guide.embeddings(item), 0.01)
+                train_step(run, item.pixels, parts.labels[item.index], guide.embeddings(item), 0.01)
                 seconds[name].append((time.perf_counter() - started) / batch)
     cached, streamed = (float(np.min(seconds[name])) for name in ("cached", "streamed"))
     return {

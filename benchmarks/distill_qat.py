@@ -26,12 +26,11 @@ import numpy.typing as npt
 import onnxruntime
 from distill_real import prepare
 
-from fr_edge.calibration.calibrate import calibrate
-from fr_edge.calibration.fitting import Steps
+from fr_edge.calibration.calibrate import Steps, calibrate
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.teacher import open_teacher
 from fr_edge.distill.train import distill
-from fr_edge.export.convert import export_onnx
+from fr_edge.export.export import export_onnx
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces

@@ -25,18 +25,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fr_edge.bundle import change, open_bundle
-from fr_edge.calibration.budget import Budget
-from fr_edge.calibration.calibrate import calibrate
-from fr_edge.calibration.equalise import equalised, scale_groups
-from fr_edge.calibration.fitting import Steps
-from fr_edge.calibration.layers import choose, compute_layers
-from fr_edge.calibration.loss import Loss, compare
+from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.calibration.calibrate import Steps, calibrate
+from fr_edge.calibration.equalization import equalize, scale_groups
+from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
-from fr_edge.runtime.engines.choice_times import latency_here
-from fr_edge.runtime.engines.session import open_session
+from fr_edge.graph.layers import choose_int8_layers, compute_layers
+from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
+from fr_edge.runtime.layer_latency import latency_here
+from fr_edge.runtime.session import open_session
 
 FAR = 1e-4
 PLAIN = Steps(False, False, False, False)
@@ -59,8 +58,8 @@ def harden(bundle: Path) -> str:
     channels = next(v.type.tensor_type.shape.dim[1].dim_value for v in shapes if v.name == tensor)
     scale = np.ones(channels)
     scale[::10] = 1 / 50
-    loud = equalised(model, {t: scale for t in groups if groups[t] == groups[tensor]})
-    with change(bundle, "harden", {}) as draft:
+    loud = equalize(model, {t: scale for t in groups if groups[t] == groups[tensor]})
+    with transaction(bundle, "harden", {}) as draft:
         draft.path("model.onnx", "FP32 model").write_bytes(loud.SerializeToString())
     return tensor
 
@@ -69,10 +68,10 @@ def cpu_time(bundle: Path) -> float:
     """Of the INT8 model beside the float one, each with one face at a time."""
     model, int8 = (onnx.load(bundle / name) for name in ("model.onnx", "model.int8.onnx"))
     measure = latency_here(open_bundle(bundle, check=False), "onnxruntime", 4.0)
-    return measure(model, lambda _: int8).cost(choose(model))
+    return measure(model, lambda _: int8).cost(choose_int8_layers(model))
 
 
-def rows(loss: Loss) -> dict[str, Any]:
+def rows(loss: EmbeddingLoss) -> dict[str, Any]:
     return {
         "cosine": {"mean": loss.cosine_mean, "p1": loss.cosine_p1, "min": loss.cosine_min},
         "tar": {
@@ -122,7 +121,7 @@ def main() -> None:
             exact = embed(copy, "fp32", judging)
             if asked.hard:
                 calibrate(copy, others, method, asked.limit, steps=steps)
-                loss = compare(exact, embed(copy, "int8", judging), judging.labels)
+                loss = compare_embeddings(exact, embed(copy, "int8", judging), judging.labels)
                 found["without_budget"] = rows(loss)
             latency = latency_here(open_bundle(copy), asked.backend)
             done = calibrate(
@@ -130,7 +129,7 @@ def main() -> None:
             )
             found["cpu_time"] = cpu_time(copy)
             found["summary"] = done.history[-1]["summary"]
-            loss = compare(exact, embed(copy, "int8", judging), judging.labels)
+            loss = compare_embeddings(exact, embed(copy, "int8", judging), judging.labels)
             print(json.dumps(found | rows(loss)), flush=True)
 
 

@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, NodeProto, helper
 
-from fr_edge.export.prelu import fusible
+from fr_edge.graph.prelu import fusible
 
 ROUNDS, FACES = 15, 4
 

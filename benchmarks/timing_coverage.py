@@ -13,7 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from fr_edge.runtime.bench.latency import Latencies, latencies_of, name, percentile_interval
+from fr_edge.runtime.benchmark.statistics import (
+    Latencies,
+    latencies_of,
+    percentile_interval,
+    percentile_name,
+)
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 QUANTILES = (50.0, 90.0, 99.0)
@@ -83,7 +88,7 @@ def coverage(draw: Callable[[int], Latencies], n: int, long: int, trials: int) -
                 stated[q] += 1
                 held[q] += ends[0] - 1e-4 <= truth[q] <= ends[1] + 1e-4
     return {
-        name(q): {
+        percentile_name(q): {
             "held": round(held[q] / stated[q], 3) if stated[q] else None,
             "stated": round(stated[q] / trials, 3),
         }

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fr_edge.runtime.accuracy.metrics import cosines
-from fr_edge.runtime.bench.latency import percentile_interval
-from fr_edge.runtime.bench.timing import time_runs
+from fr_edge.metrics.verification import cosines
+from fr_edge.runtime.benchmark.statistics import percentile_interval
+from fr_edge.runtime.benchmark.timing import time_runs
 
 ROUNDS = 20
 

@@ -16,14 +16,14 @@ from collections.abc import Callable
 import numpy as np
 import onnxruntime as ort
 
-from fr_edge.bundle import open_bundle
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.golden import read_golden
 from fr_edge.faces.contract import preprocess
-from fr_edge.runtime.accuracy.golden import read_golden
-from fr_edge.runtime.bench.timing import time_runs
-from fr_edge.runtime.bench.work import Work, ready_batches, turns
-from fr_edge.runtime.engines.cpu import _options
-from fr_edge.runtime.engines.cpu_graph import cpu_flavour
-from fr_edge.runtime.engines.session import open_session
+from fr_edge.graph.cpu_int8 import cpu_model
+from fr_edge.runtime.benchmark.timing import time_runs
+from fr_edge.runtime.benchmark.workload import Workload, ready_batches, turns
+from fr_edge.runtime.onnxruntime_session import _options
+from fr_edge.runtime.session import open_session
 
 SECONDS = 0.5
 
@@ -38,7 +38,9 @@ def main() -> None:
     inputs = preprocess(read_golden(bundle).faces, bundle.spec)
     session = open_session(bundle, "fp32", "onnxruntime", threads=1)
     expected = session.embed(inputs)
-    work = Work([session], ready_batches(inputs, 1), [expected[p] for p in turns(len(inputs), 1)])
+    work = Workload(
+        [session], ready_batches(inputs, 1), [expected[p] for p in turns(len(inputs), 1)]
+    )
     data = cpu_flavour_of(bundle.file("model.onnx"))
     plain = ort.InferenceSession(data, _options(1), providers=["CPUExecutionProvider"])
     name = plain.get_inputs()[0].name
@@ -113,7 +115,7 @@ def polygraphy_runner(session):
 def cpu_flavour_of(path) -> bytes:
     import onnx
 
-    return cpu_flavour(onnx.load(path)).SerializeToString()
+    return cpu_model(onnx.load(path)).SerializeToString()
 
 
 def overhead(rounds: int) -> dict[str, float]:

@@ -10,11 +10,15 @@ import json
 
 import numpy as np
 
-from fr_edge.bundle import open_bundle
-from fr_edge.runtime.bench.latency import name, percentile, percentile_interval
-from fr_edge.runtime.bench.subject import Subject
-from fr_edge.runtime.bench.timed_run import Setting
-from fr_edge.runtime.bench.timing import time_runs
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.runtime.benchmark.setting import Setting
+from fr_edge.runtime.benchmark.statistics import (
+    latency_percentile,
+    percentile_interval,
+    percentile_name,
+)
+from fr_edge.runtime.benchmark.timing import time_runs
+from fr_edge.runtime.benchmark.workload import EngineUnderTest
 
 PERCENTILES = (50.0, 90.0, 99.0)
 
@@ -28,7 +32,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    subject = Subject(open_bundle(args.bundle), args.engine, "onnxruntime", end_to_end=False)
+    subject = EngineUnderTest(
+        open_bundle(args.bundle), args.engine, "onnxruntime", end_to_end=False
+    )
     work = subject.work(Setting(1, args.threads))
     runs = [
         time_runs(work.run, args.seconds, 100, warmup_s=1.0).latencies
@@ -37,12 +43,12 @@ def main() -> None:
     document = {}
     for q in PERCENTILES:
         ends = [percentile_interval(one, q) for one in runs]
-        middles = [percentile(one, q) for one in runs]
+        middles = [latency_percentile(one, q) for one in runs]
         pairs = zip(ends[::2], ends[1::2], strict=True)
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         if len(known) < args.pairs:
             continue  # too few runs in the time: a slower engine wants more --seconds
-        document[name(q)] = {
+        document[percentile_name(q)] = {
             "agree": sum(max(a[0], b[0]) <= min(a[1], b[1]) for a, b in known),
             "pairs": len(known),
             "median_ms": round(float(np.median(middles)), 4),

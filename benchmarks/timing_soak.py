@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from fr_edge.runtime.bench.latency import Recorder
+from fr_edge.runtime.benchmark.statistics import LatencyRecorder
 
 CHUNK = 100_000
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     random = np.random.default_rng(0)
-    recorder, plain = Recorder(), []
+    recorder, plain = LatencyRecorder(), []
     document: dict[str, dict[str, float]] = {"memory_mb": {}}
     seconds = 0.0
     for done in range(0, args.runs, CHUNK):
@@ -50,7 +50,7 @@ def main() -> None:
         print(f"{what}: {', '.join(f'{key} {value}' for key, value in row.items())}")
 
 
-def size_mb(recorder: Recorder) -> float:
+def size_mb(recorder: LatencyRecorder) -> float:
     """The arrays that a recorder holds."""
     stretches = recorder.latencies().stretches
     return sum(s.values_ms.nbytes + s.counts.nbytes for s in stretches) / 1e6

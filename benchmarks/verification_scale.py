@@ -29,7 +29,7 @@ def draw(faces: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(faces: int) -> list[float | None]:
-    from fr_edge.runtime.accuracy.metrics import all_pairs, tar_at_far
+    from fr_edge.metrics.verification import all_pairs, tar_at_far
 
     scores = all_pairs(*draw(faces))
     return [tar_at_far(scores, far) for far in FARS]
@@ -49,9 +49,9 @@ def sklearn(faces: int) -> list[float | None]:
 
 def ijbc(_: int) -> list[float | None]:
     """Drawn embeddings of 512 numbers in IJB-C's shape, pooled and compared, streaming."""
+    from fr_edge.faces.ijb import Ijb, pair_scores, pool
     from fr_edge.faces.sources import Faces
-    from fr_edge.runtime.accuracy.ijb import Ijb, pair_scores, pool
-    from fr_edge.runtime.accuracy.published import nearest_tar
+    from fr_edge.metrics.accuracy import nearest_tar
 
     images, templates, pairs, genuine = 469_375, 23_124, 15_658_489, 19_557
     random = np.random.default_rng(0)

@@ -8,22 +8,21 @@ merged give exactly the whole. Knows numbers only, nothing of networks.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from ..arrays import F32, F64, I32, U32
 
 HALF = 512
 """Bins on either side of zero. A channel that fills its tensor's range has at least two bins to an
 INT8 step."""
+
 MOST_FACES = 100_000
 """So many at 112x112 that no count passes 32 bits."""
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I32 = npt.NDArray[np.int32]
-U32 = npt.NDArray[np.uint32]
-
 _BLOCK_VALUES, _BLOCK_CHANNELS = 1 << 15, 64
 """So many values, and bins of so many channels, fit a core's cache."""
+
 _LOG_HALF = 9
+
 _SMALLEST = -100
 """log2 of the smallest bin width; what lies below counts as zero."""
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import F64
 from ..errors import BundleError
-from .histogram import F64
 
-SCHEMA = 2
+TABLE_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CalibrationTable:
 
 
 def table_to_json(table: CalibrationTable) -> str:
-    data: dict[str, Any] = {"schema": SCHEMA, **asdict(table)}
+    data: dict[str, Any] = {"schema": TABLE_SCHEMA, **asdict(table)}
     for name in ("scales", "centres", "means"):
         data[name] = {k: [float(f"{x:.7g}") for x in v] for k, v in data[name].items()}
     return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
@@ -48,8 +48,10 @@ def read_table(path: Path) -> CalibrationTable:
     """Read and check a table; raises BundleError when it is damaged, edited by hand or newer."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise BundleError(f"{path} has schema {data['schema']}, expected {SCHEMA}", _AGAIN)
+        if data["schema"] != TABLE_SCHEMA:
+            raise BundleError(
+                f"{path} has schema {data['schema']}, expected {TABLE_SCHEMA}", _AGAIN
+            )
         if data.pop("digest", "") != _digest(data):
             raise BundleError(f"{path} was edited after calibration wrote it", _AGAIN)
         del data["schema"]

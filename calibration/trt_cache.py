@@ -19,17 +19,18 @@ from dataclasses import dataclass
 import onnx
 
 from ..errors import BundleError, UsageError
-from ..export.shapes import tensor_types
+from ..graph.shapes import tensor_types
+from .clipping import METHODS, abs_histogram, pool_channels
 from .histogram import Histogram
-from .magnitudes import magnitudes, pooled
-from .ranges import METHODS
 
 ALGORITHM = "EntropyCalibration2"
 """The algorithm of the calibrator that reads it, `IInt8EntropyCalibrator2`; TensorRT compares it."""
+
 LAST_MAJOR = 10
 """The last TensorRT that quantises implicitly."""
 
 _HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
+
 _LINE = re.compile(r"(.+): ([0-9a-fA-F]{1,8})")
 
 
@@ -63,7 +64,7 @@ def version_number(version: str) -> int:
     )
 
 
-def activations(model: onnx.ModelProto) -> tuple[str, ...]:
+def activation_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     """The float tensors of a model that faces change: its input and what its nodes make."""
     types = tensor_types(model)
     names = [value.name for value in model.graph.input]
@@ -81,9 +82,11 @@ def plain_ranges(seen: Mapping[str, Histogram], method: str = "entropy") -> dict
     """Tensor -> amax of the network as it is, neither equalised nor centred."""
     found = {}
     for name, histogram in seen.items():
-        sizes = magnitudes(histogram, 0.0 * histogram.low)
+        sizes = abs_histogram(histogram, 0.0 * histogram.low)
         silent = not sizes.peak.any()
-        found[name] = 0.0 if silent else METHODS[method](*pooled(sizes, 1.0 + 0.0 * sizes.peak))
+        found[name] = (
+            0.0 if silent else METHODS[method](*pool_channels(sizes, 1.0 + 0.0 * sizes.peak))
+        )
     return found
 
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from . import options
+from ..cli import options
 from .benchmark_text import as_markdown, as_text
 from .compare import changes_text, fraction
 from .output import Output
 from .output import command as make
 
 if TYPE_CHECKING:
-    from ..runtime.compare import Compared
+    from ..runtime.evaluation.compare import CompareResult
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _LONG_S = 600
@@ -120,8 +120,8 @@ def command(
     A run is INVALID when it was too short, too noisy or disturbed, and exits 1.
     Ctrl-C ends it with what has run.
     """
-    from ..runtime.bench.benchmark import benchmark
-    from ..runtime.bench.benchmarked import Stopped
+    from ..runtime.benchmark.benchmark import benchmark
+    from ..runtime.benchmark.result import BenchmarkInterrupted
 
     if max_regression is not None and not against:
         raise click.UsageError("--max-regression needs --against FILE")
@@ -148,7 +148,7 @@ def command(
                 power_mode=power_mode,
                 log=Path(log) if log else None,
             )
-        except Stopped as stop:
+        except BenchmarkInterrupted as stop:
             found, stopped = stop.found, True
     document = found.to_json()
     lines, slower = [as_markdown(document) if markdown else as_text(document)], False
@@ -174,7 +174,7 @@ def command(
 def _earlier(path: Path, max_regression: float | None) -> bytes:
     """The report to compare with, read before this run may write another in its place."""
     from ..errors import DataError
-    from ..runtime.compare import compare
+    from ..runtime.evaluation.compare import compare
 
     if not path.is_file():
         raise DataError(f"there is no report at {path}", "--against takes a benchmark's JSON file")
@@ -186,10 +186,12 @@ def _earlier(path: Path, max_regression: float | None) -> bytes:
     return path.read_bytes()
 
 
-def _compared(earlier: bytes, document: dict[str, Any], max_regression: float | None) -> "Compared":
+def _compared(
+    earlier: bytes, document: dict[str, Any], max_regression: float | None
+) -> "CompareResult":
     """Raises UsageError where the two ran nothing alike."""
     from ..errors import UsageError
-    from ..runtime.compare import compare
+    from ..runtime.evaluation.compare import compare
 
     with TemporaryDirectory() as folder:
         first, second = Path(folder) / "first.json", Path(folder) / "second.json"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtime.bench.label import run_label
+from ..runtime.benchmark.result import run_label
 from .output import table
 
 _NOT_TOLD = "-"

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output, size_text, table
 from .output import command as make
 
 if TYPE_CHECKING:
     from ..faces.sources import Faces
-    from ..runtime.engines.engine_config import EngineOptions
+    from ..runtime.trt.config import EngineOptions
 
 
 @make("build-engine")
@@ -74,7 +74,7 @@ def _build(
     faces: "Faces | None",
     settings: "EngineOptions | None",
 ) -> None:
-    from ..runtime.engines.build import build_engine
+    from ..runtime.build import build_engine
     from ..runtime.machine.backends import lacking
 
     built = build_engine(bundle, precision, backend, faces, output.track, settings)
@@ -96,9 +96,9 @@ def _fastest(
     faces: "Faces | None",
     settings: "EngineOptions | None",
 ) -> None:
-    from ..runtime.fastest import build_fastest
+    from ..runtime.evaluation.select_precision import select_precision
 
-    found = build_fastest(bundle, backend, faces, options=settings, track=output.track)
+    found = select_precision(bundle, backend, faces, options=settings, track=output.track)
     rows = [
         [
             c.precision,
@@ -114,7 +114,7 @@ def _fastest(
 
 def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOptions | None":
     """TensorRT's options, or None when none was given."""
-    from ..runtime.engines.engine_config import EngineOptions
+    from ..runtime.trt.config import EngineOptions
 
     given = {
         "workspace_mb": values["workspace"],

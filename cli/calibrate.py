@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output, table
 from .output import command as make
 
@@ -68,11 +68,10 @@ def command(
     float (FP16 in TensorRT's engine), those that cost most first, until it holds; exit code 1 when
     none does. A search that was killed goes on where it was.
     """
-    from ..bundle import open_bundle
-    from ..calibration.budget import Budget
-    from ..calibration.calibrate import calibrate
-    from ..calibration.fitting import Steps
-    from ..runtime.engines.choice_times import latency_here
+    from ..bundle.bundle import open_bundle
+    from ..calibration.calibrate import Steps, calibrate
+    from ..calibration.mixed_precision import Budget
+    from ..runtime.layer_latency import latency_here
 
     asked = max_tar_drop is not None or min_cosine is not None
     if backend != "auto" and not asked:

@@ -15,7 +15,7 @@ def command(output: Output, plan: str) -> None:
     when it will not load on this machine, 4 when it is no plan or damaged.
     """
     from ..errors import DataError, MachineError
-    from ..runtime.engines.preflight import check_plan
+    from ..runtime.trt.plan_file import check_plan
 
     found = check_plan(plan)
     said = "will not load here" if found.problems else "should load here"

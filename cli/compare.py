@@ -30,7 +30,7 @@ def command(output: Output, first: str, second: str, max_regression: float | Non
     A and B are bundles, or JSON files of the same kind: what changed, and whether it is more than
     chance. Exit code 1 when a gate fails.
     """
-    from ..runtime.compare import compare
+    from ..runtime.evaluation.compare import compare
 
     found = compare(Path(first), Path(second), max_regression)
     document = found.to_json()

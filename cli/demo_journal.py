@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..bundle import write_atomic
+from .._version import __version__
 from ..distill.recipe import read_recipe, recipe_to_json
 from ..errors import DataError
+from ..files import write_atomic
 
 
 @dataclass(frozen=True)

@@ -11,26 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, open_bundle
+from ..bundle.bundle import open_bundle
+from ..bundle.manifest import Bundle
 from ..calibration.calibrate import calibrate
 from ..distill.networks import build_network
 from ..distill.recipe import read_recipe
 from ..distill.train import distill
 from ..errors import MachineError
-from ..export.convert import export_onnx
-from ..export.reference import Embed, module_embedder, torch_embedder
+from ..export.export import export_onnx
+from ..export.torch_network import module_embedder, torch_embedder
 from ..faces.contract import InputSpec, preprocess
 from ..faces.pairs import Pairs
 from ..faces.sources import open_faces
-from ..runtime.accuracy.embeddings import write_embeddings
-from ..runtime.accuracy.evaluate import evaluate
-from ..runtime.accuracy.metrics import cosines, fold_accuracy
-from ..runtime.accuracy.origin import origin_of
-from ..runtime.accuracy.protocol import draw_pairs
-from ..runtime.bench.benchmark import benchmark
-from ..runtime.engines.build import build_engine
-from ..runtime.report.write import write_report
-from ..runtime.verification.verify import verify
+from ..graph.run import Embed
+from ..metrics.accuracy import fold_accuracy
+from ..metrics.protocols import draw_pairs
+from ..metrics.verification import cosines
+from ..runtime.benchmark.benchmark import benchmark
+from ..runtime.build import build_engine
+from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
+from ..runtime.evaluation.evaluate import evaluate
+from ..runtime.evaluation.verify import verify
+from ..runtime.report.report import write_report
 from .demo_journal import Plan, Stage, keep, kept
 from .output import Output
 

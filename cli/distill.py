@@ -4,7 +4,7 @@ import os
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output
 from .output import command as make
 

@@ -2,7 +2,7 @@
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output, table
 from .output import command as make
 
@@ -17,8 +17,8 @@ def command(output: Output, self_test: bool) -> None:
     """
     if click.get_current_context().invoked_subcommand:
         return
-    from ..runtime.engines.selftest import self_test as try_all
     from ..runtime.machine.doctor import examine
+    from ..runtime.selftest import self_test as try_all
 
     found = examine()
     device = found.device
@@ -51,9 +51,11 @@ def preprocess(output: Output, source: str, faces: str, limit: int) -> None:
     SOURCE is a bundle or an ONNX file. RGB and BGR, the usual means and stds, layouts and flips are
     tried; the right one separates people best. Exit code 1 when the declared contract is wrong.
     """
-    from ..export.diagnose import diagnose
+    from ..export.preprocessing_search import find_preprocessing
 
-    found = diagnose(source, options.open_source(output, faces), limit=limit, track=output.track)
+    found = find_preprocessing(
+        source, options.open_source(output, faces), limit=limit, track=output.track
+    )
     rows = [
         [
             f"{c.d_prime:.2f}",

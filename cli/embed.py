@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output
 from .output import command as make
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
-    from ..export.reference import Embed, Floats
-    from ..runtime.engines.session import Session
+    from ..arrays import F32
+    from ..bundle.manifest import Bundle
+    from ..graph.run import Embed
+    from ..runtime.session import Session
 
 
 @make("embed")
@@ -35,10 +36,9 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     Embeddings are as the network gives them, and biometric data: keep the file as you keep faces.
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
     """
-    from ..bundle import open_bundle
-    from ..runtime.accuracy.embeddings import write_embeddings
-    from ..runtime.accuracy.origin import origin_of
-    from ..runtime.engines.session import embed_faces
+    from ..bundle.bundle import open_bundle
+    from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
+    from ..runtime.session import embed_faces
 
     opened, source = open_bundle(bundle), options.open_source(output, faces)
     session = _session(opened, engine, backend)
@@ -63,12 +63,12 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
 
 def _session(bundle: "Bundle", engine: str, backend: str) -> "Session":
     if backend != "torch":
-        from ..runtime.engines.session import open_session
+        from ..runtime.session import open_session
 
         return open_session(bundle, engine, backend)
     if engine not in ("auto", "fp32"):
         raise click.UsageError("the PyTorch weights are fp32: leave --engine out")
-    from ..export.reference import torch_embedder
+    from ..export.torch_network import torch_embedder
 
     return _Weights(torch_embedder(bundle), bundle.embedding_dim)
 
@@ -82,5 +82,5 @@ class _Weights:
     backend: str = "torch"
     precision: str = "fp32"
 
-    def embed(self, faces: "Floats") -> "Floats":
+    def embed(self, faces: "F32") -> "F32":
         return self.network(faces)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output, table
 from .output import command as make
 
@@ -58,9 +58,9 @@ def command(
     One crop, no flip unless asked for. A FAR that the impostor pairs cannot resolve is "not measured".
     Each protocol keeps its own report in the bundle.
     """
+    from ..faces.ijb import is_ijb
     from ..faces.pairs import read_pairs
-    from ..runtime.accuracy.evaluate import evaluate
-    from ..runtime.accuracy.ijb import is_ijb
+    from ..runtime.evaluation.evaluate import evaluate
 
     if is_ijb(Path(protocol)):
         _ijb(output, bundle, protocol, engine, backend, flags or (True, True, flip))
@@ -90,8 +90,8 @@ def _ijb(
     backend: str,
     flags: tuple[bool, bool, bool],
 ) -> None:
-    from ..runtime.accuracy.evaluate_ijb import evaluate_ijb
-    from ..runtime.accuracy.ijb import read_ijb
+    from ..faces.ijb import read_ijb
+    from ..runtime.evaluation.evaluate import evaluate_ijb
 
     norm, detector, flip = flags
     found = evaluate_ijb(

@@ -2,7 +2,7 @@
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output
 from .output import command as make
 
@@ -41,7 +41,7 @@ def command(
       fr-edge export model.onnx --out model.bundle --preset insightface
       fr-edge export backbone.pt --arch iresnet50 --preset insightface --out teacher.bundle
     """
-    from ..export.convert import export_onnx
+    from ..export.export import export_onnx
     from ..faces.contract import make_spec
 
     given = {"mean": mean, "std": std, "channels": channels, "size": size}

@@ -9,7 +9,7 @@ from .output import Output, size_text, table
 from .output import command as make
 
 if TYPE_CHECKING:
-    from ..export.facts import Facts
+    from ..graph.layers import ModelSummary
 
 
 @make("inspect")
@@ -21,25 +21,25 @@ def command(output: Output, source: str, layers: bool) -> None:
     Contract, files, sizes, parameters, multiply-adds, history. Exit code 4 when a file is missing
     or was changed. An ONNX file is shown without a bundle too.
     """
-    from ..export.facts import read_facts
+    from ..graph.layers import summarize_model
 
     if Path(source).is_file():
-        facts = read_facts(source)
+        facts = summarize_model(source)
         output.result(facts.to_json(), "\n".join(_facts(facts, layers)))
     else:
         _bundle(output, source, layers)
 
 
 def _bundle(output: Output, bundle: str, layers: bool) -> None:
-    from ..bundle import open_bundle, problems
+    from ..bundle.bundle import open_bundle, problems
     from ..errors import BundleError
-    from ..export.facts import read_facts
+    from ..graph.layers import summarize_model
 
     opened = open_bundle(bundle, check=False)
     wrong = list(problems(opened))
     facts = None
     if "model.onnx" in opened and not wrong:
-        facts = read_facts(opened.file("model.onnx"))
+        facts = summarize_model(opened.file("model.onnx"))
     document = {
         "bundle": bundle,
         "input": opened.spec.to_json(),
@@ -69,7 +69,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     raise BundleError("; ".join(wrong), "restore the file, or run its stage again")
 
 
-def _facts(facts: "Facts", layers: bool) -> list[str]:
+def _facts(facts: "ModelSummary", layers: bool) -> list[str]:
     shares = ", ".join(
         f"{100 * macs / facts.macs:.1f} % {name.upper()}"
         for name, macs in facts.macs_by_precision.items()

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from .. import __version__
+from .._version import __version__
 from ..errors import FrEdgeError, MachineError
 
 COMMANDS = (

@@ -21,9 +21,9 @@ def command(output: Output, target: str) -> None:
     "unknown", never a guess. Exit code 3 when it will not work, or nobody knows.
     """
     from ..errors import MachineError
-    from ..runtime.engines.plan import plan_for
+    from ..runtime.compatibility import compatibility_of
 
-    found = plan_for(target)
+    found = compatibility_of(target)
     facts = {
         "TensorRT": found.tensorrt,
         "CUDA": found.cuda,

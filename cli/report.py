@@ -2,7 +2,7 @@
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output
 from .output import command as make
 
@@ -16,7 +16,7 @@ def command(output: Output, bundle: str, include_faces: str | None) -> None:
     It shows what the stages left in BUNDLE: the verdict first, what was not measured last. It holds
     no photograph unless --include-faces asks for them; drawn faces are nobody's, and shown.
     """
-    from ..runtime.report.write import write_report
+    from ..runtime.report.report import write_report
 
     faces = options.open_source(output, include_faces) if include_faces else None
     path = write_report(bundle, faces)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import options
+from ..cli import options
 from .output import Output, table
 from .output import command as make
 
@@ -60,9 +60,9 @@ def command(
     by this bundle's own network; --teacher is one by another network, and tells if people enrolled
     with that may stay. Exit code 1 when a gate fails.
     """
-    from ..bundle import write_atomic
-    from ..runtime.verification.junit import junit_xml
-    from ..runtime.verification.verify import verify
+    from ..files import write_atomic
+    from ..runtime.evaluation.result import junit_xml
+    from ..runtime.evaluation.verify import verify
 
     source, listed = options.open_judged(output, faces, pairs)
     found = verify(

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from ..errors import MachineError, ModelError, UsageError
-from .losses import AdaDistill
-from .run import Run
+from .adadistill import AdaDistill
+from .train_step import TrainState
 from .weights import load_tensors
 
-NAME = "last.pt"
+CHECKPOINT_NAME = "last.pt"
 
 
-def save_run(folder: Path, run: Run, key: Mapping[str, Any]) -> None:
+def save_run(folder: Path, run: TrainState, key: Mapping[str, Any]) -> None:
     """Write the run; the old checkpoint stays until the new one is complete.
 
     `key` is what a resumed run must agree on. Raises MachineError when it cannot be written.
@@ -45,22 +45,22 @@ def save_run(folder: Path, run: Run, key: Mapping[str, Any]) -> None:
             "curve": run.curve,
             "verification": run.verification,
         }
-        _write(folder / NAME, lambda file: torch.save(state, file))
+        _write(folder / CHECKPOINT_NAME, lambda file: torch.save(state, file))
         for old in folder.glob("centres-*.npy"):
             if not old.name.startswith(f"centres-{step}-"):
                 old.unlink()
     run.ranks.wait()
 
 
-def restore_run(folder: Path, run: Run, key: Mapping[str, Any]) -> bool:
+def restore_run(folder: Path, run: TrainState, key: Mapping[str, Any]) -> bool:
     """Go on where the last checkpoint stands; False when there is none.
 
     The number of ranks may differ from then. Raises UsageError when the checkpoint is of another
     recipe, teacher or data, ModelError when it cannot be read.
     """
-    if not (folder / NAME).exists():
+    if not (folder / CHECKPOINT_NAME).exists():
         return False
-    state = load_tensors(folder / NAME)
+    state = load_tensors(folder / CHECKPOINT_NAME)
     for name, value in key.items():
         if state["key"].get(name) != value:
             raise UsageError(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .losses import AdaDistill
-from .ranks import Ranks
+from .adadistill import AdaDistill
+from .distributed import Ranks
 from .recipe import Recipe
 
 _EDGE = 1.0 - 1e-6

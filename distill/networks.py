@@ -1,17 +1,54 @@
-"""The networks: MobileFaceNet (students) and IResNet (teachers).
+"""PReLU with a backward pass made of vectorised operations.
 
-Both take `(N, 3, H, W) float32` and return `(N, D) float32` embeddings, not normalised.
-MobileFaceNet follows research published as arXiv 1804.07573 in the shape AdaDistill trains
-(1,199,488 parameters at width 1); IResNet follows ArcFace's improved residual network.
+torch's own is computed number by number on a CPU and was 29 to 47 % of a MobileFaceNet step
+there (torch 2.13, AMD EPYC with AVX-512, 2026-11-24). Same parameters, same values.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .activation import PReLU
-from .rounding import Conv2d, Linear
+from .fake_quant import Conv2d, Linear
+
+
+class _Slope(torch.autograd.Function):
+    """`x (N, C, ...)`, `slope (C,)` -> x where it is positive, slope * x elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return torch.prelu(x, slope.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, slope = ctx.saved_tensors
+        positive = torch.ops.aten.threshold_backward(grads[0], x, 0)
+        negative = grads[0] - positive
+        around = [1] * (x.ndim - 2)
+        given = positive.addcmul_(negative, slope.to(x.dtype).view(-1, *around))
+        others = [axis for axis in range(x.ndim) if axis != 1]
+        return given, negative.mul_(x).sum(others, dtype=torch.float32).to(slope.dtype)
+
+
+class PReLU(nn.PReLU):
+    """One slope per channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or not torch.is_grad_enabled():
+            # Also what the ONNX exporter sees.
+            return super().forward(x)
+        out: Tensor = _Slope.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        return out
+
+
+# The networks: MobileFaceNet (students) and IResNet (teachers).
+#
+# Both take `(N, 3, H, W) float32` and return `(N, D) float32` embeddings, not normalised.
+# MobileFaceNet follows research published as arXiv 1804.07573 in the shape AdaDistill trains
+# (1,199,488 parameters at width 1); IResNet follows ArcFace's improved residual network.
 
 
 def _conv_bn(

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 _WIDTH, _HEIGHT, _EDGE = 440, 150, 48
+
 _TITLES = {
     "loss": "loss",
     "accuracy": "accuracy on people not trained on",
@@ -16,6 +17,7 @@ _TITLES = {
     "lambda": "lambda: how near a centre is to its new image",
     "lr": "learning rate",
 }
+
 _STYLE = (
     ":root{color-scheme:light dark;--ink:#1c2126;--soft:#5d6873;--paper:#fff;--rule:#d8dde2}"
     "@media(prefers-color-scheme:dark){"
@@ -30,6 +32,7 @@ _STYLE = (
     "svg{display:block;width:100%;height:auto}text{font-size:12px;fill:var(--soft)}"
     "line{stroke:var(--rule)}polyline{fill:none;stroke:#3a7cc2;stroke-width:1.5}"
 )
+
 _FACTS = (
     "faces",
     "images",
@@ -40,6 +43,7 @@ _FACTS = (
     "seconds",
     "images_per_s",
 )
+
 _RESULTS = ("accuracy", "untrained_accuracy", "teacher_accuracy")
 
 

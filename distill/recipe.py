@@ -4,22 +4,20 @@
 """
 
 import difflib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..files import parse_toml, read_toml
 
 METHODS = ("adadistill", "centres", "features", "arcface", "cosface", "elasticface")
+
 FROM_SCRATCH = ("arcface", "cosface", "elasticface")
+
 _SHIPPED = Path(__file__).parent / "recipes"
+
 _CHOICES = {
     "method": METHODS,
     "margin": ("arcface", "cosface"),
@@ -31,6 +29,7 @@ _CHOICES = {
     "amp": ("auto", "bf16", "fp16", "off"),
     "qat": ("", "int8"),
 }
+
 _RANGES: dict[str, tuple[float, float]] = {
     "dim": (0, 4096),
     "m": (0, 1.5),
@@ -184,7 +183,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = _find(name_or_path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a TOML recipe: {error}") from error
     for text in overrides:
@@ -231,7 +230,7 @@ def _find(name_or_path: str | Path) -> Path:
 def _value(text: str) -> Any:
     """As TOML would read it; what TOML cannot read is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except ValueError:
         return text
 

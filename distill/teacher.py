@@ -13,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..bundle import open_bundle
+from ..bundle.bundle import open_bundle
+from ..bundle.manifest import MANIFEST
 from ..errors import ModelError, UsageError
-from ..faces.contract import FRAME, PRESETS, InputSpec, make_spec, preprocess, spec_from_text
-from ..manifest import MANIFEST, sha256
+from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec, make_spec, preprocess, spec_from_text
+from ..files import sha256
 from .weights import load_network
 
 CONTRACT_KEY = "fr_edge.input"
+
 _BATCH = 64
+
 _ALIKE = 0.9999
 """Cosine above which two faces count as embedded alike."""
 
@@ -65,7 +68,7 @@ def open_teacher(
         spec = spec or make_spec("insightface")
         found = _torch(network.to(device), device)
     embed = _embedder(found, spec)
-    probe = embed(np.zeros((1, FRAME, FRAME, 3), np.uint8))
+    probe = embed(np.zeros((1, ALIGNED_SIZE, ALIGNED_SIZE, 3), np.uint8))
     return Teacher(str(source), spec, probe.shape[1], sha256(path), embed)
 
 

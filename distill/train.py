@@ -1,49 +1,121 @@
-"""`distill`: from a recipe and faces to a bundle with `model.pt`.
-
-It can be killed at any moment: the checkpoint holds all that the next step depends on, and on a
-CPU the resumed run ends with the same bits.
-"""
+"""What a training leaves behind: `reports/training.json`."""
 
 import copy
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..bundle import Bundle, change, open_bundle
-from ..errors import GateFailed, UsageError
+from ..bundle.bundle import open_bundle, transaction
+from ..bundle.manifest import Bundle
+from ..errors import GateFailed, MachineError, UsageError
 from ..faces.pairs import Pairs, read_pairs
 from ..faces.sources import Faces
+from ..metrics.accuracy import pair_accuracy, sample_pairs
 from ..progress import Track, silent
-from .cache import data_digest
-from .checkpoint import NAME, restore_run, save_run
-from .data import Batch, Pixels, Split, batches, split
-from .guide import Guide, choose_teacher, class_means, open_guide
-from .losses import AdaDistill
-from .memory import kept_memory
+from .adadistill import AdaDistill
+from .checkpoint import CHECKPOINT_NAME, restore_run, save_run
+from .dataset import Batch, IdentitySplit, Pixels, batches, split_identities
+from .distributed import Ranks, join_ranks
+from .fake_quant import split_scales, start_fake_quant
 from .networks import check_network
 from .page import training_page
-from .ranks import Ranks, join_ranks
 from .recipe import Recipe, recipe_to_json
-from .report import training_report
-from .rounding import split_steps, start_rounding
-from .run import SPEC, Run, embed, round_from_here, start_run, update, weights
-from .scalars import Scalars, open_scalars
-from .schedule import rate
 from .teacher import Teacher
-from .validate import make_pairs, pair_accuracy
+from .teacher_cache import (
+    TeacherEmbeddings,
+    choose_teacher,
+    class_means,
+    data_digest,
+    open_teacher_embeddings,
+)
+from .train_step import (
+    SPEC,
+    TrainState,
+    embed_pixels,
+    enable_fake_quant,
+    kept_memory,
+    learning_rate,
+    start_training,
+    student_weights,
+    train_step,
+)
 from .weights import save_network
 
+
+def training_report(
+    run: TrainState, faces: Faces, parts: IdentitySplit, teacher: float | None
+) -> dict[str, Any]:
+    """Accuracies are fractions, `teacher` the teacher's on the same pairs; the loss, lr and head's
+    means are averages over the steps since the point before."""
+    first = run.verification[0]["accuracy"] if run.verification else None
+    last = run.verification[-1]["accuracy"] if run.verification else None
+    seen = run.step * run.recipe.batch
+    return {
+        "recipe": recipe_to_json(run.recipe),
+        "faces": faces.where,
+        "device": str(run.ranks.device),
+        "ranks": run.ranks.size,
+        "precision": str(run.amp or "torch.float32").removeprefix("torch."),
+        "images": len(parts.train),
+        "identities": parts.classes,
+        "steps": run.step,
+        "seconds": round(run.seconds, 2),
+        "images_per_s": round(seen / max(run.seconds, 1e-9), 1),
+        "accuracy": last,
+        "untrained_accuracy": first,
+        "teacher_accuracy": teacher,
+        "best": max(run.verification, key=lambda v: v["accuracy"], default=None),
+        "curve": run.curve,
+        "verification": run.verification,
+    }
+
+
+# Scalars for TensorBoard, where the recipe names a folder for them.
+
+Scalars = Callable[[int, Mapping[str, float]], None]
+"""Called with a step and values by name."""
+
+
+@contextmanager
+def open_scalars(recipe: Recipe, ranks: Ranks, step: int) -> Iterator[Scalars]:
+    """Where the values go: event files on rank 0, or nowhere. Of an earlier, killed run what lies
+    past `step` is hidden. Raises MachineError without tensorboard."""
+    if not recipe.tensorboard or ranks.rank != 0:
+        yield lambda _step, _values: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MachineError(
+            "scalars need tensorboard", "pip install tensorboard, or --set tensorboard="
+        ) from error
+    with SummaryWriter(recipe.tensorboard, purge_step=step) as writer:
+
+        def write(at: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, at)
+
+        yield write
+
+
+# `distill`: from a recipe and faces to a bundle with `model.pt`.
+#
+# It can be killed at any moment: the checkpoint holds all that the next step depends on, and on a
+# CPU the resumed run ends with the same bits.
+
 _CHUNK = 128
+
 _POINTS = 200
 """About so many points has a loss curve."""
+
 _PLACES = ("cache", "tensorboard", "workers", "memory_mb", "checkpoint_s", "bad_images")
 """Recipe keys that may change between a run and its resumption."""
 
@@ -75,7 +147,7 @@ def distill(
     check_network(recipe.network)
     if recipe.needs_teacher and teacher is None:
         raise UsageError(f"method {recipe.method} needs a teacher", "give --teacher FILE")
-    if (folder / NAME).exists() and not resume:
+    if (folder / CHECKPOINT_NAME).exists() and not resume:
         raise UsageError(f"{out} holds an unfinished training", f"add --resume, or remove {folder}")
     with join_ranks() as ranks:
         if ranks.rank > 0:  # one voice is enough
@@ -91,13 +163,13 @@ def distill(
             "faces": faces.where,
             "teacher": None if opened is None else {"file": opened.where, "sha256": opened.sha256},
         }
-        with change(out, "distill", options) if ranks.rank == 0 else nullcontext() as draft:
+        with transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as draft:
             guide = None
             if opened is not None:
                 place = Path(recipe.cache) if recipe.cache else folder / "teacher"
-                guide = open_guide(recipe, opened, pixels, place, ranks, track, notify)
+                guide = open_teacher_embeddings(recipe, opened, pixels, place, ranks, track, notify)
             dim = opened.dim if opened else recipe.dim or 512
-            run = start_run(recipe, parts.classes, dim, ranks)
+            run = start_training(recipe, parts.classes, dim, ranks)
             if restore_run(folder, run, key):
                 notify(f"going on at step {run.step}")
             elif recipe.method == "centres" and guide and isinstance(run.head, AdaDistill):
@@ -112,7 +184,7 @@ def distill(
                 names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
                 draft.summary = {name: report[name] for name in names}
                 draft.drop("")
-                state, ranges = split_steps(weights(run))
+                state, ranges = split_scales(student_weights(run))
                 path = draft.path("model.pt", "weights")
                 save_network(path, state, recipe.network, dim, ranges)
                 for name, text in (
@@ -126,8 +198,8 @@ def distill(
     return open_bundle(out)
 
 
-def _images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[Split, Pixels]:
-    parts = split(faces, 0 if recipe.verify_pairs else recipe.verify_identities)
+def _images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[IdentitySplit, Pixels]:
+    parts = split_identities(faces, 0 if recipe.verify_pairs else recipe.verify_identities)
     pixels = Pixels(faces, parts.train, recipe.memory_mb)
     if len(pixels) < recipe.batch:
         raise UsageError(
@@ -152,17 +224,17 @@ def _key(recipe: Recipe, teacher: Teacher | None, pixels: Pixels) -> dict[str, A
     }
 
 
-def _pairs(recipe: Recipe, faces: Faces, parts: Split) -> Pairs | None:
+def _pairs(recipe: Recipe, faces: Faces, parts: IdentitySplit) -> Pairs | None:
     if recipe.verify_pairs:
         return read_pairs(recipe.verify_pairs)
-    return make_pairs(faces, parts.held.tolist())
+    return sample_pairs(faces, parts.held.tolist())
 
 
 def _train(
-    run: Run,
+    run: TrainState,
     pixels: Pixels,
-    parts: Split,
-    guide: Guide | None,
+    parts: IdentitySplit,
+    guide: TeacherEmbeddings | None,
     pairs: Pairs | None,
     folder: Path,
     key: Mapping[str, Any],
@@ -175,20 +247,20 @@ def _train(
     every = max(1, steps // _POINTS)
     rounding = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
     if run.step > rounding:
-        start_rounding(run.network)
+        start_fake_quant(run.network)
     if run.step == 0:
         _verify(run, pairs, scalars)
     sums: dict[str, float] = {}
     begun = saved = time.monotonic()
     feed = batches(pixels, recipe, run.ranks, run.step, steps)
     for batch in track(feed, "training", steps - run.step):
-        lr = rate(recipe, run.step, steps, per_epoch)
+        lr = learning_rate(recipe, run.step, steps, per_epoch)
         labels = parts.labels[batch.index]
         vectors = None if guide is None else guide.embeddings(batch)
         if run.step == rounding:
-            round_from_here(run, batch.pixels)
+            enable_fake_quant(run, batch.pixels)
         try:
-            found = update(run, batch.pixels, labels, vectors, lr)
+            found = train_step(run, batch.pixels, labels, vectors, lr)
         except GateFailed as error:
             raise _kept(error, batch, labels, folder, run.ranks) from error
         run.step += 1
@@ -208,7 +280,7 @@ def _train(
     run.seconds += time.monotonic() - begun
 
 
-def _due(waited_s: float, run: Run) -> bool:
+def _due(waited_s: float, run: TrainState) -> bool:
     """Whether it is time for a checkpoint, by the clock of rank 0."""
     due = torch.tensor(float(waited_s >= run.recipe.checkpoint_s and run.ranks.rank == 0))
     return bool(run.ranks.sum(due.to(run.ranks.device)) > 0)
@@ -224,7 +296,7 @@ def _kept(
     return GateFailed(error.message, f"{error.hint}; the batch is kept in {path}")
 
 
-def _verify(run: Run, pairs: Pairs | None, scalars: Scalars) -> None:
+def _verify(run: TrainState, pairs: Pairs | None, scalars: Scalars) -> None:
     """Accuracy of the weights that would be saved now; rank 0 judges while the others wait."""
     if pairs is None:
         return
@@ -235,7 +307,7 @@ def _verify(run: Run, pairs: Pairs | None, scalars: Scalars) -> None:
             network.load_state_dict(run.averaged)
         network.eval()
         with torch.no_grad():
-            found = [embed(run, network, part).cpu() for part in pairs.faces.batches(_CHUNK)]
+            found = [embed_pixels(run, network, part).cpu() for part in pairs.faces.batches(_CHUNK)]
         accuracy = pair_accuracy(torch.cat(found).numpy(), pairs)
         run.verification.append({"step": run.step, "accuracy": accuracy})
         scalars(run.step, {"verification": accuracy})

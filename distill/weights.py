@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MachineError, ModelError, UsageError
-from .layouts import renamed
+from .checkpoint_layouts import to_our_names
 from .networks import NETWORKS, build_network
 
 # Where trainers put the state dict among other things.
@@ -21,7 +21,9 @@ _KEYS = (
     *("state", "state_dict", "model_state_dict", "state_dict_backbone"),
     *("model", "backbone", "network", "net", "ema"),
 )
+
 _WRAPPERS = ("module.", "_orig_mod.")
+
 _SHOWN = 4
 
 
@@ -38,7 +40,7 @@ def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, i
         raise ModelError(f"{path} holds a {type(found).__name__}; expected a state dict")
     state = _state(path, found)
     named = found.get("network")
-    if other := renamed(state):
+    if other := to_our_names(state):
         named, state = other
     if arch is None and not isinstance(named, str):
         raise UsageError(

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import F32
 from ..errors import FacesError
-from ..faces.sources import open_faces, spread
-from ..faces.synthetic import draw_face
-from .origin import Origin
-from .reference import Floats
+from ..faces.sources import open_faces, spread_picks
+from ..faces.synthetic.render import draw_face
+from .source import ExportSource
 
 COUNT = 32
+
 _SEED = 2024
 
 
@@ -28,7 +29,7 @@ def golden_faces(source: str | Path | None, notify: Callable[[str], None]) -> np
     if source is None:
         return np.stack([draw_face(identity, 0, _SEED) for identity in range(COUNT)])
     faces = open_faces(source)
-    picks = spread(faces, COUNT)
+    picks = spread_picks(faces, COUNT)
     if len(picks) < 2:
         raise FacesError(f"{source} holds one face; golden faces are {COUNT}, at least 2")
     if len(picks) < COUNT:
@@ -36,7 +37,9 @@ def golden_faces(source: str | Path | None, notify: Callable[[str], None]) -> np
     return np.stack([faces.read(index) for index in picks])
 
 
-def write_golden(path: Path, faces: npt.NDArray[np.uint8], inputs: Floats, origin: Origin) -> None:
+def write_golden(
+    path: Path, faces: npt.NDArray[np.uint8], inputs: F32, origin: ExportSource
+) -> None:
     """Write `golden.npz`; `inputs (K, 3, H, W)` are the `faces (K, 112, 112, 3)` preprocessed.
 
     It holds `faces`, the original's raw `embeddings (K, D) float32` of them, who made those as

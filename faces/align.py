@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from ..arrays import F64, U8
 from ..errors import FacesError, UsageError
 from ..progress import Track, silent
-from .contract import ARCFACE_TEMPLATE, FRAME
-from .detect import Detect, Found
-from .files import list_images, read_image
-
-F64 = npt.NDArray[np.float64]
-Images = npt.NDArray[np.uint8]
+from .archives import list_images, read_image
+from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
+from .detect import Detect, DetectedFace
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,18 @@ def align_folder(
     return AlignReport(tuple(written), tuple(none), tuple(several), unreadable)
 
 
-def prominent(found: list[Found], shape: tuple[int, ...]) -> Found:
+def prominent(found: list[DetectedFace], shape: tuple[int, ...]) -> DetectedFace:
     """The face a photograph is of: large, and near the middle; `shape` is height, width."""
     middle = np.array([shape[1], shape[0]]) / 2
 
-    def weight(face: Found) -> float:
+    def weight(face: DetectedFace) -> float:
         off = face.box[:2] + face.box[2:] / 2 - middle
         return float(face.box[2] * face.box[3] - 2 * (off @ off))
 
     return max(found, key=weight)
 
 
-def align(image: Images, points: npt.NDArray[Any]) -> Images:
+def align(image: U8, points: npt.NDArray[Any]) -> U8:
     """The face with these landmarks `(5, 2)` in an RGB image `(H, W, 3) uint8`, `(112, 112, 3)`.
 
     Raises FacesError when the points do not span a face.
@@ -113,7 +111,7 @@ def align(image: Images, points: npt.NDArray[Any]) -> Images:
     shift = (back[:2, 2] + 0.5 - back[:2, :2] @ [0.5, 0.5]) / shrink
     data = (*turn[0], shift[0], *turn[1], shift[1])
     warped = picture.transform(
-        (FRAME, FRAME), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR
+        (ALIGNED_SIZE, ALIGNED_SIZE), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR
     )
     return np.asarray(warped)
 
@@ -132,7 +130,7 @@ def similarity(source: npt.NDArray[Any], target: npt.NDArray[Any]) -> F64:
     return moved
 
 
-def _photograph(data: bytes, name: str) -> Images:
+def _photograph(data: bytes, name: str) -> U8:
     """An encoded image as it was meant to be seen, `(H, W, 3) uint8` RGB."""
     try:
         with warnings.catch_warnings():
@@ -143,7 +141,7 @@ def _photograph(data: bytes, name: str) -> Images:
         raise FacesError(f"{name} cannot be read ({error})") from error
 
 
-def _write(path: Path, face: Images) -> None:
+def _write(path: Path, face: U8) -> None:
     """All of the file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")

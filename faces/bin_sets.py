@@ -14,9 +14,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import I64
 from ..errors import FacesError
 
-I64 = npt.NDArray[np.int64]
 _KNOWN = {
     *(
         (f"numpy.{core}.multiarray", name)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import DataError, UsageError
 
-FRAME = 112
+ALIGNED_SIZE = 112
 """Side of an aligned face in pixels (the ArcFace norm_crop)."""
 
 ARCFACE_TEMPLATE = (
@@ -39,8 +39,8 @@ class InputSpec:
     `height x width`, put into `channels` order, and becomes `(pixel - mean) / std`.
     """
 
-    height: int = FRAME
-    width: int = FRAME
+    height: int = ALIGNED_SIZE
+    width: int = ALIGNED_SIZE
     channels: str = "RGB"
     mean: Triple = (127.5, 127.5, 127.5)
     std: Triple = (127.5, 127.5, 127.5)
@@ -129,10 +129,10 @@ def make_spec(
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"no preset {preset!r}", f"presets: {', '.join(PRESETS)}")
     spec = PRESETS[preset or "insightface"]
-    return changed(spec, mean=mean, std=std, channels=channels, size=size)
+    return with_overrides(spec, mean=mean, std=std, channels=channels, size=size)
 
 
-def changed(
+def with_overrides(
     spec: InputSpec,
     *,
     mean: str | None = None,
@@ -178,11 +178,11 @@ def _size(text: str) -> tuple[int, int]:
 def preprocess(faces: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
     """Aligned RGB faces `(N, 112, 112, 3) uint8` -> network input `(N, 3, H, W) float32`."""
     side = max(spec.height, spec.width)
-    if faces.shape[1:] != (FRAME, FRAME, 3) or faces.dtype != np.uint8:
+    if faces.shape[1:] != (ALIGNED_SIZE, ALIGNED_SIZE, 3) or faces.dtype != np.uint8:
         raise ValueError(
-            f"expected (N, {FRAME}, {FRAME}, 3) uint8, got {faces.shape} {faces.dtype}"
+            f"expected (N, {ALIGNED_SIZE}, {ALIGNED_SIZE}, 3) uint8, got {faces.shape} {faces.dtype}"
         )
-    if side != FRAME:
+    if side != ALIGNED_SIZE:
         faces = (
             np.stack([_resized(face, side) for face in faces])
             if len(faces)

@@ -9,33 +9,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from ..arrays import F32, U8
 from ..errors import ModelError
-from .contract import InputSpec, changed
+from .contract import InputSpec, with_overrides
+from .detectors.base import Candidates, Floats, Layout, Outputs, Size
 from .detectors.centerface import CENTERFACE
-from .detectors.finished import LISTS, ROWS
-from .detectors.layout import Candidates, Floats, Layout, Outputs, Size
-from .detectors.network import Network, load, run
+from .detectors.end_to_end import LISTS, ROWS
+from .detectors.onnx_detector import OnnxDetector, load_detector, run_detector
 from .detectors.retinaface import RETINAFACE, RETINAFACE_MAPS
 from .detectors.scrfd import SCRFD
-from .detectors.yolo import YOLO
-from .detectors.yolo_maps import YOLO_MAPS
+from .detectors.yolo import YOLO, YOLO_MAPS
 from .detectors.yunet import YUNET
 
 LAYOUTS = (
     YUNET, SCRFD, RETINAFACE, RETINAFACE_MAPS, YOLO, YOLO_MAPS, CENTERFACE, LISTS, ROWS,
 )  # fmt: skip
+
 OVERLAP = 0.3
 """Of two boxes with more intersection over union than this, the less certain is dropped."""
 
-F32 = npt.NDArray[np.float32]
-Images = npt.NDArray[np.uint8]
-
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class DetectedFace:
     """A face: `box (4,)` is x, y, width, height and `points (5, 2)` the x, y of the eyes, nose tip
     and mouth corners, the image's left ones first; in pixels of the photograph."""
 
@@ -44,7 +41,7 @@ class Found:
     points: F32
 
 
-Detect = Callable[[Images], list[Found]]
+Detect = Callable[[U8], list[DetectedFace]]
 """`(H, W, 3) uint8` RGB -> the faces in it, the most certain first."""
 
 
@@ -52,14 +49,14 @@ Detect = Callable[[Images], list[Found]]
 class Detector:
     """A detector and how it was understood; a `Detect`."""
 
-    network: Network
+    network: OnnxDetector
     layout: Layout
     spec: InputSpec
     min_score: float
 
-    def __call__(self, image: Images) -> list[Found]:
+    def __call__(self, image: U8) -> list[DetectedFace]:
         canvas, scale = _letterbox(image, self.network.size)
-        outputs = run(self.network, canvas, self.spec)
+        outputs = run_detector(self.network, canvas, self.spec)
         found = _decode(self.layout, outputs, self.network.size, self.min_score)
         if found is None:
             raise ModelError(
@@ -86,15 +83,17 @@ def open_detector(
     What is not said comes from its layout; a network that normalises inside gets pixels 0..255.
     Raises ModelError when the file cannot be used or is of no known layout.
     """
-    network = load(Path(file))
+    network = load_detector(Path(file))
     canvas = np.zeros((*network.size, 3), np.uint8)
-    outputs = run(network, canvas, YUNET.spec)
+    outputs = run_detector(network, canvas, YUNET.spec)
     for layout in LAYOUTS:
         if _decode(layout, outputs, network.size, 1.0) is None:
             continue
         raw = {"mean": "0", "std": "1"} if network.raw else {}
         said = {"mean": mean, "std": std, "channels": channels}
-        spec = changed(layout.spec, **{**raw, **{k: v for k, v in said.items() if v is not None}})
+        spec = with_overrides(
+            layout.spec, **{**raw, **{k: v for k, v in said.items() if v is not None}}
+        )
         least = layout.min_score if min_score is None else min_score
         return Detector(network, layout, spec, least)
     known = "".join(f"\n  {layout.name}: {layout.outputs}" for layout in LAYOUTS)
@@ -105,7 +104,7 @@ def open_detector(
     )
 
 
-def _letterbox(image: Images, size: Size) -> tuple[Images, float]:
+def _letterbox(image: U8, size: Size) -> tuple[U8, float]:
     """The image scaled into the top left of a black canvas, and the scale."""
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -122,7 +121,7 @@ def _decode(layout: Layout, outputs: Outputs, size: Size, least: float) -> Candi
         return layout.decode(outputs, size, least)
 
 
-def _suppressed(found: Candidates, scale: float) -> list[Found]:
+def _suppressed(found: Candidates, scale: float) -> list[DetectedFace]:
     """Faces in pixels of the photograph, the most certain first, without those that overlap."""
     boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
     sane = (
@@ -132,12 +131,14 @@ def _suppressed(found: Candidates, scale: float) -> list[Found]:
     )
     order = np.flatnonzero(sane)
     order = order[np.argsort(-found.scores[order], kind="stable")]
-    kept: list[Found] = []
+    kept: list[DetectedFace] = []
     while len(order):
         best, order = order[0], order[1:]
         box, points = boxes[best] / scale, found.points[best] / scale
         kept.append(
-            Found(float(found.scores[best]), box.astype(np.float32), points.astype(np.float32))
+            DetectedFace(
+                float(found.scores[best]), box.astype(np.float32), points.astype(np.float32)
+            )
         )
         order = order[_overlaps(found.boxes[best], found.boxes[order]) <= OVERLAP]
     return kept

@@ -7,16 +7,19 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ..errors import FacesError
-from .contract import FRAME
+from .contract import ALIGNED_SIZE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+
 _LARGEST = 4096
 """Longest side accepted, in pixels: an aligned face has 112; this is a photograph or a bomb."""
+
 _EXIF_ORIENTATION = 0x0112
 
 
-def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     """An encoded image as an aligned face `(112, 112, 3) uint8` RGB.
 
     Grey, palette, CMYK and 16-bit images become RGB, transparency is dropped, an EXIF orientation
@@ -31,8 +34,8 @@ def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
         raise
     except Exception as error:  # decoders of damaged bytes raise nearly anything
         raise FacesError(f"{name} is damaged ({error})", "remove or replace the file") from error
-    if image.size != (FRAME, FRAME):
-        image = ImageOps.pad(image, (FRAME, FRAME), Image.Resampling.BILINEAR)
+    if image.size != (ALIGNED_SIZE, ALIGNED_SIZE):
+        image = ImageOps.pad(image, (ALIGNED_SIZE, ALIGNED_SIZE), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
@@ -57,7 +60,7 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _too_large(name: str) -> FacesError:
     return FacesError(
-        f"{name} is larger than {_LARGEST} pixels a side, expected an aligned {FRAME}x{FRAME} face",
+        f"{name} is larger than {_LARGEST} pixels a side, expected an aligned {ALIGNED_SIZE}x{ALIGNED_SIZE} face",
         "detect and align the face first",
     )
 

@@ -17,20 +17,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import I64
 from ..errors import FacesError
 
 MAGIC = struct.pack("<I", 0xCED7230A)
+
 _HEAD = struct.Struct("<4sI")
+
 _LABELS = struct.Struct("<IfQQ")
+
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+
 _NO_IMAGE = _HEAD.size + _LABELS.size + 2 * 4
 """Bytes of a record that holds two labels and nothing else: the header, or one identity's range."""
+
 _EXACT = 1 << 24
 """Above this, float32 no longer holds every whole number, and such are the ranges' bounds."""
-_LARGEST = 1 << 40  # of a label; an identity's number is far below
-_BLOCK = 1 << 16
 
-I64 = npt.NDArray[np.int64]
+_LARGEST = 1 << 40  # of a label; an identity's number is far below
+
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,20 @@ from pathlib import Path, PurePosixPath
 from typing import overload
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import I64, U8
 from ..errors import FacesError
+from .archives import index_tars, list_images, read_image, read_member
 from .bin_sets import BinSet, linked, read_bin
-from .contract import FRAME
-from .files import index_tars, list_images, read_image, read_place
-from .images import SUFFIXES, decode, stored_size
+from .contract import ALIGNED_SIZE
+from .images import SUFFIXES, decode_image, stored_size
 from .recordio import open_records
-from .synthetic import draw_face
+from .synthetic.render import draw_face
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
 _KINDS = "a folder of aligned images, a .tar of one, a RecordIO folder, or synthetic:IDSxIMAGES"
+
 _SAMPLE = 32
+
 _MOST_DRAWN = 10_000_000
 
 
@@ -121,7 +121,7 @@ def folder_labels(keys: Sequence[str]) -> I64:
     return np.unique(np.array(folders, object), return_inverse=True)[1].astype(np.int64)
 
 
-def spread(faces: Faces, limit: int) -> list[int]:
+def spread_picks(faces: Faces, limit: int) -> list[int]:
     """At most `limit` indices that take identities in turn: many people before many images."""
     by_person = np.argsort(faces.labels, kind="stable")
     counts = np.bincount(faces.labels)
@@ -160,19 +160,19 @@ def frame_note(faces: Faces) -> str:
     """What to tell the user of images that are not 112x112, from a sample; empty if all are."""
     if faces.encoded is None:
         return ""
-    picks = spread(faces, _SAMPLE)
+    picks = spread_picks(faces, _SAMPLE)
     odd = []
     for index in picks:
         try:
             width, height = stored_size(faces.encoded(index), faces.keys[index])
         except FacesError:
             continue  # whoever reads it will say so
-        if (width, height) != (FRAME, FRAME):
+        if (width, height) != (ALIGNED_SIZE, ALIGNED_SIZE):
             odd.append(f"{faces.keys[index]} is {width}x{height}")
     if not odd:
         return ""
     return (
-        f"{len(odd)} of {len(picks)} faces looked at are not {FRAME}x{FRAME} and are scaled "
+        f"{len(odd)} of {len(picks)} faces looked at are not {ALIGNED_SIZE}x{ALIGNED_SIZE} and are scaled "
         f"({odd[0]}): are they aligned?"
     )
 
@@ -188,7 +188,7 @@ def _encoded_faces(
         where,
         keys,
         labels,
-        lambda index: decode(encoded(index), f"{where}/{keys[index]}"),
+        lambda index: decode_image(encoded(index), f"{where}/{keys[index]}"),
         labelled=labelled,
         encoded=encoded,
     )
@@ -211,7 +211,10 @@ def _tar_faces(shards: list[Path]) -> Faces:
         raise FacesError(f"{where} holds no images", f"give {_KINDS}")
     keys = tuple(places)
     return _encoded_faces(
-        where, keys, folder_labels(keys), lambda index: read_place(places[keys[index]], keys[index])
+        where,
+        keys,
+        folder_labels(keys),
+        lambda index: read_member(places[keys[index]], keys[index]),
     )
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge import __version__
-from fr_edge.bundle import write_atomic
-from fr_edge.runtime.engines.selftest import self_test
+from fr_edge._version import __version__
+from fr_edge.files import write_atomic
 from fr_edge.runtime.machine.doctor import examine
+from fr_edge.runtime.selftest import self_test
 
 ROOT = Path(__file__).parents[1]
 

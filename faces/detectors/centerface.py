@@ -5,26 +5,25 @@ Height and y come first in every map; points count in sizes of the box from its 
 
 import numpy as np
 
-from .cells import pyramid
-from .layout import Candidates, Layout, Outputs, Size, around, five, pixels
+from .base import Candidates, Layout, Outputs, Size, boxes_around, five_points, pixel_spec, pyramid
 
 
-def decode(outputs: Outputs, size: Size, least: float) -> Candidates | None:
+def decode_centerface(outputs: Outputs, size: Size, least: float) -> Candidates | None:
     levels = pyramid(outputs, size, (4,), (1, 2, 2, 10))
     if levels is None:
         return None
     heat, scales, offsets, points = levels[0].parts
     keep = heat[:, 0] >= least
     sizes = np.exp(scales[keep, ::-1]) * 4
-    boxes = around((levels[0].grid[keep] + offsets[keep, ::-1] + 0.5) * 4, sizes)
-    spots = five(points[keep])[..., ::-1] * sizes[:, None] + boxes[:, None, :2]
+    boxes = boxes_around((levels[0].grid[keep] + offsets[keep, ::-1] + 0.5) * 4, sizes)
+    spots = five_points(points[keep])[..., ::-1] * sizes[:, None] + boxes[:, None, :2]
     return Candidates(heat[keep, 0], boxes, spots)
 
 
 CENTERFACE = Layout(
     "CenterFace",
     "heat map, scale, offset and landmarks at stride 4",
-    pixels("RGB"),
+    pixel_spec("RGB"),
     min_score=0.5,
-    decode=decode,
+    decode=decode_centerface,
 )

@@ -8,9 +8,22 @@ three maps per stride, offsets in anchors, input RGB 0..255.
 import numpy as np
 
 from ..contract import InputSpec
-from .cells import grid, pyramid, rows
-from .finished import faces
-from .layout import Candidates, Floats, Layout, Outputs, Size, around, five, joined, pixels, sigmoid
+from .base import (
+    Candidates,
+    Floats,
+    Layout,
+    Outputs,
+    Size,
+    boxes_around,
+    five_points,
+    grid,
+    join_candidates,
+    pixel_spec,
+    pyramid,
+    rows,
+    sigmoid,
+)
+from .end_to_end import candidates_from_lists
 
 _PRIORS: tuple[dict[int, tuple[int, ...]], ...] = (
     {8: (16, 32), 16: (64, 128), 32: (256, 512)},
@@ -19,7 +32,7 @@ _PRIORS: tuple[dict[int, tuple[int, ...]], ...] = (
 """Stride -> sides of the anchors in pixels: mobilenet0.25 and resnet50; slim and RFB."""
 
 
-def decode(outputs: Outputs, size: Size, least: float) -> Candidates | None:
+def decode_retinaface(outputs: Outputs, size: Size, least: float) -> Candidates | None:
     parts = {flat.shape[1]: flat for flat in (rows(array) for array in outputs.values())}
     if len(outputs) != 3 or set(parts) != {2, 4, 10}:
         return None
@@ -31,15 +44,15 @@ def decode(outputs: Outputs, size: Size, least: float) -> Candidates | None:
         return None
     scores = _softmax(parts[2])
     if _decoded(parts[4], centres):
-        return faces(scores, parts[4], parts[10], size, least)
+        return candidates_from_lists(scores, parts[4], parts[10], size, least)
     keep = scores >= least
     centre, width = centres[keep], widths[keep, None]
-    loc, landms = parts[4][keep], five(parts[10][keep])
-    boxes = around(centre + 0.1 * loc[:, :2] * width, np.exp(0.2 * loc[:, 2:]) * width)
+    loc, landms = parts[4][keep], five_points(parts[10][keep])
+    boxes = boxes_around(centre + 0.1 * loc[:, :2] * width, np.exp(0.2 * loc[:, 2:]) * width)
     return Candidates(scores[keep], boxes, centre[:, None] + 0.1 * landms * width[..., None])
 
 
-def decode_maps(outputs: Outputs, size: Size, least: float) -> Candidates | None:
+def decode_retinaface_maps(outputs: Outputs, size: Size, least: float) -> Candidates | None:
     levels = pyramid(outputs, size, (8, 16, 32), (4, 8, 20))
     if levels is None:
         return None
@@ -52,10 +65,10 @@ def decode_maps(outputs: Outputs, size: Size, least: float) -> Candidates | None
         sides = np.array([4, 2], np.float32) * level.stride**2 / 8
         width = np.tile(sides, len(level.grid))[keep, None]
         box = level.parts[1].reshape(-1, 4)[keep]
-        points = five(level.parts[2].reshape(-1, 10)[keep])
-        boxes = around(centre + box[:, :2] * width, np.exp(box[:, 2:]) * width)
+        points = five_points(level.parts[2].reshape(-1, 10)[keep])
+        boxes = boxes_around(centre + box[:, :2] * width, np.exp(box[:, 2:]) * width)
         found.append(Candidates(scores[keep], boxes, centre[:, None] + points * width[..., None]))
-    return joined(found)
+    return join_candidates(found)
 
 
 def _anchors(sides: dict[int, tuple[int, ...]], size: Size) -> tuple[Floats, Floats]:
@@ -87,12 +100,13 @@ RETINAFACE = Layout(
     "loc, conf and landms over all anchors",
     InputSpec(channels="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)),
     min_score=0.6,
-    decode=decode,
+    decode=decode_retinaface,
 )
+
 RETINAFACE_MAPS = Layout(
     "RetinaFace by strides",
     "cls_prob, bbox_pred and landmark_pred of strides 8, 16 and 32",
-    pixels("RGB"),
+    pixel_spec("RGB"),
     min_score=0.6,
-    decode=decode_maps,
+    decode=decode_retinaface_maps,
 )

@@ -6,17 +6,27 @@ the cell's corner; two anchors a cell, or one and two strides more.
 
 import numpy as np
 
-from .cells import Level, pyramid
-from .layout import Candidates, Layout, Outputs, Size, five, joined, pixels, probability
+from .base import (
+    Candidates,
+    Layout,
+    Level,
+    Outputs,
+    Size,
+    five_points,
+    join_candidates,
+    pixel_spec,
+    probability,
+    pyramid,
+)
 
 
-def decode(outputs: Outputs, size: Size, least: float) -> Candidates | None:
+def decode_scrfd(outputs: Outputs, size: Size, least: float) -> Candidates | None:
     levels = pyramid(outputs, size, (8, 16, 32), (2, 8, 20)) or pyramid(
         outputs, size, (8, 16, 32, 64, 128), (1, 4, 10)
     )
     if levels is None:
         return None
-    return joined([_level(level, least) for level in levels])
+    return join_candidates([_level(level, least) for level in levels])
 
 
 def _level(level: Level, least: float) -> Candidates:
@@ -25,7 +35,7 @@ def _level(level: Level, least: float) -> Candidates:
     keep = scores >= least
     corner = level.grid.repeat(anchors, axis=0)[keep] * level.stride
     reach = level.parts[1].reshape(-1, 4)[keep] * level.stride
-    points = five(level.parts[2].reshape(-1, 10)[keep]) * level.stride
+    points = five_points(level.parts[2].reshape(-1, 10)[keep]) * level.stride
     boxes = np.concatenate([corner - reach[:, :2], corner + reach[:, 2:]], axis=1)
     return Candidates(scores[keep], boxes, corner[:, None] + points)
 
@@ -33,7 +43,7 @@ def _level(level: Level, least: float) -> Candidates:
 SCRFD = Layout(
     "SCRFD",
     "score, bbox and kps of strides 8, 16 and 32, two anchors a cell",
-    pixels("RGB", 127.5, 128.0),
+    pixel_spec("RGB", 127.5, 128.0),
     min_score=0.5,
-    decode=decode,
+    decode=decode_scrfd,
 )

@@ -3,14 +3,16 @@
 from importlib.util import find_spec
 
 from ...errors import MachineError, UsageError
-from .gpus import find_gpus
+from .device import find_gpus
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
 MODULES = {
     "onnxruntime": "onnxruntime",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
+
 COMPILE_ONLY = ("tensorrt-rtx",)
 """Backends that build without a GPU; what they build cannot run there."""
 

@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 
-from .board import Reading
+from .sensors import Reading
 
 
 def parse_tegrastats(line: str) -> Reading:

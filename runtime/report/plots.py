@@ -12,12 +12,17 @@ from itertools import cycle
 from typing import Any
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is in it
+
 _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
+
 _PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", "fp32": _SECOND}
+
 _DECADES = 10.0
 """How far apart latencies may lie for a linear axis to show all of them."""
+
 MOST_LINES = 6
 """As many as a person tells apart in one plot."""
+
 _SIZE = (4.6, 3.2)  # inches: small, so that letters stay readable on a phone
 
 
@@ -85,7 +90,7 @@ def drift_by_kind(strata: Sequence[Mapping[str, Any]], engine: str) -> str:
     return _svg(f"{engine} kinds of faces", draw, height=1.3 + 0.21 * len(rows))
 
 
-def layer_precisions(layers: Sequence[tuple[str, int, str]], engine: str) -> str:
+def layer_precision_chart(layers: Sequence[tuple[str, int, str]], engine: str) -> str:
     """Layers in order as bars of their multiply-adds (millions), `(name, macs, precision)`."""
     total = max(1, sum(macs for _, macs, _ in layers))
 
@@ -124,7 +129,7 @@ def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class LatencyLine:
     """A benchmark's setting in a plot; `believed` if its run was VALID."""
 
     label: str
@@ -135,7 +140,7 @@ class Line:
     """Of parts of the run in order."""
 
 
-def latency_curves(lines: Sequence[Line], engine: str) -> str:
+def latency_curves(lines: Sequence[LatencyLine], engine: str) -> str:
     """Latency over percentiles, each further nine as wide as the last: where tails begin."""
     from matplotlib.ticker import LogLocator
 
@@ -159,7 +164,7 @@ def latency_curves(lines: Sequence[Line], engine: str) -> str:
     return _svg(f"{engine} latency", draw)
 
 
-def speed_over_time(lines: Sequence[Line], engine: str) -> str:
+def speed_over_time(lines: Sequence[LatencyLine], engine: str) -> str:
     """The median of each tenth of a run over that of the first: throttling and drift go up."""
 
     def draw(axes: Any) -> None:
@@ -174,7 +179,7 @@ def speed_over_time(lines: Sequence[Line], engine: str) -> str:
     return _svg(f"{engine} speed", draw)
 
 
-def _styled(lines: Sequence[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+def _styled(lines: Sequence[LatencyLine]) -> Iterator[tuple[LatencyLine, dict[str, Any]]]:
     """What cannot be believed is thin and dotted, and says so."""
     colours = cycle((_FIRST, _SECOND, "#4aa8a0"))
     for at, (line, colour) in enumerate(zip(lines[:MOST_LINES], colours, strict=False)):

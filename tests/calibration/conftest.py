@@ -11,13 +11,13 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from networks import write_network  # noqa: E402
 
-from fr_edge.bundle import Bundle  # noqa: E402
+from fr_edge.bundle.manifest import Bundle  # noqa: E402
+from fr_edge.calibration.collect import collect  # noqa: E402
 from fr_edge.calibration.histogram import Histogram  # noqa: E402
-from fr_edge.calibration.layers import choose  # noqa: E402
-from fr_edge.calibration.observe import observe  # noqa: E402
-from fr_edge.export.convert import export_onnx  # noqa: E402
+from fr_edge.export.export import export_onnx  # noqa: E402
 from fr_edge.faces.contract import PRESETS, preprocess  # noqa: E402
 from fr_edge.faces.sources import Faces, open_faces  # noqa: E402
+from fr_edge.graph.layers import choose_int8_layers  # noqa: E402
 
 SPEC = PRESETS["insightface"]
 
@@ -62,4 +62,4 @@ def inputs(faces: Faces) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def seen(model: onnx.ModelProto, faces: Faces) -> dict[str, Histogram]:
-    return observe(model, choose(model).tensors, SPEC, faces, range(len(faces)))
+    return collect(model, choose_int8_layers(model).tensors, SPEC, faces, range(len(faces)))

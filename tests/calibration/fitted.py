@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from fr_edge.calibration.fitting import fit_table
+from fr_edge.calibration.calibrate import fit_table
 from fr_edge.calibration.histogram import Histogram
-from fr_edge.calibration.layers import choose
 from fr_edge.calibration.table import CalibrationTable
+from fr_edge.graph.layers import choose_int8_layers
 
 
 def run(model: onnx.ModelProto, inputs: np.ndarray, *outputs: str) -> list[np.ndarray]:
@@ -22,4 +22,6 @@ def run(model: onnx.ModelProto, inputs: np.ndarray, *outputs: str) -> list[np.nd
 
 
 def fit(model: onnx.ModelProto, seen: dict[str, Histogram], *args: object) -> CalibrationTable:
-    return fit_table(model, choose(model), seen, *args, faces=1, identities=1, model_sha256="")
+    return fit_table(
+        model, choose_int8_layers(model), seen, *args, faces=1, identities=1, model_sha256=""
+    )

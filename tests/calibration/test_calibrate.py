@@ -14,17 +14,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fr_edge.bundle import Bundle, change, open_bundle
-from fr_edge.calibration.budget import REASON, Budget
-from fr_edge.calibration.calibrate import calibrate
-from fr_edge.calibration.equalise import equalised, scale_groups
-from fr_edge.calibration.fitting import Steps
-from fr_edge.calibration.judge import Judge
-from fr_edge.calibration.latency import Latency, LatencyOf
-from fr_edge.calibration.layers import Choice, choose, compute_layers
+from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.bundle.manifest import Bundle
+from fr_edge.calibration.calibrate import Steps, calibrate
+from fr_edge.calibration.equalization import equalize, scale_groups
+from fr_edge.calibration.latency_model import LatencyModel, LatencyOf
+from fr_edge.calibration.mixed_precision import REASON, Budget, Judge
 from fr_edge.calibration.table import read_table
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
 from fr_edge.faces.sources import Faces
+from fr_edge.graph.layers import Int8Choice, choose_int8_layers, compute_layers
 
 
 @pytest.fixture
@@ -160,8 +159,8 @@ def hard(bundle: Path) -> str:
     groups = scale_groups(model)
     scale = np.ones(32)
     scale[::8] = 1 / 50
-    loud = equalised(model, {t: scale for t in groups if groups[t] == groups[tensor]})
-    with change(bundle, "test", {}) as draft:
+    loud = equalize(model, {t: scale for t in groups if groups[t] == groups[tensor]})
+    with transaction(bundle, "test", {}) as draft:
         draft.path("model.onnx", "hard").write_bytes(loud.SerializeToString())
     return next(layer.name for layer in compute_layers(model) if layer.op == "Gemm")
 
@@ -213,14 +212,14 @@ def test_a_network_that_overflows(bundle: Path, faces: Faces) -> None:
     tensor = next(t for t in model.graph.initializer if len(t.dims) == 4)
     array = numpy_helper.to_array(tensor) * np.float32(1e38)
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    with change(bundle, "test", {}) as draft:
+    with transaction(bundle, "test", {}) as draft:
         draft.path("model.onnx", "broken").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="not finite"):
         calibrate(bundle, faces)
 
 
 def test_a_bundle_without_a_model(bundle: Path, faces: Faces) -> None:
-    with change(bundle, "test", {}) as draft:
+    with transaction(bundle, "test", {}) as draft:
         draft.drop("model.onnx")
     with pytest.raises(BundleError, match="model.onnx"):
         calibrate(open_bundle(bundle), faces)
@@ -252,17 +251,17 @@ def test_memory_does_not_grow_with_the_faces(bundle: Path) -> None:
 def slower_in(slow: str, by: float, noise: float) -> LatencyOf:
     """Every INT8 layer saves a hundredth, but for the one where it costs `by`."""
 
-    def latency(model: onnx.ModelProto, quantised: object) -> Latency:
-        def cost(choice: Choice) -> float:
+    def latency(model: onnx.ModelProto, quantised: object) -> LatencyModel:
+        def cost(choice: Int8Choice) -> float:
             return 1.0 - 0.01 * len(choice.int8) + (0.01 + by) * (slow in choice.int8)
 
-        return Latency("made up", cost, lambda: noise)
+        return LatencyModel("made up", cost, lambda: noise)
 
     return latency
 
 
 def test_int8_that_is_slower_stays_out_though_the_budget_holds(bundle: Path, faces: Faces) -> None:
-    layer = choose(onnx.load(bundle / "model.onnx")).int8[1]
+    layer = choose_int8_layers(onnx.load(bundle / "model.onnx")).int8[1]
     budget = Budget(min_cosine=0.5)
     for by, noise, kept in ((0.02, 0.01, {layer: REASON}), (0.02, 0.03, {}), (-0.01, 0.0, {})):
         done = calibrate(bundle, faces, budget=budget, latency=slower_in(layer, by, noise))
@@ -276,7 +275,7 @@ def test_times_of_another_kind_are_not_recalled(
 ) -> None:
     with pytest.raises(GateFailed):
         calibrate(bundle, faces, budget=Budget(min_cosine=1.0))
-    layer = choose(onnx.load(bundle / "model.onnx")).int8[0]
+    layer = choose_int8_layers(onnx.load(bundle / "model.onnx")).int8[0]
     judged: list[Sequence[str]] = []
     trial = Judge.trial
     monkeypatch.setattr(Judge, "trial", lambda *a: judged.append(a[2]) or trial(*a))
@@ -288,7 +287,7 @@ def test_times_that_noise_hides_are_counted(bundle: Path, faces: Faces) -> None:
     """Layers go back to float in the order of counted times, and the fewest that do are taken."""
     worst = calibrate(bundle, faces).history[-1]["summary"]["judged"]["cosine"]["min"]
     budget = Budget(min_cosine=worst + 0.3 * (1 - worst))
-    layer = choose(onnx.load(bundle / "model.onnx")).int8[-1]
+    layer = choose_int8_layers(onnx.load(bundle / "model.onnx")).int8[-1]
     kept = [
         read_table(calibrate(bundle, faces, budget=budget, **how).file("calibration.json")).floats
         for how in ({}, {"latency": slower_in(layer, 0.5, 1.0)})

@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
+from fr_edge.calibration.clipping import (
+    METHODS,
+    abs_histogram,
+    entropy_amax,
+    minmax_amax,
+    mse_amax,
+    percentile_amax,
+    pool_channels,
+)
 from fr_edge.calibration.histogram import add, empty
-from fr_edge.calibration.magnitudes import magnitudes, pooled
-from fr_edge.calibration.ranges import METHODS, entropy, minmax, mse, percentile
 
 TOLERANCE = 0.02
 """Of the range: channels are pooled from their own bins, others' histograms have one width."""
@@ -25,14 +32,14 @@ def samples() -> dict[str, np.ndarray]:
 
 def histogram(x: np.ndarray) -> tuple[np.ndarray, float]:
     seen = add(empty(x.shape[1]), x.astype(np.float32))
-    return pooled(magnitudes(seen, np.zeros(x.shape[1])), np.ones(x.shape[1]))
+    return pool_channels(abs_histogram(seen, np.zeros(x.shape[1])), np.ones(x.shape[1]))
 
 
 @pytest.mark.parametrize("name", samples())
 def test_percentile_and_minmax(name: str) -> None:
     x = np.abs(samples()[name])
-    assert minmax(*histogram(x)) == pytest.approx(x.max(), rel=1e-6)
-    assert percentile(*histogram(x)) == pytest.approx(
+    assert minmax_amax(*histogram(x)) == pytest.approx(x.max(), rel=1e-6)
+    assert percentile_amax(*histogram(x)) == pytest.approx(
         np.quantile(x, 0.9999), abs=TOLERANCE * x.max()
     )
 
@@ -45,7 +52,7 @@ def test_mse_is_the_least_squared_error(name: str) -> None:
         step = amax / 127
         return float(np.square(np.clip(np.rint(x / step), 0, 127) * step - x).mean())
 
-    found = mse(*histogram(x))
+    found = mse_amax(*histogram(x))
     best = min(cost(x.max() * share) for share in np.linspace(0.1, 1, 91))
     assert cost(found) <= 1.05 * best
 
@@ -61,7 +68,7 @@ def test_entropy_is_onnxruntimes(name: str) -> None:
     collector = HistogramCollector("entropy", True, 2048, 128, 99.99, "t")
     limits = collector.get_entropy_threshold((counts, edges, -peak, peak, peak), 128)
     # Their own answer moves by as much with the number of bins.
-    assert entropy(*histogram(x)) == pytest.approx(float(limits[1]), rel=0.15)
+    assert entropy_amax(*histogram(x)) == pytest.approx(float(limits[1]), rel=0.15)
 
 
 @pytest.mark.parametrize("name", samples())
@@ -69,7 +76,7 @@ def test_entropy_looks_away_from_zeros(name: str) -> None:
     counts, width = histogram(samples()[name])
     spike = counts.copy()
     spike[0] *= 1000
-    assert entropy(spike, width) == entropy(counts, width)
+    assert entropy_amax(spike, width) == entropy_amax(counts, width)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fr_edge.calibration.calibrate import calibrate
-from fr_edge.export.convert import export_onnx
+from fr_edge.export.export import export_onnx
 from fr_edge.faces.contract import PRESETS
 from fr_edge.faces.sources import open_faces
 

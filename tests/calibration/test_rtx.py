@@ -9,24 +9,25 @@ import onnx
 import pytest
 from fitted import fit
 
-from fr_edge.calibration.budget import REASON
 from fr_edge.calibration.histogram import Histogram
-from fr_edge.calibration.layers import choose
-from fr_edge.calibration.quantize import quantize_onnx
-from fr_edge.runtime.engines.builder import EngineOptions, compile_plan
-from fr_edge.runtime.engines.engine_layers import node_precisions
-from fr_edge.runtime.engines.mixed import mixed_flavour
+from fr_edge.calibration.mixed_precision import REASON
+from fr_edge.calibration.qdq import quantize_onnx
+from fr_edge.graph.fp16 import int8_fp16_model
+from fr_edge.graph.layers import choose_int8_layers
+from fr_edge.runtime.trt.builder import compile_plan
+from fr_edge.runtime.trt.config import EngineOptions
+from fr_edge.runtime.trt.layers import node_precisions
 
 rtx: Any = pytest.importorskip(
     "tensorrt_rtx", reason="the compile check needs tensorrt-rtx (pip install 'fr-edge[rtx]')"
 )
 
 
-@pytest.mark.parametrize("flavour", [lambda m: m, mixed_flavour], ids=["float32", "float16"])
+@pytest.mark.parametrize("flavour", [lambda m: m, int8_fp16_model], ids=["float32", "float16"])
 def test_every_dense_layer_is_int8(
     flavour: Any, model: onnx.ModelProto, seen: dict[str, Histogram]
 ) -> None:
-    choice = choose(model)
+    choice = choose_int8_layers(model)
     quantized = flavour(quantize_onnx(model, fit(model, seen)))
     options = EngineOptions(batch=(1, 1, 4))
     built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
@@ -41,9 +42,9 @@ def test_every_dense_layer_is_int8(
 def test_what_a_budget_leaves_out_is_fp16(
     model: onnx.ModelProto, seen: dict[str, Histogram]
 ) -> None:
-    left = choose(model).int8[1]
-    choice = choose(model, {left: REASON})
-    quantized = mixed_flavour(quantize_onnx(model, fit(model, seen), choice))
+    left = choose_int8_layers(model).int8[1]
+    choice = choose_int8_layers(model, {left: REASON})
+    quantized = int8_fp16_model(quantize_onnx(model, fit(model, seen), choice))
     options = EngineOptions(batch=(1, 1, 4))
     built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
     precisions = node_precisions(quantized, built.layers)

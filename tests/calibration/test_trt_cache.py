@@ -9,12 +9,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from fr_edge.bundle import Bundle, open_bundle
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.manifest import Bundle
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.trt_cache import (
     ALGORITHM,
     TrtCache,
-    activations,
+    activation_tensors,
     cache_text,
     check_cache,
     read_cache,
@@ -100,7 +101,7 @@ def test_the_cache_holds_the_plain_networks_ranges(
     assert found.version == 8601
 
     model = onnx.load(done.file("model.onnx"))
-    names = activations(model)
+    names = activation_tensors(model)
     assert names[0] == "face"
     assert {model.graph.output[0].name, *(n.output[0] for n in model.graph.node)} <= set(names)
     assert list(found.ranges) == list(names)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from fr_edge.cli.main import run
-from fr_edge.faces.synthetic import draw_face
+from fr_edge.faces.synthetic.render import draw_face
 
 Captured = pytest.CaptureFixture[str]
 

@@ -12,7 +12,7 @@ import pytest
 
 from fr_edge.cli.benchmark_text import as_markdown, as_text
 from fr_edge.cli.main import run
-from fr_edge.runtime.bench.timing import Timed, time_runs
+from fr_edge.runtime.benchmark.timing import Timed, time_runs
 
 Captured = pytest.CaptureFixture[str]
 SHORT = ["--engine", "fp32", "--duration", "0.2", "-q"]
@@ -137,7 +137,7 @@ def test_what_has_run_survives_a_stop(
         Timer(1.5, os.kill, (os.getpid(), number)).start()
         return time_runs(*args, **{**options, "warmup_s": 0.1})
 
-    monkeypatch.setattr("fr_edge.runtime.bench.benchmark.time_runs", stopped)
+    monkeypatch.setattr("fr_edge.runtime.benchmark.benchmark.time_runs", stopped)
     log = bundle.parent / "log.jsonl"
     line = ["benchmark", str(bundle), "--engine", "fp32", "--duration", "1h", "--json"]
     assert run([*line, "--log", str(log)]) == 130

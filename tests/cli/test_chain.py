@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from fr_edge.bundle import open_bundle
+from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli.main import run
 from fr_edge.faces.sources import open_faces
-from fr_edge.runtime.engines.session import embed_faces, open_session
+from fr_edge.runtime.session import embed_faces, open_session
 
 Captured = pytest.CaptureFixture[str]
 PEOPLE = "synthetic:24x4@9"

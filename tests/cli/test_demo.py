@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch", reason="training needs torch: pip install 'fr-edge[train]'")
 
-from fr_edge.bundle import open_bundle
+from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli import demo_stages
 from fr_edge.cli.demo_journal import Plan
 from fr_edge.cli.demo_stages import run_demo

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fr_edge.bundle import change
+from fr_edge.bundle.bundle import transaction
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe, read_recipe
 from fr_edge.distill.weights import save_network
@@ -23,7 +23,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with the weights of a small network that was never trained."""
     torch.manual_seed(5)
     root = tmp_path_factory.mktemp("teacher") / "teacher.bundle"
-    with change(root, "distill", {}) as draft:
+    with transaction(root, "distill", {}) as draft:
         draft.spec, draft.embedding_dim = InputSpec(), 32
         network = build_network("iresnet-tiny", 32)
         save_network(draft.path("model.pt", "weights"), network.state_dict(), "iresnet-tiny", 32)

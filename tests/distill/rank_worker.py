@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from fr_edge.distill.adadistill import AdaDistill
 from fr_edge.distill.checkpoint import restore_run, save_run
-from fr_edge.distill.losses import AdaDistill
-from fr_edge.distill.ranks import Ranks, join_ranks
+from fr_edge.distill.distributed import Ranks, join_ranks
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.run import Run, start_run
 from fr_edge.distill.train import distill
+from fr_edge.distill.train_step import TrainState, start_training
 from fr_edge.errors import DataError
 from fr_edge.faces.sources import open_faces
 
@@ -28,8 +28,8 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return student, teacher, labels
 
 
-def new_run(ranks: Ranks) -> Run:
-    return start_run(read_recipe("tiny"), CLASSES, DIM, ranks)
+def new_run(ranks: Ranks) -> TrainState:
+    return start_training(read_recipe("tiny"), CLASSES, DIM, ranks)
 
 
 def head_steps(ranks: Ranks, folder: Path) -> None:

@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 import torch
 
+from fr_edge.distill.adadistill import AdaDistill
 from fr_edge.distill.checkpoint import restore_run, save_run
-from fr_edge.distill.losses import AdaDistill
-from fr_edge.distill.ranks import Ranks
+from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.run import Run, start_run
+from fr_edge.distill.train_step import TrainState, start_training
 from fr_edge.errors import MachineError, ModelError
 
 
-def new_run(step: int) -> Run:
-    run = start_run(read_recipe("tiny", [f"seed={step}"]), 6, 16, Ranks())
+def new_run(step: int) -> TrainState:
+    run = start_training(read_recipe("tiny", [f"seed={step}"]), 6, 16, Ranks())
     run.step = step
     return run
 
 
-def centres(run: Run) -> torch.Tensor:
+def centres(run: TrainState) -> torch.Tensor:
     assert isinstance(run.head, AdaDistill)
     return run.head.centres()
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fr_edge.distill import fused
-from fr_edge.distill.losses import AdaDistill
-from fr_edge.distill.sweep import sweep
+from fr_edge.distill import margin_softmax as fused
+from fr_edge.distill.adadistill import AdaDistill
+from fr_edge.distill.margin_softmax import chunked_logsumexp
 
 
 def numbers(batch: int, classes: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,8 +24,8 @@ def test_both_sweeps_agree(
 ) -> None:
     monkeypatch.setattr(fused, "_CHUNK_BYTES", 4 * batch * 70)  # several chunks, an odd last one
     e, raw, inverse, labels = numbers(batch, classes, dim)
-    expected = sweep(e, raw, inverse, labels, 64.0, pull)
-    found = fused.fused_sweep(e, raw, inverse, labels, 64.0, pull, fused.absorb)
+    expected = chunked_logsumexp(e, raw, inverse, labels, 64.0, pull)
+    found = fused.fused_chunked_logsumexp(e, raw, inverse, labels, 64.0, pull, fused.absorb)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -33,8 +33,8 @@ def test_both_sweeps_agree(
 def test_it_is_one_graph() -> None:
     e, raw, inverse, labels = numbers(6, 90, 16)
     whole = torch.compile(fused.absorb, backend="aot_eager", fullgraph=True, dynamic=True)
-    expected = fused.fused_sweep(e, raw, inverse, labels, 64.0, True, fused.absorb)
-    found = fused.fused_sweep(e, raw, inverse, labels, 64.0, True, whole)
+    expected = fused.fused_chunked_logsumexp(e, raw, inverse, labels, 64.0, True, fused.absorb)
+    found = fused.fused_chunked_logsumexp(e, raw, inverse, labels, 64.0, True, whole)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -50,10 +50,10 @@ def test_without_a_compiler_it_still_runs_and_says_so(monkeypatch: pytest.Monkey
     fused._compiled.cache_clear()
     e, raw, inverse, labels = numbers(4, 20, 8)
     with pytest.warns(RuntimeWarning, match="uncompiled.*triton"):
-        found = fused.fused_sweep(e, raw, inverse, labels, 64.0, True)
-    again = fused.fused_sweep(e, raw, inverse, labels, 64.0, True)  # warns once
+        found = fused.fused_chunked_logsumexp(e, raw, inverse, labels, 64.0, True)
+    again = fused.fused_chunked_logsumexp(e, raw, inverse, labels, 64.0, True)  # warns once
     fused._compiled.cache_clear()
-    expected = sweep(e, raw, inverse, labels, 64.0, True)
+    expected = chunked_logsumexp(e, raw, inverse, labels, 64.0, True)
     for one, other, third in zip(found, again, expected, strict=True):
         torch.testing.assert_close(one, other)
         torch.testing.assert_close(one, third, rtol=1e-5, atol=1e-6)

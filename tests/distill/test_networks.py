@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fr_edge.distill.activation import PReLU
-from fr_edge.distill.networks import build_network
-from fr_edge.distill.rounding import Conv2d
+from fr_edge.distill.fake_quant import Conv2d
+from fr_edge.distill.networks import PReLU, build_network
 from fr_edge.errors import UsageError
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from fr_edge.distill.cache import cached_embeddings
-from fr_edge.distill.data import Pixels, split
+from fr_edge.distill.dataset import Pixels, split_identities
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.teacher import Teacher, check_teacher, open_teacher
+from fr_edge.distill.teacher_cache import cached_embeddings
 from fr_edge.distill.weights import load_network
 from fr_edge.errors import DataError, MachineError, ModelError, UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
@@ -99,7 +99,7 @@ def test_a_teacher_that_cannot_be_used_is_refused(tmp_path: Path, faces: Faces) 
 @pytest.fixture
 def guide(faces: Faces, tmp_path: Path) -> tuple[Teacher, Pixels]:
     teacher = open_teacher(write_onnx(tmp_path / "t.onnx"), preset="raw")
-    return teacher, Pixels(faces, split(faces, 0).train, 64)
+    return teacher, Pixels(faces, split_identities(faces, 0).train, 64)
 
 
 def test_the_cache_is_what_the_teacher_says(guide: tuple[Teacher, Pixels], tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_cache_goes_on_where_it_stopped(
     guide: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, pixels = guide
-    monkeypatch.setattr("fr_edge.distill.cache._BLOCK", 16)
+    monkeypatch.setattr("fr_edge.distill.teacher_cache._BLOCK", 16)
     asked = []
 
     def embed(faces: Any) -> Any:
@@ -143,7 +143,7 @@ def test_a_stale_cache_is_refused_by_name(
         cached_embeddings(folder, replace(teacher, sha256="0" * 64), pixels)
     with pytest.raises(DataError, match="another contract"):
         cached_embeddings(folder, replace(teacher, spec=InputSpec()), pixels)
-    other = Pixels(faces, split(faces, 0).train[::-1], 64)
+    other = Pixels(faces, split_identities(faces, 0).train[::-1], 64)
     with pytest.raises(DataError, match="another data"):
         cached_embeddings(folder, teacher, other)
     (folder / "teacher.json").write_text("{")

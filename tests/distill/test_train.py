@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from fr_edge.bundle import Bundle, open_bundle
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.manifest import Bundle
 from fr_edge.distill.recipe import Recipe, recipe_to_json
 from fr_edge.distill.train import distill
 from fr_edge.distill.weights import load_network

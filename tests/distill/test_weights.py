@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fr_edge.distill.layouts import renamed
+from fr_edge.distill.checkpoint_layouts import to_our_names
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.weights import load_network, save_network
 from fr_edge.errors import ModelError, UsageError
@@ -133,7 +133,7 @@ def test_deep_iresnets_are_told_apart() -> None:
     for name, blocks in deep.items():
         with torch.device("meta"):
             ours = build_network(name).state_dict()
-        found = renamed(dict.fromkeys(iresnet_names(blocks), 0))
+        found = to_our_names(dict.fromkeys(iresnet_names(blocks), 0))
         assert found is not None
         assert found[0] == name
         assert set(found[1]) == set(ours)

@@ -11,11 +11,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from fr_edge.export.fold import fold_norms
-from fr_edge.export.linear import to_gemm
-from fr_edge.export.normal import finish, normal_form
-from fr_edge.export.tidy import tidy
+from fr_edge.export.canonicalize import finish, normal_form, tidy
 from fr_edge.faces.contract import PRESETS, InputSpec
+from fr_edge.graph.batchnorm import fold_batchnorm, to_gemm
 
 DIM = 16
 
@@ -171,7 +169,7 @@ def standard(model: ModelProto, spec: InputSpec = PRESETS["insightface"]) -> Mod
     """Everything export does to a graph, but onnxsim (a process of its own, and slow)."""
     result = normal_form(tidy(model), spec)
     to_gemm(result)
-    fold_norms(result.graph)
+    fold_batchnorm(result.graph)
     return finish(result, spec)
 
 

@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 from fr_edge.errors import FacesError
-from fr_edge.export.diagnose import SCALES, diagnose, diagnose_embedder
-from fr_edge.export.separation import d_prime, lead, pair_sums
+from fr_edge.export.preprocessing_search import SCALES, find_preprocessing, find_preprocessing_of
 from fr_edge.faces.contract import PRESETS, InputSpec
 from fr_edge.faces.sources import Faces, open_faces
+from fr_edge.metrics.decidability import d_prime, d_prime_lead, pair_sums
 
 PEOPLE, IMAGES = 40, 4
 
@@ -61,7 +61,7 @@ FACES = patterns()
 def test_the_contract_is_named(name: str, channels: str) -> None:
     mean, std = SCALES[name]
     truth = InputSpec(channels=channels, mean=mean, std=std)
-    found = diagnose_embedder(network(truth), (112, 112), FACES)
+    found = find_preprocessing_of(network(truth), (112, 112), FACES)
     assert found.separates
     tied = {(c.name, c.spec.channels) for c in found.ranking if c.tied and c.view == "upright"}
     near = {"insightface", "127.5/128"}
@@ -74,7 +74,7 @@ def test_the_contract_is_named(name: str, channels: str) -> None:
 
 def test_of_a_tie_the_usual_is_named_first() -> None:
     truth = InputSpec(std=(128.0, 128.0, 128.0))
-    found = diagnose_embedder(network(truth), (112, 112), FACES)
+    found = find_preprocessing_of(network(truth), (112, 112), FACES)
     assert found.best.name == "insightface"
     assert found.verdict.startswith("trained with --preset insightface")
     assert "(x - 127.5) / 128: a tie" in found.verdict
@@ -83,24 +83,24 @@ def test_of_a_tie_the_usual_is_named_first() -> None:
 def test_a_declared_contract_is_judged() -> None:
     truth = PRESETS["insightface"]
     embed = network(truth)
-    assert diagnose_embedder(embed, (112, 112), FACES, truth).right is True
+    assert find_preprocessing_of(embed, (112, 112), FACES, truth).right is True
     # Within a tie the declared one is as good.
     near = replace(truth, std=(128.0, 128.0, 128.0), l2_normalised=True)
-    assert diagnose_embedder(embed, (112, 112), FACES, near).right is True
-    wrong = diagnose_embedder(embed, (112, 112), FACES, PRESETS["raw"])
+    assert find_preprocessing_of(embed, (112, 112), FACES, near).right is True
+    wrong = find_preprocessing_of(embed, (112, 112), FACES, PRESETS["raw"])
     assert wrong.right is False
     assert "declared contract (RGB 112x112, (x - 0) / 1) is wrong" in wrong.verdict
 
 
 def test_an_unusual_contract_that_is_declared_is_tried() -> None:
     truth = InputSpec(mean=(90.0, 100.0, 110.0), std=(60.0, 61.0, 62.0))
-    found = diagnose_embedder(network(truth), (112, 112), FACES, truth)
+    found = find_preprocessing_of(network(truth), (112, 112), FACES, truth)
     assert found.right is True
     assert found.best.name == "declared"
 
 
 def test_faces_upside_down_are_noticed() -> None:
-    found = diagnose_embedder(
+    found = find_preprocessing_of(
         network(PRESETS["insightface"]), (112, 112), patterns(lambda face: face[::-1])
     )
     assert found.best.view == "upside down"
@@ -111,7 +111,9 @@ def test_faces_upside_down_are_noticed() -> None:
 def test_nothing_separates_strangers() -> None:
     shuffled = np.random.default_rng(1).permutation(FACES.labels)
     mixed = replace(FACES, labels=tuple(int(v) for v in shuffled))
-    found = diagnose_embedder(network(PRESETS["insightface"]), (112, 112), mixed, PRESETS["raw"])
+    found = find_preprocessing_of(
+        network(PRESETS["insightface"]), (112, 112), mixed, PRESETS["raw"]
+    )
     assert not found.separates
     assert found.right is None
     assert found.verdict.startswith("nothing separates these people")
@@ -120,7 +122,7 @@ def test_nothing_separates_strangers() -> None:
 def test_too_few_people() -> None:
     few = replace(FACES, labels=tuple(i // 2 if i < 14 else 100 + i for i in range(len(FACES))))
     with pytest.raises(FacesError, match="7 identities with two images"):
-        diagnose_embedder(network(PRESETS["raw"]), (112, 112), few)
+        find_preprocessing_of(network(PRESETS["raw"]), (112, 112), few)
 
 
 def test_the_number_of_images_is_limited() -> None:
@@ -131,7 +133,7 @@ def test_the_number_of_images_is_limited() -> None:
         seen.append(len(inputs))
         return embed(inputs)
 
-    found = diagnose_embedder(counted, (112, 112), FACES, limit=32)
+    found = find_preprocessing_of(counted, (112, 112), FACES, limit=32)
     assert (found.images, found.identities) == (32, 16)
     assert sum(seen) <= 10 * 32 + 4 * 32 + 10 * 32
 
@@ -179,8 +181,8 @@ def test_a_lead_is_clear_or_not() -> None:
     clear = pair_sums((people + random.normal(size=(60, 32)) * 0.4).astype(np.float32), labels)
     vague = pair_sums((people + random.normal(size=(60, 32)) * 1.5).astype(np.float32), labels)
     again = pair_sums((people + random.normal(size=(60, 32)) * 0.4).astype(np.float32), labels)
-    assert lead(clear, vague)[0] > 0
-    low, high = lead(clear, again)
+    assert d_prime_lead(clear, vague)[0] > 0
+    low, high = d_prime_lead(clear, again)
     assert low < 0 < high
 
 
@@ -188,7 +190,7 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
     """The whole way: a file without a contract, faces on disk, the verdict in words and JSON."""
     path = tmp_path / "net.onnx"
     onnx.save(tools.build(), str(path))
-    found = diagnose(path, open_faces("synthetic:10x3"), limit=20)
+    found = find_preprocessing(path, open_faces("synthetic:10x3"), limit=20)
     assert found.declared is None
     assert {c.spec.channels for c in found.ranking} == {"RGB", "BGR"}
     assert len(found.ranking) == 14
@@ -206,6 +208,6 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
 )
 def test_real_networks(file: str, names: list[str], real_data: Path) -> None:
     faces = open_faces(real_data / "faces_dev.tar")
-    found = diagnose(real_data / file, faces, limit=160)
+    found = find_preprocessing(real_data / file, faces, limit=160)
     tied = [(c.name, c.spec.channels) for c in found.ranking if c.tied and c.view == "upright"]
     assert tied == [(name, "RGB") for name in names]

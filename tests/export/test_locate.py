@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from fr_edge.export.locate import first_difference
+from fr_edge.export.parity import first_difference
 
 
 def damaged(model: ModelProto, weight: str, factor: float) -> ModelProto:

@@ -9,9 +9,9 @@ from PIL import Image
 from fr_edge.errors import FacesError, UsageError
 from fr_edge.faces.align import align, align_folder, prominent, similarity
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
-from fr_edge.faces.detect import Found, open_detector
+from fr_edge.faces.detect import DetectedFace, open_detector
 from fr_edge.faces.sources import open_faces
-from fr_edge.faces.synthetic import draw_face
+from fr_edge.faces.synthetic.render import draw_face
 
 TEMPLATE = np.array(ARCFACE_TEMPLATE)
 
@@ -84,8 +84,8 @@ def test_pixels_are_not_shifted() -> None:
 
 
 def test_the_face_in_the_middle_is_meant() -> None:
-    def face(x: float, y: float, side: float) -> Found:
-        return Found(0.9, np.float32([x, y, side, side]), np.zeros((5, 2), np.float32))
+    def face(x: float, y: float, side: float) -> DetectedFace:
+        return DetectedFace(0.9, np.float32([x, y, side, side]), np.zeros((5, 2), np.float32))
 
     middle, corner, small = face(80, 80, 40), face(0, 0, 42), face(95, 95, 10)
     assert prominent([small, corner, middle], (200, 200)) is middle
@@ -106,7 +106,7 @@ def album(tmp_path: Path) -> Path:
 def test_a_folder(album: Path, tmp_path: Path) -> None:
     """Every image is accounted for; folders, and so identities, are kept."""
     _, points = photograph(draw_face(1, 0), 1, 0)
-    one = Found(0.9, np.float32([140, 100, 90, 100]), points.astype(np.float32))
+    one = DetectedFace(0.9, np.float32([140, 100, 90, 100]), points.astype(np.float32))
     counts = iter([1, 0, 2, 1])  # in the order of the names
 
     report = align_folder(album, tmp_path / "out", lambda image: [one] * next(counts))
@@ -145,7 +145,7 @@ def test_photographs_are_turned_as_the_camera_says(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (300, 200)).save(tmp_path / "in" / "a.jpg", exif=exif)
 
-    def detect(image: np.ndarray) -> list[Found]:
+    def detect(image: np.ndarray) -> list[DetectedFace]:
         seen.append(image.shape)
         return []
 

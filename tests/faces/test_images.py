@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fr_edge.errors import FacesError
-from fr_edge.faces.images import decode, stored_size
+from fr_edge.faces.images import decode_image, stored_size
 
 U8 = npt.NDArray[np.uint8]
 
@@ -24,52 +24,52 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def test_rgb_is_unchanged(pictures: U8, encode: Callable[[U8], bytes]) -> None:
-    face = decode(encode(pictures[0]), "a.png")
+    face = decode_image(encode(pictures[0]), "a.png")
     assert face.dtype == np.uint8
     np.testing.assert_array_equal(face, pictures[0])
 
 
 def test_grey_has_three_equal_channels(pictures: U8) -> None:
     grey = Image.fromarray(pictures[0]).convert("L")
-    face = decode(_saved(grey, "PNG"), "a.png")
+    face = decode_image(_saved(grey, "PNG"), "a.png")
     np.testing.assert_array_equal(face, np.asarray(grey)[..., None].repeat(3, axis=2))
 
 
 def test_sixteen_bits_lose_their_lower_eight() -> None:
     deep = np.arange(112 * 112, dtype=np.uint16).reshape(112, 112) * 5
-    face = decode(_saved(Image.fromarray(deep), "PNG"), "a.png")
+    face = decode_image(_saved(Image.fromarray(deep), "PNG"), "a.png")
     np.testing.assert_array_equal(face[..., 0], (deep >> 8).astype(np.uint8))
 
 
 def test_transparency_is_dropped(pictures: U8) -> None:
     image = Image.fromarray(pictures[0])
     image.putalpha(128)
-    np.testing.assert_array_equal(decode(_saved(image, "PNG"), "a.png"), pictures[0])
+    np.testing.assert_array_equal(decode_image(_saved(image, "PNG"), "a.png"), pictures[0])
 
 
 def test_a_transparent_palette_gives_its_colours() -> None:
     image = Image.new("P", (112, 112), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
     data = _saved(image, "PNG", transparency=bytes([0, 90]))
-    assert decode(data, "a.png")[5, 5].tolist() == [10, 200, 30]
+    assert decode_image(data, "a.png")[5, 5].tolist() == [10, 200, 30]
 
 
 def test_cmyk_becomes_rgb(pictures: U8) -> None:
     data = _saved(Image.fromarray(pictures[0]).convert("CMYK"), "JPEG", quality=95)
-    assert np.abs(decode(data, "a.jpg").astype(int) - pictures[0]).mean() < 6
+    assert np.abs(decode_image(data, "a.jpg").astype(int) - pictures[0]).mean() < 6
 
 
 def test_exif_orientation_is_applied(pictures: U8) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     data = _saved(Image.fromarray(pictures[0]), "PNG", exif=exif)
-    np.testing.assert_array_equal(decode(data, "a.png"), pictures[0][::-1, ::-1])
+    np.testing.assert_array_equal(decode_image(data, "a.png"), pictures[0][::-1, ::-1])
 
 
 @pytest.mark.parametrize("side", [1, 56, 224, 333])
 def test_other_squares_are_scaled(pictures: U8, side: int) -> None:
     small = Image.fromarray(pictures[0]).resize((side, side), Image.Resampling.BILINEAR)
-    face = decode(_saved(small, "PNG"), "a.png")
+    face = decode_image(_saved(small, "PNG"), "a.png")
     assert face.shape == (112, 112, 3)
     if side > 1:
         assert np.abs(face.astype(int) - pictures[0]).mean() < 12
@@ -77,7 +77,7 @@ def test_other_squares_are_scaled(pictures: U8, side: int) -> None:
 
 def test_a_narrow_face_keeps_its_shape(pictures: U8) -> None:
     """112 high, 96 wide, as some networks take it: the middle is untouched, the sides are black."""
-    face = decode(_saved(Image.fromarray(pictures[0][:, 8:104]), "PNG"), "a.png")
+    face = decode_image(_saved(Image.fromarray(pictures[0][:, 8:104]), "PNG"), "a.png")
     np.testing.assert_array_equal(face[:, 8:104], pictures[0][:, 8:104])
     assert not face[:, :8].any()
     assert not face[:, 104:].any()
@@ -88,13 +88,13 @@ def test_a_narrow_face_keeps_its_shape(pictures: U8) -> None:
 def test_cut_short_is_refused_by_name(pictures: U8, kind: str, share: float) -> None:
     data = _saved(Image.fromarray(pictures[0]), kind)
     with pytest.raises(FacesError, match=r"ann/1\.x"):
-        decode(data[: int(len(data) * share)], "ann/1.x")
+        decode_image(data[: int(len(data) * share)], "ann/1.x")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0" + b"\0" * 50, b"%!PS-Adobe-3"])
 def test_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(FacesError, match="note"):
-        decode(data, "note")
+        decode_image(data, "note")
 
 
 def test_flipped_bytes_never_raise_anything_else(
@@ -107,7 +107,7 @@ def test_flipped_bytes_never_raise_anything_else(
             for place in rng.integers(0, len(data), 3):
                 data[place] = rng.integers(256)
             with contextlib.suppress(FacesError):
-                assert decode(bytes(data), "x").shape == (112, 112, 3)
+                assert decode_image(bytes(data), "x").shape == (112, 112, 3)
 
 
 @pytest.mark.parametrize("side", [5000, 12000, 40000])
@@ -118,7 +118,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(side: int) -> None:
         data += struct.pack(">I", len(body)) + name + body
         data += struct.pack(">I", zlib.crc32(name + body))
     with pytest.raises(FacesError, match="larger than 4096"):
-        decode(data, "bomb.png")
+        decode_image(data, "bomb.png")
 
 
 def test_the_stored_size_is_width_and_height(pictures: U8) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fr_edge.errors import FacesError
 from fr_edge.faces.recordio import open_records
-from fr_edge.faces.sources import open_faces, spread
+from fr_edge.faces.sources import open_faces, spread_picks
 
 U8 = npt.NDArray[np.uint8]
 MAGIC = b"\x0a\x23\xd7\xce"
@@ -77,7 +77,7 @@ def test_the_classic_layout(tmp_path: Path, images: list[bytes], pictures: U8) -
     assert faces.labels.tolist() == [0, 0, 1, 2, 2, 2, 2]
     for index in range(7):
         np.testing.assert_array_equal(faces.read(index), pictures[index])
-    assert spread(faces, 3) == [0, 2, 3]
+    assert spread_picks(faces, 3) == [0, 2, 3]
 
 
 def test_any_order_on_disk_and_in_the_index(tmp_path: Path, images: list[bytes]) -> None:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from fr_edge.errors import FacesError
-from fr_edge.faces.sources import Faces, frame_note, open_faces, readable, spread
-from fr_edge.faces.synthetic import draw_face
+from fr_edge.faces.sources import Faces, frame_note, open_faces, readable, spread_picks
+from fr_edge.faces.synthetic.render import draw_face
 
 U8 = npt.NDArray[np.uint8]
 KEYS = ["anna/1.png", "anna/2.png", "anna/3.png", "bo/1.png", "bo/2.png", "deep/cyd/1.png"]
@@ -198,16 +198,16 @@ def _labelled(counts: list[int]) -> Faces:
 
 def test_spread_takes_many_people_before_many_images() -> None:
     faces = _labelled([5, 1, 3])
-    assert spread(faces, 3) == [0, 5, 6]
-    assert spread(faces, 5) == [0, 5, 6, 1, 7]
-    assert spread(faces, 9) == spread(faces, 99) == [0, 5, 6, 1, 7, 2, 8, 3, 4]
-    assert spread(faces, 0) == []
-    assert spread(_labelled([1] * 100), 4) == [0, 25, 50, 75]
+    assert spread_picks(faces, 3) == [0, 5, 6]
+    assert spread_picks(faces, 5) == [0, 5, 6, 1, 7]
+    assert spread_picks(faces, 9) == spread_picks(faces, 99) == [0, 5, 6, 1, 7, 2, 8, 3, 4]
+    assert spread_picks(faces, 0) == []
+    assert spread_picks(_labelled([1] * 100), 4) == [0, 25, 50, 75]
 
 
 def test_spread_of_a_million_is_quick() -> None:
     start = time.process_time()
-    assert len(spread(_labelled([1000] * 300), 299_500)) == 299_500
+    assert len(spread_picks(_labelled([1000] * 300), 299_500)) == 299_500
     assert time.process_time() - start < 5
 
 
@@ -234,7 +234,7 @@ def test_the_real_tar_is_what_its_readme_says(real_data: Path) -> None:
     faces = open_faces(real_data / "faces_dev.tar")
     assert (len(faces), faces.identities) == (10_076, 2_923)
     assert frame_note(faces) == ""
-    picks = spread(faces, 64)
+    picks = spread_picks(faces, 64)
     assert len({int(faces.labels[i]) for i in picks}) == 64
     batch = next(faces.batches(64, picks))
     assert 60 < batch.mean() < 180

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.runtime.machine.board import Reading, denied, read_sysfs
-from fr_edge.runtime.machine.gpu_card import gpu_processes, parse_smi
+from fr_edge.runtime.machine.nvidia_smi import gpu_processes, parse_smi
+from fr_edge.runtime.machine.sensors import Reading, denied, read_sysfs, throttle_counts
 from fr_edge.runtime.machine.tegrastats import parse_tegrastats, power_mode, read_tegrastats
-from fr_edge.runtime.machine.throttling import throttle_counts
 
 # Recorded on boards and published: the first three in a Prometheus exporter's tests, ORIN_NANO in
 # henrygd/beszel's agent/gpu_test.go, AGX_ORIN_JETPACK_7 in rbonghi/jetson_stats' tests, ORIN_NX and

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.runtime.machine.clock_settings import clock_settings
-from fr_edge.runtime.machine.throttling import read_alerts, read_fan, throttle_counts
+from fr_edge.runtime.machine.sensors import clock_settings, read_alerts, read_fan, throttle_counts
 
 
 def _write(root: Path, files: dict[str, str]) -> Path:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.bundle import change, open_bundle
-from fr_edge.calibration.budget import Budget
+from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.errors import BundleError
 from fr_edge.faces.sources import Faces, open_faces
-from fr_edge.runtime.accuracy.evaluate import evaluate
-from fr_edge.runtime.accuracy.protocol import draw_pairs
-from fr_edge.runtime.bench.benchmark import benchmark
-from fr_edge.runtime.engines.build import build_engine
-from fr_edge.runtime.report.write import write_report
-from fr_edge.runtime.verification.verify import verify
+from fr_edge.metrics.protocols import draw_pairs
+from fr_edge.runtime.benchmark.benchmark import benchmark
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.evaluation.evaluate import evaluate
+from fr_edge.runtime.evaluation.verify import verify
+from fr_edge.runtime.report.report import write_report
 
 _VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -62,7 +62,7 @@ def judged(mini: Path, people: Faces) -> Path:
         "verification": [{"step": 0, "accuracy": 0.5}, {"step": 40, "accuracy": 0.9}],
         "seconds": 12.5,
     }
-    with change(mini, "distill", {}) as draft:
+    with transaction(mini, "distill", {}) as draft:
         draft.path("reports/training.json", "report").write_text(json.dumps(training))
     return mini
 
@@ -119,7 +119,7 @@ def test_latency_plots_say_which_lines_cannot_be_believed(judged: Path) -> None:
 
 
 def test_a_plot_holds_as_many_lines_as_can_be_told_apart(judged: Path) -> None:
-    with change(judged, "benchmark", {}) as draft:
+    with transaction(judged, "benchmark", {}) as draft:
         path = draft.path("reports/benchmark-int8.json", "benchmark")
         report = json.loads((judged / "reports/benchmark-int8.json").read_text())
         run = {**report["runs"][0], "verdict": "VALID", "reasons": []}
@@ -135,7 +135,7 @@ def test_a_plot_holds_as_many_lines_as_can_be_told_apart(judged: Path) -> None:
 
 
 def test_a_benchmark_of_an_earlier_version_has_no_plot(judged: Path) -> None:
-    with change(judged, "benchmark", {}) as draft:
+    with transaction(judged, "benchmark", {}) as draft:
         path = draft.path("reports/benchmark-int8.json", "benchmark")
         old = json.loads((judged / "reports/benchmark-int8.json").read_text())
         for run in old["runs"]:
@@ -173,7 +173,7 @@ def test_drawn_faces_are_shown_and_other_peoples_are_not(judged: Path, people: F
     assert pictures() == 12
     report = json.loads((judged / "reports/verify-int8.json").read_text())
     report["faces"]["drawn"] = False
-    with change(judged, "tamper", {}) as draft:
+    with transaction(judged, "tamper", {}) as draft:
         draft.path("reports/verify-int8.json", "verification").write_text(json.dumps(report))
     assert pictures() == 0
     page = _Page(write_report(judged, people).read_text(encoding="utf-8"))
@@ -195,13 +195,13 @@ def test_a_bundle_that_nobody_verified_says_so(mini: Path) -> None:
 def test_a_certificate_of_an_earlier_version_is_shown(judged: Path) -> None:
     report = json.loads((judged / "reports/verify-int8.json").read_text())
     del report["teacher"]
-    with change(judged, "tamper", {}) as draft:
+    with transaction(judged, "tamper", {}) as draft:
         draft.path("reports/verify-int8.json", "verification").write_text(json.dumps(report))
     assert "PASSED" in write_report(judged).read_text(encoding="utf-8")
 
 
 def test_names_are_text_not_markup(mini: Path) -> None:
-    with change(mini, "export", {"source": "<script>alert(1)</script>.onnx"}):
+    with transaction(mini, "export", {"source": "<script>alert(1)</script>.onnx"}):
         pass
     text = write_report(mini).read_text(encoding="utf-8")
     assert "<script>" not in text
@@ -209,7 +209,7 @@ def test_names_are_text_not_markup(mini: Path) -> None:
 
 
 def test_a_damaged_report_is_named(mini: Path) -> None:
-    with change(mini, "tamper", {}) as draft:
+    with transaction(mini, "tamper", {}) as draft:
         draft.path("reports/verify-int8.json", "verification").write_text("{ not json")
     with pytest.raises(BundleError, match="verify-int8"):
         write_report(mini)

@@ -1,0 +1,1 @@
+"""The bundle: the folder that travels from stage to stage."""

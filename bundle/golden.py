@@ -1,0 +1,48 @@
+"""The bundle's golden faces: what the original network says, for a machine that cannot run it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BundleError
+from ..faces.contract import ALIGNED_SIZE
+from .manifest import Bundle
+
+ORIGINS = {"pytorch": "PyTorch", "onnx": "the original ONNX network"}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """`faces (K, 112, 112, 3) uint8`, `embeddings (K, D) float32` of them by `origin`."""
+
+    faces: npt.NDArray[np.uint8]
+    embeddings: npt.NDArray[np.float32]
+    origin: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(f"golden/{index:02d}" for index in range(len(self.faces)))
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """Raises BundleError when golden.npz is missing or is not what export writes."""
+    path = bundle.file("golden.npz")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
+            golden = Golden(data["faces"], data["embeddings"], str(data["reference"]))
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        raise BundleError(f"{path} cannot be read: {error}", "export the network again") from error
+    count = len(golden.faces)
+    if (
+        golden.faces.dtype != np.uint8
+        or golden.faces.shape != (count, ALIGNED_SIZE, ALIGNED_SIZE, 3)
+        or golden.embeddings.shape != (count, bundle.embedding_dim)
+        or not count
+    ):
+        raise BundleError(
+            f"{path} holds faces {golden.faces.shape} and embeddings {golden.embeddings.shape}, "
+            f"expected (K, {ALIGNED_SIZE}, {ALIGNED_SIZE}, 3) and (K, {bundle.embedding_dim})",
+            "export the network again",
+        )
+    return golden

@@ -1,0 +1,148 @@
+"""Runs a detector's ONNX file on one canvas, whatever its input's shape and type are."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import ModelError
+from ..contract import InputSpec
+from .base import Outputs, Size
+
+_SIDE = 640
+
+_LEAST_SIDE = 64
+"""A smaller fixed side is what the exporter happened to try; no photograph fits into it."""
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxDetector:
+    """A loaded detector. `raw` says that it takes pixels 0..255 and normalises them inside."""
+
+    path: Path
+    session: Any
+    size: Size
+    batch: int
+    channels_last: bool
+    dtype: npt.DTypeLike
+    raw: bool
+
+
+def load_detector(path: Path) -> OnnxDetector:
+    """Raises ModelError for what is no ONNX file, or takes anything but one colour image."""
+    session = _session(path, str(path))
+    inputs = session.get_inputs()
+    shape, kind = inputs[0].shape if inputs else [], inputs[0].type if inputs else ""
+    if len(inputs) != 1 or len(shape) != 4 or kind not in _TYPES:
+        found = ", ".join(f"{i.name} {_shape(i.shape)} {i.type}" for i in inputs) or "nothing"
+        raise ModelError(
+            f"{path} takes {found}, expected one image (1, 3, height, width) in float or bytes",
+            "a detector is a network of one input that finds faces in a whole photograph",
+        )
+    last = shape[3] == 3 and shape[1] != 3
+    if not last and isinstance(shape[1], int) and shape[1] != 3:
+        raise ModelError(f"{path} takes {shape[1]} channels, expected 3")
+    high, wide = (s if isinstance(s, int) else _SIDE for s in (shape[1:3] if last else shape[2:]))
+    batch = shape[0] if isinstance(shape[0], int) else 1
+    if min(high, wide) < _LEAST_SIDE:
+        session, high, wide, batch = _session(path, _freed(path)), _SIDE, _SIDE, 1
+    raw = kind == "tensor(uint8)" or _normalises(path)
+    return OnnxDetector(path, session, (high, wide), batch, last, _TYPES[kind], raw)
+
+
+def run_detector(network: OnnxDetector, canvas: npt.NDArray[np.uint8], spec: InputSpec) -> Outputs:
+    """What the network says of an RGB canvas `(H, W, 3) uint8`; raises ModelError if it fails."""
+    image = canvas[..., ::-1] if spec.channels == "BGR" else canvas
+    if network.dtype != np.uint8:
+        mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+        image = ((image.astype(np.float32) - mean) / std).astype(network.dtype)
+    blob = (image if network.channels_last else image.transpose(2, 0, 1))[None]
+    blob = np.ascontiguousarray(blob.repeat(network.batch, axis=0))
+    names = [output.name for output in network.session.get_outputs()]
+    try:
+        arrays = network.session.run(names, {network.session.get_inputs()[0].name: blob})
+    except Exception as error:  # onnxruntime's own classes derive from Exception alone
+        raise ModelError(f"the detector {network.path} does not run: {_line(error)}") from error
+    # Whole numbers are counts and labels; a list of arrays is none of the layouts known here.
+    return {
+        name: _first(array, network.batch).astype(np.float32)
+        for name, array in zip(names, arrays, strict=True)
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    }
+
+
+def _first(array: npt.NDArray[Any], batch: int) -> npt.NDArray[Any]:
+    return array[:1] if batch > 1 and array.shape[:1] == (batch,) else array
+
+
+def _session(path: Path, model: str | bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"the detector {path} cannot be loaded: {_line(error)}") from error
+
+
+def _freed(path: Path) -> bytes:
+    """The model with free shapes at its ends."""
+    import onnx
+
+    model = onnx.load(str(path))
+    held = {weight.name for weight in model.graph.initializer}
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in held:
+            continue
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_value != 3:
+                dim.dim_param = f"{value.name}_{axis}"
+    del model.graph.value_info[:]
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _normalises(path: Path) -> bool:
+    """Whether the first arithmetic on the image has the numbers of pixels 0..255."""
+    import onnx
+    from onnx import numpy_helper
+
+    try:
+        graph = onnx.load(str(path)).graph
+    except Exception:  # onnxruntime's own format; protobuf's error has no public base
+        return False
+    weights = {w.name: w for w in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            weights[node.output[0]] = node.attribute[0].t
+    at = next(value.name for value in graph.input if value.name not in weights)
+    for node in graph.node:
+        if at not in node.input:
+            continue
+        if node.op_type in ("Cast", "Identity", "Transpose"):
+            at = node.output[0]
+            continue
+        sizes = [
+            float(np.abs(numpy_helper.to_array(weights[name])).max(initial=0))
+            for name in node.input
+            if name in weights
+        ]
+        size = max(sizes, default=0.0)
+        return (node.op_type in ("Sub", "Add", "Div") and size > 50) or (
+            node.op_type == "Mul" and 0 < size < 0.02
+        )
+    return False
+
+
+def _shape(shape: list[Any]) -> str:
+    return "(" + ", ".join("?" if s is None else str(s) for s in shape) + ")"
+
+
+def _line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__

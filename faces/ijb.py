@@ -1,0 +1,178 @@
+"""IJB-B and IJB-C, 1:1, from the folder as insightface lays it: `meta/*.txt` and `loose_crop/`.
+
+Many images make a template; templates are compared. Public evaluators differ in what they pool, so
+the flags are part of the result: N (an image counts by its embedding's norm; N0 normalises it
+first), D (and by the detector's score), F (mirror images added).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..arrays import F32, I64
+from ..errors import FacesError
+from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
+from .sources import Faces
+
+
+@dataclass(frozen=True)
+class Ijb:
+    """N images in templates: `template`, `media` and the detector's `score`, `(N,)` each; P pairs
+    of templates: `first`, `second` and whether they are the `same`, `(P,)` each."""
+
+    faces: Faces
+    template: I64
+    media: I64
+    score: F32
+    first: I64
+    second: I64
+    same: npt.NDArray[np.bool_]
+
+
+def is_ijb(folder: Path) -> bool:
+    return (folder / "loose_crop").is_dir() and (folder / "meta").is_dir()
+
+
+def read_ijb(folder: Path) -> Ijb:
+    """Read the lists and index the images, which are aligned by their five points as they are read.
+
+    Raises FacesError for a list that is missing or damaged, images that are not there, or pairs of
+    templates that have no image.
+    """
+    media = _table(folder, "*_face_tid_mid.txt", "image template media", 3)
+    points = _table(folder, "*_name_5pts_score.txt", "image x1 y1 ... x5 y5 score", 12)
+    pairs = _table(folder, "*_template_pair_label.txt", "template template label", 3)
+    names = [row[0] for row in points]
+    if [row[0] for row in media] != names:
+        raise FacesError(
+            f"{folder / 'meta'}: the lists of media ({len(media)}) and of points ({len(points)}) "
+            "do not name the same images in the same order"
+        )
+    missing = [name for name in names if not (folder / "loose_crop" / name).is_file()]
+    if missing:
+        raise FacesError(
+            f"{folder / 'loose_crop'} lacks {len(missing)} of {len(names)} images, "
+            f"the first is {missing[0]}",
+            "unpack the whole set",
+        )
+    places = _numbers([row[1:] for row in points], np.float64, folder)
+    numbers = _numbers([row[1:] for row in media], np.int64, folder)
+    listed = _numbers(pairs, np.int64, folder)
+    absent = np.setdiff1d(listed[:, :2], numbers[:, 0])
+    if len(absent):
+        raise FacesError(
+            f"{folder / 'meta'}: {len(absent)} templates of the pairs have no image, "
+            f"the first is {absent[0]}"
+        )
+
+    def read(index: int) -> npt.NDArray[np.uint8]:
+        return _aligned(folder / "loose_crop" / names[index], places[index, :10].reshape(5, 2))
+
+    return Ijb(
+        Faces(str(folder), tuple(names), numbers[:, 0], read, labelled=False),
+        numbers[:, 0],
+        numbers[:, 1],
+        places[:, 10].astype(np.float32),
+        listed[:, 0],
+        listed[:, 1],
+        listed[:, 2] == 1,
+    )
+
+
+def pool(
+    batches: Iterable[F32], ijb: Ijb, *, norm: bool = True, detector: bool = True
+) -> tuple[F32, I64]:
+    """Embeddings of the images in order, `(n, D)` at a time -> unit templates `(T, D)` and their
+    numbers `(T,)`.
+
+    Images of one medium (a video) are averaged, media are summed: many frames are one witness.
+    """
+    keys, medium = np.unique(np.stack([ijb.template, ijb.media]), axis=1, return_inverse=True)
+    medium = medium.reshape(-1)
+    means, start = np.zeros((0, 0), np.float32), 0
+    for batch in batches:
+        if not start:
+            means = np.zeros((keys.shape[1], batch.shape[1]), np.float32)
+        rows = slice(start, start + len(batch))
+        weighted = batch if norm else batch / np.linalg.norm(batch, axis=1, keepdims=True)
+        if detector:
+            weighted = weighted * ijb.score[rows, None]
+        _add(means, medium[rows], weighted)
+        start += len(batch)
+    means /= np.bincount(medium)[:, None]
+    numbers, template = np.unique(keys[0], return_inverse=True)
+    sums = np.zeros((len(numbers), means.shape[1]), np.float32)
+    for start in range(0, len(means), 4096):
+        _add(sums, template[start : start + 4096], means[start : start + 4096])
+    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12), numbers
+
+
+def pair_scores(templates: F32, numbers: I64, ijb: Ijb) -> F32:
+    """The cosine of each pair of templates, `(P,) float32`, a few thousand at a time."""
+    out = np.empty(len(ijb.first), np.float32)
+    for start in range(0, len(out), 4096):
+        part = slice(start, start + 4096)
+        first = templates[np.searchsorted(numbers, ijb.first[part])]
+        second = templates[np.searchsorted(numbers, ijb.second[part])]
+        out[part] = np.einsum("nd,nd->n", first, second)
+    return out
+
+
+def _add(sums: F32, group: I64, rows: F32) -> None:
+    """`sums[group[i]] += rows[i]` for all i; rows of one group are summed first, which is fast."""
+    order = np.argsort(group, kind="stable")
+    groups, begins = np.unique(group[order], return_index=True)
+    sums[groups] += np.add.reduceat(rows[order], begins, axis=0)
+
+
+def _table(folder: Path, pattern: str, what: str, columns: int) -> list[list[str]]:
+    found = sorted((folder / "meta").glob(pattern))
+    if len(found) != 1:
+        raise FacesError(
+            f"{folder / 'meta'} has {len(found)} files {pattern}, expected one: {what}"
+        )
+    try:
+        rows = [line.split() for line in found[0].read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FacesError(f"{found[0]} cannot be read: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if len(row) != columns:
+            raise FacesError(f"{found[0]}, line {number}: {len(row)} columns, expected {what}")
+    if not rows:
+        raise FacesError(f"{found[0]} is empty, expected {what}")
+    return rows
+
+
+def _numbers(rows: list[list[str]], kind: type, folder: Path) -> npt.NDArray[Any]:
+    try:
+        return np.array(rows, dtype=np.str_).astype(kind)
+    except ValueError as error:
+        raise FacesError(f"{folder / 'meta'}: a number cannot be read: {error}") from error
+
+
+def _aligned(path: Path, points: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """The face in the ArcFace frame: the similarity that brings its points nearest to the template."""
+    here, there = points @ (1, 1j), np.array(ARCFACE_TEMPLATE) @ (1, 1j)
+    from_middle = here - here.mean()
+    turn = (from_middle.conj() * (there - there.mean())).sum() / (abs(from_middle) ** 2).sum()
+    shift = there.mean() - turn * here.mean()
+    # Pillow maps frame to image and counts from a pixel's corner, not its middle.
+    back, corner = 1 / turn, 0.5 + 0.5j
+    offset = corner - back * (corner + shift)
+    matrix = (back.real, -back.imag, offset.real, back.imag, back.real, offset.imag)
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as opened:
+            face = opened.convert("RGB").transform(
+                (ALIGNED_SIZE, ALIGNED_SIZE),
+                Image.Transform.AFFINE,
+                matrix,
+                Image.Resampling.BILINEAR,
+            )
+    except Exception as error:  # decoders of damaged bytes raise nearly anything
+        raise FacesError(f"{path.name} is damaged: {error}", "replace the file") from error
+    return np.asarray(face)

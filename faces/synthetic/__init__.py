@@ -1,0 +1,1 @@
+"""Synthetic faces: people who do not exist."""

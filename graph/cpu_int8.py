@@ -1,0 +1,326 @@
+"""INT8 layers as integer products, the one form in which onnxruntime's CPU gains from INT8.
+
+It has no integer convolution with a float result. A product of uint8 and int8 matrices that yields
+float it has, and that is what a 1x1 convolution is, or a layer behind Flatten. No weight and no
+range changes.
+"""
+
+import platform
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from .edit import attribute
+from .prelu import blend_nodes
+
+Array = npt.NDArray[Any]
+
+Weights = dict[str, Array]
+
+Nodes = list[NodeProto]
+
+OPERATOR, DOMAIN = "MatMulIntegerToFloat", "com.microsoft"
+
+_ZERO = "fr_edge_zero_128"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A layer that can be one: `matrix (K, N) int8`, the Q before its data, its weights' scale."""
+
+    source: NodeProto
+    matrix: Array
+    scale: str
+
+    @property
+    def intensity(self) -> float:
+        """Multiplications per number that is read or written: what INT8 gains against what the
+        changes of type and layout around it cost."""
+        read, written = self.matrix.shape
+        return float(read * written / (read + written))
+
+
+def find_products(nodes: Nodes, ends: set[str], weights: Weights) -> dict[str, Product]:
+    """The layers between two DQs that integer products can compute, by name of their output."""
+    makers = {name: node for node in nodes for name in node.output}
+    others = {n for node in nodes if node.op_type != "DequantizeLinear" for n in node.input}
+    others |= ends
+    found = {}
+    for node in nodes:
+        pair = [makers.get(name) for name in node.input[:2]]
+        if len(pair) < 2 or any(n is None or n.op_type != "DequantizeLinear" for n in pair):
+            continue
+        data, weight = (n for n in pair if n is not None)
+        source = makers.get(data.input[0])
+        if source is None or source.op_type != "QuantizeLinear" or weight.input[0] not in weights:
+            continue
+        if source.output[0] in others:  # somebody wants the int8 itself
+            continue
+        steps = weights[weight.input[0]]
+        matrix, axis = _matrix(node, steps)
+        if matrix is None or not _plain_bias(node, weights, matrix.shape[1]):
+            continue
+        per_column = attribute(weight, "axis", 1) % steps.ndim == axis
+        if (per_column or not _scales(weight, weights)) and all(
+            _is_int8(n, weights) for n in (source, data, weight)
+        ):
+            found[node.output[0]] = Product(source, matrix, weight.input[1])
+    return found
+
+
+def unsigned(node: NodeProto, sources: set[str], weights: Weights) -> Nodes | None:
+    """Q and DQ around those activations, with zero point 128: the same values in the type that x86
+    multiplies fastest. After Q the channels go last, where a product over them wants them."""
+    step = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or step not in sources:
+        return None
+    weights[_ZERO] = np.array(128, np.uint8)
+    new = helper.make_node(node.op_type, [*node.input[:2], _ZERO], node.output, node.name)
+    if node.op_type == "DequantizeLinear":
+        return [new]
+    return [new, helper.make_node("Transpose", [step], [f"{step}_last"], perm=(0, 2, 3, 1))]
+
+
+def integer_product(
+    node: NodeProto, products: Mapping[str, Product], weights: Weights
+) -> Nodes | None:
+    """The layer as uint8 x int8 -> float32; a convolution's product is over the channels."""
+    out = node.output[0] if node.output else ""
+    if out not in products:
+        return None
+    product = products[out]
+    step, convolution = product.source.output[0], node.op_type == "Conv"
+    weights[f"{out}_matrix"] = np.ascontiguousarray(product.matrix)
+    inputs = [
+        f"{step}_last" if convolution else step,
+        f"{out}_matrix",
+        product.source.input[1],
+        product.scale,
+        _ZERO,
+        "",
+        *node.input[2:],
+    ]
+    last = f"{out}_last" if convolution else out
+    new = helper.make_node(OPERATOR, inputs, [last], node.name, domain=DOMAIN)
+    if not convolution:
+        return [new]
+    return [new, helper.make_node("Transpose", [last], [out], perm=(0, 3, 1, 2))]
+
+
+def is_unpadded(node: NodeProto) -> bool:
+    """A convolution of one group over two dimensions that adds no zeros at the border."""
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return (
+        node.op_type == "Conv"
+        and len(found.get("kernel_shape", ())) == 2
+        and found.get("group", 1) == 1
+        and not any(found.get("pads", []))
+        and found.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    )
+
+
+def _matrix(node: NodeProto, weight: Array) -> tuple[Array | None, int]:
+    """The weights as `(K, N)`, and the axis of theirs that is N; None for other layers."""
+    if is_unpadded(node) and weight.shape[2:] == (1, 1):
+        found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if all(step == 1 for step in found.get("strides", ())):
+            return weight[:, :, 0, 0].T, 0
+    if node.op_type == "MatMul" and weight.ndim == 2:
+        return weight, 1
+    factors = (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0))
+    if node.op_type == "Gemm" and factors == (1, 1) and not attribute(node, "transA", 0):
+        return (weight.T, 0) if attribute(node, "transB", 0) else (weight, 1)
+    return None, 0
+
+
+def _plain_bias(node: NodeProto, weights: Weights, width: int) -> bool:
+    """No bias, or a constant number per column."""
+    names = [name for name in node.input[2:] if name]
+    return all(name in weights and weights[name].shape == (width,) for name in names)
+
+
+def _is_int8(node: NodeProto, weights: Weights) -> bool:
+    """Q or DQ with zero point 0, float32; a Q, which has data before it, with one scale."""
+    if len(node.input) < 3 or not weights.keys() >= set(node.input[1:]):
+        return False
+    if _scales(node, weights) and node.input[0] not in weights:
+        return False
+    scale, zero = weights[node.input[1]], weights[node.input[2]]
+    return scale.dtype == np.float32 and zero.dtype == np.int8 and not zero.any()
+
+
+def _scales(node: NodeProto, weights: Weights) -> bool:
+    """Whether there is more than one scale, along an axis."""
+    return node.input[1] not in weights or weights[node.input[1]].ndim > 0
+
+
+# The CPU flavour: the same network, written so that onnxruntime has fast kernels for it.
+#
+# onnxruntime's PRelu is slow and forces the convolutions beside it out of their blocked layout, and
+# its INT8 is fast in one form only (`cpu_integer`). Both have an equal in operators it is good at.
+# No weight and no range changes; only the order of roundings does.
+
+_BLOCK = 16
+"""Channels per block of onnxruntime's widest blocked layout (AVX-512)."""
+
+_X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def cpu_model(model: ModelProto, integer: Collection[str] | None = None) -> ModelProto:
+    """A copy of a float or Q/DQ model that computes the same on onnxruntime's CPU, faster.
+
+    `integer` names outputs of INT8 layers: these become integer products, the others compute in
+    float with the same INT8 weights, and what only they read is not rounded. None makes products of
+    all that can be and keeps every rounding of the Q/DQ model.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = _each(list(graph.node), lambda node: _rounded(node, weights))
+    ends = {output.name for output in graph.output}
+    products = find_products(nodes, ends, weights)
+    if integer is not None:
+        products = {name: found for name, found in products.items() if name in integer}
+    sources = {product.source.output[0] for product in products.values()}
+    if integer is not None:
+        _unround(nodes, sources, ends)
+    nodes = _each(nodes, lambda node: integer_product(node, products, weights))
+    nodes = _each(nodes, lambda node: unsigned(node, sources, weights))
+    # onnxruntime has integer kernels for products of matrices, and looks for the DQs before them.
+    matrices = {name for n in nodes if n.op_type in ("Gemm", "MatMul") for name in n.input}
+    kept = matrices if integer is None else set()
+    nodes = _each(nodes, lambda node: _valued(node, weights, kept))
+    if integer is not None:
+        _take_centres_back(nodes, weights)
+    nodes = _each(nodes, lambda node: _plain_prelu(node, weights, products))
+    nodes = _used(nodes, ends)
+    read = {name for node in nodes for name in node.input}
+    tensors = [numpy_helper.from_array(weights[name], name) for name in weights if name in read]
+    for field in ("node", "initializer", "value_info"):
+        graph.ClearField(field)
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors)
+    if DOMAIN not in {opset.domain for opset in copy.opset_import}:
+        copy.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return copy
+
+
+def integer_layers(model: ModelProto) -> dict[str, float]:
+    """The INT8 layers that can be integer products, by name of their output -> intensity."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = _each(list(model.graph.node), lambda node: _rounded(node, weights))
+    found = find_products(nodes, {output.name for output in model.graph.output}, weights)
+    return {name: product.intensity for name, product in found.items()}
+
+
+def _rounded(node: NodeProto, weights: Weights) -> Nodes | None:
+    """Weights -> QuantizeLinear: the integers it yields become the weights."""
+    if node.op_type != "QuantizeLinear" or not weights.keys() >= set(node.input):
+        return None
+    values, scale = weights[node.input[0]], weights[node.input[1]]
+    zero = weights[node.input[2]] if len(node.input) > 2 else np.zeros_like(scale, np.uint8)
+    steps = np.rint(values / _along(scale, node, values.ndim)) + _along(zero, node, values.ndim)
+    limits = np.iinfo(zero.dtype)
+    weights[node.output[0]] = np.clip(steps, limits.min, limits.max).astype(zero.dtype)
+    return []
+
+
+def _unround(nodes: Nodes, sources: set[str], ends: set[str]) -> None:
+    """Whoever reads an activation behind Q and DQ reads it before them, in place; not behind
+    `sources`, whose integers are wanted."""
+    quantised = {node.output[0]: node for node in nodes if node.op_type == "QuantizeLinear"}
+    before = {
+        node.output[0]: quantised[node.input[0]].input[0]
+        for node in nodes
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in quantised.keys() - sources
+        and node.output[0] not in ends
+    }
+    for node in nodes:
+        node.input[:] = [before.get(name, name) for name in node.input]
+
+
+def _take_centres_back(nodes: Nodes, weights: Weights) -> None:
+    """Sub -> unpadded convolution in float: what is subtracted goes into the bias, in place."""
+    makers = {name: node for node in nodes for name in node.output}
+    for node in nodes:
+        sub = makers.get(node.input[0]) if node.input else None
+        if sub is None or sub.op_type != "Sub" or not is_unpadded(node):
+            continue
+        centre, weight = weights.get(sub.input[1]), weights.get(node.input[1])
+        if centre is None or weight is None or centre.shape != (weight.shape[1], 1, 1):
+            continue
+        bias = weights.get(node.input[2]) if len(node.input) > 2 else np.zeros(1, weight.dtype)
+        if bias is None:
+            continue
+        lost = weight.astype(np.float64).sum(axis=(2, 3)) @ centre.astype(np.float64).ravel()
+        name = f"{node.output[0]}_bias"
+        weights[name] = (bias - lost).astype(weight.dtype)
+        node.input[:] = [sub.input[0], node.input[1], name]
+
+
+def _valued(node: NodeProto, weights: Weights, kept: set[str]) -> Nodes | None:
+    """Weights -> DequantizeLinear: onnxruntime would compute it anew in every run."""
+    if node.op_type != "DequantizeLinear" or not weights.keys() >= set(node.input):
+        return None
+    if node.output[0] in kept:
+        return None
+    steps, scale = weights[node.input[0]].astype(np.float32), weights[node.input[1]]
+    if len(node.input) > 2:
+        steps = steps - _along(weights[node.input[2]], node, steps.ndim).astype(np.float32)
+    weights[node.output[0]] = (steps * _along(scale, node, steps.ndim)).astype(scale.dtype)
+    return []
+
+
+def _plain_prelu(
+    node: NodeProto, weights: Weights, products: Mapping[str, Product]
+) -> Nodes | None:
+    """PReLU(x) = slope x + (1 - slope) relu(x).
+
+    Behind an integer product a depthwise convolution by one goes first: it is what brings the
+    tensor into the blocked layout, in which the rest is faster by more than that costs.
+    """
+    if node.op_type != "PRelu" or node.input[1] not in weights:
+        return None
+    (x, slope), y = node.input, node.output[0]
+    values, out = weights[slope], list[NodeProto]()
+    if _X86 and x in products and values.ndim == 3 and len(values) % _BLOCK == 0:
+        width = len(values)
+        weights[f"{y}_ones"] = np.ones((width, 1, 1, 1), values.dtype)
+        one = helper.make_node(
+            "Conv", [x, f"{y}_ones"], [f"{y}_blocked"], group=width, kernel_shape=[1, 1]
+        )
+        out, x = [one], f"{y}_blocked"
+    weights[f"{y}_rest"] = (1 - values).astype(values.dtype)
+    return [*out, *blend_nodes(node, x, slope, f"{y}_rest")]
+
+
+def _each(nodes: Nodes, rule: Callable[[NodeProto], Nodes | None]) -> Nodes:
+    """Every node, or what `rule` puts in its place."""
+    out: Nodes = []
+    for node in nodes:
+        new = rule(node)
+        out.extend([node] if new is None else new)
+    return out
+
+
+def _used(nodes: Nodes, ends: set[str]) -> Nodes:
+    kept, wanted = [], set(ends)
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _along(values: Array, node: NodeProto, ndim: int) -> Array:
+    """A scale or zero point, shaped so that it broadcasts along the node's axis."""
+    if values.ndim == 0:
+        return values
+    axis = int(attribute(node, "axis", 1)) % ndim
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])

@@ -1,0 +1,197 @@
+"""Reads somebody's ONNX file and says what is wrong with it.
+
+Knows what fr-edge can take: one float32 face image `(N, 3, H, W)` in, one embedding out, operators
+of the ONNX standard, weights in float32.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx.numpy_helper import to_array
+
+from ..errors import ModelError
+from ..faces.contract import InputSpec, spec_from_text
+from .edit import all_nodes, attribute
+
+CONTRACT_KEY = "fr_edge.input"
+"""Metadata key of model.onnx that holds the input contract as JSON."""
+
+_QUANTISED = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+)
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The image input of a network; a size is None where the graph leaves it open."""
+
+    name: str
+    batch: int | None
+    height: int | None
+    width: int | None
+
+
+def read_onnx(path: Path) -> ModelProto:
+    """The model with all its weights in memory; raises ModelError when the file holds none."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if not data:
+        raise ModelError(f"{path} is empty; expected an ONNX model")
+    if data.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path} is a Git LFS pointer, not the model", "run `git lfs pull`")
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path} is not an ONNX model, or is damaged: {error}") from error
+    if not model.graph.node or not model.opset_import:
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    try:
+        # Weights in side files; a missing one is the usual fault of a model that was moved.
+        onnx.load_external_data_for_model(model, str(path.resolve().parent))
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+    except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} keeps weights in side files that cannot be read: {_line(error)}",
+            "keep the side files (often NAME.onnx.data) in the model's folder",
+        ) from error
+    return model
+
+
+def image_input(model: ModelProto) -> ImageInput:
+    """Check that fr-edge can take the model; raises ModelError that says what it found instead.
+
+    The model is one that tidy.py has seen.
+    """
+    _check_operators(model)
+    graph = model.graph
+    inputs = graph.input
+    if len(inputs) != 1:
+        raise ModelError(
+            f"the network has {len(inputs)} inputs ({_names(inputs)}); expected one image"
+        )
+    if len(graph.output) != 1:
+        raise ModelError(
+            f"the network has {len(graph.output)} outputs ({_names(graph.output)}); expected one,"
+            " the embedding",
+            "cut the graph with onnx.utils.extract_model",
+        )
+    _check_weights(model)
+    return _shape(inputs[0])
+
+
+def _check_weights(model: ModelProto) -> None:
+    if not model.graph.initializer:
+        raise ModelError("the network holds no weights")
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
+            raise ModelError(
+                f"weight {tensor.name} is {_type(tensor.data_type)}; expected float32",
+                "export the float32 model; fr-edge makes the FP16 flavour itself",
+            )
+    check_finite(model)
+
+
+def contract_of(model: ModelProto) -> InputSpec | None:
+    """The contract that fr-edge left in the model's metadata, if any."""
+    for item in model.metadata_props:
+        if item.key == CONTRACT_KEY:
+            return spec_from_text(item.value)
+    return None
+
+
+def _check_operators(model: ModelProto) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            raise ModelError(
+                f"the model has ONNX opset {opset.version}; this machine reads up to {newest}",
+                "export it again with opset_version=17",
+            )
+    for node in all_nodes(model.graph):
+        if node.op_type in _QUANTISED:
+            raise ModelError(
+                f"the model is already quantised (it has {node.op_type}); expected float32",
+                "export the float32 model; `fr-edge calibrate` makes the INT8 one",
+            )
+        if node.op_type == "BatchNormalization" and (
+            attribute(node, "training_mode", 0) or any(node.output[1:])
+        ):
+            raise ModelError(
+                f"{node.name} normalises over the batch, as in training: a face's embedding would"
+                " depend on its neighbours",
+                "export it again in inference mode (PyTorch: model.eval() first)",
+            )
+        if node.domain not in ("", "ai.onnx"):
+            raise ModelError(
+                f"the model uses {node.op_type} of {node.domain}, which TensorRT does not read",
+                "export it again with operators of the ONNX standard only",
+            )
+
+
+def _shape(value: ValueInfoProto) -> ImageInput:
+    tensor = value.type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        raise ModelError(
+            f"input {value.name} is {_type(tensor.elem_type)}; expected float32",
+            "export it with a float32 input; fr-edge makes the FP16 and INT8 flavours itself",
+        )
+    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
+    shown = "x".join("?" if size is None else str(size) for size in sizes) or "without a shape"
+    if len(sizes) != 4:
+        raise ModelError(f"input {value.name} is {shown}; expected Nx3xHxW, rank 4")
+    if sizes[1] not in (3, None):
+        raise ModelError(f"input {value.name} is {shown}; expected 3 channels, Nx3xHxW")
+    return ImageInput(value.name, sizes[0], sizes[2], sizes[3])
+
+
+def _type(number: int) -> str:
+    known = number in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(number).lower() if known else f"type {number}"
+
+
+def _names(values: Iterable[ValueInfoProto]) -> str:
+    return ", ".join(value.name for value in values) or "none"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# No network with NaN among its weights goes on, from wherever it comes.
+#
+# NaN hides: QuantizeLinear makes an integer of it, TensorRT builds an engine around it.
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+_COMPARED = ("Clip", "Max", "Min", "Where")
+"""Operators for which infinity is a fair number: no bound, or a mask."""
+
+
+def check_finite(model: ModelProto) -> None:
+    """Raise ModelError that names the first weight with NaN or infinity in it."""
+    counted = {
+        name for node in all_nodes(model.graph) if node.op_type not in _COMPARED
+        for name in node.input
+    }  # fmt: skip
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in _FLOATS:
+            continue
+        values = to_array(tensor)
+        if np.isfinite(values).all():
+            continue
+        holds_nan = bool(np.isnan(values).any())
+        if holds_nan or tensor.name in counted:
+            raise ModelError(
+                f"weight {tensor.name} holds {'NaN' if holds_nan else 'infinity'}:"
+                f" {int((~np.isfinite(values)).sum())} of {values.size} numbers are not finite",
+                "the training diverged or the file is damaged: export it again",
+            )

@@ -1,0 +1,61 @@
+"""Pixels in: the input contract written into the network, so that a caller sends faces as they are.
+
+A quarter of the bytes cross to the GPU, and nobody has to retype a mean or a channel order.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from ..errors import UsageError
+from ..faces.contract import ALIGNED_SIZE, InputSpec
+
+UINT8_SHAPE = (ALIGNED_SIZE, ALIGNED_SIZE, 3)
+"""Of an aligned face, RGB."""
+
+
+def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
+    """A copy with one input `pixels (N, 112, 112, 3) uint8`, RGB, that does what `preprocess` does.
+
+    Raises UsageError for contracts that scale the face: that is not a network's work.
+    """
+    side = max(spec.height, spec.width)
+    if side != ALIGNED_SIZE:
+        raise UsageError(
+            f"raw input is for networks of {ALIGNED_SIZE} pixels a side, this one has {side}",
+            "send preprocessed faces",
+        )
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph, face = copy.graph, model.graph.input[0].name
+    top, left = (side - spec.height) // 2, (side - spec.width) // 2
+    order = [0, 1, 2] if spec.channels == "RGB" else [2, 1, 0]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "raw_starts": np.array([top, left], np.int64),
+        "raw_ends": np.array([top + spec.height, left + spec.width], np.int64),
+        "raw_axes": np.array([1, 2], np.int64),
+        "raw_order": np.array(order, np.int64),
+        "raw_mean": np.array(spec.mean, np.float32),
+        "raw_std": np.array(spec.std, np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["raw_float"], to=TensorProto.FLOAT),
+        helper.make_node(
+            "Slice", ["raw_float", "raw_starts", "raw_ends", "raw_axes"], ["raw_crop"]
+        ),
+        helper.make_node("Gather", ["raw_crop", "raw_order"], ["raw_channels"], axis=3),
+        helper.make_node("Sub", ["raw_channels", "raw_mean"], ["raw_centred"]),
+        helper.make_node("Div", ["raw_centred", "raw_std"], ["raw_scaled"]),
+        helper.make_node("Transpose", ["raw_scaled"], [face], perm=(0, 3, 1, 2)),
+        *model.graph.node,
+    ]
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param or "batch"
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, (batch, *UINT8_SHAPE))
+    for field in ("input", "node"):
+        graph.ClearField(field)
+    graph.input.append(pixels)
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())
+    return copy

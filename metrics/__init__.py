@@ -1,0 +1,1 @@
+"""Face verification metrics from embeddings: numpy only."""

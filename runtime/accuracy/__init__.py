@@ -1,1 +1,0 @@
-"""From embeddings to figures: cosines, TAR at FAR, intervals, protocols."""

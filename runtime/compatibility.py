@@ -1,0 +1,260 @@
+"""What is known of boards, GPUs and the software they run; docs/targets.md holds the sources.
+
+Facts only: what follows from them is `plan`'s. What is not here is unknown, not guessed.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import UsageError
+
+AS_OF = "2026-11-24"
+"""When the table was last compared with its sources."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`compute` is the compute capability; `dla_cores` as text, since modules of a name differ.
+
+    `jetpack` lists the JetPack releases that serve the board, empty for a card in a PCIe slot.
+    """
+
+    name: str
+    compute: str
+    dla_cores: str = "0"
+    jetpack: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JetPack:
+    """`tensorrt` is the version that comes with it, as far as its source names it."""
+
+    tensorrt: str
+    cuda: str
+    python: str
+
+
+_ORIN_JETPACKS = ("5.1", "6.0", "6.1", "6.2", "7.2")
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("nano", "5.3", "0", ("4.6",)),
+        Target("tx2", "6.2", "0", ("4.6",)),
+        Target("xavier-nx", "7.2", "2", ("4.6", "5.1")),
+        Target("agx-xavier", "7.2", "2", ("4.6", "5.1")),
+        Target("orin-nano", "8.7", "0", _ORIN_JETPACKS),
+        Target("orin-nx", "8.7", "1 or 2", _ORIN_JETPACKS),
+        Target("agx-orin", "8.7", "2", (*_ORIN_JETPACKS, "7.2.2")),
+        Target("thor", "11.0", "0", ("7.0", "7.1", "7.2", "7.2.2")),
+        Target("t4", "7.5"),
+        Target("a10", "8.6"),
+        Target("a30", "8.0"),
+        Target("a100", "8.0"),
+        Target("l4", "8.9"),
+        Target("l40s", "8.9"),
+        Target("h100", "9.0"),
+        Target("h200", "9.0"),
+        Target("rtx-20", "7.5"),
+        Target("rtx-30", "8.6"),
+        Target("rtx-40", "8.9"),
+        Target("rtx-50", "12.0"),
+    )
+}
+
+JETPACKS = {
+    "4.6": JetPack("8.2", "10.2", "3.6"),
+    "5.1": JetPack("8.5", "11.4", "3.8"),
+    "6.0": JetPack("8.6", "12.2", "3.10"),
+    "6.1": JetPack("10.3", "12.6", "3.10"),
+    "6.2": JetPack("10.3", "12.6", "3.10"),
+    "7.0": JetPack("10.13", "13.0", "3.12"),
+    "7.1": JetPack("10.13", "13.0", "3.12"),
+    "7.2": JetPack("10", "13", "3.12"),
+    "7.2.2": JetPack("11.4", "13", "3.12"),
+}
+
+
+# Which way a bundle takes to a board: answered on the host, from the table of `targets`.
+#
+# A rule of TensorRT is here once, next to the words that explain it.
+
+_OLDEST = (8, 6)
+
+_OLDEST_PYTHON = (3, 10)
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """`verdict` is works, fails or unknown; `flavours` maps a precision to what is built from.
+
+    `problems` says what does not work there, `steps` what to do; texts for a person.
+    """
+
+    target: str
+    verdict: str
+    tensorrt: str = ""
+    cuda: str = ""
+    python: str = ""
+    compute: str = ""
+    typing: str = ""
+    opset: int = 0
+    flavours: dict[str, str] | None = None
+    dla: str = ""
+    problems: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    as_of: str = AS_OF
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        return {**data, "problems": list(self.problems), "steps": list(self.steps)}
+
+
+def compatibility_of(text: str) -> Compatibility:
+    """`board`, `board@jetpack6.2` or `gpu@tensorrt10.3` -> what will work there.
+
+    An unknown board or release gives a plan with the verdict "unknown". Raises UsageError when
+    the text has another form.
+    """
+    name, _, runtime = text.strip().lower().partition("@")
+    if name not in TARGETS:
+        return _unknown(text, f"no board or GPU {name!r} in the table", ", ".join(TARGETS))
+    target = TARGETS[name]
+    if target.jetpack:
+        return _on_jetpack(text, target, runtime)
+    if runtime and not runtime.startswith("tensorrt"):
+        raise UsageError(f"{name} runs no {runtime}", f"for example {name}@tensorrt10.13")
+    version = _version(runtime.removeprefix("tensorrt"), text) if runtime else ()
+    if not version:
+        return _unknown(
+            text,
+            f"{name} runs whatever TensorRT is installed beside its driver",
+            f"name it: {name}@tensorrt10.13 or {name}@tensorrt11.4",
+        )
+    return _with_version(text, target, version)
+
+
+def _on_jetpack(text: str, target: Target, runtime: str) -> Compatibility:
+    known = ", ".join(target.jetpack)
+    if not runtime:
+        return _unknown(
+            text, "the JetPack release decides", f"{target.name}@jetpackX, X of {known}"
+        )
+    if not runtime.startswith("jetpack"):
+        raise UsageError(
+            f"{target.name} is a Jetson, found {runtime!r}", f"for example {target.name}@jetpack6.2"
+        )
+    wanted = _version(runtime.removeprefix("jetpack"), text)
+    # 6.2.1 is 6.2 with fixes; only a release with a TensorRT of its own has a longer name here.
+    names = [".".join(map(str, wanted[:size])) for size in (3, 2)]
+    release = next((n for n in names if n in JETPACKS), "")
+    if not release:
+        return _unknown(text, f"no JetPack {names[0]} in the table", f"JetPack {known}")
+    if release not in target.jetpack:
+        # 7.2.2 on a board that has no entry of its own stays with 7.2's TensorRT.
+        release = next((n for n in names if n in target.jetpack), "")
+    if not release:
+        return Compatibility(
+            text,
+            "fails",
+            compute=target.compute,
+            problems=(f"JetPack {names[0]} does not serve {target.name}",),
+            steps=(f"use JetPack {known}",),
+        )
+    pack = JETPACKS[release]
+    version = _version(pack.tensorrt, text)
+    return _with_version(text, target, version, pack.cuda, pack.python)
+
+
+def _with_version(
+    text: str, target: Target, version: tuple[int, ...], cuda: str = "", python: str = ""
+) -> Compatibility:
+    strong = version[0] >= 10
+    facts: dict[str, Any] = {
+        "tensorrt": ".".join(map(str, version)),
+        "cuda": cuda,
+        "python": python,
+        "compute": target.compute,
+        "dla": _dla(target, version),
+    }
+    problems = _problems(version, python)
+    if problems:
+        steps = (
+            "flash a newer JetPack if the board has one",
+            "or build with the board's own trtexec from model.int8.onnx (opset 17, FP32 scales:"
+            " --int8 --fp16) or model.onnx (--fp16); fr-edge then cannot prove the engine",
+        )
+        return Compatibility(text, "fails", problems=problems, steps=steps, **facts)
+    return Compatibility(
+        text,
+        "works",
+        typing="strong: types as in the ONNX file" if strong else "flags: FP16 and INT8 allowed",
+        opset=19 if strong else 17,
+        flavours=_flavours(strong),
+        steps=_steps(target, strong),
+        **facts,
+    )
+
+
+def _problems(version: tuple[int, ...], python: str) -> tuple[str, ...]:
+    found = []
+    if version < _OLDEST and version != _OLDEST[:1]:
+        found.append(f"TensorRT {'.'.join(map(str, version))}: fr-edge drives 8.6 and later")
+    if python and _version(python, python) < _OLDEST_PYTHON:
+        found.append(f"Python {python}: fr-edge needs 3.10 and later")
+    return tuple(found)
+
+
+def _flavours(strong: bool) -> dict[str, str]:
+    if strong:
+        return {
+            "fp32": "model.onnx",
+            "fp16": "model.fp16.onnx",
+            "int8": "model.int8.onnx with FP16 around it (FP16 scales)",
+        }
+    return {
+        "fp32": "model.onnx",
+        "fp16": "model.onnx, lowered by the FP16 flag",
+        "int8": "model.int8.onnx (FP32 scales), the rest lowered by the FP16 flag",
+    }
+
+
+def _dla(target: Target, version: tuple[int, ...]) -> str:
+    if target.dla_cores == "0":
+        return "no: it has none"
+    if (10, 8) <= version < (11, 4) and len(version) > 1:
+        return f"no: TensorRT {'.'.join(map(str, version))} has no DLA support"
+    if version >= (11, 4):
+        return "yes, FP16 or INT8 with one batch size; not tried"
+    return "FP16 only, with one batch size: it takes no explicit Q/DQ before TensorRT 11; not tried"
+
+
+def _steps(target: Target, strong: bool) -> tuple[str, ...]:
+    steps = ["copy the bundle there; an engine is built on the machine that runs it"]
+    if target.jetpack:
+        steps.append("sudo nvpmodel -m 0 && sudo jetson_clocks before any latency is measured")
+        steps.append(
+            "python3 -m venv --system-site-packages .venv, so that JetPack's tensorrt is seen"
+        )
+    steps.append("fr-edge build-engine BUNDLE --int8 --backend tensorrt")
+    steps.append(
+        "fr-edge build-engine BUNDLE --fp16 --backend tensorrt, and benchmark both: INT8 is not always faster"
+    )
+    if not strong:
+        steps.append(
+            "if it finds no implementation for a depthwise convolution, keep those in float when you calibrate"
+        )
+    return tuple(steps)
+
+
+def _version(text: str, whole: str) -> tuple[int, ...]:
+    parts = text.split(".")
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(
+            f"cannot read the version in {whole!r}", "for example orin-nano@jetpack6.2"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _unknown(text: str, why: str, hint: str) -> Compatibility:
+    return Compatibility(text, "unknown", problems=(why,), steps=(f"known: {hint}",))

@@ -1,0 +1,1 @@
+"""Memory, streams, events and graphs of one GPU."""

@@ -1,0 +1,100 @@
+"""`cuda.Cuda` over pycuda; it has no CUDA graphs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ...errors import MachineError
+from .interface import Buffer, Cuda
+
+
+def open_pycuda() -> Cuda:
+    """Raises ImportError without pycuda or its libraries, MachineError without a usable GPU."""
+    import pycuda.driver as driver
+
+    try:
+        driver.init()
+        return _PyCuda(driver)
+    except driver.Error as error:
+        raise MachineError(
+            f"pycuda finds no usable GPU: {error}", "see `fr-edge doctor`"
+        ) from error
+
+
+class _PyCuda:
+    name = "pycuda"
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        device = driver.Device(0)
+        self._context = device.retain_primary_context()
+        self._shared = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
+        self._streams: dict[int, Any] = {}
+        self._buffers: list[Buffer] = []
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
+
+    def buffer(self, size: int) -> Buffer:
+        driver = self._driver
+        flags = driver.host_alloc_flags.DEVICEMAP if self._shared else 0
+        try:
+            array = driver.pagelocked_empty(size, np.uint8, mem_flags=flags)
+            if self._shared:
+                made = Buffer(array, int(array.base.get_device_pointer()), True, (array.base,))
+            else:
+                memory = driver.mem_alloc(size)
+                made = Buffer(array, int(memory), False, (array.base, memory))
+        except driver.MemoryError as error:
+            raise MachineError(
+                f"the GPU has no {size} bytes left: {error}", "close other programs"
+            ) from error
+        self._buffers.append(made)
+        return made
+
+    def stream(self) -> int:
+        stream = self._driver.Stream()
+        self._streams[int(stream.handle)] = stream
+        return int(stream.handle)
+
+    def push(self, buffer: Buffer, size: int, stream: int) -> None:
+        if not buffer.mapped:
+            self._driver.memcpy_htod_async(
+                buffer.address, buffer.array[:size], self._streams[stream]
+            )
+
+    def pull(self, buffer: Buffer, size: int, stream: int) -> None:
+        if not buffer.mapped:
+            self._driver.memcpy_dtoh_async(
+                buffer.array[:size], buffer.address, self._streams[stream]
+            )
+
+    def mark(self, stream: int) -> Any:
+        event = self._driver.Event()
+        event.record(self._streams[stream])
+        return event
+
+    def elapsed_ms(self, first: Any, second: Any) -> float:
+        return float(first.time_till(second))
+
+    def wait(self, stream: int) -> None:
+        self._streams[stream].synchronize()
+
+    def record(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
+        return None
+
+    def close(self) -> None:
+        with self.current():
+            for buffer in self._buffers:
+                for owner in buffer.owners:
+                    owner.free()
+            self._buffers.clear()
+            self._streams.clear()
+        self._context.detach()

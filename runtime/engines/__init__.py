@@ -1,1 +1,0 @@
-"""Sessions and engines: build them, read them, refuse them, run them."""

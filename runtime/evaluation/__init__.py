@@ -1,0 +1,1 @@
+"""Verification of an engine against its reference, and evaluation on protocols."""

@@ -1,0 +1,1 @@
+"""TensorRT: build engines, read them, say what they compute."""

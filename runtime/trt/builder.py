@@ -1,0 +1,180 @@
+"""One builder for every TensorRT: a network and options in, a plan and what is in it out.
+
+It drives the Python API that `tensorrt` 8.6, 10, 11 and `tensorrt_rtx` share; where they differ,
+the attribute that is there decides, never a version number. Knows nothing of bundles.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ...errors import MachineError, ModelError
+from ..machine.backends import MODULES
+from .config import EngineOptions, configure, set_cache, strongly_typed
+from .errors import explain_refusal, out_of_memory
+from .layers import EngineLayer, layers_in_json, layers_in_log
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_SMALLER_MB = (1024, 256)
+"""Workspaces to try when the build runs out of memory."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A serialized engine; `layers` is empty where TensorRT did not tell."""
+
+    plan: bytes
+    layers: tuple[EngineLayer, ...]
+    timing_cache: bytes
+    notes: tuple[str, ...]
+
+
+def load_library(backend: str) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`; raises MachineError when it cannot be loaded."""
+    try:
+        return import_module(MODULES[backend])
+    except (ImportError, OSError) as error:
+        raise MachineError(
+            f"{MODULES[backend]} cannot be loaded: {error}",
+            "`fr-edge doctor` says what is missing and how to get it",
+        ) from error
+
+
+def compile_plan(
+    trt: Any,
+    model: bytes,
+    shape: tuple[int, int, int],
+    precision: str,
+    options: EngineOptions,
+    timing_cache: bytes | None = None,
+    calibrator: Any = None,
+) -> Compiled:
+    """Parse and build an ONNX network with one input `(batch, *shape)`.
+
+    `timing_cache` is an earlier build's, b"" to begin one, None to keep none; `calibrator` one of
+    `implicit`, for a network without Q and DQ.
+
+    Raises ModelError with NVIDIA's reason, MachineError without a GPU where one is needed or when
+    its memory does not suffice, UsageError for options that this TensorRT does not have.
+    """
+    wanted = options.workspace_mb
+    said: list[str] = []
+    for size in (wanted,) if wanted else (None, *_SMALLER_MB):
+        log = recorder(trt)
+        notes = [f"out of GPU memory: the workspace was cut to {size} MB"] if said else []
+        try:
+            return _compile(
+                trt, log, model, shape, precision, options, size, timing_cache, notes, calibrator
+            )
+        except _NoMemory:
+            said = log.problems
+    raise MachineError(
+        f"a workspace of {wanted} MB does not suffice: {said[0]}"
+        if wanted
+        else f"the GPU has too little memory to build this engine: {said[0]}",
+        "raise --workspace" if wanted else "close other programs, or lower --batch",
+    )
+
+
+class _NoMemory(Exception):
+    """The builder ran out of GPU memory; a smaller workspace may do."""
+
+
+def _compile(
+    trt: Any,
+    log: Any,
+    model: bytes,
+    shape: tuple[int, int, int],
+    precision: str,
+    options: EngineOptions,
+    workspace_mb: int | None,
+    timing_cache: bytes | None,
+    notes: list[str],
+    calibrator: Any,
+) -> Compiled:
+    builder: tensorrt.Builder = trt.Builder(log)
+    strong = strongly_typed(trt, options)
+    network = _parsed(trt, builder, log, model, shape, strong)
+    config = builder.create_builder_config()
+    configure(trt, builder, config, options, precision, workspace_mb)
+    profile = builder.create_optimization_profile()
+    sizes = (trt.Dims((size, *shape)) for size in options.batch)
+    profile.set_shape(network.get_input(0).name, *sizes)
+    config.add_optimization_profile(profile)
+    if calibrator is not None:
+        config.int8_calibrator = calibrator
+    if timing_cache is not None:
+        set_cache(config, timing_cache)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        if out_of_memory(log.problems):
+            raise _NoMemory
+        raise explain_refusal("build", log.problems)
+    plan = bytes(serialized)
+    layers = layers_in_log(log.table) or _inspected(trt, log, plan)
+    cache = b"" if timing_cache is None else bytes(config.get_timing_cache().serialize())
+    return Compiled(plan, tuple(layers), cache, tuple(notes))
+
+
+def _parsed(
+    trt: Any,
+    builder: "tensorrt.Builder",
+    log: Any,
+    model: bytes,
+    shape: tuple[int, int, int],
+    strong: bool,
+) -> "tensorrt.INetworkDefinition":
+    creation, flags = trt.NetworkDefinitionCreationFlag, 0
+    if strong:
+        flags |= 1 << int(creation.STRONGLY_TYPED)
+    elif hasattr(creation, "EXPLICIT_BATCH"):
+        flags |= 1 << int(creation.EXPLICIT_BATCH)
+    network = builder.create_network(flags)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
+    if not parser.parse(model):
+        found = (parser.get_error(index) for index in range(parser.num_errors))
+        raise explain_refusal("parse", [_one_line(error) for error in found] or log.problems)
+    sizes = [network.get_input(0).shape[i] for i in range(len(network.get_input(0).shape))]
+    if network.num_inputs != 1 or tuple(sizes[1:]) != shape:
+        raise ModelError(
+            f"the network takes {network.num_inputs} inputs, the first {tuple(sizes)};"
+            f" expected one, (batch, {', '.join(map(str, shape))})",
+            "export it again with `fr-edge export`",
+        )
+    return network
+
+
+def _inspected(trt: Any, log: Any, plan: bytes) -> list[EngineLayer]:
+    """The layer table from the engine itself; loading it needs the GPU that just built it."""
+    engine: tensorrt.ICudaEngine | None = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        return []
+    inspector = engine.create_engine_inspector()
+    return layers_in_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _one_line(error: "tensorrt.ParserError") -> str:
+    if not hasattr(error, "node_name"):  # TensorRT 8 knows the node's number only
+        return f"node {error.node()}: {error.desc()}"
+    node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
+    return f"{node}{error.desc()}"
+
+
+def recorder(trt: Any) -> Any:
+    """A logger that keeps problems and the layer table, and prints nothing."""
+
+    class Recorder(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # pybind's own; super() would not reach it
+            self.problems: list[str] = []
+            self.table = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (self.Severity.INTERNAL_ERROR, self.Severity.ERROR):
+                self.problems.append(message)
+            elif ", LayerType: " in message:
+                self.table = message
+
+    return Recorder()

@@ -1,0 +1,129 @@
+"""What an engine really computes, layer by layer, from what TensorRT says of it.
+
+Two sources of one table: the builder's detailed log (all there is without a GPU) and the engine
+inspector's JSON. Knows their text, nothing of the library.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx import ModelProto
+
+from ...graph.layers import WEIGHTED_OPERATORS
+
+LAYER_PRECISIONS = ("int8", "fp16", "fp32")
+
+_REFORMAT = ("reformat", "reformatting")
+
+_TYPES = {
+    "uint8": r"uint8",
+    "int8": r"int8",
+    "fp8": r"fp8|float8",
+    "bf16": r"bf16|bfloat16",
+    "fp16": r"half|fp16|float16",
+    "fp32": r"float|fp32",
+}
+
+_PART = re.compile(r", (Inputs|Constants|Outputs): \[")
+
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One row; types are int8, fp16, fp32, bf16, fp8 or whatever TensorRT wrote.
+
+    `nodes` are the ONNX nodes that this layer computes at least a part of.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def precision(self) -> str:
+        """The type of what it multiplies: its data's, and its weights' if it has any."""
+        types = {*self.inputs[:1], *self.weights[:1]}
+        return types.pop() if len(types) == 1 else "fp32" if "fp32" in types else "mixed"
+
+
+def layers_in_log(text: str) -> list[EngineLayer]:
+    """The rows of a builder log message: `Layers:`, then `Name: ..., LayerType: ...` per line."""
+    return [_from_line(line) for line in text.splitlines() if line.startswith("Name: ")]
+
+
+def layers_in_json(text: str) -> list[EngineLayer]:
+    """The rows of `IEngineInspector.get_engine_information(JSON)`; [] if it has no details."""
+    rows = json.loads(text).get("Layers", [])
+    return [_from_object(row) for row in rows if isinstance(row, dict)]
+
+
+def node_precisions(model: ModelProto, layers: Sequence[EngineLayer]) -> dict[str, str]:
+    """What each ONNX node with weights was built as; nodes that no layer names are left out.
+
+    A kernel that TensorRT generated for the operators around a convolution names it too: a layer
+    with weights of its own goes first.
+    """
+    found: dict[str, str] = {}
+    for layer in sorted(layers, key=lambda row: (row.kind == "kgen", not row.weights)):
+        for node in layer.nodes:
+            found.setdefault(node, layer.precision)
+    names = [node.name for node in model.graph.node if node.op_type in WEIGHTED_OPERATORS]
+    return {name: found[name] for name in names if name in found}
+
+
+def count_precisions(precisions: Iterable[str]) -> dict[str, int]:
+    """How many of each; int8, fp16 and fp32 always."""
+    return {**dict.fromkeys(LAYER_PRECISIONS, 0), **Counter(precisions)}
+
+
+def reformats(layers: Sequence[EngineLayer]) -> int:
+    """Layers that only change the layout or type of a tensor."""
+    return sum(layer.kind.lower() in _REFORMAT for layer in layers)
+
+
+def _from_line(line: str) -> EngineLayer:
+    head, *rest = _PART.split(line)
+    parts = dict(zip(rest[::2], rest[1::2], strict=True))
+    types = {key: _types_in(body.split("}]", 1)[0]) for key, body in parts.items()}
+    name, kind = head.removeprefix("Name: ").rsplit(", LayerType: ", 1)
+    weights = types.get("Constants", ())
+    if cask := re.search(r"Weights: \{[^}]*Type: (\w+)", line):
+        weights = (_type(cask[1]),)
+    nodes = tuple(_NODE.findall(line)) or tuple(name.split(" + "))
+    return EngineLayer(
+        name, kind, types.get("Inputs", ()), weights, types.get("Outputs", ()), nodes
+    )
+
+
+def _from_object(row: dict[str, Any]) -> EngineLayer:
+    name = str(row.get("Name", ""))
+    weights = [
+        _type(c.get("Format/Datatype", c.get("Datatype", ""))) for c in row.get("Constants", [])
+    ]
+    if isinstance(row.get("Weights"), dict):
+        weights = [_type(str(row["Weights"].get("Type", "")))]
+    inputs, outputs = (
+        tuple(_type(t.get("Format/Datatype", t.get("Datatype", ""))) for t in row.get(key, []))
+        for key in ("Inputs", "Outputs")
+    )
+    nodes = tuple(_NODE.findall(str(row.get("Metadata", "")))) or tuple(name.split(" + "))
+    return EngineLayer(name, str(row.get("LayerType", "")), inputs, tuple(weights), outputs, nodes)
+
+
+def _types_in(body: str) -> tuple[str, ...]:
+    return tuple(_type(found) for found in re.findall(r"Datatype: ([^,}]*)", body))
+
+
+def _type(text: str) -> str:
+    for name, pattern in _TYPES.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return name
+    return text.strip()

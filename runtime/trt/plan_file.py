@@ -1,0 +1,151 @@
+"""Will this plan load here? Answered by reading it, before anything native touches it.
+
+TensorRT's own answer to a foreign, cut or damaged plan ranges from an error to a crash. So: the
+sidecar first, then the plan's header, then the machine.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError, MachineError
+from ...files import sha256
+from ..fingerprint import differences
+from ..machine.backends import COMPILE_ONLY, lacking
+from ..machine.device import package_version
+
+_TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
+"""The first four bytes: trtexec (TensorRT, samples/common/sampleEngines.cpp) checks for the first
+and reads the version from bytes 24 to 27; plans of TensorRT-RTX 1.7 begin with the second."""
+
+_HEADER = 28
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """`version` as far as the header tells; `size` in bytes, None where it does not tell."""
+
+    backend: str
+    version: tuple[int, ...]
+    size: int | None
+
+
+@dataclass(frozen=True)
+class PlanCheck:
+    """`problems` are reasons why the plan will not load here; none means that it should. A
+    `damaged` file loads nowhere."""
+
+    file: str
+    backend: str
+    version: str
+    sidecar: bool
+    damaged: bool
+    problems: tuple[str, ...]
+    hint: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "loads": not self.problems, "problems": list(self.problems)}
+
+
+def read_header(path: Path) -> PlanHeader:
+    """Raises DataError when the file is no plan, or too short for one."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEADER)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    backend = _TAGS.get(head[:4], "")
+    if len(head) < _HEADER or not backend:
+        raise DataError(
+            f"{path} is no TensorRT plan: it begins with {head[:4]!r}, expected"
+            f" {' or '.join(map(repr, _TAGS))}",
+            "build one with `fr-edge build-engine BUNDLE`",
+        )
+    # Only plans of TensorRT-RTX were at hand to see that bytes 16 to 23 are the file's size.
+    size = int.from_bytes(head[16:24], "little") if backend == "tensorrt-rtx" else None
+    return PlanHeader(backend, tuple(head[24:28]), size)
+
+
+def check_plan(path: str | Path) -> PlanCheck:
+    """Compare a plan, its sidecar (`PLAN.json`) if it has one, and this machine.
+
+    Raises DataError when the file is no plan or the sidecar is damaged.
+    """
+    path = Path(path)
+    header = read_header(path)
+    sidecar = _sidecar(path)
+    damage = _damage(path, header, sidecar)
+    problems = [*damage, *_versions(header, sidecar)]
+    if lack := lacking(header.backend):
+        problems.append(lack)
+    elif sidecar:
+        problems += [f"it {text}" for text in differences({**sidecar, "backend": header.backend})]
+    return PlanCheck(
+        str(path),
+        header.backend,
+        ".".join(map(str, header.version)),
+        sidecar is not None,
+        bool(damage),
+        tuple(problems),
+        _hint(header, sidecar) if problems else "",
+    )
+
+
+def refuse_foreign(path: str | Path) -> None:
+    """Raise before a plan is loaded that will not load: DataError if damaged, else MachineError."""
+    path = Path(path)
+    header, sidecar = read_header(path), _sidecar(path)
+    for problem in _damage(path, header, sidecar):
+        raise DataError(f"{path}: {problem}", _hint(header, sidecar))
+    found = check_plan(path)
+    if found.problems:
+        raise MachineError(f"{path} will not load here: {'; '.join(found.problems)}", found.hint)
+
+
+def _sidecar(path: Path) -> dict[str, Any] | None:
+    beside = path.with_name(f"{path.name}.json")
+    if not beside.exists():
+        return None
+    try:
+        data = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{beside} cannot be read: {error}", "build the engine again") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{beside} is not a fingerprint", "build the engine again")
+    return data
+
+
+def _damage(path: Path, header: PlanHeader, sidecar: dict[str, Any] | None) -> list[str]:
+    found, size = [], path.stat().st_size
+    wanted = header.size if sidecar is None else sidecar.get("size", header.size)
+    if wanted is not None and wanted != size:
+        found.append(f"the file has {size} bytes, expected {wanted}: it is cut or damaged")
+    elif sidecar is not None and sidecar.get("sha256", "") not in ("", sha256(path)):
+        found.append("the file's sha256 is not its sidecar's: it is damaged, or another's")
+    if sidecar is not None and sidecar.get("backend") != header.backend:
+        found.append(
+            f"the file is a plan of {header.backend}, its sidecar says {sidecar.get('backend')!r}"
+        )
+    return found
+
+
+def _versions(header: PlanHeader, sidecar: dict[str, Any] | None) -> list[str]:
+    """The header's version must be the installed library's, in as many numbers as it has."""
+    installed = package_version(header.backend)
+    if not installed:
+        return []  # `lacking` says so
+    size = len(header.version)
+    parts = tuple(int(part) for part in installed.split(".")[:size] if part.isdigit())
+    if parts == header.version or (sidecar or {}).get("version_compatible"):
+        return []
+    version = ".".join(map(str, header.version))
+    return [f"it was built with {header.backend} {version}, {installed} is installed here"]
+
+
+def _hint(header: PlanHeader, sidecar: dict[str, Any] | None) -> str:
+    precision = (sidecar or {}).get("precision", "int8")
+    again = f"`fr-edge build-engine BUNDLE --{precision} --backend {header.backend}`"
+    if header.backend in COMPILE_ONLY:
+        return f"it is a compile check; on a machine with an NVIDIA GPU run {again}"
+    return f"build it on the machine that runs it: {again}"

@@ -1,1 +1,0 @@
-"""The certificate: reference against engine, gates, and what is wrong, in words."""

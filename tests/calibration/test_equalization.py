@@ -1,0 +1,167 @@
+"""Equalisation and centring change nothing that a float network says."""
+
+import numpy as np
+import onnx
+import pytest
+from fitted import fit, run
+from onnx import TensorProto, helper, numpy_helper
+
+from fr_edge.calibration.activation_shift import (
+    centred_tensors,
+    channel_centres,
+    shift_activations,
+    snap_to_grid,
+)
+from fr_edge.calibration.calibrate import Steps
+from fr_edge.calibration.equalization import equalize, scale_groups
+from fr_edge.calibration.histogram import Histogram
+from fr_edge.graph.layers import choose_int8_layers
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4 * np.abs(expected).max())
+
+
+def sizes(model: onnx.ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = [*inferred.value_info, *inferred.output, *inferred.input]
+    return {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in values}
+
+
+def anything(model: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
+    """Random scales for every tensor that may have one."""
+    rng, width, by_group = np.random.default_rng(seed), sizes(model), {}
+    groups = scale_groups(model)
+    for tensor, group in groups.items():
+        by_group.setdefault(group, np.exp(rng.normal(0, 1, width[tensor])))
+    return {tensor: by_group[group] for tensor, group in groups.items()}
+
+
+def test_any_scales_leave_the_embedding(model: onnx.ModelProto, inputs: np.ndarray) -> None:
+    scales = anything(model, 1)
+    assert len(scales) >= len(choose_int8_layers(model).tensors) - 1  # all but the face itself
+    changed = equalize(model, scales)
+    close(run(changed, inputs[:4])[0], run(model, inputs[:4])[0])
+    name = next(iter(scales))
+    close(
+        run(changed, inputs[:2], name)[0] * scales[name].reshape(-1, 1, 1),
+        run(model, inputs[:2], name)[0],
+    )
+
+
+def test_what_other_operators_touch_is_left_alone(model: onnx.ModelProto) -> None:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    node = next(n for n in copy.graph.node if n.op_type == "PRelu")
+    group = scale_groups(model)[node.output[0]]
+    node.op_type = "Sigmoid"
+    del node.input[1:]
+    groups = scale_groups(copy)
+    assert node.output[0] not in groups
+    assert node.input[0] not in groups
+    assert group in scale_groups(model).values()
+    assert not {v.name for v in (*copy.graph.input, *copy.graph.output)} & set(groups)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_norms_grouped_layers_and_flatten(norm: bool) -> None:
+    """BatchNormalization, two channels to a group, pooling, an untransposed Gemm behind Flatten."""
+    rng = np.random.default_rng(4)
+    arrays = {
+        "w1": rng.standard_normal((6, 3, 3, 3)),
+        "g": rng.uniform(0.5, 2, 6),
+        "b": rng.standard_normal(6),
+        "m": rng.standard_normal(6),
+        "v": rng.uniform(0.5, 2, 6),
+        "w2": rng.standard_normal((9, 2, 3, 3)),
+        "b2": rng.standard_normal(9),
+        "w3": rng.standard_normal((81, 5)),
+    }
+    norms = [helper.make_node("BatchNormalization", ["a", "g", "b", "m", "v"], ["n"], "bn")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "c1", pads=[1] * 4),
+        *(norms if norm else []),
+        helper.make_node("Relu", ["n" if norm else "a"], ["r"], "relu"),
+        helper.make_node("MaxPool", ["r"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "w2", "b2"], ["c"], "c2", group=3),
+        helper.make_node("Flatten", ["c"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "w3"], ["y"], "gemm"),
+    ]
+    weights = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 10, 10))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 5))],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = rng.standard_normal((1, 3, 10, 10)).astype(np.float32)
+    scales = {
+        "a": np.exp(rng.normal(0, 1, 6)),
+        "r": np.exp(rng.normal(0, 1, 6)),
+        "c": np.exp(rng.normal(0, 1, 9)),
+    }
+    groups = scale_groups(model)
+    assert groups["r"] == groups["p"]
+    assert groups["c"] == groups["f"]
+    assert (groups["a"] == groups["r"]) == (not norm)
+    scales["p"], scales["f"] = scales["r"], scales["c"]
+    if norm:
+        scales["n"] = scales["r"]
+    else:
+        scales["a"] = scales["r"]
+    close(run(equalize(model, scales), x)[0], run(model, x)[0])
+
+
+def test_centring_leaves_the_embedding(
+    model: onnx.ModelProto, seen: dict[str, Histogram], inputs: np.ndarray
+) -> None:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    choice = choose_int8_layers(model)
+    centres = channel_centres(model, choice, seen)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    assert centres
+    assert all(makers[name].op_type == "PRelu" for name in centres)
+    renamed = shift_activations(copy, choice, centres)
+    onnx.checker.check_model(copy)
+    close(run(copy, inputs[:4])[0], run(model, inputs[:4])[0])
+    tensor = next(iter(renamed))
+    before, after = run(copy, inputs, tensor, renamed[tensor])
+    # Half the range for the same values.
+    assert np.abs(after).max(axis=(0, 2, 3)).sum() < 0.8 * np.abs(before).max(axis=(0, 2, 3)).sum()
+    assert {n.input[0] for n in copy.graph.node if n.name in choice.int8} >= set(renamed.values())
+
+
+def test_padded_readers_are_not_centred(model: onnx.ModelProto) -> None:
+    choice = choose_int8_layers(model)
+    padded = {
+        n.input[0]
+        for n in model.graph.node
+        if any(a.name == "pads" and any(a.ints) for a in n.attribute)
+    }
+    assert not padded & set(centred_tensors(model, choice))
+
+
+def test_zero_stays_exactly_zero() -> None:
+    found = snap_to_grid(np.array([0.3, -1.26, 0.0]), 12.7)
+    np.testing.assert_allclose(found, [0.3, -1.3, 0.0], atol=1e-12)
+
+
+def test_each_step_brings_the_int8_model_closer(
+    model: onnx.ModelProto, seen: dict[str, Histogram], inputs: np.ndarray
+) -> None:
+    from fr_edge.calibration.qdq import quantize_onnx
+
+    exact = run(model, inputs)[0]
+
+    def loss(**steps: bool) -> float:
+        table = fit(model, seen, "auto", Steps(**steps))
+        found = run(quantize_onnx(model, table), inputs)[0]
+        return float(np.square(found - exact).sum() / np.square(exact).sum())
+
+    none = loss(equalise=False, centre=False, correct_bias=False)
+    assert loss() < 0.5 * none
+    assert loss(centre=False, correct_bias=False) < none
+    assert loss(equalise=False, correct_bias=False) < none

@@ -1,0 +1,119 @@
+"""Weights rounded to the data: less error in the sums, always whole steps, and the mean kept."""
+
+import numpy as np
+import onnx
+import pytest
+from fitted import fit, run
+
+from fr_edge.calibration.collect import collect
+from fr_edge.calibration.covariance import CovarianceCollector, InputCovariance
+from fr_edge.calibration.gptq import gptq_round, round_weights
+from fr_edge.calibration.histogram import Histogram
+from fr_edge.calibration.qdq import quantize_onnx
+from fr_edge.faces.contract import PRESETS
+from fr_edge.faces.sources import Faces
+from fr_edge.graph.layers import choose_int8_layers
+
+
+def correlated(wide: int, seed: int = 0) -> np.ndarray:
+    """`(wide, wide)`: a few directions hold most of what there is, as in networks."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((wide, wide)) * np.exp(-np.arange(wide) / 4)
+    return mix @ mix.T + 1e-3 * np.eye(wide)
+
+
+def plainly(weights: np.ndarray, step: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Column by column, each time solving for the best change of those to come."""
+    order = np.argsort(-np.diag(spread), kind="stable")
+    out = weights.copy()
+    for row, size in zip(out, step, strict=True):
+        for at, i in enumerate(order):
+            exact, rest = row[i], order[at + 1 :]
+            row[i] = np.clip(np.rint(exact / size), -127, 127) * size
+            if len(rest):
+                cross = spread[rest, i] * (row[i] - exact)
+                row[rest] -= np.linalg.solve(spread[np.ix_(rest, rest)], cross)
+    return out
+
+
+@pytest.mark.parametrize("wide", [3, 65, 130])
+def test_the_sums_err_less_than_with_rounding_to_nearest(wide: int) -> None:
+    weights = np.random.default_rng(1).standard_normal((5, wide))
+    step, spread = np.abs(weights).max(axis=1) / 16, correlated(wide)
+    found = gptq_round(weights, step, spread)
+    nearest = np.clip(np.rint(weights / step[:, None]), -127, 127) * step[:, None]
+    steps = found / step[:, None]
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    assert np.abs(steps).max() <= 127 + 1e-9
+
+    def error(other: np.ndarray) -> float:
+        return float(np.einsum("on,nm,om->", other - weights, spread, other - weights))
+
+    assert error(found) < (0.5 if wide > 3 else 1.0) * error(nearest)
+    np.testing.assert_allclose(found, plainly(weights, step, spread), atol=1e-9)
+
+
+def test_the_largest_weight_keeps_its_127_steps() -> None:
+    weights = np.random.default_rng(2).standard_normal((9, 40))
+    peak = np.abs(weights).max(axis=1)
+    found = gptq_round(weights, peak / 127, correlated(40))
+    np.testing.assert_allclose(np.abs(found).max(axis=1), peak)
+    at = np.abs(weights).argmax(axis=1)
+    np.testing.assert_allclose(found[range(9), at], weights[range(9), at])
+
+
+def test_independent_inputs_are_rounded_to_nearest() -> None:
+    weights = np.random.default_rng(3).standard_normal((4, 20))
+    step = np.abs(weights).max(axis=1) / 127
+    found = gptq_round(weights, step, np.diag(np.linspace(1, 3, 20)))
+    np.testing.assert_allclose(found, np.rint(weights / step[:, None]) * step[:, None])
+
+
+def test_the_network_is_closer_to_itself(
+    model: onnx.ModelProto, seen: dict[str, Histogram], faces: Faces, inputs: np.ndarray
+) -> None:
+    """Weights alone rounded, people held apart from those whose moments were seen."""
+    moments = CovarianceCollector(model, choose_int8_layers(model).int8)
+    collect(
+        model,
+        choose_int8_layers(model).tensors,
+        PRESETS["insightface"],
+        faces,
+        range(30),
+        watch=moments,
+    )
+    table = fit(model, seen)
+    done = round_weights(model, table, moments.found)
+    assert set(done) == set(choose_int8_layers(model).int8)
+    exact = run(model, inputs[30:])[0]
+
+    def error(quantized: onnx.ModelProto) -> float:
+        found = run(without_activations(quantized), inputs[30:])[0]
+        return float(np.square(found - exact).sum())
+
+    data = error(quantize_onnx(model, table, None, done))
+    assert data < 0.8 * error(quantize_onnx(model, table))
+
+
+def without_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its weights alone between Q and DQ."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    constants = {t.name for t in copy.graph.initializer}
+    makers = {name: node for node in copy.graph.node for name in node.output}
+    for node in copy.graph.node:
+        for index, name in enumerate(node.input):
+            if name in makers and makers[name].op_type == "DequantizeLinear":
+                source = makers[makers[name].input[0]].input[0]
+                if source not in constants:
+                    node.input[index] = source
+    return copy
+
+
+def test_moments_that_are_not_finite_are_not_used(
+    model: onnx.ModelProto, seen: dict[str, Histogram]
+) -> None:
+    layer = choose_int8_layers(model).int8[-1]
+    wide = CovarianceCollector(model, [layer]).found[layer].total.size
+    broken = InputCovariance(np.full((wide, wide), np.inf, np.float32), np.zeros(wide), 9)
+    assert round_weights(model, fit(model, seen), {layer: broken}) == {}

@@ -1,0 +1,39 @@
+"""One rule chooses what becomes INT8."""
+
+from math import prod
+
+import onnx
+import pytest
+
+from fr_edge.graph.layers import GROUPED, choose_int8_layers, compute_layers, macs
+
+
+def test_dense_layers_are_chosen_and_depthwise_ones_not(model: onnx.ModelProto) -> None:
+    choice = choose_int8_layers(model)
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    layers = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm")]
+    depthwise = [n.name for n in layers if n.op_type == "Conv" and shapes[n.input[1]][1] == 1]
+    assert set(choice.kept) == set(depthwise)
+    assert set(choice.kept.values()) == {GROUPED}
+    assert list(choice.int8) == [n.name for n in layers if n.name not in depthwise]
+    assert choice.dense_share == 1.0
+    assert 0.5 < choice.mac_share < 1.0
+
+
+def test_multiply_adds_are_exports(model: onnx.ModelProto) -> None:
+    assert sum(layer.macs for layer in compute_layers(model)) == macs(model)
+    gemm = compute_layers(model)[-1]
+    weights = {t.name: prod(t.dims) for t in model.graph.initializer}
+    node = next(n for n in model.graph.node if n.name == gemm.name)
+    assert gemm.macs == weights[node.input[1]]
+
+
+def test_further_layers_stay_float_with_their_reason(model: onnx.ModelProto) -> None:
+    first = choose_int8_layers(model).int8[0]
+    choice = choose_int8_layers(model, {first: "because"})
+    assert first not in choice.int8
+    assert choice.kept[first] == "because"
+    assert choice.dense_share < 1.0
+    assert choice.mac_share == pytest.approx(
+        sum(x.macs for x in compute_layers(model) if x.name in choice.int8) / macs(model)
+    )

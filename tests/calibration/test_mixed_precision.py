@@ -1,0 +1,71 @@
+"""The search keeps as little in float as the budget asks for, and goes on after a kill."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fr_edge.calibration.mixed_precision import Budget, SearchLog, least_float, ranked
+from fr_edge.errors import GateFailed, UsageError
+from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
+
+BASE = compare_embeddings(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), np.arange(4))
+
+
+@pytest.mark.parametrize("needed", [1, 2, 5, 11])
+@pytest.mark.parametrize("count", [12, 40])
+def test_the_least_float_is_found_in_few_trials(needed: int, count: int) -> None:
+    tried = []
+
+    def judge(k: int) -> EmbeddingLoss:
+        tried.append(k)
+        return replace(BASE, cosine_min=0.98 if k >= needed else 0.9)
+
+    assert least_float(count, judge, Budget(min_cosine=0.97)) == needed
+    assert len(tried) <= 2 + np.log2(count)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_what_nothing_holds_is_said(count: int) -> None:
+    with pytest.raises(GateFailed, match=r"no assignment holds cosine >= 0.97.*cosine 0.9"):
+        least_float(count, lambda _: replace(BASE, cosine_min=0.9), Budget(min_cosine=0.97))
+
+
+def test_layers_that_cost_most_per_time_saved_go_first() -> None:
+    errors = {"a": 1.0, "b": 0.2, "c": 0.4}
+    assert ranked(errors, {"a": 10.0, "b": 1.0, "c": 5.0}) == ["b", "a", "c"]
+
+
+def test_layers_that_int8_does_not_speed_up_go_before_all() -> None:
+    errors = {"a": 1.0, "b": 0.0, "c": 0.4}
+    assert ranked(errors, {"a": 1.0, "b": -0.1, "c": 0.0}) == ["c", "b", "a"]
+
+
+def test_a_budget_that_makes_no_sense() -> None:
+    for wrong in (
+        {},
+        {"max_tar_drop": -0.1},
+        {"max_tar_drop": float("nan")},
+        {"min_cosine": 2.0},
+        {"min_cosine": 0.9, "far": 0.0},
+    ):
+        with pytest.raises(UsageError):
+            Budget(**wrong)
+
+
+def test_the_journal_remembers_under_its_key_alone(tmp_path: Path) -> None:
+    path, done = tmp_path / ".b", []
+
+    def work() -> int:
+        done.append(1)
+        return len(done)
+
+    assert SearchLog(path, "k").recall("a", work) == 1
+    assert SearchLog(path, "k").recall("a", work) == 1
+    assert SearchLog(path, "other").recall("a", work) == 2
+    path.write_text("{half")
+    journal = SearchLog(path, "other")
+    assert journal.recall("a", work) == 3
+    journal.close()
+    assert not path.exists()

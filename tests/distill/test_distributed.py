@@ -1,0 +1,77 @@
+"""Several processes over gloo: one loss and one set of centres, whatever their number."""
+
+import multiprocessing
+import shutil
+import socket
+from pathlib import Path
+from runpy import run_path
+
+import pytest
+import torch
+
+from fr_edge.bundle.bundle import open_bundle
+
+_WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+def start(mode: str, folder: Path, size: int) -> list[int | None]:
+    """Run the worker in `size` processes; gives their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The server imports torch once; the processes are its forks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fr_edge.distill.train"])
+    processes = []
+    for rank in range(size):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        texts = {name: str(value) for name, value in env.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        given = {"MODE": mode, "FOLDER": folder, "ENV": texts}
+        process = context.Process(target=run_path, args=(str(_WORKER), given, "__main__"))
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join(240)
+    return [process.exitcode for process in processes]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("alone")
+    assert start("head", folder, 1) == [0]
+    found: dict[str, torch.Tensor] = torch.load(folder / "rank-0.pt", weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_loss_and_the_centres_are_those_of_one_process(
+    size: int, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    assert start("head", tmp_path, size) == [0] * size
+    parts = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in range(size)]
+    for part in parts:
+        torch.testing.assert_close(part["losses"], alone["losses"])
+        torch.testing.assert_close(part["alpha"], alone["alpha"])
+    torch.testing.assert_close(torch.cat([p["raw"] for p in parts]), alone["raw"])
+    torch.testing.assert_close(torch.cat([p["grads"] for p in parts], 1), alone["grads"])
+    if size == 2:
+        # The checkpoint of two, read by one and by four.
+        for other in (1, 4):
+            assert start("reload", tmp_path, other) == [0] * other
+            names = [tmp_path / f"again-{r}-of-{other}.pt" for r in range(other)]
+            again = torch.cat([torch.load(name, weights_only=True) for name in names])
+            assert torch.equal(again, torch.cat([p["raw"] for p in parts]))
+
+
+def test_two_processes_train_one_student(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher.bundle")
+    assert start("train", tmp_path, 2) == [0, 0]
+    bundle = open_bundle(tmp_path / "out")
+    assert '"ranks": 2' in bundle.file("reports/training.json").read_text(encoding="utf-8")
+
+
+def test_processes_that_see_different_faces_stop(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher.bundle")
+    assert start("differ", tmp_path, 2) == [4, 4]
+    assert "other recipe, data" in (tmp_path / "error-1").read_text()
+    assert not (tmp_path / "out" / "bundle.json").exists()

@@ -1,0 +1,246 @@
+"""The stage as a whole: what the bundle holds afterwards, from each kind of source."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.distill.networks import build_network
+from fr_edge.errors import ModelError, UsageError
+from fr_edge.export.export import export_onnx
+from fr_edge.export.torch_network import torch_embedder
+from fr_edge.faces.contract import PRESETS, preprocess
+from fr_edge.faces.sources import open_faces
+from fr_edge.graph.load import contract_of
+
+SPEC = PRESETS["insightface"]
+ARCH = "mobilefacenet-0.25"
+
+
+def embed(path: Path, inputs: np.ndarray) -> np.ndarray:
+    found: np.ndarray = onnxruntime.InferenceSession(str(path)).run(None, {"face": inputs})[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory, tools: SimpleNamespace) -> Path:
+    path = tmp_path_factory.mktemp("given") / "net.onnx"
+    onnx.save(tools.build(batch=1, flatten="Reshape"), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def foreign(given: Path) -> Path:
+    out = given.parent / "foreign.bundle"
+    export_onnx(given, out, spec=SPEC)
+    return out
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "net.pt"
+    torch.save(build_network(ARCH, 32).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(weights: Path) -> Path:
+    out = weights.parent / "trained.bundle"
+    export_onnx(weights, out, arch=ARCH, spec=SPEC)
+    return out
+
+
+def test_a_foreign_onnx(foreign: Path, given: Path, tools: SimpleNamespace) -> None:
+    bundle = open_bundle(foreign)
+    assert set(bundle.files) == {"model.onnx", "model.fp16.onnx", "golden.npz"}
+    assert (bundle.embedding_dim, bundle.spec) == (16, SPEC)
+    model = onnx.load(bundle.file("model.onnx"))
+    assert contract_of(model) == SPEC
+    faces = tools.noise(7, 3, 112, 112)
+    expected = np.concatenate([tools.run(onnx.load(given), faces[i : i + 1]) for i in range(7)])
+    assert tools.cosine(embed(bundle.file("model.onnx"), faces), expected) > 0.999999
+    assert tools.cosine(embed(bundle.file("model.fp16.onnx"), faces), expected) > 0.9999
+
+
+def test_the_history_says_what_was_done(foreign: Path) -> None:
+    entry = open_bundle(foreign).history[-1]
+    assert entry["stage"] == "export"
+    assert entry["options"]["source"] == "net.onnx"
+    summary = entry["summary"]
+    assert summary["source"]["kind"] == "onnx"
+    assert summary["nodes"]["after"] < summary["nodes"]["before"]
+    assert summary["check"]["min_cosine"] > 0.99999
+    assert summary["fp16"]["check"]["min_cosine"] > 0.999
+    json.dumps(summary)
+
+
+def test_golden_faces_are_drawn_and_the_originals(
+    foreign: Path, given: Path, tools: SimpleNamespace
+) -> None:
+    with np.load(foreign / "golden.npz", allow_pickle=False) as data:
+        faces, embeddings = data["faces"], data["embeddings"]
+        assert str(data["reference"]) == "onnx"
+    assert faces.shape == (32, 112, 112, 3)
+    inputs = preprocess(faces, SPEC)
+    model = onnx.load(given)
+    expected = np.concatenate([tools.run(model, inputs[i : i + 1]) for i in range(32)])
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint(trained: Path, weights: Path, tools: SimpleNamespace) -> None:
+    bundle = open_bundle(trained)
+    assert set(bundle.files) == {"model.onnx", "model.fp16.onnx", "golden.npz", "model.pt"}
+    network = build_network(ARCH, 32)
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    faces = tools.noise(5, 3, 112, 112)
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(faces)).numpy()
+    for count in (1, 5):
+        found = embed(bundle.file("model.onnx"), faces[:count])
+        assert tools.cosine(found, expected[:count]) > 0.999999
+    np.testing.assert_allclose(torch_embedder(bundle)(faces), expected, rtol=1e-4, atol=1e-9)
+    with np.load(trained / "golden.npz", allow_pickle=False) as data:
+        assert str(data["reference"]) == "pytorch"
+        inputs = torch.from_numpy(preprocess(data["faces"], SPEC)).double()
+        with torch.no_grad():
+            exact = network.double()(inputs).numpy()
+        np.testing.assert_allclose(data["embeddings_fp64"], exact, rtol=1e-9)
+        assert data["embeddings"].dtype == np.float32
+        assert tools.cosine(data["embeddings"], exact) > 0.999999
+
+
+def test_a_bundle_into_itself(trained: Path) -> None:
+    before = open_bundle(trained)
+    after = export_onnx(trained, trained)
+    assert after.files["model.pt"] == before.files["model.pt"]
+    assert after.files["model.onnx"] == before.files["model.onnx"]
+    assert len(after.history) == len(before.history) + 1
+
+
+def test_what_is_said_of_the_training_stays_with_the_weights(
+    trained: Path, foreign: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "a.bundle"
+    shutil.copytree(trained, root)
+    with transaction(root, "test", {}) as draft:
+        for name in ("reports/training.json", "reports/verify-int8.json"):
+            draft.path(name, "test").write_text("{}")
+    after = export_onnx(root, root)
+    assert "reports/training.json" in after
+    assert "reports/verify-int8.json" not in after
+    assert "reports/training.json" not in export_onnx(foreign / "model.onnx", root)
+    assert not (root / "reports/training.json").exists()
+
+
+def test_a_bundle_of_a_foreign_onnx(foreign: Path, tmp_path: Path, tools: SimpleNamespace) -> None:
+    after = export_onnx(foreign, tmp_path / "copy.bundle")
+    faces = tools.noise(3, 3, 112, 112)
+    found = embed(after.file("model.onnx"), faces)
+    assert tools.cosine(found, embed(foreign / "model.onnx", faces)) > 0.999999
+
+
+def test_the_contract_of_a_bundle_stands(trained: Path, foreign: Path, tmp_path: Path) -> None:
+    for source in (trained, foreign, foreign / "model.onnx"):
+        with pytest.raises(UsageError, match="has its own input contract"):
+            export_onnx(source, tmp_path / "b", spec=PRESETS["raw"])
+        assert not (tmp_path / "b").exists()
+
+
+def test_a_contract_is_the_same_whatever_the_length(foreign: Path, tmp_path: Path) -> None:
+    """`l2_normalised` is measured by export, and nobody types it."""
+    spec = replace(SPEC, l2_normalised=True)
+    assert export_onnx(foreign, tmp_path / "b", spec=spec).spec == SPEC
+
+
+def test_golden_photographs_only_when_asked(given: Path, tmp_path: Path) -> None:
+    faces = tmp_path / "faces"
+    for person in ("a", "b", "c"):
+        (faces / person).mkdir(parents=True)
+        shade = np.full((112, 112, 3), 40 * len(person) + ord(person), np.uint8)
+        Image.fromarray(shade).save(faces / person / "1.png")
+    notes: list[str] = []
+    export_onnx(given, tmp_path / "b", spec=SPEC, golden=faces, notify=notes.append)
+    with np.load(tmp_path / "b" / "golden.npz", allow_pickle=False) as data:
+        assert data["faces"].shape == (3, 112, 112, 3)
+        assert set(data["faces"][:, 0, 0, 0]) == {137, 138, 139}
+    assert any("3 faces" in note for note in notes)
+
+
+def test_unit_length_is_noticed(tmp_path: Path, tools: SimpleNamespace) -> None:
+    onnx.save(tools.build(unit=True), str(tmp_path / "net.onnx"))
+    bundle = export_onnx(tmp_path / "net.onnx", tmp_path / "b", spec=SPEC)
+    assert bundle.spec.l2_normalised
+    assert contract_of(onnx.load(bundle.file("model.onnx"))) == bundle.spec
+
+
+def test_a_failure_leaves_the_old_bundle(foreign: Path, tmp_path: Path) -> None:
+    before = {p.name: p.read_bytes() for p in foreign.iterdir()}
+    (tmp_path / "bad.onnx").write_bytes(b"bad")
+    with pytest.raises(ModelError):
+        export_onnx(tmp_path / "bad.onnx", foreign, spec=SPEC)
+    assert {p.name: p.read_bytes() for p in foreign.iterdir()} == before
+
+
+def test_without_onnxsim(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simplifier dies as native code does: export goes on and says so."""
+    monkeypatch.setattr("fr_edge.export.simplify._SCRIPT", "import os; os.kill(os.getpid(), 11)")
+    notes: list[str] = []
+    bundle = export_onnx(given, tmp_path / "b", spec=SPEC, notify=notes.append)
+    assert "signal 11" in bundle.history[-1]["summary"]["simplified"]
+    assert any("signal 11" in note for note in notes)
+    ops = {n.op_type for n in onnx.load(bundle.file("model.onnx")).graph.node}
+    assert "BatchNormalization" not in ops
+
+
+BREAK = """
+import onnx, sys
+from onnx import numpy_helper
+model = onnx.load(sys.argv[1])
+tensor = next(t for t in model.graph.initializer if t.name == "c_w")
+tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), "c_w"))
+onnx.save(model, sys.argv[2])
+"""
+
+
+def test_a_simplifier_that_changes_the_network_is_left_out(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fr_edge.export.simplify._SCRIPT", BREAK)
+    notes: list[str] = []
+    bundle = export_onnx(given, tmp_path / "b", spec=SPEC, notify=notes.append)
+    summary = bundle.history[-1]["summary"]
+    assert summary["simplified"] == "onnxsim changed n_c_conv (Conv)"
+    assert summary["check"]["min_cosine"] > 0.99999
+    assert any("n_c_conv" in note for note in notes)
+
+
+def test_the_contract_is_found_from_faces(
+    given: Path, tmp_path: Path, tools: SimpleNamespace
+) -> None:
+    """Faces that show nothing (to a random network) are no reason to guess."""
+    faces = open_faces("synthetic:12x2")
+    shuffled = replace(faces, labels=tuple(i % 12 for i in range(24)))
+    with pytest.raises(UsageError, match="does not show it: nothing separates"):
+        export_onnx(given, tmp_path / "b", faces=shuffled)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.real
+def test_a_real_network_with_faces_alone(real_data: Path, tmp_path: Path) -> None:
+    faces = open_faces(real_data / "faces_dev.tar")
+    notes: list[str] = []
+    source = real_data / "mobilefacenet_y1.onnx"
+    bundle = export_onnx(source, tmp_path / "b", faces=faces, notify=notes.append)
+    assert bundle.spec == PRESETS["raw"]
+    assert any("--preset raw" in note for note in notes)
+    assert bundle.history[-1]["summary"]["check"]["min_cosine"] > 0.99999

@@ -1,0 +1,137 @@
+"""FP16: what fits becomes half, what does not stays float, and the numbers tell which."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from fr_edge.export.fp16 import HEADROOM, fp16_model
+from fr_edge.export.parity import probe_inputs
+from fr_edge.faces.contract import PRESETS
+from fr_edge.graph.fp16 import LARGEST, emulate_fp16, to_fp16
+from fr_edge.graph.run import activations, peaks
+
+INPUTS = probe_inputs(PRESETS["insightface"])
+
+
+def scaled(model: ModelProto, name: str, factor: float) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    array = numpy_helper.to_array(tensor) * np.float32(factor)
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+
+def types(model: ModelProto) -> dict[str, int]:
+    """Node -> the element type of what it makes."""
+    kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    kinds |= {v.name: v.type.tensor_type.elem_type for v in model.graph.output}
+    return {node.name: kinds[node.output[0]] for node in model.graph.node}
+
+
+def flavour(model: ModelProto, tools: SimpleNamespace):
+    notes: list[str] = []
+    half = fp16_model(model, INPUTS, tools.run(model, INPUTS), notes.append)
+    return half, notes
+
+
+def test_everything_is_half_but_the_ends(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    half, notes = flavour(model, tools)
+    assert notes == []
+    assert half.kept_float == ()
+    kinds = types(half.model)
+    assert {kinds[node.name] for node in model.graph.node} == {TensorProto.FLOAT16}
+    ends = (half.model.graph.input[0], half.model.graph.output[0])
+    assert [v.type.tensor_type.elem_type for v in ends] == [TensorProto.FLOAT] * 2
+    assert {t.data_type for t in half.model.graph.initializer} == {TensorProto.FLOAT16}
+    assert half.agreement.min_cosine > 0.9999
+    for count in (1, 7, 64):
+        faces = tools.noise(count, 3, 112, 112)
+        assert tools.cosine(tools.run(half.model, faces), tools.run(model, faces)) > 0.9999
+
+
+def test_a_layer_that_overflows_stays_float(tools: SimpleNamespace) -> None:
+    """One tensor far above 65504; the weights around undo it, so the embedding is the same."""
+    given = tools.build()
+    model = tools.standard(given)
+    top = max(peaks(model, INPUTS).values())
+    loud = ModelProto()
+    loud.CopyFrom(model)
+    conv = next(n for n in loud.graph.node if n.name == "n_d")
+    gemm = next(n for n in loud.graph.node if n.op_type == "Gemm")
+    for name in conv.input[1:]:
+        scaled(loud, name, 1e6 / top)
+    scaled(loud, gemm.input[1], top / 1e6)
+    half, notes = flavour(loud, tools)
+    assert {"n_d", gemm.name} <= set(half.kept_float)
+    assert "n_a_conv" not in half.kept_float
+    assert "stay FP32" in notes[0]
+    assert half.agreement.min_cosine > 0.999
+    kinds = types(half.model)
+    assert kinds["n_d"] == TensorProto.FLOAT
+    assert kinds["n_a_conv"] == TensorProto.FLOAT16
+    # No half tensor lies between the float nodes: the overflow would happen there.
+    found = activations(half.model, INPUTS[:2])
+    assert all(np.isfinite(v).all() for v in found.values() if v.dtype.kind == "f")
+    assert tools.cosine(tools.run(half.model, INPUTS), tools.run(loud, INPUTS)) > 0.999
+
+
+def test_a_tensor_that_underflows_stays_float(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    conv = next(n for n in model.graph.node if n.name == "n_d")
+    gemm = next(n for n in model.graph.node if n.op_type == "Gemm")
+    for name in conv.input[1:]:
+        scaled(model, name, 1e-7)
+    scaled(model, gemm.input[1], 1e4)
+    scaled(model, gemm.input[2], 1e-3)
+    half, _ = flavour(model, tools)
+    assert "n_d" in half.kept_float
+    assert half.agreement.min_cosine > 0.999
+
+
+def test_weights_beyond_half(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    gemm = next(n for n in model.graph.node if n.op_type == "Gemm")
+    for name in gemm.input[1:]:
+        scaled(model, name, 1e6)
+    half, _ = flavour(model, tools)
+    assert gemm.name in half.kept_float
+    assert np.isfinite(tools.run(half.model, INPUTS)).all()
+
+
+def test_nothing_fits(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            scaled(model, node.input[1], 1e4)
+    half, notes = flavour(model, tools)
+    assert half is None
+    assert "no FP16 flavour" in notes[0]
+
+
+def test_the_emulation_rounds_as_half_does(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    rounded = emulate_fp16(model, set())
+    for name, array in activations(rounded, INPUTS[:2]).items():
+        if "exact" not in name and array.dtype == np.float32 and name != "embedding":
+            assert (array == array.astype(np.float16)).all(), name
+    exact = activations(model, INPUTS[:1])
+    first = activations(rounded, INPUTS[:1])
+    assert not np.array_equal(exact["a"], first["a"])
+
+
+def test_peaks_are_the_largest_magnitudes(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    found, exact = peaks(model, INPUTS), activations(model, INPUTS)
+    for name, array in exact.items():
+        assert found[name] == pytest.approx(np.abs(array).max(), rel=1e-5)
+    assert LARGEST == 65504
+    assert HEADROOM > 1
+
+
+def test_converting_is_strongly_typed(tools: SimpleNamespace) -> None:
+    """Casts stand where half and float meet, and nowhere else."""
+    model = tools.standard(tools.build())
+    half = to_fp16(model, {"n_b_conv"})
+    casts = [n for n in half.graph.node if n.op_type == "Cast"]
+    assert len(casts) == 4

@@ -1,0 +1,89 @@
+"""Parameters and multiply-accumulates against counts made by hand, and the paper's."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fr_edge.calibration.qdq import quantize_onnx
+from fr_edge.calibration.table import CalibrationTable
+from fr_edge.distill.networks import build_network
+from fr_edge.errors import ModelError
+from fr_edge.export.fp16 import fp16_model
+from fr_edge.export.parity import probe_inputs
+from fr_edge.export.torch_network import network_to_onnx
+from fr_edge.faces.contract import PRESETS
+from fr_edge.graph.layers import choose_int8_layers, layers, macs, parameters, summarize_model
+
+SPEC = PRESETS["insightface"]
+CONVS = {"a": (8, 3, 3, 28, 28), "b": (8, 1, 3, 7, 7), "c": (8, 8, 3, 7, 7), "d": (16, 8, 1, 7, 7)}
+"""Output channels, input channels per group, kernel, height, width of `build`'s convolutions."""
+
+
+def by_hand() -> tuple[int, int]:
+    weights = sum(o * i * k * k + o for o, i, k, _, _ in CONVS.values())
+    work = sum(o * i * k * k * h * w for o, i, k, h, w in CONVS.values())
+    head = 16 * 16 * 7 * 7
+    return weights + 3 * 8 + head + 16, work + head  # three PReLU of 8 slopes
+
+
+def test_against_counts_by_hand(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    assert (parameters(model), macs(model)) == by_hand()
+
+
+def test_the_papers_mobilefacenet(tools: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    model = tools.standard(network_to_onnx(build_network("mobilefacenet", 512).eval(), "", SPEC))
+    assert round(macs(model) / 1e6, 1) == 221.2
+
+
+def test_the_layer_table(tools: SimpleNamespace) -> None:
+    table = layers(tools.standard(tools.build()))
+    first = table[0]
+    assert (first.op, first.shape, first.precision) == ("Conv", (8, 28, 28), "fp32")
+    assert (first.parameters, first.macs) == (8 * 27 + 8, 8 * 27 * 28 * 28)
+    assert table[-1].op == "Gemm"
+    assert table[-1].shape == (16,)
+
+
+def test_fp16_and_int8_cost_the_same(tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    inputs = probe_inputs(SPEC)
+    half = fp16_model(model, inputs, tools.run(model, inputs), lambda _: None)
+    assert half is not None
+    choice = choose_int8_layers(model)
+    ranges = {name: 1.0 for name in choice.tensors}
+    quantised = quantize_onnx(model, CalibrationTable("minmax", 1, 1, "", ranges), choice)
+    for other, name in ((half.model, "fp16"), (quantised, "int8")):
+        assert (parameters(other), macs(other)) == by_hand()
+        assert name in {layer.precision for layer in layers(other)}
+        assert not {"Cast", "QuantizeLinear"} & {layer.op for layer in layers(other)}
+
+
+def test_facts_of_a_file(tmp_path: Path, tools: SimpleNamespace) -> None:
+    model = tools.standard(tools.build())
+    onnx.save(model, str(tmp_path / "ours.onnx"))
+    facts = summarize_model(tmp_path / "ours.onnx")
+    assert (facts.opset, facts.ir_version, facts.contract) == (17, 8, SPEC)
+    assert facts.producer.startswith("fr-edge")
+    assert facts.size == (tmp_path / "ours.onnx").stat().st_size
+    document = facts.to_json()
+    assert document["macs"] == by_hand()[1] == document["macs_by_precision"]["fp32"]
+    assert document["operators"]["PRelu"] == 3
+    onnx.save(tools.build(opset=11), str(tmp_path / "theirs.onnx"))
+    facts = summarize_model(tmp_path / "theirs.onnx")
+    assert (facts.opset, facts.contract) == (11, None)
+    (tmp_path / "none.onnx").write_bytes(b"none")
+    with pytest.raises(ModelError):
+        summarize_model(tmp_path / "none.onnx")
+
+
+def test_free_sizes_count_nothing(tools: SimpleNamespace) -> None:
+    model = tools.build()
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.Clear()
+    assert np.isfinite(macs(model))

@@ -1,0 +1,103 @@
+"""Pixels in gives what preprocessed faces give, on every backend that is here."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, load, numpy_helper, save
+
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.golden import read_golden
+from fr_edge.errors import UsageError
+from fr_edge.faces.contract import InputSpec, preprocess
+from fr_edge.graph.uint8_input import with_uint8_input
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.onnxruntime_session import CpuSession
+from fr_edge.runtime.session import open_raw_session, open_session
+from fr_edge.runtime.trt.config import EngineOptions
+
+SPECS = (
+    InputSpec(),
+    InputSpec(channels="BGR", mean=(104.0, 117.0, 123.0), std=(58.0, 57.0, 56.0)),
+    InputSpec(width=96, std=(128.0,) * 3),
+)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(5).integers(0, 256, (5, 112, 112, 3)).astype(np.uint8)
+
+
+def file_for(spec, folder):
+    """A convolution over whole rows, which sees every pixel, channel and crop."""
+    random = np.random.default_rng(1)
+    weight = random.normal(size=(6, 3, spec.height, spec.width)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["face", "w"], ["y"], "conv"),
+            helper.make_node("Flatten", ["y"], ["embedding"], "flat"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("face", TensorProto.FLOAT, ("batch", *spec.shape))],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ("batch", 6))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    save(made, folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_network_does_what_preprocess_does(tmp_path, pixels, spec):
+    file = file_for(spec, tmp_path)
+    expected = CpuSession(file, "fp32").embed(preprocess(pixels, spec))
+    found = CpuSession(file, "fp32", raw=spec).embed(pixels)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_contract_that_scales_is_refused(tmp_path):
+    spec = InputSpec(height=160, width=160)
+    with pytest.raises(UsageError, match="112 pixels a side, this one has 160"):
+        with_uint8_input(load(file_for(spec, tmp_path)), spec)
+
+
+@pytest.fixture
+def mini_pixels(mini):
+    return read_golden(open_bundle(mini)).faces[:5]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_bundle_opens_raw_on_the_cpu(mini, mini_pixels, precision):
+    bundle = open_bundle(mini)
+    expected = open_session(bundle, precision).embed(preprocess(mini_pixels, bundle.spec))
+    session = open_raw_session(bundle, precision)
+    found = session.embed(mini_pixels)
+    assert (session.backend, session.precision) == ("onnxruntime", precision)
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    with pytest.raises(UsageError, match=r"expected faces \(N, 112, 112, 3\) uint8"):
+        session.embed(preprocess(mini_pixels, bundle.spec))  # type: ignore[arg-type]
+
+
+def test_a_raw_session_runs_the_engine_that_was_built(mini, mini_pixels):
+    build_engine(mini, "int8", "onnxruntime")
+    bundle = open_bundle(mini)
+    expected = open_session(bundle, "int8").embed(preprocess(mini_pixels, bundle.spec))
+    found = open_raw_session(bundle, "int8").embed(mini_pixels)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_nvidias_compiler_takes_pixels(mini):
+    pytest.importorskip("tensorrt_rtx", reason="the compile check needs tensorrt-rtx")
+    built = build_engine(mini, "int8", "tensorrt-rtx", options=EngineOptions(raw=True))
+    assert built.engine == "engines/tensorrt-rtx-int8-raw.plan"
+    assert built.layers["int8"] > 0
+    assert built.engine in open_bundle(mini)
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_pixels(mini, mini_pixels, gpu_backend):
+    build_engine(mini, "fp32", gpu_backend, options=EngineOptions(raw=True))
+    bundle = open_bundle(mini)
+    expected = open_session(bundle, "fp32", "onnxruntime").embed(
+        preprocess(mini_pixels, bundle.spec)
+    )
+    found = open_raw_session(bundle, "fp32", gpu_backend).embed(mini_pixels)
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()

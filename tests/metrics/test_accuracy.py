@@ -1,0 +1,72 @@
+"""The published conventions, against loops written from their description."""
+
+import numpy as np
+import pytest
+
+from fr_edge.metrics.accuracy import legacy_accuracy, nearest_tar
+
+
+def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    first = random.normal(size=(count, 12)).astype(np.float32)
+    same = np.arange(count) // 3 % 2 == 0
+    second = np.where(
+        same[:, None], first + random.normal(size=first.shape), random.normal(size=first.shape)
+    )
+    return first * 3, second.astype(np.float32), same
+
+
+def _plain_accuracy(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+    distance = [
+        float(((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2).sum())
+        for a, b in zip(first, second, strict=True)
+    ]
+    folds = np.array_split(np.arange(len(same)), 10)  # the first ones are longer by one
+    found = []
+    for fold in folds:
+        train = [i for i in range(len(same)) if i not in set(fold)]
+        best, at = -1.0, 0.0
+        for k in range(400):
+            accuracy = np.mean([(distance[i] < k * 0.01) == same[i] for i in train])
+            if accuracy > best:
+                best, at = accuracy, k * 0.01
+        found.append(np.mean([(distance[i] < at) == same[i] for i in fold]))
+    return float(np.mean(found)), float(np.std(found))
+
+
+@pytest.mark.parametrize(("count", "seed"), [(60, 0), (97, 1), (140, 2)])
+def test_legacy_accuracy(count: int, seed: int) -> None:
+    first, second, same = _pairs(count, seed)
+    found = legacy_accuracy(first, second, same)
+    assert (found.mean, found.std) == pytest.approx(_plain_accuracy(first, second, same), abs=1e-9)
+    assert found.folds == 10
+
+
+def _plain_curve(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, float]]:
+    """(FAR, TAR) from the most lenient threshold to the strictest, one for each distinct score."""
+    thresholds = [np.inf, *sorted(set(scores.tolist()), reverse=True)]
+    points = [
+        (float((scores[~same] >= t).mean()), float((scores[same] >= t).mean())) for t in thresholds
+    ]
+    # A curve drawn through fewer points is the same: those on a straight line fall away.
+    counts = [(round(f * (~same).sum()), round(t * same.sum())) for f, t in points]
+    kept = [
+        i
+        for i in range(len(points))
+        if i in (0, 1, len(points) - 1)
+        or counts[i + 1][0] - 2 * counts[i][0] + counts[i - 1][0]
+        or counts[i + 1][1] - 2 * counts[i][1] + counts[i - 1][1]
+    ]
+    return [points[i] for i in kept][::-1]
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 6])
+def test_nearest_tar(decimals: int) -> None:
+    random = np.random.default_rng(decimals)
+    same = random.random(500) < 0.3
+    scores = np.round(random.normal(size=500) + 1.5 * same, decimals)  # with and without ties
+    curve = _plain_curve(scores, same)
+    for far in (1e-3, 1e-2, 0.05, 0.1, 0.3):
+        nearest = min(abs(f - far) for f, _ in curve)
+        expected = next(t for f, t in curve if abs(f - far) == nearest)
+        assert nearest_tar(scores, same, [far]) == [pytest.approx(expected)]

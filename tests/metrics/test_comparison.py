@@ -1,0 +1,120 @@
+"""What follows from two sets of embeddings: rates, mixed galleries, and the advice on both."""
+
+import numpy as np
+import pytest
+
+from fr_edge.faces.sources import Faces
+from fr_edge.metrics.comparison import VerificationComparison, compare_verification
+from fr_edge.metrics.rates import compare_rates, few_impostors
+from fr_edge.metrics.verification import all_pairs
+from fr_edge.runtime.evaluation.gates import Limits, judge_gates, mixed_advice
+
+DIM = 16
+
+
+def _faces(people: int, images: int) -> Faces:
+    labels = np.repeat(np.arange(people), images)
+    keys = tuple(f"{label}/{i}" for i, label in enumerate(labels))
+    return Faces("made up", keys, labels, lambda _: np.zeros((112, 112, 3), np.uint8))
+
+
+def _old(faces: Faces, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    people = random.normal(size=(faces.identities, DIM))[faces.labels]
+    return (people + 0.5 * random.normal(size=(len(faces), DIM))).astype(np.float32)
+
+
+def _separate(
+    old: np.ndarray, new: np.ndarray, faces: Faces, far: float = 1e-2
+) -> VerificationComparison:
+    quality = np.random.default_rng(1).random((len(faces), 5)).astype(np.float32)
+    found = compare_verification(old, new, faces, None, quality, far)
+    assert found is not None
+    return found
+
+
+def test_mixed_pairs_by_a_plain_loop() -> None:
+    faces = _faces(9, 3)
+    old = _old(faces)
+    new = (old + 0.2 * np.random.default_rng(2).normal(size=old.shape)).astype(np.float32)
+    order = np.random.default_rng(3).permutation(len(faces))
+    old, new, labels = old[order], new[order], faces.labels[order]
+    found = all_pairs(old, labels, new)
+    unit = [e / np.linalg.norm(e, axis=1, keepdims=True) for e in (old, new)]
+    sums = {True: 0.0, False: 0.0}
+    place = np.argsort(labels, kind="stable")  # the gallery's face comes first in label order
+    for a in range(len(place)):
+        for b in range(a + 1, len(place)):
+            i, j = place[a], place[b]
+            sums[labels[i] == labels[j]] += float(unit[0][i] @ unit[1][j])
+    middles = -1 + 2 * (np.arange(len(found.genuine)) + 0.5) / len(found.genuine)
+    assert found.genuine @ middles == pytest.approx(sums[True], abs=1e-3)
+    assert found.impostor @ middles == pytest.approx(sums[False], abs=1e-3)
+
+
+def test_a_turned_space_is_as_good_alone_and_useless_mixed() -> None:
+    faces = _faces(60, 4)
+    old = _old(faces)
+    turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(DIM, DIM)))
+    told = _separate(old, (old @ turn).astype(np.float32), faces)
+    assert abs(told.at(1e-2).delta or 0) < 0.01
+    advice = mixed_advice(Limits(far=1e-2), told.mixed)
+    assert advice is not None
+    assert advice["verdict"] == "enrol again"
+    close = _separate(old, (old * 1.01).astype(np.float32), faces)
+    advice = mixed_advice(Limits(far=1e-2), close.mixed)
+    assert advice is not None
+    assert advice["verdict"] == "keep the gallery"
+    assert advice["threshold"] == pytest.approx(close.at(1e-2).reference_threshold, abs=1e-3)
+
+
+def test_a_kept_threshold_shows_what_it_costs() -> None:
+    """An engine that pulls everybody together accepts strangers at the old threshold."""
+    faces = _faces(60, 4)
+    old = _old(faces)
+    new = (old / np.linalg.norm(old, axis=1, keepdims=True) + 0.6 * np.eye(DIM)[0]).astype("f4")
+    rate = _separate(old, new, faces).at(1e-2)
+    assert rate.kept_far is not None
+    assert rate.kept_far > 0.04
+    assert rate.engine_threshold > rate.reference_threshold  # type: ignore[operator]
+    assert rate.interval is not None
+    assert rate.interval.delta[0] <= rate.interval.delta[1]
+
+
+def test_few_pairs_are_said() -> None:
+    faces = _faces(10, 2)
+    told = _separate(_old(faces), _old(faces), faces, far=1e-3)
+    assert told.at(1e-3).reference is None
+    assert "180 impostor pairs" in told.at(1e-3).why
+    assert "1,000 impostor pairs to be solid" in told.at(1e-2).shaky
+    assert told.judged is None
+    assert mixed_advice(Limits(far=1e-3), told.mixed) is None
+    assert any("20 needed" in note for note in told.notes)
+    scores = all_pairs(_old(faces), faces.labels)
+    assert few_impostors(scores.impostor_pairs, 0.5) == ""
+
+
+def test_a_loss_within_the_limit_passes_and_beyond_it_fails() -> None:
+    from fr_edge.metrics.rates import measure_drift
+    from fr_edge.runtime.evaluation.reference import ReferenceCheck
+
+    faces = _faces(60, 4)
+    old = _old(faces)
+    new = (old + 0.5 * np.random.default_rng(5).normal(size=old.shape)).astype(np.float32)
+    told, drift = _separate(old, new, faces), measure_drift(old, new, faces.keys)
+    drop = -(told.at(1e-2).delta or 0)
+    assert drop > 0.02
+    for limit, passed in ((drop + 0.001, True), (drop - 0.001, False)):
+        limits = Limits(min_cosine=-1, p1_cosine=-1, max_tar_drop=limit, far=1e-2)
+        gates, _ = judge_gates(limits, "int8", ReferenceCheck(1.0, drift, "PyTorch"), drift, told)
+        assert all(gate.passed for gate in gates) is passed
+
+
+def test_rates_from_largest_to_smallest() -> None:
+    faces = _faces(30, 3)
+    scores = all_pairs(_old(faces), faces.labels)
+    rates = compare_rates(scores, scores, (1e-3, 1e-1, 1e-2))
+    assert [rate.far for rate in rates] == [1e-1, 1e-2, 1e-3]
+    tars = [rate.reference for rate in rates]
+    assert tars == sorted(tars, reverse=True)  # type: ignore[type-var]
+    assert all(rate.delta == 0 for rate in rates)

@@ -1,0 +1,108 @@
+"""Cosines, thresholds and rates against sorting all pairs by hand."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from fr_edge.metrics.intervals import smoothed_tar_drop
+from fr_edge.metrics.rates import compare_embeddings, unseparated_warning
+
+
+def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    labels = np.repeat(np.arange(20), 3)
+    exact = rng.standard_normal((20, 16))[labels] + 0.8 * rng.standard_normal((60, 16))
+    other = exact + 0.3 * rng.standard_normal((60, 16))
+    return exact.astype(np.float32), 5 * other.astype(np.float32), labels
+
+
+def test_against_sorting_all_pairs() -> None:
+    exact, other, labels = two_models()
+    found = compare_embeddings(exact, other, labels, 0.005)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (exact, other)]
+    cosine = (unit[0] * unit[1]).sum(axis=1)
+    assert found.cosine_min == pytest.approx(cosine.min(), abs=1e-5)
+    assert found.cosine_mean == pytest.approx(cosine.mean(), abs=1e-5)
+    pairs = list(combinations(range(60), 2))
+    same = np.array([labels[i] == labels[j] for i, j in pairs])
+    old, new = (np.array([x[i] @ x[j] for i, j in pairs]) for x in unit)
+    assert found.genuine == same.sum() == 60
+    assert [rate.far for rate in found.rates] == [1e-2, 0.005, 1e-3]  # 1710 impostors
+    for rate in found.rates:
+        allowed = int(rate.far * (~same).sum())
+        for scores, threshold, tar in (
+            (old, rate.threshold_fp32, rate.tar_fp32),
+            (new, rate.threshold_int8, rate.tar_int8),
+        ):
+            impostors = np.sort(scores[~same])[::-1]
+            assert threshold == pytest.approx(impostors[allowed], abs=1e-5)
+            assert threshold < impostors[allowed - 1]
+            assert tar == pytest.approx((scores[same] > impostors[allowed]).mean())
+        assert rate.tar_kept == pytest.approx((new[same] >= rate.threshold_fp32).mean())
+        assert rate.far_kept == pytest.approx((new[~same] >= rate.threshold_fp32).mean())
+    last = found.at(1e-3)
+    assert last is not None
+    assert last.drop == pytest.approx(last.tar_fp32 - last.tar_int8)
+    assert found.at(1e-5) is None
+
+
+def test_a_model_loses_nothing_against_itself() -> None:
+    exact, _, labels = two_models()
+    found = compare_embeddings(exact, exact, labels)
+    assert found.cosine_min == pytest.approx(1.0, abs=1e-6)
+    assert all(rate.drop == 0 for rate in found.rates)
+    assert all(rate.threshold_fp32 == rate.threshold_int8 for rate in found.rates)
+
+
+def test_people_with_one_image_give_no_rates() -> None:
+    exact, other, _ = two_models()
+    found = compare_embeddings(exact, other, np.arange(60))
+    assert found.rates == ()
+    assert found.people == found.faces == 60
+
+
+def test_faces_that_the_float_network_does_not_tell_apart() -> None:
+    exact, other, labels = two_models()
+    assert unseparated_warning(compare_embeddings(exact, other, labels)) == ""
+    noise = np.random.default_rng(3).standard_normal(exact.shape).astype(np.float32)
+    said = unseparated_warning(compare_embeddings(noise, noise, labels))
+    assert "of 60 genuine pairs" in said
+    assert "one impostor pair in 100" in said
+    few = slice(0, 12)  # 12 genuine pairs of four people: luck
+    assert unseparated_warning(compare_embeddings(noise[few], noise[few], labels[few])) == ""
+    assert unseparated_warning(compare_embeddings(noise[:3], noise[:3], labels[:3])) == ""
+
+
+def test_the_likely_drop_is_nearer_to_the_truth_than_counting() -> None:
+    """250 genuine pairs again and again; INT8 makes all scores noisy and genuine ones lower."""
+    rng = np.random.default_rng(4)
+
+    def draw(genuine: int, impostors: int) -> tuple[np.ndarray, ...]:
+        old = [rng.normal(0.6, 0.15, genuine), rng.normal(0, 0.08, impostors)]
+        new = [
+            old[0] - 0.006 + rng.normal(0, 0.02, genuine),
+            old[1] + rng.normal(0, 0.02, impostors),
+        ]
+        return old[0], old[1], new[0], new[1]
+
+    def counted(old: np.ndarray, other: np.ndarray, new: np.ndarray, others: np.ndarray) -> float:
+        before, after = np.quantile(other, 0.999), np.quantile(others, 0.999)
+        return float((old >= before).mean() - (new >= after).mean())
+
+    truth = counted(*draw(1_000_000, 1_000_000))
+    draws = [draw(250, 60_000) for _ in range(60)]
+    found = np.array([smoothed_tar_drop(1e-3, *scores) for scores in draws])
+    simple = np.array([counted(*scores) for scores in draws])
+    assert np.sqrt(((found[:, 0] - truth) ** 2).mean()) < 0.5 * np.sqrt(
+        ((simple - truth) ** 2).mean()
+    )
+    assert found[:, 0].mean() == pytest.approx(truth, rel=0.25)
+    assert (found[:, 0] + 2 * found[:, 1] > truth).mean() > 0.9
+
+
+def test_the_same_scores_lose_nothing() -> None:
+    exact, _, labels = two_models()
+    for rate in compare_embeddings(exact, exact, labels).rates:
+        assert (rate.drop, rate.likely_drop, rate.drop_error) == (0, 0, 0)
+        assert rate.sure_drop == 0

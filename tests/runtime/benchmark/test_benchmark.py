@@ -1,0 +1,157 @@
+"""Figures that conditions spoiled are INVALID, and say why."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.errors import UsageError
+from fr_edge.runtime.benchmark import workload as module
+from fr_edge.runtime.benchmark.benchmark import benchmark
+from fr_edge.runtime.benchmark.result import BenchmarkInterrupted, BenchmarkResult, BenchmarkRun
+from fr_edge.runtime.benchmark.setting import Setting
+from fr_edge.runtime.benchmark.statistics import latencies_of
+from fr_edge.runtime.benchmark.timing import Timed, time_runs
+from fr_edge.runtime.benchmark.workload import Workload, ready_batches, turns
+
+
+def _run(latencies: np.ndarray, **changes: object) -> BenchmarkRun:
+    parts = {"steady": True, "waited": 0.01, "duration_s": 10.0, "lowest": 1.0, **changes}
+    stopped = bool(parts.get("interrupted", False))
+    timed = Timed(latencies_of(latencies), 0.6, bool(parts["steady"]), parts["waited"], stopped)  # type: ignore[arg-type]
+    return BenchmarkRun(Setting(4), timed, float(parts["duration_s"]), float(parts["lowest"]))  # type: ignore[arg-type]
+
+
+QUIET = np.random.default_rng(1).normal(8, 0.1, 1250)
+
+
+def test_quiet_figures_are_valid_and_right() -> None:
+    report = _run(QUIET).to_json()
+    assert (report["verdict"], report["reasons"]) == ("VALID", [])
+    for name, q in (("p50", 50), ("p90", 90), ("p95", 95), ("p99", 99)):
+        assert report["latency_ms"][name] == pytest.approx(np.percentile(QUIET, q), abs=1e-4)
+    assert report["latency_ms"]["mean"] == pytest.approx(QUIET.mean(), abs=1e-4)
+    low, high = report["interval_95_ms"]["p50"]
+    assert low < report["latency_ms"]["p50"] < high
+    assert high - low < 0.1
+    assert report["throughput_per_s"] == pytest.approx(4 / QUIET.mean() * 1000, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (_run(QUIET[:60]), "too few runs: 60"),
+        (_run(QUIET, duration_s=0.5), "too short"),
+        (_run(QUIET * np.random.default_rng(2).uniform(0.6, 1.4, 1250)), "too noisy"),
+        (_run(np.where(np.arange(1250) < 900, QUIET, QUIET * 1.5)), "the speed moved"),
+        (_run(QUIET, waited=0.2), "other load"),
+        (_run(QUIET, steady=False), "not steady"),
+        (_run(QUIET, lowest=0.98), "embeddings moved"),
+        (_run(QUIET - 9), "clock jumped"),
+        (_run(QUIET, interrupted=True), "stopped before its time"),
+    ],
+)
+def test_spoiled_figures_say_why(run: BenchmarkRun, reason: str) -> None:
+    report = run.to_json()
+    assert report["verdict"] == "INVALID"
+    assert any(reason in found for found in report["reasons"])
+
+
+def test_a_kernel_that_does_not_tell_is_no_reason() -> None:
+    report = _run(QUIET, waited=None).to_json()
+    assert (report["verdict"], report["waited"]) == ("VALID", None)
+
+
+def test_a_real_engine(mini: Path) -> None:
+    found = benchmark(mini, "fp32", batches=(1, 3), duration_s=0.4, warmup_s=0.6)
+    report = found.to_json()
+    assert [run["batch"] for run in report["runs"]] == [1, 3]
+    for run in report["runs"]:
+        latency = run["latency_ms"]
+        assert 0 < latency["min"] <= latency["p50"] <= latency["p90"] <= latency["max"]
+        assert run["throughput_per_s"] == pytest.approx(
+            run["batch"] * 1e3 / latency["mean"], rel=1e-2
+        )
+        assert run["min_cosine_during"] > 0.9999
+        assert any("too short" in reason for reason in run["reasons"])
+    assert report["golden_min_cosine"] > 0.9999
+    assert json.loads((mini / "reports/benchmark-fp32.json").read_text()) == report
+    assert open_bundle(mini).history[-1]["summary"]["verdict"] == "INVALID"
+
+
+def test_the_knee_is_where_more_faces_bring_no_more_speed() -> None:
+    def runs(*latencies: float) -> BenchmarkResult:
+        made = [
+            BenchmarkRun(
+                Setting(2**i), Timed(latencies_of(np.full(200, ms)), 0.1, True, 0.0), 10.0, 1.0
+            )
+            for i, ms in enumerate(latencies)
+        ]
+        return BenchmarkResult("fp32", "onnxruntime", tuple(made), 1.0)
+
+    assert runs(1.0, 1.2, 1.8, 3.5, 7.0).knee == 4  # 1000, 1667, 2222, 2286 a second
+    assert runs(1.0, 1.0, 1.0).knee is None
+    assert runs(1.0, 3.0).knee is None
+
+
+def test_ctrl_c_keeps_what_has_run(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = module.open_session(mini, "fp32")
+    plain, begin = session.embed, time.monotonic()
+
+    def embed(faces: np.ndarray) -> np.ndarray:
+        if time.monotonic() - begin > 2.5:  # well after the warm-up
+            raise KeyboardInterrupt
+        return plain(faces)
+
+    monkeypatch.setattr(session, "embed", embed)
+    monkeypatch.setattr(module, "open_session", lambda *_, **__: session)
+    with pytest.raises(BenchmarkInterrupted) as stopped:
+        benchmark(mini, "fp32", batches=(1, 2), duration_s=600, warmup_s=0.1)
+    report = json.loads((mini / "reports/benchmark-fp32.json").read_text())
+    assert [run["batch"] for run in report["runs"]] == [1]
+    assert report["runs"][0]["runs"] > 5
+    assert any("stopped" in reason for reason in report["runs"][0]["reasons"])
+    assert report["interrupted"]
+    assert len(stopped.value.found.runs) == 1
+
+
+class _Forgetful:
+    """A session whose answers move after a while, as an overheating engine's might."""
+
+    backend, precision, dim = "onnxruntime", "fp32", 8
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def embed(self, faces: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        out = faces.reshape(len(faces), -1)[:, : self.dim] + 1
+        return out[:, ::-1].copy() if self.calls > 60 else out
+
+
+def test_accuracy_is_sampled_while_the_clock_runs() -> None:
+    inputs = np.random.default_rng(0).normal(size=(6, 3, 4, 4)).astype(np.float32)
+    session = _Forgetful()
+    expected = session.embed(inputs)
+    work = Workload([session], ready_batches(inputs, 2), [expected[p] for p in turns(6, 2)])
+    time_runs(work.run, 0.05, warmup_s=0.01, between=lambda index, _: work.sample(index))
+    assert work.lowest < 0.99
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batches": ()},
+        {"batches": (0,)},
+        {"threads": (0,)},
+        {"streams": (-1,)},
+        {"duration_s": 0},
+        {"duration_s": float("nan")},
+    ],
+)
+def test_impossible_options(mini: Path, options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        benchmark(mini, "fp32", **options)  # type: ignore[arg-type]

@@ -1,0 +1,137 @@
+"""Each ailment has its sign and its remedy, and a machine without a GPU is healthy."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fr_edge.runtime.machine.backends import BACKENDS
+from fr_edge.runtime.machine.doctor import SystemInfo, diagnose_system, examine
+from fr_edge.runtime.selftest import self_test
+
+DESKTOP = SystemInfo(
+    card=True,
+    gpu=True,
+    driver="13.0",
+    modules=frozenset({"tensorrt", "pycuda"}),
+    versions={"tensorrt": "11.4.0", "tensorrt-cu13": "11.4.0"},
+    memory_gb=32.0,
+)
+JETSON = SystemInfo(
+    jetson=True,
+    l4t="# R36 (release), REVISION: 4.3",
+    power_mode="MAXN_SUPER",
+    gpu=True,
+    driver="12.6",
+    in_environment=True,
+    modules=frozenset({"tensorrt", "pycuda"}),
+    memory_gb=8.0,
+)
+
+
+@pytest.mark.parametrize("signs", [SystemInfo(memory_gb=4.0), DESKTOP, JETSON])
+def test_the_healthy_have_no_problems(signs):
+    assert list(diagnose_system(signs)) == []
+
+
+@pytest.mark.parametrize(
+    ("signs", "what", "remedy"),
+    [
+        (
+            replace(DESKTOP, gpu=False, driver="", driver_lack="no NVIDIA driver"),
+            "no GPU that can be used",
+            "install NVIDIA's driver",
+        ),
+        (
+            replace(DESKTOP, gpu=False, driver_lack="CUDA_ERROR_NO_DEVICE (100)"),
+            "CUDA_ERROR_NO_DEVICE",
+            "--gpus all",
+        ),
+        (
+            replace(JETSON, gpu=False, driver_lack="error 801"),
+            "no GPU that can be used",
+            "--runtime nvidia",
+        ),
+        (
+            replace(
+                JETSON,
+                modules=frozenset({"pycuda"}),
+                system_tensorrt="/usr/lib/python3.10/dist-packages/tensorrt",
+            ),
+            "outside this virtual environment",
+            "--system-site-packages",
+        ),
+        (
+            replace(JETSON, modules=frozenset({"pycuda"}), in_environment=False),
+            "tensorrt is not installed",
+            "apt install python3-libnvinfer",
+        ),
+        (
+            replace(DESKTOP, modules=frozenset({"cuda"})),
+            "tensorrt is not installed",
+            "pip install 'fr-edge[tensorrt]'",
+        ),
+        (
+            replace(DESKTOP, driver="12.4"),
+            "needs a driver for CUDA 13, this one serves 12.4",
+            "install tensorrt-cu12",
+        ),
+        (
+            replace(JETSON, versions={"tensorrt": "11.4.0"}),
+            "does not support JetPack 6",
+            "10.3",
+        ),
+        (
+            replace(DESKTOP, modules=frozenset({"tensorrt"}), cuda_root="/usr/local/cuda"),
+            "neither pycuda nor cuda-python",
+            "CUDA_ROOT=/usr/local/cuda CPATH=/usr/local/cuda/include",
+        ),
+        (
+            replace(DESKTOP, modules=frozenset({"tensorrt"})),
+            "neither pycuda nor cuda-python",
+            "pip install cuda-python",
+        ),
+        (
+            replace(DESKTOP, versions={"torch": "2.13.0+cpu"}),
+            "built for the CPU",
+            "pytorch.org",
+        ),
+        (replace(JETSON, power_mode="15W"), "power mode 15W", "nvpmodel -m 0"),
+        (SystemInfo(memory_gb=1.0), "1 GB of memory", "copy the bundle"),
+    ],
+)  # fmt: skip
+def test_one_ailment_one_remedy(signs, what, remedy):
+    found = list(diagnose_system(signs))
+    assert len(found) == 1
+    assert what in found[0]
+    assert remedy in found[0]
+
+
+def test_this_machine_is_described_as_json():
+    found = examine()
+    data = json.loads(json.dumps(found.to_json()))
+    assert set(data["backends"]) == set(BACKENDS)
+    assert data["backends"]["onnxruntime"]["ready"] is True
+    assert {"gpu", "jetson", "problems", "cuda_driver"} <= set(data)
+
+
+def test_every_backend_is_tried():
+    tried = {one.backend: one for one in self_test()}
+    assert set(tried) == set(BACKENDS)
+    assert tried["onnxruntime"].outcome == "ran"
+    assert all(one.outcome != "failed" for one in tried.values())
+    assert all(one.detail for one in tried.values())
+
+
+def test_the_self_test_sees_a_wrong_kernel(monkeypatch):
+    """Broken on purpose: the network computes something else than the arithmetic by hand."""
+    import fr_edge.runtime.engines.selftest as module
+
+    build = module._network
+
+    def wrong(weights):
+        return build({**weights, "slope": weights["slope"] * 2})
+
+    monkeypatch.setattr(module, "_network", wrong)
+    tried = {one.backend: one.outcome for one in self_test()}
+    assert tried["onnxruntime"] == "failed"

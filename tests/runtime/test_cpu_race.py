@@ -1,0 +1,69 @@
+"""INT8 layers run in integer kernels where that is faster here, and nowhere else."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.cpu_kernel_selection import select_kernels
+
+
+def priced(**milliseconds: float):
+    """A `load` whose runs wait: so long for each product, convolution and face."""
+
+    def load(data: bytes):
+        counts = Counter(node.op_type for node in onnx.load_from_string(data).graph.node)
+        each = {"MatMulIntegerToFloat": milliseconds["integer"], "Conv": milliseconds["float_"]}
+        cost = sum(1e-3 * each.get(op, 0) * count for op, count in counts.items())
+
+        def run(faces: np.ndarray) -> None:
+            end = time.perf_counter() + cost * len(faces)
+            while time.perf_counter() < end:
+                pass
+
+        return run
+
+    return load
+
+
+def test_all_in_integers_where_those_are_faster(tiny):
+    tried = select_kernels(tiny(int8=True), priced(integer=0.02, float_=0.1), (1, 2))
+    assert set(tried[0].layers) == {"c2", "c4", "c5"}
+    assert max(tried[0].relative) < 0.9
+    assert [max(one.relative) for one in tried] == sorted(max(one.relative) for one in tried)
+
+
+def test_all_in_float_where_integers_are_slower(tiny):
+    tried = select_kernels(tiny(int8=True), priced(integer=0.1, float_=0.02), (1, 2))
+    assert tried[0].layers == ()
+    assert tried[0].relative == (1.0, 1.0)
+    # 8 x 16 weights twice and 12 x 8: two intensities, and none
+    assert sorted(len(one.layers) for one in tried) == [0, 2, 3]
+
+
+def test_a_network_without_a_choice_is_not_run(tiny):
+    def load(data: bytes):
+        raise AssertionError
+
+    assert [one.layers for one in select_kernels(tiny(), load, (1, 4))] == [()]
+
+
+def test_the_build_says_what_it_chose(bundle):
+    built = build_engine(bundle, "int8", "onnxruntime")
+    assert built.layers == {"int8": 4, "fp16": 0, "fp32": 3}
+    assert built.told == f"4 INT8 ({built.integer_kernels} in integer kernels), 3 FP32"
+    text = " ".join(built.notes)
+    if built.integer_kernels:
+        assert f"{built.integer_kernels} of 4 INT8 layers run on integer kernels" in text
+    else:
+        assert "INT8 is not faster than float on this CPU: all 4 INT8 layers run in float" in text
+    assert "round nothing between layers" in text  # c1, a 3x3 convolution, always
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_other_precisions_have_no_integer_kernels(bundle, precision):
+    built = build_engine(bundle, precision, "onnxruntime")
+    assert (built.integer_kernels, built.layers["int8"]) == (0, 0)

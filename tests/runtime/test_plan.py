@@ -1,0 +1,105 @@
+"""Plans follow from the table, and what is not in it is unknown."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fr_edge.errors import UsageError
+from fr_edge.runtime.compatibility import AS_OF, JETPACKS, TARGETS, _dla, compatibility_of
+
+PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+
+
+def test_orin_on_jetpack_6():
+    plan = compatibility_of("orin-nano@jetpack6.2")
+    assert (plan.verdict, plan.tensorrt, plan.compute, plan.opset) == ("works", "10.3", "8.7", 19)
+    assert plan.typing.startswith("strong")
+    assert plan.flavours["int8"].startswith("model.int8.onnx")
+    assert "none" in plan.dla
+    assert any("--system-site-packages" in step for step in plan.steps)
+    json.dumps(plan.to_json())
+
+
+def test_a_patch_release_is_its_release():
+    assert compatibility_of("orin-nx@jetpack6.2.1").tensorrt == "10.3"
+
+
+def test_tensorrt_8_6_goes_by_flags():
+    plan = compatibility_of("agx-orin@jetpack6.0")
+    assert (plan.verdict, plan.tensorrt, plan.opset) == ("works", "8.6", 17)
+    assert plan.typing.startswith("flags")
+    assert plan.dla.startswith("FP16 only")
+
+
+def test_only_two_boards_have_tensorrt_11_on_jetpack():
+    assert compatibility_of("agx-orin@jetpack7.2.2").tensorrt == "11.4"
+    assert compatibility_of("agx-orin@jetpack7.2.2").dla.startswith("yes")
+    assert compatibility_of("thor@jetpack7.2.2").tensorrt == "11.4"
+    assert compatibility_of("orin-nano@jetpack7.2.2").tensorrt == "10"
+
+
+def test_dla_is_gone_between_10_8_and_11_3():
+    # No JetPack in the table ships one of those with a board that has a DLA, so ask the rule
+    target = TARGETS["agx-orin"]
+    answers = {v: _dla(target, v).split()[0] for v in ((10, 7), (10, 13), (11, 0), (11, 4))}
+    assert answers == {(10, 7): "FP16", (10, 13): "no:", (11, 0): "no:", (11, 4): "yes,"}
+
+
+def test_old_boards_fail_with_a_way_out():
+    plan = compatibility_of("xavier-nx@jetpack5.1.2")
+    assert plan.verdict == "fails"
+    assert any("TensorRT 8.5" in text for text in plan.problems)
+    assert any("Python 3.8" in text for text in plan.problems)
+    assert any("trtexec" in text for text in plan.steps)
+
+
+def test_a_jetpack_that_does_not_serve_the_board():
+    plan = compatibility_of("xavier-nx@jetpack6.2")
+    assert plan.verdict == "fails"
+    assert "does not serve" in plan.problems[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["raspberry-pi", "orin-nano@jetpack8.0", "orin-nano@jetpack9", "orin-nano", "t4", "b300"],
+)
+def test_what_is_not_in_the_table_is_unknown(text):
+    plan = compatibility_of(text)
+    assert plan.verdict == "unknown"
+    assert plan.tensorrt == ""
+    assert plan.steps
+
+
+@pytest.mark.parametrize(
+    ("text", "typing"), [("t4@tensorrt10.13", "strong"), ("l4@tensorrt8.6", "flags")]
+)
+def test_gpus_go_by_the_tensorrt_that_is_named(text, typing):
+    plan = compatibility_of(text)
+    assert plan.verdict == "works"
+    assert plan.typing.startswith(typing)
+
+
+@pytest.mark.parametrize(
+    "text", ["t4@jetpack6.2", "orin-nano@tensorrt10.3", "t4@tensorrtX", "orin-nano@jetpack6.x"]
+)
+def test_texts_of_another_form(text):
+    with pytest.raises(UsageError):
+        compatibility_of(text)
+
+
+def test_the_page_and_the_table_agree():
+    assert AS_OF in PAGE
+    for target in TARGETS.values():
+        line = next(line for line in PAGE.splitlines() if f"`{target.name}`" in line)
+        assert target.compute in line
+        if target.jetpack:
+            assert line.rstrip(" |").endswith(", ".join(target.jetpack))
+            assert f"| {target.dla_cores} |" in line
+    for name, pack in JETPACKS.items():
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert re.match(rf"{re.escape(pack.tensorrt)}\b", cells[1])
+        assert cells[2:4] == [pack.cuda, pack.python]
+        assert "https://" in cells[4]

@@ -1,0 +1,96 @@
+"""Sessions on a real GPU compute what onnxruntime computes. Nothing here is mocked."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from fr_edge.errors import UsageError
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.session import open_session
+from fr_edge.runtime.tensorrt_session import GpuSession
+from fr_edge.runtime.trt.config import EngineOptions
+
+pytestmark = pytest.mark.gpu
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.1}
+
+
+@pytest.fixture
+def expected(bundle, faces):
+    """`expected(n)`: the FP32 network's `(n, 5)` on onnxruntime."""
+    session = open_session(bundle, "fp32", "onnxruntime")
+    return lambda count: session.embed(faces(count))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_it_agrees_with_the_cpu(bundle, faces, expected, gpu_backend, precision):
+    build_engine(bundle, precision, gpu_backend, options=EngineOptions(batch=(1, 4, 8)))
+    session = open_session(bundle.root, precision, gpu_backend)
+    assert isinstance(session, GpuSession)
+    assert session.embed(faces(0)).shape == (0, 5)
+    for count in (1, 3, 8, 9, 20, 3, 3, 8):  # a size that comes again is replayed
+        found = session.embed(faces(count))
+        assert found.shape == (count, 5)
+        largest = np.abs(expected(count)).max()
+        assert np.abs(found - expected(count)).max() <= TOLERANCE[precision] * largest
+    session.close()
+
+
+def test_a_least_batch_is_filled_up(bundle, faces, expected, gpu_backend):
+    build_engine(bundle, "fp32", gpu_backend, options=EngineOptions(batch=(4, 4, 8)))
+    found = open_session(bundle.root, "fp32", gpu_backend).embed(faces(2))
+    assert np.abs(found - expected(2)).max() <= 1e-4 * np.abs(expected(2)).max()
+
+
+def test_two_sessions_threads_and_closing(bundle, faces, expected, gpu_backend):
+    build_engine(bundle, "fp32", gpu_backend)
+    first, second = (open_session(bundle.root, "fp32", gpu_backend) for _ in range(2))
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda s=session: found.append(s.embed(faces(5))))
+        for session in (first, second, first, second)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for one in found:
+        assert np.abs(one - expected(5)).max() <= 1e-4 * np.abs(expected(5)).max()
+    first.close()
+    first.close()
+    with pytest.raises(UsageError, match="closed"):
+        first.embed(faces(1))
+    assert second.embed(faces(1)).shape == (1, 5)
+    second.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_stripped_plan_gets_its_weights_back(bundle, faces, expected, gpu_backend, precision):
+    whole = build_engine(bundle, precision, gpu_backend).size
+    built = build_engine(bundle, precision, gpu_backend, options=EngineOptions(strip_weights=True))
+    assert built.size < whole
+    found = open_session(bundle.root, precision, gpu_backend).embed(faces(3))
+    largest = np.abs(expected(3)).max()
+    assert np.abs(found - expected(3)).max() <= TOLERANCE[precision] * largest
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_where_the_time_goes(bundle, faces, gpu_backend, count):
+    build_engine(bundle, "fp32", gpu_backend, options=EngineOptions(batch=(1, 4, 8)))
+    session = open_session(bundle.root, "fp32", gpu_backend)
+    assert session.largest_batch == 8
+    before = session.embed(faces(count))
+    for _ in range(3):  # with a graph and without one
+        split = session.split(faces(count))
+        assert split.compute_ms > 0
+        assert split.enqueue_ms > 0
+        assert min(split.h2d_ms, split.d2h_ms) >= 0
+        assert np.array_equal(session.embed(faces(count)), before)
+    layers = session.layers(faces(count), 5)
+    assert layers
+    assert list(layers) == sorted(layers, key=lambda layer: -layer.ms)
+    assert np.array_equal(session.embed(faces(count)), before)
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.split(faces(count))

@@ -1,0 +1,94 @@
+"""Implicit quantisation's own parts. No TensorRT that has a calibrator can be installed here: a
+plain class with the same methods stands in for its base, and nothing shows what TensorRT does."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.bundle.manifest import Bundle
+from fr_edge.calibration.trt_cache import ALGORITHM, TrtCache, cache_text
+from fr_edge.errors import BundleError, UsageError
+from fr_edge.faces.sources import open_faces
+from fr_edge.runtime import build
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.trt.calibrator import cached_calibrator, calibrator_class, make_calibrator
+from fr_edge.runtime.trt.config import EngineOptions
+
+
+class Base:
+    """As pybind's: its __init__ must have been called by name."""
+
+    def __init__(self) -> None:
+        self.begun = True
+
+
+def tensorrt(version: str = "10.3.0", **attributes: object) -> SimpleNamespace:
+    return SimpleNamespace(__name__="tensorrt", __version__=version, **attributes)
+
+
+def test_a_cache_is_handed_over_as_it_is() -> None:
+    made = make_calibrator(Base, b"TRT-100300-EntropyCalibration2\n")
+    assert made.begun
+    assert made.read_calibration_cache() == b"TRT-100300-EntropyCalibration2\n"
+    assert made.get_batch(["face"]) is None
+    assert made.get_batch_size() == 1
+
+
+def with_cache(bundle: Bundle, folder: Path, data: bytes) -> Bundle:
+    shutil.copytree(bundle.root, folder / "c.bundle")
+    with transaction(folder / "c.bundle", "calibrate", {}) as draft:
+        draft.path("calibration.cache", "calibration cache").write_bytes(data)
+    return open_bundle(folder / "c.bundle")
+
+
+def test_a_cache_of_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    text = cache_text(TrtCache(100300, ALGORITHM, {"face": 1.0}))
+    held = with_cache(bundle, tmp_path, text.encode())
+    trt = tensorrt(IInt8EntropyCalibrator2=Base)
+    assert cached_calibrator(trt, held, "int8").read_calibration_cache() == text.encode()
+    with pytest.raises(BundleError, match="made for TensorRT 100300, this is 8601"):
+        cached_calibrator(tensorrt("8.6.1", IInt8EntropyCalibrator2=Base), held, "int8")
+    with pytest.raises(UsageError, match="not fp16"):
+        cached_calibrator(trt, held, "fp16")
+
+
+def test_no_cache_or_none_that_can_be_read(bundle: Bundle, tmp_path: Path) -> None:
+    trt = tensorrt(IInt8EntropyCalibrator2=Base)
+    with pytest.raises(BundleError, match=r"has no calibration\.cache") as error:
+        cached_calibrator(trt, bundle, "int8")
+    assert "--trt-cache 10.3.0" in error.value.hint
+    with pytest.raises(BundleError, match="is not"):
+        cached_calibrator(trt, with_cache(bundle, tmp_path, b"\xff\xfe\x00"), "int8")
+
+
+def test_a_tensorrt_without_calibrators_says_so() -> None:
+    with pytest.raises(UsageError, match="tensorrt 11.4.1 does not quantise implicitly"):
+        calibrator_class(tensorrt("11.4.1"))
+
+
+def test_rtx_refuses_by_name(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(UsageError, match="tensorrt_rtx .* does not quantise implicitly"):
+        build_engine(bundle, "fp32", "tensorrt-rtx", options=EngineOptions(implicit=True))
+
+
+def test_faces_for_a_bundle_that_is_not_calibrated(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It calibrates with TensorRT's cache; a library without a calibrator is refused before."""
+    pytest.importorskip("tensorrt_rtx")
+    with transaction(bundle.root, "export", {}) as draft:
+        draft.drop("model.int8.onnx")
+    plain, faces = bundle.root, open_faces("synthetic:6x2")
+    options = EngineOptions(implicit=True)
+    with pytest.raises(UsageError, match="does not quantise implicitly"):
+        build_engine(plain, "int8", "tensorrt-rtx", faces, options=options)
+    assert "calibration.json" not in open_bundle(plain)
+    monkeypatch.setattr(build, "cache_version", lambda backend: "10.3.0")
+    with pytest.raises(UsageError, match="does not quantise implicitly"):
+        build_engine(plain, "int8", "tensorrt-rtx", faces, options=options)
+    cache = open_bundle(plain).file("calibration.cache").read_text()
+    assert cache.startswith("TRT-100300-EntropyCalibration2\n")

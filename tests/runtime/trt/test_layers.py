@@ -1,0 +1,87 @@
+"""The layer table is read from both of TensorRT's texts."""
+
+import json
+
+import pytest
+from onnx import helper
+
+from fr_edge.runtime.trt.layers import (
+    EngineLayer,
+    count_precisions,
+    layers_in_json,
+    layers_in_log,
+    node_precisions,
+    reformats,
+)
+
+LOG = """Layers:
+Name: shape_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata:
+Name: requantise [a], LayerType: kgen, Inputs: [ { Name: x, Dimensions: [-1,3,8,8], Strides: [1,2,3,4], Datatype: Float, Format: (Linear) Row major }], Constants: [ { Name: k, Dimensions: [1], Datatype: Float, Format: (Linear) }], Outputs: [ { Name: xq, Dimensions: [-1,4,8,8], Datatype: Int8, Format: (NHWC) }], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: x_Q][ONNX Layer: Conv_1]
+Name: Conv_1, LayerType: correlation, Inputs: [ { Name: xq, Dimensions: [-1,4,8,8], Datatype: Int8, Format: (NHWC) }], Constants: [ { Name: w, Dimensions: [8,4,3,3], Datatype: Int8, Format: (NHWC) }, { Name: b, Dimensions: [1,8,1,1], Datatype: Float, Format: (NHWC) }], Outputs: [ { Name: y, Dimensions: [-1,8,4,4], Datatype: Float, Format: (NHWC) }], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: Conv_1]
+Name: Conv_2, LayerType: correlation, Inputs: [ { Name: y, Dimensions: [-1,8,4,4], Datatype: Half, Format: (NHWC) }], Constants: [ { Name: w2, Dimensions: [8,1,3,3], Datatype: Half, Format: (NHWC) }], Outputs: [ { Name: z, Dimensions: [-1,8,4,4], Datatype: Half, Format: (NHWC) }], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: Conv_2]
+"""
+
+INSPECTOR = {
+    "Layers": [
+        {
+            "Name": "Reformatting CopyNode for Input Tensor 0",
+            "LayerType": "Reformat",
+            "Inputs": [{"Name": "face", "Format/Datatype": "Row major linear FP32"}],
+            "Outputs": [{"Name": "q", "Format/Datatype": "Four wide channel vectorized row major Int8 format"}],
+        },
+        {
+            "Name": "Conv_1 + PRelu_2",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "q", "Format/Datatype": "Four wide channel vectorized row major Int8 format"}],
+            "Outputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format"}],
+            "Weights": {"Type": "Int8", "Count": 864},
+        },
+        {
+            "Name": "[layer 7]",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format"}],
+            "Outputs": [{"Name": "z", "Format/Datatype": "Channel major FP16 format"}],
+            "Weights": {"Type": "Half", "Count": 72},
+            "Metadata": "[ONNX Layer: Conv_2]",
+        },
+    ]
+}  # fmt: skip
+
+
+def model():
+    nodes = [helper.make_node("Conv", ["x", "w"], [f"y{i}"], f"Conv_{i}") for i in (1, 2, 3)]
+    nodes.append(helper.make_node("Relu", ["x"], ["z"], "Relu_9"))
+    return helper.make_model(helper.make_graph(nodes, "g", [], []))
+
+
+@pytest.mark.parametrize("layers", [layers_in_log(LOG), layers_in_json(json.dumps(INSPECTOR))])
+def test_each_node_has_the_precision_it_was_built_in(layers):
+    assert node_precisions(model(), layers) == {"Conv_1": "int8", "Conv_2": "fp16"}
+
+
+def test_the_log_is_read_field_by_field():
+    layers = layers_in_log(LOG)
+    assert layers[1] == EngineLayer(
+        "requantise [a]", "kgen", ("fp32",), ("fp32",), ("int8",), ("x_Q", "Conv_1")
+    )
+    assert layers[2].weights == ("int8", "fp32")
+    assert layers[0].inputs == layers[0].outputs == ()
+    assert reformats(layers) == 0
+
+
+def test_reformats_are_counted():
+    assert reformats(layers_in_json(json.dumps(INSPECTOR))) == 1
+
+
+def test_an_inspector_without_details_tells_nothing():
+    assert layers_in_json('{"Layers": ["Conv_1 + PRelu_2", "Conv_2"]}') == []
+    assert layers_in_json('{"Bindings": []}') == []
+
+
+def test_counts_always_name_the_three():
+    assert count_precisions(["int8", "int8", "bf16"]) == {
+        "int8": 2,
+        "fp16": 0,
+        "fp32": 0,
+        "bf16": 1,
+    }

@@ -1,0 +1,144 @@
+"""Whether a plan will load is said before it is loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.cli.main import run
+from fr_edge.errors import DataError, MachineError
+from fr_edge.files import sha256
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.machine.device import find_gpus
+from fr_edge.runtime.trt.plan_file import check_plan, read_header, refuse_foreign
+
+no_gpu = pytest.mark.skipif(bool(find_gpus().found), reason="says what a machine without GPU says")
+
+
+def header(tag: bytes, version: tuple[int, ...], size: int = 64) -> bytes:
+    """The start of a plan as trtexec's source and TensorRT-RTX 1.7's plans have it."""
+    head = bytearray(size)
+    head[:4] = tag
+    head[16:24] = size.to_bytes(8, "little")
+    head[28 - len(version) : 28] = bytes(version)
+    return bytes(head)
+
+
+def plan(folder: Path, data: bytes, **sidecar: object) -> Path:
+    path = folder / "engine.plan"
+    path.write_bytes(data)
+    if sidecar:
+        path.with_name("engine.plan.json").write_text(json.dumps(sidecar))
+    return path
+
+
+def test_the_header_of_each_library(tmp_path):
+    full = read_header(plan(tmp_path, header(b"ftrt", (10, 3, 0, 26))))
+    assert (full.backend, full.version) == ("tensorrt", (10, 3, 0, 26))
+    rtx = read_header(plan(tmp_path, header(b"vtrt", (1, 7, 1, 116))))
+    assert (rtx.backend, rtx.version, rtx.size) == ("tensorrt-rtx", (1, 7, 1, 116), 64)
+
+
+@pytest.mark.parametrize("data", [b"", b"ftrt", b"\x08\x07onnx" * 20, b"\0" * 4096])
+def test_files_that_are_no_plan(tmp_path, data):
+    with pytest.raises(DataError, match="is no TensorRT plan"):
+        check_plan(plan(tmp_path, data))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        check_plan(tmp_path / "none.plan")
+
+
+@no_gpu
+def test_a_plan_of_a_board_says_why_not_and_what_to_do(tmp_path):
+    found = check_plan(
+        plan(tmp_path, header(b"ftrt", (10, 3, 0, 26)), precision="fp16", backend="tensorrt")
+    )
+    assert found.version == "10.3.0.26"
+    assert any("not installed" in text or "driver" in text for text in found.problems)
+    assert "build-engine BUNDLE --fp16 --backend tensorrt" in found.hint
+    assert found.to_json()["loads"] is False
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_damaged_sidecar(tmp_path, text):
+    path = plan(tmp_path, header(b"ftrt", (10, 3, 0, 26)))
+    path.with_name("engine.plan.json").write_text(text)
+    with pytest.raises(DataError, match=r"engine\.plan\.json"):
+        check_plan(path)
+
+
+def test_a_cut_plan_is_damaged_not_foreign(tmp_path):
+    path = plan(tmp_path, header(b"vtrt", (1, 7, 1, 116))[:40])
+    assert any("40 bytes, expected 64" in text for text in check_plan(path).problems)
+    with pytest.raises(DataError, match="cut or damaged"):
+        refuse_foreign(path)
+
+
+def test_a_sidecar_of_another_backend(tmp_path):
+    path = plan(tmp_path, header(b"vtrt", (1, 7, 1, 116)), backend="tensorrt", size=64)
+    with pytest.raises(DataError, match="its sidecar says 'tensorrt'"):
+        refuse_foreign(path)
+
+
+class TestRealPlan:
+    """A plan that TensorRT-RTX compiled here."""
+
+    @pytest.fixture
+    def path(self, bundle):
+        pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+        built = build_engine(bundle, "fp32", "tensorrt-rtx")
+        return open_bundle(bundle.root).file(built.engine)
+
+    def test_its_header_is_read(self, path):
+        import tensorrt_rtx
+
+        found = read_header(path)
+        assert found.backend == "tensorrt-rtx"
+        assert tensorrt_rtx.__version__ == ".".join(map(str, found.version))
+        assert found.size == path.stat().st_size
+
+    @no_gpu
+    def test_only_the_gpu_is_missing(self, path):
+        found = check_plan(path)
+        assert len(found.problems) == 1
+        assert "compile check" in found.hint
+        with pytest.raises(MachineError, match="will not load here"):
+            refuse_foreign(path)
+
+    def test_another_version_is_refused(self, path):
+        data = bytearray(path.read_bytes())
+        data[25] = 3
+        path.write_bytes(bytes(data))
+        assert any("built with tensorrt-rtx 1.3.1" in text for text in check_plan(path).problems)
+
+    def test_a_flipped_bit_is_damage(self, path):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+        found = check_plan(path)
+        assert found.damaged
+        assert "sha256 is not its sidecar's" in found.problems[0]
+        with pytest.raises(DataError, match="sha256"):
+            refuse_foreign(path)
+
+    def test_the_sidecar_says_what_it_came_from(self, path, bundle):
+        facts = json.loads(path.with_name(f"{path.name}.json").read_text())
+        assert facts["sha256"] == sha256(path)
+        assert facts["source_sha256"] == bundle.files["model.onnx"].sha256
+        assert facts["input"] == json.loads(json.dumps(bundle.spec.to_json()))
+
+    @no_gpu
+    @pytest.mark.parametrize(("spoil", "code"), [(False, 3), (True, 4)])
+    def test_the_command_tells_damage_from_distance(self, path, capsys, spoil, code):
+        if spoil:
+            path.write_bytes(path.read_bytes()[:-100])
+        assert run(["check", str(path), "--json"]) == code
+        assert json.loads(capsys.readouterr().out)["damaged"] is spoil
+
+    def test_a_cut_one_is_damaged(self, path):
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(DataError, match="cut or damaged"):
+            refuse_foreign(path)
