@@ -1,15 +1,8 @@
-"""Files on disk: hashes, TOML, and atomic writes."""
+"""Files on disk: sha256 and atomic writes."""
 
-import sys
-from pathlib import Path
-from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 import hashlib
 import os
+from pathlib import Path
 
 
 def sha256(path: Path) -> str:
@@ -41,22 +34,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """TOML text as a dictionary.
-
-    Raises:
-        ValueError: The text is not TOML.
-    """
-    return tomllib.loads(text)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The TOML file at `path` as a dictionary.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: The file is not UTF-8 or not TOML.
-    """
-    return parse_toml(path.read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..files import parse_toml, read_toml
+from ..documents import parse_toml, read_toml
+from ..errors import DataError, UsageError
 
 METHODS = ("adadistill", "centres", "features", "arcface", "cosface", "elasticface")
 
@@ -184,8 +184,8 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = _find(name_or_path)
     try:
         values = read_toml(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not a TOML recipe: {error}") from error
+    except DataError as error:
+        raise UsageError(error.message) from error
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:

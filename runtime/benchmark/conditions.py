@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...bundle.manifest import Bundle
+from ...documents import read_toml
 from ...errors import DataError
-from ...files import read_toml
 from ..machine.monitor import SensorTrace
 from ..machine.sensors import Reading
 
@@ -23,11 +23,7 @@ def demanded_power_mode(bundle: Bundle) -> str | None:
     if POLICY not in bundle:
         return None
     path = bundle.file(POLICY)
-    try:
-        table = read_toml(path).get("benchmark", {})
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a TOML file: {error}") from error
-    return check_table(table, path)
+    return check_table(read_toml(path).get("benchmark", {}), path)
 
 
 def check_table(table: object, path: Path) -> str | None:

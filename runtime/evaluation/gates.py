@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ...documents import read_toml
 from ...errors import DataError, UsageError
-from ...files import read_toml
 from ...metrics.comparison import VerificationComparison
 from ...metrics.rates import CosineDrift, RateChange
 from ...metrics.strata import MIN_STRATUM_FACES
@@ -73,12 +73,7 @@ def read_policy(path: Path, precision: str) -> Limits:
 
     Raises DataError when it is missing, no TOML, or holds a key or value that is no limit.
     """
-    try:
-        data = read_toml(path)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no policy at {path}") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a TOML file: {error}") from error
+    data = read_toml(path)
     data.pop("benchmark", None)  # what `benchmark` demands, and reads itself
     own = {name: data.pop(name, {}) for name in DEFAULTS}
     return _limits(own[precision], path).over(_limits(data, path))

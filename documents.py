@@ -1,0 +1,129 @@
+"""JSON and TOML documents: one encoder for everything written, typed decoding for everything read."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from .errors import DataError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+_DECIMALS = 6  # of written floats; smaller numbers keep as many significant digits
+
+
+def to_builtins(value: Any) -> Any:
+    """A value as JSON types.
+
+    Args:
+        value: Dataclasses, mappings, sequences, numpy scalars and arrays, paths, enums, dates and
+            JSON's own types, nested in any way. Fields and keys whose name begins with an
+            underscore are left out.
+
+    Returns:
+        Dictionaries, lists, strings, integers, floats, booleans and None. Floats are rounded to 6
+        decimals, those below 0.001 to 6 significant digits; NaN and infinities become None.
+    """
+    return _rounded(msgspec.to_builtins(value, enc_hook=_foreign, str_keys=True))
+
+
+def encode_json(value: Any, indent: int = 1) -> bytes:
+    """A value as a JSON document that ends in a newline.
+
+    Args:
+        value: As `to_builtins` takes it.
+        indent: Spaces per level; 0 writes one line.
+    """
+    data = msgspec.json.encode(to_builtins(value))
+    return (msgspec.json.format(data, indent=indent) if indent else data) + b"\n"
+
+
+def decode_json(data: bytes, kind: type[T], where: str | Path) -> T:
+    """A JSON document as a value of a type.
+
+    Args:
+        data: The document, UTF-8.
+        kind: A dataclass or any other type; fields that the document lacks take their default, keys
+            that the type lacks are ignored.
+        where: The file that the document comes from, for the error.
+
+    Raises:
+        DataError: The document is not JSON or not of that type; the message names the place.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{where} is damaged: {error}") from error
+
+
+def convert(value: Any, kind: type[T], where: str | Path) -> T:
+    """Builtins, for example a TOML table, as a value of a type.
+
+    Args:
+        value: Dictionaries, lists, strings and numbers.
+        kind: A dataclass or any other type.
+        where: What the value comes from, for the error.
+
+    Raises:
+        DataError: The value is not of that type; the message names the place.
+    """
+    try:
+        return msgspec.convert(value, type=kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML text as a dictionary.
+
+    Args:
+        text: The document.
+
+    Raises:
+        ValueError: The text is not TOML.
+    """
+    return tomllib.loads(text)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dictionary.
+
+    Args:
+        path: A UTF-8 file.
+
+    Raises:
+        DataError: The file cannot be read or is not TOML.
+    """
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a TOML file: {error}") from error
+
+
+def _foreign(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items() if not str(k).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return round(value, _DECIMALS) if abs(value) >= 1e-3 else float(f"{value:.{_DECIMALS}g}")
+    return value
