@@ -42,7 +42,7 @@ PLAIN = Steps(False, False, False, False)
 
 
 def embed(bundle: Path, engine: str, faces: Faces) -> Any:
-    opened = open_bundle(bundle, check=False)
+    opened = open_bundle(bundle, check="manifest")
     session = open_session(opened, engine, "onnxruntime")
     parts = [session.embed(preprocess(batch, opened.spec)) for batch in faces.batches(32)]
     return np.concatenate(parts)
@@ -67,7 +67,7 @@ def harden(bundle: Path) -> str:
 def cpu_time(bundle: Path) -> float:
     """Of the INT8 model beside the float one, each with one face at a time."""
     model, int8 = (onnx.load(bundle / name) for name in ("model.onnx", "model.int8.onnx"))
-    measure = latency_here(open_bundle(bundle, check=False), "onnxruntime", 4.0)
+    measure = latency_here(open_bundle(bundle, check="manifest"), "onnxruntime", 4.0)
     return measure(model, lambda _: int8).cost(choose_int8_layers(model))
 
 

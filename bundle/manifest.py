@@ -1,51 +1,159 @@
-"""The manifest: what a bundle holds, read from bundle.json; file hashes and atomic writes.
+"""The manifest: what a bundle holds, read from bundle.json."""
 
-Knows nothing of how a bundle changes: bundle.py does.
-"""
-
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from .._version import __version__
-from ..errors import BundleError
+from ..documents import convert, decode_json
+from ..errors import BundleError, DataError
 from ..faces.contract import InputSpec, spec_from_json
+from ..files import sha256
 
 SCHEMA = 1
-
 MANIFEST = "bundle.json"
+
+Check = Literal["manifest", "used", "all"]
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the bundle; `size` in bytes."""
+    """One file of the bundle.
+
+    Attributes:
+        role: What the file is, in words.
+        sha256: Hexadecimal digest of its bytes.
+        size: Bytes.
+        of: What it was made of or judged: path -> sha256 at that time.
+    """
 
     role: str
     sha256: str
     size: int
+    of: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What the manifest says; `files` maps paths relative to `root`."""
+    """An open bundle: its manifest, and access to its files.
+
+    Attributes:
+        root: The bundle's folder.
+        spec: The input contract of its network.
+        embedding_dim: Numbers per embedding.
+        files: Path relative to `root` -> entry.
+        history: One mapping per stage that ran, the oldest first.
+        check: "manifest" never hashes a file; otherwise `file` does when a file is first asked for.
+    """
 
     root: Path
     spec: InputSpec
     embedding_dim: int
     files: Mapping[str, FileEntry]
     history: tuple[Mapping[str, Any], ...]
+    check: Check = "used"
+    _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def file(self, name: str) -> Path:
-        """The path of a file that this bundle holds; raises BundleError with the command that makes it."""
+        """The path of a file of this bundle, with its bytes checked once.
+
+        Args:
+            name: Path relative to the bundle.
+
+        Raises:
+            BundleError: The bundle does not hold the file (the hint names the command that makes
+                it), the file is missing, or its sha256 is not the manifest's.
+        """
         if name not in self.files:
             raise BundleError(f"{self.root} has no {name}", _maker(name))
+        if self.check != "manifest" and name not in self._checked:
+            if problem := file_problem(self, name):
+                raise BundleError(problem, "restore the file, or run the stage that made it again")
+            self._checked.add(name)
         return self.root / name
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
+
+
+def file_problem(bundle: Bundle, name: str) -> str | None:
+    """What is wrong with the bytes of a file, or None.
+
+    Args:
+        bundle: An open bundle.
+        name: Path of a file that its manifest lists.
+
+    Returns:
+        A sentence for a file that is missing or has another size or sha256 than the manifest says.
+    """
+    entry, path = bundle.files[name], bundle.root / name
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != entry.size or sha256(path) != entry.sha256:
+        return f"{path} was changed: its sha256 is not the manifest's {entry.sha256[:12]}..."
+    return None
+
+
+def read_manifest(root: Path, check: Check = "used") -> Bundle:
+    """The bundle that a manifest describes; no other file is read.
+
+    Args:
+        root: The bundle's folder.
+        check: Kept in the bundle for its `file` method.
+
+    Raises:
+        BundleError: There is no bundle, its schema is another one, or the manifest is damaged.
+    """
+    if not root.is_dir():
+        raise BundleError(
+            f"there is no bundle at {root}", "`fr-edge export` and `fr-edge distill` make one"
+        )
+    path = root / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
+    try:
+        data = decode_json(path.read_bytes(), dict[str, Any], path)
+        schema = data["schema"]
+    except (OSError, DataError, KeyError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{root} has manifest schema {schema}; this fr-edge {__version__} reads schema {SCHEMA}",
+            "upgrade fr-edge" if isinstance(schema, int) and schema > SCHEMA else "",
+        )
+    try:
+        entries = convert(data["files"], dict[str, FileEntry], path)
+        history = convert(data["history"], list[dict[str, Any]], path)
+        return Bundle(
+            root,
+            spec_from_json(data["input"]),
+            int(data["embedding_dim"]),
+            MappingProxyType({inside(name): entry for name, entry in entries.items()}),
+            tuple(history),
+            check,
+        )
+    except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+
+
+def inside(name: str) -> str:
+    """A path, if it stays within a bundle.
+
+    Args:
+        name: Path relative to the bundle's folder.
+
+    Returns:
+        `name` itself.
+
+    Raises:
+        ValueError: The path is absolute, empty, or contains "..".
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{name!r} points outside the bundle")
+    return name
 
 
 def _maker(name: str) -> str:
@@ -56,42 +164,3 @@ def _maker(name: str) -> str:
     if name in ("calibration.json", "model.int8.onnx"):
         return "make it with `fr-edge calibrate BUNDLE --faces SRC`"
     return "make it with `fr-edge build-engine BUNDLE`"
-
-
-def read_manifest(root: Path) -> Bundle:
-    """The bundle as its manifest tells it; raises BundleError. Files are not looked at."""
-    if not root.is_dir():
-        raise BundleError(
-            f"there is no bundle at {root}", "`fr-edge export` and `distill` make one"
-        )
-    if not (root / MANIFEST).is_file():
-        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
-    try:
-        data = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        schema = data["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{root / MANIFEST} cannot be read: {error}") from error
-    if schema != SCHEMA:
-        raise BundleError(
-            f"{root} has manifest schema {schema}; this fr-edge {__version__} reads schema {SCHEMA}",
-            "upgrade fr-edge" if isinstance(schema, int) and schema > SCHEMA else "",
-        )
-    try:
-        files = {inside(name): FileEntry(**entry) for name, entry in data["files"].items()}
-        return Bundle(
-            root,
-            spec_from_json(data["input"]),
-            int(data["embedding_dim"]),
-            MappingProxyType(files),
-            tuple(data["history"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{root / MANIFEST} is damaged: {error}") from error
-
-
-def inside(name: str) -> str:
-    """`name` itself; raises ValueError when it is no path within a bundle."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{name!r} points outside the bundle")
-    return name

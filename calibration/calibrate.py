@@ -102,12 +102,6 @@ def trained_table(
 
 # What calibration leaves in the bundle, in one change.
 
-_STALE = (
-    "reports/verify-int8", "reports/benchmark-int8", "reports/evaluate-int8", "report.html",
-    "calibration.cache",
-)  # fmt: skip
-"""What spoke of the INT8 model before."""
-
 _DETAILS = ("budget", "time", "trials")
 """Of the report, not of the history's summary."""
 
@@ -122,8 +116,6 @@ def record(
 ) -> None:
     """Write the table, the INT8 model, the report and, where there is one, TensorRT's cache."""
     with transaction(bundle.root, "calibrate", dict(options)) as draft:
-        draft.drop(*[n for n in bundle.files if n.startswith("engines/") and "-int8" in n])
-        draft.drop(*_STALE)
         if cache:
             draft.path("calibration.cache", "TensorRT calibration cache").write_text(cache)
         draft.path("calibration.json", "calibration table").write_text(table_to_json(table))
@@ -235,7 +227,7 @@ def calibrate(
     record(
         bundle, options, table, quantize_onnx(model, table, choice, rounded), report, fitted.cache
     )
-    return open_bundle(bundle.root, check=False)
+    return open_bundle(bundle.root, check="manifest")
 
 
 @dataclass(frozen=True)

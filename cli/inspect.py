@@ -35,7 +35,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..errors import BundleError
     from ..graph.layers import summarize_model
 
-    opened = open_bundle(bundle, check=False)
+    opened = open_bundle(bundle, check="manifest")
     wrong = list(problems(opened))
     facts = None
     if "model.onnx" in opened and not wrong:

@@ -183,7 +183,7 @@ def distill(
                 draft.spec, draft.embedding_dim = SPEC, dim
                 names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
                 draft.summary = {name: report[name] for name in names}
-                draft.drop("")
+                draft.remove("model.onnx")
                 state, ranges = split_scales(student_weights(run))
                 path = draft.path("model.pt", "weights")
                 save_network(path, state, recipe.network, dim, ranges)

@@ -30,24 +30,6 @@ from .parity import Parity, check_parity, first_difference, probe_inputs, refere
 from .simplify import simplify
 from .source import ExportSource, SourceOptions, open_source
 
-_REPORTS = ("verify", "evaluate", "ijb", "benchmark", "calibration")
-
-STALE = (
-    *(
-        "calibration.json",
-        "calibration.cache",
-        "model.int8",
-        "model.fp16.onnx",
-        "engines/",
-        "report.html",
-    ),
-    *(f"reports/{name}" for name in _REPORTS),
-)
-"""What an earlier model.onnx left in the bundle (prefixes)."""
-
-OTHER_WEIGHTS = ("model.pt", "reports/training")
-"""What goes too when the weights are not the bundle's own: they were not trained here."""
-
 Notify = Callable[[str], None]
 
 
@@ -91,7 +73,7 @@ def export_onnx(
     told = SourceOptions(arch, spec, faces, notify)
     with transaction(out, "export", {k: v for k, v in options.items() if v is not None}) as draft:
         _export(open_source(Path(source), Path(out), told), draft, golden, notify)
-    return open_bundle(out, check=False)
+    return open_bundle(out, check="manifest")
 
 
 def _export(
@@ -106,7 +88,6 @@ def _export(
     half = fp16_model(model, inputs, expected, notify)
     faces = golden_faces(golden, notify)
 
-    draft.drop(*STALE)
     draft.spec, draft.embedding_dim = spec, expected.shape[1]
     draft.path("model.onnx", "model").write_bytes(model.SerializeToString())
     write_golden(draft.path("golden.npz", "golden"), faces, preprocess(faces, spec), origin)
@@ -114,10 +95,9 @@ def _export(
         path = draft.path("model.fp16.onnx", "FP16 model")
         path.write_bytes(half.model.SerializeToString())
     if origin.save_weights:
-        draft.drop(*OTHER_WEIGHTS)
         origin.save_weights(draft.path("model.pt", "weights"))
     elif origin.kind == "onnx" and origin.file.resolve() != (draft.root / "model.onnx").resolve():
-        draft.drop(*OTHER_WEIGHTS)
+        draft.remove("model.pt")
     draft.summary = {
         "source": {"kind": origin.kind, "sha256": sha256(origin.file)},
         "nodes": {"before": len(origin.model.graph.node), "after": len(model.graph.node)},

@@ -269,8 +269,6 @@ def build_engine(
     with transaction(
         bundle.root, "build-engine", {"precision": precision, "backend": chosen}
     ) as draft:
-        draft.drop(f"reports/verify-{precision}", f"reports/evaluate-{precision}")
-        draft.drop(f"reports/benchmark-{precision}", "report.html")
         target = draft.path(name, f"{precision} engine")
         if chosen == cpu.ONNXRUNTIME:
             made = _make_onnx(bundle.file(SOURCES[precision]), target, precision)

@@ -172,7 +172,6 @@ def _write(bundle: Bundle, found: BenchmarkResult) -> None:
         "batch": list(dict.fromkeys(setting.batch for setting in settings)),
     }
     with transaction(bundle.root, "benchmark", options) as draft:
-        draft.drop("report.html")
         path = draft.path(f"reports/benchmark-{found.engine}.json", "benchmark")
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         draft.summary.update(verdict="VALID" if found.valid else "INVALID")

@@ -241,7 +241,7 @@ def _bundles(first: Path, second: Path) -> Iterator[str]:
     """What two bundles do not share, whatever was measured on them."""
     if not (first.is_dir() and second.is_dir()):
         return
-    one, other = open_bundle(first, check=False), open_bundle(second, check=False)
+    one, other = open_bundle(first, check="manifest"), open_bundle(second, check="manifest")
     if one.spec != other.spec:
         yield f"contract: {one.spec.describe()} and {other.spec.describe()}"
     if one.embedding_dim != other.embedding_dim:

@@ -152,7 +152,6 @@ def evaluate(
     )
     options = {"engine": session.precision, "backend": session.backend}
     with transaction(bundle.root, "evaluate", options) as draft:
-        draft.drop("report.html")
         report = report_name(session.precision, name, "flip" if flip else "")
         path = draft.path(report, "evaluation")
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -288,7 +287,6 @@ def evaluate_ijb(
     )
     options = {"engine": session.precision, "backend": session.backend, "flags": found.flags}
     with transaction(bundle.root, "evaluate IJB", options) as draft:
-        draft.drop("report.html")
         report = report_name(session.precision, name, found.flags)
         path = draft.path(report, "evaluation")
         path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")

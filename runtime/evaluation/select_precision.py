@@ -82,7 +82,7 @@ def select_precision(
     if not holding:
         said = "; ".join(f"{c.precision}: {c.problem}" for c in found.values())
         raise GateFailed(f"no precision holds: {said}", "`fr-edge verify` shows each in detail")
-    opened = open_bundle(root, check=False)
+    opened = open_bundle(root, check="manifest")
     sessions: dict[str, Session] = {
         name: open_session(opened, name, chosen_backend) for name in holding
     }
@@ -100,7 +100,7 @@ def select_precision(
     ) as draft:
         for name in PRECISIONS:
             if name != winner:
-                draft.drop(engine_name(chosen_backend, name))
+                draft.remove(engine_name(chosen_backend, name))
         draft.summary.update(result.to_json())
     return result
 

@@ -141,7 +141,6 @@ def verify(
     )
     options = {"engine": session.precision, "backend": session.backend}
     with transaction(bundle.root, "verify", options) as draft:
-        draft.drop("report.html")
         if policy is not None:
             draft.path(POLICY_NAME, "policy").write_bytes(policy.read_bytes())
         path = draft.path(f"reports/verify-{session.precision}.json", "verification")

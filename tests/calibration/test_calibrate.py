@@ -220,7 +220,7 @@ def test_a_network_that_overflows(bundle: Path, faces: Faces) -> None:
 
 def test_a_bundle_without_a_model(bundle: Path, faces: Faces) -> None:
     with transaction(bundle, "test", {}) as draft:
-        draft.drop("model.onnx")
+        draft.remove("model.onnx")
     with pytest.raises(BundleError, match="model.onnx"):
         calibrate(open_bundle(bundle), faces)
 

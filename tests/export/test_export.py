@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.bundle.derived import stale_reports
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import ModelError, UsageError
 from fr_edge.export.export import export_onnx
@@ -127,19 +128,24 @@ def test_a_bundle_into_itself(trained: Path) -> None:
     assert len(after.history) == len(before.history) + 1
 
 
-def test_what_is_said_of_the_training_stays_with_the_weights(
+def test_reports_stay_and_are_stale_when_the_network_is_another(
     trained: Path, foreign: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "a.bundle"
     shutil.copytree(trained, root)
+    export_onnx(root, root)
     with transaction(root, "test", {}) as draft:
-        for name in ("reports/training.json", "reports/verify-int8.json"):
-            draft.path(name, "test").write_text("{}")
-    after = export_onnx(root, root)
-    assert "reports/training.json" in after
-    assert "reports/verify-int8.json" not in after
-    assert "reports/training.json" not in export_onnx(foreign / "model.onnx", root)
-    assert not (root / "reports/training.json").exists()
+        draft.path("reports/training.json", "test").write_text("{}")
+        draft.path("reports/verify-fp32.json", "test", of=["model.onnx"]).write_text("{}")
+    export_onnx(root, root)
+    assert stale_reports(open_bundle(root)) == {}  # the same bytes again
+    export_onnx(foreign / "model.onnx", root)
+    after = open_bundle(root)
+    assert "model.pt" not in after
+    assert stale_reports(after) == {
+        "reports/training.json": "model.pt is no longer in the bundle",
+        "reports/verify-fp32.json": "model.onnx has changed since",
+    }
 
 
 def test_a_bundle_of_a_foreign_onnx(foreign: Path, tmp_path: Path, tools: SimpleNamespace) -> None:

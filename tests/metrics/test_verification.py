@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fr_edge.metrics import accuracy
 from fr_edge.metrics import verification as metrics
 
 
@@ -75,7 +76,7 @@ def test_fold_accuracy_judges_each_fold_at_the_others_best_threshold() -> None:
         best = [cut for cut, r in zip(cuts, right, strict=True) if r == max(right)]
         options = {((scores[fold == k] >= cut) == same[fold == k]).mean() for cut in best}
         expected.append(options)
-    found = metrics.fold_accuracy(scores, same, fold)
+    found = accuracy.fold_accuracy(scores, same, fold)
     assert len(found) == 5
     for value, options in zip(found, expected, strict=True):
         assert min(abs(value - option) for option in options) < 1e-9
@@ -86,10 +87,10 @@ def test_listed_pairs_count_each_pair_once(people) -> None:
 
     pairs = draw_pairs(people)
     embeddings, _ = _embeddings(12, 4, 16)
-    scores = metrics.listed_pairs(embeddings, pairs)
+    scores = accuracy.listed_pairs(embeddings, pairs)
     assert scores.genuine_pairs == int(pairs.same.sum())
     assert scores.impostor_pairs == int((~pairs.same).sum())
-    assert 0.5 < metrics.listed_pair_accuracy(embeddings, pairs).mean <= 1
+    assert 0.5 < accuracy.listed_pair_accuracy(embeddings, pairs).mean <= 1
 
 
 def test_names_of_rates() -> None:

@@ -1,7 +1,42 @@
-"""The network and bundle of tests/tiny_network.py."""
+"""A small real network in a bundle, exported and calibrated once."""
 
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 sys.path[:0] = [str(Path(__file__).parents[1])]
+from networks import write_network  # noqa: E402
 from tiny_network import bundle, faces, gpu_backend, tiny  # noqa: E402, F401
+
+from fr_edge.calibration.calibrate import calibrate  # noqa: E402
+from fr_edge.export.export import export_onnx  # noqa: E402
+from fr_edge.faces.contract import PRESETS  # noqa: E402
+from fr_edge.faces.sources import Faces, open_faces  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def people() -> Faces:
+    """12 drawn people, 4 faces each, drawn once."""
+    source = open_faces("synthetic:12x4@9")
+    pixels = np.concatenate(list(source.batches(48)))
+    return replace(source, read=lambda index: pixels[index])
+
+
+@pytest.fixture(scope="session")
+def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mini")
+    network = write_network(folder / "mini.onnx")
+    exported = export_onnx(network, folder / "mini.bundle", spec=PRESETS["insightface"])
+    calibrate(exported, open_faces("synthetic:16x2@5"))
+    return exported.root
+
+
+@pytest.fixture
+def mini(calibrated_mini: Path, tmp_path: Path) -> Path:
+    """A calibrated bundle that the test may change."""
+    shutil.copytree(calibrated_mini, tmp_path / "mini.bundle")
+    return tmp_path / "mini.bundle"

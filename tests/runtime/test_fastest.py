@@ -44,7 +44,7 @@ def test_what_does_not_hold_is_not_taken_however_fast(mini):
 
 def test_none_that_holds_fails_the_gate(mini):
     with transaction(mini, "test", {}) as draft:
-        draft.drop("golden.npz")
+        draft.remove("golden.npz")
     with pytest.raises(GateFailed, match=r"no precision holds: fp32: .*golden\.npz"):
         select_precision(mini, duration_s=0.1)
 

@@ -39,7 +39,7 @@ def test_a_policy_that_cannot_be_read(mini: Path, text: str) -> None:
     path = _with_policy(mini, "")
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"policy\.toml"):
-        demanded_power_mode(open_bundle(mini, check=False))
+        demanded_power_mode(open_bundle(mini, check="manifest"))
 
 
 @pytest.mark.parametrize(

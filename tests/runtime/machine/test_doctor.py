@@ -125,7 +125,7 @@ def test_every_backend_is_tried():
 
 def test_the_self_test_sees_a_wrong_kernel(monkeypatch):
     """Broken on purpose: the network computes something else than the arithmetic by hand."""
-    import fr_edge.runtime.engines.selftest as module
+    import fr_edge.runtime.selftest as module
 
     build = module._network
 

@@ -233,7 +233,7 @@ def test_weights_that_are_not_numbers(bundle, tiny):
 
 def test_a_bundle_without_the_flavour(bundle):
     with transaction(bundle.root, "test", {}) as draft:
-        draft.drop("model.fp16.onnx")
+        draft.remove("model.fp16.onnx")
     for backend in (BACKEND, "onnxruntime"):
         with pytest.raises(BundleError, match="no FP16 flavour"):
             build_engine(bundle.root, "fp16", backend)

@@ -81,7 +81,7 @@ def test_faces_for_a_bundle_that_is_not_calibrated(
     """It calibrates with TensorRT's cache; a library without a calibrator is refused before."""
     pytest.importorskip("tensorrt_rtx")
     with transaction(bundle.root, "export", {}) as draft:
-        draft.drop("model.int8.onnx")
+        draft.remove("model.int8.onnx")
     plain, faces = bundle.root, open_faces("synthetic:6x2")
     options = EngineOptions(implicit=True)
     with pytest.raises(UsageError, match="does not quantise implicitly"):
