@@ -42,15 +42,15 @@ from fr_edge.metrics.rates import compare_embeddings
 
 OURS = """
 import onnx
-from fr_edge.bundle import open_bundle
-from fr_edge.calibration.fitting import fit_table
-from fr_edge.calibration.layers import choose
-from fr_edge.calibration.observe import observe
-from fr_edge.calibration.quantize import quantize_onnx
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.calibration.calibrate import fit_table
+from fr_edge.calibration.collect import collect
+from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.faces.sources import open_faces
+from fr_edge.graph.layers import choose_int8_layers
 spec, model = open_bundle(bundle).spec, onnx.load(bundle + "/model.onnx")
-choice = choose(model)
-seen = observe(model, choice.tensors, spec, open_faces(faces), picks)
+choice = choose_int8_layers(model)
+seen = collect(model, choice.tensors, spec, open_faces(faces), picks)
 table = fit_table(model, choice, seen, faces=len(picks), identities=0, model_sha256="")
 onnx.save(quantize_onnx(model, table, choice), out)
 """
@@ -64,7 +64,7 @@ shutil.copy(bundle + "/model.int8.onnx", out)
 ONNXRUNTIME = """
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization import quantize_static
-from fr_edge.bundle import open_bundle
+from fr_edge.bundle.bundle import open_bundle
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import open_faces
 spec, source = open_bundle(bundle).spec, open_faces(faces)

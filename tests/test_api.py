@@ -22,4 +22,4 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_importing_loads_no_stage() -> None:
     code = "import fr_edge, sys; print(sorted(m for m in sys.modules if m.startswith('fr_edge')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "['fr_edge']"
+    assert out.stdout.strip() == "['fr_edge', 'fr_edge._version']"

@@ -97,7 +97,7 @@ def test_a_budget_puts_layers_back_to_float(bundle: Path, faces: Faces) -> None:
 
 SEARCH = r"""
 import sys
-from fr_edge.calibration.budget import Budget
+from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.faces.sources import open_faces
 calibrate(sys.argv[1], open_faces("synthetic:20x2@7"), budget=Budget(min_cosine=float(sys.argv[2])))
