@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,9 @@ def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
         found[side] = measure(python, SIDES[side], given)
         if found[side] and plain is not None:
             int8 = embed_model(onnx.load(out), bundle.spec, faces, chosen.judge)
-            loss = compare_embeddings(plain, int8, faces.labels[list(chosen.judge)]).to_json()
-            rates = {
-                f"{r['far']:g}": round(r["tar_fp32"] - r["tar_int8"], 4) for r in loss["rates"]
-            }
-            found[side] |= {"cosine": loss["cosine"], "tar_loss": rates}
+            loss = compare_embeddings(plain, int8, faces.labels[list(chosen.judge)])
+            rates = {f"{rate.far:g}": round(rate.drop, 4) for rate in loss.rates}
+            found[side] |= {"cosine": asdict(loss.cosine), "tar_loss": rates}
         if found[side] and side in ("onnxruntime", "modelopt"):
             both = {k: v / own[k] for k, v in scales(onnx.load(out)).items() if own.get(k)}
             spread = np.percentile(list(both.values()), [0, 50, 100]).round(3).tolist()

@@ -18,7 +18,7 @@ import argparse
 import json
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def cpu_time(bundle: Path) -> float:
 
 def rows(loss: EmbeddingLoss) -> dict[str, Any]:
     return {
-        "cosine": {"mean": loss.cosine_mean, "p1": loss.cosine_p1, "min": loss.cosine_min},
+        "cosine": asdict(loss.cosine),
         "tar": {
             f"{rate.far:g}": {
                 "fp32": rate.tar_fp32,

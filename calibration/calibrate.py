@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import Bundle
+from ..documents import to_builtins
 from ..errors import ModelError, UsageError
 from ..faces.quality import alignment_warning
 from ..faces.sources import Faces
@@ -145,7 +146,7 @@ def summary(
         "int8_mac_share": round(choice.mac_share, 4),
         "int8_dense_share": round(choice.dense_share, 4),
         "kept_float": dict(Counter(choice.kept.values())),
-        "judged": trials[-1].loss.to_json() if trials else None,
+        "judged": to_builtins(trials[-1].loss) if trials else None,
         "warnings": list(warnings),
     }
 

@@ -17,12 +17,13 @@ import numpy as np
 import onnx
 
 from ..arrays import F32
+from ..documents import convert, to_builtins
 from ..errors import FacesError, GateFailed, UsageError
 from ..faces.contract import InputSpec
 from ..faces.sources import Faces
 from ..files import write_atomic
 from ..graph.layers import Int8Choice, choose_int8_layers, compute_layers
-from ..metrics.rates import EmbeddingLoss, LossAtFar, compare_embeddings
+from ..metrics.rates import EmbeddingLoss, compare_embeddings
 from ..progress import Track
 from .collect import embed_model
 from .gptq import RoundedWeight
@@ -55,8 +56,9 @@ class Budget:
     def holds(self, loss: EmbeddingLoss) -> bool:
         rate = loss.at(self.far)
         return (
-            self.max_tar_drop is None or (rate is not None and rate.sure_drop <= self.max_tar_drop)
-        ) and (self.min_cosine is None or loss.cosine_min >= self.min_cosine)
+            self.max_tar_drop is None
+            or (rate is not None and rate.upper_tar_drop <= self.max_tar_drop)
+        ) and (self.min_cosine is None or loss.cosine.min >= self.min_cosine)
 
     def describe(self) -> str:
         parts = []
@@ -118,7 +120,7 @@ def least_float(count: int, judge: Callable[[int], EmbeddingLoss], budget: Budge
     last = judge(high)
     if high == low or not budget.holds(last):
         rate = last.at(budget.far)
-        found = f"cosine {last.cosine_min:.4f}"
+        found = f"cosine {last.cosine.min:.4f}"
         found += f", TAR drop {rate.drop:.4f}, likely {rate.likely}" if rate else ""
         raise GateFailed(
             f"no assignment holds {budget.describe()}: with one layer in INT8, {found}",
@@ -157,7 +159,7 @@ class Assignment:
             "int8_mac_share": round(self.mac_share, 4),
             "requantised_tensors": self.requantised,
             "cost": round(self.cost, 4),
-            **self.loss.to_json(),
+            **to_builtins(self.loss),
         }
 
 
@@ -205,20 +207,12 @@ class Judge:
             1.0
             - compare_embeddings(
                 self.expected[few], found, np.zeros(len(few), np.int64)
-            ).cosine_mean
+            ).cosine.mean
         )
 
 
 def assignment_of(data: dict[str, Any]) -> Assignment:
-    loss = data["loss"]
-    rates = tuple(LossAtFar(**rate) for rate in loss["rates"])
-    return Assignment(
-        **{
-            **data,
-            "floats": tuple(data["floats"]),
-            "loss": EmbeddingLoss(**{**loss, "rates": rates}),
-        }
-    )
+    return convert(data, Assignment, "the search log")
 
 
 # Judge INT8 everywhere, and with a budget find the fastest assignment that holds it.

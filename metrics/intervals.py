@@ -240,7 +240,7 @@ def smoothed_tar_drop(
     before = (old.astype(np.float64) - smoothed_threshold(old_impostors, far)) / width
     after = before + (new.astype(np.float64) - old - (np.mean(moved) if moved else 0.0)) / width
     lost = (np.tanh(before) - np.tanh(after)) / 2 * _density(before, 0.5) / _density(before, 1.0)
-    error = float(lost.std(ddof=1)) / np.sqrt(len(lost)) if len(lost) > 1 else 1.0
+    error = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else 1.0
     return float(lost.mean()), error
 
 

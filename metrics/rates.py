@@ -224,40 +224,41 @@ class LossAtFar:
         return f"{self.likely_drop:+.4f} ± {self.drop_error:.4f}"
 
     @property
-    def sure_drop(self) -> float:
+    def upper_tar_drop(self) -> float:
         """The larger of what was counted and what is likely, with its error: what budgets are for."""
         return max(self.drop, self.likely_drop + self.drop_error)
 
 
 @dataclass(frozen=True)
+class CosineSummary:
+    """Cosines between two models' embeddings of the same faces: mean, first percentile, minimum."""
+
+    mean: float
+    p1: float
+    min: float
+
+
+@dataclass(frozen=True)
 class EmbeddingLoss:
-    """Cosines between the two models' embeddings of each face, and rates where pairs suffice."""
+    """How far a second model's embeddings are from the first's.
+
+    Attributes:
+        faces: Faces compared.
+        people: Identities among them.
+        genuine_pairs: Pairs of one person; a rate moves by at least one of them.
+        cosine: Cosines between the two models' embeddings of each face.
+        rates: The false accept rates that the impostor pairs resolve, the largest first.
+    """
 
     faces: int
     people: int
-    genuine: int
-    """Pairs of one person: a rate cannot move by less than one of them."""
-    cosine_mean: float
-    cosine_p1: float
-    cosine_min: float
+    genuine_pairs: int
+    cosine: CosineSummary
     rates: tuple[LossAtFar, ...]
 
     def at(self, far: float) -> LossAtFar | None:
         """None where the pairs cannot show this rate."""
         return next((rate for rate in self.rates if rate.far == far), None)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "faces": self.faces,
-            "people": self.people,
-            "genuine_pairs": self.genuine,
-            "cosine": {
-                "mean": round(self.cosine_mean, 6),
-                "p1": round(self.cosine_p1, 6),
-                "min": round(self.cosine_min, 6),
-            },
-            "rates": [{k: round(v, 7) for k, v in vars(rate).items()} for rate in self.rates],
-        }
 
 
 def compare_embeddings(
@@ -283,9 +284,7 @@ def compare_embeddings(
         len(labels),
         len(np.unique(labels)),
         int(same.sum()),
-        float(cosine.mean()),
-        float(np.percentile(cosine, 1)),
-        float(cosine.min()),
+        CosineSummary(float(cosine.mean()), float(np.percentile(cosine, 1)), float(cosine.min())),
         tuple(rates),
     )
 
@@ -294,10 +293,10 @@ def unseparated_warning(loss: EmbeddingLoss) -> str:
     """What to tell the user when the float network itself hardly tells the judged people apart, for
     then the faces are not what it was trained on; else, or with too few pairs to say, empty."""
     first = loss.rates[0] if loss.rates else None
-    if first is None or loss.genuine < _FEWEST_PAIRS or first.tar_fp32 >= _TELLS_APART:
+    if first is None or loss.genuine_pairs < _FEWEST_PAIRS or first.tar_fp32 >= _TELLS_APART:
         return ""
     return (
-        f"the float network accepts {first.tar_fp32:.0%} of {loss.genuine} genuine pairs where it"
+        f"the float network accepts {first.tar_fp32:.0%} of {loss.genuine_pairs} genuine pairs where it"
         f" accepts one impostor pair in {1 / first.far:.0f}: are the faces aligned, the labels"
         " right, the input contract the network's (`fr-edge doctor preprocess`)?"
     )

@@ -13,6 +13,10 @@ from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
 BASE = compare_embeddings(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), np.arange(4))
 
 
+def with_cosine(minimum: float) -> EmbeddingLoss:
+    return replace(BASE, cosine=replace(BASE.cosine, min=minimum))
+
+
 @pytest.mark.parametrize("needed", [1, 2, 5, 11])
 @pytest.mark.parametrize("count", [12, 40])
 def test_the_least_float_is_found_in_few_trials(needed: int, count: int) -> None:
@@ -20,7 +24,7 @@ def test_the_least_float_is_found_in_few_trials(needed: int, count: int) -> None
 
     def judge(k: int) -> EmbeddingLoss:
         tried.append(k)
-        return replace(BASE, cosine_min=0.98 if k >= needed else 0.9)
+        return with_cosine(0.98 if k >= needed else 0.9)
 
     assert least_float(count, judge, Budget(min_cosine=0.97)) == needed
     assert len(tried) <= 2 + np.log2(count)
@@ -29,7 +33,7 @@ def test_the_least_float_is_found_in_few_trials(needed: int, count: int) -> None
 @pytest.mark.parametrize("count", [1, 9])
 def test_what_nothing_holds_is_said(count: int) -> None:
     with pytest.raises(GateFailed, match=r"no assignment holds cosine >= 0.97.*cosine 0.9"):
-        least_float(count, lambda _: replace(BASE, cosine_min=0.9), Budget(min_cosine=0.97))
+        least_float(count, lambda _: with_cosine(0.9), Budget(min_cosine=0.97))
 
 
 def test_layers_that_cost_most_per_time_saved_go_first() -> None:
