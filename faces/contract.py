@@ -6,14 +6,14 @@ contract is the most frequent cause of "the engine is inaccurate".
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from ..arrays import F32, U8
 from ..errors import DataError, UsageError
 
 ALIGNED_SIZE = 112
@@ -88,6 +88,71 @@ PRESETS: dict[str, InputSpec] = {
     "imagenet": InputSpec(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
 }
 """Pixel values 0..255. imagenet: torchvision's mean and std times 255."""
+
+NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
+    "insightface": (PRESETS["insightface"].mean, PRESETS["insightface"].std),
+    "raw": (PRESETS["raw"].mean, PRESETS["raw"].std),
+    "127.5/128": ((127.5,) * 3, (128.0,) * 3),
+    "/255": ((0.0,) * 3, (255.0,) * 3),
+    "imagenet": (PRESETS["imagenet"].mean, PRESETS["imagenet"].std),
+    "127.5/1": ((127.5,) * 3, (1.0,) * 3),
+    "imagenet mean/1": (PRESETS["imagenet"].mean, (1.0,) * 3),
+}
+"""Name -> mean and std of pixels 0..255 that published networks were trained with, the most usual
+first."""
+
+VIEWS: dict[str, Callable[[U8], U8]] = {
+    "upright": lambda faces: faces,
+    "mirrored": lambda faces: faces[:, :, ::-1],
+    "upside down": lambda faces: faces[:, ::-1],
+    "rows and columns swapped": lambda faces: faces.transpose(0, 2, 1, 3),
+    "channels last read as channels first": lambda faces: (
+        np.ascontiguousarray(faces).reshape(-1, 3, ALIGNED_SIZE, ALIGNED_SIZE).transpose(0, 2, 3, 1)
+    ),
+}
+"""Geometric mistakes on faces `(N, 112, 112, 3) uint8`; `upright` is none."""
+
+
+@dataclass(frozen=True)
+class ContractVariant:
+    """One way to turn a face into a network's input.
+
+    Attributes:
+        name: The normalization: a key of `NORMALIZATIONS`, or `declared`.
+        spec: Size, channel order, mean and std.
+        view: A key of `VIEWS`, applied to the faces before `preprocess`.
+    """
+
+    name: str
+    spec: InputSpec
+    view: str = "upright"
+
+    def inputs(self, faces: U8) -> F32:
+        """Network input `(N, 3, H, W) float32` of faces `(N, 112, 112, 3) uint8`."""
+        return preprocess(np.ascontiguousarray(VIEWS[self.view](faces)), self.spec)
+
+
+def contract_variants(spec: InputSpec) -> list[ContractVariant]:
+    """The ways to preprocess a face that are tried to find a wrong input contract.
+
+    Args:
+        spec: The declared contract; its size is that of all variants.
+
+    Returns:
+        Every normalization in both channel orders, the most usual first (the contract's own comes
+        last, as `declared`, when it is not among the usual ones), then the contract in each view
+        that is not upright.
+    """
+    normalizations = dict(NORMALIZATIONS)
+    if (spec.mean, spec.std) not in normalizations.values():
+        normalizations["declared"] = (spec.mean, spec.std)
+    variants = [
+        ContractVariant(name, replace(spec, channels=channels, mean=mean, std=std))
+        for name, (mean, std) in normalizations.items()
+        for channels in ("RGB", "BGR")
+    ]
+    own = next(v.name for v in variants if (v.spec.mean, v.spec.std) == (spec.mean, spec.std))
+    return variants + [ContractVariant(own, spec, view) for view in list(VIEWS)[1:]]
 
 
 def spec_from_json(data: Mapping[str, Any]) -> InputSpec:
@@ -175,7 +240,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def preprocess(faces: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
+def preprocess(faces: U8, spec: InputSpec) -> F32:
     """Aligned RGB faces `(N, 112, 112, 3) uint8` -> network input `(N, 3, H, W) float32`."""
     side = max(spec.height, spec.width)
     if faces.shape[1:] != (ALIGNED_SIZE, ALIGNED_SIZE, 3) or faces.dtype != np.uint8:
@@ -197,5 +262,5 @@ def preprocess(faces: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
 
 
-def _resized(face: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+def _resized(face: U8, side: int) -> U8:
     return np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.BILINEAR))

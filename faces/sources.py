@@ -7,7 +7,7 @@ before it is asked for.
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import overload
 
@@ -56,10 +56,61 @@ class Faces:
         return int(np.max(self.labels, initial=-1)) + 1
 
     def batches(self, size: int, picks: Sequence[int] | None = None) -> Iterator[U8]:
-        """Faces in order, `(<= size, 112, 112, 3) uint8` at a time; `picks` selects and orders."""
+        """Faces in batches.
+
+        Args:
+            size: Most faces per batch.
+            picks: Indices of the faces to read, in this order; None reads all.
+
+        Returns:
+            Batches `(<= size, 112, 112, 3) uint8` RGB.
+
+        Raises:
+            FacesError: An image cannot be decoded.
+        """
         order = range(len(self)) if picks is None else picks
         for start in range(0, len(order), size):
             yield np.stack([self.read(i) for i in order[start : start + size]])
+
+    def subset(self, picks: Sequence[int] | I64) -> "Faces":
+        """Some of these faces as a source of their own; labels keep their values.
+
+        Args:
+            picks: Indices of the faces, in the order of the new source.
+        """
+        order = [int(i) for i in picks]
+        encoded = self.encoded
+        return replace(
+            self,
+            keys=tuple(self.keys[i] for i in order),
+            labels=np.asarray(self.labels)[order],
+            read=lambda index: self.read(order[index]),
+            encoded=None if encoded is None else lambda index: encoded(order[index]),
+        )
+
+    def cached(self, picks: Sequence[int] | None = None) -> "Faces":
+        """The same faces with the same indices, each decoded at most once.
+
+        A face is kept in memory when it is first read, 37,632 bytes each: 512 faces are 19 MB. A
+        face that cannot be decoded raises FacesError every time.
+
+        Args:
+            picks: Indices of the faces that may be kept; the others are decoded every time. None
+                keeps all of them: only for sources whose size is bounded.
+        """
+        allowed = None if picks is None else {int(i) for i in picks}
+        pixels: dict[int, U8] = {}
+
+        def read(index: int) -> U8:
+            if index in pixels:
+                return pixels[index]
+            face = self.read(index)
+            if allowed is None or index in allowed:
+                face.setflags(write=False)  # shared by all readers
+                pixels[index] = face
+            return face
+
+        return replace(self, read=read)
 
 
 def open_faces(source: str | Path) -> Faces:

@@ -9,7 +9,10 @@ import pytest
 from fr_edge.errors import DataError, UsageError
 from fr_edge.faces.contract import (
     PRESETS,
+    VIEWS,
+    ContractVariant,
     InputSpec,
+    contract_variants,
     make_spec,
     preprocess,
     spec_from_json,
@@ -126,3 +129,21 @@ def test_a_damaged_contract_is_refused(data: dict[str, object]) -> None:
 def test_text_that_is_no_contract_is_refused(text: str) -> None:
     with pytest.raises(DataError):
         spec_from_text(text)
+
+
+def test_variants_hold_the_contract_every_normalization_and_every_view_once() -> None:
+    spec = InputSpec(height=112, width=96, channels="BGR", mean=(1.0, 2.0, 3.0), std=(4.0,) * 3)
+    variants = contract_variants(spec)
+    assert len(set(variants)) == len(variants)
+    assert ContractVariant("declared", spec) in variants
+    assert {v.spec.shape for v in variants} == {(3, 112, 96)}
+    assert [v.view for v in variants if v.view != "upright"] == list(VIEWS)[1:]
+    assert all(v.spec == spec for v in variants if v.view != "upright")
+    usual = contract_variants(InputSpec())
+    assert usual[0] == ContractVariant("insightface", InputSpec())
+    assert "declared" not in {v.name for v in usual}
+
+
+def test_a_variant_turns_the_faces_before_it_normalizes(pictures: U8) -> None:
+    mirrored = ContractVariant("insightface", InputSpec(), "mirrored").inputs(pictures)
+    np.testing.assert_array_equal(mirrored, preprocess(pictures, InputSpec())[..., ::-1])

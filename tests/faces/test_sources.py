@@ -1,5 +1,6 @@
 """Sources: what is found, in which order, whose it is, and what is said of the rest."""
 
+import dataclasses
 import os
 import tarfile
 import time
@@ -238,3 +239,40 @@ def test_the_real_tar_is_what_its_readme_says(real_data: Path) -> None:
     assert len({int(faces.labels[i]) for i in picks}) == 64
     batch = next(faces.batches(64, picks))
     assert 60 < batch.mean() < 180
+
+
+def test_cached_faces_are_decoded_once(people: Path, pictures: U8) -> None:
+    decoded: list[int] = []
+    faces = open_faces(people)
+
+    def read(index: int) -> U8:
+        decoded.append(index)
+        return faces.read(index)
+
+    counted = dataclasses.replace(faces, read=read)
+    cached = counted.cached()
+    for _ in range(2):
+        np.testing.assert_array_equal(next(cached.batches(6)), pictures[:6])
+    assert decoded == [0, 1, 2, 3, 4, 5]
+    decoded.clear()
+    some = counted.cached(picks=[1, 4])
+    for index in (1, 2, 4, 1, 2, 4):
+        some.read(index)
+    assert decoded == [1, 2, 4, 2]
+
+
+def test_a_cached_face_that_cannot_be_decoded_raises_every_time(people: Path) -> None:
+    (people / "bo" / "1.png").write_bytes(b"")
+    cached = open_faces(people).cached()
+    for _ in range(2):
+        with pytest.raises(FacesError, match="empty"):
+            cached.read(3)
+
+
+def test_a_subset_is_a_source_of_its_own(people: Path, pictures: U8) -> None:
+    some = open_faces(people).subset([4, 0])
+    assert list(some.keys) == [KEYS[4], KEYS[0]]
+    assert some.labels.tolist() == [1, 0]
+    np.testing.assert_array_equal(some.read(0), pictures[4])
+    assert some.encoded is not None
+    assert some.encoded(1) == (people / KEYS[0]).read_bytes()
