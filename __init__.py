@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .runtime.build import build_engine as build_engine
     from .runtime.evaluation.evaluate import evaluate as evaluate
     from .runtime.evaluation.verify import verify as verify
-    from .runtime.session import open_raw_session as open_raw_session
     from .runtime.session import open_session as open_session
 
 _HOMES = {
@@ -36,7 +35,6 @@ _HOMES = {
     "quantize_onnx": ".calibration.qdq",
     "build_engine": ".runtime.build",
     "open_session": ".runtime.session",
-    "open_raw_session": ".runtime.session",
     "verify": ".runtime.evaluation.verify",
     "evaluate": ".runtime.evaluation.evaluate",
     "benchmark": ".runtime.benchmark.benchmark",

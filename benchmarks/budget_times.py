@@ -60,11 +60,12 @@ def search(bundle: Path, faces: Faces, limit: int, budget: Budget | None, how: s
 def runs_of(bundle: Path, target: Path, side: str) -> tuple[dict[str, TimedCall], int]:
     """The INT8 model in the bundle, forced and built; how many integer kernels the latter has."""
     file = bundle / "model.int8.onnx"
-    make = builder(open_bundle(bundle, check="manifest"), ONNXRUNTIME)
+    opened = open_bundle(bundle, check="manifest")
+    make = builder(opened, ONNXRUNTIME)
     integer = len(build(file, target).integer)
     return {
         f"{side}, forced": runner(make(onnx.load(file))),
-        f"{side}, built": CpuSession(target, "int8", as_built=True).embed,
+        f"{side}, built": CpuSession(target, "int8", opened.spec, artifact="engine").embed_tensor,
     }, integer
 
 

@@ -65,7 +65,7 @@ def fastest_ms(runs: dict[str, Run], faces: np.ndarray) -> dict[str, float]:
 
 def overhead(session: Any, faces: np.ndarray) -> float:
     """A session's time over that of what it calls, one run of each in turn."""
-    runs = (session.embed, inside(session))
+    runs = (session.embed_tensor, inside(session))
     best = [np.inf, np.inf]
     end = time.perf_counter() + SECONDS / 4
     while time.perf_counter() < end:
@@ -86,7 +86,7 @@ def compare(root: str, threads: int) -> dict[str, Any]:
     for p in PRECISIONS:
         session = open_session(bundle, p, "onnxruntime")
         runs[f"{p} plain"] = plain(bundle.file(SOURCES[p]), threads)
-        runs[f"{p} engine"] = session.embed
+        runs[f"{p} engine"] = session.embed_tensor
     found: dict[str, Any] = {
         "bundle": bundle.root.stem,
         "int8_layers": built.layers["int8"],

@@ -29,7 +29,6 @@ from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.calibration.calibrate import Steps, calibrate
 from fr_edge.calibration.equalization import equalize, scale_groups
 from fr_edge.calibration.mixed_precision import Budget
-from fr_edge.faces.contract import preprocess
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.layers import choose_int8_layers, compute_layers
@@ -43,8 +42,8 @@ PLAIN = Steps(False, False, False, False)
 
 def embed(bundle: Path, engine: str, faces: Faces) -> Any:
     opened = open_bundle(bundle, check="manifest")
-    session = open_session(opened, engine, "onnxruntime")
-    parts = [session.embed(preprocess(batch, opened.spec)) for batch in faces.batches(32)]
+    session = open_session(opened, engine, "onnxruntime", artifact="graph")
+    parts = [session.embed(batch) for batch in faces.batches(32)]
     return np.concatenate(parts)
 
 

@@ -36,8 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     bundle = open_bundle(args.bundle)
     inputs = preprocess(read_golden(bundle).faces, bundle.spec)
-    session = open_session(bundle, "fp32", "onnxruntime", threads=1)
-    expected = session.embed(inputs)
+    session = open_session(bundle, "fp32", "onnxruntime", artifact="graph", threads=1)
+    expected = session.embed_tensor(inputs)
     work = Workload(
         [session], ready_batches(inputs, 1), [expected[p] for p in turns(len(inputs), 1)]
     )

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 @click.option("--dla", type=int, metavar="N", help="TensorRT: run on this DLA core.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: loads on later versions too.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: runs on later GPUs too.")
-@click.option("--raw", is_flag=True, help="TensorRT: pixels in, the contract in the engine.")
+@click.option(
+    "--uint8-input", is_flag=True, help="TensorRT: pixels in; the engine applies the contract."
+)
 @click.option(
     "--implicit", is_flag=True, help="TensorRT 8, 10: INT8 by calibration.cache, not Q/DQ."
 )
-@click.option("--refit", is_flag=True, help="TensorRT: the engine takes other weights later.")
-@click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights to model.onnx.")
 @click.option("--compute", metavar="8.6,...", help="TensorRT-RTX: compile for these GPUs.")
 def command(
     output: Output,
@@ -122,10 +122,8 @@ def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOp
         "dla": values["dla"],
         "version_compatible": values["version_compatible"] or None,
         "hardware_compatible": values["hardware_compatible"] or None,
-        "raw": values["raw"] or None,
+        "uint8_input": values["uint8_input"] or None,
         "implicit": values["implicit"] or None,
-        "refit": values["refit"] or None,
-        "strip_weights": values["strip_weights"] or None,
         "compute": tuple(compute.split(",")) if compute else None,
     }
     if batch:

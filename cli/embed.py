@@ -11,8 +11,9 @@ from .output import Output
 from .output import command as make
 
 if TYPE_CHECKING:
-    from ..arrays import F32
+    from ..arrays import F32, U8
     from ..bundle.manifest import Bundle
+    from ..faces.contract import InputSpec
     from ..graph.run import Embed
     from ..runtime.session import Session
 
@@ -42,7 +43,7 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
 
     opened, source = open_bundle(bundle), options.open_source(output, faces)
     session = _session(opened, engine, backend)
-    embeddings = embed_faces(session, opened, source, output.track)
+    embeddings = embed_faces(session, source, output.track)
     origin = origin_of(opened, session.precision, session.backend)
     write_embeddings(Path(out), source.keys, source.labels, embeddings, origin)
     count, dim = embeddings.shape
@@ -61,7 +62,7 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     )
 
 
-def _session(bundle: "Bundle", engine: str, backend: str) -> "Session":
+def _session(bundle: "Bundle", engine: str, backend: str) -> "Session | _TorchWeights":
     if backend != "torch":
         from ..runtime.session import open_session
 
@@ -70,17 +71,20 @@ def _session(bundle: "Bundle", engine: str, backend: str) -> "Session":
         raise click.UsageError("the PyTorch weights are fp32: leave --engine out")
     from ..export.torch_network import torch_embedder
 
-    return _Weights(torch_embedder(bundle), bundle.embedding_dim)
+    return _TorchWeights(torch_embedder(bundle), bundle.spec, bundle.embedding_dim)
 
 
 @dataclass
-class _Weights:
-    """PyTorch weights as a `Session`: the runtime itself never imports torch."""
+class _TorchWeights:
+    """PyTorch weights as a `FaceEmbedder`: the runtime itself never imports torch."""
 
     network: "Embed"
+    spec: "InputSpec"
     dim: int
     backend: str = "torch"
     precision: str = "fp32"
 
-    def embed(self, faces: "F32") -> "F32":
-        return self.network(faces)
+    def embed(self, images: "U8") -> "F32":
+        from ..faces.contract import preprocess
+
+        return self.network(preprocess(images, self.spec))

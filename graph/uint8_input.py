@@ -24,7 +24,7 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     side = max(spec.height, spec.width)
     if side != ALIGNED_SIZE:
         raise UsageError(
-            f"raw input is for networks of {ALIGNED_SIZE} pixels a side, this one has {side}",
+            f"pixels-in engines are for networks of {ALIGNED_SIZE} pixels a side, this one has {side}",
             "send preprocessed faces",
         )
     copy = ModelProto()

@@ -5,7 +5,7 @@ so wherever it is named.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from ..graph.fp16 import int8_fp16_model, wide_nodes
 from ..graph.layers import WEIGHTED_OPERATORS, BackendBuild, layer_precisions
 from ..graph.load import check_finite
 from ..graph.prelu import fusible
-from ..graph.uint8_input import UINT8_SHAPE as RAW_SHAPE
-from ..graph.uint8_input import with_uint8_input
+from ..graph.uint8_input import UINT8_SHAPE, with_uint8_input
 from ..progress import Track, silent
 from ..runtime import onnxruntime_session as cpu
 from .cpu_kernel_selection import KernelSelection
@@ -54,9 +53,11 @@ def make_plan(
     trt = load_library(backend)
     calibrator = cached_calibrator(trt, bundle, precision) if options.implicit else None
     strong = strongly_typed(trt, options)
-    model, notes = _network(bundle, precision, strong, raw=options.raw, implicit=options.implicit)
+    model, notes = _network(
+        bundle, precision, strong, uint8_input=options.uint8_input, implicit=options.implicit
+    )
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
-    shape = RAW_SHAPE if options.raw else bundle.spec.shape
+    shape = UINT8_SHAPE if options.uint8_input else bundle.spec.shape
     data = _written(model, options.implicit)
     compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
     found = node_precisions(model, compiled.layers)
@@ -68,9 +69,7 @@ def make_plan(
         "compile_only": backend in COMPILE_ONLY,
         "compute": list(options.compute),
         "batch": list(options.batch),
-        "raw": options.raw,
-        "refit": options.refit,
-        "stripped": options.strip_weights,
+        "uint8_input": options.uint8_input,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "typing": "strong" if strong else "flags",
@@ -105,19 +104,11 @@ def compile_model(
     return compile_plan(trt, _written(typed, False), bundle.spec.shape, precision, options, cache)
 
 
-def network_of_plan(bundle: Bundle, facts: Mapping[str, Any]) -> bytes:
-    """The network that a plan was compiled from, by the plan's fingerprint: its weights' source."""
-    strong, implicit = facts.get("typing") == "strong", bool(facts.get("implicit"))
-    raw = bool(facts.get("raw"))
-    model, _ = _network(bundle, facts["precision"], strong, raw=raw, implicit=implicit)
-    return _written(model, implicit)
-
-
 def _network(
-    bundle: Bundle, precision: str, strong: bool, *, raw: bool, implicit: bool
+    bundle: Bundle, precision: str, strong: bool, *, uint8_input: bool, implicit: bool
 ) -> tuple[ModelProto, tuple[str, ...]]:
     model, notes = _flavour(bundle, precision, strong, implicit)
-    return with_uint8_input(model, bundle.spec) if raw else model, notes
+    return with_uint8_input(model, bundle.spec) if uint8_input else model, notes
 
 
 def _written(model: ModelProto, implicit: bool) -> bytes:
@@ -218,10 +209,14 @@ class BuildResult:
         return ", ".join(parts)
 
 
-def engine_name(backend: str, precision: str, raw: bool = False) -> str:
-    """Where the engine lies in the bundle; a `raw` one takes pixels."""
-    kind = f"{precision}-raw" if raw else precision
-    return f"engines/{backend}-{kind}.{'onnx' if backend == cpu.ONNXRUNTIME else 'plan'}"
+def engine_name(backend: str, precision: str) -> str:
+    """The engine's path within a bundle.
+
+    Args:
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        precision: "fp32", "fp16" or "int8".
+    """
+    return f"engines/{backend}-{precision}.{'onnx' if backend == cpu.ONNXRUNTIME else 'plan'}"
 
 
 def build_engine(
@@ -246,8 +241,7 @@ def build_engine(
     if chosen == cpu.ONNXRUNTIME and options is not None:
         raise UsageError(
             "batch, workspace and the other build options are TensorRT's",
-            "leave them out, or name --backend tensorrt or tensorrt-rtx; on the CPU"
-            " `open_raw_session` takes pixels with any engine",
+            "leave them out, or name --backend tensorrt or tensorrt-rtx",
         )
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if precision == "int8" and "model.int8.onnx" not in bundle:
@@ -265,7 +259,7 @@ def build_engine(
             "build --fp32 or --int8, or export again: `fr-edge export` says why",
         )
     options = options or EngineOptions()
-    name, cache = engine_name(chosen, precision, options.raw), f"engines/{chosen}.timing"
+    name, cache = engine_name(chosen, precision), f"engines/{chosen}.timing"
     with transaction(
         bundle.root, "build-engine", {"precision": precision, "backend": chosen}
     ) as draft:
@@ -332,6 +326,6 @@ def _int8_notes(integer: int, total: int, best: KernelSelection) -> Iterator[str
         yield f"INT8 is not faster than float on this CPU: all {total} INT8 layers run in float"
     if in_float := total - integer:
         yield (
-            f"{in_float} INT8 layers run in float with their INT8 weights and round nothing between"
-            " layers; `verify` and `evaluate` round in all of them, as TensorRT does"
+            f"{in_float} INT8 layers compute in float with their INT8 weights and round no"
+            " activation; `--artifact graph` judges the graph with every rounding, as on TensorRT"
         )

@@ -1,7 +1,9 @@
 """What an engine remembers: the machine it was built on and the model it was built from."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Bundle
@@ -55,12 +57,6 @@ def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     return found
 
 
-def int8_in_float(bundle: Bundle, name: str) -> int:
-    """How many INT8 layers the engine `name`, if there is one, computes in float: where those are
-    faster on this CPU, and round no activation."""
-    return int(read_fingerprint(bundle, name).get("int8_in_float", 0)) if name in bundle else 0
-
-
 def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     """The fingerprint of the engine `name`, if it may be used here.
 
@@ -75,4 +71,35 @@ def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     source = SOURCES[precision]
     if source not in bundle or found.get("source_sha256") != bundle.files[source].sha256:
         raise BundleError(f"{name} was built from another {source}", f"{again} again")
+    if found.get("sha256") != bundle.files[name].sha256:
+        raise BundleError(
+            f"{name} is not the engine that its fingerprint describes: the sha256 differ",
+            f"{again} again",
+        )
     return found
+
+
+def read_expected(path: Path, sha256: str = "") -> tuple[bytes, str]:
+    """Read a file whole, so that the bytes that are used are the bytes that were checked.
+
+    Args:
+        path: The file.
+        sha256: The expected digest, hexadecimal; "" accepts any bytes.
+
+    Returns:
+        The bytes and their sha256.
+
+    Raises:
+        BundleError: The file cannot be read, or its sha256 is not the expected one.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 and digest != sha256:
+        raise BundleError(
+            f"{path} was changed: its sha256 is not the manifest's {sha256[:12]}...",
+            "restore the file, or run the stage that made it again",
+        )
+    return data, digest

@@ -49,14 +49,15 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
     chosen = pick_backend(backend)
 
     def measured(model: onnx.ModelProto, quantised: Quantised) -> LatencyModel:
-        face, build = _face(bundle.spec), builder(bundle, chosen)
+        spec, build = bundle.spec, builder(bundle, chosen)
+        face = _face(spec)
 
         @cache
         def base() -> bytes:
             return build(model)
 
         def ratio(engine: bytes) -> float:
-            with opened(base(), chosen) as floats, opened(engine, chosen) as run:
+            with opened(base(), spec, chosen) as floats, opened(engine, spec, chosen) as run:
                 first, second = interleaved_min_times((floats, run), face, seconds)
             return second / first
 
@@ -95,18 +96,15 @@ def builder(bundle: Bundle, backend: str) -> Callable[[onnx.ModelProto], bytes]:
 
 
 @contextmanager
-def opened(engine: bytes, backend: str) -> Iterator[TimedCall]:
+def opened(engine: bytes, spec: InputSpec, backend: str) -> Iterator[TimedCall]:
     if backend == cpu.ONNXRUNTIME:
         yield cpu.runner(engine)
         return
     with TemporaryDirectory() as folder:
         plan = Path(folder) / "choice.plan"
         plan.write_bytes(engine)
-        session = GpuSession(plan, "int8", backend)
-        try:
-            yield session.embed
-        finally:
-            session.close()
+        with GpuSession(plan, "int8", backend, spec) as session:
+            yield session.embed_tensor
 
 
 @contextmanager

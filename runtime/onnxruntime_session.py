@@ -8,100 +8,182 @@ fingerprint.
 import platform
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import F32, U8
 from ..errors import BundleError, MachineError, ModelError, UsageError
-from ..faces.contract import InputSpec
+from ..faces.contract import InputSpec, preprocess
 from ..graph.cpu_int8 import cpu_model
+from ..graph.layers import layer_precisions
 from ..graph.load import check_finite
-from ..graph.uint8_input import with_uint8_input
+from ..graph.uint8_input import UINT8_SHAPE
 from .cpu_kernel_selection import KernelSelection, TimedCall, select_kernels
+from .fingerprint import read_expected
 from .machine.device import cores
 from .profile import LayerTime, node_times
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-InputBatch = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
-
 ONNXRUNTIME = "onnxruntime"
 
-_MAX_BATCH = 4
-"""Faces per run: the activations of more do not fit the cache (docs/results/engines.md)."""
+_MAX_BATCH = 4  # faces per run: more activations do not fit the cache (docs/results/engines.md)
 
 
 class CpuSession:
     """A `runtime.session.Session` on onnxruntime's CPU provider.
 
-    With `raw`, the input contract, it is a `RawSession`: pixels in.
+    Attributes: those of `Session`.
     """
 
     def __init__(
         self,
-        file: Path,
+        path: Path,
         precision: str,
+        spec: InputSpec,
         *,
-        as_built: bool = False,
-        raw: InputSpec | None = None,
+        artifact: str = "graph",
+        file: str = "",
+        expected_sha256: str = "",
         threads: int | None = None,
+        int8_layers: int = 0,
+        int8_in_float: int = 0,
     ) -> None:
+        """Open an ONNX file.
+
+        Args:
+            path: The file.
+            precision: "fp32", "fp16" or "int8".
+            spec: The network's input contract.
+            artifact: "engine" to run the file exactly as it is, "graph" to let onnxruntime and
+                `cpu_model` optimise it first.
+            file: The file's name for reports; by default that of `path`.
+            expected_sha256: Of the file's bytes; "" accepts any.
+            threads: None for one per core.
+            int8_layers: An engine's layers with INT8 weights; those of a graph are counted.
+            int8_in_float: Of these, the layers that compute in float.
+
+        Raises:
+            BundleError: The file is no ONNX model, or its sha256 is not the expected one.
+            ModelError: onnxruntime refuses the model, or weights are not finite.
+        """
         self.backend = ONNXRUNTIME
-        self.precision = precision
+        self.precision, self.artifact = precision, artifact
+        self.file = file or path.name
         self.largest_batch: int | None = None
-        self._open = partial(_open, file, as_built, raw, threads)
-        self._session: Any = self._open()
+        self.uint8_input = False
+        self._path, self._spec, self._threads = path, spec, threads
+        data, self.sha256 = read_expected(path, expected_sha256)
+        self.int8_layers, self.int8_in_float = int8_layers, int8_in_float
+        self._session: Any = self._load(self._model(data))
         face = self._session.get_inputs()[0]
         self._input, self._shape = face.name, tuple(face.shape[1:])
-        self._type = np.dtype(np.uint8 if raw else np.float32)
         self.dim = int(self._session.get_outputs()[0].shape[-1])
 
-    def embed(self, faces: InputBatch) -> npt.NDArray[np.float32]:
-        """`(N, 3, H, W) float32` -> `(N, D) float32`, as the network gives it; N may be 0.
+    def embed(self, images: U8) -> F32:
+        """Embed aligned faces; see `Session.embed`."""
+        check_images(images)
+        if 0 < len(images) <= _MAX_BATCH:
+            return self.embed_tensor(preprocess(images, self._spec))
+        parts = [
+            self.embed_tensor(preprocess(images[start : start + _MAX_BATCH], self._spec))
+            for start in range(0, max(1, len(images)), _MAX_BATCH)
+        ]
+        return np.concatenate(parts)
 
-        Raises UsageError for another shape or type, or after `close`.
-        """
+    def embed_tensor(self, inputs: F32) -> F32:
+        """Embed preprocessed faces; see `Session.embed_tensor`."""
         if self._session is None:
             raise UsageError("the session is closed", "open a new one")
-        check_faces(faces, self._shape, self._type)
-        if 0 < len(faces) <= _MAX_BATCH:
-            out: npt.NDArray[np.float32] = self._session.run(None, {self._input: faces})[0]
+        check_inputs(inputs, self._shape)
+        if 0 < len(inputs) <= _MAX_BATCH:
+            out: F32 = self._session.run(None, {self._input: inputs})[0]
             return out
         parts = [
-            self._session.run(None, {self._input: faces[start : start + _MAX_BATCH]})[0]
-            for start in range(0, len(faces), _MAX_BATCH)
+            self._session.run(None, {self._input: inputs[start : start + _MAX_BATCH]})[0]
+            for start in range(0, len(inputs), _MAX_BATCH)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
-    def split(self, faces: InputBatch) -> None:
-        """Nothing crosses to a device."""
+    def device_times(self, images: U8) -> None:
+        """None: nothing is copied to a device."""
 
-    def layers(self, faces: InputBatch, runs: int) -> tuple[LayerTime, ...]:
-        """onnxruntime's own profile of that many runs, in a session of its own."""
+    def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
+        """onnxruntime's own profile, of a session of its own; see `Session.layer_times`."""
+        check_images(images)
+        inputs = preprocess(images[:_MAX_BATCH], self._spec)
+        data, _ = read_expected(self._path, self.sha256)
         with TemporaryDirectory() as folder:
-            session = self._open(Path(folder) / "profile")
+            session = self._load(self._model(data), Path(folder) / "profile")
             for _ in range(runs + 1):
-                session.run(None, {self._input: faces[:_MAX_BATCH]})
+                session.run(None, {self._input: inputs})
             return node_times(Path(session.end_profiling()))
 
     def close(self) -> None:
         """Free the network; closing twice does nothing."""
         self._session = None
 
+    def __enter__(self) -> "CpuSession":
+        return self
 
-def check_faces(faces: InputBatch, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Raise UsageError unless `faces` is `(N, *shape)` of that type."""
-    if faces.dtype != dtype or faces.ndim != 4 or faces.shape[1:] != shape:
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _model(self, data: bytes) -> bytes:
+        if self.artifact == "engine":
+            return data
+        model = _parsed(data, self._path)
+        self.int8_layers = layer_precisions(model)["int8"]
+        optimised: bytes = cpu_model(model).SerializeToString()
+        return optimised
+
+    def _load(self, model: bytes, profile: Path | None = None) -> Any:
+        options = _options(self._threads)
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        if self.artifact == "engine":
+            import onnxruntime as ort
+
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _load(model, options, self._path.name)
+
+
+def check_images(images: U8) -> None:
+    """Raise unless images are aligned faces.
+
+    Args:
+        images: `(N, 112, 112, 3) uint8` expected.
+
+    Raises:
+        UsageError: Another shape or type.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != UINT8_SHAPE:
         raise UsageError(
-            f"expected faces (N, {', '.join(map(str, shape))}) {dtype},"
-            f" found {faces.shape} {faces.dtype}",
-            "aligned faces are (N, 112, 112, 3) uint8; `preprocess(faces, bundle.spec)` makes"
-            " float32 of them, a raw session takes them as they are",
+            f"expected images (N, {', '.join(map(str, UINT8_SHAPE))}) uint8,"
+            f" found {images.shape} {images.dtype}",
+            "`align` cuts them out of photographs; preprocessed faces go into `embed_tensor`",
+        )
+
+
+def check_inputs(inputs: F32, shape: tuple[int, ...]) -> None:
+    """Raise unless inputs are what a network takes.
+
+    Args:
+        inputs: `(N, *shape) float32` expected.
+        shape: Of one preprocessed face, `(3, H, W)`.
+
+    Raises:
+        UsageError: Another shape or type.
+    """
+    if inputs.dtype != np.float32 or inputs.ndim != 4 or inputs.shape[1:] != shape:
+        raise UsageError(
+            f"expected inputs (N, {', '.join(map(str, shape))}) float32,"
+            f" found {inputs.shape} {inputs.dtype}",
+            "`embed` takes aligned faces (N, 112, 112, 3) uint8 and applies the input contract",
         )
 
 
@@ -122,7 +204,7 @@ def build(source: Path, target: Path) -> Executed:
     """
     import onnx
 
-    model = _read(source)
+    model = _parsed(source.read_bytes(), source)
     quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     raced = select_kernels(model, runner, (1, _MAX_BATCH)) if quantised else []
     integer = raced[0].layers if quantised else None
@@ -147,41 +229,14 @@ def runner(model: bytes) -> TimedCall:
     return lambda faces: session.run(None, {face: faces})
 
 
-def _open(
-    file: Path,
-    as_built: bool,
-    raw: InputSpec | None,
-    threads: int | None,
-    profile: Path | None = None,
-) -> Any:
-    options = _options(threads)
-    if profile:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if as_built:
-        import onnxruntime as ort
-
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _load(_written(file, as_built, raw), options, file.name)
-
-
-def _written(file: Path, as_built: bool, raw: InputSpec | None) -> str | bytes:
-    if as_built and not raw:
-        return str(file)
-    model = _read(file)
-    if not as_built:
-        model = cpu_model(model)
-    data: bytes = (with_uint8_input(model, raw) if raw else model).SerializeToString()
-    return data
-
-
-def _read(file: Path) -> "ModelProto":
+def _parsed(data: bytes, path: Path) -> "ModelProto":
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(file)
+        model = onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise BundleError(f"{file} is not an ONNX model: {error}", "export again") from error
+        raise BundleError(f"{path} is not an ONNX model: {error}", "export again") from error
     check_finite(model)
     return model
 
@@ -211,7 +266,7 @@ def _overflows() -> bool:
     return not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
-def _load(model: str | bytes, options: Any, name: str) -> Any:
+def _load(model: bytes, options: Any, name: str) -> Any:
     import onnxruntime as ort
 
     try:

@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..arrays import F32
 from ..errors import FrEdgeError
+from ..faces.contract import InputSpec
 from .machine.backends import BACKENDS, COMPILE_ONLY, lacking
 from .onnxruntime_session import CpuSession
 from .tensorrt_session import GpuSession
@@ -19,6 +20,8 @@ from .trt.builder import compile_plan, load_library
 from .trt.config import EngineOptions
 
 TEST_SHAPE = (3, 8, 8)
+
+_SPEC = InputSpec(height=TEST_SHAPE[1], width=TEST_SHAPE[2])
 
 _WIDTH, _DIM = 8, 4
 
@@ -57,7 +60,7 @@ def _try(backend: str, file: Path, faces: F32, expected: F32) -> SelfTestResult:
         return SelfTestResult(backend, "skipped", lack)
     try:
         if backend == "onnxruntime":
-            found = CpuSession(file, "fp32").embed(faces)
+            found = CpuSession(file, "fp32", _SPEC).embed_tensor(faces)
         else:
             library = load_library(backend)
             options = EngineOptions(batch=(1, 2, 2))
@@ -66,9 +69,8 @@ def _try(backend: str, file: Path, faces: F32, expected: F32) -> SelfTestResult:
                 return SelfTestResult(backend, "compiled", f"not run: {lack}")
             plan = file.with_suffix(".plan")
             plan.write_bytes(made.plan)
-            session = GpuSession(plan, "fp32", backend)
-            found = session.embed(faces)
-            session.close()
+            with GpuSession(plan, "fp32", backend, _SPEC) as session:
+                found = session.embed_tensor(faces)
     except FrEdgeError as error:
         return SelfTestResult(backend, "failed", error.message)
     worst = float(np.abs(found - expected).max() / np.abs(expected).max())

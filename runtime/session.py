@@ -1,68 +1,123 @@
-"""Open whatever runs the bundle here: an engine that was built, or the ONNX model itself."""
+"""Open what runs a bundle here: an engine that was built, or the ONNX graph itself."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import F32, U8
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import Bundle
-from ..errors import UsageError
-from ..faces.contract import preprocess
+from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
 from ..progress import Track, silent
-from .build import PRECISIONS, engine_name, network_of_plan
-from .fingerprint import SOURCES, check_fingerprint, int8_in_float
+from .build import PRECISIONS, engine_name
+from .fingerprint import SOURCES, check_fingerprint
 from .machine.backends import pick_backend
-from .onnxruntime_session import ONNXRUNTIME as CPU
-from .onnxruntime_session import CpuSession
+from .onnxruntime_session import ONNXRUNTIME, CpuSession
 from .profile import DeviceTimes, LayerTime
 from .tensorrt_session import GpuSession
 from .trt.plan_file import refuse_foreign
 
-_BATCH = 32
+Artifact = Literal["engine", "graph"]
+
+_BATCH = 32  # faces that `embed_faces` decodes at a time
 
 
-class Session(Protocol):
-    """Something that embeds faces; `precision` is fp32, fp16 or int8."""
+class FaceEmbedder(Protocol):
+    """What `embed_faces` needs of a session.
 
-    backend: str
-    precision: str
-    dim: int
-
-    def embed(self, faces: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """`(N, 3, H, W) float32`, preprocessed -> `(N, D) float32`, as the network gives it."""
-
-
-class EngineSession(Session, Protocol):
-    """A session that can say where its time goes.
-
-    `largest_batch` is what one run of the engine takes, None where any number does; `embed` cuts
-    larger ones.
+    Attributes:
+        dim: Numbers per embedding.
     """
 
-    largest_batch: int | None
+    dim: int
 
-    def split(self, faces: npt.NDArray[np.float32]) -> DeviceTimes | None:
-        """Embed once and say where the time went; None where nothing crosses to a device."""
-
-    def layers(self, faces: npt.NDArray[np.float32], runs: int) -> tuple[LayerTime, ...]:
-        """The network's layers by their time in some runs, empty where the backend tells none.
-
-        Of at most the faces that one run takes.
-        """
+    def embed(self, images: U8) -> F32:
+        """Aligned faces `(N, 112, 112, 3) uint8`, RGB -> `(N, D) float32`."""
 
 
-class RawSession(Protocol):
-    """A session that takes aligned faces as they are; see `open_raw_session`."""
+class Session(FaceEmbedder, Protocol):
+    """An open network that embeds faces; close it, or use it in a `with` statement.
+
+    Attributes:
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        precision: "fp32", "fp16" or "int8".
+        artifact: "engine" for an engine that was built, "graph" for an ONNX file as it is.
+        file: The file's path within the bundle.
+        sha256: Of exactly the bytes that were opened.
+        largest_batch: Faces that one run of the engine takes, None where any number does; `embed`
+            cuts larger batches.
+        uint8_input: Whether the engine takes pixels and applies the input contract itself.
+        int8_layers: Layers with INT8 weights.
+        int8_in_float: Of these, the layers that compute in float on this CPU and round no
+            activation.
+    """
 
     backend: str
     precision: str
-    dim: int
+    artifact: str
+    file: str
+    sha256: str
+    largest_batch: int | None
+    uint8_input: bool
+    int8_layers: int
+    int8_in_float: int
 
-    def embed(self, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """`(N, 112, 112, 3) uint8`, RGB -> `(N, D) float32`, as the network gives it."""
+    def embed(self, images: U8) -> F32:
+        """Embed aligned faces; the input contract is applied here.
+
+        Args:
+            images: `(N, 112, 112, 3) uint8`, RGB, aligned; N may be 0.
+
+        Returns:
+            `(N, D) float32`, as the network gives them (of unit length only where it does so).
+
+        Raises:
+            UsageError: Images of another shape or type, or the session is closed.
+        """
+
+    def embed_tensor(self, inputs: F32) -> F32:
+        """Embed what `faces.contract.preprocess` made of faces.
+
+        Args:
+            inputs: `(N, 3, H, W) float32`; N may be 0.
+
+        Returns:
+            `(N, D) float32`, as the network gives them.
+
+        Raises:
+            UsageError: Inputs of another shape or type, the session is closed, or the engine takes
+                pixels.
+        """
+
+    def device_times(self, images: U8) -> DeviceTimes | None:
+        """Embed once and measure the copies and the computation.
+
+        Args:
+            images: As `embed` takes them, at most `largest_batch` of them.
+
+        Returns:
+            The times of one run, None where nothing is copied to a device.
+        """
+
+    def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
+        """Profile the network's layers.
+
+        Args:
+            images: As `embed` takes them, at most as many as one run takes.
+            runs: Runs to profile.
+
+        Returns:
+            The layers, the slowest first; empty where the backend reports none.
+        """
+
+    def close(self) -> None:
+        """Free the network; closing twice does nothing."""
+
+    def __enter__(self) -> "Session": ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
 
 def open_session(
@@ -70,94 +125,117 @@ def open_session(
     engine: str = "auto",
     backend: str = "auto",
     *,
+    artifact: Artifact = "engine",
     threads: int | None = None,
-) -> EngineSession:
-    """A session on the engine of that precision, or on its ONNX file where none was built.
-
-    `engine="auto"` takes int8, else fp16, else fp32: the best engine that was built. Only
-    onnxruntime runs an ONNX file as it is; `backend="auto"` is TensorRT where it can run and an
-    engine was built for it. `threads` are onnxruntime's, by default one for each core. Raises
-    UsageError for an unknown name, BundleError when the bundle lacks the model or engine,
-    MachineError when the backend cannot run here or the engine was built elsewhere.
-    """
-    return _open(bundle, engine, backend, raw=False, threads=threads)
-
-
-def open_judged(
-    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
 ) -> Session:
-    """As `open_session`, for judging: INT8 on a CPU rounds in every layer, as TensorRT does.
+    """Open the engine of a bundle, exactly as it was built, or its ONNX graph.
 
-    A CPU engine computes layers in float where those are faster here. It rounds less than what it
-    stands for, and would be judged too well.
+    Args:
+        bundle: An open bundle or its folder.
+        engine: "fp32", "fp16", "int8", or "auto" for the best engine that was built: int8, else
+            fp16, else fp32, else (none was built) the graph of model.onnx.
+        backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": TensorRT where it can run and
+            such an engine was built for it, else onnxruntime.
+        artifact: "engine" for the engine; "graph" for the ONNX file of that precision on
+            onnxruntime, with every rounding that its Q/DQ nodes ask for.
+        threads: onnxruntime's threads; None for one per core.
+
+    Raises:
+        UsageError: An unknown name, or an option that the backend does not have.
+        BundleError: The engine was not built, or a file's bytes are not those of the manifest and
+            of the engine's fingerprint.
+        MachineError: The backend cannot run here, or the engine was built on another machine.
+        ModelError: The backend refuses the network.
     """
-    return _open(bundle, engine, backend, raw=False, every_rounding=True)
-
-
-def open_raw_session(
-    bundle: Bundle | str | Path, engine: str = "auto", backend: str = "auto"
-) -> RawSession:
-    """As `open_session`, with the input contract inside: pixels in.
-
-    TensorRT needs an engine that was built so (`EngineOptions(raw=True)`). Raises UsageError too
-    for a contract that scales the face.
-    """
-    return _open(bundle, engine, backend, raw=True)
-
-
-def _open(
-    bundle: Bundle | str | Path,
-    engine: str,
-    backend: str,
-    *,
-    raw: bool,
-    threads: int | None = None,
-    every_rounding: bool = False,
-) -> CpuSession | GpuSession:
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if engine not in ("auto", *PRECISIONS):
         raise UsageError(f"no engine {engine!r}", "engines: auto, fp32, fp16, int8")
-    chosen = pick_backend(backend)
-    if backend == "auto" and not _built(bundle, chosen, engine, raw):
-        chosen = CPU
-    raw_file = raw and chosen != CPU  # onnxruntime makes it of any file when it opens one
-    built = _built(bundle, chosen, engine, raw_file)
-    precision = built[0] if built else "fp32" if engine == "auto" else engine
-    name = engine_name(chosen, precision, raw_file)
-    if chosen != CPU:
-        if threads is not None:
-            raise UsageError(f"{chosen} has no threads to choose", "threads are onnxruntime's")
-        plan = bundle.file(name)
-        facts = check_fingerprint(bundle, name)
-        refuse_foreign(plan)
-        network = network_of_plan(bundle, facts) if facts.get("stripped") else None
-        return GpuSession(plan, precision, chosen, network)
-    as_built = bool(built)
-    if built:
-        check_fingerprint(bundle, name)
-        as_built = not (every_rounding and int8_in_float(bundle, name))
-    file = bundle.file(name if as_built else SOURCES[precision])
-    spec = bundle.spec if raw else None
-    return CpuSession(file, precision, as_built=as_built, raw=spec, threads=threads)
+    if artifact not in ("engine", "graph"):
+        raise UsageError(f"no artifact {artifact!r}", "artifacts: engine, graph")
+    if artifact == "graph" and backend not in ("auto", ONNXRUNTIME):
+        raise UsageError(
+            f"{backend} runs engines, not ONNX graphs", "leave --backend out, or --artifact graph"
+        )
+    chosen = pick_backend(ONNXRUNTIME if artifact == "graph" else backend)
+    if backend == "auto" and not _built(bundle, chosen, engine):
+        chosen = ONNXRUNTIME
+    if chosen != ONNXRUNTIME and threads is not None:
+        raise UsageError(f"{chosen} has no threads to choose", "threads are onnxruntime's")
+    built = _built(bundle, chosen, engine)
+    if artifact == "graph" or (engine == "auto" and not built and chosen == ONNXRUNTIME):
+        precision = built[0] if built else "fp32" if engine == "auto" else engine
+        return _open_graph(bundle, precision, threads)
+    if not built:
+        precision = PRECISIONS[-1] if engine == "auto" else engine
+        raise BundleError(
+            f"{bundle.root} has no {'' if engine == 'auto' else engine + ' '}engine for {chosen}",
+            f"build it with `fr-edge build-engine {bundle.root} --{precision} --backend {chosen}`",
+        )
+    return _open_engine(bundle, built[0], chosen, threads)
+
+
+def _open_graph(bundle: Bundle, precision: str, threads: int | None) -> CpuSession:
+    name = SOURCES[precision]
+    return CpuSession(
+        bundle.file(name),
+        precision,
+        bundle.spec,
+        file=name,
+        expected_sha256=bundle.files[name].sha256,
+        threads=threads,
+    )
+
+
+def _open_engine(
+    bundle: Bundle, precision: str, backend: str, threads: int | None
+) -> CpuSession | GpuSession:
+    name = engine_name(backend, precision)
+    facts = check_fingerprint(bundle, name)
+    path, sha256 = bundle.file(name), bundle.files[name].sha256
+    if backend != ONNXRUNTIME:
+        refuse_foreign(path)
+        return GpuSession(
+            path,
+            precision,
+            backend,
+            bundle.spec,
+            file=name,
+            expected_sha256=sha256,
+            int8_layers=facts["layers"]["int8"],
+        )
+    return CpuSession(
+        path,
+        precision,
+        bundle.spec,
+        artifact="engine",
+        file=name,
+        expected_sha256=sha256,
+        threads=threads,
+        int8_layers=facts["layers"]["int8"],
+        int8_in_float=facts.get("int8_in_float", 0),
+    )
 
 
 def embed_faces(
-    session: Session,
-    bundle: Bundle,
-    faces: Faces,
-    track: Track = silent,
-    label: str = "embedding",
-) -> npt.NDArray[np.float32]:
-    """All faces of a source -> `(N, D) float32`, in order."""
+    session: FaceEmbedder, faces: Faces, track: Track = silent, label: str = "embedding"
+) -> F32:
+    """Embed a whole source of faces.
+
+    Args:
+        session: An open session.
+        faces: N faces; each is decoded once.
+        track: Shows progress.
+        label: The progress bar's text.
+
+    Returns:
+        `(N, D) float32`, in the order of the source.
+    """
     steps = (len(faces) + _BATCH - 1) // _BATCH
-    parts = [
-        session.embed(preprocess(batch, bundle.spec))
-        for batch in track(faces.batches(_BATCH), label, steps)
-    ]
-    return np.concatenate(parts)
+    parts = [session.embed(batch) for batch in track(faces.batches(_BATCH), label, steps)]
+    return np.concatenate(parts) if parts else np.zeros((0, session.dim), np.float32)
 
 
-def _built(bundle: Bundle, backend: str, engine: str, raw: bool) -> list[str]:
+def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:
     """The precisions of `engine` that were built, the best first."""
     wanted = PRECISIONS[::-1] if engine == "auto" else (engine,)
-    return [p for p in wanted if engine_name(backend, p, raw) in bundle]
+    return [p for p in wanted if engine_name(backend, p) in bundle]

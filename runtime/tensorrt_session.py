@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arrays import F32
+from ..arrays import F32, U8
 from ..errors import MachineError, UsageError
+from ..faces.contract import InputSpec, preprocess
 from .cuda.interface import Buffer, Cuda
 from .cuda.open import open_cuda
-from .onnxruntime_session import InputBatch, check_faces
+from .fingerprint import read_expected
+from .onnxruntime_session import check_images, check_inputs
 from .profile import DeviceTimes, LayerTime
 from .trt.builder import load_library, recorder
-from .trt.refit import refit
 
 if TYPE_CHECKING:
     import tensorrt
@@ -29,39 +30,62 @@ if TYPE_CHECKING:
 class GpuSession:
     """A `runtime.session.Session` on one GPU; from any thread, one call at a time.
 
-    On a plan that was built `raw` it is a `RawSession`.
-    On one without weights, `network` is the ONNX file that brings them.
     A batch size that comes again is recorded as a CUDA graph and replayed, where the CUDA package
     has graphs.
+
+    Attributes: those of `Session`.
     """
 
     def __init__(
-        self, plan: Path, precision: str, backend: str, network: bytes | None = None
+        self,
+        path: Path,
+        precision: str,
+        backend: str,
+        spec: InputSpec,
+        *,
+        file: str = "",
+        expected_sha256: str = "",
+        int8_layers: int = 0,
     ) -> None:
-        self.backend, self.precision = backend, precision
+        """Load a plan onto the GPU.
+
+        Args:
+            path: The plan.
+            precision: "fp32", "fp16" or "int8".
+            backend: "tensorrt" or "tensorrt-rtx".
+            spec: The network's input contract.
+            file: The file's name for reports; by default that of `path`.
+            expected_sha256: Of the plan's bytes; "" accepts any.
+            int8_layers: Layers with INT8 weights.
+
+        Raises:
+            BundleError: The plan's sha256 is not the expected one.
+            MachineError: There is no GPU, TensorRT refuses the plan, or memory does not suffice.
+        """
+        self.backend, self.precision, self.artifact = backend, precision, "engine"
+        self.file = file or path.name
+        self.int8_layers, self.int8_in_float = int8_layers, 0
+        self._spec = spec
         self._lock = threading.Lock()
+        plan, self.sha256 = read_expected(path, expected_sha256)
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._cuda.current():
-                self._load(load_library(backend), plan, network)
+                self._load(load_library(backend), plan)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: Any, plan: Path, network: bytes | None) -> None:
+    def _load(self, trt: Any, plan: bytes) -> None:
         assert self._cuda is not None  # for the type checker: `__init__` opened it
         self._log = log = recorder(trt)
         self._runtime: tensorrt.Runtime = trt.Runtime(log)
-        engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(
-            plan.read_bytes()
-        )
+        engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise MachineError(
-                f"TensorRT cannot load {plan.name}: {' '.join(log.problems)[:400]}",
+                f"TensorRT cannot load {self.file}: {' '.join(log.problems)[:400]}",
                 f"build it here: `fr-edge build-engine BUNDLE --{self.precision}`",
             )
-        if network is not None:
-            refit(trt, engine, log, network, plan.name)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {engine.get_tensor_mode(name): name for name in names}
         self._face, self._embedding = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
@@ -74,14 +98,15 @@ class GpuSession:
         context: tensorrt.IExecutionContext | None = engine.create_execution_context()
         if context is None:
             raise MachineError(
-                f"the GPU has too little memory to run {plan.name}: {' '.join(log.problems)[:400]}",
+                f"the GPU has too little memory to run {self.file}: {' '.join(log.problems)[:400]}",
                 "close other programs, or build with a smaller --batch",
             )
         self._context = context
         self._count = 0
         # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
-        pixels = engine.get_tensor_dtype(self._face) == getattr(trt.DataType, "UINT8", None)
-        self._type = np.dtype(np.uint8 if pixels else np.float32)
+        uint8 = getattr(trt.DataType, "UINT8", None)
+        self.uint8_input = engine.get_tensor_dtype(self._face) == uint8
+        self._type = np.dtype(np.uint8 if self.uint8_input else np.float32)
         self._bytes = self._type.itemsize * prod(self._shape)
         self._faces: Buffer = self._cuda.buffer(self._most * self._bytes)
         self._embeddings: Buffer = self._cuda.buffer(4 * self._most * self.dim)
@@ -90,15 +115,31 @@ class GpuSession:
         self._stream = self._cuda.stream()
         self._graphs: dict[int, Callable[[], None] | None] = {}
 
-    def embed(self, faces: InputBatch) -> F32:
-        """`(N, 3, H, W) float32` -> `(N, D) float32`, as the network gives it; N may be 0.
+    def embed(self, images: U8) -> F32:
+        """Embed aligned faces; see `Session.embed`."""
+        check_images(images)
+        if self.uint8_input:
+            return self._embed(images)
+        parts = [
+            self._embed(preprocess(images[start : start + self._most], self._spec))
+            for start in range(0, max(1, len(images)), self._most)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-        Raises UsageError for another shape or type, or after `close`.
-        """
+    def embed_tensor(self, inputs: F32) -> F32:
+        """Embed preprocessed faces; see `Session.embed_tensor`."""
+        if self.uint8_input:
+            raise UsageError(
+                f"{self.file} takes pixels and applies the input contract itself",
+                "use `embed`, or build the engine without --uint8-input",
+            )
+        check_inputs(inputs, self._shape)
+        return self._embed(inputs)
+
+    def _embed(self, faces: F32 | U8) -> F32:
         with self._lock:
             if self._cuda is None:
                 raise UsageError("the session is closed", "open a new one")
-            check_faces(faces, self._shape, self._type)
             out = np.empty((len(faces), self.dim), np.float32)
             with self._cuda.current():
                 for start in range(0, len(faces), self._most):
@@ -106,7 +147,7 @@ class GpuSession:
                     self._run(self._cuda, part, out[start : start + len(part)])
             return out
 
-    def _run(self, cuda: Cuda, faces: InputBatch, out: F32) -> None:
+    def _run(self, cuda: Cuda, faces: F32 | U8, out: F32) -> None:
         """At most a profile's worth of faces; fewer than its least are filled up with anything."""
         count = max(len(faces), self._least)
         self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
@@ -136,18 +177,20 @@ class GpuSession:
         cuda.pull(self._embeddings, 4 * count * self.dim, self._stream)
         mark()
 
-    def split(self, faces: InputBatch) -> DeviceTimes:
-        """One run, of at most a profile's worth of faces, in trtexec's terms.
+    def device_times(self, images: U8) -> DeviceTimes:
+        """One run in trtexec's terms; see `Session.device_times`.
 
-        The three times on the GPU are events' of a run that is queued call by call; `enqueue_ms` is
-        what this session does: replaying a CUDA graph where there is one.
+        The three times on the GPU are those of events in a run that is queued call by call;
+        `enqueue_ms` is what `embed` does: replaying a CUDA graph where there is one.
         """
+        check_images(images)
+        images = images[: self._most]
+        faces = images if self.uint8_input else preprocess(images, self._spec)
         with self._lock:
             if self._cuda is None:
                 raise UsageError("the session is closed", "open a new one")
-            check_faces(faces, self._shape, self._type)
-            cuda, count = self._cuda, max(min(len(faces), self._most), self._least)
-            self._faces.array.view(self._type)[: faces[:count].size] = faces[:count].reshape(-1)
+            cuda, count = self._cuda, max(len(faces), self._least)
+            self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
             with cuda.current():
                 marks: list[Any] = []
                 self._queue(cuda, count, lambda: marks.append(cuda.mark(self._stream)))
@@ -159,8 +202,9 @@ class GpuSession:
                 cuda.wait(self._stream)
             return DeviceTimes(queued / 1e6, sent, computed, fetched, bool(self._graphs.get(count)))
 
-    def layers(self, faces: InputBatch, runs: int) -> tuple[LayerTime, ...]:
-        """TensorRT's own profile, of runs that wait for each layer."""
+    def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
+        """TensorRT's own profile, of runs that wait for each layer; see `Session.layer_times`."""
+        check_images(images)
         times: dict[str, float] = {}
         base: Any = load_library(self.backend).IProfiler
 
@@ -171,8 +215,7 @@ class GpuSession:
         with self._lock:
             if self._cuda is None:
                 raise UsageError("the session is closed", "open a new one")
-            check_faces(faces, self._shape, self._type)
-            cuda, count = self._cuda, max(min(len(faces), self._most), self._least)
+            cuda, count = self._cuda, max(min(len(images), self._most), self._least)
             plain = self._context
             with cuda.current():
                 # A context of its own: a profiler, once set, slows every later run.
@@ -191,6 +234,12 @@ class GpuSession:
             del profiler  # it had to live until here
             rows = [LayerTime(name, "", ms) for name, ms in times.items()]
         return tuple(sorted(rows, key=lambda row: -row.ms))
+
+    def __enter__(self) -> "GpuSession":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Free the engine and its memory; closing twice does nothing."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...faces.contract import InputSpec, preprocess
 from ...faces.images import decode_image
 from ..profile import DeviceTimes, LayerTime
-from ..session import EngineSession
+from ..session import Session
 from .workload import as_jpegs
 
 _TIMES = 20
@@ -44,8 +44,8 @@ class LatencyBreakdown:
         if self.preprocess_ms > _HEAVY * (self.preprocess_ms + self.embed_ms):
             share = self.preprocess_ms / (self.preprocess_ms + self.embed_ms)
             found.append(
-                f"preprocessing takes {share:.0%} of preprocessing and embedding: a raw session"
-                " takes pixels and does it in the network"
+                f"preprocessing takes {share:.0%} of preprocessing and embedding; an engine"
+                " built with --uint8-input does it in the network"
             )
         split = self.split
         if split and split.enqueue_ms > _ENQUEUE_BOUND * split.compute_ms:
@@ -57,8 +57,8 @@ class LatencyBreakdown:
         if split and split.h2d_ms + split.d2h_ms > split.compute_ms:
             found.append(
                 f"transfer-bound: copies take {split.h2d_ms + split.d2h_ms:.3f} ms, computing"
-                f" {split.compute_ms:.3f} ms, from pinned memory already; an engine with raw input"
-                " moves a quarter of the bytes"
+                f" {split.compute_ms:.3f} ms, from pinned memory already; an engine built with"
+                " --uint8-input moves a quarter of the bytes"
             )
         return tuple(found)
 
@@ -85,7 +85,7 @@ class LatencyBreakdown:
 
 
 def time_parts(
-    session: EngineSession,
+    session: Session,
     faces: npt.NDArray[np.uint8],
     spec: InputSpec,
     size: int,
@@ -99,13 +99,13 @@ def time_parts(
     """
     batch = faces[np.arange(size) % len(faces)]
     files, inputs = as_jpegs(batch), preprocess(batch, spec)
-    splits = [s for _ in range(_TIMES) if (s := session.split(inputs)) is not None]
+    splits = [s for _ in range(_TIMES) if (s := session.device_times(batch)) is not None]
     return LatencyBreakdown(
         _median_ms(lambda: [decode_image(data, "golden face") for data in files]),
         _median_ms(lambda: preprocess(batch, spec)),
-        _median_ms(lambda: session.embed(inputs)) if embed_ms is None else embed_ms,
+        _median_ms(lambda: session.embed_tensor(inputs)) if embed_ms is None else embed_ms,
         _middle(splits) if splits else None,
-        session.layers(inputs, _LAYER_RUNS) if layers else (),
+        session.layer_times(batch, _LAYER_RUNS) if layers else (),
     )
 
 

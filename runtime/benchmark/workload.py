@@ -23,7 +23,7 @@ from ...metrics.verification import cosines
 from ..evaluation.embeddings_file import check_embeddings
 from ..machine.device import cores
 from ..onnxruntime_session import ONNXRUNTIME as CPU
-from ..session import EngineSession, Session, open_session
+from ..session import Session, open_session
 from .setting import Setting
 
 _BATCHES = 8
@@ -75,7 +75,9 @@ class Workload:
             self._pool.shutdown()
 
     def _embed(self, index: int, stream: int) -> F32:
-        return self._sessions[stream].embed(self._batches[(index + stream) % len(self._batches)]())
+        return self._sessions[stream].embed_tensor(
+            self._batches[(index + stream) % len(self._batches)]()
+        )
 
 
 def turns(count: int, size: int) -> list[npt.NDArray[np.int64]]:
@@ -126,20 +128,20 @@ class EngineUnderTest:
         self.spec = bundle.spec
         self._bundle, self._engine, self._backend = bundle, engine, backend
         self.on_cpu = True  # until a session says otherwise
-        self._sessions: dict[int | None, list[EngineSession]] = {}
+        self._sessions: dict[int | None, list[Session]] = {}
         self.golden = read_golden(bundle)
         self._inputs = preprocess(self.golden.faces, bundle.spec)
         self._files = as_jpegs(self.golden.faces) if end_to_end else []
         session = self.session(Setting())
         self.engine, self.backend = session.precision, session.backend
         self.on_cpu = session.backend == CPU
-        self.embeddings = session.embed(self._inputs)
+        self.embeddings = session.embed(self.golden.faces)
         check_embeddings(self.embeddings, self.golden.keys, f"the {session.precision} engine")
         self._expected = self.embeddings
         if end_to_end:  # JPEG loses a little
-            self._expected = session.embed(decoded(self._files, bundle.spec))
+            self._expected = session.embed_tensor(decoded(self._files, bundle.spec))
 
-    def session(self, setting: Setting) -> EngineSession:
+    def session(self, setting: Setting) -> Session:
         return self._open(setting)[0]
 
     def settings(
@@ -177,7 +179,7 @@ class EngineUnderTest:
         expected = [self._expected[pick] for pick in turns(len(self._inputs), size)]
         return Workload(self._open(setting), batches, expected)
 
-    def _open(self, setting: Setting) -> list[EngineSession]:
+    def _open(self, setting: Setting) -> list[Session]:
         threads = setting.threads
         if threads is None and setting.streams > 1 and self.on_cpu:
             threads = max(1, cores() // setting.streams)  # else they stand in each other's way

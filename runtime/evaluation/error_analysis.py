@@ -14,7 +14,7 @@ from ...faces.contract import PRESETS, InputSpec, Triple, preprocess
 from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
-from ..onnxruntime_session import CpuSession
+from ..session import Session
 from .gates import PROOF
 
 MistakeTrial = tuple[str, F32]
@@ -42,7 +42,7 @@ _COMMON: tuple[tuple[Triple, Triple], ...] = (
 """Mean and std that networks are fed with, beside the presets'."""
 
 
-def find_mistake(suspect: F32, expected: F32, faces: U8, fp32: CpuSession, spec: InputSpec) -> str:
+def find_mistake(suspect: F32, expected: F32, faces: U8, fp32: Session, spec: InputSpec) -> str:
     """The mistake that makes `fp32` give `suspect (N, D)` for `faces (N, 112, 112, 3)`, and how
     well it explains it; empty when none does. `expected (N, D)` is without any."""
     picks = np.unique(np.linspace(0, len(faces) - 1, _TRIED).astype(int))
@@ -53,7 +53,7 @@ def find_mistake(suspect: F32, expected: F32, faces: U8, fp32: CpuSession, spec:
         return ""
 
     def alike(inputs: F32) -> float:
-        return float(np.median(cosines(suspect, fp32.embed(inputs))))
+        return float(np.median(cosines(suspect, fp32.embed_tensor(inputs))))
 
     best = (0.0, "")
     for trials in (_plain(faces, spec), _swapped(faces, spec)):
@@ -141,10 +141,10 @@ _FAR_MORE, _MOVED = 4.0, 0.01
 
 
 def explain_all(
-    suspects: Mapping[str, F32], faces: U8, fp32: CpuSession, spec: InputSpec
+    suspects: Mapping[str, F32], faces: U8, fp32: Session, spec: InputSpec
 ) -> list[str]:
     """A sentence for each of `suspects`, name -> embeddings of `faces`, that is not `fp32`'s."""
-    expected = fp32.embed(preprocess(faces, spec))
+    expected = fp32.embed_tensor(preprocess(faces, spec))
     return [
         f"{name}: {explain(found, expected, faces, fp32, spec)}"
         for name, found in suspects.items()
@@ -152,7 +152,7 @@ def explain_all(
     ]
 
 
-def explain(suspect: F32, expected: F32, faces: U8, fp32: CpuSession, spec: InputSpec) -> str:
+def explain(suspect: F32, expected: F32, faces: U8, fp32: Session, spec: InputSpec) -> str:
     """Why `suspect (N, D)` is not `expected (N, D)`, embeddings of `faces (N, 112, 112, 3)`.
 
     A mistake in the input is named when `fp32`, fed with it, gives the suspect's embeddings; else

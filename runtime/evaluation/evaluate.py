@@ -14,7 +14,6 @@ from ..._version import __version__
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.manifest import Bundle
 from ...errors import FacesError
-from ...faces.contract import preprocess
 from ...faces.ijb import Ijb, pair_scores, pool
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
@@ -39,7 +38,7 @@ from ...metrics.verification import (
     threshold_at_far,
 )
 from ...progress import Track, silent
-from ..session import Session, embed_faces, open_judged
+from ..session import Artifact, Session, embed_faces, open_session
 from .embeddings_file import check_embeddings
 
 
@@ -97,6 +96,7 @@ def evaluate(
     backend: str = "auto",
     track: Track = silent,
     *,
+    artifact: Artifact = "engine",
     flip: bool = False,
     name: str = "",
 ) -> EvaluateResult:
@@ -115,8 +115,8 @@ def evaluate(
     listed = isinstance(protocol, Pairs)
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol)
     faces = pairs.faces
-    session = open_judged(bundle, engine, backend)
-    embeddings = _embed(session, bundle, faces, flip, track)
+    session = open_session(bundle, engine, backend, artifact=artifact)
+    embeddings = _embed(session, faces, flip, track)
     check_embeddings(embeddings, faces.keys, f"the {session.precision} engine")
     everyone = faces.labelled
     scores = all_pairs(embeddings, faces.labels) if everyone else listed_pairs(embeddings, pairs)
@@ -159,14 +159,12 @@ def evaluate(
     return found
 
 
-def _embed(
-    session: Session, bundle: Bundle, faces: Faces, flip: bool, track: Track
-) -> npt.NDArray[np.float32]:
-    plain = embed_faces(session, bundle, faces, track, "evaluating")
+def _embed(session: Session, faces: Faces, flip: bool, track: Track) -> npt.NDArray[np.float32]:
+    plain = embed_faces(session, faces, track, "evaluating")
     if not flip:
         return plain
     mirrored = replace(faces, read=lambda index: np.ascontiguousarray(faces.read(index)[:, ::-1]))
-    return plain + embed_faces(session, bundle, mirrored, track, "evaluating mirror images")
+    return plain + embed_faces(session, mirrored, track, "evaluating mirror images")
 
 
 def _intervals(
@@ -254,6 +252,7 @@ def evaluate_ijb(
     backend: str = "auto",
     track: Track = silent,
     *,
+    artifact: Artifact = "engine",
     norm: bool = True,
     detector: bool = True,
     flip: bool = True,
@@ -265,8 +264,8 @@ def evaluate_ijb(
     Raises FacesError for a damaged image, ModelError when an embedding is zero or not finite.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    session = open_judged(bundle, engine, backend)
-    batches = _embed_templates(session, bundle, ijb, flip, track)
+    session = open_session(bundle, engine, backend, artifact=artifact)
+    batches = _embed_templates(session, ijb, flip, track)
     templates, numbers = pool(batches, ijb, norm=norm, detector=detector)
     tar = nearest_tar(pair_scores(templates, numbers, ijb), ijb.same, IJB_FARS)
     impostor = int((~ijb.same).sum())
@@ -294,14 +293,14 @@ def evaluate_ijb(
 
 
 def _embed_templates(
-    session: Session, bundle: Bundle, ijb: Ijb, flip: bool, track: Track
+    session: Session, ijb: Ijb, flip: bool, track: Track
 ) -> Iterator[npt.NDArray[np.float32]]:
     steps = (len(ijb.faces) + _BATCH - 1) // _BATCH
     done = 0
     for batch in track(ijb.faces.batches(_BATCH), "evaluating", steps):
-        out = session.embed(preprocess(batch, bundle.spec))
+        out = session.embed(batch)
         if flip:
-            out = out + session.embed(preprocess(batch[:, :, ::-1], bundle.spec))
+            out = out + session.embed(batch[:, :, ::-1])
         check_embeddings(
             out, ijb.faces.keys[done : done + len(out)], f"the {session.precision} engine"
         )

@@ -8,12 +8,10 @@ import numpy as np
 from ...arrays import F32
 from ...bundle.golden import ORIGINS, read_golden
 from ...bundle.manifest import Bundle
-from ...faces.contract import preprocess
 from ...faces.quality import measure_quality
 from ...faces.sources import Faces
 from ...metrics.rates import CosineDrift, measure_drift
 from ...progress import Track
-from ..onnxruntime_session import CpuSession
 from ..session import Session
 from .embeddings_file import check_embeddings, read_embeddings, refuse_stranger
 
@@ -40,11 +38,10 @@ class PairedEmbeddings:
     quality: F32
 
 
-def prove(bundle: Bundle, fp32: CpuSession, session: Session) -> ReferenceCheck:
+def prove(bundle: Bundle, fp32: Session, session: Session) -> ReferenceCheck:
     """Run both on the golden faces; raises ModelError when an embedding is zero or not finite."""
     golden = read_golden(bundle)
-    inputs = preprocess(golden.faces, bundle.spec)
-    exported, engine = fp32.embed(inputs), session.embed(inputs)
+    exported, engine = fp32.embed(golden.faces), session.embed(golden.faces)
     check_embeddings(exported, golden.keys, "model.onnx")
     check_embeddings(engine, golden.keys, f"the {session.precision} engine")
     return ReferenceCheck(
@@ -57,7 +54,7 @@ def prove(bundle: Bundle, fp32: CpuSession, session: Session) -> ReferenceCheck:
 def embed_both(
     bundle: Bundle,
     faces: Faces,
-    fp32: CpuSession,
+    fp32: Session,
     session: Session,
     file: Path | None,
     track: Track,
@@ -72,10 +69,9 @@ def embed_both(
     old, new, quality = [], [], []
     steps = (len(faces) + _BATCH - 1) // _BATCH
     for batch in track(faces.batches(_BATCH), "verifying", steps):
-        inputs = preprocess(batch, bundle.spec)
         if given is None:
-            old.append(fp32.embed(inputs))
-        new.append(session.embed(inputs))
+            old.append(fp32.embed(batch))
+        new.append(session.embed(batch))
         quality.append(measure_quality(batch))
     reference = np.concatenate(old) if given is None else given
     engine = np.concatenate(new)

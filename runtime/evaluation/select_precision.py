@@ -15,7 +15,6 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.golden import read_golden
 from ...bundle.manifest import Bundle
 from ...errors import FrEdgeError, GateFailed, MachineError
-from ...faces.contract import preprocess
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...progress import Track, silent
@@ -86,7 +85,7 @@ def select_precision(
     sessions: dict[str, Session] = {
         name: open_session(opened, name, chosen_backend) for name in holding
     }
-    golden = preprocess(read_golden(opened).faces, opened.spec)
+    golden = read_golden(opened).faces
     inputs = np.resize(golden, (batch, *golden.shape[1:]))
     medians = _race(sessions, inputs, duration_s)
     winner = min(medians, key=lambda name: medians[name])
@@ -126,7 +125,7 @@ def _prove(
 
 
 def _race(
-    sessions: dict[str, Session], inputs: npt.NDArray[np.float32], duration_s: float
+    sessions: dict[str, Session], inputs: npt.NDArray[np.uint8], duration_s: float
 ) -> dict[str, float]:
     """Median milliseconds of each, in turns, so that a busy machine is busy for all of them."""
     times: dict[str, list[float]] = {name: [] for name in sessions}

@@ -16,7 +16,6 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.golden import read_golden
 from ...bundle.manifest import Bundle
 from ...errors import FacesError, UsageError
-from ...faces.contract import preprocess
 from ...faces.pairs import Pairs
 from ...faces.quality import KINDS, degraded
 from ...faces.sources import Faces, spread_picks
@@ -24,11 +23,8 @@ from ...metrics.comparison import compare_verification
 from ...metrics.rates import RateChange, measure_drift
 from ...metrics.strata import Stratum, compare_worsened, read_groups
 from ...progress import Track, silent
-from ..build import engine_name
-from ..fingerprint import int8_in_float
 from ..onnxruntime_session import ONNXRUNTIME as CPU
-from ..onnxruntime_session import CpuSession
-from ..session import Session, open_judged
+from ..session import Artifact, Session, open_session
 from .error_analysis import explain_all, kind_doubts, label_doubts
 from .gallery import match_gallery
 from .gates import FAR, POLICY_NAME, Limits, judge_gates, mixed_advice, read_policy
@@ -45,6 +41,7 @@ def verify(
     engine: str = "int8",
     *,
     backend: str = "auto",
+    artifact: Artifact = "engine",
     faces: Faces | None = None,
     pairs: Pairs | None = None,
     reference: Path | None = None,
@@ -85,9 +82,9 @@ def verify(
         )
     if faces is not None and pairs is None:
         _need_people(faces)
-    session = open_judged(bundle, engine, backend)
+    session = open_session(bundle, engine, backend, artifact=artifact)
     limits = asked.over(_policy(bundle, policy, session.precision))
-    fp32 = CpuSession(bundle.file("model.onnx"), "fp32")
+    fp32 = open_session(bundle, "fp32", CPU, artifact="graph")
     proof = prove(bundle, fp32, session)
     who, drift, separation, both = proof.origin, proof.engine, None, None
     findings, gallery = [], None
@@ -120,10 +117,10 @@ def verify(
         findings += _causes(bundle, fp32, session, faces, both)
     if session.backend == CPU:
         missing.append("TensorRT's arithmetic: this ran on onnxruntime's CPU")
-        if count := int8_in_float(bundle, engine_name(CPU, session.precision)):
+        if session.int8_in_float:
             missing.append(
-                f"the CPU engine as it runs: judged was every rounding of INT8, and {count} of its"
-                " layers compute in float, which is faster here and nearer to the original"
+                f"{session.int8_in_float} of {session.int8_layers} INT8 layers compute in float on"
+                " this CPU; judge the graph with --artifact graph for TensorRT-like rounding"
             )
     found = VerifyResult(
         session.precision,
@@ -162,7 +159,7 @@ def _need_people(faces: Faces) -> None:
 def _worsen(
     bundle: Bundle,
     faces: Faces,
-    fp32: CpuSession,
+    fp32: Session,
     session: Session,
     both: PairedEmbeddings,
     rate: RateChange | None,
@@ -181,14 +178,14 @@ def _worsen(
 
 def _causes(
     bundle: Bundle,
-    fp32: CpuSession,
+    fp32: Session,
     session: Session,
     faces: Faces | None,
     both: PairedEmbeddings | None,
 ) -> list[str]:
     """What is wrong with whom, found on the golden faces and on the first of the given ones."""
     golden = read_golden(bundle)
-    engine = session.embed(preprocess(golden.faces, bundle.spec))
+    engine = session.embed(golden.faces)
     suspects = {"the original network": golden.embeddings, "the engine": engine}
     found = explain_all(suspects, golden.faces, fp32, bundle.spec)
     if faces is not None and both is not None:

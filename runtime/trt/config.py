@@ -18,11 +18,9 @@ class EngineOptions:
     """`batch` is the least, the best and the most faces per run.
 
     `workspace_mb` None lets TensorRT take what it wants; `level` is its optimisation level, 0 to 5.
-    `compute` names the compute capabilities to compile for ("8.6"), where the library can. A `raw`
-    engine takes pixels and normalises them itself. `implicit` lets TensorRT 8 or 10 place INT8
-    itself, by the ranges of the bundle's calibration.cache. A `refit` engine takes other weights
-    later; one with `strip_weights` holds none, and gets them back from the bundle's network when it
-    is opened.
+    `compute` names the compute capabilities to compile for ("8.6"), where the library can. With
+    `uint8_input` the engine takes pixels and applies the input contract itself. `implicit` lets
+    TensorRT 8 or 10 place INT8 itself, by the ranges of the bundle's calibration.cache.
     """
 
     batch: tuple[int, int, int] = (1, 8, 32)
@@ -32,10 +30,8 @@ class EngineOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     compute: tuple[str, ...] = ()
-    raw: bool = False
+    uint8_input: bool = False
     implicit: bool = False
-    refit: bool = False
-    strip_weights: bool = False
 
     def __post_init__(self) -> None:
         least, best, most = self.batch
@@ -74,7 +70,6 @@ def configure(
     """
     _set_types(trt, config, precision, strongly_typed(trt, options))
     _set_limits(trt, config, options, workspace_mb)
-    _set_weights(trt, config, options)
     if options.compute:
         _set_compute(trt, config, options.compute)
     if options.dla is not None:
@@ -111,21 +106,6 @@ def _set_limits(
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-
-
-def _set_weights(trt: Any, config: "tensorrt.IBuilderConfig", options: EngineOptions) -> None:
-    for wanted, option, name in (
-        (options.refit, "--refit", "REFIT"),
-        (options.strip_weights, "--strip-weights", "STRIP_PLAN"),
-    ):
-        if not wanted:
-            continue
-        if not hasattr(trt.BuilderFlag, name):
-            raise UsageError(
-                f"this TensorRT, {trt.__version__}, has no {option}: no BuilderFlag.{name}",
-                f"leave {option} out, or use TensorRT 10 or later",
-            )
-        config.set_flag(getattr(trt.BuilderFlag, name))
 
 
 def _set_compute(trt: Any, config: Any, wanted: tuple[str, ...]) -> None:

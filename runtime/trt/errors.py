@@ -51,10 +51,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|within workspace limit|cudaErrorMemoryAllocation")
 
-_DRIVER = re.compile(
-    r"cudaError (35|100)\b|cuInit|driver version is insufficient|no CUDA-capable"
-    r"|CHECK\(status == CUDA_SUCCESS\)"  # TensorRT-RTX's, for refit and stripped plans
-)
+_DRIVER = re.compile(r"cudaError (35|100)\b|cuInit|driver version is insufficient|no CUDA-capable")
 
 
 def explain_refusal(step: str, said: list[str]) -> FrEdgeError:

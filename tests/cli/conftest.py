@@ -32,8 +32,18 @@ def calibrated(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return bundle
 
 
+@pytest.fixture(scope="session")
+def built(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("built") / "mini.bundle"
+    shutil.copytree(calibrated, bundle)
+    for precision in ("--fp32", "--int8"):
+        build = ["build-engine", str(bundle), precision, "--backend", "onnxruntime", "-q"]
+        assert run(build) == 0
+    return bundle
+
+
 @pytest.fixture
-def bundle(calibrated: Path, tmp_path: Path) -> Path:
-    """A calibrated bundle that the test may change."""
-    shutil.copytree(calibrated, tmp_path / "mini.bundle")
+def bundle(built: Path, tmp_path: Path) -> Path:
+    """A calibrated bundle with engines, which the test may change."""
+    shutil.copytree(built, tmp_path / "mini.bundle")
     return tmp_path / "mini.bundle"

@@ -121,9 +121,7 @@ def test_int8_differs_from_fp32_but_not_by_much(bundle: Path, capsys: Captured) 
         assert found["backend"] == "onnxruntime"
         assert bool(found["layers"]["int8"]) == (precision == "int8")
     opened, faces = open_bundle(bundle), open_faces(PEOPLE)
-    fp32, int8 = (
-        embed_faces(open_session(opened, name), opened, faces) for name in ("fp32", "int8")
-    )
+    fp32, int8 = (embed_faces(open_session(opened, name), faces) for name in ("fp32", "int8"))
     unit = [e / np.linalg.norm(e, axis=1, keepdims=True) for e in (fp32, int8)]
     cosine = (unit[0] * unit[1]).sum(axis=1)
     assert 0.9 < cosine.min() < 0.99999

@@ -46,7 +46,7 @@ def test_each_protocol_keeps_its_report(bundle: Path, capsys: Captured) -> None:
         assert run(["evaluate", str(bundle), "--protocol", protocol, "-q"]) == 0
     assert "one to many: rank 1" in capsys.readouterr().out
     kept = sorted(path.name for path in (bundle / "reports").glob("evaluate-*"))
-    assert kept == ["evaluate-fp32-synthetic-12x3-4.json", "evaluate-fp32-synthetic-24x3.json"]
+    assert kept == ["evaluate-int8-synthetic-12x3-4.json", "evaluate-int8-synthetic-24x3.json"]
     assert run(["compare", str(bundle), str(bundle)]) == 0
     said = capsys.readouterr().out
     assert "evaluate fp32 synthetic:12x3@4: TAR at 1e-2" in said

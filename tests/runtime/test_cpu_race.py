@@ -60,7 +60,7 @@ def test_the_build_says_what_it_chose(bundle):
         assert f"{built.integer_kernels} of 4 INT8 layers run on integer kernels" in text
     else:
         assert "INT8 is not faster than float on this CPU: all 4 INT8 layers run in float" in text
-    assert "round nothing between layers" in text  # c1, a 3x3 convolution, always
+    assert "round no activation" in text  # c1, a 3x3 convolution, always
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

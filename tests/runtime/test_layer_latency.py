@@ -82,7 +82,7 @@ def test_what_is_timed_is_the_assignment(mini: Path, people: Faces) -> None:
     found = []
     for name in ("model.onnx", "model.int8.onnx"):
         engine = builder(bundle, "onnxruntime")(onnx.load(bundle.file(name)))
-        with opened(engine, "onnxruntime") as run:
+        with opened(engine, bundle.spec, "onnxruntime") as run:
             found.append(run(faces)[0])
     assert found[0].shape == (1, bundle.embedding_dim)
     cosine = float((found[0] * found[1]).sum() / np.prod([np.linalg.norm(x) for x in found]))

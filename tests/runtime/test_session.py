@@ -1,7 +1,10 @@
 """Sessions on onnxruntime: what they take, what they refuse, what they cost."""
 
+import hashlib
+import json
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -10,12 +13,12 @@ from onnx import load, numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.errors import BundleError, MachineError, ModelError, UsageError
+from fr_edge.faces.contract import preprocess
 from fr_edge.graph.cpu_int8 import cpu_model
 from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.fingerprint import SOURCES, int8_in_float, read_fingerprint
+from fr_edge.runtime.fingerprint import SOURCES, read_fingerprint
 from fr_edge.runtime.machine.device import cores
-from fr_edge.runtime.onnxruntime_session import CpuSession
-from fr_edge.runtime.session import open_judged, open_raw_session, open_session
+from fr_edge.runtime.session import open_session
 
 
 def reference(bundle, faces):
@@ -25,19 +28,39 @@ def reference(bundle, faces):
     return session.run(None, {"face": faces})[0]
 
 
+@pytest.fixture
+def images():
+    """`images(n)`: `(n, 112, 112, 3) uint8`, not images of anybody."""
+    return lambda n: np.random.default_rng(5).integers(0, 256, (n, 112, 112, 3), np.uint8)
+
+
+@pytest.fixture
+def fp32(bundle):
+    """The bundle's FP32 graph, open."""
+    with open_session(bundle, "fp32", artifact="graph") as session:
+        yield session
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 31])
-def test_batches_of_any_size(bundle, faces, count):
-    found = open_session(bundle, "fp32").embed(faces(count))
-    assert found.shape == (count, 5)
-    assert found.dtype == np.float32
+def test_batches_of_any_size(bundle, fp32, faces, count):
+    result = fp32.embed_tensor(faces(count))
+    assert result.shape == (count, 5)
+    assert result.dtype == np.float32
     if count:
-        np.testing.assert_allclose(found, reference(bundle, faces(count)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(result, reference(bundle, faces(count)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_view_that_is_not_contiguous(bundle, faces):
+@pytest.mark.parametrize("count", [0, 1, 4, 9])
+def test_images_go_through_the_contract(bundle, fp32, images, count):
+    result = fp32.embed(images(count))
+    assert result.shape == (count, 5)
+    np.testing.assert_array_equal(result, fp32.embed_tensor(preprocess(images(count), bundle.spec)))
+
+
+def test_a_view_that_is_not_contiguous(bundle, fp32, faces):
     wide = faces(6)
-    found = open_session(bundle, "fp32").embed(wide[::2])
-    np.testing.assert_allclose(found, reference(bundle, wide[::2].copy()), rtol=1e-4, atol=1e-5)
+    result = fp32.embed_tensor(wide[::2])
+    np.testing.assert_allclose(result, reference(bundle, wide[::2].copy()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -50,28 +73,73 @@ def test_a_view_that_is_not_contiguous(bundle, faces):
         np.zeros((2, 3, 16, 16), np.uint8),
     ],
 )
-def test_wrong_faces_are_named(bundle, wrong):
-    with pytest.raises(UsageError, match=r"expected faces \(N, 3, 16, 16\) float32, found"):
-        open_session(bundle, "fp32").embed(wrong)
+def test_wrong_inputs_are_refused(fp32, wrong):
+    with pytest.raises(UsageError, match=r"expected inputs \(N, 3, 16, 16\) float32, found"):
+        fp32.embed_tensor(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 3, 16, 16), np.float32),
+        np.zeros((2, 112, 112, 3), np.float32),
+        np.zeros((112, 112, 3), np.uint8),
+        np.zeros((2, 112, 96, 3), np.uint8),
+    ],
+)
+def test_wrong_images_are_refused(fp32, wrong):
+    with pytest.raises(UsageError, match=r"expected images \(N, 112, 112, 3\) uint8, found"):
+        fp32.embed(wrong)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_engine_computes_what_the_model_does(bundle, faces, precision):
-    before = open_session(bundle, precision).embed(faces(3))
+def test_the_engine_computes_what_the_graph_does(bundle, faces, precision):
+    before = open_session(bundle, precision, artifact="graph").embed_tensor(faces(3))
     build_engine(bundle, precision)
     session = open_session(bundle.root, precision)
     assert (session.backend, session.precision, session.dim) == ("onnxruntime", precision, 5)
-    np.testing.assert_allclose(session.embed(faces(3)), before, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(session.embed_tensor(faces(3)), before, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_judged_rounds_in_every_int8_layer(bundle, faces):
-    written = open_session(bundle, "int8").embed(faces(3))  # no engine yet: every Q and DQ
+def test_a_session_names_the_bytes_that_it_runs(bundle):
     build_engine(bundle, "int8")
     opened = open_bundle(bundle.root)
-    np.testing.assert_allclose(open_judged(opened, "int8").embed(faces(3)), written, rtol=1e-5)
-    if int8_in_float(opened, "engines/onnxruntime-int8.onnx"):
-        engine = open_session(opened, "int8").embed(faces(3))
-        assert np.abs(engine - written).max() > 1e-4 * np.abs(written).max()
+    engine, graph = open_session(opened), open_session(opened, artifact="graph")
+    assert (engine.artifact, engine.file) == ("engine", "engines/onnxruntime-int8.onnx")
+    assert (graph.artifact, graph.file) == ("graph", "model.int8.onnx")
+    for session in (engine, graph):
+        digest = hashlib.sha256((bundle.root / session.file).read_bytes()).hexdigest()
+        assert session.sha256 == digest == opened.files[session.file].sha256
+        assert session.largest_batch is None
+
+
+def test_an_engine_that_was_not_built_is_refused(bundle):
+    build_engine(bundle, "fp32")
+    with pytest.raises(BundleError, match="no int8 engine for onnxruntime") as error:
+        open_session(bundle.root, "int8")
+    assert "build-engine" in error.value.hint
+    assert "--int8" in error.value.hint
+
+
+def test_a_graph_runs_on_onnxruntime_only(bundle):
+    with pytest.raises(UsageError, match="tensorrt runs engines"):
+        open_session(bundle, "int8", "tensorrt", artifact="graph")
+    with pytest.raises(UsageError, match="no artifact 'plan'"):
+        open_session(bundle, "int8", artifact="plan")
+
+
+def test_the_graph_rounds_in_every_int8_layer(bundle, faces):
+    written = open_session(bundle, "int8", artifact="graph").embed_tensor(faces(3))
+    build_engine(bundle, "int8")
+    opened = open_bundle(bundle.root)
+    graph = open_session(opened, "int8", artifact="graph")
+    np.testing.assert_array_equal(graph.embed_tensor(faces(3)), written)
+    assert (graph.int8_layers, graph.int8_in_float) == (4, 0)
+    engine = open_session(opened, "int8")
+    assert engine.int8_layers == 4
+    if engine.int8_in_float:
+        moved = np.abs(engine.embed_tensor(faces(3)) - written).max()
+        assert moved > 1e-4 * np.abs(written).max()
 
 
 def test_an_int8_engine_computes_its_layers_as_it_says(bundle, faces):
@@ -79,49 +147,70 @@ def test_an_int8_engine_computes_its_layers_as_it_says(bundle, faces):
     opened = open_bundle(bundle.root)
     facts = read_fingerprint(opened, "engines/onnxruntime-int8.onnx")
     flavour = cpu_model(load(opened.file("model.int8.onnx")), facts["integer_layers"])
-    session = ort.InferenceSession(flavour.SerializeToString(), providers=["CPUExecutionProvider"])
-    expected = session.run(None, {"face": faces(3)})[0]
-    found = open_session(opened, "int8").embed(faces(3))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert facts["int8_in_float"] == 4 - len(facts["integer_layers"])
-    assert int8_in_float(opened, "engines/onnxruntime-int8.onnx") == facts["int8_in_float"]
-    assert int8_in_float(opened, "engines/onnxruntime-fp32.onnx") == 0
+    plain = ort.InferenceSession(flavour.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = plain.run(None, {"face": faces(3)})[0]
+    session = open_session(opened, "int8")
+    np.testing.assert_allclose(session.embed_tensor(faces(3)), expected, rtol=1e-4, atol=1e-5)
+    assert session.int8_in_float == facts["int8_in_float"] == 4 - len(facts["integer_layers"])
 
 
 def test_int8_is_not_fp32(bundle, faces):
-    int8, fp32 = (open_session(bundle, p).embed(faces(3)) for p in ("int8", "fp32"))
+    int8, fp32 = (
+        open_session(bundle, p, artifact="graph").embed_tensor(faces(3)) for p in ("int8", "fp32")
+    )
     assert 1e-4 < np.abs(int8 - fp32).max() < 0.5 * np.abs(fp32).max()
 
 
 def test_auto_takes_the_best_engine_that_was_built(bundle):
-    assert open_session(bundle).precision == "fp32"
-    build_engine(bundle, "fp16")
-    assert open_session(bundle.root).precision == "fp16"
-    build_engine(bundle, "int8")
-    assert open_session(bundle.root).precision == "int8"
+    session = open_session(bundle)
+    assert (session.precision, session.artifact) == ("fp32", "graph")
+    for precision in ("fp32", "fp16", "int8"):
+        build_engine(bundle, precision)
+        session = open_session(bundle.root)
+        assert (session.precision, session.artifact) == (precision, "engine")
 
 
 def test_closed_sessions_say_so_and_two_may_be_open(bundle, faces):
-    first, second = open_session(bundle, "fp32"), open_session(bundle, "fp32")
-    assert isinstance(first, CpuSession)
+    with open_session(bundle) as first:
+        second = open_session(bundle)
+        assert first.embed_tensor(faces(1)).shape == (1, 5)
     first.close()
-    first.close()
-    with pytest.raises(UsageError, match="closed"):
-        first.embed(faces(1))
-    assert second.embed(faces(1)).shape == (1, 5)
+    for call in (first.embed_tensor, lambda _: first.embed(np.zeros((1, 112, 112, 3), np.uint8))):
+        with pytest.raises(UsageError, match="closed"):
+            call(faces(1))
+    assert second.embed_tensor(faces(1)).shape == (1, 5)
 
 
-def test_a_thread_that_did_not_open_it_may_use_it(bundle, faces):
-    session, found = open_session(bundle, "fp32"), []
+def test_a_thread_that_did_not_open_it_may_use_it(fp32, faces):
+    results = []
     threads = [
-        threading.Thread(target=lambda: found.append(session.embed(faces(9)))) for _ in range(4)
+        threading.Thread(target=lambda: results.append(fp32.embed_tensor(faces(9))))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    assert all(np.array_equal(one, found[0]) for one in found)
+    assert len(results) == 4
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_engine_with_other_bytes_is_refused(bundle, precision):
+    """Behind the bundle's back, with the manifest changed too, and while it is being opened."""
+    build_engine(bundle, precision)
+    name = f"engines/onnxruntime-{precision}.onnx"
+    data = (bundle.root / name).read_bytes()
+    opened = open_bundle(bundle.root, check="manifest")
+    (bundle.root / name).write_bytes(data[:-1] + b"\0")
+    for root in (opened, bundle.root):
+        with pytest.raises(BundleError, match="was changed"):
+            open_session(root, precision)
+    (bundle.root / name).write_bytes(data)
+    with transaction(bundle.root, "test", {}) as change:
+        change.path(name, "engine").write_bytes(data[:-1] + b"\0")
+    with pytest.raises(BundleError, match="not the engine that its fingerprint describes"):
+        open_session(bundle.root, precision)
 
 
 def test_unknown_names(bundle):
@@ -144,9 +233,11 @@ def test_an_engine_of_another_machine_is_refused(bundle):
 
 def test_an_engine_of_another_model_is_refused(bundle):
     build_engine(bundle, "int8")
-    source = bundle.file("model.onnx").read_bytes()
-    with transaction(bundle.root, "test", {}) as draft:
-        draft.path("model.int8.onnx", "model").write_bytes(source)
+    name = "engines/onnxruntime-int8.onnx.json"
+    facts = json.loads(open_bundle(bundle.root).file(name).read_bytes())
+    with transaction(bundle.root, "test", {}) as change:
+        text = json.dumps({**facts, "source_sha256": "0" * 64})
+        change.path(name, "engine fingerprint").write_text(text)
     with pytest.raises(BundleError, match=r"was built from another model\.int8\.onnx"):
         open_session(bundle.root, "int8")
 
@@ -166,7 +257,7 @@ def test_a_model_that_is_none(bundle, content):
     with transaction(bundle.root, "test", {}) as draft:
         draft.path("model.onnx", "model").write_bytes(content)
     with pytest.raises((BundleError, ModelError)):
-        open_session(bundle.root, "fp32")
+        open_session(bundle.root, "fp32", artifact="graph")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -181,7 +272,7 @@ def test_weights_that_are_not_numbers(bundle, precision, value, says):
     weight.CopyFrom(numpy_helper.from_array(values, "c2_w"))
     with transaction(bundle.root, "test", {}) as draft:
         draft.path(name, "model").write_bytes(model.SerializeToString())
-    for enter in (open_session, open_raw_session, build_engine):
+    for enter in (partial(open_session, artifact="graph"), build_engine):
         with pytest.raises(ModelError, match=f"c2_w holds {says}: 1 of 128 numbers"):
             enter(bundle.root, precision, "onnxruntime")
 
@@ -193,14 +284,14 @@ def test_cores_are_those_this_process_may_use():
 
 
 def test_a_call_costs_little_more_than_onnxruntime(bundle):
-    """Whoever calls `embed` pays for a check and nothing else: no copy, no conversion."""
+    """Whoever calls `embed_tensor` pays for a check and nothing else: no copy, no conversion."""
     build_engine(bundle, "fp32")
     session = open_session(bundle.root, "fp32")
     inner, face = session._session, np.zeros((4, 3, 16, 16), np.float32)
     ours, theirs = [], []
     for _ in range(200):
         start = time.perf_counter_ns()
-        session.embed(face)
+        session.embed_tensor(face)
         middle = time.perf_counter_ns()
         inner.run(None, {"face": face})
         ours.append(middle - start)

@@ -1,6 +1,7 @@
 """Pixels in gives what preprocessed faces give, on every backend that is here."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, load, numpy_helper, save
 
@@ -10,8 +11,9 @@ from fr_edge.errors import UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
 from fr_edge.graph.uint8_input import with_uint8_input
 from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.fingerprint import read_fingerprint
 from fr_edge.runtime.onnxruntime_session import CpuSession
-from fr_edge.runtime.session import open_raw_session, open_session
+from fr_edge.runtime.session import open_session
 from fr_edge.runtime.trt.config import EngineOptions
 
 SPECS = (
@@ -48,9 +50,11 @@ def file_for(spec, folder):
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_network_does_what_preprocess_does(tmp_path, pixels, spec):
     file = file_for(spec, tmp_path)
-    expected = CpuSession(file, "fp32").embed(preprocess(pixels, spec))
-    found = CpuSession(file, "fp32", raw=spec).embed(pixels)
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    expected = CpuSession(file, "fp32", spec).embed(pixels)
+    model = with_uint8_input(load(file), spec).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    result = session.run(None, {"pixels": pixels})[0]
+    assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_a_contract_that_scales_is_refused(tmp_path):
@@ -64,40 +68,28 @@ def mini_pixels(mini):
     return read_golden(open_bundle(mini)).faces[:5]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_a_bundle_opens_raw_on_the_cpu(mini, mini_pixels, precision):
-    bundle = open_bundle(mini)
-    expected = open_session(bundle, precision).embed(preprocess(mini_pixels, bundle.spec))
-    session = open_raw_session(bundle, precision)
-    found = session.embed(mini_pixels)
-    assert (session.backend, session.precision) == ("onnxruntime", precision)
-    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
-    with pytest.raises(UsageError, match=r"expected faces \(N, 112, 112, 3\) uint8"):
-        session.embed(preprocess(mini_pixels, bundle.spec))  # type: ignore[arg-type]
-
-
-def test_a_raw_session_runs_the_engine_that_was_built(mini, mini_pixels):
-    build_engine(mini, "int8", "onnxruntime")
-    bundle = open_bundle(mini)
-    expected = open_session(bundle, "int8").embed(preprocess(mini_pixels, bundle.spec))
-    found = open_raw_session(bundle, "int8").embed(mini_pixels)
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-
-
 def test_nvidias_compiler_takes_pixels(mini):
     pytest.importorskip("tensorrt_rtx", reason="the compile check needs tensorrt-rtx")
-    built = build_engine(mini, "int8", "tensorrt-rtx", options=EngineOptions(raw=True))
-    assert built.engine == "engines/tensorrt-rtx-int8-raw.plan"
+    built = build_engine(mini, "int8", "tensorrt-rtx", options=EngineOptions(uint8_input=True))
+    assert built.engine == "engines/tensorrt-rtx-int8.plan"
     assert built.layers["int8"] > 0
-    assert built.engine in open_bundle(mini)
+    bundle = open_bundle(mini)
+    assert built.engine in bundle
+    assert read_fingerprint(bundle, built.engine)["uint8_input"] is True
+
+
+def test_the_cpu_has_no_pixels_in_engine(mini):
+    with pytest.raises(UsageError, match="options are TensorRT's"):
+        build_engine(mini, "fp32", "onnxruntime", options=EngineOptions(uint8_input=True))
 
 
 @pytest.mark.gpu
 def test_a_gpu_takes_pixels(mini, mini_pixels, gpu_backend):
-    build_engine(mini, "fp32", gpu_backend, options=EngineOptions(raw=True))
+    build_engine(mini, "fp32", gpu_backend, options=EngineOptions(uint8_input=True))
     bundle = open_bundle(mini)
-    expected = open_session(bundle, "fp32", "onnxruntime").embed(
-        preprocess(mini_pixels, bundle.spec)
-    )
-    found = open_raw_session(bundle, "fp32", gpu_backend).embed(mini_pixels)
-    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    expected = open_session(bundle, "fp32", artifact="graph").embed(mini_pixels)
+    session = open_session(bundle, "fp32", gpu_backend)
+    assert session.uint8_input
+    assert np.abs(session.embed(mini_pixels) - expected).max() <= 1e-3 * np.abs(expected).max()
+    with pytest.raises(UsageError, match="takes pixels"):
+        session.embed_tensor(preprocess(mini_pixels, bundle.spec))

@@ -99,14 +99,14 @@ def test_the_knee_is_where_more_faces_bring_no_more_speed() -> None:
 
 def test_ctrl_c_keeps_what_has_run(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = module.open_session(mini, "fp32")
-    plain, begin = session.embed, time.monotonic()
+    plain, begin = session.embed_tensor, time.monotonic()
 
     def embed(faces: np.ndarray) -> np.ndarray:
         if time.monotonic() - begin > 2.5:  # well after the warm-up
             raise KeyboardInterrupt
         return plain(faces)
 
-    monkeypatch.setattr(session, "embed", embed)
+    monkeypatch.setattr(session, "embed_tensor", embed)
     monkeypatch.setattr(module, "open_session", lambda *_, **__: session)
     with pytest.raises(BenchmarkInterrupted) as stopped:
         benchmark(mini, "fp32", batches=(1, 2), duration_s=600, warmup_s=0.1)
@@ -126,7 +126,7 @@ class _Forgetful:
     def __init__(self) -> None:
         self.calls = 0
 
-    def embed(self, faces: np.ndarray) -> np.ndarray:
+    def embed_tensor(self, faces: np.ndarray) -> np.ndarray:
         self.calls += 1
         out = faces.reshape(len(faces), -1)[:, : self.dim] + 1
         return out[:, ::-1].copy() if self.calls > 60 else out
@@ -135,7 +135,7 @@ class _Forgetful:
 def test_accuracy_is_sampled_while_the_clock_runs() -> None:
     inputs = np.random.default_rng(0).normal(size=(6, 3, 4, 4)).astype(np.float32)
     session = _Forgetful()
-    expected = session.embed(inputs)
+    expected = session.embed_tensor(inputs)
     work = Workload([session], ready_batches(inputs, 2), [expected[p] for p in turns(6, 2)])
     time_runs(work.run, 0.05, warmup_s=0.01, between=lambda index, _: work.sample(index))
     assert work.lowest < 0.99

@@ -56,7 +56,7 @@ def test_a_real_session(mini: Path) -> None:
     found = spent.to_json()
     assert set(found["spent_ms"]) == {"decode", "preprocess", "embed"}
     assert 0 < sum(layer["share"] for layer in found["layers"]) <= 1.001
-    assert session.embed(np.zeros((1, *bundle.spec.shape), np.float32)).shape[0] == 1
+    assert session.embed_tensor(np.zeros((1, *bundle.spec.shape), np.float32)).shape[0] == 1
 
 
 def test_a_profile_is_the_median_run_without_the_first(tmp_path: Path) -> None:

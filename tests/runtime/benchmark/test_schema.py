@@ -15,6 +15,7 @@ from fr_edge.runtime.benchmark.result import BenchmarkRun
 from fr_edge.runtime.benchmark.setting import Setting
 from fr_edge.runtime.benchmark.statistics import latencies_of
 from fr_edge.runtime.benchmark.timing import Timed
+from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.machine.monitor import SensorTrace
 from fr_edge.runtime.machine.sensors import Reading
 from fr_edge.runtime.profile import DeviceTimes, LayerTime
@@ -43,6 +44,7 @@ def document(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     bundle = tmp_path_factory.mktemp("schema") / "mini.bundle"
     shutil.copytree(calibrated_mini, bundle)
+    build_engine(bundle, "fp32", "onnxruntime")
     options: dict[str, Any] = {"batches": (1, 2), "streams": (1, 2), "layers": True}
     return benchmark(bundle, "fp32", duration_s=0.2, warmup_s=0.1, **options).to_json()
 

@@ -29,7 +29,7 @@ class _Sums:
         self.threads: set[int] = set()
         self._seconds = seconds
 
-    def embed(self, faces: np.ndarray) -> np.ndarray:
+    def embed_tensor(self, faces: np.ndarray) -> np.ndarray:
         begin = time.monotonic()
         time.sleep(self._seconds)
         self.seen.append(faces.tobytes())
@@ -46,7 +46,7 @@ def faces() -> np.ndarray:
 def test_no_two_runs_in_a_row_see_the_same_batch() -> None:
     inputs = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float32)
     session = _Sums()
-    expected = session.embed(inputs)
+    expected = session.embed_tensor(inputs)
     session.seen.clear()
     work = Workload([session], ready_batches(inputs, 2), [expected[p] for p in turns(5, 2)])
     for index in range(40):
@@ -71,7 +71,7 @@ def test_from_jpeg_bytes(faces: np.ndarray) -> None:
 def test_streams_run_at_the_same_time_and_end_together() -> None:
     inputs = np.random.default_rng(0).normal(size=(4, 3, 4, 4)).astype(np.float32)
     sessions = [_Sums(0.05), _Sums(0.05)]
-    expected = sessions[0].embed(inputs)
+    expected = sessions[0].embed_tensor(inputs)
     for session in sessions:
         session.spans.clear()
         session.threads.clear()

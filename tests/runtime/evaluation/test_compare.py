@@ -90,8 +90,8 @@ def test_settings_that_one_side_ran_and_figures_without_interval(tmp_path: Path)
 def test_two_bundles(mini: Path, people: Faces, tmp_path: Path) -> None:
     import shutil
 
-    verify(mini, "int8", faces=people)
-    verify(mini, "fp32", faces=people)
+    verify(mini, "int8", artifact="graph", faces=people)
+    verify(mini, "fp32", artifact="graph", faces=people)
     shutil.copytree(mini, tmp_path / "other")
     found = compare(mini, tmp_path / "other")
     assert {c.name.split(":")[0] for c in found.changes} == {"verify int8", "verify fp32"}

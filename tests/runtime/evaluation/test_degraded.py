@@ -67,6 +67,7 @@ def test_the_certificate_holds_groups_and_copies(mini: Path, people: Faces, tmp_
     report = verify(
         mini,
         "int8",
+        artifact="graph",
         faces=people,
         groups=tmp_path / "g.csv",
         degrade=True,

@@ -23,23 +23,23 @@ SPEC = PRESETS["insightface"]
 
 
 def _channel_swap(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    return fp32.embed(preprocess(np.ascontiguousarray(faces[..., ::-1]), SPEC))
+    return fp32.embed_tensor(preprocess(np.ascontiguousarray(faces[..., ::-1]), SPEC))
 
 
 def _raw_pixels(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    return fp32.embed(preprocess(faces, SPEC) * 127.5 + 127.5)
+    return fp32.embed_tensor(preprocess(faces, SPEC) * 127.5 + 127.5)
 
 
 def _mirrored(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    return fp32.embed(np.ascontiguousarray(preprocess(faces, SPEC)[:, :, :, ::-1]))
+    return fp32.embed_tensor(np.ascontiguousarray(preprocess(faces, SPEC)[:, :, :, ::-1]))
 
 
 def _rows_moved(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    return np.roll(fp32.embed(preprocess(faces, SPEC)), 1, axis=0)
+    return np.roll(fp32.embed_tensor(preprocess(faces, SPEC)), 1, axis=0)
 
 
 def _noise(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    plain = fp32.embed(preprocess(faces, SPEC))
+    plain = fp32.embed_tensor(preprocess(faces, SPEC))
     noise = np.random.default_rng(0).normal(size=plain.shape)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     out = plain / np.linalg.norm(plain, axis=1, keepdims=True) + 0.3 * noise
@@ -47,7 +47,7 @@ def _noise(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
 
 
 def _shift(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    plain = fp32.embed(preprocess(faces, SPEC))
+    plain = fp32.embed_tensor(preprocess(faces, SPEC))
     return plain + 0.2 * np.linalg.norm(plain, axis=1).mean() * np.eye(plain.shape[1])[0].astype(
         "f4"
     )
@@ -55,25 +55,25 @@ def _shift(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
 
 def _mean_of_nobody(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
     wrong = replace(SPEC, mean=tuple(v + 43.0 for v in SPEC.mean))
-    return fp32.embed(preprocess(faces, wrong))
+    return fp32.embed_tensor(preprocess(faces, wrong))
 
 
 def _swapped_and_raw(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    return fp32.embed(preprocess(faces, replace(PRESETS["raw"], channels="BGR")))
+    return fp32.embed_tensor(preprocess(faces, replace(PRESETS["raw"], channels="BGR")))
 
 
 def _some_mirrored(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    out = fp32.embed(preprocess(faces, SPEC))
+    out = fp32.embed_tensor(preprocess(faces, SPEC))
     out[:7] = _mirrored(fp32, faces)[:7]
     return out
 
 
 def _scale_of_nobody(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    return fp32.embed(preprocess(faces, replace(SPEC, std=tuple(v * 11 for v in SPEC.std))))
+    return fp32.embed_tensor(preprocess(faces, replace(SPEC, std=tuple(v * 11 for v in SPEC.std))))
 
 
 def _stranger(fp32: CpuSession, faces: np.ndarray) -> np.ndarray:
-    plain = fp32.embed(preprocess(faces, SPEC))
+    plain = fp32.embed_tensor(preprocess(faces, SPEC))
     return np.random.default_rng(5).normal(size=plain.shape).astype(np.float32)
 
 
@@ -99,9 +99,9 @@ def test_mistakes_are_named(
     calibrated_mini: Path,
     people: Faces,
 ) -> None:
-    fp32 = CpuSession(calibrated_mini / "model.onnx", "fp32")
+    fp32 = CpuSession(calibrated_mini / "model.onnx", "fp32", SPEC)
     faces = next(people.batches(48))
-    expected = fp32.embed(preprocess(faces, SPEC))
+    expected = fp32.embed_tensor(preprocess(faces, SPEC))
     assert re.search(name, explain(mistake(fp32, faces), expected, faces, fp32, SPEC))
 
 
@@ -113,11 +113,11 @@ def test_a_reference_made_with_the_wrong_channels_is_named(
         draft.spec, draft.embedding_dim = replace(bundle.spec, channels="BGR"), bundle.embedding_dim
         draft.path("model.onnx", "model").write_bytes((mini / "model.onnx").read_bytes())
     swapped = open_bundle(tmp_path / "bgr")
-    session = open_session(swapped, "fp32")
-    wrong = embed_faces(session, swapped, people)
+    session = open_session(swapped, "fp32", artifact="graph")
+    wrong = embed_faces(session, people)
     origin = origin_of(bundle, "fp32", "torch")
     write_embeddings(tmp_path / "r.npz", people.keys, people.labels, wrong, origin)
-    found = verify(mini, "fp32", faces=people, reference=tmp_path / "r.npz")
+    found = verify(mini, "fp32", artifact="graph", faces=people, reference=tmp_path / "r.npz")
     assert not found.passed
     assert any(
         f.startswith("the reference embeddings") and "channels are BGR" in f for f in found.findings
@@ -126,7 +126,9 @@ def test_a_reference_made_with_the_wrong_channels_is_named(
 
 def test_a_good_engine_has_no_findings(mini: Path, people: Faces) -> None:
     assert not [
-        f for f in verify(mini, "fp32", faces=people).findings if not f.startswith("labels")
+        f
+        for f in verify(mini, "fp32", artifact="graph", faces=people).findings
+        if not f.startswith("labels")
     ]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fr_edge.bundle.bundle import open_bundle
 from fr_edge.errors import FacesError
 from fr_edge.export.export import export_onnx
 from fr_edge.faces.contract import PRESETS, InputSpec
@@ -19,8 +18,8 @@ from fr_edge.runtime.session import embed_faces, open_session
 
 
 def test_figures_of_a_folder(mini: Path, people: Faces) -> None:
-    report = evaluate(mini, people, engine="fp32").to_json()
-    unit = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
+    report = evaluate(mini, people, engine="fp32", artifact="graph").to_json()
+    unit = embed_faces(open_session(mini, "fp32", artifact="graph"), people)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     first, second = np.triu_indices(len(people), 1)
     labels = np.asarray(people.labels)
@@ -41,9 +40,12 @@ def test_faces_without_names_are_judged_on_the_listed_pairs_alone(
 ) -> None:
     pairs = draw_pairs(people)
     nameless = replace(pairs, faces=replace(people, labelled=False))
-    report = evaluate(mini, nameless, engine="fp32").to_json()
+    report = evaluate(mini, nameless, engine="fp32", artifact="graph").to_json()
     assert report["pairs"]["genuine"] == int(pairs.same.sum())
-    assert report["accuracy"] == evaluate(mini, pairs, engine="fp32").to_json()["accuracy"]
+    assert (
+        report["accuracy"]
+        == evaluate(mini, pairs, engine="fp32", artifact="graph").to_json()["accuracy"]
+    )
 
 
 def _patterns(people: int, images: int) -> Faces:
@@ -60,17 +62,20 @@ def _patterns(people: int, images: int) -> Faces:
 def test_swapped_labels_are_seen(mini: Path) -> None:
     faces = _patterns(20, 3)
     mixed = replace(faces, labels=np.random.default_rng(0).permutation(faces.labels))
-    honest, swapped = (evaluate(mini, f, engine="fp32") for f in (faces, mixed))
+    honest, swapped = (evaluate(mini, f, engine="fp32", artifact="graph") for f in (faces, mixed))
     assert swapped.accuracy.mean < 0.7 < 0.9 < honest.accuracy.mean
     assert swapped.eer > 0.3 > 0.1 > honest.eer
 
 
 def test_flip_adds_the_mirror_image(mini: Path) -> None:
     faces = _patterns(8, 3)
-    plain, flipped = (evaluate(mini, faces, engine="fp32", flip=f).to_json() for f in (False, True))
-    session, bundle = open_session(mini, "fp32"), open_bundle(mini)
+    plain, flipped = (
+        evaluate(mini, faces, engine="fp32", artifact="graph", flip=f).to_json()
+        for f in (False, True)
+    )
+    session = open_session(mini, "fp32", artifact="graph")
     mirrored = replace(faces, read=lambda i: np.ascontiguousarray(faces.read(i)[:, ::-1]))
-    both = embed_faces(session, bundle, faces) + embed_faces(session, bundle, mirrored)
+    both = embed_faces(session, faces) + embed_faces(session, mirrored)
     scores = all_pairs(both, faces.labels)
     assert flipped["eer"] == pytest.approx(equal_error_rate(scores), abs=1e-6)
     assert flipped["protocol"]["flip"] is True
@@ -102,6 +107,6 @@ def test_known_models_on_real_faces(
         archive.extract("pairs.csv", tmp_path)
     bundle = export_onnx(real_data / f"{file}.onnx", tmp_path / "b", spec=spec)
     pairs = read_pairs(tmp_path / "pairs.csv", real_data / "faces_dev.tar")
-    found = evaluate(bundle, pairs, engine="fp32")
+    found = evaluate(bundle, pairs, engine="fp32", artifact="graph")
     assert found.accuracy.mean == pytest.approx(accuracy, abs=1e-3)
     assert found.tar["1e-4"] == pytest.approx(tar, abs=2e-3)

@@ -56,9 +56,11 @@ def test_the_bundle_keeps_its_policy_and_flags_go_before_it(
 ) -> None:
     file = tmp_path / "strict.toml"
     file.write_text("min_cosine = 1.0\n")
-    assert not verify(mini, "int8", faces=people, policy=file).passed
+    assert not verify(mini, "int8", artifact="graph", faces=people, policy=file).passed
     assert (mini / "policy.toml").read_text() == file.read_text()
-    found = verify(mini, "int8", faces=people)
+    found = verify(mini, "int8", artifact="graph", faces=people)
     assert [g.limit for g in found.gates if g.name == "min cosine"] == [1.0]
-    assert verify(mini, "int8", faces=people, min_cosine=0.1, p1_cosine=0.1).passed
+    assert verify(
+        mini, "int8", artifact="graph", faces=people, min_cosine=0.1, p1_cosine=0.1
+    ).passed
     assert "policy.toml" in open_bundle(mini)

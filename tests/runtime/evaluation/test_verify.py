@@ -44,7 +44,7 @@ def _scale_weights(
 
 
 def test_fp32_is_itself(mini: Path, people: Faces) -> None:
-    found = verify(mini, "fp32", faces=people)
+    found = verify(mini, "fp32", artifact="graph", faces=people)
     assert found.passed
     report = found.to_json()
     assert report["cosine"]["min"] > 0.99999
@@ -56,9 +56,10 @@ def test_fp32_is_itself(mini: Path, people: Faces) -> None:
 
 def test_int8_figures_are_those_of_its_embeddings(mini: Path, people: Faces) -> None:
     pairs = draw_pairs(people)
-    report = verify(mini, "int8", pairs=pairs, far=1e-2).to_json()
-    bundle = open_bundle(mini)
-    old, new = (embed_faces(open_session(mini, e), bundle, people) for e in ("fp32", "int8"))
+    report = verify(mini, "int8", artifact="graph", pairs=pairs, far=1e-2).to_json()
+    old, new = (
+        embed_faces(open_session(mini, e, artifact="graph"), people) for e in ("fp32", "int8")
+    )
     cosine = (old * new).sum(1) / np.linalg.norm(old, axis=1) / np.linalg.norm(new, axis=1)
     assert report["cosine"]["min"] == pytest.approx(cosine.min(), abs=2e-6)
     assert report["cosine"]["mean"] == pytest.approx(cosine.mean(), abs=2e-6)
@@ -72,7 +73,7 @@ def test_int8_figures_are_those_of_its_embeddings(mini: Path, people: Faces) -> 
 
 
 def test_golden_faces_alone_judge_too(mini: Path) -> None:
-    report = verify(mini, "int8").to_json()
+    report = verify(mini, "int8", artifact="graph").to_json()
     assert report["faces"] is None
     assert report["tar"] == {}
     assert report["cosine"]["faces"] == 32
@@ -86,14 +87,14 @@ def test_noise_in_the_engine_fails_its_cosine_gates(mini: Path, people: Faces) -
         "model.int8.onnx",
         _scale_weights(lambda v: (v * random.normal(1, 1, v.shape)).astype(np.float32)),
     )
-    found = verify(mini, "int8", faces=people)
+    found = verify(mini, "int8", artifact="graph", faces=people)
     assert not found.passed
     assert {g.name for g in found.gates if not g.passed} >= {"min cosine", "p1 cosine"}
 
 
 def test_a_model_that_is_not_the_original_fails_the_proof(mini: Path, people: Faces) -> None:
     _rewrite(mini, "model.onnx", _scale_weights(lambda v: np.ascontiguousarray(v[:, :, ::-1])))
-    found = verify(mini, "fp32", faces=people)
+    found = verify(mini, "fp32", artifact="graph", faces=people)
     # The engine agrees with model.onnx on every face; only the golden faces know better.
     assert found.drift.min > 0.9999
     assert [g.name for g in found.gates if not g.passed] == [
@@ -102,17 +103,17 @@ def test_a_model_that_is_not_the_original_fails_the_proof(mini: Path, people: Fa
 
 
 def test_reference_from_a_file(mini: Path, people: Faces, tmp_path: Path) -> None:
-    embeddings = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
+    embeddings = embed_faces(open_session(mini, "fp32", artifact="graph"), people)
     swapped = embeddings.copy()
     swapped[[3, 20]] = swapped[[20, 3]]
     origin = origin_of(open_bundle(mini), "fp32", "torch")
     write_embeddings(tmp_path / "r.npz", people.keys, people.labels, swapped, origin)
-    found = verify(mini, "fp32", faces=people, reference=tmp_path / "r.npz")
+    found = verify(mini, "fp32", artifact="graph", faces=people, reference=tmp_path / "r.npz")
     assert not found.passed
     assert {key for key, _ in found.drift.worst[:2]} == {people.keys[3], people.keys[20]}
     assert "r.npz" in found.reference
     with pytest.raises(UsageError, match="faces"):
-        verify(mini, "fp32", reference=tmp_path / "r.npz")
+        verify(mini, "fp32", artifact="graph", reference=tmp_path / "r.npz")
 
 
 def _other_spec(origin: EmbeddingOrigin) -> EmbeddingOrigin:
@@ -142,14 +143,14 @@ def test_a_reference_that_is_not_the_originals_is_refused(
     people: Faces,
     tmp_path: Path,
 ) -> None:
-    embeddings = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
+    embeddings = embed_faces(open_session(mini, "fp32", artifact="graph"), people)
     origin = change_origin(origin_of(open_bundle(mini), "fp32", "torch"))
     write_embeddings(tmp_path / "r.npz", people.keys, people.labels, embeddings, origin)
     with pytest.raises(FacesError, match=said):
-        verify(mini, "int8", faces=people, reference=tmp_path / "r.npz")
+        verify(mini, "int8", artifact="graph", faces=people, reference=tmp_path / "r.npz")
     np.savez(tmp_path / "r.npz", keys=np.array(people.keys), embeddings=embeddings)
     with pytest.raises(FacesError, match="does not say which network"):
-        verify(mini, "int8", faces=people, reference=tmp_path / "r.npz")
+        verify(mini, "int8", artifact="graph", faces=people, reference=tmp_path / "r.npz")
 
 
 def test_one_network_in_two_forms_may_speak_for_itself(mini: Path, people: Faces) -> None:
@@ -164,11 +165,13 @@ def test_a_teachers_gallery_is_matched_on_purpose(
     own: bool, mini: Path, people: Faces, tmp_path: Path
 ) -> None:
     """Any network's file will do: one of the same space may stay, one of a turned space not."""
-    near = embed_faces(open_session(mini, "fp32"), open_bundle(mini), people)
+    near = embed_faces(open_session(mini, "fp32", artifact="graph"), people)
     turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(near.shape[1],) * 2))
     teacher = near if own else (near @ turn).astype(np.float32)
     np.savez(tmp_path / "t.npz", keys=np.array(people.keys), embeddings=teacher)
-    found = verify(mini, "int8", faces=people, teacher=tmp_path / "t.npz", far=1e-2)
+    found = verify(
+        mini, "int8", artifact="graph", faces=people, teacher=tmp_path / "t.npz", far=1e-2
+    )
     told = found.to_json()["teacher"]
     assert told["gallery"]["verdict"] == ("keep the gallery" if own else "enrol again")
     assert told["made_by"] is None
@@ -187,22 +190,30 @@ def test_a_teacher_of_another_size_or_without_faces_is_refused(
     keys, rows = np.array(people.keys), np.ones((len(people), 7), np.float32)
     np.savez(tmp_path / "t.npz", keys=keys, embeddings=rows)
     with pytest.raises(FacesError, match="of 7 numbers"):
-        verify(mini, "fp32", faces=people, teacher=tmp_path / "t.npz")
+        verify(mini, "fp32", artifact="graph", faces=people, teacher=tmp_path / "t.npz")
     with pytest.raises(UsageError, match="faces"):
-        verify(mini, "fp32", teacher=tmp_path / "t.npz")
+        verify(mini, "fp32", artifact="graph", teacher=tmp_path / "t.npz")
     with pytest.raises(UsageError, match="who is who"):
-        verify(mini, "fp32", faces=replace(people, labelled=False), teacher=tmp_path / "t.npz")
+        verify(
+            mini,
+            "fp32",
+            artifact="graph",
+            faces=replace(people, labelled=False),
+            teacher=tmp_path / "t.npz",
+        )
 
 
 def test_a_tar_gate_that_was_asked_for_and_cannot_be_measured_fails(mini: Path) -> None:
-    assert verify(mini, "fp32").passed
-    found = verify(mini, "fp32", max_tar_drop=0.01)
+    assert verify(mini, "fp32", artifact="graph").passed
+    found = verify(mini, "fp32", artifact="graph", max_tar_drop=0.01)
     assert not found.passed
     assert found.gates[-1].value is None
 
 
 def test_too_few_pairs_are_said_not_guessed(mini: Path, people: Faces) -> None:
-    report = verify(mini, "fp32", faces=people, max_tar_drop=0.5, far=1e-5).to_json()
+    report = verify(
+        mini, "fp32", artifact="graph", faces=people, max_tar_drop=0.5, far=1e-5
+    ).to_json()
     assert report["tar"]["1e-5"]["reference"] is None
     assert "impostor pairs" in report["tar"]["1e-5"]["reason"]
     assert not report["passed"]
@@ -214,21 +225,21 @@ def test_an_engine_that_gives_nan_is_refused_and_the_bundle_stays(
     _rewrite(mini, "model.int8.onnx", _scale_weights(lambda v: v * np.float32(np.nan), (1,)))
     before = sorted(p.name for p in mini.rglob("*"))
     with pytest.raises(ModelError, match="not finite"):
-        verify(mini, "int8", faces=people)
+        verify(mini, "int8", artifact="graph", faces=people)
     assert sorted(p.name for p in mini.rglob("*")) == before
 
 
 @pytest.mark.parametrize("source", ["synthetic:1x5", "synthetic:5x1"])
 def test_faces_that_say_nothing_of_people_are_refused(source: str, mini: Path) -> None:
     with pytest.raises(FacesError, match="5 faces of (1|5) people"):
-        verify(mini, "fp32", faces=open_faces(source))
+        verify(mini, "fp32", artifact="graph", faces=open_faces(source))
 
 
 def test_damaged_golden(mini: Path) -> None:
     with transaction(mini, "tamper", {}) as draft:
         draft.path("golden.npz", "golden").write_bytes(b"PK\x03\x04 not an archive")
     with pytest.raises(BundleError, match="golden"):
-        verify(mini, "fp32")
+        verify(mini, "fp32", artifact="graph")
 
 
 def test_an_unreadable_face_names_itself(mini: Path, people: Faces) -> None:
@@ -238,5 +249,5 @@ def test_an_unreadable_face_names_itself(mini: Path, people: Faces) -> None:
         return people.read(index)
 
     with pytest.raises(FacesError, match="x.jpg"):
-        verify(mini, "fp32", faces=replace(people, read=read))
+        verify(mini, "fp32", artifact="graph", faces=replace(people, read=read))
     assert "reports/verify-fp32.json" not in open_bundle(mini)

@@ -55,7 +55,7 @@ def judged(mini: Path, people: Faces) -> Path:
     build_engine(mini, "int8", "onnxruntime")
     verify(mini, "int8", pairs=draw_pairs(people), min_cosine=0.5, p1_cosine=0.5)
     evaluate(mini, people, engine="int8", name="a set & more")
-    evaluate(mini, people, engine="fp32")
+    evaluate(mini, people, engine="fp32", artifact="graph")
     benchmark(mini, "int8", duration_s=0.2, warmup_s=0.1)
     training = {
         "curve": [{"step": s, "lr": 0.1, "loss": 9 - s / 10} for s in range(0, 50, 10)],
@@ -181,7 +181,7 @@ def test_drawn_faces_are_shown_and_other_peoples_are_not(judged: Path, people: F
 
 
 def test_failed_gates_come_first(mini: Path, people: Faces) -> None:
-    verify(mini, "int8", faces=people, min_cosine=1.0)
+    verify(mini, "int8", artifact="graph", faces=people, min_cosine=1.0)
     body = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
     assert re.search(r"FAILED INT8 engine .* ✗ min cosine", body[:800])
 

@@ -4,7 +4,6 @@ Compile-only: nothing here has run on a GPU.
 """
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +12,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.errors import BundleError, GateFailed, MachineError, ModelError, UsageError
 from fr_edge.graph.fp16 import int8_fp16_model
-from fr_edge.runtime import build as plan_engine
-from fr_edge.runtime.build import build_engine, network_of_plan
-from fr_edge.runtime.fingerprint import read_fingerprint
-from fr_edge.runtime.machine.device import find_gpus
+from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.trt.builder import Compiled, compile_plan, load_library
-from fr_edge.runtime.trt.config import EngineOptions, configure
+from fr_edge.runtime.trt.config import EngineOptions
 from fr_edge.runtime.trt.layers import node_precisions
 
 rtx = pytest.importorskip(
@@ -86,46 +82,6 @@ def test_options_reach_the_builder(tiny):
 def test_options_that_this_library_has_not_are_named(tiny, options, error, says):
     with pytest.raises(error, match=says):
         compiled(tiny(), "fp32", **options)
-
-
-@pytest.mark.skipif(bool(find_gpus().found), reason="says what a machine without GPU says")
-@pytest.mark.parametrize("options", [{"refit": True}, {"strip_weights": True}])
-def test_engines_whose_weights_come_later_want_a_gpu(tiny, options):
-    with pytest.raises(MachineError, match="cannot build without a GPU and its driver"):
-        compiled(tiny(), "fp32", **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [({"refit": True}, "--refit"), ({"strip_weights": True}, "--strip-weights")],
-)
-def test_libraries_without_refit_or_stripping_are_named(options, says):
-    """TensorRT 8.6 has no STRIP_PLAN; its library cannot be had here, its absence can."""
-    lacking = SimpleNamespace(
-        __version__="8.6.1",
-        BuilderFlag=SimpleNamespace(),
-        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=0),
-        ProfilingVerbosity=rtx.ProfilingVerbosity,
-    )
-    config = SimpleNamespace()
-    with pytest.raises(UsageError, match=f"this TensorRT, 8.6.1, has no {says}"):
-        configure(lacking, None, config, EngineOptions(**options), "fp32", None)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_a_stripped_plans_network_is_the_one_it_was_compiled_from(bundle, monkeypatch, precision):
-    seen = []
-
-    def compile_and_keep(trt, model, *rest):
-        seen.append(model)
-        return compile_plan(trt, model, *rest)
-
-    monkeypatch.setattr(plan_engine, "compile_plan", compile_and_keep)
-    built = build_engine(bundle, precision, BACKEND)
-    opened = open_bundle(bundle.root)
-    facts = read_fingerprint(opened, built.engine)
-    assert facts["stripped"] is False
-    assert network_of_plan(opened, facts) == seen[0]
 
 
 @pytest.mark.parametrize(
