@@ -1,14 +1,15 @@
 """Open a bundle, and change it atomically.
 
-Commits are atomic: files are staged in a hidden folder, a journal is renamed into place, and an
-interrupted commit is replayed on the next open. A killed command leaves the old bundle or the new
-one.
+Commits are atomic: files are staged in a hidden folder, a journal is renamed into place, and the next
+command that writes replays an interrupted commit. A killed command leaves the old bundle or the new
+one. Reading never writes: a reader of an interrupted commit looks at the staged files where they are.
 """
 
-import json
 import logging
 import os
 import shutil
+import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,26 +18,41 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..documents import encode_json
-from ..errors import BundleError, MachineError, UsageError
+from ..documents import decode_json, encode_json
+from ..errors import BundleError, DataError, MachineError, UsageError
 from ..faces.contract import InputSpec
 from ..files import sha256, sync, write_atomic
-from .derived import removed_by, sources_of, stale_files, with_sources
+from .derived import is_report, removed_by, sources_of, stale_files, with_sources
 from .manifest import (
     MANIFEST,
     SCHEMA,
+    STAGED,
     Bundle,
     Check,
     FileEntry,
     file_problem,
     inside,
+    linked_part,
     read_manifest,
 )
 
 logger = logging.getLogger(__name__)
 
 _JOURNAL = "bundle.next.json"
-_DRAFT = ".draft"
+_LOCK_WAIT_S = 60.0  # for another command that writes into the same bundle
+
+
+@dataclass(frozen=True)
+class _Journal:
+    """A commit that is decided: what moves from the staging folder, what goes.
+
+    `owner` names the folders and the user it was written for, so that a journal which came with an
+    archive is never replayed.
+    """
+
+    arrived: list[str]
+    gone: list[str]
+    owner: list[int]
 
 
 @dataclass
@@ -69,7 +85,7 @@ class Transaction:
         """
         self._roles[name] = role
         self._of[name] = tuple(of)
-        target = self.root / _DRAFT / name
+        target = self.root / STAGED / name
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
@@ -97,10 +113,8 @@ def open_bundle(root: str | Path, *, check: Check = "used") -> Bundle:
             changed.
     """
     root = Path(root)
-    if (root / _JOURNAL).exists():
-        with _locked(root):
-            _finish(root)
-    bundle = read_manifest(root, check)
+    journal = _own_journal(root)
+    bundle = read_manifest(root, check, frozenset(journal.arrived) if journal else frozenset())
     if check == "all":
         for problem in problems(bundle):
             raise BundleError(problem, "restore the file, or run the stage that made it again")
@@ -119,7 +133,9 @@ def problems(bundle: Bundle) -> Iterator[str]:
 
 
 @contextmanager
-def transaction(root: str | Path, stage: str, options: Mapping[str, Any]) -> Iterator[Transaction]:
+def transaction(
+    bundle: Bundle | str | Path, stage: str, options: Mapping[str, Any]
+) -> Iterator[Transaction]:
     """Write files into a bundle: all of them arrive, or none.
 
     The folder is made if it does not exist; a new bundle needs `spec` and `embedding_dim`. On an
@@ -127,7 +143,9 @@ def transaction(root: str | Path, stage: str, options: Mapping[str, Any]) -> Ite
     change replaces are removed, reports about it are kept; both are logged.
 
     Args:
-        root: The bundle's folder.
+        bundle: The bundle's folder, or the bundle as the stage opened it. With the latter a change is
+            refused when a file that it is made of was replaced in the meantime; a report lands all
+            the same, as one that judges the earlier file.
         stage: The stage's name, for the history.
         options: The stage's options, for the history; JSON types.
 
@@ -136,24 +154,26 @@ def transaction(root: str | Path, stage: str, options: Mapping[str, Any]) -> Ite
 
     Raises:
         UsageError: `root` is a file, or a folder with other things in it.
-        BundleError: The bundle there is damaged.
-        MachineError: Another command is writing into this bundle.
+        BundleError: The bundle there is damaged, holds links, or has changed since `bundle` was
+            opened.
+        MachineError: Another command keeps writing into this bundle, or the folder cannot be
+            written.
     """
-    root = Path(root)
+    base = bundle if isinstance(bundle, Bundle) else None
+    root = base.root if base else Path(bundle)  # type: ignore[arg-type]
     created = _make_root(root)
     try:
         with _locked(root):
-            _finish(root)
+            _replay(root)
             old = read_manifest(root) if _is_bundle(root) else None
-            shutil.rmtree(root / _DRAFT, ignore_errors=True)
-            (root / _DRAFT).mkdir()
+            _empty_staging(root)
             change = Transaction(root)
             try:
                 yield change
-                _commit(change, old, stage, options)
+                _commit(change, base, old, stage, options)
             finally:
                 if not (root / _JOURNAL).exists():  # else its files are still to be moved
-                    shutil.rmtree(root / _DRAFT, ignore_errors=True)
+                    shutil.rmtree(root / STAGED, ignore_errors=True)
     finally:
         if created and not any(root.iterdir()):
             root.rmdir()
@@ -167,7 +187,7 @@ def _make_root(root: Path) -> bool:
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; a bundle is a folder", "choose another --out")
     if root.is_dir():
-        foreign = [p.name for p in root.iterdir() if p.name not in (_DRAFT, "checkpoint")]
+        foreign = [p.name for p in root.iterdir() if p.name not in (STAGED, "checkpoint")]
         if foreign and not _is_bundle(root):
             raise UsageError(
                 f"{root} is a folder with other things in it ({foreign[0]}, ...), not a bundle",
@@ -183,26 +203,50 @@ def _locked(root: Path) -> Iterator[None]:
     import fcntl  # not on Windows, where the command line refuses to start
 
     handle = os.open(root, os.O_RDONLY)
+    end = time.monotonic() + _LOCK_WAIT_S
+    waiting = False
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MachineError(
-                f"another command is writing {root}", "wait for it, then run this again"
-            ) from error
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= end:
+                    raise MachineError(
+                        f"another command is writing {root}", "wait for it, then run this again"
+                    ) from error
+            if not waiting:
+                logger.info("waiting for another command that writes %s", root)
+                waiting = True
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)
 
 
+def _empty_staging(root: Path) -> None:
+    staged = root / STAGED
+    if staged.is_symlink() or (staged.exists() and not staged.is_dir()):
+        raise BundleError(f"{staged} is not a folder of fr-edge", "remove it, then run this again")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        staged.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{root} cannot be written: {error.strerror}") from error
+
+
 def _commit(
-    change: Transaction, old: Bundle | None, stage: str, options: Mapping[str, Any]
+    change: Transaction,
+    base: Bundle | None,
+    old: Bundle | None,
+    stage: str,
+    options: Mapping[str, Any],
 ) -> None:
     spec = change.spec or (old.spec if old else None)
     dim = change.embedding_dim or (old.embedding_dim if old else None)
     if spec is None or dim is None:
         raise ValueError("a new bundle needs spec and embedding_dim")
-    files = _entries(change, old)
+    files = _entries(change, base, old)
     entry: dict[str, Any] = {
         "stage": stage,
         "version": __version__,
@@ -219,25 +263,55 @@ def _commit(
         "history": [*(old.history if old else ()), entry],
     }
     gone = sorted(set(old.files) - set(files)) if old else []
-    # All that takes space is written before the journal: what it asks for are renames.
-    write_atomic(change.root / _DRAFT / MANIFEST, encode_json(manifest, indent=2))
-    journal = {"arrived": [*sorted(change._roles), MANIFEST], "gone": gone}
-    write_atomic(change.root / _JOURNAL, json.dumps(journal).encode())
-    _finish(change.root)
+    arrived = [*sorted(change._roles), MANIFEST]
+    # All that takes space is written before the journal, and every folder is looked at: what the
+    # journal asks for are renames that can be done.
+    write_atomic(change.root / STAGED / MANIFEST, encode_json(manifest, indent=2))
+    for name in (*arrived, *gone):
+        _prepare(change.root, name, moves=name in arrived)
+    journal = change.root / STAGED / _JOURNAL
+    write_atomic(journal, encode_json(_Journal(arrived, gone, _owner(change.root)), indent=0))
+    journal.replace(change.root / _JOURNAL)
+    sync(change.root)
+    _replay(change.root)
 
 
-def _entries(change: Transaction, old: Bundle | None) -> dict[str, FileEntry]:
+def _prepare(root: Path, name: str, *, moves: bool) -> None:
+    """Raise unless the file can be moved to its place, or removed from there, by one rename."""
+    target = root / name
+    if link := linked_part(root, name):
+        raise BundleError(
+            f"{link} is a link; a bundle holds no links", "put the files themselves there"
+        )
+    try:
+        if moves:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise BundleError(f"{target} is a folder, expected a file", "remove it")
+            if target.parent.stat().st_dev != (root / STAGED).stat().st_dev:
+                raise MachineError(
+                    f"{target.parent} lies on another file system than {root}",
+                    "keep a bundle on one file system",
+                )
+    except OSError as error:
+        raise MachineError(f"{target.parent} cannot be made: {error.strerror}") from error
+    if target.parent.is_dir() and not os.access(target.parent, os.W_OK | os.X_OK):
+        raise MachineError(f"{target.parent} cannot be written", "change its permissions")
+
+
+def _entries(change: Transaction, base: Bundle | None, old: Bundle | None) -> dict[str, FileEntry]:
     """The manifest's entries after the change, and a log line for what it makes stale."""
     before = with_sources(old.files) if old else {}
     files = {n: e for n, e in before.items() if not n.startswith(tuple(change._removed))}
     for name, role in change._roles.items():
-        path = change.root / _DRAFT / name
+        path = change.root / STAGED / name
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError(f"{name} was staged as something other than a file")
         sync(path)
         files[name] = FileEntry(role, sha256(path), path.stat().st_size)
     for name, of in change._of.items():
-        sources = [*sources_of(name), *of]
-        hashes = {source: files[source].sha256 for source in sources if source in files}
-        files[name] = replace(files[name], of=hashes)
+        sources = [source for source in (*sources_of(name), *of) if source in files]
+        files[name] = replace(files[name], of=_hashes(change, base, files, name, sources))
     removed = removed_by(files, change._roles)
     for name in removed:
         del files[name]
@@ -249,22 +323,68 @@ def _entries(change: Transaction, old: Bundle | None) -> dict[str, FileEntry]:
     return files
 
 
-def _finish(root: Path) -> None:
-    """Do what the journal says, if there is one; safe to repeat, under the lock."""
-    if not (root / _JOURNAL).exists():
-        return
+def _hashes(
+    change: Transaction,
+    base: Bundle | None,
+    files: Mapping[str, FileEntry],
+    name: str,
+    sources: Iterable[str],
+) -> dict[str, str]:
+    """The sha256 of what a file was made of, as the stage read it."""
+    hashes = {source: files[source].sha256 for source in sources}
+    for source in hashes:
+        if base is None or source in change._roles or source not in base.files:
+            continue
+        if base.files[source].sha256 != hashes[source]:
+            if not is_report(name):
+                raise BundleError(
+                    f"{change.root / source} was replaced while this command ran; nothing was"
+                    " changed",
+                    "run the command again",
+                )
+            hashes[source] = base.files[source].sha256
+    return hashes
+
+
+def _owner(root: Path) -> list[int]:
+    """What ties a journal to this folder and user: an unpacked copy has other inodes."""
+    return [os.getuid(), root.stat().st_ino, (root / STAGED).lstat().st_ino]
+
+
+def _own_journal(root: Path) -> _Journal | None:
+    """The journal of an interrupted commit that was decided here, if there is one."""
+    path = root / _JOURNAL
+    if path.is_symlink() or not path.is_file() or (root / STAGED).is_symlink():
+        return None
     try:
-        journal = json.loads((root / _JOURNAL).read_text(encoding="utf-8"))
-        arrived = [inside(name) for name in journal["arrived"]]
-        gone = [inside(name) for name in journal["gone"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{root / _JOURNAL} is damaged: {error}") from error
-    for name in arrived:
-        source = root / _DRAFT / name
+        journal = decode_json(path.read_bytes(), _Journal, path)
+        for name in journal.arrived:
+            if name != MANIFEST:
+                inside(name)
+        for name in journal.gone:
+            inside(name)
+        return journal if journal.owner == _owner(root) else None
+    except (OSError, DataError, ValueError):
+        return None
+
+
+def _replay(root: Path) -> None:
+    """Do what a journal asks for, if there is one; safe to repeat, under the lock."""
+    if not os.path.lexists(root / _JOURNAL):
+        return
+    journal = _own_journal(root)
+    if journal is None:
+        raise BundleError(
+            f"{root} holds {_JOURNAL}, a change that was not interrupted here",
+            f"if you trust the bundle, remove {_JOURNAL} and {STAGED} from it",
+        )
+    for name in (*journal.arrived, *journal.gone):
+        _prepare(root, name, moves=name in journal.arrived)
+    for name in journal.arrived:
+        source = root / STAGED / name
         if source.exists():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
             source.replace(root / name)
-    for name in gone:
+    for name in journal.gone:
         (root / name).unlink(missing_ok=True)
     sync(root)
     (root / _JOURNAL).unlink(missing_ok=True)

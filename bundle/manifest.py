@@ -14,6 +14,7 @@ from ..files import sha256
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
+STAGED = ".draft"  # the folder in which a change is written
 
 Check = Literal["manifest", "used", "all"]
 
@@ -46,6 +47,7 @@ class Bundle:
         files: Path relative to `root` -> entry.
         history: One mapping per stage that ran, the oldest first.
         check: "manifest" never hashes a file; otherwise `file` does when a file is first asked for.
+        staged: Files of an interrupted commit that may still lie in the staging folder.
     """
 
     root: Path
@@ -54,6 +56,7 @@ class Bundle:
     files: Mapping[str, FileEntry]
     history: tuple[Mapping[str, Any], ...]
     check: Check = "used"
+    staged: frozenset[str] = frozenset()
     _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def file(self, name: str) -> Path:
@@ -72,7 +75,16 @@ class Bundle:
             if problem := file_problem(self, name):
                 raise BundleError(problem, "restore the file, or run the stage that made it again")
             self._checked.add(name)
-        return self.root / name
+        return self.path(name)
+
+    def path(self, name: str) -> Path:
+        """Where a file of the manifest lies; its bytes are not looked at.
+
+        Args:
+            name: Path relative to the bundle.
+        """
+        waiting = self.root / STAGED / name
+        return waiting if name in self.staged and waiting.is_file() else self.root / name
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -88,7 +100,9 @@ def file_problem(bundle: Bundle, name: str) -> str | None:
     Returns:
         A sentence for a file that is missing or has another size or sha256 than the manifest says.
     """
-    entry, path = bundle.files[name], bundle.root / name
+    entry, path = bundle.files[name], bundle.path(name)
+    if link := linked_part(bundle.root, path.relative_to(bundle.root).as_posix()):
+        return f"{link} is a link; a bundle holds no links"
     if not path.is_file():
         return f"{path} is missing"
     if path.stat().st_size != entry.size or sha256(path) != entry.sha256:
@@ -96,12 +110,30 @@ def file_problem(bundle: Bundle, name: str) -> str | None:
     return None
 
 
-def read_manifest(root: Path, check: Check = "used") -> Bundle:
+def linked_part(root: Path, name: str) -> Path | None:
+    """The first part of a path within a bundle that is a symbolic link, or None.
+
+    Args:
+        root: The bundle's folder, which may be a link itself.
+        name: Path relative to `root`.
+    """
+    path = root
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        if path.is_symlink():
+            return path
+    return None
+
+
+def read_manifest(
+    root: Path, check: Check = "used", staged: frozenset[str] = frozenset()
+) -> Bundle:
     """The bundle that a manifest describes; no other file is read.
 
     Args:
         root: The bundle's folder.
         check: Kept in the bundle for its `file` method.
+        staged: Names that an interrupted commit is about to move into place.
 
     Raises:
         BundleError: There is no bundle, its schema is another one, or the manifest is damaged.
@@ -111,7 +143,9 @@ def read_manifest(root: Path, check: Check = "used") -> Bundle:
             f"there is no bundle at {root}", "`fr-edge export` and `fr-edge distill` make one"
         )
     path = root / MANIFEST
-    if not path.is_file():
+    if MANIFEST in staged and (root / STAGED / MANIFEST).is_file():
+        path = root / STAGED / MANIFEST
+    if not path.is_file() or path.is_symlink():
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
     try:
         data = decode_json(path.read_bytes(), dict[str, Any], path)
@@ -133,13 +167,14 @@ def read_manifest(root: Path, check: Check = "used") -> Bundle:
             MappingProxyType({inside(name): entry for name, entry in entries.items()}),
             tuple(history),
             check,
+            staged,
         )
     except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}") from error
 
 
 def inside(name: str) -> str:
-    """A path, if it stays within a bundle.
+    """A path, if it stays within a bundle and is not one of the bundle's own files.
 
     Args:
         name: Path relative to the bundle's folder.
@@ -148,11 +183,14 @@ def inside(name: str) -> str:
         `name` itself.
 
     Raises:
-        ValueError: The path is absolute, empty, or contains "..".
+        ValueError: The path is absolute, empty, hidden, contains ".." or control characters, or is
+            the manifest.
     """
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or not path.parts or any(part.startswith(".") for part in path.parts):
         raise ValueError(f"{name!r} points outside the bundle")
+    if not name.isprintable() or name != path.as_posix() or path.parts[0].startswith("bundle."):
+        raise ValueError(f"{name!r} is not a name that a bundle may hold")
     return name
 
 

@@ -104,7 +104,7 @@ def test_killed_at_any_moment_it_is_the_old_bundle_or_the_new_one(tmp_path: Path
             [sys.executable, "-c", textwrap.dedent(KILLED), str(root), str(moment)], check=False
         )
         bundle = open_bundle(root, check="all")
-        texts = {name: (root / name).read_text() for name in bundle.files}
+        texts = {name: bundle.file(name).read_text() for name in bundle.files}
         old, new = {"one": "old", "two": "old"}, {"two": "new", "deep/three": "new"}
         assert texts in (old, new), moment
         seen.add("old" if texts == old else "new")
@@ -121,7 +121,7 @@ def test_killed_at_any_moment_it_is_the_old_bundle_or_the_new_one(tmp_path: Path
 def test_a_disk_that_fills_up_at_the_last_moment_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The journal is written, and then a rename fails: the next to open the bundle finishes."""
+    """The journal is written, and then a rename fails: readers see the change, a writer ends it."""
     root = tmp_path / "a.bundle"
     make(root, one="1")
     real = Path.replace
@@ -135,11 +135,19 @@ def test_a_disk_that_fills_up_at_the_last_moment_loses_nothing(
         patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
             make(root, two="2")
-    assert set(open_bundle(root).files) == {"one", "two"}
+    before = content(root)
+    bundle = open_bundle(root, check="all")
+    assert set(bundle.files) == {"one", "two"}
+    assert bundle.file("two").read_text() == "2"
+    assert content(root) == before  # reading never writes
+    with transaction(root, "after", {}) as draft:
+        draft.path("three", "test").write_text("3")
     assert (root / "two").read_text() == "2"
+    assert sorted(content(root)) == ["bundle.json", "one", "three", "two"]
 
 
-def test_two_writers_do_not_mix(tmp_path: Path) -> None:
+def test_two_writers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fr_edge.bundle.bundle._LOCK_WAIT_S", 0.3)
     root = tmp_path / "a.bundle"
     make(root, one="1")
     with (
