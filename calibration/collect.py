@@ -13,6 +13,7 @@ from ..errors import FacesError, ModelError
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces
 from ..graph.prelu import blended
+from ..inference import make_session
 from ..progress import Track, silent
 from .histogram import Histogram, add, empty
 
@@ -113,19 +114,14 @@ def _channels(values: F32) -> F32:
 
 def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int = 0) -> Any:
     """`threads` 0 takes what there are."""
-    import onnxruntime as ort
-
     probe = blended(model)
     inputs = {value.name for value in model.graph.input}
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in inputs)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False  # all a run needs at once, as one block: much more
     data = probe.SerializeToString()
     del probe  # a large network should not be here one more time while onnxruntime reads it
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    # With a memory pattern, all that a run needs would be held at once, as one block.
+    return make_session(data, threads=threads, memory_pattern=False)
 
 
 def _ahead(session: Any, batches: Iterable[F32]) -> Iterator[Mapping[str, F32]]:

@@ -18,6 +18,7 @@ from ..bundle.manifest import MANIFEST
 from ..errors import ModelError, UsageError
 from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec, make_spec, preprocess, spec_from_text
 from ..files import sha256
+from ..inference import make_session
 from .weights import load_network
 
 CONTRACT_KEY = "fr_edge.input"
@@ -116,19 +117,12 @@ def _torch(network: torch.nn.Module, device: str) -> Callable[[Any], Any]:
 
 
 def _onnx(path: Path, spec: InputSpec | None) -> tuple[Callable[[Any], Any], InputSpec]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    available = onnxruntime.get_available_providers()
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=[name for name in wanted if name in available]
-        )
-    except Exception as error:  # onnxruntime's own classes derive from Exception alone
-        raise ModelError(f"onnxruntime cannot load {path}: {error}") from error
+    session = make_session(
+        path,
+        name=str(path),
+        threads=torch.get_num_threads(),
+        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+    )
     text = session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY)
     spec = spec or (spec_from_text(text) if text else None)
     if spec is None:

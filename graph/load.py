@@ -16,6 +16,7 @@ from onnx.numpy_helper import to_array
 
 from ..errors import ModelError
 from ..faces.contract import InputSpec, spec_from_text
+from ..inference import first_line
 from .edit import all_nodes, attribute
 
 CONTRACT_KEY = "fr_edge.input"
@@ -60,7 +61,7 @@ def read_onnx(path: Path) -> ModelProto:
             model = onnx.inliner.inline_local_functions(model)
     except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"{path} keeps weights in side files that cannot be read: {_line(error)}",
+            f"{path} keeps weights in side files that cannot be read: {first_line(error)}",
             "keep the side files (often NAME.onnx.data) in the model's folder",
         ) from error
     return model
@@ -160,10 +161,6 @@ def _type(number: int) -> str:
 
 def _names(values: Iterable[ValueInfoProto]) -> str:
     return ", ".join(value.name for value in values) or "none"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # No network with NaN among its weights goes on, from wherever it comes.

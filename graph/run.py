@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from ..arrays import F32
 from ..errors import ModelError
+from ..inference import first_line, make_session
 
 Embed = Callable[[F32], F32]
 """`(N, 3, H, W) float32 -> (N, D) float32`, any N of 1 or more."""
@@ -27,7 +27,7 @@ def onnx_embedder(model: bytes) -> Embed:
     A model with a fixed batch is fed that many faces at a time. Raises ModelError when onnxruntime
     refuses the model or a run of it.
     """
-    session = _session(model)
+    session = make_session(model)
     face = session.get_inputs()[0]
     fixed = face.shape[0] if isinstance(face.shape[0], int) else None
 
@@ -65,30 +65,23 @@ def original_embedder(model: bytes) -> Embed:
 
 def run_once(model: bytes, inputs: F32) -> list[npt.NDArray[Any]]:
     """All outputs of a model for one input; raises ModelError when it does not run."""
-    session = _session(model)
+    session = make_session(model)
     return _run(session, session.get_inputs()[0].name, inputs)
 
 
 def run_constants(model: bytes) -> list[npt.NDArray[Any]]:
     """All outputs of a model without inputs; raises ModelError when it does not run."""
-    session = _session(model)
+    session = make_session(model)
     try:
         return list(session.run(None, {}))
     except Exception as error:
-        raise ModelError(f"the network's constants cannot be computed: {_line(error)}") from error
+        raise ModelError(
+            f"the network's constants cannot be computed: {first_line(error)}"
+        ) from error
 
 
 def _parts(inputs: F32, size: int) -> list[F32]:
     return [inputs[start : start + size] for start in range(0, len(inputs), size)]
-
-
-def _session(model: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised; stderr belongs to the command line
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes derive from Exception alone
-        raise ModelError(f"onnxruntime cannot load the network: {_line(error)}") from error
 
 
 def _run(session: Any, name: str, inputs: F32) -> list[npt.NDArray[Any]]:
@@ -97,12 +90,8 @@ def _run(session: Any, name: str, inputs: F32) -> list[npt.NDArray[Any]]:
     except Exception as error:
         shape = "x".join(map(str, inputs.shape))
         raise ModelError(
-            f"the network does not run on an input of {shape}: {_line(error)}"
+            f"the network does not run on an input of {shape}: {first_line(error)}"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # What a network's inner tensors hold for given inputs.

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ModelError
+from ...inference import make_session
 from ..contract import InputSpec
 from .base import Outputs, Size
 
@@ -35,7 +36,7 @@ class OnnxDetector:
 
 def load_detector(path: Path) -> OnnxDetector:
     """Raises ModelError for what is no ONNX file, or takes anything but one colour image."""
-    session = _session(path, str(path))
+    session = make_session(path, name=f"the detector {path}")
     inputs = session.get_inputs()
     shape, kind = inputs[0].shape if inputs else [], inputs[0].type if inputs else ""
     if len(inputs) != 1 or len(shape) != 4 or kind not in _TYPES:
@@ -50,7 +51,12 @@ def load_detector(path: Path) -> OnnxDetector:
     high, wide = (s if isinstance(s, int) else _SIDE for s in (shape[1:3] if last else shape[2:]))
     batch = shape[0] if isinstance(shape[0], int) else 1
     if min(high, wide) < _LEAST_SIDE:
-        session, high, wide, batch = _session(path, _freed(path)), _SIDE, _SIDE, 1
+        session, high, wide, batch = (
+            make_session(_freed(path), name=f"the detector {path}"),
+            _SIDE,
+            _SIDE,
+            1,
+        )
     raw = kind == "tensor(uint8)" or _normalises(path)
     return OnnxDetector(path, session, (high, wide), batch, last, _TYPES[kind], raw)
 
@@ -78,17 +84,6 @@ def run_detector(network: OnnxDetector, canvas: npt.NDArray[np.uint8], spec: Inp
 
 def _first(array: npt.NDArray[Any], batch: int) -> npt.NDArray[Any]:
     return array[:1] if batch > 1 and array.shape[:1] == (batch,) else array
-
-
-def _session(path: Path, model: str | bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelError(f"the detector {path} cannot be loaded: {_line(error)}") from error
 
 
 def _freed(path: Path) -> bytes:
