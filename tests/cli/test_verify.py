@@ -49,5 +49,5 @@ def test_each_protocol_keeps_its_report(bundle: Path, capsys: Captured) -> None:
     assert kept == ["evaluate-int8-synthetic-12x3-4.json", "evaluate-int8-synthetic-24x3.json"]
     assert run(["compare", str(bundle), str(bundle)]) == 0
     said = capsys.readouterr().out
-    assert "evaluate fp32 synthetic:12x3@4: TAR at 1e-2" in said
+    assert "evaluate int8 synthetic:12x3@4: TAR at 1e-2" in said
     assert " to " in said  # intervals
