@@ -17,11 +17,12 @@ def command(output: Output, self_test: bool) -> None:
     """
     if click.get_current_context().invoked_subcommand:
         return
-    from ..runtime.machine.doctor import examine
+    from ..documents import to_builtins
+    from ..runtime.machine.doctor import examine_system
     from ..runtime.selftest import self_test as try_all
 
-    found = examine()
-    device = found.device
+    report = examine_system()
+    device = report.device
     tried = try_all() if self_test else []
     lines = [
         f"{device.cpu}, {device.cores} cores, {device.memory_gb:g} GB, {device.os}, {device.arch}",
@@ -29,13 +30,16 @@ def command(output: Output, self_test: bool) -> None:
         f"Python {device.python}; "
         + ", ".join(f"{name} {number}" for name, number in device.packages.items()),
         "",
-        table([[n, lack or "ready"] for n, lack in found.backends.items()], ("backend", "state")),
+        table(
+            [[n, state.lacks or "ready"] for n, state in report.backends.items()],
+            ("backend", "state"),
+        ),
     ]
     if tried:
         rows = [[t.backend, t.outcome, t.detail] for t in tried]
         lines += ["", table(rows, ("self-test", "outcome", "what"))]
-    lines += ["", *[f"problem: {problem}" for problem in found.problems]]
-    document = found.to_json() | ({"self_test": [vars(t) for t in tried]} if self_test else {})
+    lines += ["", *[f"problem: {problem}" for problem in report.problems]]
+    document = to_builtins(report) | ({"self_test": to_builtins(tried)} if self_test else {})
     output.result(document, "\n".join(lines).rstrip())
     if any(t.outcome == "failed" for t in tried):
         output.fail_gate("the self-test failed")

@@ -23,7 +23,7 @@ def machine_fingerprint(backend: str) -> dict[str, Any]:
         return {**facts, "cpu": device.cpu}
     if backend in COMPILE_ONLY:  # made for a list of compute capabilities, not for this machine
         return facts
-    gpu = next(iter(find_gpus().found), None)
+    gpu = next(iter(find_gpus().gpus), None)
     return {
         **facts,
         "gpu": device.jetson or (gpu.name if gpu else ""),

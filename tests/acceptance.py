@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from fr_edge._version import __version__
+from fr_edge.documents import to_builtins
 from fr_edge.files import write_atomic
-from fr_edge.runtime.machine.doctor import examine
+from fr_edge.runtime.machine.doctor import examine_system
 from fr_edge.runtime.selftest import self_test
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ class Outcomes:
 
 
 def main() -> int:
-    health = examine()
+    health = examine_system()
     if not health.device.gpu:
         print("no GPU here: nothing to accept; `fr-edge doctor` says why", file=sys.stderr)
         return 3
@@ -51,7 +52,7 @@ def main() -> int:
     document = {
         "fr_edge": __version__,
         "when": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "health": health.to_json(),
+        "health": to_builtins(health),
         "self_test": [vars(tried) for tried in self_test()],
         "counts": {name: counts.count(name) for name in ("passed", "failed", "skipped")},
         "seconds": round(time.perf_counter() - start, 1),

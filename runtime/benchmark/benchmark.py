@@ -17,7 +17,7 @@ from ...errors import UsageError
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
 from ..machine.monitor import SensorTrace, read_board, rest, watch
-from ..machine.nvidia_smi import gpu_processes
+from ..machine.nvml import gpu_processes
 from .breakdown import LatencyBreakdown, time_parts
 from .conditions import demanded_power_mode, occupied, wrong_power_mode
 from .result import MIN_RUNS, BenchmarkInterrupted, BenchmarkResult, BenchmarkRun, saturation_batch

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..._version import __version__
+from ...documents import to_builtins
 from ..machine.device import describe_device
-from ..machine.monitor import SensorTrace, anomalies, energy, state
+from ..machine.monitor import SensorTrace, anomalies, energy, summarize_trace
 from ..machine.sensors import clock_settings, denied
 from ..machine.tegrastats import power_mode
 from .breakdown import LatencyBreakdown
@@ -120,7 +121,7 @@ class BenchmarkRun:
             ],
             "served": self._served(),
             "energy": self._energy(),
-            "board": None if self.watched is None else state(self.watched),
+            "board": None if self.watched is None else to_builtins(summarize_trace(self.watched)),
             **(self.spent.to_json() if self.spent else {}),
         }
 
@@ -145,7 +146,8 @@ class BenchmarkRun:
         if self.watched is None or self.idle is None:
             return None
         seconds = self.setting.faces / self.throughput_per_s
-        return energy(self.watched, self.idle, self.setting.faces, seconds)
+        face_energy = energy(self.watched, self.idle, self.setting.faces, seconds)
+        return None if face_energy is None else dict(to_builtins(face_energy))
 
 
 def _reasons(run: BenchmarkRun) -> Iterator[str]:
@@ -250,9 +252,9 @@ class BenchmarkResult:
             "fr_edge": __version__,
             "time": self.time,
             "device": {
-                **describe_device().to_json(),
+                **to_builtins(describe_device()),
                 "power_mode": power_mode(),
-                "clocks": clock_settings(),
+                "clocks": to_builtins(clock_settings()),
                 "sensors_denied": list(denied()),
             },
         }

@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..._version import __version__
+from ...documents import to_builtins
 from ...metrics.comparison import VerificationComparison
 from ...metrics.rates import CosineDrift
 from ..machine.device import describe_device
@@ -64,7 +65,7 @@ class VerifyResult:
             "faces": self.faces,
             "not_measured": list(self.not_measured),
             "fr_edge": __version__,
-            "device": describe_device().to_json(),
+            "device": to_builtins(describe_device()),
         }
 
 

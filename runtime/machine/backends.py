@@ -1,4 +1,4 @@
-"""Which backends can run here, or at least build, and what the others lack."""
+"""Which backends run here, or at least build here, and what the others lack."""
 
 from importlib.util import find_spec
 
@@ -6,19 +6,24 @@ from ...errors import MachineError, UsageError
 from .device import find_gpus
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-
 MODULES = {
     "onnxruntime": "onnxruntime",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
-
-COMPILE_ONLY = ("tensorrt-rtx",)
-"""Backends that build without a GPU; what they build cannot run there."""
+COMPILE_ONLY = ("tensorrt-rtx",)  # build without a GPU too; what they build does not run there
 
 
 def lacking(backend: str, *, build: bool = False) -> str:
-    """What this machine lacks to run `backend`, or to `build` with it, in a sentence; or empty."""
+    """What this machine lacks to run a backend, or to build with it.
+
+    Args:
+        backend: One of `BACKENDS`.
+        build: Ask about building engines instead of running them.
+
+    Returns:
+        A sentence, "" where nothing is missing.
+    """
     missing = []
     if find_spec(MODULES[backend]) is None:
         missing.append(f"the package {MODULES[backend]} is not installed")
@@ -29,10 +34,18 @@ def lacking(backend: str, *, build: bool = False) -> str:
 
 
 def pick_backend(name: str, *, build: bool = False) -> str:
-    """`auto` or a name -> a backend that runs here, or builds here.
+    """The backend that a name stands for on this machine.
 
-    `auto` is TensorRT where it can run, else onnxruntime. Raises UsageError for an unknown name,
-    MachineError with what this machine lacks.
+    Args:
+        name: One of `BACKENDS`, or "auto": TensorRT where it can run, else onnxruntime.
+        build: The backend shall build engines, not run them.
+
+    Returns:
+        One of `BACKENDS`.
+
+    Raises:
+        UsageError: An unknown name.
+        MachineError: The backend cannot be used here; the message names what is missing.
     """
     if name == "auto":
         return "onnxruntime" if lacking("tensorrt") else "tensorrt"

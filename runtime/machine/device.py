@@ -1,25 +1,34 @@
-"""Which NVIDIA GPUs the driver shows, asked of the driver itself (libcuda through ctypes).
+"""What this machine is: CPU, memory, GPUs, Jetson board, and the versions that decide results.
 
-Needs no CUDA package, so it can say why there is no GPU before anything that would crash without
-one is loaded.
+The GPUs are asked of NVIDIA's driver itself (libcuda through ctypes): no CUDA package is needed, so
+the reason why there is no GPU is known before anything that would crash without one is loaded.
 """
 
 import ctypes
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
-"""CUdevice_attribute numbers of cuda.h."""
+_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute numbers of cuda.h
+_STUB = 34  # CUDA_ERROR_STUB_LIBRARY of cuda.h
+
+_PACKAGES = ("onnxruntime", "onnx", "numpy", "torch", "onnxsim", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`compute` is the compute capability ("8.7"); an `integrated` GPU shares the CPU's memory."""
+    """One NVIDIA GPU.
+
+    Attributes:
+        name: The driver's name for it.
+        compute: Compute capability, such as "8.7".
+        memory_mb: Of the GPU.
+        integrated: Whether it shares the CPU's memory.
+    """
 
     name: str
     compute: str
@@ -29,19 +38,101 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuList:
-    """`driver` is the newest CUDA version that the driver serves ("12.6"), "" without one.
+    """The GPUs that NVIDIA's driver serves.
 
-    `lack` says why there is no GPU, "" when there is one.
+    Attributes:
+        gpus: In the driver's order.
+        driver: The newest CUDA version that the driver serves ("12.6"), "" without a driver.
+        lack: Why there is no GPU, "" when there is one.
     """
 
-    found: tuple[Gpu, ...]
+    gpus: tuple[Gpu, ...]
     driver: str
     lack: str
 
 
+@dataclass(frozen=True)
+class Device:
+    """This machine, as reports record it.
+
+    Attributes:
+        cores: Cores that this process may use.
+        memory_gb: The machine's memory.
+        gpu: Names of the GPUs; on a Jetson that of the board.
+        jetson: The board's name, "" elsewhere.
+        packages: Installed package -> version.
+    """
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    os: str
+    arch: str
+    python: str
+    gpu: tuple[str, ...]
+    jetson: str
+    packages: dict[str, str]
+
+
+def describe_device() -> Device:
+    """Describe this machine from /proc, package metadata and NVIDIA's driver; loads no package."""
+    return Device(
+        cpu=_cpu(),
+        cores=cores(),
+        memory_gb=_memory_gb(),
+        os=_os(),
+        arch=platform.machine(),
+        python=platform.python_version(),
+        gpu=gpu_names(),
+        jetson=jetson_name(),
+        packages={name: number for name in _PACKAGES if (number := package_version(name))},
+    )
+
+
+def cores() -> int:
+    """The cores this process may use: its affinity, or the container's quota if that is less."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit = max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        limit = os.cpu_count() or 1
+    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
+        return limit
+    return min(limit, len(os.sched_getaffinity(0)))
+
+
+def package_version(name: str) -> str:
+    """The installed version of a package.
+
+    Args:
+        name: As on the package index.
+
+    Returns:
+        The version, "" where the package is not installed.
+    """
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def jetson_name() -> str:
+    """The Jetson board's name from the device tree, "" elsewhere."""
+    if not Path("/etc/nv_tegra_release").exists():
+        return ""
+    return _read("/proc/device-tree/model").rstrip("\0").strip() or "NVIDIA Jetson"
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs that the driver serves; a Jetson's is part of the board."""
+    if board := jetson_name():
+        return (board,)
+    return tuple(gpu.name for gpu in find_gpus().gpus)
+
+
 @cache
 def find_gpus() -> GpuList:
-    """Ask once; a driver that is installed later needs a new process."""
+    """Ask NVIDIA's driver for its GPUs, once per process."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -50,10 +141,11 @@ def find_gpus() -> GpuList:
     cuda.cuDriverGetVersion(ctypes.byref(number))
     driver = f"{number.value // 1000}.{number.value % 1000 // 10}" if number.value else ""
     if status := cuda.cuInit(0):
-        return GpuList((), driver, f"the NVIDIA driver finds no usable GPU: {_error(cuda, status)}")
+        reason = _error(cuda, status)
+        return GpuList((), driver, f"the NVIDIA driver finds no usable GPU: {reason}")
     cuda.cuDeviceGetCount(ctypes.byref(number))
-    found = tuple(_gpu(cuda, index) for index in range(number.value))
-    return GpuList(found, driver, "" if found else "the NVIDIA driver shows no GPU")
+    gpus = tuple(_gpu(cuda, index) for index in range(number.value))
+    return GpuList(gpus, driver, "" if gpus else "the NVIDIA driver shows no GPU")
 
 
 def _gpu(cuda: Any, index: int) -> Gpu:
@@ -76,80 +168,13 @@ def _gpu(cuda: Any, index: int) -> Gpu:
 
 
 def _error(cuda: Any, status: int) -> str:
+    # A stub libcuda (of the toolkit, for linking) may crash when asked for a name.
+    if status == _STUB:
+        return "a stub library, not a driver"
     name = ctypes.c_char_p()
-    # A stub libcuda (of the toolkit, for linking) has no names and may crash when asked for one.
-    if status == 34 or cuda.cuGetErrorName(status, ctypes.byref(name)) or not name.value:
-        return "a stub library, not a driver" if status == 34 else f"error {status}"
+    if cuda.cuGetErrorName(status, ctypes.byref(name)) or not name.value:
+        return f"error {status}"
     return f"{name.value.decode()} ({status})"
-
-
-# What this machine is: CPU, memory, GPU, Jetson, and the versions that decide results.
-
-_PACKAGES = ("onnxruntime", "onnx", "numpy", "torch", "onnxsim", "tensorrt", "tensorrt-rtx")
-
-
-@dataclass(frozen=True)
-class Device:
-    """`memory_gb` is the machine's; `jetson` is the board's name or empty."""
-
-    cpu: str
-    cores: int
-    memory_gb: float
-    os: str
-    arch: str
-    python: str
-    gpu: tuple[str, ...]
-    jetson: str
-    packages: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "gpu": list(self.gpu)}
-
-
-def describe_device() -> Device:
-    """Read it from /proc, the package metadata and the NVIDIA driver; loads no package."""
-    return Device(
-        cpu=_cpu(),
-        cores=cores(),
-        memory_gb=_memory_gb(),
-        os=_os(),
-        arch=platform.machine(),
-        python=platform.python_version(),
-        gpu=gpu_names(),
-        jetson=jetson_name(),
-        packages={name: found for name in _PACKAGES if (found := package_version(name))},
-    )
-
-
-def gpu_names() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs that the driver shows; a Jetson's is part of the board."""
-    if board := jetson_name():
-        return (board,)
-    return tuple(gpu.name for gpu in find_gpus().found)
-
-
-def jetson_name() -> str:
-    """The board's name from the device tree, empty elsewhere."""
-    if not Path("/etc/nv_tegra_release").exists():
-        return ""
-    return _read("/proc/device-tree/model").rstrip("\0").strip() or "NVIDIA Jetson"
-
-
-def package_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
-def cores() -> int:
-    """The cores this process may use: its affinity, and the container's quota if that is less."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        limit = max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        limit = os.cpu_count() or 1
-    return min(limit, len(os.sched_getaffinity(0)))
 
 
 def _cpu() -> str:

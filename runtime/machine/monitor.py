@@ -1,53 +1,60 @@
-"""Watch the board while something runs: a thread that asks its sensors a few times a second.
+"""Watch a machine's sensors while something runs: a thread that reads them a few times a second.
 
-Energy per face is what the run drew above idle; its uncertainty comes from how both swing.
+Energy per face is what the run drew above idle; its uncertainty comes from how much both vary.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from threading import Event, Thread
-from typing import Any
 
 import numpy as np
 
-from .nvidia_smi import read_smi
+from .nvml import NvidiaCards
 from .sensors import Reading, read_sysfs, throttle_counts
 from .tegrastats import power_mode, read_tegrastats
 
-_EVERY_S = 0.5
+MAX_CLOCK_STEP_S = 0.5  # between wall clock and monotonic clock
+MAX_CLOCK_DROP = 0.05  # share of the highest clock
 
-_KEPT = 720
-"""Readings of a run, about: a longer one is asked less often, so that memory stays flat."""
-
+_PERIOD_S = 0.5
+_MAX_READINGS = 720  # about; a longer run is read less often, so that memory stays flat
 _REST_S = 2.0
-
-MAX_CLOCK_STEP_S = 0.5
-
-MAX_CLOCK_DROP = 0.05
-
-_Z = 1.96
+_Z = 1.96  # normal quantile of a 95 % interval
 
 
 @dataclass
 class SensorTrace:
-    """Readings with their times in seconds, gathered while a `watch` is open."""
+    """Readings gathered while a `watch` is open.
+
+    Attributes:
+        times: Of each reading, in seconds.
+        readings: What the sensors reported.
+        throttles: Events that slowed the machine meanwhile, by reason; a reason that the machine
+            does not count is missing.
+        power_modes: A Jetson's before and after, as far as reported.
+        clock_step_s: How far the wall clock moved against the monotonic clock: it was set, or the
+            machine slept.
+    """
 
     times: list[float] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     throttles: dict[str, int] = field(default_factory=dict)
-    """How often each kind of event throttled the machine meanwhile; what is not told is missing."""
     power_modes: tuple[str, ...] = ()
-    """A Jetson's before and after, of those that it told."""
     clock_step_s: float = 0.0
-    """How far the wall clock moved against the one that only runs: set, or the machine slept."""
 
 
 @dataclass(frozen=True)
-class Power:
-    """Mean power in mW over `samples` readings (or one counter), `half_mw` the half width of its
-    95 % interval, and what it is of."""
+class MeanPower:
+    """Mean power over a trace.
+
+    Attributes:
+        rail: What it is the power of.
+        mean_mw: Milliwatts.
+        half_mw: Half width of its 95 % interval.
+        samples: Readings it comes from; 1 for a counter.
+    """
 
     rail: str
     mean_mw: float
@@ -55,66 +62,119 @@ class Power:
     samples: int
 
 
+@dataclass(frozen=True)
+class FaceEnergy:
+    """Energy that embedding a face takes above idle.
+
+    Attributes:
+        rail: What was measured.
+        power_mw: Mean power of the run.
+        idle_mw: Mean power at rest.
+        samples: Readings of the run.
+        mj_per_face: Millijoules.
+        interval_95_mj: Ends of the 95 % interval of `mj_per_face`.
+    """
+
+    rail: str
+    power_mw: float
+    idle_mw: float
+    samples: int
+    mj_per_face: float
+    interval_95_mj: tuple[float, float]
+
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TraceSummary:
+    """Lowest and highest value of each sensor over a trace, by name; empty where none reported."""
+
+    clock_mhz: Mapping[str, Span]
+    temperature_c: Mapping[str, Span]
+    power_mw: Mapping[str, Span]
+    load_percent: Mapping[str, Span]
+    memory_mb: Mapping[str, Span]
+    fan: Mapping[str, Span]
+    throttled: tuple[str, ...]
+    power_mode: tuple[str, ...]
+
+
+@contextmanager
+def board_reader() -> Iterator[Callable[[], Reading]]:
+    """Open the machine's sensors once, for many readings.
+
+    Yields:
+        A function that reads all sensors now.
+    """
+    with NvidiaCards() as cards:
+        yield lambda: _read_all(cards)
+
+
 def read_board() -> Reading:
-    """All that this machine's sensors tell now."""
-    kernel, card = read_sysfs(), read_smi()
-    if not kernel.power_mw and not card.power_mw:
-        said = read_tegrastats()
-        clocks = {**said.clock_mhz, **kernel.clock_mhz}
-        kernel = replace(
-            kernel,
-            power_mw=said.power_mw,
-            clock_mhz=clocks,
-            load_percent={**said.load_percent, **kernel.load_percent},
-        )
-    return replace(
-        kernel,
-        power_mw={**kernel.power_mw, **card.power_mw},
-        temperature_c={**kernel.temperature_c, **card.temperature_c},
-        clock_mhz={**kernel.clock_mhz, **card.clock_mhz},
-        throttled=kernel.throttled + card.throttled,
-    )
+    """Read all sensors of this machine once."""
+    with board_reader() as read:
+        return read()
 
 
 @contextmanager
 def watch(
-    read: Callable[[], Reading] = read_board,
+    read: Callable[[], Reading] | None = None,
     clock: Callable[[], float] = time.monotonic,
     *,
     duration_s: float = 0.0,
     wall: Callable[[], float] = time.time,
 ) -> Iterator[SensorTrace]:
-    """Readings while the block runs, one at least at its begin and its end."""
-    watched, stop = SensorTrace(), Event()
-    every = max(_EVERY_S, duration_s / _KEPT)
+    """Read sensors while the block runs, at least once at its begin and at its end.
 
-    def sample() -> None:
-        watched.readings.append(read())
-        watched.times.append(clock())
+    Args:
+        read: What reads the sensors; None for all of this machine, opened once.
+        clock: Monotonic seconds.
+        duration_s: How long the block is expected to run; a long one is read less often.
+        wall: Seconds of the wall clock.
 
-    def loop() -> None:
-        while not stop.wait(every):
-            sample()
+    Yields:
+        The trace, which fills while the block runs.
+    """
+    period = max(_PERIOD_S, duration_s / _MAX_READINGS)
+    with board_reader() if read is None else nullcontext(read) as read_now:
+        trace, stop = SensorTrace(), Event()
 
-    counts, mode, ahead = throttle_counts(), power_mode(), wall() - clock()
-    sample()
-    thread = Thread(target=loop, daemon=True, name="watch")
-    thread.start()
-    try:
-        yield watched
-    finally:
-        stop.set()
-        thread.join()
+        def sample() -> None:
+            trace.readings.append(read_now())
+            trace.times.append(clock())
+
+        def loop() -> None:
+            while not stop.wait(period):
+                sample()
+
+        counts, mode, offset = throttle_counts(), power_mode(), wall() - clock()
         sample()
-        after = throttle_counts()
-        watched.throttles = {why: after[why] - counts[why] for why in counts if why in after}
-        watched.power_modes = tuple(filter(None, (mode, power_mode())))
-        watched.clock_step_s = wall() - clock() - ahead
+        thread = Thread(target=loop, daemon=True, name="watch")
+        thread.start()
+        try:
+            yield trace
+        finally:
+            stop.set()
+            thread.join()
+            sample()
+            after = throttle_counts()
+            trace.throttles = {why: after[why] - counts[why] for why in counts if why in after}
+            trace.power_modes = tuple(filter(None, (mode, power_mode())))
+            trace.clock_step_s = wall() - clock() - offset
 
 
-def rest(duration_s: float, read: Callable[[], Reading] = read_board) -> SensorTrace | None:
-    """The board at rest, watched for up to two seconds; None where no sensor tells of power."""
-    first = read()
+def rest(duration_s: float, read: Callable[[], Reading] | None = None) -> SensorTrace | None:
+    """Watch the machine at rest.
+
+    Args:
+        duration_s: Seconds, cut to two.
+        read: As for `watch`.
+
+    Returns:
+        The trace, None where no sensor reports power.
+    """
+    first = read_board() if read is None else read()
     if not first.energy_uj and first.total_mw() is None:
         return None
     with watch(read) as idle:
@@ -122,98 +182,141 @@ def rest(duration_s: float, read: Callable[[], Reading] = read_board) -> SensorT
     return idle
 
 
-def power(watched: SensorTrace) -> Power | None:
-    """Mean power: of counters where there are some, else of the rails; None without either."""
-    if (counted := _counted(watched)) is not None:
+def mean_power(trace: SensorTrace) -> MeanPower | None:
+    """Mean power over a trace: of energy counters where there are some, else of the rails.
+
+    Args:
+        trace: Two readings at least.
+
+    Returns:
+        The power, None where no sensor reports it.
+    """
+    if (counted := _counted_power(trace)) is not None:
         return counted
-    totals = [total for reading in watched.readings if (total := reading.total_mw()) is not None]
+    totals = [total for reading in trace.readings if (total := reading.total_mw()) is not None]
     if len(totals) < 2:
         return None
     values = np.array([value for _, value in totals])
     half = _Z * float(values.std(ddof=1)) / np.sqrt(len(values))
-    return Power(totals[0][0], float(values.mean()), float(half), len(values))
+    return MeanPower(totals[0][0], float(values.mean()), float(half), len(values))
 
 
-def energy(
-    run: SensorTrace, idle: SensorTrace, faces: int, seconds: float
-) -> dict[str, Any] | None:
-    """Millijoules per face above idle, with its 95 % interval; None without a power sensor.
+def energy(run: SensorTrace, idle: SensorTrace, faces: int, seconds: float) -> FaceEnergy | None:
+    """Energy per face above idle, with its 95 % interval.
 
-    `faces` is how many a run of `seconds` embeds.
+    Args:
+        run: The machine during the runs.
+        idle: The machine at rest.
+        faces: Faces that one run embeds.
+        seconds: Duration of one run.
+
+    Returns:
+        The energy, None where no sensor reports power, or not the same one in both traces.
     """
-    busy, calm = power(run), power(idle)
+    busy, calm = mean_power(run), mean_power(idle)
     if busy is None or calm is None or busy.rail != calm.rail:
         return None
     per_face = seconds / faces
     above, half = busy.mean_mw - calm.mean_mw, float(np.hypot(busy.half_mw, calm.half_mw))
-    return {
-        "rail": busy.rail,
-        "power_mw": round(busy.mean_mw, 1),
-        "idle_mw": round(calm.mean_mw, 1),
-        "samples": busy.samples,
-        "mj_per_face": round(above * per_face, 4),
-        "interval_95_mj": [round((above + sign * half) * per_face, 4) for sign in (-1, 1)],
-    }
+    return FaceEnergy(
+        busy.rail,
+        busy.mean_mw,
+        calm.mean_mw,
+        busy.samples,
+        above * per_face,
+        ((above - half) * per_face, (above + half) * per_face),
+    )
 
 
-def state(watched: SensorTrace) -> dict[str, Any]:
-    """What the sensors told over the run, lowest and highest by name; none for what they did not."""
-    return {
-        name: _listed(_spans([getattr(reading, name) for reading in watched.readings]))
-        for name in ("clock_mhz", "temperature_c", "power_mw", "load_percent", "memory_mb", "fan")
-    } | {
-        "throttled": _throttled(watched),
-        "power_mode": list(dict.fromkeys(watched.power_modes)),
-    }
+def summarize_trace(trace: SensorTrace) -> TraceSummary:
+    """The range of every sensor over a trace.
+
+    Args:
+        trace: Any number of readings.
+    """
+    readings = trace.readings
+    return TraceSummary(
+        clock_mhz=_spans([r.clock_mhz for r in readings]),
+        temperature_c=_spans([r.temperature_c for r in readings]),
+        power_mw=_spans([r.power_mw for r in readings]),
+        load_percent=_spans([r.load_percent for r in readings]),
+        memory_mb=_spans([r.memory_mb for r in readings]),
+        fan=_spans([r.fan for r in readings]),
+        throttled=_throttled(trace),
+        power_mode=tuple(dict.fromkeys(trace.power_modes)),
+    )
 
 
-def anomalies(watched: SensorTrace, warmup_s: float = 0.0) -> list[str]:
-    """Why the board spoiled a run: it throttled, or its clocks moved after `warmup_s`."""
-    found = [f"throttled: {why}" for why in _throttled(watched)]
-    found += [f"throttled: {why} {n} times" for why, n in watched.throttles.items() if n > 0]
-    if abs(watched.clock_step_s) > MAX_CLOCK_STEP_S:
-        found.append(
-            f"the clock jumped: it was set, or the machine slept, {watched.clock_step_s:+.1f} s"
+def anomalies(trace: SensorTrace, warmup_s: float = 0.0) -> list[str]:
+    """Why the machine spoiled a run: it throttled, its clocks moved, the wall clock jumped.
+
+    Args:
+        trace: The machine during the run; its first and last reading are taken at rest.
+        warmup_s: Seconds at the begin in which clocks may move.
+
+    Returns:
+        One sentence for each reason.
+    """
+    reasons = [f"throttled: {why}" for why in _throttled(trace)]
+    reasons += [f"throttled: {why} {n} times" for why, n in trace.throttles.items() if n > 0]
+    if abs(trace.clock_step_s) > MAX_CLOCK_STEP_S:
+        reasons.append(
+            f"the clock jumped: it was set, or the machine slept, {trace.clock_step_s:+.1f} s"
         )
-    if len(set(watched.power_modes)) > 1:
-        found.append(f"the power mode changed: {' to '.join(watched.power_modes)}")
-    # The first and the last reading are taken at rest.
-    inner = zip(watched.times[1:-1], watched.readings[1:-1], strict=True)
-    running = [r.clock_mhz for at, r in inner if at - watched.times[0] > warmup_s]
+    if len(set(trace.power_modes)) > 1:
+        reasons.append(f"the power mode changed: {' to '.join(trace.power_modes)}")
+    inner = zip(trace.times[1:-1], trace.readings[1:-1], strict=True)
+    running = [r.clock_mhz for at, r in inner if at - trace.times[0] > warmup_s]
     for name, (low, high) in _spans(running).items():
         if low < (1 - MAX_CLOCK_DROP) * high:
-            found.append(f"clocks moved: {name} between {low:.0f} and {high:.0f} MHz")
-    return found
+            reasons.append(f"clocks moved: {name} between {low:.0f} and {high:.0f} MHz")
+    return reasons
 
 
-def _counted(watched: SensorTrace) -> Power | None:
-    """Energy counters from the first reading to the last; one that wrapped is mended."""
-    first, last = watched.readings[0], watched.readings[-1]
-    seconds = watched.times[-1] - watched.times[0]
+def _read_all(cards: NvidiaCards) -> Reading:
+    kernel, card = read_sysfs(), cards.read()
+    if not kernel.power_mw and not card.power_mw:
+        tool = read_tegrastats()
+        kernel = replace(
+            kernel,
+            power_mw=tool.power_mw,
+            clock_mhz={**tool.clock_mhz, **kernel.clock_mhz},
+            load_percent={**tool.load_percent, **kernel.load_percent},
+        )
+    return replace(
+        kernel,
+        power_mw={**kernel.power_mw, **card.power_mw},
+        temperature_c={**kernel.temperature_c, **card.temperature_c},
+        clock_mhz={**kernel.clock_mhz, **card.clock_mhz},
+        memory_mb={**kernel.memory_mb, **card.memory_mb},
+        throttled=kernel.throttled + card.throttled,
+    )
+
+
+def _counted_power(trace: SensorTrace) -> MeanPower | None:
+    """Power by energy counters from the first reading to the last; a counter may wrap."""
+    first, last = trace.readings[0], trace.readings[-1]
+    seconds = trace.times[-1] - trace.times[0]
     names = sorted(set(first.energy_uj) & set(last.energy_uj))
     if not names or seconds <= 0:
         return None
     used = 0
     for name in names:
-        told = [r for r in watched.readings if name in r.energy_uj]
-        for one, other in zip(told, told[1:], strict=False):
-            step = other.energy_uj[name] - one.energy_uj[name]
-            used += step if step >= 0 else step + other.wrap_uj[name]
-    return Power(" + ".join(names), used / 1000 / seconds, 0.0, 1)
+        readings = [r for r in trace.readings if name in r.energy_uj]
+        for earlier, later in zip(readings, readings[1:], strict=False):
+            step = later.energy_uj[name] - earlier.energy_uj[name]
+            used += step if step >= 0 else step + later.wrap_uj[name]
+    return MeanPower(" + ".join(names), used / 1000 / seconds, 0.0, 1)
 
 
-def _listed(spans: dict[str, tuple[float, float]]) -> dict[str, list[float]]:
-    return {name: [round(low, 3), round(high, 3)] for name, (low, high) in spans.items()}
+def _throttled(trace: SensorTrace) -> tuple[str, ...]:
+    return tuple(sorted({why for reading in trace.readings for why in reading.throttled}))
 
 
-def _throttled(watched: SensorTrace) -> list[str]:
-    return sorted({why for reading in watched.readings for why in reading.throttled})
-
-
-def _spans(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
+def _spans(rows: Sequence[Mapping[str, float]]) -> dict[str, Span]:
     names = sorted({name for row in rows for name in row})
     return {
-        name: (min(found), max(found))
+        name: (min(values), max(values))
         for name in names
-        for found in [[row[name] for row in rows if name in row]]
+        for values in [[row[name] for row in rows if name in row]]
     }

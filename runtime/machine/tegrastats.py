@@ -1,4 +1,4 @@
-"""A Jetson's own account of itself: tegrastats and nvpmodel. Used where its files cannot be read."""
+"""A Jetson's own tools, tegrastats and nvpmodel, for what its files do not report."""
 
 import re
 import shutil
@@ -6,9 +6,15 @@ import subprocess
 
 from .sensors import Reading
 
+_COLDEST_C = -50  # a sensor that is off reports -256
+
 
 def parse_tegrastats(line: str) -> Reading:
-    """One line of tegrastats, JetPack 4 to 7; a line of something else gives an empty reading."""
+    """Read one line of tegrastats, of JetPack 4 to 7.
+
+    Args:
+        line: The line; any other text gives an empty reading.
+    """
     power = {
         name: float(now)
         for name, now in re.findall(
@@ -18,13 +24,12 @@ def parse_tegrastats(line: str) -> Reading:
     temperatures = {
         name.lower(): float(value)
         for name, value in re.findall(r"\b(\w+)@(-?\d+(?:\.\d+)?)C\b", line)
-        # A sensor that is off says -256; PMIC says 100 or 50, whatever its temperature.
-        if float(value) > -50 and name != "PMIC"
+        if float(value) > _COLDEST_C and name != "PMIC"  # which reports 100 or 50 always
     }
     clocks: dict[str, float] = {}
     cpus = re.search(r"\bCPU \[([^\]]*)\](?:@\d+)?", line)  # each core's own clock, or one of all
-    if cpus and (found := re.findall(r"@(\d+)", cpus[0])):
-        clocks["cpu"] = float(max(map(int, found)))
+    if cpus and (values := re.findall(r"@(\d+)", cpus[0])):
+        clocks["cpu"] = float(max(map(int, values)))
     if gpu := re.search(r"\bGR3D_FREQ (?:\d+%)?@\[?(\d+)", line):
         clocks["gpu"] = float(gpu[1])
     if memory := re.search(r"\bEMC_FREQ (?:\d+%)?@(\d+)", line):
@@ -39,7 +44,7 @@ def parse_tegrastats(line: str) -> Reading:
 
 
 def read_tegrastats() -> Reading:
-    """Its next line; an empty reading where there is no tegrastats or it says nothing."""
+    """The next line of tegrastats; an empty reading where there is no tegrastats or no line."""
     if not (tool := shutil.which("tegrastats")):
         return Reading()
     try:
@@ -58,12 +63,12 @@ def read_tegrastats() -> Reading:
 
 
 def power_mode() -> str:
-    """The mode that `nvpmodel -q` names, such as 15W or MAXN; empty where it cannot be asked."""
+    """The mode that `nvpmodel -q` names, such as 15W or MAXN; "" where it cannot be asked."""
     if not (tool := shutil.which("nvpmodel")):
         return ""
     try:
         done = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=10, check=True)
     except (subprocess.SubprocessError, OSError):
         return ""
-    found = re.search(r"NV Power Mode: *(.+)", done.stdout)
-    return found[1].strip() if found else ""
+    mode = re.search(r"NV Power Mode: *(.+)", done.stdout)
+    return mode[1].strip() if mode else ""

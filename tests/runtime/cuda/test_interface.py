@@ -10,13 +10,13 @@ from fr_edge.runtime.machine.backends import lacking, pick_backend
 from fr_edge.runtime.machine.device import find_gpus
 from fr_edge.runtime.session import open_session
 
-no_gpu = pytest.mark.skipif(bool(find_gpus().found), reason="says what a machine without GPU says")
+no_gpu = pytest.mark.skipif(bool(find_gpus().gpus), reason="says what a machine without GPU says")
 
 
 @no_gpu
 def test_the_probe_says_why_there_is_no_gpu():
     found = find_gpus()
-    assert found.found == ()
+    assert found.gpus == ()
     assert "NVIDIA driver" in found.lack
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.runtime.machine.nvidia_smi import gpu_processes, parse_smi
 from fr_edge.runtime.machine.sensors import Reading, denied, read_sysfs, throttle_counts
 from fr_edge.runtime.machine.tegrastats import parse_tegrastats, power_mode, read_tegrastats
 
@@ -234,29 +233,6 @@ def test_a_sensor_that_may_not_be_read_is_missing(tmp_path: Path) -> None:
     (root / name).chmod(0)
     assert read_sysfs(root).energy_uj == {}
     assert denied(root) == (str(root / name),)
-
-
-def test_gpu_cards() -> None:
-    reading = parse_smi(
-        "0, 71.23, 1980, 2619, 34, 0x0000000000000000\n"
-        "1, 350.10, 1410, 1593, 83, 0x0000000000000024\n"
-        "2, [N/A], [N/A], [N/A], 45, [N/A]\n"
-        "garbage\n"
-    )
-    assert reading.total_mw() == ("GPU 0 + GPU 1", pytest.approx(421_330))
-    assert reading.clock_mhz["gpu 1"] == 1410
-    assert "gpu 2" not in reading.clock_mhz
-    assert reading.throttled == ("GPU 1: power cap", "GPU 1: software thermal slowdown")
-
-
-def test_who_computes_on_a_gpu_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '4711, /usr/bin/python3'\necho 'No running processes found'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_processes() == ("/usr/bin/python3 (4711)",)
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert gpu_processes() == ()
 
 
 def test_the_tools_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,13 @@
-"""Each ailment has its sign and its remedy, and a machine without a GPU is healthy."""
+"""Each problem is found and has its remedy; no GPU is not a problem."""
 
 import json
 from dataclasses import replace
 
 import pytest
 
+from fr_edge.documents import encode_json
 from fr_edge.runtime.machine.backends import BACKENDS
-from fr_edge.runtime.machine.doctor import SystemInfo, diagnose_system, examine
+from fr_edge.runtime.machine.doctor import SystemInfo, diagnose_system, examine_system
 from fr_edge.runtime.selftest import self_test
 
 DESKTOP = SystemInfo(
@@ -29,13 +30,13 @@ JETSON = SystemInfo(
 )
 
 
-@pytest.mark.parametrize("signs", [SystemInfo(memory_gb=4.0), DESKTOP, JETSON])
-def test_the_healthy_have_no_problems(signs):
-    assert list(diagnose_system(signs)) == []
+@pytest.mark.parametrize("info", [SystemInfo(memory_gb=4.0), DESKTOP, JETSON])
+def test_the_healthy_have_no_problems(info):
+    assert list(diagnose_system(info)) == []
 
 
 @pytest.mark.parametrize(
-    ("signs", "what", "remedy"),
+    ("info", "what", "remedy"),
     [
         (
             replace(DESKTOP, gpu=False, driver="", driver_lack="no NVIDIA driver"),
@@ -100,19 +101,18 @@ def test_the_healthy_have_no_problems(signs):
         (SystemInfo(memory_gb=1.0), "1 GB of memory", "copy the bundle"),
     ],
 )  # fmt: skip
-def test_one_ailment_one_remedy(signs, what, remedy):
-    found = list(diagnose_system(signs))
-    assert len(found) == 1
-    assert what in found[0]
-    assert remedy in found[0]
+def test_one_problem_one_remedy(info, what, remedy):
+    problems = list(diagnose_system(info))
+    assert len(problems) == 1
+    assert what in problems[0]
+    assert remedy in problems[0]
 
 
 def test_this_machine_is_described_as_json():
-    found = examine()
-    data = json.loads(json.dumps(found.to_json()))
+    data = json.loads(encode_json(examine_system()))
     assert set(data["backends"]) == set(BACKENDS)
     assert data["backends"]["onnxruntime"]["ready"] is True
-    assert {"gpu", "jetson", "problems", "cuda_driver"} <= set(data)
+    assert {"gpu", "jetson", "problems", "cuda_driver", "device"} <= set(data)
 
 
 def test_every_backend_is_tried():

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.runtime.machine.sensors import clock_settings, read_alerts, read_fan, throttle_counts
+from fr_edge.runtime.machine.sensors import (
+    ClockSetting,
+    clock_settings,
+    read_alerts,
+    read_fan,
+    throttle_counts,
+)
 
 
 def _write(root: Path, files: dict[str, str]) -> Path:
@@ -66,14 +72,9 @@ def test_the_fan(orin: Path) -> None:
 
 
 def test_clocks_that_are_held(orin: Path) -> None:
-    found = clock_settings(orin)
-    assert found["gpu"] == {
-        "governor": "nvhost_podgov",
-        "min_mhz": 1300.5,
-        "max_mhz": 1300.5,
-        "held": True,
-    }
-    assert (found["cpu"]["governor"], found["cpu"]["held"]) == ("schedutil", False)
+    settings = clock_settings(orin)
+    assert settings["gpu"] == ClockSetting("nvhost_podgov", 1300.5, 1300.5, held=True)
+    assert settings["cpu"] == ClockSetting("schedutil", 729.6, 2201.6, held=False)
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.machine.device import find_gpus
 from fr_edge.runtime.trt.plan_file import check_plan, read_header, refuse_foreign
 
-no_gpu = pytest.mark.skipif(bool(find_gpus().found), reason="says what a machine without GPU says")
+no_gpu = pytest.mark.skipif(bool(find_gpus().gpus), reason="says what a machine without GPU says")
 
 
 def header(tag: bytes, version: tuple[int, ...], size: int = 64) -> bytes:

@@ -1,0 +1,111 @@
+"""NVIDIA GPU cards through NVML, the driver's management library (package nvidia-ml-py).
+
+Without the package, the library or a card everything is missing, never an error. NVML answers in
+the process itself: no nvidia-smi is started.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+from .sensors import Reading
+
+_THROTTLED = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+"""Bits of nvmlClocksEventReasons (nvml.h) that mean less speed than asked for."""
+
+
+class NvidiaCards:
+    """The machine's NVIDIA cards with NVML handles that are opened once; close it after use."""
+
+    def __init__(self) -> None:
+        """Open NVML; where that is not possible there are no cards."""
+        self._nvml: Any = None
+        self._handles: list[Any] = []
+        try:
+            nvml = import_module("pynvml")
+        except ImportError:
+            return
+        try:
+            nvml.nvmlInit()
+        except nvml.NVMLError:
+            return
+        self._nvml = nvml
+        count = self._ask(nvml.nvmlDeviceGetCount) or 0
+        handles = (self._ask(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count))
+        self._handles = [handle for handle in handles if handle is not None]
+
+    def read(self) -> Reading:
+        """Power, clocks, temperature, memory in use and throttling of every card now."""
+        power, clocks, temperatures, memory = {}, {}, {}, {}
+        throttled: list[str] = []
+        for index, handle in enumerate(self._handles):
+            nvml, card = self._nvml, f"gpu {index}"
+            if (milliwatts := self._ask(nvml.nvmlDeviceGetPowerUsage, handle)) is not None:
+                power[f"GPU {index}"] = float(milliwatts)
+            for unit, clock in (("gpu", nvml.NVML_CLOCK_SM), ("memory", nvml.NVML_CLOCK_MEM)):
+                if (mhz := self._ask(nvml.nvmlDeviceGetClockInfo, handle, clock)) is not None:
+                    clocks[f"{unit} {index}"] = float(mhz)
+            sensor = nvml.NVML_TEMPERATURE_GPU
+            degrees = self._ask(nvml.nvmlDeviceGetTemperature, handle, sensor)
+            if degrees is not None:
+                temperatures[card] = float(degrees)
+            if (info := self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)) is not None:
+                memory[card] = info.used / 2**20
+            # The name that old and new drivers know; the newer one needs driver 535.
+            reasons = self._ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+            throttled += [f"GPU {index}: {why}" for bit, why in _THROTTLED.items() if reasons & bit]
+        return Reading(
+            power_mw=power,
+            temperature_c=temperatures,
+            clock_mhz=clocks,
+            memory_mb=memory,
+            throttled=tuple(throttled),
+        )
+
+    def processes(self) -> tuple[str, ...]:
+        """Programs that compute on a card now, as "name (pid)"."""
+        programs: dict[int, str] = {}
+        for handle in self._handles:
+            for process in self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ():
+                name = self._ask(self._nvml.nvmlSystemGetProcessName, process.pid)
+                if isinstance(name, bytes):
+                    name = name.decode(errors="replace")
+                programs[process.pid] = f"{name or 'a process'} ({process.pid})"
+        return tuple(programs.values())
+
+    def close(self) -> None:
+        """Close NVML; closing twice does nothing."""
+        nvml, self._nvml, self._handles = self._nvml, None, []
+        if nvml is not None:
+            with suppress(nvml.NVMLError):
+                nvml.nvmlShutdown()
+
+    def __enter__(self) -> "NvidiaCards":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ask(self, query: Callable[..., Any], *args: Any) -> Any:
+        """A query's answer, None where the card or driver does not give one."""
+        try:
+            return query(*args)
+        except self._nvml.NVMLError:
+            return None
+
+
+def gpu_processes() -> tuple[str, ...]:
+    """Programs that compute on a GPU card now; before a session is opened these are others'.
+
+    Returns:
+        "name (pid)" each; empty too where NVML does not report them, as on a Jetson.
+    """
+    with NvidiaCards() as cards:
+        return cards.processes()
