@@ -75,10 +75,10 @@ def rows(loss: EmbeddingLoss) -> dict[str, Any]:
         "cosine": asdict(loss.cosine),
         "tar": {
             f"{rate.far:g}": {
-                "fp32": rate.tar_fp32,
-                "int8": rate.tar_int8,
+                "fp32": rate.reference,
+                "int8": rate.engine,
                 "loss": rate.drop,
-                "likely": rate.likely,
+                "likely": f"{rate.smoothed_drop:+.4f} ± {rate.smoothed_drop_error:.4f}",
             }
             for rate in loss.rates
             if rate.far <= 1e-3

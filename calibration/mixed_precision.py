@@ -121,7 +121,11 @@ def least_float(count: int, judge: Callable[[int], EmbeddingLoss], budget: Budge
     if high == low or not budget.holds(last):
         rate = last.at(budget.far)
         found = f"cosine {last.cosine.min:.4f}"
-        found += f", TAR drop {rate.drop:.4f}, likely {rate.likely}" if rate else ""
+        found += (
+            f", TAR drop {rate.drop:.4f}, likely {rate.smoothed_drop:+.4f} ± {rate.smoothed_drop_error:.4f}"
+            if rate
+            else ""
+        )
         raise GateFailed(
             f"no assignment holds {budget.describe()}: with one layer in INT8, {found}",
             "allow more (what was judged is remembered), or build FP16:"

@@ -117,7 +117,7 @@ def _pareto(trials: list[dict[str, Any]], far: float) -> str:
                 f"{trial['cost']:.3f}",
                 f"{trial['cosine']['mean']:.5f}",
                 f"{trial['cosine']['min']:.5f}",
-                f"{rate['tar_fp32'] - rate['tar_int8']:+.4f}" if rate else "-",
+                f"{-rate['delta']:+.4f}" if rate else "-",
                 _likely(rate) if rate else "-",
                 "taken" if trial is trials[-1] else "",
             ]
@@ -128,7 +128,7 @@ def _pareto(trials: list[dict[str, Any]], far: float) -> str:
 
 
 def _likely(rate: dict[str, Any]) -> str:
-    return f"{rate['likely_drop']:+.4f} ± {rate['drop_error']:.4f}"
+    return f"{rate['smoothed_drop']:+.4f} ± {rate['smoothed_drop_error']:.4f}"
 
 
 def _text(bundle: str, found: dict[str, Any], pareto: str, times: str) -> str:
@@ -149,12 +149,12 @@ def _text(bundle: str, found: dict[str, Any], pareto: str, times: str) -> str:
         rows = [
             [
                 f"{rate['far']:g}",
-                f"{rate['tar_fp32']:.4f}",
-                f"{rate['tar_int8']:.4f}",
+                f"{rate['reference']:.4f}",
+                f"{rate['engine']:.4f}",
                 _likely(rate),
-                f"{rate['threshold_fp32']:.4f}",
-                f"{rate['threshold_int8']:.4f}",
-                f"{rate['tar_kept']:.4f}",
+                f"{rate['threshold']['reference']:.4f}",
+                f"{rate['threshold']['engine']:.4f}",
+                f"{rate['threshold_kept']['tar']:.4f}",
             ]
             for rate in judged["rates"]
         ]

@@ -24,9 +24,8 @@ from ..faces.contract import InputSpec, preprocess
 from ..faces.pairs import Pairs
 from ..faces.sources import open_faces
 from ..graph.run import Embed
-from ..metrics.accuracy import fold_accuracy
+from ..metrics.accuracy import pair_accuracy
 from ..metrics.protocols import draw_pairs
-from ..metrics.verification import cosines
 from ..runtime.benchmark.benchmark import benchmark
 from ..runtime.build import build_engine
 from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
@@ -87,7 +86,8 @@ def run_demo(out: str | Path, output: Output, plan: Plan = Plan()) -> Demo:  # n
     except OSError as error:
         raise MachineError(f"{home} cannot be made: {error.strerror}", "choose --out") from error
     teacher, student = home / "teacher.bundle", home / "student.bundle"
-    judged = draw_pairs(open_faces(plan.judging))
+    judging = open_faces(plan.judging)
+    judged = Pairs(judging, **vars(draw_pairs(judging.labels)))
 
     stages: Mapping[str, Callable[[], Found]] = {
         "teacher": lambda: _train("tiny-teacher", teacher, None, plan, output),
@@ -182,7 +182,7 @@ def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: O
     keys, labels = judged.faces.keys, judged.faces.labels
     origin = origin_of(bundle, "fp32", "torch")
     write_embeddings(home / "reference.npz", keys, labels, embeddings, origin)
-    found["student"] = _fold_mean(embeddings, judged)
+    found["student"] = pair_accuracy(embeddings, judged).mean
     figure = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
     return "on people never trained on", figure, found
 
@@ -192,7 +192,7 @@ def _judge_bundle(bundle: Bundle, judged: Pairs, output: Output, label: str) -> 
 
 
 def _judge(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: str) -> float:
-    return _fold_mean(_embed(embed, spec, judged, output, label), judged)
+    return pair_accuracy(_embed(embed, spec, judged, output, label), judged).mean
 
 
 def _embed(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: str) -> Any:
@@ -200,11 +200,6 @@ def _embed(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: 
     steps = -(-len(judged.faces) // size)
     batches = output.track(judged.faces.batches(size), label, steps)
     return np.concatenate([embed(preprocess(batch, spec)) for batch in batches])
-
-
-def _fold_mean(embeddings: Any, judged: Pairs) -> float:
-    scores = cosines(embeddings[judged.first], embeddings[judged.second])
-    return float(np.mean(fold_accuracy(scores, judged.same, judged.fold)))
 
 
 def _export(student: Path, output: Output) -> Found:

@@ -102,7 +102,7 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
     ]
     rows = [
         [
-            f"{far} *" if "shaky" in tar else far,
+            f"{far} *" if tar["low_confidence"] else far,
             _rate(tar["reference"]),
             _rate(tar["engine"]),
             _rate(tar["delta"], signed=True),
@@ -113,7 +113,7 @@ def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
     if rows:
         head = ("FAR", "TAR original", f"TAR {engine}", "change", "95 % interval of the change")
         lines.append(table(rows, head))
-        if any("shaky" in tar for tar in found["tar"].values()):
+        if any(tar["low_confidence"] for tar in found["tar"].values()):
             lines.append("* hangs on fewer than 10 impostor pairs")
         lines += _told(found)
     lines += [f"found: {what}" for what in found["findings"]]

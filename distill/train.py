@@ -15,10 +15,11 @@ import torch
 
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import Bundle
-from ..errors import GateFailed, MachineError, UsageError
+from ..errors import FacesError, GateFailed, MachineError, UsageError
 from ..faces.pairs import Pairs, read_pairs
 from ..faces.sources import Faces
-from ..metrics.accuracy import pair_accuracy, sample_pairs
+from ..metrics.accuracy import pair_accuracy
+from ..metrics.protocols import draw_pairs
 from ..progress import Track, silent
 from .adadistill import AdaDistill
 from .checkpoint import CHECKPOINT_NAME, restore_run, save_run
@@ -227,7 +228,11 @@ def _key(recipe: Recipe, teacher: Teacher | None, pixels: Pixels) -> dict[str, A
 def _pairs(recipe: Recipe, faces: Faces, parts: IdentitySplit) -> Pairs | None:
     if recipe.verify_pairs:
         return read_pairs(recipe.verify_pairs)
-    return sample_pairs(faces, parts.held.tolist())
+    held_out = faces.subset(parts.held)
+    try:
+        return Pairs(held_out, **vars(draw_pairs(held_out.labels)))
+    except FacesError:  # too few people or images to judge
+        return None
 
 
 def _train(
@@ -308,7 +313,7 @@ def _verify(run: TrainState, pairs: Pairs | None, scalars: Scalars) -> None:
         network.eval()
         with torch.no_grad():
             found = [embed_pixels(run, network, part).cpu() for part in pairs.faces.batches(_CHUNK)]
-        accuracy = pair_accuracy(torch.cat(found).numpy(), pairs)
+        accuracy = pair_accuracy(torch.cat(found).numpy(), pairs).mean
         run.verification.append({"step": run.step, "accuracy": accuracy})
         scalars(run.step, {"verification": accuracy})
     run.ranks.wait()
@@ -318,4 +323,4 @@ def _teacher_accuracy(teacher: Teacher | None, pairs: Pairs | None) -> float | N
     if teacher is None or pairs is None:
         return None
     found = [teacher.embed(part) for part in pairs.faces.batches(_CHUNK)]
-    return pair_accuracy(np.concatenate(found), pairs)
+    return pair_accuracy(np.concatenate(found), pairs).mean

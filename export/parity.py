@@ -15,6 +15,7 @@ from ..errors import ModelError
 from ..faces.contract import ALIGNED_SIZE, InputSpec, preprocess
 from ..faces.synthetic.render import draw_face
 from ..graph.run import Embed, activations
+from ..metrics.verification import cosines
 
 MIN_COSINE = 0.99999
 
@@ -97,20 +98,7 @@ def measure_parity(embed: Embed, inputs: F32, expected: F32) -> Parity:
     result = np.concatenate(found)
     with np.errstate(all="ignore"):
         difference = float(np.abs(result - expected).max())
-    return Parity(difference, float(cosines_f64(result, expected).min()))
-
-
-def cosines_f64(a: F32, b: F32) -> npt.NDArray[np.float64]:
-    """Cosine of each row of a with that of b, `(N,) float64`; 0 where one has length 0 or no
-    finite one."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(all="ignore"):
-        lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-        dots: npt.NDArray[np.float64] = (x * y).sum(axis=1)
-        usable = (lengths > 0) & np.isfinite(dots) & np.isfinite(lengths)
-        found: npt.NDArray[np.float64] = np.zeros_like(dots)
-        np.divide(dots, lengths, out=found, where=usable)
-    return found
+    return Parity(difference, float(cosines(result, expected).min()))
 
 
 def _embed_batch(embed: Embed, batch: F32, dim: int) -> F32:

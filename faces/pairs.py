@@ -6,6 +6,7 @@ Gives rows of names; knows nothing of images.
 import csv
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -207,6 +208,43 @@ def _named_faces(file: Path, rows: list[PairRow], source: str | Path) -> Faces:
         read=lambda index: everything.read(int(kept[index])),
         encoded=None if encoded is None else lambda index: encoded(int(kept[index])),
     )
+
+
+def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Read which groups faces belong to: a CSV file `path,group`, a line per face and group.
+
+    Args:
+        file: The CSV file.
+        keys: Names of the N faces, as the paths are.
+
+    Returns:
+        Group -> which faces belong to it, `(N,) bool`; names of other faces are ignored.
+
+    Raises:
+        FacesError: The file is not such a list, or names none of these faces.
+    """
+    where = {key: index for index, key in enumerate(keys)}
+    groups: dict[str, npt.NDArray[np.bool_]] = {}
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.DictReader(stream)
+            if list(rows.fieldnames or ()) != ["path", "group"]:
+                raise FacesError(f"{file} begins with {rows.fieldnames}, expected path,group")
+            for row in rows:
+                index = where.get(row["path"] or "")
+                if index is not None and row["group"]:
+                    mask = groups.setdefault(row["group"], np.zeros(len(keys), np.bool_))
+                    mask[index] = True
+    except FileNotFoundError as error:
+        raise FacesError(f"there is no list of groups at {file}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FacesError(f"{file} cannot be read as a list of groups: {error}") from error
+    if not groups:
+        raise FacesError(
+            f"{file} names none of the {len(keys)} faces",
+            f"paths are as the faces' own, such as {keys[0]}",
+        )
+    return dict(sorted(groups.items()))
 
 
 def _missing(file: Path, missing: list[str], named: int, where: str) -> FacesError:

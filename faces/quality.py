@@ -149,9 +149,7 @@ def degraded(faces: Faces, picks: list[int], kind: str) -> Faces:
     """The faces `picks`, each made worse; the same faces give the same pixels."""
     worsen = KINDS[kind]
     return replace(
-        faces,
-        keys=tuple(faces.keys[i] for i in picks),
-        labels=np.asarray(faces.labels)[picks],
+        faces.subset(picks),
         read=lambda index: worsen(faces.read(picks[index]), picks[index]),
         encoded=None,
     )

@@ -1,32 +1,33 @@
-"""Figures by the conventions of the published evaluators, so that papers can be compared with.
+"""Accuracy over the folds of a pair list, and figures by the conventions of published evaluators.
 
-Where they differ from `metrics`: 400 fixed thresholds on squared distances, folds cut from the
-pairs' order, and TAR at the point of the curve whose FAR is nearest, above it or below.
+`pair_accuracy` is this package's: folds as the list has them, every threshold tried. insightface
+and facenet try 400 fixed thresholds on squared distances and cut folds from the pairs' order
+(`insightface_accuracy`); the IJB scripts take TAR at the nearest FAR of the curve, above the wanted
+one or below it (`nearest_tar`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import F32
-from ..faces.pairs import Pairs
-from ..faces.sources import Faces
-from .verification import BINS, Scores, _bins, cosines, normalise
+from ..arrays import F32, F64, I64
+from .protocols import FOLDS, ListedPairs
+from .verification import cosines, normalise
 
-# Verification metrics from embeddings: cosine scores, TAR@FAR, ROC, EER, 10-fold accuracy.
-#
-# Knows arrays only, nothing of files or networks. All genuine and impostor pairs of a set are
-# counted into fine histograms, so memory does not grow with the number of pairs.
+_THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances that insightface and facenet try
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean and (population) standard deviation over `folds` folds, as fractions.
+    """Accuracy over folds.
 
-    One fold alone is judged at its own best threshold, so its accuracy flatters.
+    Attributes:
+        mean: Mean over the folds, a fraction.
+        std: Population standard deviation over the folds.
+        folds: Number of folds. One fold alone is judged at its own best threshold, which is
+            optimistic.
     """
 
     mean: float
@@ -34,61 +35,45 @@ class Accuracy:
     folds: int
 
 
-class PairList(Protocol):
-    """P pairs of faces; `faces.pairs.Pairs` is one."""
+def fold_accuracy(scores: F32 | F64, same: npt.NDArray[np.bool_], fold: I64) -> list[float]:
+    """Accuracy of each fold at the best threshold of the other folds (LFW; Huang et al., 2007).
 
-    @property
-    def first(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def second(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def same(self) -> npt.NDArray[np.bool_]: ...
-    @property
-    def fold(self) -> npt.NDArray[np.int64]: ...
+    Args:
+        scores: Cosines of P pairs, `(P,)`.
+        same: Whether each pair is of one person, `(P,) bool`.
+        fold: Fold of each pair, `(P,) int64`.
 
-
-def listed_pairs(embeddings: F32, pairs: PairList) -> Scores:
-    """Score the pairs of a list on `(N, D)` embeddings of its faces."""
-    index = _bins(cosines(embeddings[pairs.first], embeddings[pairs.second]))
-    return Scores(
-        np.bincount(index[pairs.same], minlength=BINS).astype(np.int64),
-        np.bincount(index[~pairs.same], minlength=BINS).astype(np.int64),
-    )
-
-
-def fold_accuracy(
-    scores: F32, same: npt.NDArray[np.bool_], fold: npt.NDArray[np.int64]
-) -> list[float]:
-    """K-fold accuracy of a pair list: each fold is judged at the others' best threshold (LFW).
-
-    `scores`, `same` and `fold` are `(P,)`. One fold alone gives an empty list.
+    Returns:
+        A fraction per fold. One fold alone is judged at its own best threshold.
     """
     numbers = np.unique(fold)
-    if len(numbers) < 2:
-        return []
-    return [
-        float(
-            np.mean(
-                (scores >= best_threshold(scores[fold != k], same[fold != k]))[fold == k]
-                == same[fold == k]
-            )
-        )
-        for k in numbers
-    ]
+    results = []
+    for k in numbers:
+        test = fold == k
+        others = ~test if len(numbers) > 1 else test
+        accepted = scores[test] >= best_threshold(scores[others], same[others])
+        results.append(float(np.mean(accepted == same[test])))
+    return results
 
 
-def listed_pair_accuracy(embeddings: F32, pairs: PairList) -> Accuracy:
-    """Accuracy over the folds of a pair list on `(N, D)` embeddings of its faces."""
+def pair_accuracy(embeddings: F32, pairs: ListedPairs) -> Accuracy:
+    """Accuracy over the folds of a pair list, as `fold_accuracy`.
+
+    Args:
+        embeddings: `(N, D) float32` of any length, of the faces that the list indexes.
+        pairs: The list.
+    """
     scores = cosines(embeddings[pairs.first], embeddings[pairs.second])
-    folds = fold_accuracy(scores, pairs.same, pairs.fold)
-    if not folds:
-        right = (scores >= best_threshold(scores, pairs.same)) == pairs.same
-        folds = [float(np.mean(right))]
-    return Accuracy(float(np.mean(folds)), float(np.std(folds)), len(folds))
+    return _summary(fold_accuracy(scores, pairs.same, pairs.fold))
 
 
-def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
-    """The cosine threshold with the highest accuracy on these pairs; the middle one of several."""
+def best_threshold(scores: F32 | F64, same: npt.NDArray[np.bool_]) -> float:
+    """The threshold with the highest accuracy; the middle one of several equally good.
+
+    Args:
+        scores: Cosines of P pairs, `(P,)`.
+        same: Whether each pair is of one person, `(P,) bool`.
+    """
     order = np.argsort(scores, kind="stable")
     values, genuine = scores[order], same[order]
     # right[i]: correct answers when the i lowest are rejected and the others accepted
@@ -104,41 +89,48 @@ def best_threshold(scores: F32, same: npt.NDArray[np.bool_]) -> float:
     return float((values[cut - 1] + values[cut]) / 2)
 
 
-LFW_FOLDS = 10
+def insightface_accuracy(first: F32, second: F32, same: npt.NDArray[np.bool_]) -> Accuracy:
+    """10-fold accuracy of the LFW family as insightface and facenet compute it.
 
-_THRESHOLDS = np.arange(0, 4, 0.01)
+    The distance is the squared one of unit vectors, a pair is accepted strictly below the
+    threshold, and each fold is judged at the first of 400 thresholds that is best on the others.
 
-
-def legacy_accuracy(first: F32, second: F32, same: npt.NDArray[np.bool_]) -> Accuracy:
-    """The 10-fold accuracy of the LFW family as insightface and facenet compute it.
-
-    `first` and `second (P, D)` are embeddings of P pairs in the protocol's order. The distance is
-    the squared one of unit vectors, a pair is accepted strictly below the threshold, and each fold
-    is judged at the first of 400 thresholds that is best on the others.
+    Args:
+        first: Embeddings `(P, D) float32` of the pairs' first faces, in the protocol's order.
+        second: Embeddings `(P, D) float32` of the pairs' second faces.
+        same: Whether each pair is of one person, `(P,) bool`.
     """
     difference = normalise(first) - normalise(second)
     distance = np.sum(np.square(difference), axis=1)
     right = np.empty((len(_THRESHOLDS), len(same)), bool)
     for row, threshold in enumerate(_THRESHOLDS):
         right[row] = (distance < threshold) == same
-    found = []
-    for test in _folds(len(same)):
+    results = []
+    for test in _consecutive_folds(len(same)):
         others = np.ones(len(same), bool)
         others[test] = False
         best = int(np.argmax(right[:, others].mean(axis=1)))
-        found.append(float(right[best, test].mean()))
-    return Accuracy(float(np.mean(found)), float(np.std(found)), len(found))
+        results.append(float(right[best, test].mean()))
+    return _summary(results)
 
 
 def nearest_tar(
     scores: npt.NDArray[np.floating], same: npt.NDArray[np.bool_], fars: Sequence[float]
 ) -> list[float]:
-    """TAR at the FARs as the IJB scripts read it off a ROC curve: the point with the nearest FAR.
+    """TAR at FARs as the IJB scripts read it off a ROC curve: at the point with the nearest FAR.
 
-    `scores (P,)` are similarities. The curve has a point per distinct score without those on a
-    straight line between their neighbours; of two points as near, the more lenient counts.
+    The curve has a point per distinct score without those on a straight line between their
+    neighbours (scikit-learn's `roc_curve`); of two points equally near, the more lenient counts.
+
+    Args:
+        scores: Similarities of P pairs, `(P,)`.
+        same: Whether each pair is of one person, `(P,) bool`.
+        fars: False accept rates, 0 to 1.
+
+    Returns:
+        A fraction per rate.
     """
-    # Counts fit 32 bits, and what is done with is dropped: IJB-C has 15.7 million pairs.
+    # Counts fit 32 bits, and arrays are freed early: IJB-C has 15.7 million pairs.
     order = np.argsort(scores, kind="stable")[::-1]
     ordered, genuine_at = scores[order], np.cumsum(same[order], dtype=np.int32)
     del order
@@ -157,88 +149,16 @@ def nearest_tar(
     return [float(tar[int(np.argmin(np.abs(far - wanted)))]) for wanted in fars]
 
 
-def _folds(count: int) -> Iterator[slice]:
-    """Ten runs of neighbours, the first ones longer by one where it does not divide."""
-    folds = min(LFW_FOLDS, count)
+def _summary(folds: list[float]) -> Accuracy:
+    return Accuracy(float(np.mean(folds)), float(np.std(folds)), len(folds))
+
+
+def _consecutive_folds(count: int) -> Iterator[slice]:
+    """Ten runs of neighbours; the first ones are longer by one where ten does not divide."""
+    folds = min(FOLDS, count)
     size, rest = divmod(count, folds)
     start = 0
     for fold in range(folds):
         stop = start + size + (fold < rest)
         yield slice(start, stop)
         start = stop
-
-
-# Verification accuracy during training: on people kept apart, or on a pair list.
-#
-# Knows embeddings and labels, nothing of networks.
-
-_FOLDS = 10
-
-_PAIRS = 6000
-
-
-def sample_pairs(faces: Faces, picks: Sequence[int]) -> Pairs | None:
-    """Pairs among the images `picks`, after LFW: ten folds of people, at most 6,000 pairs, as many
-    genuine as impostor ones in every fold; None with fewer than four people or no two images of
-    one of them. Always the same pairs for the same labels.
-    """
-    identity = np.unique(faces.labels[list(picks)], return_inverse=True)[1]
-    people = int(identity.max()) + 1 if len(picks) else 0
-    folds = min(_FOLDS, people // 2)
-    rng = np.random.default_rng(0)
-    found = []
-    for fold in range(folds if people >= 4 else 0):
-        members = np.flatnonzero(identity % folds == fold)
-        first, second = np.triu_indices(len(members), 1)
-        same = identity[members[first]] == identity[members[second]]
-        genuine, impostor = np.flatnonzero(same), np.flatnonzero(~same)
-        count = min(len(genuine), len(impostor), _PAIRS // (2 * folds))
-        for group in (genuine, impostor):
-            kept = np.sort(rng.choice(group, count, replace=False))
-            found.append((members[first[kept]], members[second[kept]], same[kept], fold))
-    if not any(len(part[0]) for part in found):
-        return None
-    first, second, same = (np.concatenate([part[k] for part in found]) for k in range(3))
-    number = np.repeat([part[3] for part in found], [len(part[0]) for part in found])
-    return Pairs(_only(faces, picks), number, first, second, same)
-
-
-def pair_accuracy(embeddings: F32, pairs: Pairs) -> float:
-    """Share of right answers over the pairs, each fold judged at the others' best threshold.
-
-    `embeddings (N, D)` are of `pairs.faces`. One fold alone is judged at its own best.
-    """
-    # In float64: a training that is about to fail can have embeddings whose squares overflow.
-    wide = embeddings.astype(np.float64)
-    unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-    cosine = (unit[pairs.first] * unit[pairs.second]).sum(1)
-    numbers, right = np.unique(pairs.fold), 0
-    for k in numbers:
-        here = pairs.fold == k
-        others = ~here if len(numbers) > 1 else here
-        accepted = cosine[here] >= _threshold(cosine[others], pairs.same[others])
-        right += int((accepted == pairs.same[here]).sum())
-    return right / len(pairs)
-
-
-def _only(faces: Faces, picks: Sequence[int]) -> Faces:
-    kept = list(picks)
-    return replace(
-        faces,
-        keys=tuple(faces.keys[i] for i in kept),
-        labels=faces.labels[kept],
-        read=lambda index: faces.read(kept[index]),
-        encoded=None,
-    )
-
-
-def _threshold(cosine: npt.NDArray[np.float64], same: npt.NDArray[np.bool_]) -> float:
-    """The middle one of the cuts with the most right answers."""
-    order = np.argsort(cosine, kind="stable")
-    values, genuine = cosine[order], same[order]
-    rejected = np.concatenate([[0], np.cumsum(~genuine)])
-    accepted = genuine.sum() - np.concatenate([[0], np.cumsum(genuine)])
-    best = np.flatnonzero(rejected + accepted == (rejected + accepted).max())
-    cut = int(best[len(best) // 2])
-    edges = np.concatenate([[-2.0], values, [2.0]])
-    return float((edges[cut] + edges[cut + 1]) / 2)

@@ -1,112 +1,149 @@
-"""How well reference and engine tell the same people apart: all that follows from the embeddings.
+"""How well reference and engine separate the same people: all that follows from the embeddings."""
 
-Takes embeddings and labels; knows nothing of networks or files.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import F32
-from ..faces.pairs import Pairs
-from ..faces.sources import Faces
-from .accuracy import listed_pair_accuracy, listed_pairs
+from ..arrays import F32, I64
+from .accuracy import pair_accuracy
 from .intervals import FEW_PEOPLE, tar_intervals
-from .rates import RateChange, compare_rates, curves, with_intervals
+from .protocols import ListedPairs
+from .rates import RateChange, ScoreCurves, compare_rates, score_curves
 from .strata import Stratum, compare_strata
-from .verification import FARS, all_pairs, far_name
+from .verification import FARS, Scores, all_pairs, cosines, count_scores, far_name
+
+
+@dataclass(frozen=True)
+class AccuracyChange:
+    """Mean accuracy over the folds of a pair list, as fractions."""
+
+    reference: float
+    engine: float
+
+
+@dataclass(frozen=True)
+class CurvesChange:
+    """Curves of both models, for plots."""
+
+    reference: ScoreCurves
+    engine: ScoreCurves
 
 
 @dataclass(frozen=True)
 class VerificationComparison:
-    """`rates` by FAR; `mixed` the same with the reference's embeddings enrolled and the engine's
-    as probes; `strata` with the largest drop first; `curves` for the report; `notes` what is shaky
-    about it; `accuracy` (reference, engine) with a pair list. `judged` is the rate whose thresholds
-    serve the strata, None where no FAR is solid; `worsened` are copies made worse on purpose."""
+    """Reference and engine on the same people.
 
-    judged: RateChange | None
-    rates: tuple[RateChange, ...]
-    mixed: tuple[RateChange, ...]
+    Attributes:
+        tar: Rates by the name of the FAR.
+        mixed_gallery: The same with the reference's embeddings enrolled and the engine's as probes;
+            empty where only listed pairs are known.
+        strata_far: Name of the FAR whose thresholds the strata use: the wanted one, or the nearest
+            larger one with enough pairs; None where there is none.
+        strata: Kinds of faces, the largest drop first.
+        accuracy: Accuracy over the folds of the pair list; None without one.
+        curves: For plots.
+        notes: What is missing or not reliable, and why.
+        degraded: Degraded copies of faces, where they were tried.
+    """
+
+    tar: dict[str, RateChange]
+    mixed_gallery: dict[str, RateChange]
+    strata_far: str | None
     strata: tuple[Stratum, ...]
-    curves: dict[str, Any]
+    accuracy: AccuracyChange | None
+    curves: CurvesChange
     notes: tuple[str, ...]
-    accuracy: tuple[float, float] | None
-    worsened: tuple[Stratum, ...] = ()
+    degraded: tuple[Stratum, ...] = ()
+
+    @property
+    def strata_rate(self) -> RateChange | None:
+        """The rates whose thresholds the strata use."""
+        return self.tar[self.strata_far] if self.strata_far else None
 
     def at(self, far: float) -> RateChange:
-        return next(rate for rate in self.rates if rate.far == far)
-
-    def to_json(self) -> dict[str, Any]:
-        names = ("reference", "engine")
-        return {
-            "tar": {far_name(rate.far): rate.to_json() for rate in self.rates},
-            "mixed_gallery": {far_name(rate.far): rate.to_json() for rate in self.mixed},
-            "strata_far": far_name(self.judged.far) if self.judged else None,
-            "strata": [stratum.to_json() for stratum in self.strata],
-            "degraded": [stratum.to_json() for stratum in self.worsened],
-            "accuracy": dict(zip(names, self.accuracy, strict=True)) if self.accuracy else None,
-            "curves": self.curves,
-        }
+        """The rates at one FAR."""
+        return self.tar[far_name(far)]
 
 
 def compare_verification(
-    old: F32,
-    new: F32,
-    faces: Faces,
-    pairs: Pairs | None,
-    quality: F32,
+    reference: F32,
+    engine: F32,
+    labels: I64 | None,
+    pairs: ListedPairs | None,
+    measures: Mapping[tuple[str, str], F32],
     far: float,
     groups: Mapping[str, npt.NDArray[np.bool_]] | None = None,
 ) -> VerificationComparison | None:
-    """Compare `(N, D)` embeddings of `faces` by reference and engine; `quality` is `(N, 5)`, and
-    `groups` masks of faces by name.
+    """Compare two models' embeddings of the same faces.
 
-    All pairs among the faces are counted where their labels are people, else those of `pairs`;
-    None where there is neither.
+    All pairs of the faces are counted where their identities are known, else those of the list.
+
+    Args:
+        reference: `(N, D) float32` by the reference.
+        engine: `(N, D) float32` by the engine.
+        labels: Identity of each face, `(N,) int64`; None where they are not known.
+        pairs: A pair list over the faces, for the accuracy.
+        measures: Names of the lowest and the highest quarter -> a value per face, `(N,)`.
+        far: A false accept rate beside `FARS`, whose thresholds the strata use.
+        groups: Name -> which faces belong to it, `(N,) bool`.
+
+    Returns:
+        None where neither identities of several people nor pairs are known.
     """
     fars = (*FARS, far)
-    labels = np.asarray(faces.labels, np.int64)
     accuracy = (
-        (listed_pair_accuracy(old, pairs).mean, listed_pair_accuracy(new, pairs).mean)
-        if pairs
+        AccuracyChange(pair_accuracy(reference, pairs).mean, pair_accuracy(engine, pairs).mean)
+        if pairs is not None
         else None
     )
-    if faces.labelled and faces.identities > 1:
-        before, after = all_pairs(old, labels), all_pairs(new, labels)
-        rates = compare_rates(before, after, fars)
-        rates = with_intervals(rates, tar_intervals(old, new, labels, (before, after), fars))
-        mixed = compare_rates(before, all_pairs(old, labels, new), fars)
+    if labels is not None and len(np.unique(labels)) > 1:
+        before, after = all_pairs(reference, labels), all_pairs(engine, labels)
+        intervals = tar_intervals(reference, engine, labels, (before, after), fars)
+        rates = compare_rates(before, after, fars, intervals)
+        mixed = compare_rates(before, all_pairs(reference, labels, engine), fars)
         judged = _strata_rate(rates, far)
-        strata = compare_strata(old, new, labels, quality, judged, groups)
+        strata = compare_strata(reference, engine, labels, measures, judged, groups)
         notes = _notes(labels)
     elif pairs is not None:
-        before, after = listed_pairs(old, pairs), listed_pairs(new, pairs)
+        before, after = _listed(reference, pairs), _listed(engine, pairs)
         rates, mixed, strata, judged = compare_rates(before, after, fars), [], [], None
         notes = ("intervals, mixed gallery and strata: the pair list does not say who is who",)
     else:
         return None
     return VerificationComparison(
-        judged,
-        tuple(rates),
-        tuple(mixed),
+        rates_by_name(rates),
+        rates_by_name(mixed),
+        far_name(judged.far) if judged else None,
         tuple(strata),
-        {"reference": curves(before), "engine": curves(after)},
-        notes,
         accuracy,
+        CurvesChange(score_curves(before), score_curves(after)),
+        notes,
     )
 
 
-def _strata_rate(rates: list[RateChange], far: float) -> RateChange | None:
-    """The FAR asked for, or the nearest larger one that the pairs hold solidly."""
-    solid = [r for r in rates if r.far >= far and r.delta is not None and not r.shaky]
+def rates_by_name(rates: Sequence[RateChange]) -> dict[str, RateChange]:
+    """Rates by the name of their FAR, `1e-4`.
+
+    Args:
+        rates: Rates at different FARs.
+    """
+    return {far_name(rate.far): rate for rate in rates}
+
+
+def _listed(embeddings: F32, pairs: ListedPairs) -> Scores:
+    return count_scores(cosines(embeddings[pairs.first], embeddings[pairs.second]), pairs.same)
+
+
+def _strata_rate(rates: Sequence[RateChange], far: float) -> RateChange | None:
+    """The wanted FAR, or the nearest larger one that has enough pairs."""
+    solid = [r for r in rates if r.far >= far and r.delta is not None and not r.low_confidence]
     return solid[-1] if solid else None
 
 
-def _notes(labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    several = int((np.bincount(labels) > 1).sum())
+def _notes(labels: I64) -> tuple[str, ...]:
+    several = int((np.unique(labels, return_counts=True)[1] > 1).sum())
     if several >= FEW_PEOPLE:
         return ()
     return (f"trustworthy intervals: {several} people have two faces, {FEW_PEOPLE} needed",)

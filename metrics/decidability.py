@@ -1,25 +1,29 @@
-"""How well embeddings tell people apart, as one number with its uncertainty.
+"""How well embeddings separate people, as one number with its uncertainty.
 
-d' (decidability, J. Daugman 2000) is the distance between the mean genuine and the mean impostor
-cosine in units of their spread: (mg - mi) / sqrt((vg + vi) / 2). It moves smoothly where the area
-under the ROC is already 1. Knows arrays only.
+d' (decidability; J. Daugman, 2000) is the distance between the mean genuine and the mean impostor
+cosine in units of their spread: (mg - mi) / sqrt((vg + vi) / 2). It still moves smoothly where the
+area under the ROC is already 1.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import F64
+from ..arrays import F32, F64, I64
 
-_FLOOR = 1e-12
+_EPSILON = 1e-12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairSums:
-    """Scores of all pairs, summed per pair of identities: `count`, `total`, `squares` `(I, I)`.
+    """Cosines of all pairs, summed per pair of identities.
 
-    The diagonal holds the genuine pairs, what is above it the impostors.
+    The diagonal holds the genuine pairs, the upper triangle the impostors.
+
+    Attributes:
+        count: Number of pairs, `(I, I)`.
+        total: Sum of their cosines, `(I, I)`.
+        squares: Sum of their squared cosines, `(I, I)`.
     """
 
     count: F64
@@ -27,17 +31,22 @@ class PairSums:
     squares: F64
 
 
-def pair_sums(embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> PairSums:
-    """All pairs of `(N, D)` embeddings; `labels (N,)`, 0..I-1. A zero embedding scores 0."""
+def pair_sums(embeddings: F32, labels: I64) -> PairSums:
+    """Sum the cosines of all pairs.
+
+    Args:
+        embeddings: `(N, D) float32`; a zero embedding scores 0.
+        labels: Identity of each face, `(N,) int64`, 0..I-1.
+    """
     x = embeddings.astype(np.float64)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _FLOOR)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _EPSILON)
     scores = x @ x.T
     later = np.triu(np.ones(scores.shape), 1)
     member = np.eye(labels.max() + 1)[labels]  # (N, I)
 
     def grouped(values: F64) -> F64:
         by_pair: F64 = member.T @ (values * later) @ member
-        both = by_pair + by_pair.T - np.diag(np.diag(by_pair))  # who comes first does not matter
+        both = by_pair + by_pair.T - np.diag(np.diag(by_pair))  # the order of a pair is irrelevant
         upper: F64 = np.triu(both)
         return upper
 
@@ -45,7 +54,15 @@ def pair_sums(embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
 
 
 def d_prime(sums: PairSums, weights: F64 | None = None) -> float:
-    """d', each identity counting `weights (I,)` times; 0 where the spread is none."""
+    """Decidability d'.
+
+    Args:
+        sums: Of all pairs.
+        weights: How often each identity counts, `(I,)`; once by default.
+
+    Returns:
+        d'; 0 where the cosines have no spread.
+    """
     w = np.ones(len(sums.count)) if weights is None else weights
     inside, between = np.diag(w), np.triu(np.outer(w, w), 1)
 
@@ -54,15 +71,25 @@ def d_prime(sums: PairSums, weights: F64 | None = None) -> float:
         mean = float((sums.total * use).sum()) / n
         return mean, max(float((sums.squares * use).sum()) / n - mean**2, 0.0)
 
-    (genuine, spread), (impostor, other) = moments(inside), moments(between)
-    both = ((spread + other) / 2) ** 0.5
-    return (genuine - impostor) / both if both > _FLOOR else 0.0
+    (genuine, genuine_variance), (impostor, impostor_variance) = moments(inside), moments(between)
+    spread = ((genuine_variance + impostor_variance) / 2) ** 0.5
+    return (genuine - impostor) / spread if spread > _EPSILON else 0.0
 
 
 def d_prime_lead(
     best: PairSums, other: PairSums, draws: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of d'(best) - d'(other), identities drawn anew with replacement, in pairs."""
+    """95 % interval of d'(best) - d'(other): paired bootstrap over identities.
+
+    Args:
+        best: Sums by one embedding of the faces.
+        other: Sums by another embedding of the same faces.
+        draws: Replicates.
+        seed: Of the random generator.
+
+    Returns:
+        `(low, high)`.
+    """
     count = len(best.count)
     random = np.random.default_rng(seed)
     gaps = []

@@ -1,232 +1,117 @@
-"""TAR, FAR and thresholds of reference and engine side by side, with how sure the change is.
+"""Two models side by side on the same faces: TAR, FAR and thresholds, and cosines face by face.
 
-Takes counted scores; knows nothing of networks or files.
+`compare_rates` takes scores, `compare_embeddings` all of it from the embeddings of few faces (what
+calibration judges INT8 by), `measure_drift` the distribution of cosines and the faces that moved
+most.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import F32, I64
-from .intervals import TarInterval, smoothed_tar_drop, smoothed_threshold
+from ..arrays import F32, F64, I64
+from .intervals import TarInterval, smoothed_tar_drop
 from .verification import (
+    FARS,
+    ScoreList,
     Scores,
     cosines,
     equal_error_rate,
     far_name,
+    normalise,
     rates_at,
     roc,
     threshold_at_far,
 )
 
-FEW = 10
-"""With fewer impostors above the threshold than this, a TAR hangs on single pairs."""
+SOLID_IMPOSTORS = 10  # above the threshold; with fewer, TAR depends on single pairs
 
-_COARSE = 128
+_COARSE_BINS = 128  # of scores that a report plots
+
+_DRIFT_BINS = 40  # of cosines between two models that a report plots
+
+_WORST_FACES = 12  # shown in a report
+
+_SEPARATED_TAR = 0.5  # trained networks accept 90 % of genuine pairs and more at FAR 1e-2
+
+_SEPARATED_PAIRS = 20  # genuine pairs that such a judgement needs
+
+
+@dataclass(frozen=True)
+class ThresholdChange:
+    """Cosine thresholds of both models at one FAR; None where the pairs do not resolve it."""
+
+    reference: float | None = None
+    engine: float | None = None
+
+
+@dataclass(frozen=True)
+class ThresholdKept:
+    """Rates of the engine at the reference's threshold, as fractions; None where there is none."""
+
+    tar: float | None = None
+    far: float | None = None
 
 
 @dataclass(frozen=True)
 class RateChange:
-    """TAR at one FAR for both; `kept_tar` and `kept_far` are the engine's if the reference's
-    threshold stays. All None, with the reason `why`, where the pairs do not resolve this FAR;
-    `shaky` says that they do, but by a handful."""
+    """True accept rates of two models at one false accept rate.
+
+    Attributes:
+        far: The false accept rate.
+        reference: TAR of the reference, a fraction; None where the pairs do not resolve the FAR.
+        engine: TAR of the engine (or of any second model) at its own threshold.
+        delta: Engine minus reference: negative is a loss.
+        interval_95: 95 % intervals over people, where they were computed.
+        threshold: The thresholds of both.
+        threshold_kept: What the engine accepts at the reference's threshold.
+        smoothed_drop: The loss expected on other people (`smoothed_tar_drop`), from listed scores.
+        smoothed_drop_error: Its standard error.
+        reason: Why there are no rates; empty where there are.
+        low_confidence: Why the rates depend on a handful of pairs; empty where they do not.
+    """
 
     far: float
     reference: float | None = None
     engine: float | None = None
-    reference_threshold: float | None = None
-    engine_threshold: float | None = None
-    kept_tar: float | None = None
-    kept_far: float | None = None
-    interval: TarInterval | None = None
-    why: str = ""
-    shaky: str = ""
-
-    @property
-    def delta(self) -> float | None:
-        """Engine minus reference, as a fraction: negative is a loss."""
-        if self.reference is None or self.engine is None:
-            return None
-        return self.engine - self.reference
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "reference": format_rate(self.reference),
-            "engine": format_rate(self.engine),
-            "delta": format_rate(self.delta),
-            "interval_95": self.interval.to_json() if self.interval else None,
-            "threshold": {
-                "reference": format_rate(self.reference_threshold),
-                "engine": format_rate(self.engine_threshold),
-            },
-            "threshold_kept": {
-                "tar": format_rate(self.kept_tar),
-                "far": format_rate(self.kept_far, 9),
-            },
-            **({"reason": self.why} if self.why else {}),
-            **({"shaky": self.shaky} if self.shaky else {}),
-        }
-
-
-def compare_rates(reference: Scores, engine: Scores, fars: tuple[float, ...]) -> list[RateChange]:
-    """One `Rate` for each FAR, the largest first."""
-    return [_rate(reference, engine, far) for far in sorted(set(fars), reverse=True)]
-
-
-def with_intervals(
-    rates: list[RateChange], intervals: dict[float, TarInterval]
-) -> list[RateChange]:
-    return [replace(rate, interval=intervals.get(rate.far)) for rate in rates]
-
-
-def few_impostors(pairs: int, far: float) -> str:
-    """Why this FAR is shaky on so many impostor pairs, in a sentence; empty when it is solid."""
-    if pairs * far >= FEW:
-        return ""
-    return (
-        f"FAR {far_name(far)} needs {round(FEW / far):,} impostor pairs to be solid, "
-        f"these faces give {pairs:,}"
-    )
-
-
-def curves(scores: Scores) -> dict[str, Any]:
-    """What a report draws: ROC, and the shares of scores in 128 bins over cosine -1..1."""
-    genuine, impostor = (
-        counts.reshape(_COARSE, -1).sum(axis=1) / max(1, counts.sum())
-        for counts in (scores.genuine, scores.impostor)
-    )
-    return {
-        "roc": {name: [format_rate(v, 9) for v in values] for name, values in roc(scores).items()},
-        "eer": format_rate(equal_error_rate(scores)),
-        "genuine": [format_rate(float(v), 8) for v in genuine],
-        "impostor": [format_rate(float(v), 8) for v in impostor],
-    }
-
-
-def format_rate(value: float | None, digits: int = 6) -> float | None:
-    return None if value is None else round(value, digits)
-
-
-def _rate(reference: Scores, engine: Scores, far: float) -> RateChange:
-    old, new = threshold_at_far(reference, far), threshold_at_far(engine, far)
-    if not reference.genuine_pairs:
-        return RateChange(far, why="no two faces are of the same person")
-    if old is None or new is None:
-        needed = round(1 / far)
-        return RateChange(
-            far, why=f"{reference.impostor_pairs:,} impostor pairs, {needed:,} needed"
-        )
-    kept_tar, kept_far = rates_at(engine, old)
-    return RateChange(
-        far,
-        rates_at(reference, old)[0],
-        rates_at(engine, new)[0],
-        old,
-        new,
-        kept_tar,
-        kept_far,
-        shaky=few_impostors(reference.impostor_pairs, far),
-    )
-
-
-# How far the engine's embeddings moved from the reference's, face by face.
-
-_WORST = 12
-
-_BINS = 40
-
-
-@dataclass(frozen=True)
-class CosineDrift:
-    """Cosines between reference and engine over `faces` faces.
-
-    `edges` (one more than `counts`) and `counts` are their histogram; `worst` are the faces that
-    moved most, key and cosine.
-    """
-
-    faces: int
-    min: float
-    p1: float
-    p5: float
-    median: float
-    mean: float
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    worst: tuple[tuple[str, float], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        numbers = ("min", "p1", "p5", "median", "mean")
-        return {
-            "faces": self.faces,
-            **{name: round(getattr(self, name), 6) for name in numbers},
-            "histogram": {"edges": list(self.edges), "counts": list(self.counts)},
-        }
-
-
-def measure_drift(
-    reference: npt.NDArray[np.float32], engine: npt.NDArray[np.float32], keys: Sequence[str]
-) -> CosineDrift:
-    """Compare `(N, D)` embeddings row by row; `keys` names the faces."""
-    cosine = np.minimum(cosines(reference, engine).astype(np.float64), 1.0)
-    p1, p5, median = (float(v) for v in np.percentile(cosine, (1, 5, 50)))
-    floor = np.floor(cosine.min() * 100 - 1e-9) / 100
-    counts, edges = np.histogram(cosine, _BINS, (floor, 1.0))
-    return CosineDrift(
-        len(cosine),
-        float(cosine.min()),
-        p1,
-        p5,
-        median,
-        float(cosine.mean()),
-        tuple(round(float(e), 6) for e in edges),
-        tuple(int(c) for c in counts),
-        tuple((keys[i], round(float(cosine[i]), 6)) for i in np.argsort(cosine)[:_WORST]),
-    )
-
-
-# What INT8 loses in face terms: embeddings of two models of the same faces, side by side.
-#
-# Knows arrays only. (The full verification report is `runtime`'s.)
-
-_TELLS_APART, _FEWEST_PAIRS = 0.5, 20
-"""Trained networks accept nine genuine pairs in ten and more at the first of these rates."""
-
-LOSS_FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-
-
-@dataclass(frozen=True)
-class LossAtFar:
-    """One false accept rate: the match threshold of each model there, the share of genuine pairs
-    each accepts, and what INT8 accepts (genuine, impostors) at the threshold of FP32.
-
-    `likely_drop` is what other people should lose, and `drop_error` its standard error: few pairs
-    cross a threshold, but every pair near it shows where scores go."""
-
-    far: float
-    threshold_fp32: float
-    threshold_int8: float
-    tar_fp32: float
-    tar_int8: float
-    tar_kept: float
-    far_kept: float
-    likely_drop: float
-    drop_error: float
+    delta: float | None = None
+    interval_95: TarInterval | None = None
+    threshold: ThresholdChange = ThresholdChange()
+    threshold_kept: ThresholdKept = ThresholdKept()
+    smoothed_drop: float | None = None
+    smoothed_drop_error: float | None = None
+    reason: str = ""
+    low_confidence: str = ""
 
     @property
     def drop(self) -> float:
-        return self.tar_fp32 - self.tar_int8
-
-    @property
-    def likely(self) -> str:
-        return f"{self.likely_drop:+.4f} ± {self.drop_error:.4f}"
+        """Reference minus engine, a fraction; NaN where there are no rates."""
+        return np.nan if self.delta is None else -self.delta
 
     @property
     def upper_tar_drop(self) -> float:
-        """The larger of what was counted and what is likely, with its error: what budgets are for."""
-        return max(self.drop, self.likely_drop + self.drop_error)
+        """The larger of the counted drop and the smoothed one plus its error: for budgets."""
+        if self.smoothed_drop is None or self.smoothed_drop_error is None:
+            return self.drop
+        return max(self.drop, self.smoothed_drop + self.smoothed_drop_error)
+
+
+@dataclass(frozen=True)
+class ScoreCurves:
+    """What a report plots of one model's scores.
+
+    Attributes:
+        roc: `far` and `tar` of the points of the ROC curve.
+        eer: Equal error rate, a fraction.
+        genuine: Share of the genuine pairs in each of 128 bins over cosine -1..1.
+        impostor: The same of the impostor pairs.
+    """
+
+    roc: dict[str, list[float]]
+    eer: float
+    genuine: tuple[float, ...]
+    impostor: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -254,32 +139,139 @@ class EmbeddingLoss:
     people: int
     genuine_pairs: int
     cosine: CosineSummary
-    rates: tuple[LossAtFar, ...]
+    rates: tuple[RateChange, ...]
 
-    def at(self, far: float) -> LossAtFar | None:
-        """None where the pairs cannot show this rate."""
+    def at(self, far: float) -> RateChange | None:
+        """The rates at a FAR; None where the pairs do not resolve it."""
         return next((rate for rate in self.rates if rate.far == far), None)
 
 
-def compare_embeddings(
-    fp32: F32, int8: F32, labels: I64, extra_far: float | None = None
-) -> EmbeddingLoss:
-    """`(N, D) float32` each, `labels (N,)`; rates at `FARS` and `extra_far`.
+@dataclass(frozen=True)
+class CosineHistogram:
+    """A histogram of cosines: `edges`, one more than `counts`."""
 
-    A rate needs as many impostor pairs as its inverse, and one genuine pair.
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FaceCosine:
+    """One face and the cosine between two models' embeddings of it."""
+
+    face: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class CosineDrift:
+    """The distribution of cosines between reference and engine.
+
+    Attributes:
+        faces: Faces compared.
+        min: Minimum.
+        p1: First percentile.
+        p5: Fifth percentile.
+        median: Median.
+        mean: Mean.
+        histogram: The distribution.
+        worst: The faces that moved most, the worst first.
     """
-    before, after = _unit(fp32), _unit(int8)
-    cosine = np.einsum("nd,nd->n", before, after)
+
+    faces: int
+    min: float
+    p1: float
+    p5: float
+    median: float
+    mean: float
+    histogram: CosineHistogram
+    worst: tuple[FaceCosine, ...]
+
+
+def compare_rates(
+    reference: Scores | ScoreList,
+    engine: Scores | ScoreList,
+    fars: Sequence[float],
+    intervals: Mapping[float, TarInterval] | None = None,
+) -> list[RateChange]:
+    """Rates of two models at false accept rates.
+
+    Args:
+        reference: Pairs scored by the reference.
+        engine: The same pairs scored by the engine.
+        fars: False accept rates, 0 to 1.
+        intervals: 95 % intervals by FAR.
+
+    Returns:
+        One per rate, the largest first; listed scores give the smoothed drop too.
+    """
+    intervals = intervals or {}
+    return [
+        _rate_change(reference, engine, far, intervals.get(far))
+        for far in sorted(set(fars), reverse=True)
+    ]
+
+
+def few_impostors(pairs: int, far: float) -> str:
+    """Why rates at a FAR depend on a handful of pairs.
+
+    Args:
+        pairs: Number of impostor pairs.
+        far: False accept rate, 0 to 1.
+
+    Returns:
+        A sentence; empty where the pairs suffice.
+    """
+    if pairs * far >= SOLID_IMPOSTORS:
+        return ""
+    return (
+        f"FAR {far_name(far)} needs {round(SOLID_IMPOSTORS / far):,} impostor pairs to be solid, "
+        f"these faces give {pairs:,}"
+    )
+
+
+def score_curves(scores: Scores) -> ScoreCurves:
+    """ROC, EER and distributions of one model's scores.
+
+    Args:
+        scores: Counted pairs.
+    """
+    genuine, impostor = (
+        tuple(float(share) for share in counts.reshape(_COARSE_BINS, -1).sum(1) / max(1, total))
+        for counts, total in (
+            (scores.genuine, scores.genuine_pairs),
+            (scores.impostor, scores.impostor_pairs),
+        )
+    )
+    return ScoreCurves(roc(scores), equal_error_rate(scores), genuine, impostor)
+
+
+def compare_embeddings(
+    reference: F32, engine: F32, labels: I64, extra_far: float | None = None
+) -> EmbeddingLoss:
+    """Compare two models on few faces: every pair is listed.
+
+    Args:
+        reference: Embeddings `(N, D) float32` by the reference.
+        engine: Embeddings `(N, D) float32` of the same faces by the second model.
+        labels: Identity of each face, `(N,) int64`.
+        extra_far: A false accept rate beside `FARS`.
+
+    Returns:
+        Cosines, and the rates that as many impostor pairs as their inverse and one genuine pair
+        resolve.
+    """
+    cosine = cosines(reference, engine)
     first, second = np.triu_indices(len(labels), 1)
     same = labels[first] == labels[second]
-    old, new = (np.asarray((x @ x.T)[first, second]) for x in (before, after))
-    rates = []
+    rates: list[RateChange] = []
     if same.any() and not same.all():
-        impostors = int((~same).sum())
-        fars = sorted({*LOSS_FARS, *([extra_far] if extra_far else [])}, reverse=True)
-        for far in fars:
-            if far * impostors >= 1.0:
-                rates.append(_at(far, old[same], old[~same], new[same], new[~same]))
+        both = []
+        for embeddings in (reference, engine):
+            unit = normalise(embeddings)
+            scores = np.asarray((unit @ unit.T)[first, second])
+            both.append(ScoreList(scores[same], scores[~same]))
+        fars = (*FARS, *([extra_far] if extra_far else []))
+        rates = [rate for rate in compare_rates(both[0], both[1], fars) if not rate.reason]
     return EmbeddingLoss(
         len(labels),
         len(np.unique(labels)),
@@ -290,33 +282,74 @@ def compare_embeddings(
 
 
 def unseparated_warning(loss: EmbeddingLoss) -> str:
-    """What to tell the user when the float network itself hardly tells the judged people apart, for
-    then the faces are not what it was trained on; else, or with too few pairs to say, empty."""
+    """A warning when the reference itself hardly separates the people: wrong faces for it.
+
+    Args:
+        loss: The comparison of the reference with another model.
+
+    Returns:
+        A sentence; empty where the reference separates them, or too few pairs show it.
+    """
     first = loss.rates[0] if loss.rates else None
-    if first is None or loss.genuine_pairs < _FEWEST_PAIRS or first.tar_fp32 >= _TELLS_APART:
+    if first is None or first.reference is None or loss.genuine_pairs < _SEPARATED_PAIRS:
+        return ""
+    if first.reference >= _SEPARATED_TAR:
         return ""
     return (
-        f"the float network accepts {first.tar_fp32:.0%} of {loss.genuine_pairs} genuine pairs where it"
-        f" accepts one impostor pair in {1 / first.far:.0f}: are the faces aligned, the labels"
-        " right, the input contract the network's (`fr-edge doctor preprocess`)?"
+        f"the float network accepts {first.reference:.0%} of {loss.genuine_pairs} genuine pairs"
+        f" where it accepts one impostor pair in {1 / first.far:.0f}: are the faces aligned, the"
+        " labels right, the input contract the network's (`fr-edge doctor preprocess`)?"
     )
 
 
-def _at(far: float, old: F32, old_impostors: F32, new: F32, new_impostors: F32) -> LossAtFar:
-    before, after = smoothed_threshold(old_impostors, far), smoothed_threshold(new_impostors, far)
-    return LossAtFar(
+def measure_drift(reference: F32, engine: F32, keys: Sequence[str]) -> CosineDrift:
+    """Compare the embeddings of two models face by face.
+
+    Args:
+        reference: `(N, D) float32` by the reference.
+        engine: `(N, D) float32` of the same faces by the engine.
+        keys: Name of each face.
+    """
+    cosine: F64 = np.minimum(cosines(reference, engine), 1.0)
+    p1, p5, median = (float(v) for v in np.percentile(cosine, (1, 5, 50)))
+    floor = np.floor(cosine.min() * 100 - 1e-9) / 100
+    counts, edges = np.histogram(cosine, _DRIFT_BINS, (floor, 1.0))
+    return CosineDrift(
+        len(cosine),
+        float(cosine.min()),
+        p1,
+        p5,
+        median,
+        float(cosine.mean()),
+        CosineHistogram(tuple(float(e) for e in edges), tuple(int(c) for c in counts)),
+        tuple(FaceCosine(keys[i], float(cosine[i])) for i in np.argsort(cosine)[:_WORST_FACES]),
+    )
+
+
+def _rate_change(
+    reference: Scores | ScoreList,
+    engine: Scores | ScoreList,
+    far: float,
+    interval: TarInterval | None,
+) -> RateChange:
+    old, new = threshold_at_far(reference, far), threshold_at_far(engine, far)
+    pairs = reference.impostor_pairs
+    if not reference.genuine_pairs:
+        return RateChange(far, reason="no two faces are of the same person")
+    if old is None or new is None:
+        return RateChange(far, reason=f"{pairs:,} impostor pairs, {round(1 / far):,} needed")
+    smoothed: tuple[float | None, float | None] = (None, None)
+    if isinstance(reference, ScoreList) and isinstance(engine, ScoreList):
+        smoothed = smoothed_tar_drop(far, reference, engine)
+    before, after = rates_at(reference, old)[0], rates_at(engine, new)[0]
+    return RateChange(
         far,
         before,
         after,
-        float((old >= before).mean()),
-        float((new >= after).mean()),
-        float((new >= before).mean()),
-        float((new_impostors >= before).mean()),
-        *smoothed_tar_drop(far, old, old_impostors, new, new_impostors),
+        after - before,
+        interval,
+        ThresholdChange(old, new),
+        ThresholdKept(*rates_at(engine, old)),
+        *smoothed,
+        low_confidence=few_impostors(pairs, far),
     )
-
-
-def _unit(embeddings: F32) -> F32:
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    out: F32 = (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
-    return out

@@ -1,146 +1,149 @@
 """Where the engine loses more than elsewhere: dark, blurred, weakly embedded faces.
 
-A mean hides the few who are locked out. Thresholds are those of everybody, as on a device.
+A mean over all faces hides a small group that is affected. Thresholds are those of all faces, as on
+a device.
 """
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import F32
-from ..errors import FacesError
-from ..faces.quality import STRATA
-from .rates import RateChange, format_rate
+from ..arrays import F32, I64
+from .rates import RateChange
 from .verification import cosines, normalise
 
-MIN_STRATUM_FACES = 50
-"""Genuine pairs that a stratum needs for a TAR of its own."""
+MIN_STRATUM_PAIRS = 50  # genuine pairs that a stratum needs for a TAR of its own
+
+_PART = 1 << 16  # pairs scored at once
+
+
+@dataclass(frozen=True)
+class StratumCosine:
+    """Cosines with the reference in a stratum: mean, fifth percentile, minimum."""
+
+    mean: float
+    p5: float
+    min: float
+
+
+@dataclass(frozen=True)
+class StratumTar:
+    """TAR in a stratum at the thresholds of all faces, as fractions, and engine minus reference.
+
+    All None with fewer than 50 genuine pairs.
+    """
+
+    reference: float | None = None
+    engine: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Faces of one kind: cosines with the reference, and TAR of the genuine pairs with at least
-    one of them. `reference` and `engine` are None with fewer than 50 such pairs."""
+    """Faces of one kind.
+
+    Attributes:
+        name: The kind.
+        faces: Number of faces.
+        cosine: Cosines between reference and engine.
+        pairs: Genuine pairs with at least one of the faces.
+        tar: Rates of those pairs.
+    """
 
     name: str
     faces: int
-    mean: float
-    p5: float
-    min: float
+    cosine: StratumCosine
     pairs: int
-    reference: float | None
-    engine: float | None
+    tar: StratumTar
 
     @property
     def drop(self) -> float | None:
-        if self.reference is None or self.engine is None:
-            return None
-        return self.reference - self.engine
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "faces": self.faces,
-            "cosine": {
-                "mean": format_rate(self.mean),
-                "p5": format_rate(self.p5),
-                "min": format_rate(self.min),
-            },
-            "pairs": self.pairs,
-            "tar": {
-                "reference": format_rate(self.reference),
-                "engine": format_rate(self.engine),
-                "delta": format_rate(None if self.drop is None else -self.drop),
-            },
-        }
+        """Loss of TAR, a fraction; None with too few pairs."""
+        return None if self.tar.delta is None else -self.tar.delta
 
 
 def compare_strata(
     reference: F32,
     engine: F32,
-    labels: npt.NDArray[np.int64],
-    quality: F32,
+    labels: I64,
+    measures: Mapping[tuple[str, str], F32],
     rate: RateChange | None,
     groups: Mapping[str, npt.NDArray[np.bool_]] | None = None,
 ) -> list[Stratum]:
-    """Quarters by `quality (N, 3)` and by the reference's embedding norm, then `groups` (masks).
+    """Rates of the lowest and highest quarter of the faces by several measures, and of groups.
 
-    `rate` gives both thresholds; without it there are cosines only. The largest drop comes first.
+    Args:
+        reference: Embeddings `(N, D) float32` by the reference; their length is a measure too.
+        engine: Embeddings `(N, D) float32` of the same faces by the engine.
+        labels: Identity of each face, `(N,) int64`.
+        measures: Names of the lowest and the highest quarter -> a value per face, `(N,)`.
+        rate: Its thresholds are applied; None gives cosines only.
+        groups: Name -> which faces belong to it, `(N,) bool`.
+
+    Returns:
+        The strata, the largest drop first.
     """
-    cosine = cosines(reference, engine).astype(np.float64)
+    cosine = cosines(reference, engine)
     pairs = _genuine(reference, engine, labels, rate)
-    found = []
-    for name, inside in (*_quarters(reference, quality), *(groups or {}).items()):
+    strata = []
+    for name, inside in (*_quarters(reference, measures), *(groups or {}).items()):
         if not inside.any():
             continue
         touched = inside[pairs.first] | inside[pairs.second]
         count = int(touched.sum())
-        solid = rate is not None and count >= MIN_STRATUM_FACES
-        found.append(
-            Stratum(
-                name,
-                int(inside.sum()),
-                float(cosine[inside].mean()),
-                float(np.percentile(cosine[inside], 5)),
-                float(cosine[inside].min()),
-                count,
-                float(pairs.old[touched].mean()) if solid else None,
-                float(pairs.new[touched].mean()) if solid else None,
-            )
-        )
-    return sorted(found, key=lambda s: (-(s.drop or 0.0), s.p5))
+        tar = StratumTar()
+        if rate is not None and count >= MIN_STRATUM_PAIRS:
+            tar = _tar(float(pairs.old[touched].mean()), float(pairs.new[touched].mean()))
+        strata.append(Stratum(name, int(inside.sum()), _summary(cosine[inside]), count, tar))
+    return sorted(strata, key=lambda s: (-(s.drop or 0.0), s.cosine.p5))
 
 
-def compare_worsened(
+def compare_degraded(
     name: str,
     clean: tuple[F32, F32],
-    worse: tuple[F32, F32],
+    degraded: tuple[F32, F32],
     picks: Sequence[int],
-    labels: npt.NDArray[np.int64],
+    labels: I64,
     rate: RateChange | None,
 ) -> Stratum:
-    """Worsened copies of the faces `picks` as probes, their people's other faces as the gallery.
+    """Degraded copies of faces as probes, the other faces of their people as the gallery.
 
-    `clean (N, D)` and `worse (len(picks), D)` are embeddings by reference and engine.
+    Args:
+        name: The kind of degradation.
+        clean: Embeddings `(N, D) float32` of all faces by reference and engine.
+        degraded: Embeddings `(P, D) float32` of the copies by reference and engine.
+        picks: Of which faces the P copies are.
+        labels: Identity of each face, `(N,) int64`.
+        rate: Its thresholds are applied; None gives cosines only.
     """
-    cosine = cosines(*worse).astype(np.float64)
     probe, other = np.nonzero(labels[list(picks)][:, None] == labels[None, :])
-    real = np.asarray(picks)[probe] != other
-    probe, other = probe[real], other[real]
-    tar: list[float | None] = [None, None]
-    if rate is not None and len(probe) >= MIN_STRATUM_FACES:
-        for side, threshold in enumerate((rate.reference_threshold, rate.engine_threshold)):
-            scores = cosines(worse[side][probe], clean[side][other])
-            tar[side] = None if threshold is None else float((scores >= threshold).mean())
-    return Stratum(
-        name,
-        len(picks),
-        float(cosine.mean()),
-        float(np.percentile(cosine, 5)),
-        float(cosine.min()),
-        len(probe),
-        *tar,
-    )
+    different = np.asarray(picks)[probe] != other
+    probe, other = probe[different], other[different]
+    tar = StratumTar()
+    if rate is not None and len(probe) >= MIN_STRATUM_PAIRS:
+        thresholds = (rate.threshold.reference, rate.threshold.engine)
+        tar = _tar(
+            *(
+                None if t is None else float((cosines(d[probe], c[other]) >= t).mean())
+                for t, d, c in zip(thresholds, degraded, clean, strict=True)
+            )
+        )
+    return Stratum(name, len(picks), _summary(cosines(*degraded)), len(probe), tar)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Genuine:
     """Genuine pairs by face index, and whether each network accepts them, `(G,)` each."""
 
-    first: npt.NDArray[np.int64]
-    second: npt.NDArray[np.int64]
+    first: I64
+    second: I64
     old: npt.NDArray[np.bool_]
     new: npt.NDArray[np.bool_]
 
 
-def _genuine(
-    reference: F32, engine: F32, labels: npt.NDArray[np.int64], rate: RateChange | None
-) -> _Genuine:
+def _genuine(reference: F32, engine: F32, labels: I64, rate: RateChange | None) -> _Genuine:
     order = np.argsort(labels, kind="stable")
     person = np.asarray(labels)[order]
     place = np.arange(len(order))
@@ -148,71 +151,46 @@ def _genuine(
     first = np.repeat(place, later)
     second = np.arange(len(first)) - np.repeat(np.cumsum(later) - later, later) + first + 1
     first, second = order[first], order[second]
-    old, new = normalise(reference), normalise(engine)
-    low = rate.reference_threshold if rate else None
-    high = rate.engine_threshold if rate else None
     return _Genuine(
         first,
         second,
-        _accepted(old, first, second, low),
-        _accepted(new, first, second, high),
+        _accepted(reference, first, second, rate.threshold.reference if rate else None),
+        _accepted(engine, first, second, rate.threshold.engine if rate else None),
     )
 
 
 def _accepted(
-    unit: F32,
-    first: npt.NDArray[np.int64],
-    second: npt.NDArray[np.int64],
-    threshold: float | None,
+    embeddings: F32, first: I64, second: I64, threshold: float | None
 ) -> npt.NDArray[np.bool_]:
     """In parts: people with thousands of faces have millions of pairs."""
+    unit = normalise(embeddings)
     out = np.zeros(len(first), bool)
     if threshold is not None:
-        for start in range(0, len(first), 1 << 16):
-            part = slice(start, start + (1 << 16))
+        for start in range(0, len(first), _PART):
+            part = slice(start, start + _PART)
             out[part] = np.einsum("nd,nd->n", unit[first[part]], unit[second[part]]) >= threshold
     return out
 
 
-def _quarters(reference: F32, quality: F32) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _quarters(
+    reference: F32, measures: Mapping[tuple[str, str], F32]
+) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     norms = np.linalg.norm(reference, axis=1)
-    measures = [*((names, quality[:, i]) for i, names in enumerate(STRATA.values()))]
-    if np.ptp(norms) > 1e-3 * norms.mean():  # a normalised network says nothing by its norm
-        measures.append((("low norm", "high norm"), norms))
-    for (lowest, highest), values in measures:
+    measures = dict(measures)
+    if np.ptp(norms) > 1e-3 * norms.mean():  # not of a network that normalises its output
+        measures["low norm", "high norm"] = norms
+    for (lowest, highest), values in measures.items():
         low, high = np.percentile(values, (25, 75))
         if low < high:
             yield lowest, values <= low
             yield highest, values >= high
 
 
-# Groups that a CSV gives faces: `path,group`, as many lines per face as it has groups.
+def _summary(cosine: npt.NDArray[np.float64]) -> StratumCosine:
+    return StratumCosine(float(cosine.mean()), float(np.percentile(cosine, 5)), float(cosine.min()))
 
 
-def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Group -> which of the faces `keys` are in it, `(N,) bool`.
-
-    Raises FacesError when the file is no such list or names no face of these.
-    """
-    where = {key: index for index, key in enumerate(keys)}
-    groups: dict[str, npt.NDArray[np.bool_]] = {}
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
-            if list(rows.fieldnames or ()) != ["path", "group"]:
-                raise FacesError(f"{file} begins with {rows.fieldnames}, expected path,group")
-            for row in rows:
-                index = where.get(row["path"] or "")
-                if index is not None and row["group"]:
-                    mask = groups.setdefault(row["group"], np.zeros(len(keys), np.bool_))
-                    mask[index] = True
-    except FileNotFoundError as error:
-        raise FacesError(f"there is no list of groups at {file}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FacesError(f"{file} cannot be read as a list of groups: {error}") from error
-    if not groups:
-        raise FacesError(
-            f"{file} names none of the {len(keys)} faces",
-            f"paths are as the faces' own, such as {keys[0]}",
-        )
-    return dict(sorted(groups.items()))
+def _tar(reference: float | None, engine: float | None) -> StratumTar:
+    if reference is None or engine is None:
+        return StratumTar(reference, engine)
+    return StratumTar(reference, engine, engine - reference)

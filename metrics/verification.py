@@ -1,7 +1,7 @@
-"""Verification metrics from embeddings: cosine scores, TAR@FAR, ROC, EER, 10-fold accuracy.
+"""Cosines of pairs of embeddings, counted; TAR, FAR, thresholds, ROC and EER.
 
-Knows arrays only, nothing of files or networks. All genuine and impostor pairs of a set are
-counted into fine histograms, so memory does not grow with the number of pairs.
+All genuine and impostor pairs of a set are counted into fine histograms, so memory does not grow
+with the number of pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,55 +11,81 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import F32
+from ..arrays import F32, F64, I64
 
-BINS = 1 << 20
-"""Bins over cosine -1..1: thresholds are exact to 2e-6."""
+BINS = 1 << 20  # over cosine -1..1: thresholds of counted pairs are exact to 2e-6
 
-FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # false accept rates that reports show
 
-_BLOCK = 1 << 22
-"""So many scores are held at once."""
+_BLOCK = 1 << 22  # scores computed at once
+
+_ROWS = 1 << 14  # embeddings converted to float64 at once
+
+_ROUNDING = 1e-9  # relative: 1e-5 * 300,000 must allow 3 impostors, whatever its last bit is
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How many genuine and impostor pairs fall into each cosine bin, `(BINS,) int64` each."""
+    """Genuine and impostor pairs counted by cosine.
 
-    genuine: npt.NDArray[np.int64]
-    impostor: npt.NDArray[np.int64]
+    Attributes:
+        genuine: Pairs of one person in each cosine bin, `(BINS,) int64`.
+        impostor: Pairs of two people in each cosine bin, `(BINS,) int64`.
+    """
+
+    genuine: I64
+    impostor: I64
 
     @cached_property
     def genuine_pairs(self) -> int:
+        """Number of genuine pairs."""
         return int(self.genuine.sum())
 
     @cached_property
     def impostor_pairs(self) -> int:
+        """Number of impostor pairs."""
         return int(self.impostor.sum())
 
     @cached_property
-    def highest_impostors(self) -> npt.NDArray[np.int64]:
-        """How many impostors are in the highest 1, 2, ... bins, `(BINS,)`."""
+    def highest_impostors(self) -> I64:
+        """Impostor pairs in the highest 1, 2, ... bins, `(BINS,) int64`."""
         return np.cumsum(self.impostor[::-1])
 
 
-def normalise(embeddings: F32) -> F32:
-    """`(N, D) float32` -> unit length; a zero embedding stays zero."""
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    out: F32 = (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
-    return out
+@dataclass(frozen=True, eq=False)
+class ScoreList:
+    """Genuine and impostor pairs listed: for sets small enough to hold every cosine.
 
+    Attributes:
+        genuine: Cosines of the pairs of one person, `(G,)`.
+        impostor: Cosines of the pairs of two people, `(I,)`.
+    """
 
-def cosines(first: F32, second: F32) -> F32:
-    """Row by row cosine of two `(N, D)` arrays -> `(N,) float32`."""
-    out: F32 = np.einsum("nd,nd->n", normalise(first), normalise(second))
-    return out
+    genuine: F32 | F64
+    impostor: F32 | F64
+
+    @property
+    def genuine_pairs(self) -> int:
+        """Number of genuine pairs."""
+        return len(self.genuine)
+
+    @property
+    def impostor_pairs(self) -> int:
+        """Number of impostor pairs."""
+        return len(self.impostor)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Cosines `(r, c)` of faces `row..row+r` with `column..column+c`; each pair of faces is in one
-    block once. `genuine` and `impostor` say which count, None where all are impostors."""
+class ScoreBlock:
+    """Cosines of a rectangle of pairs; each pair of faces is in one block once.
+
+    Attributes:
+        row: Index of the first face of the rows.
+        column: Index of the first face of the columns.
+        cosine: Cosines `(r, c) float32` of faces `row..row+r` with `column..column+c`.
+        genuine: Which pairs are of one person, `(r, c) bool`; None where all are impostors.
+        impostor: Which pairs are of two people, `(r, c) bool`; None where all are.
+    """
 
     row: int
     column: int
@@ -68,33 +94,86 @@ class Block:
     impostor: npt.NDArray[np.bool_] | None
 
 
-def score_blocks(
-    unit: F32, person: npt.NDArray[np.int64], probes: F32 | None = None
-) -> Iterator[Block]:
-    """All pairs of `(N, D)` unit embeddings whose `person (N,)` is sorted, a few millions a time.
+def normalise(embeddings: F32) -> F32:
+    """Embeddings scaled to unit length.
 
-    With `probes` the later face of a pair is taken from there: another network's embedding of it.
+    Args:
+        embeddings: `(N, D) float32`; a zero embedding stays zero.
+
+    Returns:
+        `(N, D) float32`.
+    """
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    out: F32 = (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+    return out
+
+
+def cosines(a: F32 | F64, b: F32 | F64) -> F64:
+    """Cosine of each row of one array with the same row of another, computed in float64.
+
+    Args:
+        a: Embeddings `(N, D)` of any length.
+        b: Embeddings `(N, D)` of any length.
+
+    Returns:
+        `(N,) float64`; 0 where a row has length 0 or is not finite.
+    """
+    out = np.zeros(len(a), np.float64)
+    for start in range(0, len(a), _ROWS):
+        x, y = (rows[start : start + _ROWS].astype(np.float64) for rows in (a, b))
+        with np.errstate(all="ignore"):
+            lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+            dots = np.einsum("nd,nd->n", x, y)
+        usable = (lengths > 0) & np.isfinite(dots) & np.isfinite(lengths)
+        np.divide(dots, lengths, out=out[start : start + _ROWS], where=usable)
+    return out
+
+
+def count_scores(cosine: F32 | F64, same: npt.NDArray[np.bool_]) -> Scores:
+    """Count the pairs of a list.
+
+    Args:
+        cosine: Cosines of P pairs, `(P,)`.
+        same: Whether each pair is of one person, `(P,) bool`.
+    """
+    index = _bins(cosine.astype(np.float32))
+    return Scores(
+        np.bincount(index[same], minlength=BINS).astype(np.int64),
+        np.bincount(index[~same], minlength=BINS).astype(np.int64),
+    )
+
+
+def score_blocks(unit: F32, person: I64, probes: F32 | None = None) -> Iterator[ScoreBlock]:
+    """Cosines of all pairs, a few million at a time.
+
+    Args:
+        unit: Embeddings `(N, D) float32` of unit length.
+        person: Identity of each, `(N,) int64`, sorted.
+        probes: Embeddings `(N, D) float32` of the same faces by another network; the later face
+            of a pair is taken from them.
     """
     probes = unit if probes is None else probes
     rows = max(1, _BLOCK // max(1, len(unit)))
     for start in range(0, len(unit), rows):
         stop = min(start + rows, len(unit))
-        # Beyond this column nobody is one of the rows' people: no mask is needed there.
+        # Beyond this column there is none of the rows' people: no mask is needed.
         edge = int(np.searchsorted(person, person[stop - 1], side="right"))
         near = unit[start:stop] @ probes[start:edge].T
         later = np.triu(np.ones(near.shape, bool), 1)
         same = person[start:stop, None] == person[None, start:edge]
-        yield Block(start, start, near, later & same, later & ~same)
+        yield ScoreBlock(start, start, near, later & same, later & ~same)
         if edge < len(unit):
-            yield Block(start, edge, unit[start:stop] @ probes[edge:].T, None, None)
+            yield ScoreBlock(start, edge, unit[start:stop] @ probes[edge:].T, None, None)
 
 
-def all_pairs(
-    embeddings: F32, labels: Sequence[int] | npt.NDArray[np.int64], probes: F32 | None = None
-) -> Scores:
-    """Score every pair of `(N, D)` embeddings; equal labels are genuine.
+def all_pairs(embeddings: F32, labels: Sequence[int] | I64, probes: F32 | None = None) -> Scores:
+    """Count every pair of faces.
 
-    With `probes (N, D)` one face of each pair, the later one, is embedded by another network.
+    Args:
+        embeddings: `(N, D) float32` of any length.
+        labels: Identity of each, `(N,)`; pairs with equal labels are genuine.
+        probes: Embeddings `(N, D) float32` of the same faces by another network; one face of each
+            pair, the later one in label order, is taken from them.
     """
     order = np.argsort(labels, kind="stable")
     unit, person = normalise(embeddings)[order], np.asarray(labels, np.int64)[order]
@@ -110,48 +189,112 @@ def all_pairs(
     return Scores(genuine, impostor)
 
 
-def threshold_at_far(scores: Scores, far: float) -> float | None:
-    """The lowest cosine threshold whose FAR is at most `far`; None with fewer than 1/far pairs."""
-    total = scores.impostor_pairs
-    if total * far < 1.0:
+def allowed_impostors(far: float, pairs: float) -> int:
+    """How many impostor pairs a false accept rate lets pass.
+
+    Args:
+        far: False accept rate, 0 to 1.
+        pairs: Number of impostor pairs.
+    """
+    return int(far * pairs * (1 + _ROUNDING))
+
+
+def threshold_at_far(scores: Scores | ScoreList, far: float) -> float | None:
+    """The lowest cosine threshold whose false accept rate is at most `far`.
+
+    A pair is accepted when its cosine is the threshold or more.
+
+    Args:
+        scores: Counted pairs, for a threshold exact to 2e-6, or listed ones, for an exact one.
+        far: False accept rate, 0 to 1.
+
+    Returns:
+        The threshold; None with fewer than 1 / far impostor pairs, which cannot show this rate.
+    """
+    allowed = allowed_impostors(far, scores.impostor_pairs)
+    if allowed < 1:
         return None
-    bins = int(np.searchsorted(scores.highest_impostors, far * total, side="right"))
-    return 1.0 - 2.0 * bins / BINS
+    if isinstance(scores, Scores):
+        bins = int(np.searchsorted(scores.highest_impostors, allowed, side="right"))
+        return 1.0 - 2.0 * bins / BINS
+    if allowed >= scores.impostor_pairs:
+        return -1.0
+    refused = scores.impostor_pairs - allowed - 1
+    highest_refused = np.partition(scores.impostor, refused)[refused]
+    return float(np.nextafter(highest_refused, scores.impostor.dtype.type(2)))
 
 
-def tar_at_far(scores: Scores, far: float) -> float | None:
-    """The share of genuine pairs at or above the threshold; None where it cannot be measured."""
+def tar_at_far(scores: Scores | ScoreList, far: float) -> float | None:
+    """The share of genuine pairs accepted at a false accept rate.
+
+    Args:
+        scores: Counted or listed pairs.
+        far: False accept rate, 0 to 1.
+
+    Returns:
+        A fraction; None where the pairs cannot show this rate.
+    """
     threshold = threshold_at_far(scores, far)
     if threshold is None or not scores.genuine_pairs:
         return None
     return rates_at(scores, threshold)[0]
 
 
-def rates_at(scores: Scores, threshold: float) -> tuple[float, float]:
-    """TAR and FAR when cosines at or above `threshold` are accepted; 0 where there is no pair."""
-    first = round((threshold + 1.0) / 2.0 * BINS)
+def rates_at(scores: Scores | ScoreList, threshold: float) -> tuple[float, float]:
+    """True and false accept rate of a threshold.
+
+    Args:
+        scores: Counted or listed pairs.
+        threshold: Cosine from which a pair is accepted.
+
+    Returns:
+        TAR and FAR as fractions; 0 where there is no pair.
+    """
+    if isinstance(scores, Scores):
+        first = round((threshold + 1.0) / 2.0 * BINS)
+        accepted = scores.genuine[first:].sum(), scores.impostor[first:].sum()
+    else:
+        accepted = (scores.genuine >= threshold).sum(), (scores.impostor >= threshold).sum()
     return (
-        float(scores.genuine[first:].sum()) / max(1, scores.genuine_pairs),
-        float(scores.impostor[first:].sum()) / max(1, scores.impostor_pairs),
+        float(accepted[0]) / max(1, scores.genuine_pairs),
+        float(accepted[1]) / max(1, scores.impostor_pairs),
     )
 
 
 def far_name(far: float) -> str:
-    """`0.0001` -> `1e-4`: how reports name a false accept rate."""
+    """How reports name a false accept rate: `0.0001` is `1e-4`.
+
+    Args:
+        far: False accept rate, 0 to 1.
+    """
     return np.format_float_scientific(far, trim="-", exp_digits=1)
 
 
 def roc(scores: Scores) -> dict[str, list[float]]:
-    """TAR over FAR, 1 down to the smallest FAR that the impostor pairs resolve."""
+    """The receiver operating characteristic.
+
+    Args:
+        scores: Counted pairs.
+
+    Returns:
+        `far`, from 1 down to the smallest that the impostor pairs resolve, and `tar` at each.
+    """
     smallest = max(1e-6, 1.0 / max(1, scores.impostor_pairs))
-    far = np.geomspace(1.0, smallest, 61)
-    tar = [tar_at_far(scores, float(f) * (1 + 1e-9)) for f in far]
-    kept = [(float(f), t) for f, t in zip(far, tar, strict=True) if t is not None]
-    return {"far": [f for f, _ in kept], "tar": [t for _, t in kept]}
+    rates = [float(far) for far in np.geomspace(1.0, smallest, 61)]
+    points = [(far, tar_at_far(scores, far)) for far in rates]
+    resolved = [(far, tar) for far, tar in points if tar is not None]
+    return {"far": [far for far, _ in resolved], "tar": [tar for _, tar in resolved]}
 
 
 def equal_error_rate(scores: Scores) -> float:
-    """Where FAR equals FRR, as a fraction."""
+    """The error rate at the threshold where false accepts and false rejects are equally frequent.
+
+    Args:
+        scores: Counted pairs.
+
+    Returns:
+        A fraction.
+    """
     far = scores.highest_impostors[::-1] / max(1, scores.impostor_pairs)
     frr = (np.cumsum(scores.genuine) - scores.genuine) / max(1, scores.genuine_pairs)
     at = int(np.argmin(np.abs(far - frr)))

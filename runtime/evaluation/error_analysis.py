@@ -172,7 +172,7 @@ def kind_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> str:
     """
     found: list[tuple[float, Stratum]] = []
     for stratum in strata:
-        moved, others = 1 - stratum.mean, drift.faces - stratum.faces
+        moved, others = 1 - stratum.cosine.mean, drift.faces - stratum.faces
         if others:
             rest = ((1 - drift.mean) * drift.faces - moved * stratum.faces) / others
             if moved > max(_FAR_MORE * rest, _MOVED):
@@ -181,7 +181,7 @@ def kind_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> str:
         return ""
     times, worst = max(found, key=lambda pair: pair[0])
     return (
-        f"{worst.name} faces alone go wrong: mean cosine {worst.mean:.4f}, "
+        f"{worst.name} faces alone go wrong: mean cosine {worst.cosine.mean:.4f}, "
         f"their error is {min(times, 999):.0f} times that of the other faces"
     )
 

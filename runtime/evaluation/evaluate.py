@@ -19,10 +19,9 @@ from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...metrics.accuracy import (
     Accuracy,
-    legacy_accuracy,
-    listed_pair_accuracy,
-    listed_pairs,
+    insightface_accuracy,
     nearest_tar,
+    pair_accuracy,
 )
 from ...metrics.identification import IdentificationResult, identify
 from ...metrics.intervals import tar_interval
@@ -32,6 +31,8 @@ from ...metrics.verification import (
     FARS,
     Scores,
     all_pairs,
+    cosines,
+    count_scores,
     equal_error_rate,
     far_name,
     tar_at_far,
@@ -113,25 +114,29 @@ def evaluate(
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     listed = isinstance(protocol, Pairs)
-    pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol)
-    faces = pairs.faces
+    faces = protocol.faces if isinstance(protocol, Pairs) else protocol
+    pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     session = open_session(bundle, engine, backend, artifact=artifact)
     embeddings = _embed(session, faces, flip, track)
     check_embeddings(embeddings, faces.keys, f"the {session.precision} engine")
     everyone = faces.labelled
-    scores = all_pairs(embeddings, faces.labels) if everyone else listed_pairs(embeddings, pairs)
+    if everyone:
+        scores = all_pairs(embeddings, faces.labels)
+    else:
+        listed_cosines = cosines(embeddings[pairs.first], embeddings[pairs.second])
+        scores = count_scores(listed_cosines, pairs.same)
     if not scores.genuine_pairs or not scores.impostor_pairs:
         raise FacesError(
             f"{faces.where} has {scores.genuine_pairs} genuine and {scores.impostor_pairs} "
             "impostor pairs among its faces, expected both",
             "one folder per person: the folder's name is the identity",
         )
-    accuracy = listed_pair_accuracy(embeddings, pairs)
+    accuracy = pair_accuracy(embeddings, pairs)
     found = EvaluateResult(
         session.precision,
         session.backend,
         {
-            "kind": "pair list" if listed else "identity folder, drawn pairs",
+            "kind": "pair list" if listed else "identity folder, sampled pairs",
             "pairs": len(pairs),
             "faces": len(faces),
             "identities": faces.identities,
@@ -140,7 +145,7 @@ def evaluate(
             "name": name,
         },
         accuracy,
-        legacy_accuracy(embeddings[pairs.first], embeddings[pairs.second], pairs.same),
+        insightface_accuracy(embeddings[pairs.first], embeddings[pairs.second], pairs.same),
         equal_error_rate(scores),
         {far_name(far): tar_at_far(scores, far) for far in FARS},
         {far_name(far): threshold_at_far(scores, far) for far in FARS},

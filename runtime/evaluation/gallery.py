@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from ...arrays import F32
+from ...documents import to_builtins
 from ...faces.sources import Faces
+from ...metrics.comparison import rates_by_name
 from ...metrics.rates import RateChange, compare_rates
-from ...metrics.verification import FARS, all_pairs, far_name
+from ...metrics.verification import FARS, all_pairs
 from .embeddings_file import Embeddings, read_embeddings
 from .gates import FAR, Limits, mixed_advice
 
@@ -29,8 +31,8 @@ class GalleryMigration:
         return {
             "file": self.of,
             "made_by": self.made_by,
-            "tar": {far_name(rate.far): rate.to_json() for rate in self.rates},
-            "mixed_gallery": {far_name(rate.far): rate.to_json() for rate in self.mixed},
+            "tar": to_builtins(rates_by_name(self.rates)),
+            "mixed_gallery": to_builtins(rates_by_name(self.mixed)),
             "gallery": self.advice,
         }
 

@@ -17,7 +17,7 @@ from ...documents import read_toml
 from ...errors import DataError, UsageError
 from ...metrics.comparison import VerificationComparison
 from ...metrics.rates import CosineDrift, RateChange
-from ...metrics.strata import MIN_STRATUM_FACES
+from ...metrics.strata import MIN_STRATUM_PAIRS
 from ...metrics.verification import far_name
 from .reference import ReferenceCheck
 
@@ -156,15 +156,21 @@ def judge_gates(
     far = FAR if limits.far is None else limits.far
     name = f"TAR drop at FAR {far_name(far)}"
     rate = told.at(far) if told else None
-    why = rate.why if rate else "no faces of several known people were given"
-    shaky = rate.shaky if rate else ""
-    if limits.max_tar_drop is not None or not (why or shaky):
+    why = rate.reason if rate else "no faces of several known people were given"
+    low_confidence = rate.low_confidence if rate else ""
+    if limits.max_tar_drop is not None or not (why or low_confidence):
         drop = -rate.delta if rate and rate.delta is not None else None
         limit = MAX_TAR_DROP if limits.max_tar_drop is None else limits.max_tar_drop
         gates.append(Gate(name, drop, limit, most=True, why=why))
     if limits.max_stratum_drop is not None:
         gates.append(_stratum_gate(limits.max_stratum_drop, told))
-    missing = [f"{name}: {why}"] if why else [f"{name} is shaky: {shaky}"] if shaky else []
+    missing = (
+        [f"{name}: {why}"]
+        if why
+        else [f"{name} has low confidence: {low_confidence}"]
+        if low_confidence
+        else []
+    )
     missing += told.notes if told else ()
     if told is None or told.accuracy is None:
         missing.append("10-fold accuracy: no pair list was given")
@@ -178,7 +184,7 @@ def mixed_advice(limits: Limits, rates: Sequence[RateChange]) -> dict[str, str |
     """
     far = FAR if limits.far is None else limits.far
     mixed = next((rate for rate in rates if rate.far == far), None)
-    if mixed is None or mixed.delta is None or mixed.engine_threshold is None:
+    if mixed is None or mixed.delta is None or mixed.threshold.engine is None:
         return None
     limit = MAX_TAR_DROP if limits.max_tar_drop is None else limits.max_tar_drop
     stays = -mixed.delta <= limit
@@ -186,23 +192,23 @@ def mixed_advice(limits: Limits, rates: Sequence[RateChange]) -> dict[str, str |
         "verdict": "keep the gallery" if stays else "enrol again",
         "far": far_name(far),
         "delta": round(mixed.delta, 6),
-        "threshold": round(mixed.engine_threshold, 6),
+        "threshold": round(mixed.threshold.engine, 6),
     }
 
 
 def _stratum_gate(limit: float, told: VerificationComparison | None) -> Gate:
     drops = {}
     if told is not None:
-        found = (*told.strata, *told.worsened)
+        found = (*told.strata, *told.degraded)
         drops = {stratum.name: stratum.drop for stratum in found if stratum.drop is not None}
-    if told is None or told.judged is None or not drops:
+    if told is None or told.strata_far is None or not drops:
         return Gate(
             "worst stratum's TAR drop",
             None,
             limit,
             True,
-            f"no stratum has {MIN_STRATUM_FACES} pairs",
+            f"no stratum has {MIN_STRATUM_PAIRS} pairs",
         )
     worst = max(drops, key=lambda name: drops[name])
-    name = f"TAR drop at FAR {far_name(told.judged.far)} of the worst stratum: {worst}"
+    name = f"TAR drop at FAR {told.strata_far} of the worst stratum: {worst}"
     return Gate(name, drops[worst], limit, most=True)

@@ -16,12 +16,12 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.golden import read_golden
 from ...bundle.manifest import Bundle
 from ...errors import FacesError, UsageError
-from ...faces.pairs import Pairs
-from ...faces.quality import KINDS, degraded
+from ...faces.pairs import Pairs, read_groups
+from ...faces.quality import KINDS, STRATA, degraded
 from ...faces.sources import Faces, spread_picks
 from ...metrics.comparison import compare_verification
 from ...metrics.rates import RateChange, measure_drift
-from ...metrics.strata import Stratum, compare_worsened, read_groups
+from ...metrics.strata import Stratum, compare_degraded
 from ...progress import Track, silent
 from ..onnxruntime_session import ONNXRUNTIME as CPU
 from ..session import Artifact, Session, open_session
@@ -94,15 +94,15 @@ def verify(
         separation = compare_verification(
             both.reference,
             both.engine,
-            faces,
+            np.asarray(faces.labels, np.int64) if faces.labelled else None,
             pairs,
-            both.quality,
+            dict(zip(STRATA.values(), both.quality.T, strict=True)),
             limits.far or FAR,
             read_groups(groups, faces.keys) if groups else None,
         )
         if degrade and separation is not None and faces.labelled:
-            worsened = _worsen(bundle, faces, fp32, session, both, separation.judged, track)
-            separation = replace(separation, worsened=worsened)
+            worsened = _worsen(bundle, faces, fp32, session, both, separation.strata_rate, track)
+            separation = replace(separation, degraded=worsened)
         who = f"model.onnx in FP32 on this machine, proven to be {who} on golden faces"
         if reference is not None:
             who = f"embeddings from {reference.name}"
@@ -130,7 +130,7 @@ def verify(
         drift,
         _about(faces),
         separation,
-        mixed_advice(limits, separation.mixed if separation else ()),
+        mixed_advice(limits, tuple(separation.mixed_gallery.values()) if separation else ()),
         gallery,
         tuple(gates),
         tuple(findings),
@@ -172,7 +172,7 @@ def _worsen(
     for kind in KINDS:
         copies = embed_both(bundle, degraded(faces, picks, kind), fp32, session, None, track)
         clean, worse = (both.reference, both.engine), (copies.reference, copies.engine)
-        found.append(compare_worsened(kind, clean, worse, picks, labels, rate))
+        found.append(compare_degraded(kind, clean, worse, picks, labels, rate))
     return tuple(found)
 
 

@@ -135,7 +135,7 @@ def _verification(report: dict[str, Any], faces: Faces | None) -> dict[str, Any]
     return {
         "teacher": None,  # which earlier certificates do not have
         **report,
-        "headline": {"far": far, **report["tar"][far]} if far else None,
+        "headline": {**report["tar"][far], "far": far} if far else None,
         "cosine_plot": cosine_histogram(
             histogram["edges"], histogram["counts"], report["cosine"]["p1"], report["engine"]
         ),

@@ -15,7 +15,6 @@ from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.train_step import learning_rate
 from fr_edge.errors import FacesError, UsageError
 from fr_edge.faces.sources import Faces
-from fr_edge.metrics.accuracy import pair_accuracy, sample_pairs
 
 
 def run(
@@ -139,24 +138,3 @@ def test_elastic_margins_are_drawn_anew() -> None:
     head = MarginHead(9, 12, "elasticface", 0.3, 16.0, 0.1)
     student, labels = torch.randn(5, 12), torch.arange(5)
     assert head(student, None, labels).item() != head(student, None, labels).item()
-
-
-def test_pairs_are_balanced_and_their_folds_share_nobody(faces: Faces) -> None:
-    pairs = sample_pairs(faces, range(50))
-    assert pairs is not None
-    people = [set(pairs.faces.labels[pairs.first[pairs.fold == k]]) for k in range(5)]
-    assert sum(len(p) for p in people) == len(set.union(*people)) == 10
-    assert pairs.same.mean() == 0.5
-    equal = pairs.faces.labels[pairs.first] == pairs.faces.labels[pairs.second]
-    assert np.array_equal(equal, pairs.same)
-    assert sample_pairs(faces, range(10)) is None
-    assert sample_pairs(faces, []) is None
-
-
-def test_accuracy_is_one_for_a_perfect_network_and_a_half_for_a_blind_one(faces: Faces) -> None:
-    pairs = sample_pairs(faces, range(50))
-    assert pairs is not None
-    perfect = np.eye(10, dtype=np.float32)[pairs.faces.labels]
-    assert pair_accuracy(perfect, pairs) == 1.0
-    blind = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
-    assert 0.3 < pair_accuracy(blind, pairs) < 0.7

@@ -11,7 +11,7 @@ import pytest
 
 from fr_edge.errors import FacesError
 from fr_edge.faces import pairs as module
-from fr_edge.faces.pairs import read_pairs
+from fr_edge.faces.pairs import read_groups, read_pairs
 from fr_edge.faces.sources import open_faces
 
 U8 = npt.NDArray[np.uint8]
@@ -263,3 +263,25 @@ def test_real_pairs_from_the_tar_and_from_its_folder(real_data: Path, tmp_path: 
     assert time.process_time() - start < 2
     assert list(unpacked.faces.keys) == list(pairs.faces.keys)
     assert len(open_faces(tmp_path)) == len(pairs.faces)
+
+
+def test_groups_of_faces(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text("path,group\na/1,young\na/2,old\na/1,tall\nother,old\n")
+    groups = read_groups(tmp_path / "g.csv", ("a/1", "a/2", "a/3"))
+    assert {name: mask.tolist() for name, mask in groups.items()} == {
+        "old": [False, True, False],
+        "tall": [True, False, False],
+        "young": [True, False, False],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("file,kind\na,b\n", "expected path,group"), ("path,group\nx,y\n", "none of the 2 faces")],
+)
+def test_lists_of_groups_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text(text)
+    with pytest.raises(FacesError, match=message):
+        read_groups(tmp_path / "g.csv", ("a/1", "a/2"))
+    with pytest.raises(FacesError, match="no list"):
+        read_groups(tmp_path / "none.csv", ("a/1",))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fr_edge.metrics.accuracy import legacy_accuracy, nearest_tar
+from fr_edge.metrics.accuracy import insightface_accuracy, nearest_tar, pair_accuracy
+from fr_edge.metrics.protocols import PairList, draw_pairs
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,9 +36,9 @@ def _plain_accuracy(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> 
 
 
 @pytest.mark.parametrize(("count", "seed"), [(60, 0), (97, 1), (140, 2)])
-def test_legacy_accuracy(count: int, seed: int) -> None:
+def test_insightface_accuracy(count: int, seed: int) -> None:
     first, second, same = _pairs(count, seed)
-    found = legacy_accuracy(first, second, same)
+    found = insightface_accuracy(first, second, same)
     assert (found.mean, found.std) == pytest.approx(_plain_accuracy(first, second, same), abs=1e-9)
     assert found.folds == 10
 
@@ -70,3 +71,24 @@ def test_nearest_tar(decimals: int) -> None:
         nearest = min(abs(f - far) for f, _ in curve)
         expected = next(t for f, t in curve if abs(f - far) == nearest)
         assert nearest_tar(scores, same, [far]) == [pytest.approx(expected)]
+
+
+def test_accuracy_is_one_for_a_perfect_network_and_a_half_for_a_blind_one() -> None:
+    labels = np.repeat(np.arange(10), 5)
+    pairs = draw_pairs(labels)
+    perfect = pair_accuracy(np.eye(10, dtype=np.float32)[labels], pairs)
+    assert (perfect.mean, perfect.std, perfect.folds) == (1.0, 0.0, 5)
+    blind = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
+    assert 0.3 < pair_accuracy(blind, pairs).mean < 0.7
+
+
+def test_one_fold_alone_is_judged_at_its_own_best_threshold() -> None:
+    embeddings = np.float32([[1, 0], [1, 0.1], [0, 1], [-1, 0]])
+    pairs = PairList(
+        np.zeros(3, np.int64),
+        np.array([0, 0, 2]),
+        np.array([1, 2, 3]),
+        np.array([True, False, False]),
+    )
+    assert pair_accuracy(embeddings, pairs).folds == 1
+    assert pair_accuracy(embeddings, pairs).mean == 1.0

@@ -27,8 +27,8 @@ def _old(faces: Faces, seed: int = 0) -> np.ndarray:
 def _separate(
     old: np.ndarray, new: np.ndarray, faces: Faces, far: float = 1e-2
 ) -> VerificationComparison:
-    quality = np.random.default_rng(1).random((len(faces), 5)).astype(np.float32)
-    found = compare_verification(old, new, faces, None, quality, far)
+    measures = {("dark", "bright"): np.random.default_rng(1).random(len(faces), np.float32)}
+    found = compare_verification(old, new, faces.labels, None, measures, far)
     assert found is not None
     return found
 
@@ -58,14 +58,14 @@ def test_a_turned_space_is_as_good_alone_and_useless_mixed() -> None:
     turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(DIM, DIM)))
     told = _separate(old, (old @ turn).astype(np.float32), faces)
     assert abs(told.at(1e-2).delta or 0) < 0.01
-    advice = mixed_advice(Limits(far=1e-2), told.mixed)
+    advice = mixed_advice(Limits(far=1e-2), tuple(told.mixed_gallery.values()))
     assert advice is not None
     assert advice["verdict"] == "enrol again"
     close = _separate(old, (old * 1.01).astype(np.float32), faces)
-    advice = mixed_advice(Limits(far=1e-2), close.mixed)
+    advice = mixed_advice(Limits(far=1e-2), tuple(close.mixed_gallery.values()))
     assert advice is not None
     assert advice["verdict"] == "keep the gallery"
-    assert advice["threshold"] == pytest.approx(close.at(1e-2).reference_threshold, abs=1e-3)
+    assert advice["threshold"] == pytest.approx(close.at(1e-2).threshold.reference, abs=1e-3)
 
 
 def test_a_kept_threshold_shows_what_it_costs() -> None:
@@ -74,21 +74,21 @@ def test_a_kept_threshold_shows_what_it_costs() -> None:
     old = _old(faces)
     new = (old / np.linalg.norm(old, axis=1, keepdims=True) + 0.6 * np.eye(DIM)[0]).astype("f4")
     rate = _separate(old, new, faces).at(1e-2)
-    assert rate.kept_far is not None
-    assert rate.kept_far > 0.04
-    assert rate.engine_threshold > rate.reference_threshold  # type: ignore[operator]
-    assert rate.interval is not None
-    assert rate.interval.delta[0] <= rate.interval.delta[1]
+    assert rate.threshold_kept.far is not None
+    assert rate.threshold_kept.far > 0.04
+    assert rate.threshold.engine > rate.threshold.reference  # type: ignore[operator]
+    assert rate.interval_95 is not None
+    assert rate.interval_95.delta[0] <= rate.interval_95.delta[1]
 
 
 def test_few_pairs_are_said() -> None:
     faces = _faces(10, 2)
     told = _separate(_old(faces), _old(faces), faces, far=1e-3)
     assert told.at(1e-3).reference is None
-    assert "180 impostor pairs" in told.at(1e-3).why
-    assert "1,000 impostor pairs to be solid" in told.at(1e-2).shaky
-    assert told.judged is None
-    assert mixed_advice(Limits(far=1e-3), told.mixed) is None
+    assert "180 impostor pairs" in told.at(1e-3).reason
+    assert "1,000 impostor pairs to be solid" in told.at(1e-2).low_confidence
+    assert told.strata_rate is None
+    assert mixed_advice(Limits(far=1e-3), tuple(told.mixed_gallery.values())) is None
     assert any("20 needed" in note for note in told.notes)
     scores = all_pairs(_old(faces), faces.labels)
     assert few_impostors(scores.impostor_pairs, 0.5) == ""

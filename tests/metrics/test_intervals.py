@@ -71,7 +71,7 @@ def test_each_draw_is_judged_as_a_plain_loop_would(monkeypatch: pytest.MonkeyPat
 def test_softening_follows_what_decides() -> None:
     def softness(one: list[int], other: list[int]) -> float:
         count = len(one)
-        side = bootstrap._Side(
+        side = bootstrap._PersonScores(
             np.zeros(0),
             np.zeros(41, np.int64),
             np.linspace(1, 0, count, dtype=np.float32),
@@ -131,3 +131,33 @@ def test_one_person_with_two_faces_is_no_sample() -> None:
     labels = np.where(labels == 0, 0, np.arange(len(labels)))
     scores = all_pairs(old, labels), all_pairs(new, labels)
     assert tar_intervals(old, new, labels, scores, (1e-2,)) == {}
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-5, 0.0])
+def test_embeddings_that_are_nearly_all_equal(noise: float) -> None:
+    """Cosines of .9999 and above share the highest bins, and the threshold may round to 1."""
+    random = np.random.default_rng(3)
+    labels = np.repeat(np.arange(40), 4)
+    base = random.normal(size=DIM)
+    old, new = (
+        (base + noise * random.normal(size=(len(labels), DIM))).astype(np.float32) for _ in range(2)
+    )
+    scores = all_pairs(old, labels), all_pairs(new, labels)
+    intervals = tar_intervals(old, new, labels, scores, (1e-1, 1e-2), replicates=20)
+    assert set(intervals) == {1e-1, 1e-2}
+    for interval in intervals.values():
+        assert 0 <= interval.reference[0] <= interval.reference[1] <= 1
+
+
+@pytest.mark.parametrize("noise", [0.5, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("far", [0.3, 0.1, 1e-2, 1e-3])
+def test_the_highest_impostors_lie_above_the_floor(noise: float, far: float) -> None:
+    random = np.random.default_rng(6)
+    labels = np.repeat(np.arange(60), 2)
+    embeddings = random.normal(size=DIM) + noise * random.normal(size=(len(labels), DIM))
+    scores = all_pairs(embeddings.astype(np.float32), labels)
+    unit = bootstrap.normalise(embeddings.astype(np.float32))
+    cosine = unit @ unit.T
+    impostors = cosine[labels[:, None] < labels[None, :]]
+    floor = bootstrap._impostor_floor(scores, far)
+    assert (impostors >= np.float32(floor)).sum() > far * len(impostors)

@@ -7,6 +7,7 @@ import pytest
 
 from fr_edge.metrics.intervals import smoothed_tar_drop
 from fr_edge.metrics.rates import compare_embeddings, unseparated_warning
+from fr_edge.metrics.verification import ScoreList
 
 
 def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,18 +33,22 @@ def test_against_sorting_all_pairs() -> None:
     for rate in found.rates:
         allowed = int(rate.far * (~same).sum())
         for scores, threshold, tar in (
-            (old, rate.threshold_fp32, rate.tar_fp32),
-            (new, rate.threshold_int8, rate.tar_int8),
+            (old, rate.threshold.reference, rate.reference),
+            (new, rate.threshold.engine, rate.engine),
         ):
             impostors = np.sort(scores[~same])[::-1]
             assert threshold == pytest.approx(impostors[allowed], abs=1e-5)
             assert threshold < impostors[allowed - 1]
             assert tar == pytest.approx((scores[same] > impostors[allowed]).mean())
-        assert rate.tar_kept == pytest.approx((new[same] >= rate.threshold_fp32).mean())
-        assert rate.far_kept == pytest.approx((new[~same] >= rate.threshold_fp32).mean())
+        assert rate.threshold_kept.tar == pytest.approx(
+            (new[same] >= rate.threshold.reference).mean()
+        )
+        assert rate.threshold_kept.far == pytest.approx(
+            (new[~same] >= rate.threshold.reference).mean()
+        )
     last = found.at(1e-3)
     assert last is not None
-    assert last.drop == pytest.approx(last.tar_fp32 - last.tar_int8)
+    assert last.drop == pytest.approx(last.reference - last.engine)
     assert found.at(1e-5) is None
 
 
@@ -52,7 +57,7 @@ def test_a_model_loses_nothing_against_itself() -> None:
     found = compare_embeddings(exact, exact, labels)
     assert found.cosine.min == pytest.approx(1.0, abs=1e-6)
     assert all(rate.drop == 0 for rate in found.rates)
-    assert all(rate.threshold_fp32 == rate.threshold_int8 for rate in found.rates)
+    assert all(rate.threshold.reference == rate.threshold.engine for rate in found.rates)
 
 
 def test_people_with_one_image_give_no_rates() -> None:
@@ -92,7 +97,9 @@ def test_the_likely_drop_is_nearer_to_the_truth_than_counting() -> None:
 
     truth = counted(*draw(1_000_000, 1_000_000))
     draws = [draw(250, 60_000) for _ in range(60)]
-    found = np.array([smoothed_tar_drop(1e-3, *scores) for scores in draws])
+    found = np.array(
+        [smoothed_tar_drop(1e-3, ScoreList(a, b), ScoreList(c, d)) for a, b, c, d in draws]
+    )
     simple = np.array([counted(*scores) for scores in draws])
     assert np.sqrt(((found[:, 0] - truth) ** 2).mean()) < 0.5 * np.sqrt(
         ((simple - truth) ** 2).mean()
@@ -104,5 +111,5 @@ def test_the_likely_drop_is_nearer_to_the_truth_than_counting() -> None:
 def test_the_same_scores_lose_nothing() -> None:
     exact, _, labels = two_models()
     for rate in compare_embeddings(exact, exact, labels).rates:
-        assert (rate.drop, rate.likely_drop, rate.drop_error) == (0, 0, 0)
+        assert (rate.drop, rate.smoothed_drop, rate.smoothed_drop_error) == (0, 0, 0)
         assert rate.upper_tar_drop == 0

@@ -171,12 +171,12 @@ def test_a_kind_of_face_that_fails_alone_is_named(seed: int, share: float) -> No
     odd = np.zeros(240, bool)
     odd[random.permutation(240)[: int(240 * share)]] = True
     faces = Faces("made up", tuple(f"{i:03d}" for i in range(240)), labels, lambda _: None)  # type: ignore[arg-type, return-value]
-    quality = random.random((240, 5)).astype(np.float32)
+    measures = {("dark", "bright"): random.random(240).astype(np.float32)}
 
     def said(error: np.ndarray) -> str:
         one, other = old.astype(np.float32), (old + error).astype(np.float32)
         groups = {"bearded": odd, "others": ~odd}
-        told = compare_verification(one, other, faces, None, quality, 1e-2, groups)
+        told = compare_verification(one, other, faces.labels, None, measures, 1e-2, groups)
         assert told is not None
         return kind_doubts(told.strata, measure_drift(one, other, faces.keys))
 

@@ -9,7 +9,7 @@ import pytest
 from fr_edge.errors import FacesError
 from fr_edge.export.export import export_onnx
 from fr_edge.faces.contract import PRESETS, InputSpec
-from fr_edge.faces.pairs import read_pairs
+from fr_edge.faces.pairs import Pairs, read_pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.metrics.verification import all_pairs, equal_error_rate
@@ -38,7 +38,7 @@ def test_figures_of_a_folder(mini: Path, people: Faces) -> None:
 def test_faces_without_names_are_judged_on_the_listed_pairs_alone(
     mini: Path, people: Faces
 ) -> None:
-    pairs = draw_pairs(people)
+    pairs = Pairs(people, **vars(draw_pairs(people.labels)))
     nameless = replace(pairs, faces=replace(people, labelled=False))
     report = evaluate(mini, nameless, engine="fp32", artifact="graph").to_json()
     assert report["pairs"]["genuine"] == int(pairs.same.sum())

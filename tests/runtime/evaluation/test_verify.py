@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.errors import BundleError, FacesError, ModelError, UsageError
+from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.runtime.evaluation.embeddings_file import (
@@ -55,7 +56,7 @@ def test_fp32_is_itself(mini: Path, people: Faces) -> None:
 
 
 def test_int8_figures_are_those_of_its_embeddings(mini: Path, people: Faces) -> None:
-    pairs = draw_pairs(people)
+    pairs = Pairs(people, **vars(draw_pairs(people.labels)))
     report = verify(mini, "int8", artifact="graph", pairs=pairs, far=1e-2).to_json()
     old, new = (
         embed_faces(open_session(mini, e, artifact="graph"), people) for e in ("fp32", "int8")
@@ -110,7 +111,7 @@ def test_reference_from_a_file(mini: Path, people: Faces, tmp_path: Path) -> Non
     write_embeddings(tmp_path / "r.npz", people.keys, people.labels, swapped, origin)
     found = verify(mini, "fp32", artifact="graph", faces=people, reference=tmp_path / "r.npz")
     assert not found.passed
-    assert {key for key, _ in found.drift.worst[:2]} == {people.keys[3], people.keys[20]}
+    assert {worst.face for worst in found.drift.worst[:2]} == {people.keys[3], people.keys[20]}
     assert "r.npz" in found.reference
     with pytest.raises(UsageError, match="faces"):
         verify(mini, "fp32", artifact="graph", reference=tmp_path / "r.npz")
