@@ -27,9 +27,14 @@ from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.latency_model import counted_latency
 from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.faces.sources import Faces, open_faces
-from fr_edge.runtime.cpu_kernel_selection import TimedCall, interleaved_min_times
+from fr_edge.runtime.cpu_kernel_selection import (
+    TimedCall,
+    build_cpu_engine,
+    cpu_runner,
+    interleaved_min_times,
+)
 from fr_edge.runtime.layer_latency import builder, latency_here
-from fr_edge.runtime.onnxruntime_session import ONNXRUNTIME, CpuSession, build, runner
+from fr_edge.runtime.onnxruntime_session import ONNXRUNTIME, CpuSession
 
 RACES, SECONDS = 5, 12.0
 
@@ -62,9 +67,9 @@ def runs_of(bundle: Path, target: Path, side: str) -> tuple[dict[str, TimedCall]
     file = bundle / "model.int8.onnx"
     opened = open_bundle(bundle, check="manifest")
     make = builder(opened, ONNXRUNTIME)
-    integer = len(build(file, target).integer)
+    integer = build_cpu_engine(file, target, "int8").integer_kernels
     return {
-        f"{side}, forced": runner(make(onnx.load(file))),
+        f"{side}, forced": cpu_runner(make(onnx.load(file))),
         f"{side}, built": CpuSession(target, "int8", opened.spec, artifact="engine").embed_tensor,
     }, integer
 
@@ -86,7 +91,7 @@ def main() -> None:
             shutil.copytree(original, copy)
             found: dict[str, Any] = {"bundle": original.name, "hard_tensor": harden(copy)}
             make = builder(open_bundle(copy, check="manifest"), ONNXRUNTIME)
-            runs: dict[str, TimedCall] = {"float": runner(make(onnx.load(copy / "model.onnx")))}
+            runs: dict[str, TimedCall] = {"float": cpu_runner(make(onnx.load(copy / "model.onnx")))}
             for side, limits in (("all", None), ("counted", budget), ("measured", budget)):
                 found[side] = search(copy, faces, asked.limit, limits, side)
                 more, integer = runs_of(copy, folder / f"{side}.onnx", side)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime as ort
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.golden import read_golden
@@ -22,7 +21,7 @@ from fr_edge.faces.contract import preprocess
 from fr_edge.graph.cpu_int8 import cpu_model
 from fr_edge.runtime.benchmark.timing import time_runs
 from fr_edge.runtime.benchmark.workload import Workload, ready_batches, turns
-from fr_edge.runtime.onnxruntime_session import _options
+from fr_edge.runtime.onnxruntime_session import make_cpu_session
 from fr_edge.runtime.session import open_session
 
 SECONDS = 0.5
@@ -42,7 +41,7 @@ def main() -> None:
         [session], ready_batches(inputs, 1), [expected[p] for p in turns(len(inputs), 1)]
     )
     data = cpu_flavour_of(bundle.file("model.onnx"))
-    plain = ort.InferenceSession(data, _options(1), providers=["CPUExecutionProvider"])
+    plain = make_cpu_session(data, "the plain model", threads=1)
     name = plain.get_inputs()[0].name
     feeds = [{name: np.ascontiguousarray(inputs[pick])} for pick in turns(len(inputs), 1)]
 

@@ -74,19 +74,17 @@ def _build(
     faces: "Faces | None",
     settings: "EngineOptions | None",
 ) -> None:
+    from ..documents import to_builtins
     from ..runtime.build import build_engine
-    from ..runtime.machine.backends import lacking
 
     built = build_engine(bundle, precision, backend, faces, output.track, settings)
-    for note in built.notes:
-        output.note(note)
     lines = [
         f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)},"
-        f" layers with weights: {built.told or 'not told'}"
+        f" layers with weights: {built.describe_layers() or 'not reported'}"
     ]
-    if not lacking(built.backend):
+    if not built.compile_only:
         lines.append(f"next: fr-edge verify {bundle} --engine {precision}")
-    output.result(vars(built), "\n".join(lines))
+    output.result(to_builtins(built), "\n".join(lines))
 
 
 def _fastest(

@@ -216,7 +216,7 @@ def _calibrate(student: Path, plan: Plan, output: Output) -> Found:
 
 def _engine(student: Path, precision: str, output: Output) -> Found:
     built = build_engine(student, precision, "onnxruntime", track=output.track)
-    return built.engine, f"{built.told} layers", {}
+    return built.engine, f"{built.describe_layers()} layers", {}
 
 
 def _verify(student: Path, engine: str, judged: Pairs, home: Path, output: Output) -> Found:

@@ -6,7 +6,7 @@ dominate; the paper's MobileFaceNet has 221.2 M.
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -250,24 +250,8 @@ def _total_macs(layers: Collection[ComputeLayer]) -> int:
     return sum(layer.macs for layer in layers)
 
 
-# What a backend made of a model: the values that `build` puts into the bundle and hands on.
-
 WEIGHTED_OPERATORS = ("Conv", "Gemm", "MatMul")
 """The operators with weights, in which nearly all time is spent."""
-
-
-@dataclass(frozen=True)
-class BackendBuild:
-    """`layers` counts the operators with weights by precision, as `Built` says.
-
-    `facts` go into the engine's fingerprint as they are, `notes` to the person.
-    """
-
-    layers: Mapping[str, int]
-    integer_kernels: int
-    facts: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-    timing_cache: bytes = field(default=b"", repr=False)
 
 
 def layer_precisions(model: onnx.ModelProto) -> dict[str, int]:

@@ -1,8 +1,13 @@
-"""What an engine remembers: the machine it was built on and the model it was built from."""
+"""An engine's fingerprint: the machine it was built on, the model it was built from, its bytes.
+
+The fingerprint lies beside the engine as `ENGINE.json`. It is compared with this machine and with
+the bundle before an engine is opened.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +17,52 @@ from .machine.backends import COMPILE_ONLY, MODULES
 from .machine.device import describe_device, find_gpus
 
 SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+PRECISIONS = tuple(SOURCES)
+
+
+@dataclass(frozen=True)
+class BackendBuild:
+    """What a backend built.
+
+    Attributes:
+        layers: Precision -> operators with weights that compute in it: as built for TensorRT, as in
+            the model for the CPU.
+        integer_kernels: Layers that run on integer arithmetic.
+        facts: What goes into the engine's fingerprint as it is.
+        timing_cache: TensorRT's kernel timings, for the next build.
+    """
+
+    layers: Mapping[str, int]
+    integer_kernels: int
+    facts: Mapping[str, Any]
+    timing_cache: bytes = field(default=b"", repr=False)
+
+
+def engine_name(backend: str, precision: str) -> str:
+    """The engine's path within a bundle.
+
+    Args:
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        precision: "fp32", "fp16" or "int8".
+    """
+    return f"engines/{backend}-{precision}.{'onnx' if backend == 'onnxruntime' else 'plan'}"
 
 
 def machine_fingerprint(backend: str) -> dict[str, Any]:
-    """What must be equal for an engine of this backend to be used here."""
+    """What must be equal for an engine to be used on this machine.
+
+    Args:
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+
+    Returns:
+        Key of the fingerprint -> this machine's value.
+    """
     device = describe_device()
     module = MODULES[backend]
     facts = {"backend": backend, module: device.packages.get(backend, ""), "arch": device.arch}
     if backend == "onnxruntime":
         return {**facts, "cpu": device.cpu}
-    if backend in COMPILE_ONLY:  # made for a list of compute capabilities, not for this machine
+    if backend in COMPILE_ONLY:  # built for a list of compute capabilities, not for this machine
         return facts
     gpu = next(iter(find_gpus().gpus), None)
     return {
@@ -31,52 +72,76 @@ def machine_fingerprint(backend: str) -> dict[str, Any]:
     }
 
 
-def differences(found: Mapping[str, Any]) -> Iterator[str]:
-    """In which respects an engine's fingerprint is not this machine's: "was built for ..."."""
-    backend = found["backend"]
-    free = {MODULES[backend]} if found.get("version_compatible") else set()
-    free |= {"gpu", "compute_capability"} if found.get("hardware_compatible") else set()
+def differences(facts: Mapping[str, Any]) -> Iterator[str]:
+    """In which respects an engine was not built for this machine.
+
+    Args:
+        facts: The engine's fingerprint.
+
+    Returns:
+        "was built for ..." for each.
+    """
+    backend = facts["backend"]
+    free = {MODULES[backend]} if facts.get("version_compatible") else set()
+    free |= {"gpu", "compute_capability"} if facts.get("hardware_compatible") else set()
     for key, here in machine_fingerprint(backend).items():
-        if key not in free and found.get(key) != here:
-            yield f"was built for {key} {found.get(key)!r}, this machine has {here!r}"
+        if key not in free and facts.get(key) != here:
+            yield f"was built for {key} {facts.get(key)!r}, this machine has {here!r}"
 
 
 def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The fingerprint of the engine `name`; raises BundleError when it is missing or damaged."""
+    """Read an engine's fingerprint.
+
+    Args:
+        bundle: An open bundle.
+        name: The engine's path within it.
+
+    Raises:
+        BundleError: The fingerprint is missing or damaged.
+    """
     path = bundle.file(f"{name}.json")
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = found["backend"] in MODULES and found["precision"] in SOURCES
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = facts["backend"] in MODULES and facts["precision"] in SOURCES
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
     if not known:
         raise BundleError(
-            f"{path} names {found['backend']!r} and {found['precision']!r}, which are unknown here",
+            f"{path} names {facts['backend']!r} and {facts['precision']!r}, which are unknown here",
             "build the engine again",
         )
-    return found
+    return facts
 
 
 def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The fingerprint of the engine `name`, if it may be used here.
+    """Read an engine's fingerprint and check that the engine may be used here.
 
-    Raises MachineError when it was built on something else, BundleError when its model changed
-    since or the fingerprint is damaged.
+    Args:
+        bundle: An open bundle.
+        name: The engine's path within it.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        MachineError: The engine was built on another machine or library version.
+        BundleError: The fingerprint is damaged, or the model or the engine is not the one that it
+            describes.
     """
-    found = read_fingerprint(bundle, name)
-    backend, precision = found["backend"], found["precision"]
+    facts = read_fingerprint(bundle, name)
+    backend, precision = facts["backend"], facts["precision"]
     again = f"run `fr-edge build-engine BUNDLE --{precision} --backend {backend}`"
-    for difference in differences(found):
+    for difference in differences(facts):
         raise MachineError(f"{name} {difference}", f"{again} here")
     source = SOURCES[precision]
-    if source not in bundle or found.get("source_sha256") != bundle.files[source].sha256:
+    if source not in bundle or facts.get("source_sha256") != bundle.files[source].sha256:
         raise BundleError(f"{name} was built from another {source}", f"{again} again")
-    if found.get("sha256") != bundle.files[name].sha256:
+    if facts.get("sha256") != bundle.files[name].sha256:
         raise BundleError(
             f"{name} is not the engine that its fingerprint describes: the sha256 differ",
             f"{again} again",
         )
-    return found
+    return facts
 
 
 def read_expected(path: Path, sha256: str = "") -> tuple[bytes, str]:

@@ -21,12 +21,12 @@ from ..errors import ModelError
 from ..faces.contract import InputSpec
 from ..graph.cpu_int8 import cpu_model, integer_layers
 from ..graph.layers import GROUPED, Int8Choice
-from ..runtime import onnxruntime_session as cpu
-from .build import compile_model
-from .cpu_kernel_selection import TimedCall, interleaved_min_times
+from .cpu_kernel_selection import TimedCall, cpu_runner, interleaved_min_times
 from .machine.backends import lacking, pick_backend
 from .machine.device import describe_device
+from .onnxruntime_session import ONNXRUNTIME
 from .tensorrt_session import GpuSession
+from .trt.bundle_plan import compile_variant
 from .trt.config import EngineOptions
 
 _SECONDS = 1.0
@@ -69,7 +69,7 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
             return sqrt(2) * max(abs(1.0 - ratio(base())) for _ in range(_TWINS))
 
         device = describe_device()
-        name = device.jetson or (device.cpu if chosen == cpu.ONNXRUNTIME else ", ".join(device.gpu))
+        name = device.jetson or (device.cpu if chosen == ONNXRUNTIME else ", ".join(device.gpu))
         return LatencyModel(f"engines of {chosen} on {name}, measured", cost, noise)
 
     return measured
@@ -85,10 +85,10 @@ def builder(bundle: Bundle, backend: str) -> Callable[[onnx.ModelProto], bytes]:
 
     def build(model: onnx.ModelProto) -> bytes:
         nonlocal known
-        if backend == cpu.ONNXRUNTIME:
+        if backend == ONNXRUNTIME:
             flavour = cpu_model(model, tuple(integer_layers(model)))
             return bytes(flavour.SerializeToString())
-        compiled = compile_model(bundle, model, backend, EngineOptions(), known)
+        compiled = compile_variant(bundle, model, backend, EngineOptions(), known)
         known = compiled.timing_cache
         return compiled.plan
 
@@ -97,8 +97,8 @@ def builder(bundle: Bundle, backend: str) -> Callable[[onnx.ModelProto], bytes]:
 
 @contextmanager
 def opened(engine: bytes, spec: InputSpec, backend: str) -> Iterator[TimedCall]:
-    if backend == cpu.ONNXRUNTIME:
-        yield cpu.runner(engine)
+    if backend == ONNXRUNTIME:
+        yield cpu_runner(engine)
         return
     with TemporaryDirectory() as folder:
         plan = Path(folder) / "choice.plan"

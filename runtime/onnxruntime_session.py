@@ -1,13 +1,6 @@
-"""The `onnxruntime` backend: sessions and engines on the CPU.
-
-It runs the same network as TensorRT does, with onnxruntime's arithmetic. `cpu_graph` says what is
-written differently so that it is fast; which operators then ran is part of the engine's
-fingerprint.
-"""
+"""The `onnxruntime` backend's session: an engine or an ONNX graph on the CPU."""
 
 import platform
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arrays import F32, U8
-from ..errors import BundleError, MachineError, ModelError, UsageError
+from ..errors import BundleError, UsageError
 from ..faces.contract import InputSpec, preprocess
 from ..graph.cpu_int8 import cpu_model
 from ..graph.layers import layer_precisions
 from ..graph.load import check_finite
 from ..graph.uint8_input import UINT8_SHAPE
-from .cpu_kernel_selection import KernelSelection, TimedCall, select_kernels
+from ..inference import make_session
 from .fingerprint import read_expected
 from .machine.device import cores
 from .profile import LayerTime, node_times
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
 
 ONNXRUNTIME = "onnxruntime"
 
-_MAX_BATCH = 4  # faces per run: more activations do not fit the cache (docs/results/engines.md)
+MAX_BATCH = 4  # faces per run: more activations do not fit the cache (docs/results/engines.md)
 
 
 class CpuSession:
@@ -87,11 +80,11 @@ class CpuSession:
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
         check_images(images)
-        if 0 < len(images) <= _MAX_BATCH:
+        if 0 < len(images) <= MAX_BATCH:
             return self.embed_tensor(preprocess(images, self._spec))
         parts = [
-            self.embed_tensor(preprocess(images[start : start + _MAX_BATCH], self._spec))
-            for start in range(0, max(1, len(images)), _MAX_BATCH)
+            self.embed_tensor(preprocess(images[start : start + MAX_BATCH], self._spec))
+            for start in range(0, max(1, len(images)), MAX_BATCH)
         ]
         return np.concatenate(parts)
 
@@ -100,12 +93,12 @@ class CpuSession:
         if self._session is None:
             raise UsageError("the session is closed", "open a new one")
         check_inputs(inputs, self._shape)
-        if 0 < len(inputs) <= _MAX_BATCH:
+        if 0 < len(inputs) <= MAX_BATCH:
             out: F32 = self._session.run(None, {self._input: inputs})[0]
             return out
         parts = [
-            self._session.run(None, {self._input: inputs[start : start + _MAX_BATCH]})[0]
-            for start in range(0, len(inputs), _MAX_BATCH)
+            self._session.run(None, {self._input: inputs[start : start + MAX_BATCH]})[0]
+            for start in range(0, len(inputs), MAX_BATCH)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
@@ -115,7 +108,7 @@ class CpuSession:
     def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
         """onnxruntime's own profile, of a session of its own; see `Session.layer_times`."""
         check_images(images)
-        inputs = preprocess(images[:_MAX_BATCH], self._spec)
+        inputs = preprocess(images[:MAX_BATCH], self._spec)
         data, _ = read_expected(self._path, self.sha256)
         with TemporaryDirectory() as folder:
             session = self._load(self._model(data), Path(folder) / "profile")
@@ -142,14 +135,10 @@ class CpuSession:
         return optimised
 
     def _load(self, model: bytes, profile: Path | None = None) -> Any:
-        options = _options(self._threads)
-        if profile:
-            options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        if self.artifact == "engine":
-            import onnxruntime as ort
-
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return _load(model, options, self._path.name)
+        optimize = self.artifact != "engine"
+        return make_cpu_session(
+            model, str(self._path), self._threads, optimize=optimize, profile=profile
+        )
 
 
 def check_images(images: U8) -> None:
@@ -187,48 +176,6 @@ def check_inputs(inputs: F32, shape: tuple[int, ...]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Executed:
-    """What an engine runs: how often each operator, and the INT8 layers in integer kernels by name
-    of their output; `raced` is all that was tried to find those, the best first."""
-
-    operators: dict[str, int]
-    integer: tuple[str, ...]
-    raced: tuple[KernelSelection, ...]
-
-
-def build(source: Path, target: Path) -> Executed:
-    """Optimise `source` for this CPU and keep the result; of an INT8 model what runs fastest here.
-
-    Raises ModelError when onnxruntime refuses it, MachineError when the engine cannot be written.
-    """
-    import onnx
-
-    model = _parsed(source.read_bytes(), source)
-    quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    raced = select_kernels(model, runner, (1, _MAX_BATCH)) if quantised else []
-    integer = raced[0].layers if quantised else None
-    options = _options()
-    options.optimized_model_filepath = str(target)
-    try:
-        _load(cpu_model(model, integer).SerializeToString(), options, source.name)
-    except ModelError as error:
-        if "serializ" not in error.message:
-            raise
-        raise MachineError(
-            f"onnxruntime cannot write the engine to {target.parent}", "is the disk full?"
-        ) from error
-    operators = dict(Counter(node.op_type for node in onnx.load(target).graph.node))
-    return Executed(operators, integer or (), tuple(raced))
-
-
-def runner(model: bytes) -> TimedCall:
-    """What runs an ONNX model as it is written."""
-    session = _load(model, _options(), "a flavour of the model")
-    face = session.get_inputs()[0].name
-    return lambda faces: session.run(None, {face: faces})
-
-
 def _parsed(data: bytes, path: Path) -> "ModelProto":
     import onnx
     from google.protobuf.message import DecodeError
@@ -241,15 +188,40 @@ def _parsed(data: bytes, path: Path) -> "ModelProto":
     return model
 
 
-def _options(threads: int | None = None) -> Any:
-    import onnxruntime as ort
+def make_cpu_session(
+    model: bytes,
+    name: str,
+    threads: int | None = None,
+    *,
+    optimize: bool = True,
+    save_optimized: Path | None = None,
+    profile: Path | None = None,
+) -> Any:
+    """Make an onnxruntime session as the runtime uses them: this process's cores, exact INT8.
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised; stderr belongs to the command line
-    options.intra_op_num_threads = threads or cores()
-    if _overflows():
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
+    Args:
+        model: The serialized model.
+        name: What error messages call it.
+        threads: None for one per core that this process may use.
+        optimize: Whether onnxruntime rewrites the graph.
+        save_optimized: Where to write the optimised graph, if anywhere.
+        profile: Prefix of the trace file to write while running, if any.
+
+    Returns:
+        The `onnxruntime.InferenceSession`.
+
+    Raises:
+        ModelError: onnxruntime does not load the model.
+    """
+    return make_session(
+        model,
+        name=name,
+        threads=threads or cores(),
+        optimize=optimize,
+        save_optimized=save_optimized,
+        profile=profile,
+        config={"session.x64quantprecision": "1"} if _overflows() else {},
+    )
 
 
 def _overflows() -> bool:
@@ -264,12 +236,3 @@ def _overflows() -> bool:
     except OSError:
         return True
     return not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
-
-
-def _load(model: bytes, options: Any, name: str) -> Any:
-    import onnxruntime as ort
-
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors share no base of their own
-        raise ModelError(f"onnxruntime cannot load {name}: {error}") from error

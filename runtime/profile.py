@@ -1,4 +1,4 @@
-"""Where a run's time goes, as a backend tells it."""
+"""Where a run's time goes, as a backend reports it."""
 
 import json
 from bisect import bisect_right
@@ -11,10 +11,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DeviceTimes:
-    """One run on a GPU in milliseconds, named and bounded as trtexec's summary does.
+    """One run on a GPU in milliseconds, in trtexec's terms.
 
-    Its latency is `h2d_ms + compute_ms + d2h_ms`, stamped by the GPU; `enqueue_ms` is the host's
-    time to queue a run and runs beside them. `graph` is whether a CUDA graph was replayed.
+    Its latency is `h2d_ms + compute_ms + d2h_ms`, measured by events on the GPU.
+
+    Attributes:
+        enqueue_ms: The host's time to queue a run, beside the others.
+        h2d_ms: Copy to the device.
+        compute_ms: Computation.
+        d2h_ms: Copy from the device.
+        graph: Whether a CUDA graph was replayed.
     """
 
     enqueue_ms: float
@@ -26,7 +32,13 @@ class DeviceTimes:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """`ms` is per run; `kind` is the operator, "" where the backend has only names."""
+    """One layer of a profile.
+
+    Attributes:
+        name: The layer's name.
+        kind: The operator, "" where the backend has only names.
+        ms: Milliseconds per run.
+    """
 
     name: str
     kind: str
@@ -34,9 +46,14 @@ class LayerTime:
 
 
 def node_times(profile: Path) -> tuple[LayerTime, ...]:
-    """An onnxruntime profile, its first run left out, as layers, the slowest first.
+    """Read an onnxruntime profile; its first run is left out.
 
-    Medians over the runs: a layer that was interrupted once is no slow layer.
+    Args:
+        profile: The JSON file.
+
+    Returns:
+        The nodes, the slowest first, with medians over the runs: a node that was interrupted once
+        is not slow.
     """
     events: list[Mapping[str, Any]] = json.loads(profile.read_text(encoding="utf-8"))
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[1:]

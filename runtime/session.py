@@ -11,8 +11,7 @@ from ..bundle.manifest import Bundle
 from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
 from ..progress import Track, silent
-from .build import PRECISIONS, engine_name
-from .fingerprint import SOURCES, check_fingerprint
+from .fingerprint import PRECISIONS, SOURCES, check_fingerprint, engine_name
 from .machine.backends import pick_backend
 from .onnxruntime_session import ONNXRUNTIME, CpuSession
 from .profile import DeviceTimes, LayerTime

@@ -18,7 +18,8 @@ from ...errors import FrEdgeError, GateFailed, MachineError
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...progress import Track, silent
-from ..build import PRECISIONS, build_engine, engine_name
+from ..build import build_engine
+from ..fingerprint import PRECISIONS, engine_name
 from ..machine.backends import pick_backend
 from ..session import Session, open_session
 from ..trt.config import EngineOptions
@@ -37,7 +38,6 @@ class PrecisionCandidate:
     problem: str
     min_cosine: float | None = None
     p50_ms: float | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PrecisionChoice:
     candidates: tuple[PrecisionCandidate, ...]
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{**vars(c), "notes": list(c.notes)} for c in self.candidates]
+        rows = [vars(c) for c in self.candidates]
         return {**vars(self), "engine": engine_name(self.backend, self.chosen), "candidates": rows}
 
 
@@ -90,7 +90,7 @@ def select_precision(
     medians = _race(sessions, inputs, duration_s)
     winner = min(medians, key=lambda name: medians[name])
     candidates = tuple(
-        PrecisionCandidate(c.precision, c.problem, c.min_cosine, medians.get(name), c.notes)
+        PrecisionCandidate(c.precision, c.problem, c.min_cosine, medians.get(name))
         for name, c in found.items()
     )
     result = PrecisionChoice(chosen_backend, batch, winner, candidates)
@@ -113,7 +113,7 @@ def _prove(
     options: EngineOptions | None,
 ) -> PrecisionCandidate:
     try:
-        built = build_engine(root, precision, backend, faces, options=options)
+        build_engine(root, precision, backend, faces, options=options)
         verified = verify(root, precision, backend=backend, faces=faces, pairs=pairs)
     except MachineError:
         raise  # the next precision would meet it too
@@ -121,7 +121,7 @@ def _prove(
         return PrecisionCandidate(precision, error.message)
     failed = [f"{g.name} {g.value}, limit {g.limit}" for g in verified.gates if not g.passed]
     drift = verified.drift
-    return PrecisionCandidate(precision, "; ".join(failed), drift.min, None, tuple(built.notes))
+    return PrecisionCandidate(precision, "; ".join(failed), drift.min)
 
 
 def _race(

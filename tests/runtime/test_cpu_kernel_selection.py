@@ -51,11 +51,12 @@ def test_a_network_without_a_choice_is_not_run(tiny):
     assert [one.layers for one in select_kernels(tiny(), load, (1, 4))] == [()]
 
 
-def test_the_build_says_what_it_chose(bundle):
+def test_the_build_says_what_it_chose(bundle, caplog):
+    caplog.set_level("INFO")
     built = build_engine(bundle, "int8", "onnxruntime")
     assert built.layers == {"int8": 4, "fp16": 0, "fp32": 3}
-    assert built.told == f"4 INT8 ({built.integer_kernels} in integer kernels), 3 FP32"
-    text = " ".join(built.notes)
+    assert built.describe_layers() == f"4 INT8 ({built.integer_kernels} in integer kernels), 3 FP32"
+    text = caplog.text
     if built.integer_kernels:
         assert f"{built.integer_kernels} of 4 INT8 layers run on integer kernels" in text
     else:

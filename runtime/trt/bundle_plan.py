@@ -1,0 +1,168 @@
+"""A bundle's network through TensorRT's builder: the right ONNX flavour in, a plan and its facts out.
+
+`tensorrt-rtx` goes the same way without a GPU; its plans are compiled, not executed.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from ...bundle.manifest import Bundle
+from ...errors import GateFailed
+from ...graph.fp16 import int8_fp16_model, wide_nodes
+from ...graph.layers import WEIGHTED_OPERATORS
+from ...graph.load import check_finite, read_onnx
+from ...graph.prelu import fusible
+from ...graph.uint8_input import UINT8_SHAPE, with_uint8_input
+from ..fingerprint import SOURCES, BackendBuild
+from ..machine.backends import COMPILE_ONLY, MODULES
+from ..machine.device import find_gpus
+from .builder import Compiled, compile_plan, load_library
+from .calibrator import cached_calibrator
+from .config import EngineOptions, strongly_typed
+from .layers import count_precisions, node_precisions, reformats
+
+logger = logging.getLogger(__name__)
+
+
+def build_plan(
+    bundle: Bundle, precision: str, backend: str, options: EngineOptions, timing_cache: bytes
+) -> tuple[bytes, BackendBuild]:
+    """Build the plan of a bundle's network.
+
+    Args:
+        bundle: An open bundle.
+        precision: "fp32", "fp16" or "int8".
+        backend: "tensorrt" or "tensorrt-rtx".
+        options: How to build it.
+        timing_cache: An earlier build's, b"" to begin one.
+
+    Returns:
+        The serialized plan, and what is in it.
+
+    Raises:
+        ModelError: TensorRT refuses the network.
+        GateFailed: An INT8 engine computes no convolution in INT8.
+        MachineError: The library or the GPU does not suffice.
+    """
+    trt = load_library(backend)
+    calibrator = cached_calibrator(trt, bundle, precision) if options.implicit else None
+    strong = strongly_typed(trt, options)
+    model = _flavour(bundle, precision, strong, options.implicit)
+    if options.uint8_input:
+        model = with_uint8_input(model, bundle.spec)
+    cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
+    shape = UINT8_SHAPE if options.uint8_input else bundle.spec.shape
+    data = _serialized(model, options.implicit)
+    compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
+    precisions = node_precisions(model, compiled.layers)
+    if precision == "int8":
+        _require_int8(model, precisions)
+    layers = count_precisions(precisions.values())
+    facts = {
+        MODULES[backend]: str(trt.__version__),
+        "driver": find_gpus().driver,
+        "compile_only": backend in COMPILE_ONLY,
+        "compute": list(options.compute),
+        "batch": list(options.batch),
+        "uint8_input": options.uint8_input,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "typing": "strong" if strong else "flags",
+        "implicit": options.implicit,
+        "reformats": reformats(compiled.layers),
+        "precisions": precisions,
+        "engine_layers": [asdict(layer) for layer in compiled.layers],
+    }
+    _log_layers(model, compiled, layers, facts["reformats"])
+    if backend in COMPILE_ONLY:
+        logger.info(
+            "compiled ahead of time and not executed: NVIDIA's parser and compiler accept the"
+            " network in these precisions; speed and accuracy are not known"
+        )
+    return compiled.plan, BackendBuild(layers, layers["int8"], facts, compiled.timing_cache)
+
+
+def compile_variant(
+    bundle: Bundle, model: ModelProto, backend: str, options: EngineOptions, timing_cache: bytes
+) -> Compiled:
+    """Compile a variant of a bundle's network.
+
+    Args:
+        bundle: An open bundle.
+        model: The variant, float32 or with Q and DQ.
+        backend: "tensorrt" or "tensorrt-rtx".
+        options: How to build it.
+        timing_cache: An earlier build's, b"" to begin one.
+
+    Raises:
+        ModelError: TensorRT refuses the network.
+        MachineError: The library or the GPU does not suffice.
+    """
+    trt = load_library(backend)
+    typed = _with_fp16(bundle, model) if strongly_typed(trt, options) else model
+    quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    precision = "int8" if quantised else "fp16"
+    cache = None if backend in COMPILE_ONLY else timing_cache
+    data = _serialized(typed, implicit=False)
+    return compile_plan(trt, data, bundle.spec.shape, precision, options, cache)
+
+
+def _flavour(bundle: Bundle, precision: str, strong: bool, implicit: bool) -> ModelProto:
+    """The ONNX file for this way of typing: as written, or float32 that flags may lower."""
+    plain = implicit or (precision == "fp16" and not strong)
+    model = read_onnx(bundle.file(SOURCES["fp32" if plain else precision]))
+    check_finite(model)
+    return _with_fp16(bundle, model) if precision == "int8" and strong else model
+
+
+def _with_fp16(bundle: Bundle, model: ModelProto) -> ModelProto:
+    """FP16 around the INT8 of a float32 model, where the network's numbers fit."""
+    if SOURCES["fp16"] not in bundle:
+        logger.info("the network has no FP16 flavour, so what is not INT8 stays FP32")
+        return model
+    wide = wide_nodes(onnx.load(bundle.file(SOURCES["fp16"])))
+    wide &= {node.name for node in model.graph.node}
+    if wide:
+        logger.info("%d nodes stay FP32: their numbers do not fit FP16", len(wide))
+    return int8_fp16_model(model, wide)
+
+
+def _serialized(model: ModelProto, implicit: bool) -> bytes:
+    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003). Implicitly
+    # quantised, each step of it would need a range of its own.
+    data: bytes = (model if implicit else fusible(model)).SerializeToString()
+    return data
+
+
+def _require_int8(model: ModelProto, precisions: Mapping[str, str]) -> None:
+    kind = "Conv" if any(node.op_type == "Conv" for node in model.graph.node) else "Gemm"
+    names = [node.name for node in model.graph.node if node.op_type == kind]
+    if not any(precisions.get(name) == "int8" for name in names):
+        raise GateFailed(
+            f"none of the engine's {len(names)} {kind} layers computes in INT8"
+            + ("" if precisions else ": TensorRT did not report its layers"),
+            "calibrate again and look at what it keeps in float: `fr-edge inspect BUNDLE`",
+        )
+
+
+def _log_layers(
+    model: ModelProto, compiled: Compiled, layers: Mapping[str, int], reformat_count: Any
+) -> None:
+    if not compiled.layers:
+        logger.warning("TensorRT did not report its layers: their precisions are not known")
+        return
+    total = sum(node.op_type in WEIGHTED_OPERATORS for node in model.graph.node)
+    counts = ", ".join(f"{n} {name.upper()}" for name, n in layers.items() if n)
+    merged = total - sum(layers.values())
+    logger.info(
+        "of %d layers with weights, in the engine: %s%s; %d reformats",
+        total,
+        counts,
+        f", {merged} merged into others" if merged > 0 else "",
+        reformat_count,
+    )
