@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from int8_loss import FAR, PLAIN, harden
+from int8_loss import FAR, harden
 
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.calibrate import RANGES_ONLY, calibrate
 from fr_edge.calibration.latency_model import counted_latency
 from fr_edge.calibration.mixed_precision import Budget
+from fr_edge.documents import to_builtins
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.runtime.cpu_kernel_selection import (
     TimedCall,
@@ -45,20 +46,19 @@ def search(bundle: Path, faces: Faces, limit: int, budget: Budget | None, how: s
         latency_here(open_bundle(bundle), ONNXRUNTIME) if how == "measured" else counted_latency
     )
     start = time.perf_counter()
-    done = calibrate(bundle, faces, "minmax", limit, steps=PLAIN, budget=budget, latency=latency)
-    report = json.loads(done.file("reports/calibration.json").read_text(encoding="utf-8"))
-    taken = report["trials"][-1]
-    # Without a budget few are judged: no pair may be as rare as FAR.
-    rate: dict[str, Any] = next((rate for rate in taken["rates"] if rate["far"] == FAR), {})
+    trials = calibrate(
+        bundle, faces, "minmax", limit, steps=RANGES_ONLY, budget=budget, latency=latency
+    ).report.trials
+    taken = trials[-1]
     return {
         "seconds": time.perf_counter() - start,
-        "trials": len(report["trials"]),
-        "left_out": len(taken["float_layers"]),
-        "float_layers": taken["float_layers"],
-        "int8_mac_share": taken["int8_mac_share"],
-        "searched_cost": taken["cost"],
-        "cosine": taken["cosine"],
-        "rate": rate,
+        "trials": len(trials),
+        "left_out": len(taken.float_layers),
+        "float_layers": taken.float_layers,
+        "int8_mac_share": taken.int8_mac_share,
+        "searched_cost": taken.cost,
+        "cosine": to_builtins(taken.loss.cosine),
+        "rate": to_builtins(taken.loss.at(FAR)),  # None without a budget: few faces are judged
     }
 
 

@@ -34,7 +34,7 @@ import onnx
 from onnx import numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.collect import collect, embed_model
+from fr_edge.calibration.collect import collect_histograms, embed_model
 from fr_edge.calibration.subset import select_subset
 from fr_edge.calibration.trt_cache import activation_tensors, plain_ranges
 from fr_edge.faces.contract import preprocess
@@ -45,14 +45,16 @@ OURS = """
 import onnx
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.calibration.calibrate import fit_table
-from fr_edge.calibration.collect import collect
+from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.faces.sources import open_faces
 from fr_edge.graph.layers import choose_int8_layers
 spec, model = open_bundle(bundle).spec, onnx.load(bundle + "/model.onnx")
 choice = choose_int8_layers(model)
-seen = collect(model, choice.tensors, spec, open_faces(faces), picks)
-table = fit_table(model, choice, seen, faces=len(picks), identities=0, model_sha256="")
+source = open_faces(faces)
+images = (source.read(index) for index in picks)
+histograms = collect_histograms(model, choice.tensors, spec, images)
+table = fit_table(model, choice, histograms, faces=len(picks), identities=0, model_sha256="")
 onnx.save(quantize_onnx(model, table, choice), out)
 """
 CALIBRATE = """
@@ -133,21 +135,22 @@ def run(args: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
     chosen = select_subset(faces, count, args.judged)
     pixels = folder / "pixels.npy"
     if "modelopt" in args.sides:
-        np.save(pixels, preprocess(next(faces.batches(count, chosen.calibrate)), bundle.spec))
+        np.save(pixels, preprocess(next(faces.batches(count, chosen.calibration)), bundle.spec))
     model = onnx.load(bundle.file("model.onnx"))
-    seen = collect(model, activation_tensors(model), bundle.spec, faces, chosen.calibrate)
-    own = plain_ranges(seen, {"max": "minmax"}.get(args.method, args.method))
-    plain = embed_model(model, bundle.spec, faces, chosen.judge) if chosen.judge else None
-    found: dict[str, Any] = {"faces": len(chosen.calibrate), "judged": len(chosen.judge)}
+    images = (faces.read(index) for index in chosen.calibration)
+    histograms = collect_histograms(model, activation_tensors(model), bundle.spec, images)
+    own = plain_ranges(histograms, {"max": "minmax"}.get(args.method, args.method))
+    plain = embed_model(model, bundle.spec, faces, chosen.held_out) if chosen.held_out else None
+    found: dict[str, Any] = {"faces": len(chosen.calibration), "judged": len(chosen.held_out)}
     for side in args.sides:
         copy, out = folder / side, folder / f"{side}.onnx"
         shutil.copytree(args.bundle, copy)
         python = args.modelopt_python if side == "modelopt" else sys.executable
-        given = [str(copy), args.faces, chosen.calibrate, str(pixels), str(out), args.method]
+        given = [str(copy), args.faces, chosen.calibration, str(pixels), str(out), args.method]
         found[side] = measure(python, SIDES[side], given)
         if found[side] and plain is not None:
-            int8 = embed_model(onnx.load(out), bundle.spec, faces, chosen.judge)
-            loss = compare_embeddings(plain, int8, faces.labels[list(chosen.judge)])
+            int8 = embed_model(onnx.load(out), bundle.spec, faces, chosen.held_out)
+            loss = compare_embeddings(plain, int8, faces.labels[list(chosen.held_out)])
             rates = {f"{rate.far:g}": round(rate.drop, 4) for rate in loss.rates}
             found[side] |= {"cosine": asdict(loss.cosine), "tar_loss": rates}
         if found[side] and side in ("onnxruntime", "modelopt"):

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import onnxruntime
 from distill_real import prepare
 
-from fr_edge.calibration.calibrate import Steps, calibrate
+from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, calibrate
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.teacher import open_teacher
 from fr_edge.distill.train import distill
@@ -40,9 +40,9 @@ U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 FAR = 1e-3
 SIDES = {
-    "ranges only": Steps(False, False, False, False),
-    "calibrated": Steps(),
-    "trained": Steps(),
+    "ranges only": RANGES_ONLY,
+    "calibrated": ALL_STEPS,
+    "trained": ALL_STEPS,
 }
 
 

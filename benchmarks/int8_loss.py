@@ -26,9 +26,10 @@ import numpy as np
 import onnx
 
 from fr_edge.bundle.bundle import open_bundle, transaction
-from fr_edge.calibration.calibrate import Steps, calibrate
+from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, calibrate
 from fr_edge.calibration.equalization import equalize, scale_groups
 from fr_edge.calibration.mixed_precision import Budget
+from fr_edge.documents import to_builtins
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.layers import choose_int8_layers, compute_layers
@@ -37,7 +38,6 @@ from fr_edge.runtime.layer_latency import latency_here
 from fr_edge.runtime.session import open_session
 
 FAR = 1e-4
-PLAIN = Steps(False, False, False, False)
 
 
 def embed(bundle: Path, engine: str, faces: Faces) -> Any:
@@ -113,9 +113,9 @@ def main() -> None:
             copy = Path(folder) / bundle.name
             shutil.copytree(bundle, copy)
             found: dict[str, Any] = {"bundle": bundle.name, "faces": len(judging)}
-            method, steps = "auto", Steps()
+            method, steps = "auto", ALL_STEPS
             if asked.hard:
-                method, steps = "minmax", PLAIN
+                method, steps = "minmax", RANGES_ONLY
                 found["hard_tensor"] = harden(copy)
             exact = embed(copy, "fp32", judging)
             if asked.hard:
@@ -127,7 +127,7 @@ def main() -> None:
                 copy, others, method, asked.limit, steps=steps, budget=budget, latency=latency
             )
             found["cpu_time"] = cpu_time(copy)
-            found["summary"] = done.history[-1]["summary"]
+            found["summary"] = to_builtins(done.report)
             loss = compare_embeddings(exact, embed(copy, "int8", judging), judging.labels)
             print(json.dumps(found | rows(loss)), flush=True)
 

@@ -1,7 +1,8 @@
 """Bias correction: rounding weights shifts a layer's mean output, and its bias takes that back.
 
 The shift of output o is the sum over the inputs of (w - rounded w) * mean(x), known from the
-histograms. (M. Nagel et al., 2019, as in equalise.py.)
+histograms. (M. Nagel et al., Data-free quantization through weight equalization and bias
+correction, 2019.)
 """
 
 from collections.abc import Mapping
@@ -16,10 +17,16 @@ from ..graph.layers import Int8Choice
 
 
 def correct_biases(model: onnx.ModelProto, choice: Int8Choice, means: Mapping[str, F64]) -> None:
-    """Add the shift to the biases of the INT8 layers, in place; `means[t]` is `(C,)` of tensor t.
+    """Correct the biases of the INT8 layers, in place.
 
-    MatMul, which has no bias, stays as it is. At the image's border, where padding adds zeros, the
-    correction is a little too large.
+    MatMul has no bias and stays as it is. At the image's border, where padding adds zeros, the
+    correction is slightly too large.
+
+    Args:
+        model: A float model; changed by the call.
+        choice: Which of its layers become INT8.
+        means: Tensor -> `(C,) float64`, the mean of each channel; layers that read other tensors
+            stay as they are.
     """
     constants = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
@@ -29,10 +36,10 @@ def correct_biases(model: onnx.ModelProto, choice: Int8Choice, means: Mapping[st
         columns = layer_columns(node, weight)
         mean = means[node.input[0]]
         mean = np.repeat(mean, columns.shape[1] // len(mean))
-        # Output by output: in float64 all the weights of a large layer would take much memory.
-        steps = weight_scales(node, weight).astype(np.float64)
+        # Output by output: a large layer's weights in float64 would take much memory at once.
+        scales = weight_scales(node, weight).astype(np.float64)
         shift = [
-            (row - np.rint(row / step) * step).sum(axis=1) @ mean
-            for row, step in zip(columns, steps, strict=True)
+            (row - np.rint(row / scale) * scale).sum(axis=1) @ mean
+            for row, scale in zip(columns, scales, strict=True)
         ]
         add_to_bias(model.graph, node, np.array(shift))

@@ -1,7 +1,7 @@
-"""Statistics -> calibration table: centres, scales, ranges and means, in that order."""
+"""Calibration: faces -> statistics -> calibration table -> INT8 model, judged and in the bundle."""
 
-import json
-from collections import Counter
+import logging
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,30 +9,36 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto
 
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import Bundle
-from ..documents import to_builtins
+from ..documents import encode_json, to_builtins
 from ..errors import ModelError, UsageError
 from ..faces.quality import alignment_warning
 from ..faces.sources import Faces
 from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
 from ..graph.trained_ranges import read_trained_ranges
-from ..metrics.rates import unseparated_warning
+from ..metrics.rates import EmbeddingLoss, unseparated_warning
 from ..progress import Track, silent
-from .activation_shift import channel_centres, snap_to_grid
+from .activation_shift import channel_shifts, snap_to_grid
 from .clipping import METHODS
-from .collect import collect
+from .collect import collect_histograms
 from .covariance import CovarianceCollector
-from .equalization import channel_scales, readings, tensor_ranges
+from .equalization import channel_scales, quantized_inputs, tensor_ranges
 from .gptq import RoundedWeight, round_weights
-from .histogram import MOST_FACES, Histogram
+from .histogram import MAX_FACES, Histogram
 from .latency_model import LatencyOf, counted_latency
-from .mixed_precision import Assignment, Budget, Judge, search_assignment
+from .mixed_precision import Assignment, Budget, HeldOutJudge, SearchResult, search_assignment
 from .qdq import quantize_onnx
-from .subset import inspect_subset, select_subset
+from .subset import (
+    CalibrationSubset,
+    FaceStatistics,
+    is_blank,
+    select_subset,
+    subset_warnings,
+    usable_faces,
+)
 from .table import CalibrationTable, table_to_json
 from .trt_cache import (
     ALGORITHM,
@@ -43,121 +49,89 @@ from .trt_cache import (
     version_number,
 )
 
+logger = logging.getLogger(__name__)
+
+_HELD_OUT = 64  # faces of other people that the INT8 model is judged on
+_HELD_OUT_FOR_BUDGET = 2048  # the same with a budget, whose true accepts need many pairs
+_ALIGNMENT_FACES = 64  # calibration faces kept decoded, to look at their alignment afterwards
+_NOT_IN_HISTORY = ("budget", "time_source", "trials")  # fields of the report
+
 
 @dataclass(frozen=True)
-class Steps:
-    """What is done besides finding ranges; each can be left out to see what it brings."""
+class CalibrationSteps:
+    """Which methods are used besides ranges; each can be left out to measure what it contributes.
 
-    equalise: bool = True
-    centre: bool = True
-    correct_bias: bool = True
-    round_to_data: bool = True
+    Attributes:
+        equalization: Scale channels of neighbouring layers to a common range.
+        activation_shift: Subtract the midpoints of one-sided activations.
+        bias_correction: Correct biases for the mean error of rounded weights.
+        gptq: Round weights for their real inputs, not to nearest.
+    """
 
-
-def fit_table(
-    model: onnx.ModelProto,
-    choice: Int8Choice,
-    seen: Mapping[str, Histogram],
-    method: str = "auto",
-    steps: Steps = Steps(),  # noqa: B008 (frozen)
-    *,
-    faces: int,
-    identities: int,
-    model_sha256: str,
-) -> CalibrationTable:
-    """The table for a float model from the histograms of `choice.tensors`."""
-    centres = channel_centres(model, choice, seen) if steps.centre else {}
-    read = readings(model, choice, seen, centres)
-    scales = channel_scales(model, read) if steps.equalise else {}
-    ranges = tensor_ranges(read, scales, method)
-    centres = {
-        name: snap_to_grid(centre / scales.get(name, 1.0), ranges[name])
-        for name, centre in centres.items()
-    }
-    means = {
-        name: seen[name].mean / scales.get(name, 1.0) - centres.get(name, 0.0)
-        for name in choice.tensors
-    }
-    return CalibrationTable(
-        method,
-        faces,
-        identities,
-        model_sha256,
-        ranges,
-        scales,
-        centres,
-        means if steps.correct_bias else {},
-    )
+    equalization: bool = True
+    activation_shift: bool = True
+    bias_correction: bool = True
+    gptq: bool = True
 
 
-def trained_table(
-    choice: Int8Choice, ranges: Mapping[str, float], model_sha256: str
-) -> CalibrationTable:
-    """The table of a network that was trained on these ranges: they and nothing else, for its
-    weights have found their places. Raises ModelError when a tensor has none."""
-    if missing := [name for name in choice.tensors if name not in ranges]:
-        raise ModelError(f"the network was trained without a range for {missing[0]}", "train again")
-    kept = {name: ranges[name] for name in choice.tensors}
-    return CalibrationTable("trained", 0, 0, model_sha256, kept)
+ALL_STEPS = CalibrationSteps()
+RANGES_ONLY = CalibrationSteps(False, False, False, False)
 
 
-# What calibration leaves in the bundle, in one change.
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What calibration did and what INT8 loses: `reports/calibration.json`.
 
-_DETAILS = ("budget", "time", "trials")
-"""Of the report, not of the history's summary."""
+    Attributes:
+        method: How ranges were chosen.
+        faces: Number of faces that calibrated; 0 for a network with trained ranges.
+        identities: Number of people among them.
+        synthetic_faces: The faces are synthetic.
+        equalized_tensors: Number of tensors that equalization scales.
+        shifted_tensors: Number of tensors with an activation shift.
+        int8_layers: Number of layers in INT8.
+        int8_mac_share: Share of all multiply-adds in INT8, 0..1.
+        int8_dense_share: The same of the dense layers' multiply-adds.
+        kept_float: Why layers with weights are in float -> how many.
+        judged: The INT8 model against the float model on held-out people; None without any.
+        warnings: What is suspicious, a sentence each.
+        budget: The accuracy budget as text.
+        time_source: Where the times of `trials` come from.
+        trials: The assignments of INT8 to layers that were judged; the last one is taken.
+    """
 
-
-def record(
-    bundle: Bundle,
-    options: Mapping[str, Any],
-    table: CalibrationTable,
-    quantized: ModelProto,
-    report: Mapping[str, Any],
-    cache: str = "",
-) -> None:
-    """Write the table, the INT8 model, the report and, where there is one, TensorRT's cache."""
-    with transaction(bundle.root, "calibrate", dict(options)) as draft:
-        if cache:
-            draft.path("calibration.cache", "TensorRT calibration cache").write_text(cache)
-        draft.path("calibration.json", "calibration table").write_text(table_to_json(table))
-        target = draft.path("model.int8.onnx", "INT8 model (Q/DQ)")
-        target.write_bytes(quantized.SerializeToString())
-        text = json.dumps(report, indent=1) + "\n"
-        draft.path("reports/calibration.json", "calibration report").write_text(text)
-        draft.summary.update({k: v for k, v in report.items() if k not in _DETAILS})
-
-
-def summary(
-    table: CalibrationTable,
-    choice: Int8Choice,
-    trials: Sequence[Assignment],
-    warnings: Sequence[str],
-    drawn: bool,
-) -> dict[str, Any]:
-    """What the history and the report say of it; `drawn` faces are nobody's."""
-    return {
-        "method": table.method,
-        "faces": table.faces,
-        "identities": table.identities,
-        "drawn_faces": drawn,
-        "equalised_tensors": len(table.scales),
-        "centred_tensors": len(table.centres),
-        "int8_layers": len(choice.int8),
-        "int8_mac_share": round(choice.mac_share, 4),
-        "int8_dense_share": round(choice.dense_share, 4),
-        "kept_float": dict(Counter(choice.kept.values())),
-        "judged": to_builtins(trials[-1].loss) if trials else None,
-        "warnings": list(warnings),
-    }
+    method: str
+    faces: int
+    identities: int
+    synthetic_faces: bool
+    equalized_tensors: int
+    shifted_tensors: int
+    int8_layers: int
+    int8_mac_share: float
+    int8_dense_share: float
+    kept_float: Mapping[str, int]
+    judged: EmbeddingLoss | None
+    warnings: tuple[str, ...]
+    budget: str | None
+    time_source: str
+    trials: tuple[Assignment, ...]
 
 
-# The stage: faces -> statistics -> table -> Q/DQ model, judged and put into the bundle.
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What `calibrate` returns.
 
-JUDGED = 64
-"""Faces of other people that the INT8 model is compared on."""
+    Attributes:
+        bundle: The bundle with its new files.
+        table: The calibration table.
+        choice: Which layers are INT8, and the reason for each that is not.
+        report: What INT8 loses, and what was tried.
+    """
 
-BUDGET_JUDGED = 2048
-"""The same with a budget, whose true accepts need many pairs."""
+    bundle: Bundle
+    table: CalibrationTable
+    choice: Int8Choice
+    report: CalibrationReport
 
 
 def calibrate(
@@ -167,73 +141,125 @@ def calibrate(
     limit: int = 512,
     track: Track = silent,
     *,
-    steps: Steps = Steps(),  # noqa: B008 (frozen)
+    steps: CalibrationSteps = ALL_STEPS,
     budget: Budget | None = None,
     trt_cache: str | None = None,
     latency: LatencyOf = counted_latency,
-) -> Bundle:
-    """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json`.
+) -> CalibrationResult:
+    """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json` into a bundle.
 
-    `trt_cache`, a TensorRT version, writes `calibration.cache` too, for implicit quantisation: the
-    ranges of all activations of the plain network by `method`, entropy for `auto`.
+    The INT8 model is judged on people held out from calibration. A network that was trained with
+    simulated INT8 has ranges of its own, which method auto uses.
 
-    At most `limit` faces calibrate, spread over the identities; the result is judged on people
-    held apart from them. A network that was trained on INT8's rounding brings its own ranges, which
-    method auto takes as they are. With a `budget`, layers go back to float until it holds, and a
-    search that was interrupted goes on where it was. `latency` says how long assignments take; the
-    fastest that holds is kept.
+    Args:
+        bundle: A bundle with `model.onnx`, or its folder.
+        faces: Aligned faces; a few hundred of many people. Each is decoded once.
+        method: How ranges are chosen: auto, minmax, percentile, entropy or mse.
+        limit: Most faces that calibrate, spread over the identities.
+        track: Shows progress.
+        steps: Which methods are used besides ranges.
+        budget: What INT8 may lose. Layers go back to float until it holds; a search that was
+            interrupted continues.
+        trt_cache: A TensorRT version: write `calibration.cache` too, for implicit INT8, with the
+            ranges of all activations by `method` (entropy for auto), without the other steps.
+        latency: How long assignments take; the fastest that holds the budget is kept.
 
-    Raises UsageError for an unknown method or limit, FacesError for faces that cannot be read, say
-    nothing, or are too few for the budget, ModelError for a network that has no dense layer or
-    overflows, BundleError without `model.onnx`, GateFailed when no assignment holds the budget.
+    Raises:
+        UsageError: The method or limit does not exist.
+        FacesError: Faces cannot be read, are blank, or are too few.
+        ModelError: The network has no dense layer, or overflows.
+        BundleError: The bundle has no `model.onnx`.
+        GateFailed: No assignment holds the budget.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if method != "auto" and method not in METHODS:
         raise UsageError(
             f"no calibration method {method!r}", f"methods: auto, {', '.join(METHODS)}"
         )
-    if not 1 <= limit <= MOST_FACES:
-        raise UsageError(f"--limit is 1 to {MOST_FACES}, found {limit}")
-    version = version_number(trt_cache) if trt_cache else 0
+    if not 1 <= limit <= MAX_FACES:
+        raise UsageError(f"--limit is 1 to {MAX_FACES}, found {limit}")
+    cache_version = version_number(trt_cache) if trt_cache else 0
     model = onnx.load(bundle.file("model.onnx"))
     check_finite(model)
     rule = choose_int8_layers(model)
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
-    judged = BUDGET_JUDGED if budget else JUDGED
-    chosen = inspect_subset(
-        faces, select_subset(faces, limit, judged, pairs=budget is not None), track
-    )
-    fitted = _fit(
-        model, rule, bundle, faces, chosen.calibrate, method, steps, version=version, track=track
-    )
-    rounded = fitted.rounded
-    judge = Judge(model, bundle.spec, faces, chosen.judge, track, rounded)
-    settled = search_assignment(fitted.table, judge, budget, bundle.root, latency)
-    trials, table = settled.trials, settled.table
-    odd = [alignment_warning(faces, chosen.calibrate)]
-    odd += [unseparated_warning(trials[-1].loss)] if trials and not faces.drawn else []
-    warnings = (*chosen.warnings, *filter(None, odd))
-    choice = choose_int8_layers(model, table.floats)
-    report = {
-        **summary(table, choice, trials, warnings, faces.drawn),
-        "budget": budget.describe() if budget else None,
-        "time": settled.times,
-        "trials": [trial.to_json() for trial in trials],
-    }
+    held_out = _HELD_OUT_FOR_BUDGET if budget else _HELD_OUT
+    subset = select_subset(faces, limit, held_out, pairs=budget is not None)
+    stride = max(1, len(subset.calibration) // _ALIGNMENT_FACES)
+    faces = faces.cached((*subset.held_out, *subset.calibration[::stride][:_ALIGNMENT_FACES]))
+    stats = FaceStatistics()
+    fit = _fit(model, rule, bundle, faces, subset, stats, method, steps, cache_version, track)
+    picks = [i for i in subset.held_out if not is_blank(faces.read(i))]
+    judge = HeldOutJudge(model, bundle.spec, faces, picks, fit.rounded, track)
+    search = search_assignment(fit.table, judge, budget, bundle.root, latency)
+    choice = choose_int8_layers(model, search.table.float_layers)
+    warnings = _warnings(faces, subset, stats, search, budget)
+    for warning in warnings:
+        logger.warning(warning)
+    report = _report(search, choice, faces.drawn, warnings, budget)
     options: dict[str, Any] = {"method": method, "limit": limit}
     options |= {"budget": budget.describe()} if budget else {}
     options |= {"trt_cache": trt_cache} if trt_cache else {}
-    options |= {name: False for name, done in asdict(steps).items() if not done}
-    record(
-        bundle, options, table, quantize_onnx(model, table, choice, rounded), report, fitted.cache
+    options |= {name: False for name, used in asdict(steps).items() if not used}
+    quantized = quantize_onnx(model, search.table, choice, fit.rounded)
+    _write(bundle.root, options, search.table, quantized, report, fit.cache)
+    return CalibrationResult(
+        open_bundle(bundle.root, check="manifest"), search.table, choice, report
     )
-    return open_bundle(bundle.root, check="manifest")
+
+
+def fit_table(
+    model: onnx.ModelProto,
+    choice: Int8Choice,
+    histograms: Mapping[str, Histogram],
+    method: str = "auto",
+    steps: CalibrationSteps = ALL_STEPS,
+    *,
+    faces: int,
+    identities: int,
+    model_sha256: str,
+) -> CalibrationTable:
+    """Shifts, scales, ranges and means of a float model, from histograms.
+
+    Args:
+        model: A float model whose nodes are named.
+        choice: Which of its layers become INT8.
+        histograms: Tensor -> its values, for `choice.tensors`.
+        method: How ranges are chosen: auto, minmax, percentile, entropy or mse.
+        steps: Which methods are used besides ranges.
+        faces: Number of faces behind the histograms.
+        identities: Number of people among them.
+        model_sha256: Of the model's file, hexadecimal.
+    """
+    midpoints = channel_shifts(model, choice, histograms) if steps.activation_shift else {}
+    inputs = quantized_inputs(model, choice, histograms, midpoints)
+    scales = channel_scales(model, inputs) if steps.equalization else {}
+    ranges = tensor_ranges(inputs, scales, method)
+    shifts = {
+        name: snap_to_grid(midpoint / scales.get(name, 1.0), ranges[name])
+        for name, midpoint in midpoints.items()
+    }
+    means = {
+        name: histograms[name].mean / scales.get(name, 1.0) - shifts.get(name, 0.0)
+        for name in choice.tensors
+    }
+    return CalibrationTable(
+        method,
+        faces,
+        identities,
+        model_sha256,
+        ranges,
+        scales,
+        shifts,
+        means if steps.bias_correction else {},
+    )
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """`cache` is TensorRT's calibration cache, "" where none was asked for."""
+class _Fit:
+    """What one pass over the calibration faces gives; `cache` is the text of TensorRT's calibration
+    cache, or ""."""
 
     table: CalibrationTable
     rounded: Mapping[str, RoundedWeight]
@@ -245,32 +271,118 @@ def _fit(
     rule: Int8Choice,
     bundle: Bundle,
     faces: Faces,
-    picks: Sequence[int],
+    subset: CalibrationSubset,
+    stats: FaceStatistics,
     method: str,
-    steps: Steps,
-    *,
-    version: int,
+    steps: CalibrationSteps,
+    cache_version: int,
     track: Track,
-) -> _Fitted:
-    """One pass over the faces at `picks`, whose statistics end here."""
+) -> _Fit:
+    """One pass over the calibration faces; the histograms are freed when it returns."""
     trained = read_trained_ranges(model) if method == "auto" else {}
-    plain = activation_tensors(model) if version else ()
+    plain = activation_tensors(model) if cache_version else ()
     tensors = tuple(dict.fromkeys((*plain, *(() if trained else rule.tensors))))
-    moments = CovarianceCollector(model, rule.int8 if steps.round_to_data and not trained else ())
-    seen = collect(model, tensors, bundle.spec, faces, picks, track, moments) if tensors else {}
+    covariances = CovarianceCollector(model, rule.int8 if steps.gptq and not trained else ())
+    picks = track(subset.calibration, "calibrating", len(subset.calibration))
+    images = usable_faces(faces, picks, stats)
+    histograms: dict[str, Histogram] = {}
+    if tensors:
+        histograms = collect_histograms(model, tensors, bundle.spec, images, covariances)
+    else:  # the faces are still checked
+        deque(images, maxlen=0)
     sha256 = bundle.files["model.onnx"].sha256
     if trained:
-        table = trained_table(rule, trained, sha256)
+        table = _trained_table(rule, trained, sha256)
     else:
-        people = len(np.unique(faces.labels[list(picks)]))
+        identities = len(np.unique(faces.labels[stats.used]))
         table = fit_table(
-            model, rule, seen, method, steps,
-            faces=len(picks), identities=people, model_sha256=sha256,
+            model, rule, histograms, method, steps,
+            faces=len(stats.used), identities=identities, model_sha256=sha256,
         )  # fmt: skip
     cache = ""
-    if version:
-        ranges = plain_ranges(
-            {name: seen[name] for name in plain}, "entropy" if method == "auto" else method
-        )
-        cache = cache_text(TrtCache(version, ALGORITHM, ranges))
-    return _Fitted(table, round_weights(model, table, moments.found), cache)
+    if cache_version:
+        activations = {name: histograms[name] for name in plain}
+        ranges = plain_ranges(activations, "entropy" if method == "auto" else method)
+        cache = cache_text(TrtCache(cache_version, ALGORITHM, ranges))
+    return _Fit(table, round_weights(model, table, covariances.moments), cache)
+
+
+def _trained_table(
+    choice: Int8Choice, ranges: Mapping[str, float], model_sha256: str
+) -> CalibrationTable:
+    """Trained ranges and nothing else, because the weights were trained with them."""
+    if missing := [name for name in choice.tensors if name not in ranges]:
+        raise ModelError(f"the network was trained without a range for {missing[0]}", "train again")
+    used = {name: ranges[name] for name in choice.tensors}
+    return CalibrationTable("trained", 0, 0, model_sha256, used)
+
+
+def _warnings(
+    faces: Faces,
+    subset: CalibrationSubset,
+    stats: FaceStatistics,
+    search: SearchResult,
+    budget: Budget | None,
+) -> tuple[str, ...]:
+    warnings = [f"the INT8 model was not judged: {subset.reason}"] if subset.reason else []
+    warnings += subset_warnings(faces, stats)
+    warnings.append(alignment_warning(faces, stats.used))
+    if search.assignments:
+        loss = search.assignments[-1].loss
+        warnings.append("" if faces.drawn else unseparated_warning(loss))
+        drop = budget.max_tar_drop if budget else None
+        if drop is not None and loss.genuine_pairs * drop < 1.0:
+            warnings.append(
+                f"{loss.genuine_pairs} genuine pairs cannot tell a TAR drop of {drop:g} from none by"
+                " count: more people with several images each would show what INT8 really loses"
+            )
+    return tuple(filter(None, warnings))
+
+
+def _report(
+    search: SearchResult,
+    choice: Int8Choice,
+    synthetic: bool,
+    warnings: Sequence[str],
+    budget: Budget | None,
+) -> CalibrationReport:
+    table, assignments = search.table, search.assignments
+    return CalibrationReport(
+        method=table.method,
+        faces=table.faces,
+        identities=table.identities,
+        synthetic_faces=synthetic,
+        equalized_tensors=len(table.scales),
+        shifted_tensors=len(table.shifts),
+        int8_layers=len(choice.int8),
+        int8_mac_share=choice.mac_share,
+        int8_dense_share=choice.dense_share,
+        kept_float=Counter(choice.kept.values()),
+        judged=assignments[-1].loss if assignments else None,
+        warnings=tuple(warnings),
+        budget=budget.describe() if budget else None,
+        time_source=search.time_source,
+        trials=assignments,
+    )
+
+
+def _write(
+    root: Path,
+    options: Mapping[str, Any],
+    table: CalibrationTable,
+    quantized: onnx.ModelProto,
+    report: CalibrationReport,
+    cache: str,
+) -> None:
+    with transaction(root, "calibrate", options) as change:
+        if cache:
+            change.path("calibration.cache", "TensorRT calibration cache").write_text(cache)
+        else:
+            change.remove("calibration.cache")
+        change.path("calibration.json", "calibration table").write_text(table_to_json(table))
+        target = change.path("model.int8.onnx", "INT8 model (Q/DQ)")
+        target.write_bytes(quantized.SerializeToString())
+        target = change.path("reports/calibration.json", "calibration report")
+        target.write_bytes(encode_json(report))
+        summary = to_builtins(report)
+        change.summary.update({k: v for k, v in summary.items() if k not in _NOT_IN_HISTORY})

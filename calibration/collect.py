@@ -1,71 +1,73 @@
-"""Run a model over faces and keep histograms of the tensors asked for; memory stays flat."""
+"""Run a model over faces and keep histograms of its tensors; memory does not grow with the faces."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 
-from ..arrays import F32
+from ..arrays import F32, U8
 from ..errors import FacesError, ModelError
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces
 from ..graph.prelu import blended
 from ..inference import make_session
 from ..progress import Track, silent
-from .histogram import Histogram, add, empty
+from .histogram import Histogram, add_values, empty_histogram
 
-BATCH = 4
-"""Faces at a time, where a network lets so many,"""
-
-_IN_FLIGHT = 1 << 24
-"""and observed values of them: a batch's are held at once, and the next batch's too."""
-
-_WORTH = 1024
-"""Values of a channel that are worth a walk through its bins: small tensors wait for more,"""
-
-_MOST = 1 << 21
-"""but never for more values than this in all."""
+_BATCH = 4  # faces per run, if `_MAX_BATCH_VALUES` allows
+_MAX_BATCH_VALUES = 1 << 24  # collected values per run; two runs' values are in memory at once
+_MIN_CHANNEL_VALUES = 1024  # smaller tensors are counted when so many values per channel wait
+_MAX_WAITING_VALUES = 1 << 21  # or so many in all
 
 
-def collect(
+def collect_histograms(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     spec: InputSpec,
-    faces: Faces,
-    picks: Sequence[int],
-    track: Track = silent,
+    images: Iterable[U8],
     watch: Callable[[Mapping[str, F32]], None] | None = None,
 ) -> dict[str, Histogram]:
-    """Histograms of `tensors`, channel by channel, over the faces at `picks`.
+    """Histograms of a model's tensors, channel by channel.
 
-    `watch` is shown each batch's tensors too. What comes out of a Flatten is counted as it goes in,
-    where it still has channels. Raises FacesError without a face, ModelError when an activation is
-    not finite.
+    The output of a Flatten is counted as its input, which still has channels.
+
+    Args:
+        model: A float model.
+        tensors: Names of the tensors to count.
+        spec: The model's input contract.
+        images: `(112, 112, 3) uint8` RGB each; read once, a few at a time.
+        watch: Called with each batch's tensors, name -> `(N, ...) float32`.
+
+    Returns:
+        Tensor -> its histogram.
+
+    Raises:
+        FacesError: There is no image.
+        ModelError: An activation is not finite.
     """
-    if not picks:
-        raise FacesError("calibration needs faces, found none", "give --faces SRC")
     flat = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
-    source = {name: flat.get(name, name) for name in tensors}
-    session = _session(model, sorted(set(source.values())), threads=1)
-    seen: dict[str, Histogram] = {}
-    held: dict[str, list[F32]] = {name: [] for name in tensors}
-    together = _together(session)
-    steps = (len(picks) + together - 1) // together
-    batches = track(faces.batches(together, picks), "calibrating", steps)
-    for values in _ahead(session, (preprocess(batch, spec) for batch in batches)):
-        for name, read in source.items():
-            held[name].append(_channels(values[read]))
-            size = sum(part.size for part in held[name])
-            if size >= min(_WORTH * held[name][0].shape[1], _MOST):
-                _count(seen, name, held[name])
+    sources = {name: flat.get(name, name) for name in tensors}
+    session = _session(model, sorted(set(sources.values())), threads=1)
+    histograms: dict[str, Histogram] = {}
+    waiting: dict[str, list[F32]] = {name: [] for name in tensors}
+    for values in _run_ahead(session, _batches(images, _batch_size(session), spec)):
+        for name, source in sources.items():
+            waiting[name].append(_channels_second(values[source]))
+            size = sum(part.size for part in waiting[name])
+            channels = waiting[name][0].shape[1]
+            if size >= min(_MIN_CHANNEL_VALUES * channels, _MAX_WAITING_VALUES):
+                _count(histograms, name, waiting[name])
         if watch:
             watch(values)
     for name in tensors:
-        _count(seen, name, held[name])
-    return seen
+        _count(histograms, name, waiting[name])
+    if len(histograms) < len(set(tensors)):
+        raise FacesError("calibration needs faces, found none", "give --faces SRC")
+    return histograms
 
 
 def embed_model(
@@ -75,25 +77,43 @@ def embed_model(
     picks: Sequence[int],
     track: Track = silent,
 ) -> F32:
-    """`(N, D) float32`, what a model says of the faces at `picks`."""
+    """Embeddings by a model that is not in a bundle, on onnxruntime's CPU.
+
+    Args:
+        model: A float or Q/DQ model.
+        spec: Its input contract.
+        faces: A source of faces.
+        picks: Indices of the faces to embed.
+        track: Shows progress.
+
+    Returns:
+        `(N, D) float32`, as the model gives them, one row for each of `picks`.
+    """
     output = model.graph.output[0].name
     session = _session(model, [output])
-    steps = (len(picks) + BATCH - 1) // BATCH
+    steps = (len(picks) + _BATCH - 1) // _BATCH
     parts = [
         _run(session, preprocess(batch, spec))[output]
-        for batch in track(faces.batches(BATCH, picks), "comparing", steps)
+        for batch in track(faces.batches(_BATCH, picks), "comparing", steps)
     ]
     return np.concatenate(parts)
 
 
-def _count(seen: dict[str, Histogram], name: str, held: list[F32]) -> None:
-    """Count what was held back of a tensor, and let it go."""
-    if not held:
+def _batches(images: Iterable[U8], size: int, spec: InputSpec) -> Iterator[F32]:
+    """Network inputs `(<= size, 3, H, W)`."""
+    iterator = iter(images)
+    while batch := list(islice(iterator, size)):
+        yield preprocess(np.stack(batch), spec)
+
+
+def _count(histograms: dict[str, Histogram], name: str, waiting: list[F32]) -> None:
+    """Count the waiting values of a tensor, and release them."""
+    if not waiting:
         return
-    values = held[0] if len(held) == 1 else np.concatenate(held)
-    held.clear()
+    values = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+    waiting.clear()
     try:
-        add(seen.setdefault(name, empty(values.shape[1])), values)
+        add_values(histograms.setdefault(name, empty_histogram(values.shape[1])), values)
     except ValueError as error:
         raise ModelError(
             f"{name} is not finite on a real face: the model overflows or is damaged",
@@ -101,31 +121,31 @@ def _count(seen: dict[str, Histogram], name: str, held: list[F32]) -> None:
         ) from error
 
 
-def _together(session: Any) -> int:
-    """How many faces to run at a time."""
+def _batch_size(session: Any) -> int:
+    """Faces per run that keep the collected values within `_MAX_BATCH_VALUES`."""
     shapes = [[d for d in output.shape if isinstance(d, int)] for output in session.get_outputs()]
-    return max(1, min(BATCH, _IN_FLIGHT // max(1, sum(prod(shape) for shape in shapes))))
+    values = sum(prod(shape) for shape in shapes)
+    return max(1, min(_BATCH, _MAX_BATCH_VALUES // max(1, values)))
 
 
-def _channels(values: F32) -> F32:
-    """`(N, C, ...)`: channels are the second axis, or the last of three (sequences)."""
+def _channels_second(values: F32) -> F32:
+    """`(N, C, ...)`; of three axes (sequences) the last one holds the channels."""
     return np.moveaxis(values, -1, 1) if values.ndim == 3 else values
 
 
-def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int = 0) -> Any:
-    """`threads` 0 takes what there are."""
+def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int | None = None) -> Any:
+    """A session of the model with these outputs; `threads` None uses all cores."""
     probe = blended(model)
     inputs = {value.name for value in model.graph.input}
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in inputs)
     data = probe.SerializeToString()
-    del probe  # a large network should not be here one more time while onnxruntime reads it
-    # With a memory pattern, all that a run needs would be held at once, as one block.
+    del probe  # a large network should not be in memory twice while onnxruntime reads it
     return make_session(data, threads=threads, memory_pattern=False)
 
 
-def _ahead(session: Any, batches: Iterable[F32]) -> Iterator[Mapping[str, F32]]:
-    """What `_run` gives for each batch; the next is computed while one is looked at."""
+def _run_ahead(session: Any, batches: Iterable[F32]) -> Iterator[Mapping[str, F32]]:
+    """What `_run` gives for each batch; the next one runs while the caller uses one."""
     with ThreadPoolExecutor(1) as worker:
         coming: Future[Mapping[str, F32]] | None = None
         for batch in batches:

@@ -1,9 +1,8 @@
-"""Rounding weights to the data: an error of one weight is taken back by those still to be rounded.
+"""GPTQ: propagate each column's rounding error to the remaining columns through the inverse input
+covariance, so that the error of a layer's sums over real inputs is small, not that of each weight.
 
-Rounding to nearest minimises the error of each weight; what counts is the error of their sum over
-real inputs. Column after column is rounded, and the columns to come are shifted by what makes the
-sum err least: the inverse of the inputs' covariance says how much.
-(E. Frantar et al., GPTQ, 2023, after optimal brain surgeon; its order of the loudest inputs first.)
+(E. Frantar et al., GPTQ, 2023, after the optimal brain surgeon; columns go in the order of the
+largest inputs first.)
 """
 
 from collections.abc import Mapping
@@ -19,14 +18,17 @@ from .covariance import InputCovariance
 from .equalization import equalize
 from .table import CalibrationTable
 
-_BLOCK = 64
-"""Columns that are rounded before the rest hears of it; only speed depends on it."""
+_BLOCK = 64  # columns rounded before the remaining ones are updated; affects speed only
 
 
 @dataclass(frozen=True)
 class RoundedWeight:
-    """A layer's scaled weights, whole INT8 steps of theirs, and `shift (O,)` for its bias: the mean
-    of what rounding took away."""
+    """A layer's weights, rounded to whole INT8 steps.
+
+    Attributes:
+        weight: float32 in the layout of the layer's own weights, after equalization.
+        shift: `(O,) float64`, for the layer's bias: the mean output that rounding took away.
+    """
 
     weight: F32
     shift: F64
@@ -35,61 +37,72 @@ class RoundedWeight:
 def round_weights(
     model: onnx.ModelProto, table: CalibrationTable, moments: Mapping[str, InputCovariance]
 ) -> dict[str, RoundedWeight]:
-    """Layer -> its weights rounded for the inputs whose `moments` were seen.
+    """Round the weights of layers for their real inputs.
 
-    Layers whose moments overflowed are left out.
+    Args:
+        model: A float model whose nodes are named.
+        table: Its scales and ranges.
+        moments: Layer -> moments of its unscaled inputs. Layers whose moments overflowed are left
+            out.
+
+    Returns:
+        Layer -> its rounded weights.
     """
     scaled = equalize(model, table.scales)
     constants = {t.name: t for t in scaled.graph.initializer}
-    found = {}
+    rounded = {}
     for node in scaled.graph.node:
         if node.name not in moments or node.input[0] not in table.ranges:
             continue
         weight = numpy_helper.to_array(constants[node.input[1]])
         columns = layer_columns(node, weight).astype(np.float64)
         flat = columns.reshape(len(columns), -1)
-        scale = _repeated(table.scales.get(node.input[0], np.ones(1)), flat.shape[1])
-        seen = moments[node.name]
-        spread = seen.covariance(node.op_type != "MatMul") / np.outer(scale, scale)
-        if not np.isfinite(spread).all():
+        channel_scale = table.scales.get(node.input[0], np.ones(1))
+        input_scale = np.repeat(channel_scale, flat.shape[1] // len(channel_scale))
+        inputs = moments[node.name]
+        hessian = inputs.covariance(node.op_type != "MatMul") / np.outer(input_scale, input_scale)
+        if not np.isfinite(hessian).all():
             continue
-        # What the rounding of the inputs adds: every input errs for itself, by up to half a step.
-        spread[np.diag_indices_from(spread)] += (table.ranges[node.input[0]] / 127.0) ** 2 / 12.0
-        result = gptq_round(flat, weight_scales(node, weight).astype(np.float64), spread)
-        mean = seen.total / max(1, seen.count) / scale
+        # The rounding of the inputs adds independent errors of up to half a step each.
+        step = table.ranges[node.input[0]] / 127.0
+        hessian[np.diag_indices_from(hessian)] += step**2 / 12.0
+        result = gptq_round(flat, weight_scales(node, weight).astype(np.float64), hessian)
+        mean = inputs.total / max(1, inputs.count) / input_scale
         rows = result.astype(np.float32).reshape(columns.shape)
         if node.op_type == "Conv":
             rows = rows.reshape(weight.shape)
         else:
             rows = rows[:, :, 0] if output_axis(node, 2) == 0 else rows[:, :, 0].T
-        found[node.name] = RoundedWeight(np.ascontiguousarray(rows), (flat - result) @ mean)
-    return found
+        rounded[node.name] = RoundedWeight(np.ascontiguousarray(rows), (flat - result) @ mean)
+    return rounded
 
 
-def gptq_round(weights: F64, step: F64, spread: F64) -> F64:
-    """`weights (O, n)` as multiples of `step (O,)`, at most 127, so that the error e of each row has
-    a small e @ `spread (n, n)` @ e.
+def gptq_round(weights: F64, scale: F64, hessian: F64) -> F64:
+    """Round weights so that the error e of each row has a small e @ hessian @ e.
 
-    The largest weight of a row keeps its 127 steps: the step can be read off the weights.
+    The largest weight of a row keeps its 127 steps, so that the scale can be read off the weights.
+
+    Args:
+        weights: `(O, n) float64`.
+        scale: `(O,) float64`, each row's INT8 step.
+        hessian: `(n, n) float64`, positive definite: the covariance of the inputs.
+
+    Returns:
+        `(O, n) float64`, multiples of `scale`, at most 127 steps.
     """
-    order = np.argsort(-np.diag(spread), kind="stable")
-    # The rows of this factor say how an error is passed on to the columns to come.
-    factor = np.linalg.cholesky(np.linalg.inv(spread[np.ix_(order, order)])).T
-    left, steps = weights[:, order], step[:, None]
-    peak = np.abs(left) >= 126.99 * steps
-    result = np.where(peak, np.sign(left) * 127.0 * steps, 0.0)
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    # Row i of this factor says how column i's error is spread over the columns after it.
+    factor = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T
+    remaining, scales = weights[:, order], scale[:, None]
+    peak = np.abs(remaining) >= 126.99 * scales
+    result = np.where(peak, np.sign(remaining) * 127.0 * scales, 0.0)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
-        errors = np.empty((len(left), stop - start))
+        errors = np.empty((len(remaining), stop - start))
         for i in range(start, stop):
-            nearest = np.clip(np.rint(left[:, i] / step), -127, 127) * step
+            nearest = np.clip(np.rint(remaining[:, i] / scale), -127, 127) * scale
             result[:, i] = np.where(peak[:, i], result[:, i], nearest)
-            errors[:, i - start] = (left[:, i] - result[:, i]) / factor[i, i]
-            left[:, i + 1 : stop] -= np.outer(errors[:, i - start], factor[i, i + 1 : stop])
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
+            errors[:, i - start] = (remaining[:, i] - result[:, i]) / factor[i, i]
+            remaining[:, i + 1 : stop] -= np.outer(errors[:, i - start], factor[i, i + 1 : stop])
+        remaining[:, stop:] -= errors @ factor[start:stop, stop:]
     return result[:, np.argsort(order)]
-
-
-def _repeated(scale: F64, wide: int) -> F64:
-    """A scale per channel as one per input of the layer."""
-    return np.repeat(scale, wide // len(scale))

@@ -1,8 +1,8 @@
-"""Running histograms, one per channel of a tensor: all that calibration keeps of activations.
+"""Running histograms of activations, one per channel: all that calibration keeps of a tensor.
 
 Memory does not grow with the number of faces: a channel has a fixed number of bins, and its bin
-width doubles when a larger value comes. Widths are powers of two, so two halves of the faces
-merged give exactly the whole. Knows numbers only, nothing of networks.
+width doubles when a larger value arrives. Widths are powers of two, so the counts do not depend on
+how the values were split into batches.
 """
 
 from dataclasses import dataclass
@@ -11,28 +11,26 @@ import numpy as np
 
 from ..arrays import F32, F64, I32, U32
 
-HALF = 512
-"""Bins on either side of zero. A channel that fills its tensor's range has at least two bins to an
-INT8 step."""
+HALF_BINS = 512  # bins on either side of zero; a full channel has at least two per INT8 step
+MAX_FACES = 100_000  # at 112x112, no count of so many exceeds 32 bits
 
-MOST_FACES = 100_000
-"""So many at 112x112 that no count passes 32 bits."""
-
-_BLOCK_VALUES, _BLOCK_CHANNELS = 1 << 15, 64
-"""So many values, and bins of so many channels, fit a core's cache."""
-
-_LOG_HALF = 9
-
-_SMALLEST = -100
-"""log2 of the smallest bin width; what lies below counts as zero."""
+_BLOCK_VALUES = 1 << 15  # values of a block, so that it fits a core's cache
+_BLOCK_CHANNELS = 64  # channels of a block, whose bins are to fit the cache too
+_LOG_HALF_BINS = 9
+_MIN_EXPONENT = -100  # log2 of the smallest bin width; smaller values count as zero
 
 
 @dataclass(frozen=True)
 class Histogram:
     """A tensor's values, channel by channel.
 
-    `counts` `(C, 2 * HALF) uint32`; bin i of channel c covers [i - HALF, i - HALF + 1) *
-    2 ** `exponent[c]`; `low`, `high` `(C,)` the extremes; `total` `(C,)` the sum.
+    Attributes:
+        counts: `(C, 2 * HALF_BINS) uint32`; bin i of channel c covers
+            [i - HALF_BINS, i - HALF_BINS + 1) * 2 ** `exponent[c]`.
+        exponent: `(C,) int32`, log2 of each channel's bin width.
+        low: `(C,) float64`, the smallest value, at most 0.
+        high: `(C,) float64`, the largest value, at least 0.
+        total: `(C,) float64`, the sum of the values.
     """
 
     counts: U32
@@ -43,97 +41,107 @@ class Histogram:
 
     @property
     def width(self) -> F64:
-        """`(C,)`, each channel's bin width."""
+        """`(C,) float64`, each channel's bin width."""
         return np.exp2(self.exponent.astype(np.float64))
 
     @property
     def mean(self) -> F64:
-        """`(C,)`."""
+        """`(C,) float64`, each channel's mean; 0 where no value was counted."""
         mean: F64 = self.total / np.maximum(self.counts.sum(axis=1, dtype=np.int64), 1)
         return mean
 
 
-def empty(channels: int) -> Histogram:
+def empty_histogram(channels: int) -> Histogram:
+    """A histogram without values.
+
+    Args:
+        channels: Number of channels C.
+    """
     return Histogram(
-        np.zeros((channels, 2 * HALF), np.uint32),
-        np.full(channels, _SMALLEST, np.int32),
+        np.zeros((channels, 2 * HALF_BINS), np.uint32),
+        np.full(channels, _MIN_EXPONENT, np.int32),
         np.zeros(channels),
         np.zeros(channels),
         np.zeros(channels),
     )
 
 
-def add(seen: Histogram, values: F32) -> Histogram:
-    """Count the values `(N, C, ...)` into `seen`, and return it.
+def add_values(histogram: Histogram, values: F32) -> Histogram:
+    """Count values into a histogram, in place.
 
-    Raises ValueError where one is not finite; what came before it may have been counted.
+    Args:
+        histogram: Changed by the call.
+        values: `(N, C, ...) float32`.
+
+    Returns:
+        `histogram` itself.
+
+    Raises:
+        ValueError: A value is not finite; channels before its own may have been counted.
     """
     channels = values.shape[1]
     rows = np.moveaxis(values, 1, 0)
-    # A block's values and bins stay in the cache from the first step to the last.
+    # A block's values and bins stay in the cache from the first operation to the last.
     size = max(1, min(_BLOCK_CHANNELS, _BLOCK_VALUES * channels // max(values.size, 1)))
     for start in range(0, channels, size):
         part = slice(start, start + size)
         x = np.ascontiguousarray(rows[part])
         x = x.reshape(len(x), -1)
-        low = np.minimum(seen.low[part], x.min(axis=1))
-        high = np.maximum(seen.high[part], x.max(axis=1))
+        low = np.minimum(histogram.low[part], x.min(axis=1))
+        high = np.maximum(histogram.high[part], x.max(axis=1))
         if not np.isfinite(high - low).all():
             raise ValueError("a value is not finite")
-        exponent = np.maximum(seen.exponent[part], _exponent(np.maximum(high, -low)))
-        seen.counts[part] = _widened(seen.counts[part], exponent - seen.exponent[part])
-        seen.counts[part] += _counted(x, exponent)
-        seen.low[part], seen.high[part], seen.exponent[part] = low, high, exponent
-        seen.total[part] += x.sum(axis=1, dtype=np.float64)
-    return seen
+        exponent = np.maximum(histogram.exponent[part], _bin_exponent(np.maximum(high, -low)))
+        doublings = exponent - histogram.exponent[part]
+        histogram.counts[part] = _widen_bins(histogram.counts[part], doublings)
+        histogram.counts[part] += _count(x, exponent)
+        histogram.low[part], histogram.high[part] = low, high
+        histogram.exponent[part] = exponent
+        histogram.total[part] += x.sum(axis=1, dtype=np.float64)
+    return histogram
 
 
-def _counted(x: F32, exponent: I32) -> U32:
-    """The counts of `(C, V)` values, `(C, 2 * HALF)`."""
+def channel_midpoints(histogram: Histogram) -> F64:
+    """Halfway between each channel's extremes, rounded to a whole number of bin widths.
+
+    Args:
+        histogram: A tensor's values.
+
+    Returns:
+        `(C,) float64`.
+    """
+    width = histogram.width
+    midpoints: F64 = np.rint((histogram.low + histogram.high) / 2.0 / width) * width
+    return midpoints
+
+
+def _count(x: F32, exponent: I32) -> U32:
+    """The counts `(C, 2 * HALF_BINS)` of values `(C, V)`."""
     place = x * np.exp2(-exponent.astype(np.float32))[:, None]
-    # Adding HALF before rounding down would push values just below zero over it.
+    # Adding HALF_BINS before rounding down would move values just below zero to its other side.
     np.floor(place, out=place)
-    place += np.arange(HALF, 2 * HALF * len(x), 2 * HALF, dtype=np.float32)[:, None]
+    offsets = np.arange(HALF_BINS, 2 * HALF_BINS * len(x), 2 * HALF_BINS, dtype=np.float32)
+    place += offsets[:, None]
     index = place.astype(np.int32).ravel()
-    counts = np.bincount(index, minlength=len(x) * 2 * HALF)
-    return counts.reshape(-1, 2 * HALF).astype(np.uint32)
+    counts = np.bincount(index, minlength=len(x) * 2 * HALF_BINS)
+    return counts.reshape(-1, 2 * HALF_BINS).astype(np.uint32)
 
 
-def merge(first: Histogram, second: Histogram) -> Histogram:
-    """The histogram of both: what one pass over all their values would have given."""
-    exponent = np.maximum(first.exponent, second.exponent)
-    return Histogram(
-        _widened(first.counts, exponent - first.exponent)
-        + _widened(second.counts, exponent - second.exponent),
-        exponent,
-        np.minimum(first.low, second.low),
-        np.maximum(first.high, second.high),
-        first.total + second.total,
-    )
-
-
-def middle(seen: Histogram) -> F64:
-    """`(C,)`, halfway between each channel's extremes, as a whole number of bin widths."""
-    halfway: F64 = np.rint((seen.low + seen.high) / 2.0 / seen.width) * seen.width
-    return halfway
-
-
-def _exponent(peak: F64) -> I32:
-    """The smallest power of two for which `peak` falls inside the last bin."""
+def _bin_exponent(peak: F64) -> I32:
+    """log2 of the smallest bin width for which `peak` falls inside the last bin."""
     power = np.frexp(peak)[1]  # peak < 2 ** power
-    return np.where(peak > 0.0, power - _LOG_HALF, _SMALLEST).astype(np.int32)
+    return np.where(peak > 0.0, power - _LOG_HALF_BINS, _MIN_EXPONENT).astype(np.int32)
 
 
-def _widened(counts: U32, steps: I32) -> U32:
-    """The counts in bins 2 ** `steps` as wide: neighbours fall together, on each side of zero for
-    itself."""
-    if not steps.any():
+def _widen_bins(counts: U32, doublings: I32) -> U32:
+    """The counts in bins 2 ** `doublings[c]` as wide; each side of zero keeps its own bins."""
+    if not doublings.any():
         return counts
-    steps = np.minimum(steps, _LOG_HALF)
+    doublings = np.minimum(doublings, _LOG_HALF_BINS)
     out = np.zeros_like(counts)
-    for step in np.unique(steps):
-        rows = steps == step
-        folded = counts[rows].reshape(-1, (2 * HALF) >> step, 1 << step).sum(axis=2)
-        start = HALF - folded.shape[1] // 2
+    for power in np.unique(doublings):
+        rows = doublings == power
+        folded = counts[rows].reshape(-1, (2 * HALF_BINS) >> power, 1 << power).sum(axis=2)
+        start = HALF_BINS - folded.shape[1] // 2
         out[rows, start : start + folded.shape[1]] = folded
     return out

@@ -1,6 +1,6 @@
-"""What an assignment of INT8 and FP16 to layers takes, counted from the graph.
+"""How long an assignment of INT8 and FP16 to layers takes, counted from the graph.
 
-The stand-in where no engine can run; `runtime` measures engines. Knows nothing of faces or accuracy.
+A stand-in where no engine can run; `runtime.layer_latency` measures engines.
 """
 
 from collections.abc import Callable
@@ -14,44 +14,51 @@ from ..graph.shapes import tensor_types
 
 COUNTED = "multiply-adds and conversions, counted"
 
-_INT8_SPEED = 2.0
-"""Multiply-adds of INT8 in the time of one of FP16: NVIDIA's peak rates, Turing to Blackwell."""
+_INT8_SPEED = (
+    2.0  # INT8 over FP16 multiply-adds per second: NVIDIA's peak rates, Turing to Blackwell
+)
 
+# FP16 multiply-adds in the time that one conversion of a number takes: it is read in FP16 and
+# written in INT8, 3 bytes. A Jetson AGX Orin 64 GB does about 100 multiply-adds in the time of a
+# byte (data sheet: 21 T multiply-adds and 205 GB per second at its peak).
 _CONVERSION = 250.0
-"""FP16 multiply-adds in the time that one more conversion of a number takes: it is read in FP16 and
-written in INT8, 3 bytes, and a Jetson Orin (21 T multiply-adds and 205 GB a second at its peak, data
-sheet of the AGX 64 GB) does about 100 multiply-adds in the time of a byte."""
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """How long assignments take: `cost` is the time as a share of that with every layer in float.
+    """How long assignments take.
 
-    Differences up to `noise()` say nothing. `word` tells where the times come from; those of another
-    word are not compared.
+    Attributes:
+        source: Where the times come from; times of different sources are not compared.
+        cost: Time of an assignment, as a share of the time with every layer in float.
+        noise: Differences of `cost` up to this are not significant.
     """
 
-    word: str
+    source: str
     cost: Callable[[Int8Choice], float]
     noise: Callable[[], float] = lambda: 0.0
 
 
-Quantised = Callable[[Int8Choice], onnx.ModelProto]
+# An assignment of INT8 to layers -> the Q/DQ model.
+QuantizeChoice = Callable[[Int8Choice], onnx.ModelProto]
 
-LatencyOf = Callable[[onnx.ModelProto, Quantised], LatencyModel]
-"""A float model, and what makes its Q/DQ model of an assignment -> the times of assignments."""
+# A float model and the function that makes its Q/DQ models -> times of assignments.
+LatencyOf = Callable[[onnx.ModelProto, QuantizeChoice], LatencyModel]
 
 
-def counted_latency(model: onnx.ModelProto, quantised: Quantised | None = None) -> LatencyModel:
-    """Times of a float model whose shapes can be inferred, all in FP16 being 1; `quantised` is not
-    looked at.
+def counted_latency(model: onnx.ModelProto, quantize: QuantizeChoice | None = None) -> LatencyModel:
+    """Times counted from multiply-adds and conversions; all in FP16 is 1.
 
     A tensor costs a conversion when float operators read it besides INT8 layers: it is written
-    twice. Others are converted in the kernel that makes them.
+    twice. Other tensors are converted in the kernel that makes them.
+
+    Args:
+        model: A float model whose shapes can be inferred.
+        quantize: Unused; part of the signature `LatencyOf`.
     """
     macs = {layer.name: layer.macs for layer in compute_layers(model)}
     total = sum(macs.values()) or 1
-    sizes = _sizes(model)
+    sizes = _tensor_sizes(model)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -59,21 +66,21 @@ def counted_latency(model: onnx.ModelProto, quantised: Quantised | None = None) 
 
     def cost(choice: Int8Choice) -> float:
         int8 = set(choice.int8)
-        twice = [
+        written_twice = [
             tensor
             for tensor in choice.tensors
-            # An addition reads the INT8 form, as its skip branch (quantize.py).
+            # An addition reads the INT8 form, as its skip branch (qdq.py).
             if any(n.name not in int8 and n.op_type != "Add" for n in readers.get(tensor, ()))
         ]
         work = total - sum(macs[name] for name in int8) * (1.0 - 1.0 / _INT8_SPEED)
-        return (work + _CONVERSION * sum(sizes.get(t, 0) for t in twice)) / total
+        return (work + _CONVERSION * sum(sizes.get(t, 0) for t in written_twice)) / total
 
     return LatencyModel(COUNTED, cost)
 
 
-def _sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """Tensor -> numbers in it, for one face."""
+def _tensor_sizes(model: onnx.ModelProto) -> dict[str, int]:
+    """Tensor -> how many numbers it holds for one face."""
     return {
-        name: prod(max(1, dim.dim_value) for dim in found.shape.dim[1:])
-        for name, found in tensor_types(model).items()
+        name: prod(max(1, dim.dim_value) for dim in tensor.shape.dim[1:])
+        for name, tensor in tensor_types(model).items()
     }

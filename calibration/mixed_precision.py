@@ -1,8 +1,9 @@
-"""The accuracy budget: which layers to keep in float so that INT8 loses no more than allowed.
+"""Mixed precision: which layers to keep in float so that INT8 loses no more than a budget allows.
 
-Layers are ranked by what each alone costs the embedding, per time that its INT8 saves; the search
-keeps the first k of that list in float and bisects k. So more float never means less accuracy by
-luck of the order, and a handful of models is judged instead of 2 ** layers.
+Layers are ranked by how much each alone changes the embedding, per time that its INT8 saves. The
+search keeps the first k of that list in float and bisects k, so a few models are judged instead of
+2 ** layers. Float layers are judged as FP32; engines compute them in FP16, whose errors are a
+hundredth of INT8's (docs/results/engines.md).
 """
 
 import hashlib
@@ -17,8 +18,8 @@ import numpy as np
 import onnx
 
 from ..arrays import F32
-from ..documents import convert, to_builtins
-from ..errors import FacesError, GateFailed, UsageError
+from ..documents import convert, decode_json
+from ..errors import DataError, FacesError, GateFailed, UsageError
 from ..faces.contract import InputSpec
 from ..faces.sources import Faces
 from ..files import write_atomic
@@ -31,13 +32,20 @@ from .latency_model import COUNTED, LatencyOf, counted_latency
 from .qdq import quantize_onnx
 from .table import CalibrationTable, table_to_json
 
-REASON = "accuracy budget"
+REASON = "accuracy budget"  # why a layer of `CalibrationTable.float_layers` is kept in float
+
+_SENSITIVITY_FACES = 24  # faces that a single layer's error is measured on
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What INT8 may lose: `max_tar_drop` of the genuine pairs accepted at the false accept rate
-    `far`, counted and likely, and `min_cosine` that the worst face must keep. None sets no limit."""
+    """What INT8 may lose; None sets no limit.
+
+    Attributes:
+        max_tar_drop: Loss of TAR at `far`, as a fraction, both counted and smoothed.
+        min_cosine: Cosine with the float embedding that every face must keep.
+        far: False accept rate of `max_tar_drop`.
+    """
 
     max_tar_drop: float | None = None
     min_cosine: float | None = None
@@ -54,6 +62,7 @@ class Budget:
             raise UsageError(f"--far is a rate between 0 and 1, found {self.far}", "--far 1e-4")
 
     def holds(self, loss: EmbeddingLoss) -> bool:
+        """Whether a loss is within the budget."""
         rate = loss.at(self.far)
         return (
             self.max_tar_drop is None
@@ -61,6 +70,7 @@ class Budget:
         ) and (self.min_cosine is None or loss.cosine.min >= self.min_cosine)
 
     def describe(self) -> str:
+        """The budget as text."""
         parts = []
         if self.max_tar_drop is not None:
             parts.append(f"TAR drop <= {self.max_tar_drop:g} at FAR {self.far:g}")
@@ -69,40 +79,193 @@ class Budget:
         return " and ".join(parts)
 
 
-class SearchLog:
-    """Results by name in a file, so that a search that was killed goes on where it was.
+@dataclass(frozen=True)
+class Assignment:
+    """Which layers are INT8, what that costs and what it loses.
 
-    What was found under another `key` (model, faces, options) is forgotten.
+    Attributes:
+        float_layers: Layers kept in float although the rule would make them INT8.
+        int8_mac_share: Share of all multiply-adds in INT8, 0..1.
+        requantized_tensors: Number of tensors that are converted to INT8.
+        cost: Time as a share of the time with every layer in float.
+        loss: On the held-out faces.
+    """
+
+    float_layers: tuple[str, ...]
+    int8_mac_share: float
+    requantized_tensors: int
+    cost: float
+    loss: EmbeddingLoss
+
+
+@dataclass(frozen=True)
+class HeldOutJudge:
+    """Measures what quantized models lose on faces of people who did not calibrate.
+
+    Attributes:
+        model: The float model.
+        spec: Its input contract.
+        faces: A source of faces; each of `picks` is read several times.
+        picks: Indices of the held-out faces.
+        rounded: Layer -> rounded weights; other weights are rounded to nearest.
+        track: Shows progress.
+    """
+
+    model: onnx.ModelProto
+    spec: InputSpec
+    faces: Faces
+    picks: Sequence[int]
+    rounded: Mapping[str, RoundedWeight]
+    track: Track
+
+    @cached_property
+    def expected(self) -> F32:
+        """`(len(picks), D) float32`, the float model's embeddings."""
+        return embed_model(self.model, self.spec, self.faces, self.picks, self.track)
+
+    def quantize(self, table: CalibrationTable, choice: Int8Choice) -> onnx.ModelProto:
+        """The Q/DQ model of an assignment."""
+        return quantize_onnx(self.model, table, choice, self.rounded)
+
+    def assess(
+        self,
+        table: CalibrationTable,
+        float_layers: Sequence[str],
+        far: float | None,
+        cost: Callable[[Int8Choice], float],
+    ) -> Assignment:
+        """Judge the assignment that keeps `float_layers` in float; `far` is one more rate."""
+        choice = choose_int8_layers(self.model, dict.fromkeys(float_layers, REASON))
+        quantized = self.quantize(table, choice)
+        embeddings = embed_model(quantized, self.spec, self.faces, self.picks, self.track)
+        labels = self.faces.labels[list(self.picks)]
+        loss = compare_embeddings(self.expected, embeddings, labels, far)
+        return Assignment(
+            tuple(float_layers), choice.mac_share, len(choice.tensors), cost(choice), loss
+        )
+
+    def layer_error(self, table: CalibrationTable, layer: str) -> float:
+        """1 - mean cosine on a few faces when only this layer is INT8."""
+        others = {other.name: REASON for other in compute_layers(self.model) if other.name != layer}
+        quantized = self.quantize(table, choose_int8_layers(self.model, others))
+        stride = max(1, len(self.picks) // _SENSITIVITY_FACES)
+        few = list(range(0, len(self.picks), stride))[:_SENSITIVITY_FACES]
+        embeddings = embed_model(quantized, self.spec, self.faces, [self.picks[i] for i in few])
+        labels = np.zeros(len(few), np.int64)
+        return 1.0 - compare_embeddings(self.expected[few], embeddings, labels).cosine.mean
+
+
+@dataclass
+class _LogDocument:
+    """The file of a `SearchLog`."""
+
+    key: str
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+class SearchLog:
+    """Results by name in a file, so that a killed search continues where it was.
+
+    Results of another key (model, faces, options) are discarded, and so is a damaged file.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
-        self._key = key
-        self._found: dict[str, Any] = {}
+        self._log = _LogDocument(key)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["key"] == key:
-                self._found = dict(data["found"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # none yet, or a half-written one: begin anew
+            log = decode_json(path.read_bytes(), _LogDocument, path)
+        except (OSError, DataError):
+            return
+        if log.key == key:
+            self._log = log
 
-    def recall(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` gave under this name, now or before the interruption; JSON values only."""
-        if name not in self._found:
-            self._found[name] = work()
-            data = json.dumps({"key": self._key, "found": self._found})
-            write_atomic(self._path, data.encode())
-        return self._found[name]
+    def recall(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The result under a name, from the file or computed now; JSON values only."""
+        results = self._log.results
+        if name not in results:
+            results[name] = compute()
+            # Written exactly, not rounded: a resumed search must decide as an uninterrupted one.
+            write_atomic(self._path, json.dumps(asdict(self._log)).encode())
+        return results[name]
 
     def close(self) -> None:
+        """Remove the file: the search is complete."""
         self._path.unlink(missing_ok=True)
 
 
-def ranked(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
-    """Layer names: first those that INT8 does not make faster, then the one whose float costs least
-    time for the accuracy it brings.
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
 
-    `errors` are what each layer alone in INT8 costs, `saved` is the time that its INT8 saves.
+    Attributes:
+        assignments: All that were judged; the last one is taken.
+        table: The calibration table, with the taken assignment's layers in float.
+        time_source: Where the assignments' times come from.
+    """
+
+    assignments: tuple[Assignment, ...]
+    table: CalibrationTable
+    time_source: str
+
+
+def search_assignment(
+    table: CalibrationTable,
+    judge: HeldOutJudge,
+    budget: Budget | None,
+    root: Path,
+    latency: LatencyOf = counted_latency,
+) -> SearchResult:
+    """Judge INT8 in all dense layers and, with a budget, find the fastest assignment that holds it.
+
+    Without a budget one assignment is judged, or none where nobody is held out, and times are
+    counted. A search that was interrupted continues; its log lies beside the bundle.
+
+    Args:
+        table: The calibration table of the float model.
+        judge: Measures what assignments lose.
+        budget: What INT8 may lose.
+        root: The bundle's folder.
+        latency: Gives the times of assignments.
+
+    Raises:
+        FacesError: The held-out faces are too few for the budget.
+        GateFailed: No assignment holds the budget.
+    """
+    if not judge.picks:
+        if budget:
+            raise FacesError(
+                "an accuracy budget is judged on held-out people: give at least 5 people",
+                "a few hundred, with several images each",
+            )
+        return SearchResult((), table, COUNTED)
+    if budget is None:
+        only = judge.assess(table, (), None, counted_latency(judge.model).cost)
+        return SearchResult((only,), table, COUNTED)
+    _check_resolution(judge, budget)
+    times = latency(judge.model, partial(judge.quantize, table))
+    key = _search_key(table, judge, budget, times.source)
+    log = SearchLog(root.with_name(f".{root.name}.calibrate"), key)
+    noise = float(log.recall("noise", times.noise))
+    assignments = _search(table, judge, budget, log, times.cost, noise)
+    log.close()
+    holding = [a for a in assignments if budget.holds(a.loss)]
+    limit = min(a.cost for a in holding) + noise
+    best = min((a for a in holding if a.cost <= limit), key=lambda a: len(a.float_layers))
+    assignments.sort(key=lambda a: a is best)
+    float_layers = dict.fromkeys(best.float_layers, REASON)
+    return SearchResult(tuple(assignments), replace(table, float_layers=float_layers), times.source)
+
+
+def rank_layers(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
+    """The order in which layers go back to float.
+
+    Args:
+        errors: Layer -> what it costs the embedding when it alone is INT8.
+        saved: Layer -> the time that its INT8 saves.
+
+    Returns:
+        First the layers that INT8 does not make faster, then the one that brings most accuracy for
+        the time that float costs.
     """
 
     def price(name: str) -> tuple[bool, float]:
@@ -111,23 +274,30 @@ def ranked(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]
     return sorted(errors, key=price)
 
 
-def least_float(count: int, judge: Callable[[int], EmbeddingLoss], budget: Budget) -> int:
-    """The least k of 1 to `count` - 1 for which keeping the first k layers in float holds.
+def bisect_float_layers(count: int, judge: Callable[[int], EmbeddingLoss], budget: Budget) -> int:
+    """The least k for which the first k layers in float hold a budget.
 
-    0 must have been tried; one layer stays in INT8. Raises GateFailed when no k holds.
+    Args:
+        count: Number of layers; one of them stays in INT8.
+        judge: The loss with the first k layers in float. k = 0 is taken not to hold the budget.
+        budget: What INT8 may lose.
+
+    Returns:
+        k, 1 to `count` - 1.
+
+    Raises:
+        GateFailed: No k holds the budget.
     """
     low, high = 0, count - 1
     last = judge(high)
     if high == low or not budget.holds(last):
         rate = last.at(budget.far)
-        found = f"cosine {last.cosine.min:.4f}"
-        found += (
-            f", TAR drop {rate.drop:.4f}, likely {rate.smoothed_drop:+.4f} ± {rate.smoothed_drop_error:.4f}"
-            if rate
-            else ""
-        )
+        losses = f"cosine {last.cosine.min:.4f}"
+        if rate:
+            losses += f", TAR drop {rate.drop:.4f}, likely {rate.smoothed_drop:+.4f}"
+            losses += f" ± {rate.smoothed_drop_error:.4f}"
         raise GateFailed(
-            f"no assignment holds {budget.describe()}: with one layer in INT8, {found}",
+            f"no assignment holds {budget.describe()}: with one layer in INT8, {losses}",
             "allow more (what was judged is remembered), or build FP16:"
             " `fr-edge build-engine BUNDLE --fp16`",
         )
@@ -137,190 +307,57 @@ def least_float(count: int, judge: Callable[[int], EmbeddingLoss], budget: Budge
     return high
 
 
-# One assignment of INT8 to layers, judged on people held apart from the calibration.
-#
-# What stays float is judged as FP32. Engines compute it in FP16, whose errors are a hundredth of
-# INT8's (docs/results/engines.md); `fr-edge verify` judges the engine itself.
-
-PROBES = 24
-"""Faces that a single layer's cost is measured on."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One assignment and its loss: a row of the Pareto table. `requantised` counts the tensors
-    that are converted to INT8, `cost` is its time, all in float being 1."""
-
-    floats: tuple[str, ...]
-    mac_share: float
-    requantised: int
-    cost: float
-    loss: EmbeddingLoss
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "float_layers": list(self.floats),
-            "int8_mac_share": round(self.mac_share, 4),
-            "requantised_tensors": self.requantised,
-            "cost": round(self.cost, 4),
-            **to_builtins(self.loss),
-        }
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The float model on the faces at `picks`, none of whose people calibrated; `rounded` are the
-    weights of layers that were not rounded to nearest."""
-
-    model: onnx.ModelProto
-    spec: InputSpec
-    faces: Faces
-    picks: Sequence[int]
-    track: Track
-    rounded: Mapping[str, RoundedWeight] = field(default_factory=dict)
-
-    @cached_property
-    def expected(self) -> F32:
-        """`(len(picks), D) float32`."""
-        return embed_model(self.model, self.spec, self.faces, self.picks, self.track)
-
-    def quantised(self, table: CalibrationTable, choice: Int8Choice) -> onnx.ModelProto:
-        return quantize_onnx(self.model, table, choice, self.rounded)
-
-    def trial(
-        self,
-        table: CalibrationTable,
-        floats: Sequence[str],
-        far: float | None,
-        cost: Callable[[Int8Choice], float],
-    ) -> Assignment:
-        choice = choose_int8_layers(self.model, dict.fromkeys(floats, REASON))
-        quantised = self.quantised(table, choice)
-        found = embed_model(quantised, self.spec, self.faces, self.picks, self.track)
-        loss = compare_embeddings(self.expected, found, self.faces.labels[list(self.picks)], far)
-        tensors = len(choice.tensors)
-        return Assignment(tuple(floats), choice.mac_share, tensors, cost(choice), loss)
-
-    def error(self, table: CalibrationTable, layer: str) -> float:
-        """1 - mean cosine on a few faces when this layer alone is INT8."""
-        others = {other.name: REASON for other in compute_layers(self.model) if other.name != layer}
-        quantised = self.quantised(table, choose_int8_layers(self.model, others))
-        few = list(range(0, len(self.picks), max(1, len(self.picks) // PROBES)))[:PROBES]
-        found = embed_model(quantised, self.spec, self.faces, [self.picks[i] for i in few])
-        return (
-            1.0
-            - compare_embeddings(
-                self.expected[few], found, np.zeros(len(few), np.int64)
-            ).cosine.mean
-        )
-
-
-def assignment_of(data: dict[str, Any]) -> Assignment:
-    return convert(data, Assignment, "the search log")
-
-
-# Judge INT8 everywhere, and with a budget find the fastest assignment that holds it.
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The `trials` made, the last of them the one taken, the `table` with its layers in float, and
-    where the trials' times come from."""
-
-    trials: list[Assignment]
-    table: CalibrationTable
-    times: str
-
-
-def search_assignment(
-    table: CalibrationTable,
-    judge: Judge,
-    budget: Budget | None,
-    root: Path,
-    latency: LatencyOf = counted_latency,
-) -> SearchResult:
-    """Judge INT8 everywhere and, with a budget, find the fastest assignment that holds it.
-
-    Without a budget there is one trial, or none where nobody was held apart, and times are counted.
-    Raises FacesError when the faces cannot show the budget, GateFailed when nothing holds it.
-    """
-    if not judge.picks:
-        if budget:
-            raise FacesError(
-                "an accuracy budget is judged on people held apart: give at least 5 people",
-                "a few hundred, with several images each",
-            )
-        return SearchResult([], table, COUNTED)
-    if budget is None:
-        return SearchResult(
-            [judge.trial(table, (), None, counted_latency(judge.model).cost)], table, COUNTED
-        )
-    _resolvable(judge, budget)
-    times = latency(judge.model, partial(judge.quantised, table))
-    key = _key(table, judge, budget, times.word)
-    journal = SearchLog(root.with_name(f".{root.name}.calibrate"), key)
-    noise = float(journal.recall("noise", times.noise))
-    trials = _search(table, judge, budget, journal, times.cost, noise)
-    journal.close()
-    holding = [trial for trial in trials if budget.holds(trial.loss)]
-    least = min(trial.cost for trial in holding) + noise
-    best = min((t for t in holding if t.cost <= least), key=lambda t: len(t.floats))
-    trials.sort(key=lambda trial: trial is best)
-    return SearchResult(
-        trials, replace(table, floats=dict.fromkeys(best.floats, REASON)), times.word
-    )
-
-
 def _search(
     table: CalibrationTable,
-    judge: Judge,
+    judge: HeldOutJudge,
     budget: Budget,
-    journal: SearchLog,
+    log: SearchLog,
     cost: Callable[[Int8Choice], float],
     noise: float,
 ) -> list[Assignment]:
-    """All that was tried; what a search that was killed had found is not found again."""
-    trials: list[Assignment] = []
+    """All assignments that were judged; those in the log are not judged again."""
+    assignments: list[Assignment] = []
 
-    def attempt(floats: Sequence[str]) -> EmbeddingLoss:
-        found = journal.recall(
-            json.dumps(list(floats)), lambda: asdict(judge.trial(table, floats, budget.far, cost))
+    def attempt(float_layers: Sequence[str]) -> EmbeddingLoss:
+        result = log.recall(
+            json.dumps(list(float_layers)),
+            lambda: asdict(judge.assess(table, float_layers, budget.far, cost)),
         )
-        trials.append(assignment_of(found))
-        return trials[-1].loss
+        assignments.append(convert(result, Assignment, "the search log"))
+        return assignments[-1].loss
 
-    def saved(layer: str) -> float:
-        """The time that INT8 saves in this layer, the others being INT8."""
-        return cost(choose_int8_layers(judge.model, {layer: REASON})) - trials[0].cost
+    def saving(layer: str) -> float:
+        """The time that INT8 saves in this layer while the others are INT8."""
+        choice = choose_int8_layers(judge.model, {layer: REASON})
+        return cost(choice) - assignments[0].cost
 
     holds = budget.holds(attempt(()))
     layers = choose_int8_layers(judge.model).int8
     savings = {
-        layer: float(journal.recall(f"{layer} saves", partial(saved, layer)))
+        layer: float(log.recall(f"{layer} saves", partial(saving, layer)))
         for layer in judge.track(layers, "times", len(layers))
     }
-    if holds:
-        # Nothing is left to win but where INT8 is the slower way.
+    if holds:  # only layers where INT8 is slower are left to improve
         if slow := [layer for layer in layers if savings[layer] < -noise]:
             attempt(slow)
-        return trials
+        return assignments
     errors = {
-        layer: float(journal.recall(layer, partial(judge.error, table, layer)))
+        layer: float(log.recall(layer, partial(judge.layer_error, table, layer)))
         for layer in judge.track(layers, "sensitivity", len(layers))
     }
-    order = ranked(errors, _told(savings, noise, judge.model, 1.0 - trials[0].cost))
-    least_float(len(order), lambda k: attempt(order[:k]), budget)
-    return trials
+    savings = _above_noise(savings, noise, judge.model, 1.0 - assignments[0].cost)
+    order = rank_layers(errors, savings)
+    bisect_float_layers(len(order), lambda k: attempt(order[:k]), budget)
+    return assignments
 
 
-def _told(
-    savings: Mapping[str, float], noise: float, model: onnx.ModelProto, whole: float
+def _above_noise(
+    savings: Mapping[str, float], noise: float, model: onnx.ModelProto, total: float
 ) -> dict[str, float]:
-    """What each layer's INT8 saves; where a measurement does not rise above its noise, the layer's
-    part of the `whole` by count."""
+    """Savings; one within the noise is replaced by the layer's counted part of the total saving."""
     count = counted_latency(model).cost
     base = count(choose_int8_layers(model))
-    share = max(whole, 1e-3) / (1.0 - base)
+    share = max(total, 1e-3) / (1.0 - base)
     return {
         layer: value
         if abs(value) > noise
@@ -329,8 +366,8 @@ def _told(
     }
 
 
-def _resolvable(judge: Judge, budget: Budget) -> None:
-    """Raises FacesError when the judging faces have too few pairs for the budget's rate."""
+def _check_resolution(judge: HeldOutJudge, budget: Budget) -> None:
+    """Raises FacesError when the held-out faces have too few pairs for the budget's rate."""
     if budget.max_tar_drop is None:
         return
     counts = np.unique(judge.faces.labels[list(judge.picks)], return_counts=True)[1]
@@ -338,15 +375,17 @@ def _resolvable(judge: Judge, budget: Budget) -> None:
     impostors = len(judge.picks) * (len(judge.picks) - 1) // 2 - genuine
     if impostors * budget.far < 1.0 or not genuine:
         raise FacesError(
-            f"{len(judge.picks)} faces of {len(counts)} people held apart give {impostors} impostor"
+            f"{len(judge.picks)} held-out faces of {len(counts)} people give {impostors} impostor"
             f" and {genuine} genuine pairs; FAR {budget.far:g} needs {1 / budget.far:.0f} and some",
             "give more people with several images each, or a larger --far",
         )
 
 
-def _key(table: CalibrationTable, judge: Judge, budget: Budget, times: str) -> str:
-    """What trials depend on: none of another may be believed. The budget's limits are not part of
-    it, so that another budget finds what this one's search judged."""
+def _search_key(
+    table: CalibrationTable, judge: HeldOutJudge, budget: Budget, time_source: str
+) -> str:
+    """What results depend on. The budget's limits are not part of it: another budget's search may
+    use what this one judged."""
     keys = [judge.faces.keys[i] for i in judge.picks]
-    about = [times, budget.far, judge.faces.where, keys, sorted(judge.rounded)]
-    return hashlib.sha256((table_to_json(table) + json.dumps(about)).encode()).hexdigest()
+    inputs = [time_source, budget.far, judge.faces.where, keys, sorted(judge.rounded)]
+    return hashlib.sha256((table_to_json(table) + json.dumps(inputs)).encode()).hexdigest()

@@ -1,18 +1,18 @@
-"""Float model + table -> explicit Q/DQ model that TensorRT's parser takes and fuses.
+"""Float model and calibration table -> explicit Q/DQ model that TensorRT's parser takes and fuses.
 
 Symmetric INT8, zero points 0, per-channel weights, FP32 scales, float biases. A layer's output
-meets its PReLU before it is quantised again, and at a residual addition only the branch that skips
-is quantised. docs/decisions/0002 says why the nodes are inserted here and not by a library.
+passes its PReLU before it is quantized again, and at a residual addition only the skip branch is
+quantized. docs/decisions/0002 explains why the nodes are inserted here and not by a library.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from ..arrays import F32
 from ..errors import BundleError
 from ..graph.edit import prune
 from ..graph.layer_weights import add_to_bias, output_axis, store_weight, weight_scales
@@ -31,12 +31,18 @@ def quantize_onnx(
     choice: Int8Choice | None = None,
     rounded: Mapping[str, RoundedWeight] | None = None,
 ) -> onnx.ModelProto:
-    """A Q/DQ copy of a float model whose nodes are named.
+    """A Q/DQ copy of a float model.
 
-    Weights that are not among the `rounded` are rounded to nearest.
+    Args:
+        model: A float model whose nodes are named.
+        table: The ranges of its tensors, with scales, shifts and means.
+        choice: Which layers become INT8; by default those of `choose_int8_layers`.
+        rounded: Layer -> rounded weights; other weights are rounded to nearest.
 
-    Raises BundleError when the table lacks a tensor that the rule of `layers` wants quantised, or
-    was made for a network of other shapes, ModelError for weights that are not finite.
+    Raises:
+        BundleError: The table lacks the range of a tensor that INT8 layers read, or was made for a
+            network of other shapes.
+        ModelError: A weight is not finite.
     """
     check_finite(model)
     choice = choice or choose_int8_layers(model)
@@ -44,33 +50,34 @@ def quantize_onnx(
         raise BundleError(f"the calibration table has no range for {missing[0]}", "calibrate again")
     try:
         result = equalize(model, table.scales)
-        _take(result.graph, choice, rounded or {})
-        centred = shift_activations(result, choice, table.centres)
-        choice = replace(choice, tensors=tuple(centred.get(t, t) for t in choice.tensors))
-        correct_biases(result, choice, {centred.get(t, t): m for t, m in table.means.items()})
+        _use_rounded_weights(result.graph, choice, rounded or {})
+        shifted = shift_activations(result, choice, table.shifts)
+        choice = replace(choice, tensors=tuple(shifted.get(t, t) for t in choice.tensors))
+        correct_biases(result, choice, {shifted.get(t, t): m for t, m in table.means.items()})
     except ValueError as error:
         raise BundleError(
             f"the calibration table does not fit the model: {error}", "calibrate again"
         ) from error
-    _insert(result.graph, choice, {centred.get(t, t): a for t, a in table.ranges.items()})
+    _insert_qdq(result.graph, choice, {shifted.get(t, t): a for t, a in table.ranges.items()})
     result.graph.ClearField("value_info")
     prune(result.graph)
     onnx.checker.check_model(result)
     return result
 
 
-def _take(graph: onnx.GraphProto, choice: Int8Choice, rounded: Mapping[str, RoundedWeight]) -> None:
-    """Rounded weights instead of the layers' own."""
+def _use_rounded_weights(
+    graph: onnx.GraphProto, choice: Int8Choice, rounded: Mapping[str, RoundedWeight]
+) -> None:
     for node in graph.node:
         if node.name in choice.int8 and node.name in rounded:
-            found = rounded[node.name]
-            node.input[1] = store_weight(graph, f"{node.name}/rounded", found.weight)
+            result = rounded[node.name]
+            node.input[1] = store_weight(graph, f"{node.name}/rounded", result.weight)
             if node.op_type != "MatMul":
-                add_to_bias(graph, node, found.shift)
+                add_to_bias(graph, node, result.shift)
 
 
-def _insert(graph: onnx.GraphProto, choice: Int8Choice, ranges: Mapping[str, float]) -> None:
-    chosen = set(choice.int8)
+def _insert_qdq(graph: onnx.GraphProto, choice: Int8Choice, ranges: Mapping[str, float]) -> None:
+    int8 = set(choice.int8)
     zero = store_weight(graph, "int8/zero", np.zeros((), np.int8))
     pairs = {
         tensor: _activation_pair(graph, tensor, ranges[tensor], zero) for tensor in choice.tensors
@@ -78,15 +85,15 @@ def _insert(graph: onnx.GraphProto, choice: Int8Choice, ranges: Mapping[str, flo
     constants = {t.name: t for t in graph.initializer}
     ordered: list[NodeProto] = [node for value in graph.input for node in pairs.get(value.name, ())]
     for node in graph.node:
-        if node.name in chosen:
+        if node.name in int8:
             node.input[0] = pairs[node.input[0]][1].output[0]
             weight = numpy_helper.to_array(constants[node.input[1]])
-            behind = _weight_pair(graph, node, weight)
-            node.input[1] = behind[1].output[0]
-            ordered.extend(behind)
+            weight_pair = _weight_pair(graph, node, weight)
+            node.input[1] = weight_pair[1].output[0]
+            ordered.extend(weight_pair)
         elif node.op_type == "Add":
-            # The skip branch is what an INT8 layer reads too; the other comes from a layer, and
-            # anything between that and the addition would keep TensorRT from fusing them.
+            # The skip branch is the one that an INT8 layer reads too. The other one comes from a
+            # layer, and a node between that and the addition would keep TensorRT from fusing them.
             skips = [index for index, name in enumerate(node.input) if name in pairs]
             for index in skips[:1]:
                 node.input[index] = pairs[node.input[index]][1].output[0]
@@ -102,21 +109,21 @@ def _activation_pair(
     graph: onnx.GraphProto, tensor: str, amax: float, zero: str
 ) -> tuple[NodeProto, NodeProto]:
     scale = store_weight(graph, f"{tensor}/scale", np.array(amax / 127.0, np.float32))
-    return _pair(tensor, scale, zero, tensor)
+    return _qdq_pair(tensor, scale, zero, tensor)
 
 
 def _weight_pair(
-    graph: onnx.GraphProto, node: NodeProto, weight: npt.NDArray[np.float32]
+    graph: onnx.GraphProto, node: NodeProto, weight: F32
 ) -> tuple[NodeProto, NodeProto]:
-    """Float weights, quantised in the graph: TensorRT 8.6 and later all take them so."""
-    step = weight_scales(node, weight)
+    """Float weights, quantized in the graph, as TensorRT 8.6 and later take them."""
+    scales = weight_scales(node, weight)
     name = f"{node.name}/weight"
-    scale = store_weight(graph, f"{name}/scale", step)
-    zeros = store_weight(graph, f"{name}/zero", np.zeros(len(step), np.int8))
-    return _pair(node.input[1], scale, zeros, name, output_axis(node, weight.ndim))
+    scale = store_weight(graph, f"{name}/scale", scales)
+    zeros = store_weight(graph, f"{name}/zero", np.zeros(len(scales), np.int8))
+    return _qdq_pair(node.input[1], scale, zeros, name, output_axis(node, weight.ndim))
 
 
-def _pair(
+def _qdq_pair(
     tensor: str, scale: str, zero: str, name: str, axis: int | None = None
 ) -> tuple[NodeProto, NodeProto]:
     quantized, result = f"{name}/q", f"{name}/dq"

@@ -1,157 +1,173 @@
-"""Which faces calibrate and which judge: never the same person, and no face that says nothing.
+"""Which faces calibrate and which judge: never the same person, and no blank images."""
 
-Knows nothing of networks.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import I64
+from ..arrays import F64, U8
 from ..errors import FacesError
 from ..faces.sources import Faces, frame_note, spread_picks
-from ..progress import Track, silent
 
-MIN_FACES = 4
-"""Different faces below which a range is an accident."""
+ENOUGH_FACES = 128  # with fewer faces the tails still depend on chance: a warning
 
-ENOUGH_FACES = 128
-"""Faces below which the tails are still a matter of luck: the user is told."""
-
-HELD_EVERY = 5
-"""One identity in so many is held apart for judging,"""
-
-HELD_FOR_PAIRS = 2
-"""and where many pairs are wanted, if enough others remain to calibrate on."""
-
-_EACH = 8
-"""Images of one person that judge: more would make the rates that person's."""
-
-_BLANK = 2.0
-"""Standard deviation of grey levels, 0..255, below which an image shows nothing."""
-
-_FAR_OFF = 40.0
-"""Mean brightness, 0..255, below or (from 255) above which a whole source looks wrong."""
+_MIN_FACES = 4  # with fewer different faces a range is meaningless: an error
+_MIN_PEOPLE = 16  # with fewer people others may have larger activations: a warning
+_HOLD_OUT_EVERY = 5  # one identity in so many is held out for judging
+_HOLD_OUT_FOR_PAIRS = 2  # the same where many pairs are wanted and enough others remain
+_MAX_IMAGES = 8  # held-out images per person; more would make the rates that person's
+_BLANK_STD = 2.0  # standard deviation of grey levels, 0..255, below which an image is blank
+_BLUE_EXCESS = 5.0  # mean blue minus red, 0..255, above which channels look swapped
+_EXTREME_GREY = 40.0  # mean brightness closer to 0 or 255 than this is suspicious
 
 
 @dataclass(frozen=True)
 class CalibrationSubset:
-    """Indices into the faces; `calibrate` and `judge` share no identity."""
+    """Indices into the faces; the two parts share no identity.
 
-    calibrate: tuple[int, ...]
-    judge: tuple[int, ...]
-    warnings: tuple[str, ...] = ()
+    Attributes:
+        calibration: Faces that calibrate.
+        held_out: Faces that the INT8 model is judged on; empty if `reason` says why.
+        reason: Why nobody could be held out, or "".
+    """
+
+    calibration: tuple[int, ...]
+    held_out: tuple[int, ...]
+    reason: str = ""
+
+
+@dataclass
+class FaceStatistics:
+    """What `usable_faces` accumulates about the faces it reads.
+
+    Attributes:
+        used: Indices of the faces that are not blank.
+        blank: Number of blank images.
+        digests: Hashes of the different faces.
+        color: `(3,) float64`, the sum over the faces of their mean red, green and blue, 0..255.
+    """
+
+    used: list[int] = field(default_factory=list)
+    blank: int = 0
+    digests: set[int] = field(default_factory=set)
+    color: F64 = field(default_factory=lambda: np.zeros(3))
 
 
 def select_subset(
-    faces: Faces, limit: int, judged: int, *, pairs: bool = False
+    faces: Faces, limit: int, held_out: int, *, pairs: bool = False
 ) -> CalibrationSubset:
-    """At most `limit` faces to calibrate on and `judged` of other people to judge by.
+    """Split faces by identity into those that calibrate and those that judge.
 
-    Every fifth identity is held apart, with `pairs` every second where that leaves `limit` faces: the
-    same faces always split the same way. With fewer than five people, or where the source does not
-    know who is who, nobody is.
+    Every fifth identity is held out, with `pairs` every second where that leaves `limit` faces: the
+    same faces are always split the same way. With fewer than five people, or where the source does
+    not label identities, nobody is held out.
+
+    Args:
+        faces: A source of faces.
+        limit: Most faces that calibrate, spread over the identities.
+        held_out: Most faces that judge; people with several images come first.
+        pairs: Many pairs are wanted, for true accept rates.
     """
     people = np.unique(faces.labels)
-    if len(people) < HELD_EVERY or not faces.labelled:
-        why = (
-            f"{len(people)} people are too few to hold any apart"
+    if len(people) < _HOLD_OUT_EVERY or not faces.labelled:
+        reason = (
+            f"{len(people)} people are too few to hold any out"
             if faces.labelled
-            else "the source does not say who is who"
+            else "the source does not label identities"
         )
-        return CalibrationSubset(
-            tuple(spread_picks(faces, limit)), (), (f"the INT8 model was not judged: {why}",)
-        )
-    held = _held(faces, people, HELD_EVERY)
-    if pairs and (~(more := _held(faces, people, HELD_FOR_PAIRS))).sum() >= limit:
-        held = more
-    return CalibrationSubset(_among(faces, ~held, limit), _with_pairs(faces, held, judged))
+        return CalibrationSubset(tuple(spread_picks(faces, limit)), (), reason)
+    out = np.isin(faces.labels, people[_HOLD_OUT_EVERY - 1 :: _HOLD_OUT_EVERY])
+    more = np.isin(faces.labels, people[_HOLD_OUT_FOR_PAIRS - 1 :: _HOLD_OUT_FOR_PAIRS])
+    if pairs and (~more).sum() >= limit:
+        out = more
+    rest = np.flatnonzero(~out)
+    picks = spread_picks(faces.subset(rest), limit)
+    return CalibrationSubset(
+        tuple(int(rest[i]) for i in picks), _several_images_first(faces, out, held_out)
+    )
 
 
-def inspect_subset(
-    faces: Faces, chosen: CalibrationSubset, track: Track = silent
-) -> CalibrationSubset:
-    """`chosen` without the blank images, and what a user should know of the others.
+def usable_faces(faces: Faces, picks: Iterable[int], stats: FaceStatistics) -> Iterator[U8]:
+    """Read faces once, leaving out blank images.
 
-    Raises FacesError for an image that cannot be read, and when fewer than four different faces
-    remain to calibrate on.
+    Args:
+        faces: A source of faces.
+        picks: Indices of the faces to read.
+        stats: Changed as the faces are read.
+
+    Yields:
+        `(112, 112, 3) uint8` RGB each.
+
+    Raises:
+        FacesError: An image cannot be read, or, after the last one, fewer than four different faces
+            were not blank.
     """
-    steps = len(chosen.calibrate)
-    seen = [_look(faces, i) for i in track(chosen.calibrate, "looking at the faces", steps)]
-    kept = [i for i, s in zip(chosen.calibrate, seen, strict=True) if s.spread >= _BLANK]
-    different = {s.digest for s in seen if s.spread >= _BLANK}
-    if len(different) < MIN_FACES:
+    for index in picks:
+        face = faces.read(index)
+        if is_blank(face):
+            stats.blank += 1
+            continue
+        stats.used.append(index)
+        stats.digests.add(hash(face.tobytes()))
+        stats.color += face[28:84, 28:84].mean(axis=(0, 1), dtype=np.float64)
+        yield face
+    if len(stats.digests) < _MIN_FACES:
+        total = len(stats.used) + stats.blank
         raise FacesError(
-            f"{faces.where} gives {len(different)} different faces that show something, of"
-            f" {len(seen)}; calibration needs at least {MIN_FACES}",
+            f"{faces.where} gives {len(stats.digests)} different faces that are not blank, of"
+            f" {total}; calibration needs at least {_MIN_FACES}",
             "give a few hundred faces of many people",
         )
-    judge = tuple(i for i in chosen.judge if _look(faces, i).spread >= _BLANK)
-    notes = [*chosen.warnings, *_remarks(faces, kept, len(seen), len(different))]
-    tint = np.mean([s.colour for s in seen if s.spread >= _BLANK], axis=0)
-    if not faces.drawn and tint[2] > tint[0] + 5.0:
-        notes.append(
-            "the faces are bluer than they are red: were they written with their channels swapped?"
-        )
-    grey = float(tint.mean())
-    if not _FAR_OFF <= grey <= 255.0 - _FAR_OFF:
-        notes.append(
-            f"the faces are very {'dark' if grey < 128 else 'bright'}, mean {grey:.0f}/255"
-        )
-    return replace(chosen, calibrate=tuple(kept), judge=judge, warnings=tuple(notes))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """`colour` `(3,)` mean red, green, blue of the middle; `spread` of its grey levels."""
+def is_blank(face: U8) -> bool:
+    """Whether an image shows nothing.
 
-    colour: npt.NDArray[np.float64]
-    spread: float
-    digest: int
-
-
-def _look(faces: Faces, index: int) -> _Seen:
-    face = faces.read(index)
-    middle = face[28:84, 28:84].astype(np.float64)
-    return _Seen(middle.mean(axis=(0, 1)), float(face.mean(axis=2).std()), hash(face.tobytes()))
+    Args:
+        face: `(112, 112, 3) uint8` RGB.
+    """
+    return float(face.mean(axis=2).std()) < _BLANK_STD
 
 
-def _remarks(faces: Faces, kept: Sequence[int], looked: int, different: int) -> list[str]:
-    notes = []
-    if blank := looked - len(kept):
-        notes.append(f"{blank} of {looked} images show nothing and were left out")
-    if different < len(kept):
-        notes.append(f"{len(kept) - different} of {len(kept)} faces are copies of others")
+def subset_warnings(faces: Faces, stats: FaceStatistics) -> list[str]:
+    """What the user should know about the faces that calibrated, a sentence each.
+
+    Args:
+        faces: A source of faces.
+        stats: Of the faces that were used, at least one.
+    """
+    used, different = len(stats.used), len(stats.digests)
+    warnings = []
+    if stats.blank:
+        warnings.append(f"{stats.blank} of {used + stats.blank} images are blank and were left out")
+    if different < used:
+        warnings.append(f"{used - different} of {used} faces are copies of others")
     if different < ENOUGH_FACES:
-        notes.append(
+        warnings.append(
             f"{different} different faces are few: ranges settle from about {ENOUGH_FACES}"
         )
-    if (people := len(np.unique(faces.labels[list(kept)]))) < 16:
-        notes.append(f"all faces are of {people} people: others may reach further")
-    if odd := frame_note(faces):
-        notes.append(odd)
-    return notes
+    if (people := len(np.unique(faces.labels[stats.used]))) < _MIN_PEOPLE:
+        warnings.append(f"all faces are of {people} people: others may have larger activations")
+    if note := frame_note(faces):
+        warnings.append(note)
+    red, _, blue = color = stats.color / used
+    if not faces.drawn and blue > red + _BLUE_EXCESS:
+        warnings.append("the faces are bluer than they are red: are their channels swapped?")
+    grey = float(color.mean())
+    if not _EXTREME_GREY <= grey <= 255.0 - _EXTREME_GREY:
+        warnings.append(
+            f"the faces are very {'dark' if grey < 128 else 'bright'}, mean {grey:.0f}/255"
+        )
+    return warnings
 
 
-def _held(faces: Faces, people: I64, every: int) -> npt.NDArray[np.bool_]:
-    return np.isin(faces.labels, people[every - 1 :: every])
-
-
-def _among(faces: Faces, chosen: npt.NDArray[np.bool_], limit: int) -> tuple[int, ...]:
-    """`spread`, over some of the faces."""
-    index = np.flatnonzero(chosen)
-    some = replace(
-        faces, keys=[faces.keys[int(i)] for i in index], labels=faces.labels[index], encoded=None
-    )
-    return tuple(int(index[i]) for i in spread_picks(some, limit))
-
-
-def _with_pairs(faces: Faces, chosen: npt.NDArray[np.bool_], limit: int) -> tuple[int, ...]:
-    """Faces of some people, those with several first: one face alone makes no genuine pair."""
+def _several_images_first(
+    faces: Faces, chosen: npt.NDArray[np.bool_], limit: int
+) -> tuple[int, ...]:
+    """Faces of the chosen people, those with several first: one image makes no genuine pair."""
     by_person: dict[int, list[int]] = {}
     for index in np.flatnonzero(chosen):
         by_person.setdefault(int(faces.labels[index]), []).append(int(index))
     people = sorted(by_person.values(), key=lambda images: len(images) == 1)
-    return tuple([index for images in people for index in images[:_EACH]][:limit])
+    return tuple([index for images in people for index in images[:_MAX_IMAGES]][:limit])

@@ -1,4 +1,4 @@
-"""The calibration table: what was found on the faces, and how. Statistics only, never an image."""
+"""The calibration table: statistics of the faces' activations, never an image."""
 
 import hashlib
 import json
@@ -11,19 +11,31 @@ from typing import Any
 import numpy as np
 
 from ..arrays import F64
-from ..errors import BundleError
+from ..documents import convert, decode_json
+from ..errors import BundleError, DataError
 
-TABLE_SCHEMA = 2
+_SCHEMA = 3
+_ARRAYS = ("scales", "shifts", "means")
+_HINT = "make it again with `fr-edge calibrate BUNDLE --faces SRC`"
 
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """What turns the float model into the INT8 one, tensor by tensor.
+    """What turns a float model into its INT8 model, tensor by tensor.
 
-    Channel c of tensor t is divided by `scales[t][c]` and less `centres[t][c]`, where there are
-    such; after that, `ranges[t]` is amax > 0 of a tensor that becomes INT8 (its scale is amax / 127)
-    and `means[t]` `(C,)` the mean of each channel. `floats` maps layers kept in float, beyond the
-    rule, to the reason.
+    Channel c of tensor t is divided by `scales[t][c]`, then `shifts[t][c]` is subtracted, where the
+    table has them; `ranges` and `means` describe the result.
+
+    Attributes:
+        method: "auto", a name of `clipping.METHODS`, or "trained".
+        faces: Number of faces that calibrated.
+        identities: Number of people among them.
+        model_sha256: Of the float model, hexadecimal.
+        ranges: Tensor that becomes INT8 -> amax > 0; its INT8 scale is amax / 127.
+        scales: Tensor -> `(C,) float64`, equalization.
+        shifts: Tensor -> `(C,) float64`, activation shift.
+        means: Tensor -> `(C,) float64`, the mean of each channel, for bias correction.
+        float_layers: Layer kept in float by an accuracy budget -> the reason.
     """
 
     method: str
@@ -32,41 +44,68 @@ class CalibrationTable:
     model_sha256: str
     ranges: Mapping[str, float]
     scales: Mapping[str, F64] = field(default_factory=dict)
-    centres: Mapping[str, F64] = field(default_factory=dict)
+    shifts: Mapping[str, F64] = field(default_factory=dict)
     means: Mapping[str, F64] = field(default_factory=dict)
-    floats: Mapping[str, str] = field(default_factory=dict)
+    float_layers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _TableDocument:
+    """`calibration.json`: the fields of `CalibrationTable`."""
+
+    method: str
+    faces: int
+    identities: int
+    model_sha256: str
+    ranges: dict[str, float]
+    scales: dict[str, list[float]]
+    shifts: dict[str, list[float]]
+    means: dict[str, list[float]]
+    float_layers: dict[str, str]
 
 
 def table_to_json(table: CalibrationTable) -> str:
-    data: dict[str, Any] = {"schema": TABLE_SCHEMA, **asdict(table)}
-    for name in ("scales", "centres", "means"):
+    """A table as the text of `calibration.json`, with a digest against edits.
+
+    Args:
+        table: Its ranges are written exactly, its arrays with 7 significant digits.
+    """
+    data: dict[str, Any] = {"schema": _SCHEMA, **asdict(table)}
+    for name in _ARRAYS:
         data[name] = {k: [float(f"{x:.7g}") for x in v] for k, v in data[name].items()}
     return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
 
 
 def read_table(path: Path) -> CalibrationTable:
-    """Read and check a table; raises BundleError when it is damaged, edited by hand or newer."""
+    """Read and check a calibration table.
+
+    Args:
+        path: A bundle's `calibration.json`.
+
+    Raises:
+        BundleError: The file is damaged, was edited, or another schema wrote it.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != TABLE_SCHEMA:
-            raise BundleError(
-                f"{path} has schema {data['schema']}, expected {TABLE_SCHEMA}", _AGAIN
-            )
-        if data.pop("digest", "") != _digest(data):
-            raise BundleError(f"{path} was edited after calibration wrote it", _AGAIN)
-        del data["schema"]
-        for name in ("scales", "centres", "means"):
-            data[name] = {k: np.array(v, np.float64) for k, v in data[name].items()}
-        table = CalibrationTable(**data)
-        values = [*table.ranges.values(), *np.concatenate([*table.scales.values(), [1.0]])]
-        if not all(math.isfinite(value) and value > 0 for value in values):
-            raise BundleError(f"{path} holds a range or scale that is not above 0", _AGAIN)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", _AGAIN) from error
+        data = decode_json(path.read_bytes(), dict[str, Any], path)
+        schema = data.pop("schema", None)
+        if schema != _SCHEMA:
+            raise BundleError(f"{path} has schema {schema}, expected {_SCHEMA}", _HINT)
+        if data.pop("digest", "") != _digest({"schema": schema, **data}):
+            raise BundleError(f"{path} was edited after calibration wrote it", _HINT)
+        document = convert(data, _TableDocument, path)
+    except BundleError:
+        raise
+    except (OSError, DataError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", _HINT) from error
+    arrays = {
+        name: {k: np.array(v, np.float64) for k, v in getattr(document, name).items()}
+        for name in _ARRAYS
+    }
+    table = CalibrationTable(**{**vars(document), **arrays})
+    values = [*table.ranges.values(), *np.concatenate([*table.scales.values(), [1.0]])]
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise BundleError(f"{path} holds a range or scale that is not above 0", _HINT)
     return table
-
-
-_AGAIN = "make it again with `fr-edge calibrate BUNDLE --faces SRC`"
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
-"""`fr-edge calibrate`: faces give ranges, ranges give the INT8 model."""
+"""`fr-edge calibrate`: INT8 ranges from faces, and the INT8 model."""
 
-import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,7 +8,9 @@ from ..cli import options
 from .output import Output, table
 from .output import command as make
 
-_UNMOVED = "TAR if it is not moved"
+if TYPE_CHECKING:
+    from ..calibration.calibrate import CalibrationReport
+    from ..metrics.rates import RateChange
 
 
 @make("calibrate")
@@ -38,12 +39,6 @@ _UNMOVED = "TAR if it is not moved"
     metavar="VERSION",
     help="Write calibration.cache for this TensorRT (8.6.1, 10.3.0) too.",
 )
-@click.option(
-    "--no-equalise", is_flag=True, help="Leave out the equalisation of channels between layers."
-)
-@click.option("--no-centre", is_flag=True, help="Leave out the centring of activations.")
-@click.option("--no-bias-correction", is_flag=True, help="Leave out the correction of biases.")
-@click.option("--no-rounding", is_flag=True, help="Round weights to nearest, not to the data.")
 def command(
     output: Output,
     bundle: str,
@@ -55,111 +50,107 @@ def command(
     far: float,
     backend: str,
     trt_cache: str | None,
-    no_equalise: bool,
-    no_centre: bool,
-    no_bias_correction: bool,
-    no_rounding: bool,
 ) -> None:
     """Find INT8 ranges on faces; write the Q/DQ model.
 
-    They go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an
-    image. What INT8 lost is measured on people held apart from the calibration; the likely loss is
-    what other people should lose, by all pairs near the threshold. With a budget, layers go back to
-    float (FP16 in TensorRT's engine), those that cost most first, until it holds; exit code 1 when
-    none does. A search that was killed goes on where it was.
+    Ranges go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an
+    image. What INT8 loses is measured on people held out from calibration; the likely loss is an
+    estimate for other people from all pairs near the threshold. With a budget, layers go back to
+    float (FP16 in TensorRT's engine), those that cost most first, until it holds; exit code 1 if
+    no assignment holds it. A search that was interrupted continues.
+
+    Example: fr-edge calibrate mine.bundle --faces synthetic:100x5
     """
     from ..bundle.bundle import open_bundle
-    from ..calibration.calibrate import Steps, calibrate
+    from ..calibration.calibrate import calibrate
     from ..calibration.mixed_precision import Budget
+    from ..documents import to_builtins
+    from ..faces.sources import open_faces
     from ..runtime.layer_latency import latency_here
 
-    asked = max_tar_drop is not None or min_cosine is not None
-    if backend != "auto" and not asked:
-        raise click.UsageError("--backend times what a budget tries: add --max-tar-drop 0.003")
+    has_budget = max_tar_drop is not None or min_cosine is not None
+    if backend != "auto" and not has_budget:
+        raise click.UsageError("--backend needs a budget: add --max-tar-drop 0.003")
     opened = open_bundle(bundle)
-    done = calibrate(
+    report = calibrate(
         opened,
-        options.open_source(output, faces),
+        open_faces(faces),
         method,
         limit,
         output.track,
-        steps=Steps(not no_equalise, not no_centre, not no_bias_correction, not no_rounding),
-        budget=Budget(max_tar_drop, min_cosine, far) if asked else None,
+        budget=Budget(max_tar_drop, min_cosine, far) if has_budget else None,
         trt_cache=trt_cache,
         latency=latency_here(opened, backend),
-    )
-    summary = dict(done.history[-1]["summary"])
-    report = json.loads(done.file("reports/calibration.json").read_text(encoding="utf-8"))
-    trials = report["trials"]
-    for warning in summary["warnings"]:
-        output.note(f"warning: {warning}")
-    genuine = summary["judged"]["genuine_pairs"] if summary["judged"] else 0
-    if max_tar_drop is not None and genuine * max_tar_drop < 1.0:
-        output.note(
-            f"warning: {genuine} genuine pairs cannot tell a TAR drop of {max_tar_drop:g} from none by"
-            " count: more people with several images each would show what INT8 really loses"
+    ).report
+    output.result({"bundle": bundle, **to_builtins(report)}, _text(bundle, report, far))
+
+
+def _text(bundle: str, report: "CalibrationReport", far: float) -> str:
+    kept = ", ".join(f"{count} {why}" for why, count in report.kept_float.items()) or "none"
+    lines = [
+        f"{bundle}/model.int8.onnx: {report.int8_layers} layers in INT8,"
+        f" {100 * report.int8_mac_share:.1f} % of all multiply-adds,"
+        f" {100 * report.int8_dense_share:.1f} % of the dense layers'",
+        f"  ranges: {report.method}, {report.faces} faces of {report.identities} people",
+        f"  kept in float (FP16 in TensorRT's engine, judged as FP32): {kept}",
+    ]
+    if judged := report.judged:
+        cosine = judged.cosine
+        lines.append(
+            f"  on {judged.faces} faces of {judged.people} other people: cosine mean"
+            f" {cosine.mean:.5f}, p1 {cosine.p1:.5f}, min {cosine.min:.5f}"
         )
-    text = _text(bundle, summary, _pareto(trials, far), report["time"])
-    output.result({"bundle": bundle, **summary, "time": report["time"], "trials": trials}, text)
+        if judged.rates:
+            lines.append(_rates(judged.rates))
+    if len(report.trials) > 1:
+        lines += [
+            f"  assignments tried (time: {report.time_source}; all in float is 1)",
+            _trials(report, far),
+        ]
+    return "\n".join([*lines, f"next: fr-edge build-engine {bundle} --int8"])
 
 
-def _pareto(trials: list[dict[str, Any]], far: float) -> str:
-    """What was tried, the most INT8 first; nothing where there was no choice."""
-    if len(trials) < 2:
-        return ""
+def _rates(rates: "tuple[RateChange, ...]") -> str:
+    rows = [
+        [
+            f"{rate.far:g}",
+            f"{rate.reference:.4f}",
+            f"{rate.engine:.4f}",
+            _likely_loss(rate),
+            f"{rate.threshold.reference:.4f}",
+            f"{rate.threshold.engine:.4f}",
+            f"{rate.threshold_kept.tar:.4f}",
+        ]
+        for rate in rates
+    ]
+    header = (
+        "FAR", "TAR FP32", "INT8", "likely loss", "threshold FP32", "INT8", "TAR, FP32 threshold",
+    )  # fmt: skip
+    return table(rows, header)
+
+
+def _likely_loss(rate: "RateChange") -> str:
+    return f"{rate.smoothed_drop:+.4f} ± {rate.smoothed_drop_error:.4f}"
+
+
+def _trials(report: "CalibrationReport", far: float) -> str:
+    """The assignments that were judged, those with most INT8 first."""
     rows = []
-    for trial in sorted(trials, key=lambda trial: -trial["int8_mac_share"]):
-        rate = next((rate for rate in trial["rates"] if rate["far"] == far), None)
+    for trial in sorted(report.trials, key=lambda trial: -trial.int8_mac_share):
+        rate, cosine = trial.loss.at(far), trial.loss.cosine
         rows.append(
             [
-                f"{100 * trial['int8_mac_share']:.1f} %",
-                str(len(trial["float_layers"])),
-                f"{trial['cost']:.3f}",
-                f"{trial['cosine']['mean']:.5f}",
-                f"{trial['cosine']['min']:.5f}",
-                f"{-rate['delta']:+.4f}" if rate else "-",
-                _likely(rate) if rate else "-",
-                "taken" if trial is trials[-1] else "",
+                f"{100 * trial.int8_mac_share:.1f} %",
+                str(len(trial.float_layers)),
+                f"{trial.cost:.3f}",
+                f"{cosine.mean:.5f}",
+                f"{cosine.min:.5f}",
+                f"{rate.drop:+.4f}" if rate else "-",
+                _likely_loss(rate) if rate else "-",
+                "taken" if trial is report.trials[-1] else "",
             ]
         )
     drop = f"TAR drop at {far:g}"
-    head = ("MACs in INT8", "left out", "time", "cosine mean", "min", drop, "likely", "")
-    return table(rows, head)
-
-
-def _likely(rate: dict[str, Any]) -> str:
-    return f"{rate['smoothed_drop']:+.4f} ± {rate['smoothed_drop_error']:.4f}"
-
-
-def _text(bundle: str, found: dict[str, Any], pareto: str, times: str) -> str:
-    kept = ", ".join(f"{count} {why}" for why, count in found["kept_float"].items()) or "none"
-    lines = [
-        f"{bundle}/model.int8.onnx: {found['int8_layers']} layers in INT8,"
-        f" {100 * found['int8_mac_share']:.1f} % of all multiply-adds,"
-        f" {100 * found['int8_dense_share']:.1f} % of the dense layers'",
-        f"  ranges: {found['method']}, {found['faces']} faces of {found['identities']} people",
-        f"  kept in float (FP16 in TensorRT's engine, judged as FP32): {kept}",
-    ]
-    if judged := found["judged"]:
-        cosine = judged["cosine"]
-        lines.append(
-            f"  on {judged['faces']} faces of {judged['people']} other people: cosine mean"
-            f" {cosine['mean']:.5f}, p1 {cosine['p1']:.5f}, min {cosine['min']:.5f}"
-        )
-        rows = [
-            [
-                f"{rate['far']:g}",
-                f"{rate['reference']:.4f}",
-                f"{rate['engine']:.4f}",
-                _likely(rate),
-                f"{rate['threshold']['reference']:.4f}",
-                f"{rate['threshold']['engine']:.4f}",
-                f"{rate['threshold_kept']['tar']:.4f}",
-            ]
-            for rate in judged["rates"]
-        ]
-        head = ("FAR", "TAR FP32", "INT8", "likely loss", "threshold FP32", "INT8", _UNMOVED)
-        lines += [table(rows, head)] if rows else []
-    if pareto:
-        lines += [f"  what was tried (time: {times}; all in float is 1)", pareto]
-    return "\n".join([*lines, f"next: fr-edge build-engine {bundle} --int8"])
+    return table(
+        rows, ("MACs in INT8", "left out", "time", "cosine mean", "min", drop, "likely", "")
+    )

@@ -209,8 +209,7 @@ def _export(student: Path, output: Output) -> Found:
 
 def _calibrate(student: Path, plan: Plan, output: Output) -> Found:
     done = calibrate(student, open_faces(plan.calibration), track=output.track)
-    summary = done.history[-1]["summary"]
-    share = 100 * summary["int8_mac_share"]
+    share = 100 * done.report.int8_mac_share
     return "model.int8.onnx", f"{share:.0f} % of multiply-adds in INT8", {}
 
 

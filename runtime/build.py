@@ -97,8 +97,7 @@ def build_engine(
                 "add --faces SRC, or run `fr-edge calibrate` first",
             )
         version = cache_version(chosen) if options.implicit else None
-        calibrate(bundle, faces, track=track, trt_cache=version)
-        bundle = open_bundle(bundle.root)
+        bundle = calibrate(bundle, faces, track=track, trt_cache=version).bundle
     if precision == "fp16" and SOURCES["fp16"] not in bundle:
         raise BundleError(
             f"{bundle.root} has no FP16 flavour: the network's numbers do not fit, or it was"

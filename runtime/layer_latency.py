@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from ..bundle.manifest import Bundle
-from ..calibration.latency_model import LatencyModel, LatencyOf, Quantised, counted_latency
+from ..calibration.latency_model import LatencyModel, LatencyOf, QuantizeChoice, counted_latency
 from ..errors import ModelError
 from ..faces.contract import InputSpec
 from ..graph.cpu_int8 import cpu_model, integer_layers
@@ -48,7 +48,7 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
         return counted_latency
     chosen = pick_backend(backend)
 
-    def measured(model: onnx.ModelProto, quantised: Quantised) -> LatencyModel:
+    def measured(model: onnx.ModelProto, quantised: QuantizeChoice) -> LatencyModel:
         spec, build = bundle.spec, builder(bundle, chosen)
         face = _face(spec)
 

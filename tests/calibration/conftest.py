@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from networks import write_network  # noqa: E402
 
 from fr_edge.bundle.manifest import Bundle  # noqa: E402
-from fr_edge.calibration.collect import collect  # noqa: E402
+from fr_edge.calibration.collect import collect_histograms  # noqa: E402
 from fr_edge.calibration.histogram import Histogram  # noqa: E402
 from fr_edge.export.export import export_onnx  # noqa: E402
 from fr_edge.faces.contract import PRESETS, preprocess  # noqa: E402
@@ -32,7 +32,7 @@ def faces() -> Faces:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Nobody changes it."""
+    """Shared by all tests, which do not change it."""
     folder = tmp_path_factory.mktemp("calibration")
     return export_onnx(write_network(folder / "n.onnx"), folder / "n.bundle", spec=SPEC)
 
@@ -61,5 +61,6 @@ def inputs(faces: Faces) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def seen(model: onnx.ModelProto, faces: Faces) -> dict[str, Histogram]:
-    return collect(model, choose_int8_layers(model).tensors, SPEC, faces, range(len(faces)))
+def histograms(model: onnx.ModelProto, faces: Faces) -> dict[str, Histogram]:
+    images = map(faces.read, range(len(faces)))
+    return collect_histograms(model, choose_int8_layers(model).tensors, SPEC, images)

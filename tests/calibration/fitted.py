@@ -21,7 +21,9 @@ def run(model: onnx.ModelProto, inputs: np.ndarray, *outputs: str) -> list[np.nd
     return list(session.run(list(outputs) or None, {session.get_inputs()[0].name: inputs}))
 
 
-def fit(model: onnx.ModelProto, seen: dict[str, Histogram], *args: object) -> CalibrationTable:
+def fit(
+    model: onnx.ModelProto, histograms: dict[str, Histogram], *args: object
+) -> CalibrationTable:
     return fit_table(
-        model, choose_int8_layers(model), seen, *args, faces=1, identities=1, model_sha256=""
+        model, choose_int8_layers(model), histograms, *args, faces=1, identities=1, model_sha256=""
     )

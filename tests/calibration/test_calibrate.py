@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from onnx import numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.manifest import Bundle
-from fr_edge.calibration.calibrate import Steps, calibrate
+from fr_edge.calibration.calibrate import RANGES_ONLY, CalibrationResult, calibrate
 from fr_edge.calibration.equalization import equalize, scale_groups
 from fr_edge.calibration.latency_model import LatencyModel, LatencyOf
-from fr_edge.calibration.mixed_precision import REASON, Budget, Judge
-from fr_edge.calibration.table import read_table
+from fr_edge.calibration.mixed_precision import REASON, Budget, HeldOutJudge
+from fr_edge.calibration.table import read_table, table_to_json
+from fr_edge.documents import to_builtins
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
 from fr_edge.faces.sources import Faces
 from fr_edge.graph.layers import Int8Choice, choose_int8_layers, compute_layers
@@ -32,28 +34,60 @@ def bundle(exported: Bundle, tmp_path: Path) -> Path:
     return tmp_path / "n.bundle"
 
 
+def int8_model(done: CalibrationResult) -> bytes:
+    return done.bundle.file("model.int8.onnx").read_bytes()
+
+
+def worst_cosine(done: CalibrationResult) -> float:
+    assert done.report.judged is not None
+    return done.report.judged.cosine.min
+
+
 def content(root: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def test_what_comes_into_the_bundle(bundle: Path, faces: Faces) -> None:
     done = calibrate(bundle, faces)
-    summary = done.history[-1]["summary"]
-    table = read_table(done.file("calibration.json"))
-    assert table.faces == summary["faces"] == 32
-    assert summary["identities"] == 16
-    assert summary["judged"]["faces"] == 8
-    assert summary["judged"]["people"] == 4
-    assert summary["judged"]["cosine"]["min"] > 0.99
-    assert summary["int8_dense_share"] == 1.0
-    assert summary["drawn_faces"]
-    report = json.loads(done.file("reports/calibration.json").read_text())
-    assert report["trials"][0]["cosine"] == summary["judged"]["cosine"]
-    assert table.model_sha256 == done.files["model.onnx"].sha256
-    onnx.checker.check_model(onnx.load(done.file("model.int8.onnx")), full_check=True)
+    report = done.report
+    table = read_table(done.bundle.file("calibration.json"))
+    assert table_to_json(table) == table_to_json(done.table)
+    assert table.faces == report.faces == 32
+    assert report.identities == 16
+    assert report.judged is not None
+    assert (report.judged.faces, report.judged.people) == (8, 4)
+    assert report.judged.cosine.min > 0.99
+    assert report.trials[0].loss == report.judged
+    assert report.int8_dense_share == 1.0
+    assert report.synthetic_faces
+    written = json.loads(done.bundle.file("reports/calibration.json").read_text())
+    assert written == to_builtins(report)
+    summary = done.bundle.history[-1]["summary"]
+    assert summary["judged"] == written["judged"]
+    assert "trials" not in summary
+    assert table.model_sha256 == done.bundle.files["model.onnx"].sha256
+    onnx.checker.check_model(onnx.load(done.bundle.file("model.int8.onnx")), full_check=True)
 
 
-def test_labels_that_the_network_does_not_know(bundle: Path, faces: Faces) -> None:
+def test_each_face_is_decoded_once(bundle: Path, faces: Faces) -> None:
+    """More faces than are looked at for their alignment, and a budget, which judges several times."""
+    reads: Counter[int] = Counter()
+
+    def read(index: int) -> np.ndarray:
+        reads[index] += 1
+        return faces.read(index % 40)
+
+    labels = np.arange(400) % 100
+    many = Faces("many", [str(i) for i in range(400)], labels, read)
+    done = calibrate(bundle, many, limit=200, budget=Budget(min_cosine=0.9))
+    assert done.report.faces == 200
+    assert len(reads) > 200
+    assert set(reads.values()) == {1}
+
+
+def test_labels_that_the_network_does_not_know(
+    bundle: Path, faces: Faces, caplog: pytest.LogCaptureFixture
+) -> None:
     """15 people of eight faces each, drawn by lot; of drawn people nothing is said."""
     lot = np.random.default_rng(1).permutation(120)
     mixed = replace(
@@ -64,34 +98,36 @@ def test_labels_that_the_network_does_not_know(bundle: Path, faces: Faces) -> No
     )
     for drawn in (True, False):
         done = calibrate(bundle, replace(mixed, drawn=drawn), limit=8)
-        warnings = done.history[-1]["summary"]["warnings"]
-        assert drawn != any(text.startswith("the float network accepts") for text in warnings)
+        logged = [record.message for record in caplog.records]
+        assert list(done.report.warnings) == logged
+        assert drawn != any(text.startswith("the float network accepts") for text in logged)
+        caplog.clear()
 
 
 def test_twice_is_the_same(bundle: Path, faces: Faces) -> None:
-    first = calibrate(bundle, faces)
-    model = first.file("model.int8.onnx").read_bytes()
-    assert calibrate(bundle, faces).file("model.int8.onnx").read_bytes() == model
+    first, second = (int8_model(calibrate(bundle, faces)) for _ in range(2))
+    assert first == second
 
 
 def test_every_method_works(bundle: Path, faces: Faces) -> None:
     for method in ("minmax", "percentile", "entropy", "mse"):
-        summary = calibrate(bundle, faces, method).history[-1]["summary"]
-        assert summary["method"] == method
-        assert summary["judged"]["cosine"]["mean"] > 0.98
+        report = calibrate(bundle, faces, method).report
+        assert report.method == method
+        assert report.judged is not None
+        assert report.judged.cosine.mean > 0.98
 
 
 def test_a_budget_puts_layers_back_to_float(bundle: Path, faces: Faces) -> None:
-    free = calibrate(bundle, faces).history[-1]["summary"]
-    worst = free["judged"]["cosine"]["min"]
-    done = calibrate(bundle, faces, budget=Budget(min_cosine=worst + 0.3 * (1 - worst)))
-    summary = done.history[-1]["summary"]
-    assert summary["kept_float"][REASON] >= 1
-    assert 0 < summary["int8_mac_share"] < free["int8_mac_share"]
-    assert summary["judged"]["cosine"]["min"] >= worst + 0.3 * (1 - worst)
-    trials = json.loads(done.file("reports/calibration.json").read_text())["trials"]
-    assert len(trials) >= 2
-    assert trials[-1]["int8_mac_share"] == summary["int8_mac_share"]
+    free = calibrate(bundle, faces)
+    budget = Budget(min_cosine=worst_cosine(free) + 0.3 * (1 - worst_cosine(free)))
+    done = calibrate(bundle, faces, budget=budget)
+    report = done.report
+    assert report.kept_float[REASON] == len(done.table.float_layers) >= 1
+    assert set(done.table.float_layers) == set(report.trials[-1].float_layers)
+    assert 0 < report.int8_mac_share < free.report.int8_mac_share
+    assert worst_cosine(done) >= budget.min_cosine
+    assert len(report.trials) >= 2
+    assert report.trials[-1].int8_mac_share == report.int8_mac_share
     assert not list(bundle.parent.glob(".*.calibrate"))
 
 
@@ -112,16 +148,16 @@ def test_a_search_goes_on_where_it_was_killed(
     whole = bundle.with_name("whole.bundle")
     shutil.copytree(bundle, whole)
     measured: list[str] = []
-    error = Judge.error
-    monkeypatch.setattr(Judge, "error", lambda *a: measured.append(a[2]) or error(*a))
-    expected = calibrate(whole, faces, budget=Budget(min_cosine=cosine)).file("model.int8.onnx")
+    error = HeldOutJudge.layer_error
+    monkeypatch.setattr(HeldOutJudge, "layer_error", lambda *a: measured.append(a[2]) or error(*a))
+    expected = int8_model(calibrate(whole, faces, budget=Budget(min_cosine=cosine)))
     layers = list(measured)
     before = content(bundle)
-    journal = bundle.with_name(f".{bundle.name}.calibrate")
+    log = bundle.with_name(f".{bundle.name}.calibrate")
     child = subprocess.Popen([sys.executable, "-c", SEARCH, str(bundle), str(cosine)])
     try:
         end = time.monotonic() + 60
-        while not journal.exists() or layers[0] not in json.loads(journal.read_text())["found"]:
+        while not log.exists() or layers[0] not in json.loads(log.read_text())["results"]:
             assert child.poll() is None
             assert time.monotonic() < end
             time.sleep(0.005)
@@ -129,14 +165,14 @@ def test_a_search_goes_on_where_it_was_killed(
         child.kill()
         child.wait()
     assert content(bundle) == before
-    found = json.loads(journal.read_text())["found"]
-    done = [layer for layer in layers if layer in found]
+    results = json.loads(log.read_text())["results"]
+    done = [layer for layer in layers if layer in results]
     assert 0 < len(done) < len(layers)
     measured.clear()
-    again = calibrate(bundle, faces, budget=Budget(min_cosine=cosine)).file("model.int8.onnx")
+    resumed = int8_model(calibrate(bundle, faces, budget=Budget(min_cosine=cosine)))
     assert measured == layers[len(done) :]
-    assert again.read_bytes() == expected.read_bytes()
-    assert not journal.exists()
+    assert resumed == expected
+    assert not log.exists()
 
 
 def test_another_budget_finds_what_was_judged(
@@ -146,7 +182,7 @@ def test_another_budget_finds_what_was_judged(
     with pytest.raises(GateFailed, match=r"no assignment holds cosine >= 1: with one layer"):
         calibrate(bundle, faces, budget=Budget(min_cosine=1.0))
     assert content(bundle) == before
-    monkeypatch.delattr(Judge, "error")
+    monkeypatch.delattr(HeldOutJudge, "layer_error")
     calibrate(bundle, faces, budget=Budget(min_cosine=0.9))
     assert not list(bundle.parent.glob(".*.calibrate"))
 
@@ -173,21 +209,21 @@ def test_a_budget_of_true_accepts_leaves_out_the_layer_that_costs_them(
         bundle,
         faces,
         "minmax",
-        steps=Steps(False, False, False, False),
+        steps=RANGES_ONLY,
         budget=Budget(max_tar_drop=0.1, far=0.05),
     )
-    trials = json.loads(done.file("reports/calibration.json").read_text())["trials"]
-    drops = [-trial["rates"][0]["delta"] for trial in trials]
+    trials = done.report.trials
+    drops = [trial.loss.rates[0].drop for trial in trials]
     assert drops[0] > 0.1 >= drops[-1]
-    assert trials[-1]["float_layers"] == [layer]
-    assert trials[0]["cost"] < trials[-1]["cost"] < 1.0
+    assert trials[-1].float_layers == (layer,)
+    assert trials[0].cost < trials[-1].cost < 1.0
 
 
 def test_a_budget_that_the_faces_cannot_show(bundle: Path, faces: Faces) -> None:
     with pytest.raises(FacesError, match="FAR 1e-06 needs 1000000"):
         calibrate(bundle, faces, budget=Budget(max_tar_drop=0.01, far=1e-6))
     alone = replace(faces, labels=np.zeros(len(faces), np.int64))
-    with pytest.raises(FacesError, match="people held apart"):
+    with pytest.raises(FacesError, match="held-out people"):
         calibrate(bundle, alone, budget=Budget(min_cosine=0.9))
 
 
@@ -265,9 +301,8 @@ def test_int8_that_is_slower_stays_out_though_the_budget_holds(bundle: Path, fac
     budget = Budget(min_cosine=0.5)
     for by, noise, kept in ((0.02, 0.01, {layer: REASON}), (0.02, 0.03, {}), (-0.01, 0.0, {})):
         done = calibrate(bundle, faces, budget=budget, latency=slower_in(layer, by, noise))
-        assert read_table(done.file("calibration.json")).floats == kept
-        report = json.loads(done.file("reports/calibration.json").read_text())
-        assert report["time"] == "made up"
+        assert done.table.float_layers == kept
+        assert done.report.time_source == "made up"
 
 
 def test_times_of_another_kind_are_not_recalled(
@@ -277,19 +312,19 @@ def test_times_of_another_kind_are_not_recalled(
         calibrate(bundle, faces, budget=Budget(min_cosine=1.0))
     layer = choose_int8_layers(onnx.load(bundle / "model.onnx")).int8[0]
     judged: list[Sequence[str]] = []
-    trial = Judge.trial
-    monkeypatch.setattr(Judge, "trial", lambda *a: judged.append(a[2]) or trial(*a))
+    assess = HeldOutJudge.assess
+    monkeypatch.setattr(HeldOutJudge, "assess", lambda *a: judged.append(a[2]) or assess(*a))
     calibrate(bundle, faces, budget=Budget(min_cosine=0.9), latency=slower_in(layer, 0.0, 0.0))
     assert judged == [()]
 
 
 def test_times_that_noise_hides_are_counted(bundle: Path, faces: Faces) -> None:
     """Layers go back to float in the order of counted times, and the fewest that do are taken."""
-    worst = calibrate(bundle, faces).history[-1]["summary"]["judged"]["cosine"]["min"]
+    worst = worst_cosine(calibrate(bundle, faces))
     budget = Budget(min_cosine=worst + 0.3 * (1 - worst))
     layer = choose_int8_layers(onnx.load(bundle / "model.onnx")).int8[-1]
     kept = [
-        read_table(calibrate(bundle, faces, budget=budget, **how).file("calibration.json")).floats
+        calibrate(bundle, faces, budget=budget, **how).table.float_layers
         for how in ({}, {"latency": slower_in(layer, 0.5, 1.0)})
     ]
     assert kept[0] == kept[1] != {}

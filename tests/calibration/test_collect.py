@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from fr_edge.calibration import collect as module
-from fr_edge.calibration.collect import collect
+from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.errors import FacesError
 from fr_edge.faces.contract import PRESETS
@@ -16,28 +16,35 @@ SPEC = PRESETS["insightface"]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("_IN_FLIGHT", 1), ("_WORTH", 1), ("_WORTH", 1 << 30), ("_MOST", 1)]
+    ("name", "value"),
+    [
+        ("_MAX_BATCH_VALUES", 1),
+        ("_MIN_CHANNEL_VALUES", 1),
+        ("_MIN_CHANNEL_VALUES", 1 << 30),
+        ("_MAX_WAITING_VALUES", 1),
+    ],
 )
 def test_the_same_counts(
     name: str,
     value: int,
     model: onnx.ModelProto,
     faces: Faces,
-    seen: dict[str, Histogram],
+    histograms: dict[str, Histogram],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, name, value)
-    found = collect(model, choose_int8_layers(model).tensors, SPEC, faces, range(len(faces)))
-    assert found.keys() == seen.keys()
-    for tensor, expected in seen.items():
+    images = map(faces.read, range(len(faces)))
+    counted = collect_histograms(model, choose_int8_layers(model).tensors, SPEC, images)
+    assert counted.keys() == histograms.keys()
+    for tensor, expected in histograms.items():
         # onnxruntime may add in another order for another batch: a value on an edge may move.
-        moved = np.abs(found[tensor].counts.astype(np.int64) - expected.counts).sum()
+        moved = np.abs(counted[tensor].counts.astype(np.int64) - expected.counts).sum()
         assert moved <= 1e-3 * expected.counts.sum()
-        assert (found[tensor].counts.sum(axis=1) == expected.counts.sum(axis=1)).all()
-        np.testing.assert_allclose(found[tensor].high, expected.high, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found[tensor].mean, expected.mean, rtol=1e-4, atol=1e-4)
+        assert (counted[tensor].counts.sum(axis=1) == expected.counts.sum(axis=1)).all()
+        np.testing.assert_allclose(counted[tensor].high, expected.high, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(counted[tensor].mean, expected.mean, rtol=1e-4, atol=1e-4)
 
 
-def test_no_faces(model: onnx.ModelProto, faces: Faces) -> None:
+def test_no_faces(model: onnx.ModelProto) -> None:
     with pytest.raises(FacesError, match="found none"):
-        collect(model, choose_int8_layers(model).tensors, SPEC, faces, [])
+        collect_histograms(model, choose_int8_layers(model).tensors, SPEC, [])

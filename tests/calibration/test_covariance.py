@@ -6,7 +6,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fr_edge.calibration.covariance import WIDEST, CovarianceCollector, InputCovariance, patches
+from fr_edge.calibration.covariance import (
+    MAX_INPUTS,
+    CovarianceCollector,
+    InputCovariance,
+    input_patches,
+)
 
 
 def one_conv(shape: tuple[int, ...], size: int = 9, **attributes: object) -> onnx.ModelProto:
@@ -35,7 +40,7 @@ def test_weights_times_patches_are_what_the_layer_says(
     x = np.random.default_rng(1).standard_normal((1, shape[1], 9, 9)).astype(np.float32)
     said = ort.InferenceSession(model.SerializeToString()).run(None, {"face": x})[0]
     weight = numpy_helper.to_array(model.graph.initializer[0])
-    found = patches(model.graph.node[0], shape, x) @ weight.reshape(shape[0], -1).T
+    found = input_patches(model.graph.node[0], shape, x) @ weight.reshape(shape[0], -1).T
     everywhere = np.moveaxis(said, 1, -1).reshape(-1, shape[0])
     np.testing.assert_allclose(found, everywhere[:: len(everywhere) // len(found)], atol=1e-5)
 
@@ -44,29 +49,29 @@ def test_layers_that_cannot_be_read_are_left_out() -> None:
     for model in (
         one_conv((4, 1, 3, 3), group=4),
         one_conv((4, 3, 3, 3), dilations=[2, 2]),
-        one_conv((2, WIDEST + 1, 1, 1)),
+        one_conv((2, MAX_INPUTS + 1, 1, 1)),
         one_conv((4, 3, 3, 3), auto_pad="SAME_UPPER"),
     ):
-        assert CovarianceCollector(model, ["c"]).found == {}
+        assert CovarianceCollector(model, ["c"]).moments == {}
 
 
 def test_covariance_is_numpys_shrunk_by_how_few_there_are() -> None:
     x = np.random.default_rng(2).standard_normal((50, 6)) @ np.triu(np.ones((6, 6))) + 3
-    seen = InputCovariance((x.T @ x).astype(np.float32), x.sum(axis=0), len(x))
+    moments = InputCovariance((x.T @ x).astype(np.float32), x.sum(axis=0), len(x))
     exact = np.cov(x.T, bias=True)
     expected = exact * 50 / 56
     np.fill_diagonal(expected, np.diag(exact))
-    np.testing.assert_allclose(seen.covariance(), expected, atol=2e-3)
-    raw = seen.covariance(centred=False)
+    np.testing.assert_allclose(moments.covariance(), expected, atol=2e-3)
+    raw = moments.covariance(centered=False)
     np.testing.assert_allclose(np.diag(raw), (x**2).mean(axis=0), rtol=1e-4)
 
 
 def test_images_are_thinned_out_and_batches_add_up() -> None:
     model = one_conv((4, 3, 1, 1), size=56)
-    moments = CovarianceCollector(model, ["c"])
+    collector = CovarianceCollector(model, ["c"])
     x = np.random.default_rng(3).standard_normal((4, 3, 56, 56)).astype(np.float32)
-    moments({"face": x[:2]})
-    once = moments.found["c"].count
+    collector({"face": x[:2]})
+    once = collector.moments["c"].count
     assert 64 <= once <= 256
-    moments({"face": x[2:]})
-    assert moments.found["c"].count == 2 * once
+    collector({"face": x[2:]})
+    assert collector.moments["c"].count == 2 * once

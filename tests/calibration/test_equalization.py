@@ -1,4 +1,4 @@
-"""Equalisation and centring change nothing that a float network says."""
+"""Equalization and activation shift leave a float network's embeddings unchanged."""
 
 import numpy as np
 import onnx
@@ -7,12 +7,12 @@ from fitted import fit, run
 from onnx import TensorProto, helper, numpy_helper
 
 from fr_edge.calibration.activation_shift import (
-    centred_tensors,
-    channel_centres,
+    channel_shifts,
     shift_activations,
+    shiftable_tensors,
     snap_to_grid,
 )
-from fr_edge.calibration.calibrate import Steps
+from fr_edge.calibration.calibrate import CalibrationSteps
 from fr_edge.calibration.equalization import equalize, scale_groups
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.graph.layers import choose_int8_layers
@@ -114,17 +114,17 @@ def test_norms_grouped_layers_and_flatten(norm: bool) -> None:
     close(run(equalize(model, scales), x)[0], run(model, x)[0])
 
 
-def test_centring_leaves_the_embedding(
-    model: onnx.ModelProto, seen: dict[str, Histogram], inputs: np.ndarray
+def test_activation_shift_leaves_the_embedding(
+    model: onnx.ModelProto, histograms: dict[str, Histogram], inputs: np.ndarray
 ) -> None:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     choice = choose_int8_layers(model)
-    centres = channel_centres(model, choice, seen)
+    shifts = channel_shifts(model, choice, histograms)
     makers = {name: node for node in model.graph.node for name in node.output}
-    assert centres
-    assert all(makers[name].op_type == "PRelu" for name in centres)
-    renamed = shift_activations(copy, choice, centres)
+    assert shifts
+    assert all(makers[name].op_type == "PRelu" for name in shifts)
+    renamed = shift_activations(copy, choice, shifts)
     onnx.checker.check_model(copy)
     close(run(copy, inputs[:4])[0], run(model, inputs[:4])[0])
     tensor = next(iter(renamed))
@@ -134,14 +134,14 @@ def test_centring_leaves_the_embedding(
     assert {n.input[0] for n in copy.graph.node if n.name in choice.int8} >= set(renamed.values())
 
 
-def test_padded_readers_are_not_centred(model: onnx.ModelProto) -> None:
+def test_padded_readers_are_not_shifted(model: onnx.ModelProto) -> None:
     choice = choose_int8_layers(model)
     padded = {
         n.input[0]
         for n in model.graph.node
         if any(a.name == "pads" and any(a.ints) for a in n.attribute)
     }
-    assert not padded & set(centred_tensors(model, choice))
+    assert not padded & set(shiftable_tensors(model, choice))
 
 
 def test_zero_stays_exactly_zero() -> None:
@@ -150,18 +150,18 @@ def test_zero_stays_exactly_zero() -> None:
 
 
 def test_each_step_brings_the_int8_model_closer(
-    model: onnx.ModelProto, seen: dict[str, Histogram], inputs: np.ndarray
+    model: onnx.ModelProto, histograms: dict[str, Histogram], inputs: np.ndarray
 ) -> None:
     from fr_edge.calibration.qdq import quantize_onnx
 
     exact = run(model, inputs)[0]
 
     def loss(**steps: bool) -> float:
-        table = fit(model, seen, "auto", Steps(**steps))
+        table = fit(model, histograms, "auto", CalibrationSteps(**steps))
         found = run(quantize_onnx(model, table), inputs)[0]
         return float(np.square(found - exact).sum() / np.square(exact).sum())
 
-    none = loss(equalise=False, centre=False, correct_bias=False)
+    none = loss(equalization=False, activation_shift=False, bias_correction=False)
     assert loss() < 0.5 * none
-    assert loss(centre=False, correct_bias=False) < none
-    assert loss(equalise=False, correct_bias=False) < none
+    assert loss(activation_shift=False, bias_correction=False) < none
+    assert loss(equalization=False, bias_correction=False) < none

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from fitted import fit, run
 
-from fr_edge.calibration.collect import collect
+from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.covariance import CovarianceCollector, InputCovariance
 from fr_edge.calibration.gptq import gptq_round, round_weights
 from fr_edge.calibration.histogram import Histogram
@@ -22,35 +22,35 @@ def correlated(wide: int, seed: int = 0) -> np.ndarray:
     return mix @ mix.T + 1e-3 * np.eye(wide)
 
 
-def plainly(weights: np.ndarray, step: np.ndarray, spread: np.ndarray) -> np.ndarray:
+def plainly(weights: np.ndarray, scale: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """Column by column, each time solving for the best change of those to come."""
-    order = np.argsort(-np.diag(spread), kind="stable")
+    order = np.argsort(-np.diag(hessian), kind="stable")
     out = weights.copy()
-    for row, size in zip(out, step, strict=True):
+    for row, size in zip(out, scale, strict=True):
         for at, i in enumerate(order):
             exact, rest = row[i], order[at + 1 :]
             row[i] = np.clip(np.rint(exact / size), -127, 127) * size
             if len(rest):
-                cross = spread[rest, i] * (row[i] - exact)
-                row[rest] -= np.linalg.solve(spread[np.ix_(rest, rest)], cross)
+                cross = hessian[rest, i] * (row[i] - exact)
+                row[rest] -= np.linalg.solve(hessian[np.ix_(rest, rest)], cross)
     return out
 
 
 @pytest.mark.parametrize("wide", [3, 65, 130])
 def test_the_sums_err_less_than_with_rounding_to_nearest(wide: int) -> None:
     weights = np.random.default_rng(1).standard_normal((5, wide))
-    step, spread = np.abs(weights).max(axis=1) / 16, correlated(wide)
-    found = gptq_round(weights, step, spread)
-    nearest = np.clip(np.rint(weights / step[:, None]), -127, 127) * step[:, None]
-    steps = found / step[:, None]
+    scale, hessian = np.abs(weights).max(axis=1) / 16, correlated(wide)
+    found = gptq_round(weights, scale, hessian)
+    nearest = np.clip(np.rint(weights / scale[:, None]), -127, 127) * scale[:, None]
+    steps = found / scale[:, None]
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
     assert np.abs(steps).max() <= 127 + 1e-9
 
     def error(other: np.ndarray) -> float:
-        return float(np.einsum("on,nm,om->", other - weights, spread, other - weights))
+        return float(np.einsum("on,nm,om->", other - weights, hessian, other - weights))
 
     assert error(found) < (0.5 if wide > 3 else 1.0) * error(nearest)
-    np.testing.assert_allclose(found, plainly(weights, step, spread), atol=1e-9)
+    np.testing.assert_allclose(found, plainly(weights, scale, hessian), atol=1e-9)
 
 
 def test_the_largest_weight_keeps_its_127_steps() -> None:
@@ -64,26 +64,25 @@ def test_the_largest_weight_keeps_its_127_steps() -> None:
 
 def test_independent_inputs_are_rounded_to_nearest() -> None:
     weights = np.random.default_rng(3).standard_normal((4, 20))
-    step = np.abs(weights).max(axis=1) / 127
-    found = gptq_round(weights, step, np.diag(np.linspace(1, 3, 20)))
-    np.testing.assert_allclose(found, np.rint(weights / step[:, None]) * step[:, None])
+    scale = np.abs(weights).max(axis=1) / 127
+    found = gptq_round(weights, scale, np.diag(np.linspace(1, 3, 20)))
+    np.testing.assert_allclose(found, np.rint(weights / scale[:, None]) * scale[:, None])
 
 
 def test_the_network_is_closer_to_itself(
-    model: onnx.ModelProto, seen: dict[str, Histogram], faces: Faces, inputs: np.ndarray
+    model: onnx.ModelProto, histograms: dict[str, Histogram], faces: Faces, inputs: np.ndarray
 ) -> None:
-    """Weights alone rounded, people held apart from those whose moments were seen."""
-    moments = CovarianceCollector(model, choose_int8_layers(model).int8)
-    collect(
+    """Weights alone rounded, people held out from those whose moments were collected."""
+    collector = CovarianceCollector(model, choose_int8_layers(model).int8)
+    collect_histograms(
         model,
         choose_int8_layers(model).tensors,
         PRESETS["insightface"],
-        faces,
-        range(30),
-        watch=moments,
+        map(faces.read, range(30)),
+        watch=collector,
     )
-    table = fit(model, seen)
-    done = round_weights(model, table, moments.found)
+    table = fit(model, histograms)
+    done = round_weights(model, table, collector.moments)
     assert set(done) == set(choose_int8_layers(model).int8)
     exact = run(model, inputs[30:])[0]
 
@@ -111,9 +110,9 @@ def without_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def test_moments_that_are_not_finite_are_not_used(
-    model: onnx.ModelProto, seen: dict[str, Histogram]
+    model: onnx.ModelProto, histograms: dict[str, Histogram]
 ) -> None:
     layer = choose_int8_layers(model).int8[-1]
-    wide = CovarianceCollector(model, [layer]).found[layer].total.size
+    wide = CovarianceCollector(model, [layer]).moments[layer].total.size
     broken = InputCovariance(np.full((wide, wide), np.inf, np.float32), np.zeros(wide), 9)
-    assert round_weights(model, fit(model, seen), {layer: broken}) == {}
+    assert round_weights(model, fit(model, histograms), {layer: broken}) == {}

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from fr_edge.calibration import histogram
-from fr_edge.calibration.histogram import HALF, Histogram, add, empty, merge, middle
+from fr_edge.calibration.histogram import (
+    HALF_BINS,
+    Histogram,
+    add_values,
+    channel_midpoints,
+    empty_histogram,
+)
 
 
 def values(seed: int, *shape: int) -> np.ndarray:
@@ -24,37 +30,34 @@ def same(first: Histogram, second: Histogram) -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 7, 5), (5, 1, 1, 1), (3, 17), (2, 4, 9)])
 def test_every_value_is_in_its_bin(shape: tuple[int, ...]) -> None:
     x = values(1, *shape)
-    seen = add(empty(shape[1]), x)
+    counted = add_values(empty_histogram(shape[1]), x)
     for channel in range(shape[1]):
-        edges = np.arange(-HALF, HALF + 1) * seen.width[channel]
+        edges = np.arange(-HALF_BINS, HALF_BINS + 1) * counted.width[channel]
         expected = np.histogram(x[:, channel].astype(np.float64), edges)[0]
-        assert (seen.counts[channel] == expected).all()
+        assert (counted.counts[channel] == expected).all()
     flat = np.moveaxis(x, 1, 0).reshape(shape[1], -1)
-    np.testing.assert_allclose(seen.mean, flat.mean(axis=1), rtol=1e-5)
-    assert (seen.low == np.minimum(flat.min(axis=1), 0)).all()
-    assert (seen.high == np.maximum(flat.max(axis=1), 0)).all()
+    np.testing.assert_allclose(counted.mean, flat.mean(axis=1), rtol=1e-5)
+    assert (counted.low == np.minimum(flat.min(axis=1), 0)).all()
+    assert (counted.high == np.maximum(flat.max(axis=1), 0)).all()
     # The bins are no wider than they must be.
-    assert (np.maximum(seen.high, -seen.low) >= HALF / 2 * seen.width).all()
+    assert (np.maximum(counted.high, -counted.low) >= HALF_BINS / 2 * counted.width).all()
 
 
-def test_two_halves_merged_are_the_whole() -> None:
-    """Also where the second is a thousand times as loud, and in any order."""
+def test_the_counts_do_not_depend_on_batches_and_their_order() -> None:
+    """Also where the second batch is a thousand times as loud."""
     first, second = values(2, 6, 11, 4, 4), 1000 * values(3, 3, 11, 4, 4)
-    whole = add(add(empty(11), first), second)
-    halves = add(empty(11), first), add(empty(11), second)
-    same(merge(*halves), whole)
-    same(merge(*reversed(halves)), whole)
-    same(merge(whole, empty(11)), whole)
-    same(add(empty(11), np.concatenate([first, second])), whole)
+    whole = add_values(add_values(empty_histogram(11), first), second)
+    same(add_values(add_values(empty_histogram(11), second), first), whole)
+    same(add_values(empty_histogram(11), np.concatenate([first, second])), whole)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 11, 100])
 def test_blocks_of_any_size(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second set is louder in some channels only."""
     first, second = values(5, 4, channels, 3, 5), values(6, 2, channels, 3, 5)
-    whole = add(add(empty(channels), first), second)
+    whole = add_values(add_values(empty_histogram(channels), first), second)
     monkeypatch.setattr(histogram, "_BLOCK_VALUES", 70)
-    same(add(add(empty(channels), first), second), whole)
+    same(add_values(add_values(empty_histogram(channels), first), second), whole)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -62,20 +65,20 @@ def test_only_finite_values(bad: float) -> None:
     x = values(7, 2, 3, 4, 4)
     x[1, 2, 3, 0] = bad
     with pytest.raises(ValueError, match="not finite"):
-        add(empty(3), x)
+        add_values(empty_histogram(3), x)
 
 
 def test_zeros_alone_take_no_range() -> None:
-    seen = add(empty(2), np.zeros((4, 2, 3, 3), np.float32))
-    assert seen.counts.sum() == 72
-    assert (seen.high == 0).all()
-    grown = add(seen, np.full((1, 2, 1, 1), 5.0, np.float32))
+    counted = add_values(empty_histogram(2), np.zeros((4, 2, 3, 3), np.float32))
+    assert counted.counts.sum() == 72
+    assert (counted.high == 0).all()
+    grown = add_values(counted, np.full((1, 2, 1, 1), 5.0, np.float32))
     assert grown.counts[0].sum() == 37
-    assert grown.counts[0, HALF] == 36
+    assert grown.counts[0, HALF_BINS] == 36
 
 
 def test_the_middle_is_a_whole_number_of_bins() -> None:
-    seen = add(empty(4), values(4, 8, 4, 6, 6))
-    found = middle(seen)
-    assert (np.abs(found - (seen.low + seen.high) / 2) <= seen.width / 2).all()
-    assert (found / seen.width == np.rint(found / seen.width)).all()
+    counted = add_values(empty_histogram(4), values(4, 8, 4, 6, 6))
+    midpoints = channel_midpoints(counted)
+    assert (np.abs(midpoints - (counted.low + counted.high) / 2) <= counted.width / 2).all()
+    assert (midpoints / counted.width == np.rint(midpoints / counted.width)).all()

@@ -6,7 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fr_edge.calibration.mixed_precision import Budget, SearchLog, least_float, ranked
+from fr_edge.calibration.mixed_precision import (
+    Budget,
+    SearchLog,
+    bisect_float_layers,
+    rank_layers,
+)
 from fr_edge.errors import GateFailed, UsageError
 from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
 
@@ -26,24 +31,24 @@ def test_the_least_float_is_found_in_few_trials(needed: int, count: int) -> None
         tried.append(k)
         return with_cosine(0.98 if k >= needed else 0.9)
 
-    assert least_float(count, judge, Budget(min_cosine=0.97)) == needed
+    assert bisect_float_layers(count, judge, Budget(min_cosine=0.97)) == needed
     assert len(tried) <= 2 + np.log2(count)
 
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_what_nothing_holds_is_said(count: int) -> None:
     with pytest.raises(GateFailed, match=r"no assignment holds cosine >= 0.97.*cosine 0.9"):
-        least_float(count, lambda _: with_cosine(0.9), Budget(min_cosine=0.97))
+        bisect_float_layers(count, lambda _: with_cosine(0.9), Budget(min_cosine=0.97))
 
 
 def test_layers_that_cost_most_per_time_saved_go_first() -> None:
     errors = {"a": 1.0, "b": 0.2, "c": 0.4}
-    assert ranked(errors, {"a": 10.0, "b": 1.0, "c": 5.0}) == ["b", "a", "c"]
+    assert rank_layers(errors, {"a": 10.0, "b": 1.0, "c": 5.0}) == ["b", "a", "c"]
 
 
 def test_layers_that_int8_does_not_speed_up_go_before_all() -> None:
     errors = {"a": 1.0, "b": 0.0, "c": 0.4}
-    assert ranked(errors, {"a": 1.0, "b": -0.1, "c": 0.0}) == ["c", "b", "a"]
+    assert rank_layers(errors, {"a": 1.0, "b": -0.1, "c": 0.0}) == ["c", "b", "a"]
 
 
 def test_a_budget_that_makes_no_sense() -> None:
@@ -58,7 +63,7 @@ def test_a_budget_that_makes_no_sense() -> None:
             Budget(**wrong)
 
 
-def test_the_journal_remembers_under_its_key_alone(tmp_path: Path) -> None:
+def test_the_log_remembers_under_its_key_alone(tmp_path: Path) -> None:
     path, done = tmp_path / ".b", []
 
     def work() -> int:

@@ -9,7 +9,7 @@ from fitted import fit, run
 from onnx import TensorProto, helper, numpy_helper
 
 from fr_edge.calibration.bias_correction import correct_biases
-from fr_edge.calibration.histogram import Histogram, add, empty
+from fr_edge.calibration.histogram import Histogram, add_values, empty_histogram
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.errors import BundleError
 from fr_edge.graph.layer_weights import output_axis, weight_scales
@@ -17,8 +17,8 @@ from fr_edge.graph.layers import choose_int8_layers
 
 
 @pytest.fixture(scope="module")
-def quantized(model: onnx.ModelProto, seen: dict[str, Histogram]) -> onnx.ModelProto:
-    return quantize_onnx(model, fit(model, seen))
+def quantized(model: onnx.ModelProto, histograms: dict[str, Histogram]) -> onnx.ModelProto:
+    return quantize_onnx(model, fit(model, histograms))
 
 
 def makers_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -91,9 +91,9 @@ def test_without_a_scale_the_graph_is_the_float_one(
 
 
 def test_the_same_table_gives_the_same_bytes(
-    model: onnx.ModelProto, seen: dict[str, Histogram], quantized: onnx.ModelProto
+    model: onnx.ModelProto, histograms: dict[str, Histogram], quantized: onnx.ModelProto
 ) -> None:
-    again = quantize_onnx(model, fit(model, seen))
+    again = quantize_onnx(model, fit(model, histograms))
     assert again.SerializeToString() == quantized.SerializeToString()
 
 
@@ -117,14 +117,14 @@ def test_at_a_residual_addition_the_skip_alone_is_quantised() -> None:
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
     small = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     x = rng.standard_normal((9, 3, 4, 4)).astype(np.float32)
-    seen = {
-        name: add(empty(3), np.concatenate([values]))
+    counted = {
+        name: add_values(empty_histogram(3), np.concatenate([values]))
         for name, values in {
             "face": x,
             **{n: np.concatenate([run(small, i[None], n)[0] for i in x]) for n in ("x", "z")},
         }.items()
     }
-    result = quantize_onnx(small, fit(small, seen))
+    result = quantize_onnx(small, fit(small, counted))
     makers = makers_of(result)
     addition = next(n for n in result.graph.node if n.op_type == "Add")
     assert [makers[name].op_type for name in addition.input] == ["Conv", "DequantizeLinear"]
@@ -133,7 +133,7 @@ def test_at_a_residual_addition_the_skip_alone_is_quantised() -> None:
 
 
 def test_bias_correction_meets_the_mean(
-    model: onnx.ModelProto, seen: dict[str, Histogram], inputs: np.ndarray
+    model: onnx.ModelProto, histograms: dict[str, Histogram], inputs: np.ndarray
 ) -> None:
     """With a layer's weights rounded, its mean output stays that of the float model."""
     choice = choose_int8_layers(model)
@@ -143,7 +143,7 @@ def test_bias_correction_meets_the_mean(
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         gemm = next(n for n in copy.graph.node if n.op_type == "Gemm")
-        means = {gemm.input[0]: seen[gemm.input[0]].mean} if correct else {}
+        means = {gemm.input[0]: histograms[gemm.input[0]].mean} if correct else {}
         correct_biases(copy, choice, means)
         tensor = next(t for t in copy.graph.initializer if t.name == gemm.input[1])
         array = numpy_helper.to_array(tensor)
@@ -156,8 +156,10 @@ def test_bias_correction_meets_the_mean(
     assert shift(True) < 0.05 * shift(False)
 
 
-def test_a_table_that_does_not_fit(model: onnx.ModelProto, seen: dict[str, Histogram]) -> None:
-    table = fit(model, seen)
+def test_a_table_that_does_not_fit(
+    model: onnx.ModelProto, histograms: dict[str, Histogram]
+) -> None:
+    table = fit(model, histograms)
     with pytest.raises(BundleError, match="no range for"):
         quantize_onnx(model, replace(table, ranges={}))
     broken = {name: scale[:-1] for name, scale in table.scales.items()}

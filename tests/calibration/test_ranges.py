@@ -6,13 +6,9 @@ import pytest
 from fr_edge.calibration.clipping import (
     METHODS,
     abs_histogram,
-    entropy_amax,
-    minmax_amax,
-    mse_amax,
-    percentile_amax,
     pool_channels,
 )
-from fr_edge.calibration.histogram import add, empty
+from fr_edge.calibration.histogram import add_values, empty_histogram
 
 TOLERANCE = 0.02
 """Of the range: channels are pooled from their own bins, others' histograms have one width."""
@@ -31,15 +27,15 @@ def samples() -> dict[str, np.ndarray]:
 
 
 def histogram(x: np.ndarray) -> tuple[np.ndarray, float]:
-    seen = add(empty(x.shape[1]), x.astype(np.float32))
-    return pool_channels(abs_histogram(seen, np.zeros(x.shape[1])), np.ones(x.shape[1]))
+    counted = add_values(empty_histogram(x.shape[1]), x.astype(np.float32))
+    return pool_channels(abs_histogram(counted, np.zeros(x.shape[1])), np.ones(x.shape[1]))
 
 
 @pytest.mark.parametrize("name", samples())
 def test_percentile_and_minmax(name: str) -> None:
     x = np.abs(samples()[name])
-    assert minmax_amax(*histogram(x)) == pytest.approx(x.max(), rel=1e-6)
-    assert percentile_amax(*histogram(x)) == pytest.approx(
+    assert METHODS["minmax"](*histogram(x)) == pytest.approx(x.max(), rel=1e-6)
+    assert METHODS["percentile"](*histogram(x)) == pytest.approx(
         np.quantile(x, 0.9999), abs=TOLERANCE * x.max()
     )
 
@@ -52,7 +48,7 @@ def test_mse_is_the_least_squared_error(name: str) -> None:
         step = amax / 127
         return float(np.square(np.clip(np.rint(x / step), 0, 127) * step - x).mean())
 
-    found = mse_amax(*histogram(x))
+    found = METHODS["mse"](*histogram(x))
     best = min(cost(x.max() * share) for share in np.linspace(0.1, 1, 91))
     assert cost(found) <= 1.05 * best
 
@@ -68,7 +64,7 @@ def test_entropy_is_onnxruntimes(name: str) -> None:
     collector = HistogramCollector("entropy", True, 2048, 128, 99.99, "t")
     limits = collector.get_entropy_threshold((counts, edges, -peak, peak, peak), 128)
     # Their own answer moves by as much with the number of bins.
-    assert entropy_amax(*histogram(x)) == pytest.approx(float(limits[1]), rel=0.15)
+    assert METHODS["entropy"](*histogram(x)) == pytest.approx(float(limits[1]), rel=0.15)
 
 
 @pytest.mark.parametrize("name", samples())
@@ -76,7 +72,7 @@ def test_entropy_looks_away_from_zeros(name: str) -> None:
     counts, width = histogram(samples()[name])
     spike = counts.copy()
     spike[0] *= 1000
-    assert entropy_amax(spike, width) == entropy_amax(counts, width)
+    assert METHODS["entropy"](spike, width) == METHODS["entropy"](counts, width)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,9 +19,9 @@ def test_int8_stays_close_on_people_held_apart(real_data: Path, tmp_path: Path) 
     source = real_data / "mobilefacenet_y1.onnx"
     bundle = export_onnx(source, tmp_path / "y1.bundle", spec=PRESETS["raw"])
     done = calibrate(bundle, open_faces(real_data / "faces_dev.tar"), limit=128)
-    summary = done.history[-1]["summary"]
-    assert summary["int8_dense_share"] >= 0.95
-    assert summary["judged"]["people"] >= 8
-    cosine = summary["judged"]["cosine"]
-    assert cosine["mean"] >= 0.993
-    assert cosine["min"] >= 0.975
+    report = done.report
+    assert report.int8_dense_share >= 0.95
+    assert report.judged is not None
+    assert report.judged.people >= 8
+    assert report.judged.cosine.mean >= 0.993
+    assert report.judged.cosine.min >= 0.975

@@ -25,10 +25,10 @@ rtx: Any = pytest.importorskip(
 
 @pytest.mark.parametrize("flavour", [lambda m: m, int8_fp16_model], ids=["float32", "float16"])
 def test_every_dense_layer_is_int8(
-    flavour: Any, model: onnx.ModelProto, seen: dict[str, Histogram]
+    flavour: Any, model: onnx.ModelProto, histograms: dict[str, Histogram]
 ) -> None:
     choice = choose_int8_layers(model)
-    quantized = flavour(quantize_onnx(model, fit(model, seen)))
+    quantized = flavour(quantize_onnx(model, fit(model, histograms)))
     options = EngineOptions(batch=(1, 1, 4))
     built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
     precisions = node_precisions(quantized, built.layers)
@@ -40,11 +40,11 @@ def test_every_dense_layer_is_int8(
 
 
 def test_what_a_budget_leaves_out_is_fp16(
-    model: onnx.ModelProto, seen: dict[str, Histogram]
+    model: onnx.ModelProto, histograms: dict[str, Histogram]
 ) -> None:
     left = choose_int8_layers(model).int8[1]
     choice = choose_int8_layers(model, {left: REASON})
-    quantized = int8_fp16_model(quantize_onnx(model, fit(model, seen), choice))
+    quantized = int8_fp16_model(quantize_onnx(model, fit(model, histograms), choice))
     options = EngineOptions(batch=(1, 1, 4))
     built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
     precisions = node_precisions(quantized, built.layers)

@@ -1,4 +1,4 @@
-"""Who calibrates, who judges, and what the user is told of the faces."""
+"""Which faces calibrate, which judge, and the warnings about them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fr_edge.calibration.subset import ENOUGH_FACES, inspect_subset, select_subset
+from fr_edge.calibration.subset import (
+    ENOUGH_FACES,
+    CalibrationSubset,
+    FaceStatistics,
+    is_blank,
+    select_subset,
+    subset_warnings,
+    usable_faces,
+)
 from fr_edge.errors import FacesError
 from fr_edge.faces.sources import Faces
 
@@ -20,33 +28,41 @@ def source(labels: list[int], read: Callable[[int], np.ndarray] | None = None) -
     return Faces("faces", keys, np.array(labels, np.int64), read or noise)
 
 
+def inspected(faces: Faces, subset: CalibrationSubset) -> tuple[FaceStatistics, list[str]]:
+    """What reading the calibration faces gives, and the warnings about them."""
+    stats = FaceStatistics()
+    images = list(usable_faces(faces, subset.calibration, stats))
+    assert len(images) == len(stats.used)
+    return stats, subset_warnings(faces, stats)
+
+
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_nobody_calibrates_and_judges(images: int, limit: int) -> None:
     faces = source([i for i in range(40) for _ in range(images)])
     found = select_subset(faces, limit, 50)
-    people = [set(faces.labels[list(part)]) for part in (found.calibrate, found.judge)]
+    people = [set(faces.labels[list(part)]) for part in (found.calibration, found.held_out)]
     assert not people[0] & people[1]
     assert len(people[1]) == 8
-    assert len(found.calibrate) == min(limit, 32 * images)
+    assert len(found.calibration) == min(limit, 32 * images)
     assert select_subset(faces, limit, 50) == found
     # A new limit moves nobody from one side to the other.
-    assert not set(select_subset(faces, 1000, 1000).judge) & set(found.calibrate)
+    assert not set(select_subset(faces, 1000, 1000).held_out) & set(found.calibration)
 
 
 @pytest.mark.parametrize(("limit", "judging"), [(60, 20), (61, 8)])
 def test_more_people_judge_pairs_where_enough_remain(limit: int, judging: int) -> None:
     faces = source([i for i in range(40) for _ in range(3)])
     found = select_subset(faces, limit, 1000, pairs=True)
-    people = [set(faces.labels[list(part)]) for part in (found.calibrate, found.judge)]
+    people = [set(faces.labels[list(part)]) for part in (found.calibration, found.held_out)]
     assert not people[0] & people[1]
     assert len(people[1]) == judging
-    assert len(found.calibrate) == limit
+    assert len(found.calibration) == limit
 
 
 def test_people_with_several_images_judge_first() -> None:
     labels = [i for i in range(50) for _ in range(3 if i % 10 == 4 else 1)]
-    judge = select_subset(source(labels), 10, 12).judge
+    judge = select_subset(source(labels), 10, 12).held_out
     chosen, counts = np.unique(np.array(labels)[list(judge)], return_counts=True)
     assert sorted(counts)[-4:] == [2, 3, 3, 3] or (counts >= 2).sum() >= 4
     assert len(judge) == 12
@@ -54,19 +70,19 @@ def test_people_with_several_images_judge_first() -> None:
 
 def test_too_few_people_judge_nothing_and_the_user_hears_it() -> None:
     found = select_subset(source([0, 0, 1, 1, 2, 3]), 100, 100)
-    assert found.judge == ()
-    assert len(found.calibrate) == 6
-    assert "4 people" in found.warnings[0]
+    assert found.held_out == ()
+    assert len(found.calibration) == 6
+    assert "4 people" in found.reason
     unknown = replace(source(list(range(30))), labelled=False)
-    assert select_subset(unknown, 100, 100).judge == ()
+    assert select_subset(unknown, 100, 100).held_out == ()
 
 
 def test_few_faces_and_few_people_are_told() -> None:
     faces = source(list(range(20)))
-    warnings = inspect_subset(faces, select_subset(faces, 100, 10)).warnings
+    warnings = inspected(faces, select_subset(faces, 100, 10))[1]
     assert any("16 different faces are few" in text for text in warnings)
     many = source([i % 40 for i in range(2 * ENOUGH_FACES)])
-    assert inspect_subset(many, select_subset(many, 1000, 10)).warnings == ()
+    assert inspected(many, select_subset(many, 1000, 10))[1] == []
 
 
 def test_blank_images_are_left_out() -> None:
@@ -77,9 +93,12 @@ def test_blank_images_are_left_out() -> None:
         return np.zeros((112, 112, 3), np.uint8) if index in blank else faces.read(index)
 
     darkened = replace(faces, read=read)
-    found = inspect_subset(darkened, select_subset(darkened, 1000, 50))
-    assert not blank & {*found.calibrate, *found.judge}
-    assert any("1 of" in text or "2 of" in text for text in found.warnings)
+    subset = select_subset(darkened, 1000, 50)
+    assert blank & set(subset.calibration)
+    stats, warnings = inspected(darkened, subset)
+    assert set(stats.used) == set(subset.calibration) - blank
+    assert any(f"{stats.blank} of" in text for text in warnings)
+    assert [i for i in range(20) if is_blank(darkened.read(i))] == sorted(blank)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +112,13 @@ def test_blank_images_are_left_out() -> None:
 def test_faces_that_say_nothing_are_refused(read: Callable[[int], np.ndarray]) -> None:
     faces = source(list(range(30)), read)
     with pytest.raises(FacesError, match="different faces"):
-        inspect_subset(faces, select_subset(faces, 100, 10))
+        inspected(faces, select_subset(faces, 100, 10))
 
 
 def test_one_face_is_refused() -> None:
     faces = source([0])
-    with pytest.raises(FacesError, match="1 different faces that show something, of 1"):
-        inspect_subset(faces, select_subset(faces, 100, 10))
+    with pytest.raises(FacesError, match="1 different faces that are not blank, of 1"):
+        inspected(faces, select_subset(faces, 100, 10))
 
 
 @pytest.mark.parametrize(("shift", "word"), [((0, 0, 40), "swapped"), ((-55,) * 3, "dark")])
@@ -110,4 +129,4 @@ def test_colours_that_are_no_faces(shift: tuple[int, int, int], word: str) -> No
         return face.astype(np.uint8)
 
     faces = source([i % 40 for i in range(2 * ENOUGH_FACES)], read)
-    assert word in inspect_subset(faces, select_subset(faces, 1000, 10)).warnings[0]
+    assert word in inspected(faces, select_subset(faces, 1000, 10))[1][0]

@@ -96,7 +96,7 @@ def test_the_cache_holds_the_plain_networks_ranges(
     exported: Bundle, faces: Faces, tmp_path: Path
 ) -> None:
     bundle = shutil.copytree(exported.root, tmp_path / "n.bundle")
-    done = calibrate(bundle, faces, "minmax", trt_cache="8.6.1")
+    done = calibrate(bundle, faces, "minmax", trt_cache="8.6.1").bundle
     found = read_cache(done.file("calibration.cache").read_text(), "x")
     assert found.version == 8601
 

@@ -114,7 +114,7 @@ def test_the_int8_file_is_the_network_that_rounds(name: str, faces: Faces, tmp_p
     state, ranges = split_scales(network.state_dict())
     save_network(tmp_path / "model.pt", state, name, 32, ranges)
     export_onnx(tmp_path / "model.pt", tmp_path / "out", spec=InputSpec())
-    bundle = calibrate(tmp_path / "out", faces, limit=8)
+    bundle = calibrate(tmp_path / "out", faces, limit=8).bundle
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(inputs)).numpy()
     whole, small = (
@@ -140,11 +140,12 @@ def test_calibration_takes_the_ranges_that_were_trained(
     assert 0.5 < ranges["features.0.0"] < 1.1  # pixels lie in -1..1
     assert not any(key.endswith("step") for key in load_tensors(trained.file("model.pt"))["state"])
     export_onnx(trained.root, trained.root)
-    bundle = calibrate(trained.root, faces, limit=8)
-    table = read_table(bundle.file("calibration.json"))
+    result = calibrate(trained.root, faces, limit=8)
+    table = read_table(result.bundle.file("calibration.json"))
+    assert table == result.table
     assert (table.method, list(table.ranges.values())) == ("trained", list(ranges.values()))
     other = calibrate(trained.root, faces, method="minmax", limit=8)
-    assert read_table(other.file("calibration.json")).method == "minmax"
+    assert other.table.method == "minmax"
 
 
 @pytest.mark.parametrize("name", ["mobilefacenet-0.25", "iresnet-tiny"])

@@ -11,7 +11,7 @@ import pytest
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.calibration.calibrate import calibrate
-from fr_edge.calibration.latency_model import LatencyModel, Quantised, counted_latency
+from fr_edge.calibration.latency_model import LatencyModel, QuantizeChoice, counted_latency
 from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.errors import MachineError, ModelError, UsageError
 from fr_edge.faces.contract import preprocess
@@ -30,14 +30,14 @@ def test_a_search_by_engines_that_ran(mini: Path, people: Faces) -> None:
     done = calibrate(
         bundle, people, budget=budget, latency=latency_here(bundle, "onnxruntime", 0.02)
     )
-    report = json.loads(done.file("reports/calibration.json").read_text())
-    assert report["time"] == f"engines of onnxruntime on {describe_device().cpu}, measured"
-    model = onnx.load(done.file("model.onnx"))
-    for trial in report["trials"]:
-        choice = choose_int8_layers(model, dict.fromkeys(trial["float_layers"], ""))
-        assert trial["cost"] > 0
-        assert trial["cost"] != round(counted_latency(model).cost(choice), 4)
-    assert report["trials"][-1]["cosine"]["min"] >= budget.min_cosine
+    report = done.report
+    assert report.time_source == f"engines of onnxruntime on {describe_device().cpu}, measured"
+    model = onnx.load(done.bundle.file("model.onnx"))
+    for trial in report.trials:
+        choice = choose_int8_layers(model, dict.fromkeys(trial.float_layers, ""))
+        assert trial.cost > 0
+        assert trial.cost != counted_latency(model).cost(choice)
+    assert report.trials[-1].loss.cosine.min >= budget.min_cosine
 
 
 def test_what_was_measured_before_an_interruption_is_not_measured_again(
@@ -52,7 +52,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(
     def interrupted(most: int) -> dict[str, object]:
         """What is remembered when, in all searches together, `most` assignments were timed."""
 
-        def latency(model: onnx.ModelProto, quantised: Quantised) -> LatencyModel:
+        def latency(model: onnx.ModelProto, quantised: QuantizeChoice) -> LatencyModel:
             times = latency_here(bundle, "onnxruntime", 0.01)(model, quantised)
 
             def cost(choice: Int8Choice) -> float:
@@ -65,7 +65,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(
 
         with pytest.raises(KeyboardInterrupt):
             calibrate(bundle, people, budget=budget, latency=latency)
-        return dict(json.loads(journal.read_text())["found"])
+        return dict(json.loads(journal.read_text())["results"])
 
     few, more = interrupted(2), interrupted(4)
     layers = choose_int8_layers(onnx.load(bundle.file("model.onnx"))).int8
@@ -112,7 +112,9 @@ def test_an_assignment_of_which_no_engine_can_be_made(mini: Path) -> None:
     broken.graph.node[-1].op_type = "Nonsense"
     times = latency_here(bundle, "onnxruntime", 0.01)(model, lambda choice: broken)
     layers = choose_int8_layers(model).int8
-    told = f"{len(layers) - 1} layers in INT8, 1 left out \\({layers[0]}\\), cannot be timed: .*onnx"
+    told = (
+        f"{len(layers) - 1} layers in INT8, 1 left out \\({layers[0]}\\), cannot be timed: .*onnx"
+    )
     with pytest.raises(ModelError, match=told):
         times.cost(choose_int8_layers(model, {layers[0]: ""}))
     with pytest.raises(ModelError, match=r"4 left out \(a, b, c, \.\.\.\), cannot"):
