@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..arrays import F32, I64
+from ..arrays import F32, F64, I64, U8
 from ..errors import FacesError
-from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
+from .align import align
 from .sources import Faces
 
 
@@ -70,8 +70,8 @@ def read_ijb(folder: Path) -> Ijb:
             f"the first is {absent[0]}"
         )
 
-    def read(index: int) -> npt.NDArray[np.uint8]:
-        return _aligned(folder / "loose_crop" / names[index], places[index, :10].reshape(5, 2))
+    def read(index: int) -> U8:
+        return _read_aligned(folder / "loose_crop" / names[index], places[index, :10].reshape(5, 2))
 
     return Ijb(
         Faces(str(folder), tuple(names), numbers[:, 0], read, labelled=False),
@@ -155,24 +155,10 @@ def _numbers(rows: list[list[str]], kind: type, folder: Path) -> npt.NDArray[Any
         raise FacesError(f"{folder / 'meta'}: a number cannot be read: {error}") from error
 
 
-def _aligned(path: Path, points: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """The face in the ArcFace frame: the similarity that brings its points nearest to the template."""
-    here, there = points @ (1, 1j), np.array(ARCFACE_TEMPLATE) @ (1, 1j)
-    from_middle = here - here.mean()
-    turn = (from_middle.conj() * (there - there.mean())).sum() / (abs(from_middle) ** 2).sum()
-    shift = there.mean() - turn * here.mean()
-    # Pillow maps frame to image and counts from a pixel's corner, not its middle.
-    back, corner = 1 / turn, 0.5 + 0.5j
-    offset = corner - back * (corner + shift)
-    matrix = (back.real, -back.imag, offset.real, back.imag, back.real, offset.imag)
+def _read_aligned(path: Path, points: F64) -> U8:
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as opened:
-            face = opened.convert("RGB").transform(
-                (ALIGNED_SIZE, ALIGNED_SIZE),
-                Image.Transform.AFFINE,
-                matrix,
-                Image.Resampling.BILINEAR,
-            )
+            image = np.asarray(opened.convert("RGB"))
     except Exception as error:  # decoders of damaged bytes raise nearly anything
         raise FacesError(f"{path.name} is damaged: {error}", "replace the file") from error
-    return np.asarray(face)
+    return align(image, points)

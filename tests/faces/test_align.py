@@ -51,7 +51,7 @@ def test_it_is_the_least_squares_one() -> None:
 
 @pytest.mark.parametrize("points", [np.ones((5, 2)), np.full((5, 2), np.nan)])
 def test_points_that_span_no_face(points: np.ndarray) -> None:
-    with pytest.raises(FacesError, match="in one place"):
+    with pytest.raises(FacesError, match="in one place or not finite"):
         similarity(points, TEMPLATE)
 
 
@@ -81,6 +81,120 @@ def test_pixels_are_not_shifted() -> None:
     """The identity leaves every pixel where it was, to the rounding."""
     face = draw_face(5, 1)
     assert np.abs(align(face, TEMPLATE).astype(int) - face).max() <= 1
+
+
+# Landmarks in a picture of random pixels, and what scikit-image's SimilarityTransform (in float64)
+# and OpenCV 4.10's warpAffine made of them: the transform, every 25th green pixel from (5, 5), and
+# the sum of each channel.
+PINNED = {
+    "smaller": (
+        [[181.2, 120.7], [262.9, 131.4], [215.3, 168.8], [176.4, 203.1], [243.6, 212.9]],
+        [[0.457578, 0.067936, -54.126828], [-0.067936, 0.457578, 9.97746]],
+        [
+            [41, 130, 72, 113, 189],
+            [105, 143, 178, 89, 136],
+            [41, 143, 134, 109, 172],
+            [63, 103, 165, 91, 119],
+            [47, 214, 150, 160, 151],
+        ],
+        [1589247, 1599599, 1598859],
+    ),
+    "larger": (
+        [[100.5, 80.25], [119.0, 77.5], [111.75, 91.0], [104.25, 100.5], [118.5, 98.75]],
+        [[1.928756, -0.185037, -141.100664], [0.185037, 1.928756, -121.417776]],
+        [
+            [112, 91, 103, 83, 122],
+            [108, 146, 127, 106, 103],
+            [97, 145, 128, 99, 133],
+            [245, 91, 105, 86, 163],
+            [102, 220, 81, 182, 125],
+        ],
+        [1611557, 1575969, 1605606],
+    ),
+    "beyond the edge": (
+        [[-12.0, 30.5], [41.5, 8.0], [24.0, 52.5], [10.5, 88.0], [55.0, 70.25]],
+        [[0.597813, -0.202281, 51.881902], [0.202281, 0.597813, 37.285499]],
+        [
+            [0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0],
+            [0, 0, 97, 106, 84],
+            [0, 0, 202, 167, 101],
+            [0, 85, 223, 109, 181],
+        ],
+        [611943, 610085, 616890],
+    ),
+    "upside down": (
+        [[262.0, 212.5], [179.5, 205.0], [220.0, 165.5], [252.5, 131.0], [187.0, 123.5]],
+        [[-0.467125, -0.018991, 162.068027], [0.018991, -0.467125, 145.962259]],
+        [
+            [0, 0, 0, 0, 0],
+            [120, 60, 78, 198, 159],
+            [73, 100, 175, 135, 128],
+            [130, 138, 138, 59, 169],
+            [113, 75, 90, 192, 59],
+        ],
+        [1446042, 1450457, 1444025],
+    ),
+}
+PICTURE = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+
+
+def test_the_template_is_insightfaces() -> None:
+    """`arcface_dst` in insightface/utils/face_align.py."""
+    published = [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ]
+    assert np.array_equal(TEMPLATE, published)
+
+
+@pytest.mark.parametrize("case", PINNED)
+def test_the_crop_is_norm_crops_to_the_grey_level(case: str) -> None:
+    points, matrix, pixels, sums = (np.array(values) for values in PINNED[case])
+    np.testing.assert_allclose(similarity(points, TEMPLATE), matrix, atol=1e-6)
+    face = align(PICTURE, points)
+    assert np.array_equal(face[5::25, 5::25, 1], pixels)
+    assert np.array_equal(face.sum(axis=(0, 1)), sums)
+
+
+def test_the_crop_is_that_of_the_opencv_installed_here() -> None:
+    """OpenCV 4 counts in fixed point, and so does `align`; OpenCV 5 in float32."""
+    cv2 = pytest.importorskip("cv2")
+    random = np.random.default_rng(1)
+    for _ in range(40):
+        matrix = turned(np.exp(random.uniform(-2, 2)), random.uniform(0, 360), (200, 150))
+        points = moved(matrix, TEMPLATE - 56) + random.normal(size=(5, 2))
+        there = similarity(points, TEMPLATE)
+        crop = cv2.warpAffine(PICTURE, there, (112, 112), borderValue=0.0)
+        difference = np.abs(align(PICTURE, points).astype(int) - crop)
+        if int(cv2.__version__.split(".")[0]) < 5:
+            assert difference.max() == 0
+        else:  # of random pixels, the steepest there are
+            assert difference.mean() < 1
+
+
+def test_averaging_first_sees_all_pixels_of_a_large_face() -> None:
+    """A chessboard of single pixels is grey when averaged; sampled with gaps it is not."""
+    board = (np.indices((600, 600)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    image = np.repeat(board[..., None], 3, axis=2)
+    points = TEMPLATE * 4.0 + 40.5
+    averaged = align(image, points, antialias=True)
+    assert np.abs(averaged.astype(int) - 128).max() <= 1
+    assert align(image, points).std() > 20
+
+
+@pytest.mark.parametrize("scale", [2.5, 4.0, 5.7])
+def test_averaging_first_does_not_move_the_face(scale: float) -> None:
+    """A ramp of grey levels is the same with and without, so no pixel is shifted."""
+    ramp = np.linspace(0, 255, 900)
+    image = np.rint(ramp[:, None] / 2 + ramp[None, :] / 2).astype(np.uint8)
+    image = np.repeat(image[..., None], 3, axis=2)
+    points = moved(turned(scale, 10, (120, 60)), TEMPLATE)
+    plain, averaged = align(image, points), align(image, points, antialias=True)
+    assert np.abs(plain.astype(int) - averaged).max() <= 1
 
 
 def test_the_face_in_the_middle_is_meant() -> None:
