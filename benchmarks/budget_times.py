@@ -34,7 +34,7 @@ from fr_edge.runtime.cpu_kernel_selection import (
     cpu_runner,
     interleaved_min_times,
 )
-from fr_edge.runtime.layer_latency import builder, latency_here
+from fr_edge.runtime.layer_latency import engine_builder, latency_here
 from fr_edge.runtime.onnxruntime_session import ONNXRUNTIME, CpuSession
 
 RACES, SECONDS = 5, 12.0
@@ -66,7 +66,7 @@ def runs_of(bundle: Path, target: Path, side: str) -> tuple[dict[str, TimedCall]
     """The INT8 model in the bundle, forced and built; how many integer kernels the latter has."""
     file = bundle / "model.int8.onnx"
     opened = open_bundle(bundle, check="manifest")
-    make = builder(opened, ONNXRUNTIME)
+    make = engine_builder(opened, ONNXRUNTIME)
     integer = build_cpu_engine(file, target, "int8").integer_kernels
     return {
         f"{side}, forced": cpu_runner(make(onnx.load(file))),
@@ -90,7 +90,7 @@ def main() -> None:
             copy = folder / original.name
             shutil.copytree(original, copy)
             found: dict[str, Any] = {"bundle": original.name, "hard_tensor": harden(copy)}
-            make = builder(open_bundle(copy, check="manifest"), ONNXRUNTIME)
+            make = engine_builder(open_bundle(copy, check="manifest"), ONNXRUNTIME)
             runs: dict[str, TimedCall] = {"float": cpu_runner(make(onnx.load(copy / "model.onnx")))}
             for side, limits in (("all", None), ("counted", budget), ("measured", budget)):
                 found[side] = search(copy, faces, asked.limit, limits, side)

@@ -13,22 +13,29 @@ if TYPE_CHECKING:
     from ..runtime.trt.config import EngineOptions
 
 
-@make("build-engine")
+@make(
+    "build-engine", epilog="Example: fr-edge build-engine mine.bundle --int8 --backend onnxruntime"
+)
 @options.bundle
-@click.option("--int8", "precision", flag_value="int8", help="INT8 where it pays.")
+@click.option(
+    "--int8",
+    "precision",
+    flag_value="int8",
+    help="INT8; layers that calibration excluded stay FP16 or FP32.",
+)
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision.")
 @click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
 @click.option(
     "--precision",
     "named",
     type=click.Choice(["auto", "int8", "fp16", "fp32"]),
-    help="The same by name; auto builds each, proves it, and keeps the fastest that holds.",
+    help="The same by name; auto builds each, verifies it, and keeps the fastest that passes.",
 )
 @options.backend
 @options.faces(what="Calibrate on these first if the bundle is not calibrated")
-@click.option("--batch", metavar="MIN,BEST,MAX", help="TensorRT: faces per run, 1,8,32.")
+@click.option("--batch", metavar="MIN,OPT,MAX", help="TensorRT: faces per run, by default 1,8,32.")
 @click.option("--workspace", type=int, metavar="MB", help="TensorRT: memory for the build.")
-@click.option("--level", type=int, metavar="0..5", help="TensorRT: how long it optimises.")
+@click.option("--level", type=int, metavar="0..5", help="TensorRT: effort of its optimiser.")
 @click.option("--dla", type=int, metavar="N", help="TensorRT: run on this DLA core.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: loads on later versions too.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: runs on later GPUs too.")
@@ -50,18 +57,18 @@ def command(
 ) -> None:
     """Build an engine for this machine into BUNDLE.
 
-    An engine runs on the kind of machine and the library version it was built with. tensorrt-rtx
-    compiles on machines without a GPU too: a check by NVIDIA's own compiler, not an execution.
+    An engine runs on the kind of machine and the library version that it was built on. tensorrt-rtx
+    compiles without a GPU too: that checks the network with NVIDIA's compiler, and executes nothing.
     """
     chosen = precision or named
     if precision and named and precision != named:
-        raise click.UsageError(f"--{precision} and --precision {named} say different things")
+        raise click.UsageError(f"--{precision} contradicts --precision {named}")
     if chosen is None:
-        raise click.UsageError("say which engine: --int8, --fp16, --fp32 or --precision auto")
+        raise click.UsageError("name the engine: --int8, --fp16, --fp32 or --precision auto")
     settings = _options(**tensorrt)
     source = options.open_source(output, faces) if faces else None
     if chosen == "auto":
-        _fastest(output, bundle, backend, source, settings)
+        _select(output, bundle, backend, source, settings)
     else:
         _build(output, bundle, chosen, backend, source, settings)
 
@@ -87,7 +94,7 @@ def _build(
     output.result(to_builtins(built), "\n".join(lines))
 
 
-def _fastest(
+def _select(
     output: Output,
     bundle: str,
     backend: str,
@@ -96,18 +103,18 @@ def _fastest(
 ) -> None:
     from ..runtime.evaluation.select_precision import select_precision
 
-    found = select_precision(bundle, backend, faces, options=settings, track=output.track)
+    result = select_precision(bundle, backend, faces, options=settings, track=output.track)
     rows = [
         [
             c.precision,
             "-" if c.p50_ms is None else f"{c.p50_ms:.3f}",
             "-" if c.min_cosine is None else f"{c.min_cosine:.5f}",
-            c.problem or ("kept" if c.precision == found.chosen else "holds"),
+            c.problem or ("kept" if c.precision == result.chosen else "passes"),
         ]
-        for c in found.candidates
+        for c in result.candidates
     ]
-    head = ("engine", f"p50 ms, batch {found.batch}", "min cosine", "")
-    output.result(found.to_json(), table(rows, head))
+    head = ("engine", f"p50 ms, batch {result.batch}", "min cosine", "")
+    output.result(result.to_json(), table(rows, head))
 
 
 def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOptions | None":
@@ -127,7 +134,7 @@ def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOp
     if batch:
         parts = batch.split(",")
         if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
-            raise click.UsageError(f"--batch takes MIN,BEST,MAX such as 1,8,32, found {batch!r}")
+            raise click.UsageError(f"--batch takes MIN,OPT,MAX such as 1,8,32, found {batch!r}")
         given["batch"] = tuple(int(part) for part in parts)
-    told = {name: value for name, value in given.items() if value is not None}
-    return EngineOptions(**told) if told else None
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return EngineOptions(**chosen) if chosen else None

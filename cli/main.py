@@ -22,6 +22,7 @@ COMMANDS = (
     "align",
     "distill",
     "export",
+    "find-preprocessing",
     "calibrate",
     "build-engine",
     "embed",
@@ -31,10 +32,12 @@ COMMANDS = (
     "compare",
     "report",
     "inspect",
-    "plan",
-    "check",
+    "targets",
+    "check-engine",
     "doctor",
 )
+
+ALIASES = {"plan": "targets", "check": "check-engine"}  # earlier names, which still work
 
 
 class Stages(click.Group):
@@ -44,6 +47,7 @@ class Stages(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f".{cmd_name.replace('-', '_')}", __package__)
@@ -54,7 +58,7 @@ class Stages(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         near = get_close_matches(args[0], COMMANDS, 1)
-        if near and args[0] not in COMMANDS:
+        if near and args[0] not in (*COMMANDS, *ALIASES):
             raise click.UsageError(f"no command {args[0]!r}, did you mean {near[0]}?", ctx)
         return super().resolve_command(ctx, args)
 

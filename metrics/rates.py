@@ -298,7 +298,7 @@ def unseparated_warning(loss: EmbeddingLoss) -> str:
     return (
         f"the float network accepts {first.reference:.0%} of {loss.genuine_pairs} genuine pairs"
         f" where it accepts one impostor pair in {1 / first.far:.0f}: are the faces aligned, the"
-        " labels right, the input contract the network's (`fr-edge doctor preprocess`)?"
+        " labels right, the input contract the network's (`fr-edge find-preprocessing`)?"
     )
 
 

@@ -1,22 +1,28 @@
-"""What is known of boards, GPUs and the software they run; docs/targets.md holds the sources.
+"""What a board or GPU will take, answered on the host from a table; docs/targets.md has its sources.
 
-Facts only: what follows from them is `plan`'s. What is not here is unknown, not guessed.
+What the table lacks is unknown, never guessed.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
 
-AS_OF = "2026-11-24"
-"""When the table was last compared with its sources."""
+AS_OF = "2026-11-24"  # when the table was last compared with its sources
+
+_MIN_TENSORRT = (8, 6)  # that fr-edge drives
+_MIN_PYTHON = (3, 10)
 
 
 @dataclass(frozen=True)
 class Target:
-    """`compute` is the compute capability; `dla_cores` as text, since modules of a name differ.
+    """A board or GPU.
 
-    `jetpack` lists the JetPack releases that serve the board, empty for a card in a PCIe slot.
+    Attributes:
+        name: As users type it.
+        compute: Compute capability.
+        dla_cores: A text, since modules of one name differ.
+        jetpack: JetPack releases that serve the board; empty for a card in a PCIe slot.
     """
 
     name: str
@@ -27,7 +33,13 @@ class Target:
 
 @dataclass(frozen=True)
 class JetPack:
-    """`tensorrt` is the version that comes with it, as far as its source names it."""
+    """A JetPack release.
+
+    Attributes:
+        tensorrt: The version that comes with it, as far as its source names it.
+        cuda: The CUDA version.
+        python: The system's Python.
+    """
 
     tensorrt: str
     cuda: str
@@ -75,20 +87,24 @@ JETPACKS = {
 }
 
 
-# Which way a bundle takes to a board: answered on the host, from the table of `targets`.
-#
-# A rule of TensorRT is here once, next to the words that explain it.
-
-_OLDEST = (8, 6)
-
-_OLDEST_PYTHON = (3, 10)
-
-
 @dataclass(frozen=True)
 class Compatibility:
-    """`verdict` is works, fails or unknown; `flavours` maps a precision to what is built from.
+    """What a target will take.
 
-    `problems` says what does not work there, `steps` what to do; texts for a person.
+    Attributes:
+        target: As it was asked for.
+        verdict: "works", "fails" or "unknown".
+        tensorrt: Version, "" where it is not known.
+        cuda: Version.
+        python: Version.
+        compute: Compute capability.
+        typing: How the network gets its types there.
+        opset: The newest ONNX opset that its TensorRT takes, 0 where it is not known.
+        flavours: Precision -> the file that is built.
+        dla: Whether and how a DLA can be used.
+        problems: What does not work there.
+        steps: What to do.
+        as_of: When the table was last compared with its sources.
     """
 
     target: str
@@ -105,16 +121,18 @@ class Compatibility:
     steps: tuple[str, ...] = ()
     as_of: str = AS_OF
 
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        return {**data, "problems": list(self.problems), "steps": list(self.steps)}
-
 
 def compatibility_of(text: str) -> Compatibility:
-    """`board`, `board@jetpack6.2` or `gpu@tensorrt10.3` -> what will work there.
+    """What a board or GPU will take.
 
-    An unknown board or release gives a plan with the verdict "unknown". Raises UsageError when
-    the text has another form.
+    Args:
+        text: `board`, `board@jetpack6.2` or `gpu@tensorrt10.3`.
+
+    Returns:
+        The answer; its verdict is "unknown" for a board or release that the table lacks.
+
+    Raises:
+        UsageError: The text has another form.
     """
     name, _, runtime = text.strip().lower().partition("@")
     if name not in TARGETS:
@@ -128,8 +146,8 @@ def compatibility_of(text: str) -> Compatibility:
     if not version:
         return _unknown(
             text,
-            f"{name} runs whatever TensorRT is installed beside its driver",
-            f"name it: {name}@tensorrt10.13 or {name}@tensorrt11.4",
+            f"{name} runs the TensorRT that is installed beside its driver",
+            f"name the version: {name}@tensorrt10.13 or {name}@tensorrt11.4",
         )
     return _with_version(text, target, version)
 
@@ -144,9 +162,9 @@ def _on_jetpack(text: str, target: Target, runtime: str) -> Compatibility:
         raise UsageError(
             f"{target.name} is a Jetson, found {runtime!r}", f"for example {target.name}@jetpack6.2"
         )
-    wanted = _version(runtime.removeprefix("jetpack"), text)
+    version = _version(runtime.removeprefix("jetpack"), text)
     # 6.2.1 is 6.2 with fixes; only a release with a TensorRT of its own has a longer name here.
-    names = [".".join(map(str, wanted[:size])) for size in (3, 2)]
+    names = [".".join(map(str, version[:size])) for size in (3, 2)]
     release = next((n for n in names if n in JETPACKS), "")
     if not release:
         return _unknown(text, f"no JetPack {names[0]} in the table", f"JetPack {known}")
@@ -162,8 +180,7 @@ def _on_jetpack(text: str, target: Target, runtime: str) -> Compatibility:
             steps=(f"use JetPack {known}",),
         )
     pack = JETPACKS[release]
-    version = _version(pack.tensorrt, text)
-    return _with_version(text, target, version, pack.cuda, pack.python)
+    return _with_version(text, target, _version(pack.tensorrt, text), pack.cuda, pack.python)
 
 
 def _with_version(
@@ -182,7 +199,7 @@ def _with_version(
         steps = (
             "flash a newer JetPack if the board has one",
             "or build with the board's own trtexec from model.int8.onnx (opset 17, FP32 scales:"
-            " --int8 --fp16) or model.onnx (--fp16); fr-edge then cannot prove the engine",
+            " --int8 --fp16) or model.onnx (--fp16); fr-edge cannot verify such an engine",
         )
         return Compatibility(text, "fails", problems=problems, steps=steps, **facts)
     return Compatibility(
@@ -197,12 +214,12 @@ def _with_version(
 
 
 def _problems(version: tuple[int, ...], python: str) -> tuple[str, ...]:
-    found = []
-    if version < _OLDEST and version != _OLDEST[:1]:
-        found.append(f"TensorRT {'.'.join(map(str, version))}: fr-edge drives 8.6 and later")
-    if python and _version(python, python) < _OLDEST_PYTHON:
-        found.append(f"Python {python}: fr-edge needs 3.10 and later")
-    return tuple(found)
+    problems = []
+    if version < _MIN_TENSORRT and version != _MIN_TENSORRT[:1]:
+        problems.append(f"TensorRT {'.'.join(map(str, version))}: fr-edge drives 8.6 and later")
+    if python and _version(python, python) < _MIN_PYTHON:
+        problems.append(f"Python {python}: fr-edge needs 3.10 and later")
+    return tuple(problems)
 
 
 def _flavours(strong: bool) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""How long assignments of INT8 to layers take, each built as an engine and run on this machine.
+"""Latency of INT8 assignments, each built as an engine and run on this machine.
 
-For calibration's accuracy budget, where an engine can run; elsewhere times are counted
-(`calibration.latency`). TensorRT's side has never run on a GPU by this project so far.
+For calibration's accuracy budget, where an engine can run; elsewhere latencies are estimated by
+counting (`calibration.latency_model`). This project has not run TensorRT's side on a GPU yet.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from ..arrays import F32
 from ..bundle.manifest import Bundle
 from ..calibration.latency_model import LatencyModel, LatencyOf, QuantizeChoice, counted_latency
 from ..errors import ModelError
@@ -29,44 +29,53 @@ from .tensorrt_session import GpuSession
 from .trt.bundle_plan import compile_variant
 from .trt.config import EngineOptions
 
-_SECONDS = 1.0
-"""Of racing an assignment against all-float."""
-
-_TWINS = 3
-"""Races of the float engine with its twin: what they differ by is noise, and a layer's saving is the
-difference of two."""
+_SECONDS = 1.0  # per comparison of an assignment with all-float
+_REPEATS = 3  # comparisons of the float engine with itself, for the noise
 
 
 def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECONDS) -> LatencyOf:
-    """Times of engines of `backend`, one face at a time; `auto` measures with TensorRT where it can
-    run, and counts elsewhere: a CPU's times say nothing of a board's GPU.
+    """A latency model that builds and times engines, one face at a time.
 
-    Raises UsageError for an unknown backend, MachineError for one that cannot run here. Timing
-    raises ModelError for an assignment of which no engine can be made.
+    Args:
+        bundle: An open bundle.
+        backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": TensorRT where it can run;
+            elsewhere latencies are counted, for a CPU's latencies do not predict a GPU's.
+        seconds: Duration of one comparison, about.
+
+    Returns:
+        For a network and its quantisation, the latency model. Its `cost` raises ModelError for an
+        assignment of which no engine can be built.
+
+    Raises:
+        UsageError: An unknown backend.
+        MachineError: The backend cannot run here.
     """
     if backend == "auto" and lacking("tensorrt"):
         return counted_latency
     chosen = pick_backend(backend)
 
     def measured(model: onnx.ModelProto, quantised: QuantizeChoice) -> LatencyModel:
-        spec, build = bundle.spec, builder(bundle, chosen)
-        face = _face(spec)
+        spec, build = bundle.spec, engine_builder(bundle, chosen)
+        face = _random_face(spec)
 
         @cache
-        def base() -> bytes:
+        def float_engine() -> bytes:
             return build(model)
 
         def ratio(engine: bytes) -> float:
-            with opened(base(), spec, chosen) as floats, opened(engine, spec, chosen) as run:
-                first, second = interleaved_min_times((floats, run), face, seconds)
-            return second / first
+            with (
+                opened_engine(float_engine(), spec, chosen) as floats,
+                opened_engine(engine, spec, chosen) as run,
+            ):
+                float_s, engine_s = interleaved_min_times((floats, run), face, seconds)
+            return engine_s / float_s
 
         def cost(choice: Int8Choice) -> float:
-            with named(choice):
+            with _naming(choice):
                 return ratio(build(quantised(choice))) if choice.int8 else 1.0
 
-        def noise() -> float:
-            return sqrt(2) * max(abs(1.0 - ratio(base())) for _ in range(_TWINS))
+        def noise() -> float:  # of a layer's saving, the difference of two costs
+            return sqrt(2) * max(abs(1.0 - ratio(float_engine())) for _ in range(_REPEATS))
 
         device = describe_device()
         name = device.jetson or (device.cpu if chosen == ONNXRUNTIME else ", ".join(device.gpu))
@@ -75,41 +84,57 @@ def latency_here(bundle: Bundle, backend: str = "auto", seconds: float = _SECOND
     return measured
 
 
-def builder(bundle: Bundle, backend: str) -> Callable[[onnx.ModelProto], bytes]:
-    """What makes an engine of a float or Q/DQ variant of the bundle's network.
+def engine_builder(bundle: Bundle, backend: str) -> Callable[[onnx.ModelProto], bytes]:
+    """A function that builds an engine of a variant of a bundle's network.
 
-    On the CPU every INT8 layer that has an integer kernel gets it, faster or not. TensorRT
-    remembers from build to build which kernels were fast.
+    On the CPU every INT8 layer that has an integer kernel gets it, faster or not. TensorRT's
+    kernel timings are kept from build to build.
+
+    Args:
+        bundle: An open bundle.
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+
+    Returns:
+        For a model, float or with Q and DQ, the serialized engine.
     """
-    known = b""
+    timings = b""
 
     def build(model: onnx.ModelProto) -> bytes:
-        nonlocal known
+        nonlocal timings
         if backend == ONNXRUNTIME:
-            flavour = cpu_model(model, tuple(integer_layers(model)))
-            return bytes(flavour.SerializeToString())
-        compiled = compile_variant(bundle, model, backend, EngineOptions(), known)
-        known = compiled.timing_cache
+            return bytes(cpu_model(model, tuple(integer_layers(model))).SerializeToString())
+        compiled = compile_variant(bundle, model, backend, EngineOptions(), timings)
+        timings = compiled.timing_cache
         return compiled.plan
 
     return build
 
 
 @contextmanager
-def opened(engine: bytes, spec: InputSpec, backend: str) -> Iterator[TimedCall]:
+def opened_engine(engine: bytes, spec: InputSpec, backend: str) -> Iterator[TimedCall]:
+    """Open a serialized engine for timing.
+
+    Args:
+        engine: What `engine_builder` built.
+        spec: The network's input contract.
+        backend: The backend it was built for.
+
+    Yields:
+        A function of `(N, 3, H, W) float32`.
+    """
     if backend == ONNXRUNTIME:
         yield cpu_runner(engine)
         return
     with TemporaryDirectory() as folder:
-        plan = Path(folder) / "choice.plan"
-        plan.write_bytes(engine)
-        with GpuSession(plan, "int8", backend, spec) as session:
+        path = Path(folder) / "variant.plan"
+        path.write_bytes(engine)
+        with GpuSession(path, "int8", backend, spec) as session:
             yield session.embed_tensor
 
 
 @contextmanager
-def named(choice: Int8Choice) -> Iterator[None]:
-    """A ModelError that is raised inside tells which assignment it met."""
+def _naming(choice: Int8Choice) -> Iterator[None]:
+    """Name the assignment in a ModelError that is raised inside."""
     try:
         yield
     except ModelError as error:
@@ -122,6 +147,5 @@ def named(choice: Int8Choice) -> Iterator[None]:
         ) from error
 
 
-def _face(spec: InputSpec) -> npt.NDArray[np.float32]:
-    random = np.random.default_rng(0)
-    return random.uniform(-1, 1, (1, *spec.shape)).astype(np.float32)
+def _random_face(spec: InputSpec) -> F32:
+    return np.random.default_rng(0).uniform(-1, 1, (1, *spec.shape)).astype(np.float32)

@@ -1,6 +1,6 @@
 """A tiny network through every backend of this machine, compared with plain numpy.
 
-It has no file of yours in it: what fails here is the machine's.
+It needs no file of the user, so a failure here is a problem of the machine.
 """
 
 import tempfile
@@ -19,18 +19,24 @@ from .tensorrt_session import GpuSession
 from .trt.builder import compile_plan, load_library
 from .trt.config import EngineOptions
 
-TEST_SHAPE = (3, 8, 8)
+_SHAPE = (3, 8, 8)
 
-_SPEC = InputSpec(height=TEST_SHAPE[1], width=TEST_SHAPE[2])
+_SPEC = InputSpec(height=_SHAPE[1], width=_SHAPE[2])
 
 _WIDTH, _DIM = 8, 4
 
-TOLERANCE = 1e-3
+_TOLERANCE = 1e-3  # of the largest number
 
 
 @dataclass(frozen=True)
 class SelfTestResult:
-    """`outcome` is ran, compiled, failed or skipped; `detail` says how far off, or why."""
+    """The self-test of one backend.
+
+    Attributes:
+        backend: Its name.
+        outcome: "ran", "compiled", "failed" or "skipped".
+        detail: The deviation, or the reason.
+    """
 
     backend: str
     outcome: str
@@ -38,16 +44,18 @@ class SelfTestResult:
 
 
 def self_test() -> list[SelfTestResult]:
-    """Try every backend; raises nothing."""
+    """Try every backend.
+
+    Returns:
+        One result per backend; nothing is raised.
+    """
     random = np.random.default_rng(0)
     weights = {
-        "w": random.normal(size=(_WIDTH, TEST_SHAPE[0])).astype(np.float32),
+        "w": random.normal(size=(_WIDTH, _SHAPE[0])).astype(np.float32),
         "slope": random.uniform(0.1, 0.5, _WIDTH).astype(np.float32),
-        "head": random.normal(size=(_DIM, _WIDTH * TEST_SHAPE[1] * TEST_SHAPE[2])).astype(
-            np.float32
-        ),
+        "head": random.normal(size=(_DIM, _WIDTH * _SHAPE[1] * _SHAPE[2])).astype(np.float32),
     }
-    faces = random.normal(size=(3, *TEST_SHAPE)).astype(np.float32)
+    faces = random.normal(size=(3, *_SHAPE)).astype(np.float32)
     expected = _by_hand(weights, faces)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "tiny.onnx")
@@ -60,23 +68,23 @@ def _try(backend: str, file: Path, faces: F32, expected: F32) -> SelfTestResult:
         return SelfTestResult(backend, "skipped", lack)
     try:
         if backend == "onnxruntime":
-            found = CpuSession(file, "fp32", _SPEC).embed_tensor(faces)
+            result = CpuSession(file, "fp32", _SPEC).embed_tensor(faces)
         else:
             library = load_library(backend)
             options = EngineOptions(batch=(1, 2, 2))
-            made = compile_plan(library, file.read_bytes(), TEST_SHAPE, "fp32", options)
+            compiled = compile_plan(library, file.read_bytes(), _SHAPE, "fp32", options)
             if backend in COMPILE_ONLY and (lack := lacking(backend)):
                 return SelfTestResult(backend, "compiled", f"not run: {lack}")
             plan = file.with_suffix(".plan")
-            plan.write_bytes(made.plan)
+            plan.write_bytes(compiled.plan)
             with GpuSession(plan, "fp32", backend, _SPEC) as session:
-                found = session.embed_tensor(faces)
+                result = session.embed_tensor(faces)
     except FrEdgeError as error:
         return SelfTestResult(backend, "failed", error.message)
-    worst = float(np.abs(found - expected).max() / np.abs(expected).max())
-    outcome = "ran" if worst <= TOLERANCE else "failed"
+    worst = float(np.abs(result - expected).max() / np.abs(expected).max())
+    outcome = "ran" if worst <= _TOLERANCE else "failed"
     return SelfTestResult(
-        backend, outcome, f"{worst:.1e} off plain numpy, at most {TOLERANCE:g} is allowed"
+        backend, outcome, f"deviates by {worst:.1e} from plain numpy, allowed: {_TOLERANCE:g}"
     )
 
 
@@ -101,7 +109,7 @@ def _network(weights: dict[str, F32]) -> ModelProto:
             helper.make_node("Gemm", ["flat", "head"], ["embedding"], "head", transB=1),
         ],
         "tiny",
-        [helper.make_tensor_value_info("face", TensorProto.FLOAT, ("batch", *TEST_SHAPE))],
+        [helper.make_tensor_value_info("face", TensorProto.FLOAT, ("batch", *_SHAPE))],
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ("batch", _DIM))],
         [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in tensors.items()],
     )

@@ -16,7 +16,7 @@ from .machine.backends import pick_backend
 from .onnxruntime_session import ONNXRUNTIME, CpuSession
 from .profile import DeviceTimes, LayerTime
 from .tensorrt_session import GpuSession
-from .trt.plan_file import refuse_foreign
+from .trt.plan_file import ensure_loadable
 
 Artifact = Literal["engine", "graph"]
 
@@ -192,7 +192,7 @@ def _open_engine(
     facts = check_fingerprint(bundle, name)
     path, sha256 = bundle.file(name), bundle.files[name].sha256
     if backend != ONNXRUNTIME:
-        refuse_foreign(path)
+        ensure_loadable(path)
         return GpuSession(
             path,
             precision,

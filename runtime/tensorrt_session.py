@@ -1,6 +1,6 @@
-"""The `tensorrt` backend's session: a plan, its buffers and one stream.
+"""The `tensorrt` backends' session: a plan, its buffers and one stream on a GPU.
 
-Never run on a GPU by this project so far; tests marked `gpu` are there for whoever has one.
+This project has not run it on a GPU yet; the tests marked `gpu` do on a machine that has one.
 """
 
 import threading
@@ -16,8 +16,7 @@ import numpy as np
 from ..arrays import F32, U8
 from ..errors import MachineError, UsageError
 from ..faces.contract import InputSpec, preprocess
-from .cuda.interface import Buffer, Cuda
-from .cuda.open import open_cuda
+from .cuda.interface import Buffer, Cuda, open_cuda
 from .fingerprint import read_expected
 from .onnxruntime_session import check_images, check_inputs
 from .profile import DeviceTimes, LayerTime
@@ -89,10 +88,10 @@ class GpuSession:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {engine.get_tensor_mode(name): name for name in names}
         self._face, self._embedding = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
-        least, _, most = engine.get_tensor_profile_shape(self._face, 0)
-        self._least, self._most = int(least[0]), int(most[0])
-        self.largest_batch: int | None = self._most
-        self._shape = tuple(int(most[i]) for i in range(1, len(most)))
+        smallest, _, largest = engine.get_tensor_profile_shape(self._face, 0)
+        self._min, self._max = int(smallest[0]), int(largest[0])
+        self.largest_batch: int | None = self._max
+        self._shape = tuple(int(largest[i]) for i in range(1, len(largest)))
         self.dim = int(engine.get_tensor_shape(self._embedding)[1])
         self._engine = engine
         context: tensorrt.IExecutionContext | None = engine.create_execution_context()
@@ -108,8 +107,8 @@ class GpuSession:
         self.uint8_input = engine.get_tensor_dtype(self._face) == uint8
         self._type = np.dtype(np.uint8 if self.uint8_input else np.float32)
         self._bytes = self._type.itemsize * prod(self._shape)
-        self._faces: Buffer = self._cuda.buffer(self._most * self._bytes)
-        self._embeddings: Buffer = self._cuda.buffer(4 * self._most * self.dim)
+        self._faces: Buffer = self._cuda.buffer(self._max * self._bytes)
+        self._embeddings: Buffer = self._cuda.buffer(4 * self._max * self.dim)
         self._context.set_tensor_address(self._face, self._faces.address)
         self._context.set_tensor_address(self._embedding, self._embeddings.address)
         self._stream = self._cuda.stream()
@@ -121,8 +120,8 @@ class GpuSession:
         if self.uint8_input:
             return self._embed(images)
         parts = [
-            self._embed(preprocess(images[start : start + self._most], self._spec))
-            for start in range(0, max(1, len(images)), self._most)
+            self._embed(preprocess(images[start : start + self._max], self._spec))
+            for start in range(0, max(1, len(images)), self._max)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -142,14 +141,14 @@ class GpuSession:
                 raise UsageError("the session is closed", "open a new one")
             out = np.empty((len(faces), self.dim), np.float32)
             with self._cuda.current():
-                for start in range(0, len(faces), self._most):
-                    part = faces[start : start + self._most]
+                for start in range(0, len(faces), self._max):
+                    part = faces[start : start + self._max]
                     self._run(self._cuda, part, out[start : start + len(part)])
             return out
 
     def _run(self, cuda: Cuda, faces: F32 | U8, out: F32) -> None:
-        """At most a profile's worth of faces; fewer than its least are filled up with anything."""
-        count = max(len(faces), self._least)
+        """At most the profile's largest batch; below its smallest the rest of the buffer is old data."""
+        count = max(len(faces), self._min)
         self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
         first, launch = count not in self._graphs, self._graphs.get(count)
         if launch is None:
@@ -159,8 +158,7 @@ class GpuSession:
         cuda.wait(self._stream)
         if first:  # after a plain run: TensorRT sets up what may not be recorded
             self._graphs[count] = cuda.record(self._stream, lambda: self._queue(cuda, count))
-        found = self._embeddings.array.view(np.float32)[: out.size]
-        out[:] = found.reshape(out.shape)
+        out[:] = self._embeddings.array.view(np.float32)[: out.size].reshape(out.shape)
 
     def _queue(self, cuda: Cuda, count: int, mark: Callable[[], None] = lambda: None) -> None:
         mark()
@@ -184,12 +182,12 @@ class GpuSession:
         `enqueue_ms` is what `embed` does: replaying a CUDA graph where there is one.
         """
         check_images(images)
-        images = images[: self._most]
+        images = images[: self._max]
         faces = images if self.uint8_input else preprocess(images, self._spec)
         with self._lock:
             if self._cuda is None:
                 raise UsageError("the session is closed", "open a new one")
-            cuda, count = self._cuda, max(len(faces), self._least)
+            cuda, count = self._cuda, max(len(faces), self._min)
             self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
             with cuda.current():
                 marks: list[Any] = []
@@ -215,7 +213,7 @@ class GpuSession:
         with self._lock:
             if self._cuda is None:
                 raise UsageError("the session is closed", "open a new one")
-            cuda, count = self._cuda, max(min(len(images), self._most), self._least)
+            cuda, count = self._cuda, max(min(len(images), self._max), self._min)
             plain = self._context
             with cuda.current():
                 # A context of its own: a profiler, once set, slows every later run.

@@ -1,4 +1,4 @@
-"""`cuda.Cuda` over NVIDIA's cuda-python: the driver API, one status after every call."""
+"""The `Cuda` interface over NVIDIA's cuda-python: the driver API, whose calls return a status."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -12,7 +12,12 @@ from .interface import Buffer, Cuda
 
 
 def open_cuda_python() -> Cuda:
-    """Raises ImportError without cuda-python, MachineError without a driver or a usable GPU."""
+    """Open the first GPU.
+
+    Raises:
+        ImportError: cuda-python is not installed.
+        MachineError: There is no driver or no usable GPU.
+    """
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -25,14 +30,24 @@ def open_cuda_python() -> Cuda:
 
 
 def take(result: tuple[Any, ...]) -> Any:
-    """What a call returned after its status; raises MachineError with the status' name."""
+    """The value of a driver call, its status checked.
+
+    Args:
+        result: What the call returned: status, then values.
+
+    Returns:
+        The first value, None where there is none.
+
+    Raises:
+        MachineError: The status is an error; the message names it.
+    """
     status, *values = result
     if int(status):
         raise MachineError(
-            f"the CUDA driver answers {status.name} ({int(status)})",
+            f"the CUDA driver returned {status.name} ({int(status)})",
             "close other programs"
             if "MEMORY" in status.name
-            else "`fr-edge doctor` looks at the driver",
+            else "`fr-edge doctor` checks the driver",
         )
     return values[0] if values else None
 
@@ -71,12 +86,12 @@ class _CudaPython:
             except MachineError:
                 take(driver.cuMemFreeHost(pointer))
                 raise
-        made = Buffer(array, address, self._shared, (pointer,))
-        self._buffers.append(made)
-        return made
+        buffer = Buffer(array, address, self._shared, (pointer,))
+        self._buffers.append(buffer)
+        return buffer
 
     def stream(self) -> int:
-        # Not blocking: work of others on the default stream does not wait for ours.
+        # Not blocking: other work on the default stream does not wait for this stream.
         flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         stream = take(self._driver.cuStreamCreate(flags))
         self._streams.append(stream)
@@ -100,8 +115,8 @@ class _CudaPython:
 
     def elapsed_ms(self, first: Any, second: Any) -> float:
         # Its name since CUDA 12.8, where the old one is bound to the new call in CUDA 13.
-        ask = getattr(self._driver, "cuEventElapsedTime_v2", self._driver.cuEventElapsedTime)
-        return float(take(ask(first, second)))
+        elapsed = getattr(self._driver, "cuEventElapsedTime_v2", self._driver.cuEventElapsedTime)
+        return float(take(elapsed(first, second)))
 
     def wait(self, stream: int) -> None:
         take(self._driver.cuStreamSynchronize(stream))
@@ -113,7 +128,7 @@ class _CudaPython:
         recorded = True
         try:
             work()
-        except MachineError:  # not everything may be recorded; then it runs as it did before
+        except MachineError:  # not everything can be recorded; then it is queued call by call
             recorded = False
         status, graph = driver.cuStreamEndCapture(stream)
         if int(status) or not recorded:

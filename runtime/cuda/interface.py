@@ -1,8 +1,8 @@
-"""Memory, streams and graphs of one GPU behind one small interface.
+"""Memory, streams and graphs of one GPU behind one small interface, and how it is opened.
 
-pycuda is taken first, cuda-python where that is not installed; neither is imported before a GPU
-was found. Everything runs in the device's primary context, which TensorRT uses too, and may be
-used from any thread.
+cuda-python is taken first, for it has CUDA graphs, else pycuda; neither is imported before a GPU is
+found. Everything runs in the device's primary context, which TensorRT uses too, and may be used
+from any thread.
 """
 
 from collections.abc import Callable
@@ -10,36 +10,45 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from ...arrays import U8
+from ...errors import MachineError
+from ..machine.device import find_gpus
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Page-locked host memory `array (nbytes,) uint8` and its counterpart on the device.
+    """Page-locked host memory and its counterpart on the device.
 
-    Where the GPU shares the CPU's memory (Jetson) both are the same bytes: `mapped`.
+    Attributes:
+        array: `(bytes,) uint8`, on the host.
+        address: On the device.
+        mapped: Whether both are the same bytes: the GPU shares the CPU's memory (Jetson).
+        owners: What keeps the memory alive.
     """
 
-    array: npt.NDArray[np.uint8]
+    array: U8
     address: int
     mapped: bool
     owners: tuple[Any, ...]
 
 
 class Cuda(Protocol):
-    """What a session needs of a GPU; all but `current` and `close` want `current` entered."""
+    """What a session needs of a GPU; all but `current` and `close` need `current` to be entered.
+
+    Attributes:
+        name: The package behind it.
+    """
 
     name: str
 
     def current(self) -> AbstractContextManager[None]:
-        """The GPU's context, for this thread and this block."""
+        """Make the GPU's context current for this thread and this block."""
 
     def buffer(self, size: int) -> Buffer:
-        """`size` bytes; raises MachineError when the GPU has not that much left."""
+        """Allocate `size` bytes; raises MachineError when the GPU has too little memory left."""
 
     def stream(self) -> int:
-        """A new stream, as the handle that TensorRT takes."""
+        """Create a stream; returns the handle that TensorRT takes."""
 
     def push(self, buffer: Buffer, size: int, stream: int) -> None:
         """Queue the copy of the first `size` bytes to the device."""
@@ -48,16 +57,39 @@ class Cuda(Protocol):
         """Queue the copy of the first `size` bytes to the host."""
 
     def mark(self, stream: int) -> Any:
-        """Queue a moment: an event that the GPU stamps when it comes to it."""
+        """Queue an event; the GPU stamps it with the time when it gets there."""
 
     def elapsed_ms(self, first: Any, second: Any) -> float:
-        """Milliseconds between two moments that have passed."""
+        """Milliseconds between two events that have passed."""
 
     def wait(self, stream: int) -> None:
-        """Until everything queued is done."""
+        """Wait until everything that is queued is done."""
 
     def record(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
-        """`work` as a CUDA graph: a function that queues all of it at once, or None."""
+        """Record `work` as a CUDA graph; returns a function that queues it at once, or None."""
 
     def close(self) -> None:
-        """Free everything that was handed out."""
+        """Free all buffers, streams, events and graphs."""
+
+
+def open_cuda() -> Cuda:
+    """Open the first GPU with the package that is installed.
+
+    Raises:
+        MachineError: There is no GPU, or no package to use it.
+    """
+    if lack := find_gpus().lack:
+        raise MachineError(lack, "run this on a machine with an NVIDIA GPU; see `fr-edge doctor`")
+    from .cuda_python import open_cuda_python
+    from .pycuda_driver import open_pycuda
+
+    reasons = []
+    for open_package in (open_cuda_python, open_pycuda):
+        try:
+            return open_package()
+        except ImportError as error:
+            reasons.append(str(error))
+    raise MachineError(
+        f"there is a GPU, but no package to use it: {'; '.join(reasons)}",
+        "pip install cuda-python, or pip install pycuda; `fr-edge doctor` shows what a build needs",
+    )

@@ -1,4 +1,4 @@
-"""`cuda.Cuda` over pycuda; it has no CUDA graphs."""
+"""The `Cuda` interface over pycuda, which has no CUDA graphs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,12 @@ from .interface import Buffer, Cuda
 
 
 def open_pycuda() -> Cuda:
-    """Raises ImportError without pycuda or its libraries, MachineError without a usable GPU."""
+    """Open the first GPU.
+
+    Raises:
+        ImportError: pycuda or one of its libraries is not installed.
+        MachineError: There is no usable GPU.
+    """
     import pycuda.driver as driver
 
     try:
@@ -48,16 +53,16 @@ class _PyCuda:
         try:
             array = driver.pagelocked_empty(size, np.uint8, mem_flags=flags)
             if self._shared:
-                made = Buffer(array, int(array.base.get_device_pointer()), True, (array.base,))
+                buffer = Buffer(array, int(array.base.get_device_pointer()), True, (array.base,))
             else:
                 memory = driver.mem_alloc(size)
-                made = Buffer(array, int(memory), False, (array.base, memory))
+                buffer = Buffer(array, int(memory), False, (array.base, memory))
         except driver.MemoryError as error:
             raise MachineError(
                 f"the GPU has no {size} bytes left: {error}", "close other programs"
             ) from error
-        self._buffers.append(made)
-        return made
+        self._buffers.append(buffer)
+        return buffer
 
     def stream(self) -> int:
         stream = self._driver.Stream()

@@ -1,44 +1,61 @@
-"""One builder for every TensorRT: a network and options in, a plan and what is in it out.
+"""One builder for every TensorRT: an ONNX network and options in, a plan and its layers out.
 
 It drives the Python API that `tensorrt` 8.6, 10, 11 and `tensorrt_rtx` share; where they differ,
-the attribute that is there decides, never a version number. Knows nothing of bundles.
+the attribute that exists decides, never a version number.
 """
 
+import logging
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...errors import MachineError, ModelError
 from ..machine.backends import MODULES
-from .config import EngineOptions, configure, set_cache, strongly_typed
+from .config import EngineOptions, configure, set_timing_cache, strongly_typed
 from .errors import explain_refusal, out_of_memory
 from .layers import EngineLayer, layers_in_json, layers_in_log
 
 if TYPE_CHECKING:
     import tensorrt
 
-_SMALLER_MB = (1024, 256)
-"""Workspaces to try when the build runs out of memory."""
+logger = logging.getLogger(__name__)
+
+_SMALLER_MB = (1024, 256)  # workspaces to try when the build runs out of memory
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A serialized engine; `layers` is empty where TensorRT did not tell."""
+    """A compiled network.
+
+    Attributes:
+        plan: The serialized engine.
+        layers: Its layers; empty where TensorRT did not report them.
+        timing_cache: Kernel timings for the next build; b"" where none were kept.
+    """
 
     plan: bytes
     layers: tuple[EngineLayer, ...]
     timing_cache: bytes
-    notes: tuple[str, ...]
 
 
 def load_library(backend: str) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`; raises MachineError when it cannot be loaded."""
+    """Import TensorRT's module.
+
+    Args:
+        backend: "tensorrt" or "tensorrt-rtx".
+
+    Returns:
+        The module `tensorrt` or `tensorrt_rtx`.
+
+    Raises:
+        MachineError: The module cannot be loaded.
+    """
     try:
         return import_module(MODULES[backend])
     except (ImportError, OSError) as error:
         raise MachineError(
             f"{MODULES[backend]} cannot be loaded: {error}",
-            "`fr-edge doctor` says what is missing and how to get it",
+            "`fr-edge doctor` shows what is missing and how to get it",
         ) from error
 
 
@@ -53,27 +70,36 @@ def compile_plan(
 ) -> Compiled:
     """Parse and build an ONNX network with one input `(batch, *shape)`.
 
-    `timing_cache` is an earlier build's, b"" to begin one, None to keep none; `calibrator` one of
-    `implicit`, for a network without Q and DQ.
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        model: The serialized network.
+        shape: Of one face as the network takes it.
+        precision: "fp32", "fp16" or "int8".
+        options: How to build it.
+        timing_cache: An earlier build's, b"" to begin one, None to keep none.
+        calibrator: For implicit quantisation of a network without Q and DQ.
 
-    Raises ModelError with NVIDIA's reason, MachineError without a GPU where one is needed or when
-    its memory does not suffice, UsageError for options that this TensorRT does not have.
+    Raises:
+        ModelError: TensorRT refuses the network; the message carries its reason.
+        MachineError: A GPU is needed and missing, or memory does not suffice.
+        UsageError: An option that this TensorRT does not have.
     """
     wanted = options.workspace_mb
-    said: list[str] = []
+    problems: list[str] = []
     for size in (wanted,) if wanted else (None, *_SMALLER_MB):
         log = recorder(trt)
-        notes = [f"out of GPU memory: the workspace was cut to {size} MB"] if said else []
+        if problems:
+            logger.warning("out of GPU memory: the workspace is cut to %d MB", size)
         try:
             return _compile(
-                trt, log, model, shape, precision, options, size, timing_cache, notes, calibrator
+                trt, log, model, shape, precision, options, size, timing_cache, calibrator
             )
         except _NoMemory:
-            said = log.problems
+            problems = log.problems
     raise MachineError(
-        f"a workspace of {wanted} MB does not suffice: {said[0]}"
+        f"a workspace of {wanted} MB does not suffice: {problems[0]}"
         if wanted
-        else f"the GPU has too little memory to build this engine: {said[0]}",
+        else f"the GPU has too little memory to build this engine: {problems[0]}",
         "raise --workspace" if wanted else "close other programs, or lower --batch",
     )
 
@@ -91,7 +117,6 @@ def _compile(
     options: EngineOptions,
     workspace_mb: int | None,
     timing_cache: bytes | None,
-    notes: list[str],
     calibrator: Any,
 ) -> Compiled:
     builder: tensorrt.Builder = trt.Builder(log)
@@ -106,7 +131,7 @@ def _compile(
     if calibrator is not None:
         config.int8_calibrator = calibrator
     if timing_cache is not None:
-        set_cache(config, timing_cache)
+        set_timing_cache(config, timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         if out_of_memory(log.problems):
@@ -115,7 +140,7 @@ def _compile(
     plan = bytes(serialized)
     layers = layers_in_log(log.table) or _inspected(trt, log, plan)
     cache = b"" if timing_cache is None else bytes(config.get_timing_cache().serialize())
-    return Compiled(plan, tuple(layers), cache, tuple(notes))
+    return Compiled(plan, tuple(layers), cache)
 
 
 def _parsed(
@@ -134,8 +159,8 @@ def _parsed(
     network = builder.create_network(flags)
     parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
     if not parser.parse(model):
-        found = (parser.get_error(index) for index in range(parser.num_errors))
-        raise explain_refusal("parse", [_one_line(error) for error in found] or log.problems)
+        errors = [_one_line(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise explain_refusal("parse", errors or log.problems)
     sizes = [network.get_input(0).shape[i] for i in range(len(network.get_input(0).shape))]
     if network.num_inputs != 1 or tuple(sizes[1:]) != shape:
         raise ModelError(
@@ -156,14 +181,21 @@ def _inspected(trt: Any, log: Any, plan: bytes) -> list[EngineLayer]:
 
 
 def _one_line(error: "tensorrt.ParserError") -> str:
-    if not hasattr(error, "node_name"):  # TensorRT 8 knows the node's number only
+    if not hasattr(error, "node_name"):  # TensorRT 8 gives the node's number only
         return f"node {error.node()}: {error.desc()}"
     node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
     return f"{node}{error.desc()}"
 
 
 def recorder(trt: Any) -> Any:
-    """A logger that keeps problems and the layer table, and prints nothing."""
+    """A TensorRT logger that keeps problems and the layer table, and prints nothing.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+
+    Returns:
+        The logger, with `problems` (messages) and `table` (text).
+    """
 
     class Recorder(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

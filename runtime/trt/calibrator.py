@@ -1,10 +1,8 @@
-"""Implicit quantisation, for those who want it: TensorRT 8 or 10 places INT8 itself, by ranges.
+"""Implicit quantisation: TensorRT 8 or 10 places INT8 itself, by the ranges of a calibration cache.
 
-The ranges come from the bundle's `calibration.cache`, found by the statistics that explicit INT8
-uses: TensorRT's own calibrator asks for no face. What TensorRT then computes in INT8 is its own
-choice, and explicit Q/DQ loses less (docs/results/int8.md).
-
-Never run on a GPU by this project so far.
+The ranges come from the bundle's `calibration.cache`, computed from the statistics that explicit
+INT8 uses; TensorRT's calibrator asks for no face. TensorRT then chooses what computes in INT8, and
+explicit Q/DQ loses less (docs/results/int8.md). This project has not run it on a GPU yet.
 """
 
 from typing import Any
@@ -18,18 +16,31 @@ CACHE = "calibration.cache"
 
 
 def cache_version(backend: str) -> str:
-    """The version that a cache for the TensorRT of this machine carries; raises UsageError where
-    it has no calibrator, MachineError when it cannot be loaded."""
+    """The version that a calibration cache for this machine's TensorRT carries.
+
+    Args:
+        backend: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        UsageError: This TensorRT has no calibrator.
+        MachineError: TensorRT cannot be loaded.
+    """
     trt = load_library(backend)
     calibrator_class(trt)
     return str(trt.__version__)
 
 
 def cached_calibrator(trt: Any, bundle: Bundle, precision: str) -> Any:
-    """A calibrator of this TensorRT that knows the ranges of the bundle.
+    """A calibrator of this TensorRT with the bundle's ranges.
 
-    Raises UsageError where this TensorRT has no calibrator, BundleError without a cache and for one
-    that this TensorRT would pass over.
+    Args:
+        trt: The module `tensorrt`.
+        bundle: An open bundle.
+        precision: "int8".
+
+    Raises:
+        UsageError: This TensorRT has no calibrator, or another precision.
+        BundleError: The bundle has no cache, or one that this TensorRT would ignore.
     """
     base = calibrator_class(trt)
     if precision != "int8":
@@ -49,20 +60,31 @@ def cached_calibrator(trt: Any, bundle: Bundle, precision: str) -> Any:
 
 
 def calibrator_class(trt: Any) -> type:
-    """`IInt8EntropyCalibrator2`; raises UsageError, by name, for a TensorRT that has none."""
-    found: type | None = getattr(trt, "IInt8EntropyCalibrator2", None)
-    if found is None:
+    """TensorRT's `IInt8EntropyCalibrator2`.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+
+    Raises:
+        UsageError: This TensorRT has none.
+    """
+    base: type | None = getattr(trt, "IInt8EntropyCalibrator2", None)
+    if base is None:
         raise UsageError(
             f"{trt.__name__} {trt.__version__} does not quantise implicitly: TensorRT 11 and"
             " TensorRT-RTX take Q/DQ networks only",
-            "leave --implicit out: model.int8.onnx says where INT8 is",
+            "leave --implicit out: model.int8.onnx defines where INT8 is",
         )
-    return found
+    return base
 
 
 def make_calibrator(base: Any, cache: bytes) -> Any:
-    """An instance of a subclass of `base`, TensorRT's `IInt8EntropyCalibrator2`, that holds the
-    text of a calibration cache and no faces."""
+    """A calibrator that holds the text of a calibration cache, and no faces.
+
+    Args:
+        base: TensorRT's `IInt8EntropyCalibrator2`.
+        cache: The text.
+    """
 
     class Calibrator(base):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -77,7 +99,7 @@ def make_calibrator(base: Any, cache: bytes) -> Any:
         def read_calibration_cache(self) -> bytes:
             return cache
 
-        def write_calibration_cache(self, found: Any) -> None:
-            pass  # nothing was found that the bundle does not hold
+        def write_calibration_cache(self, text: Any) -> None:
+            pass  # it is the text that was read
 
     return Calibrator()

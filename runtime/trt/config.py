@@ -1,7 +1,6 @@
-"""How an engine is to be built, and how a builder is told so.
+"""How a TensorRT engine is to be built, and the builder configuration that says so.
 
-The options that one TensorRT has and another has not are refused by name; which has what is found
-by attribute.
+Options that this TensorRT does not have are refused by name; which it has is found by attribute.
 """
 
 from dataclasses import dataclass
@@ -15,12 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """`batch` is the least, the best and the most faces per run.
+    """Build options of TensorRT.
 
-    `workspace_mb` None lets TensorRT take what it wants; `level` is its optimisation level, 0 to 5.
-    `compute` names the compute capabilities to compile for ("8.6"), where the library can. With
-    `uint8_input` the engine takes pixels and applies the input contract itself. `implicit` lets
-    TensorRT 8 or 10 place INT8 itself, by the ranges of the bundle's calibration.cache.
+    Attributes:
+        batch: Smallest, typical and largest number of faces per run.
+        workspace_mb: Memory for the build; None for what TensorRT wants.
+        level: TensorRT's optimisation level, 0 to 5; None for its default.
+        dla: Run on this DLA core.
+        version_compatible: The engine loads in later TensorRT versions too.
+        hardware_compatible: The engine runs on later GPUs too.
+        compute: Compute capabilities to compile for ("8.6"), where the library can.
+        uint8_input: The engine takes pixels and applies the input contract itself.
+        implicit: TensorRT 8 or 10 places INT8 itself, by the bundle's calibration.cache.
     """
 
     batch: tuple[int, int, int] = (1, 8, 32)
@@ -34,14 +39,15 @@ class EngineOptions:
     implicit: bool = False
 
     def __post_init__(self) -> None:
-        least, best, most = self.batch
-        if not 1 <= least <= best <= most:
+        smallest, typical, largest = self.batch
+        if not 1 <= smallest <= typical <= largest:
             raise UsageError(
-                f"batches are least <= best <= most and at least 1, found {self.batch}",
+                f"batches are 1 or more, in the order smallest, typical, largest;"
+                f" found {self.batch}",
                 "for example --batch 1,8,32",
             )
         if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise UsageError(f"the workspace is at least 1 MB, found {self.workspace_mb}")
+            raise UsageError(f"the workspace is 1 MB or more, found {self.workspace_mb}")
         if self.level is not None and not 0 <= self.level <= 5:
             raise UsageError(f"the optimisation level is 0 to 5, found {self.level}")
 
@@ -49,7 +55,11 @@ class EngineOptions:
 def strongly_typed(trt: Any, options: EngineOptions) -> bool:
     """Whether the network takes its types from the ONNX file: TensorRT 10 and later.
 
-    For a DLA, and to quantise implicitly, flags are the way as long as the library has them.
+    For a DLA, and for implicit quantisation, flags are used as long as the library has them.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        options: How the engine is built.
     """
     if (options.dla is not None or options.implicit) and hasattr(trt.BuilderFlag, "FP16"):
         return False
@@ -64,9 +74,19 @@ def configure(
     precision: str,
     workspace_mb: int | None,
 ) -> None:
-    """Put the options into a builder's configuration; `workspace_mb` may be less than theirs.
+    """Put options into a builder's configuration.
 
-    Raises UsageError or MachineError for what this TensorRT does not have.
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        builder: The builder.
+        config: Its configuration, which is changed.
+        options: How the engine is built.
+        precision: "fp32", "fp16" or "int8".
+        workspace_mb: Memory for this build, which may be less than the options'.
+
+    Raises:
+        UsageError: An option that this TensorRT does not have.
+        MachineError: A DLA core that does not exist here.
     """
     _set_types(trt, config, precision, strongly_typed(trt, options))
     _set_limits(trt, config, options, workspace_mb)
@@ -76,9 +96,14 @@ def configure(
         _set_dla(trt, builder, config, options, options.dla, precision)
 
 
-def set_cache(config: "tensorrt.IBuilderConfig", known: bytes) -> None:
-    """Measurements of an earlier build; those of another GPU or version start anew."""
-    cache = config.create_timing_cache(known)
+def set_timing_cache(config: "tensorrt.IBuilderConfig", timings: bytes) -> None:
+    """Reuse the kernel timings of an earlier build; those of another GPU or version are dropped.
+
+    Args:
+        config: The builder's configuration, which is changed.
+        timings: Serialized timings, b"" to begin anew.
+    """
+    cache = config.create_timing_cache(timings)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
@@ -120,7 +145,7 @@ def _set_compute(trt: Any, config: Any, wanted: tuple[str, ...]) -> None:
         if text not in known:
             raise UsageError(
                 f"this TensorRT cannot compile for compute capability {text}",
-                f"it knows {', '.join(sorted(known, key=float))}",
+                f"expected one of {', '.join(sorted(known, key=float))}",
             )
         config.set_compute_capability(getattr(trt.ComputeCapability, known[text]), index)
 
@@ -137,15 +162,15 @@ def _set_dla(
     if core >= cores:
         raise MachineError(
             f"DLA core {core} was asked for; this TensorRT finds {cores} here",
-            "leave --dla out; `fr-edge plan` says which boards have one",
+            "leave --dla out; `fr-edge targets` lists the boards that have one",
         )
     if precision != "fp16" and not options.implicit and hasattr(trt, "IInt8Calibrator"):
         raise UsageError(
-            f"before TensorRT 11 a DLA takes no explicit Q/DQ, and no FP32: not {precision}",
+            f"before TensorRT 11 a DLA runs FP16 or implicit INT8, not {precision} as in the file",
             "use --fp16 with --dla, or --int8 --implicit",
         )
     if len(set(options.batch)) > 1:
-        raise UsageError("a DLA wants one batch size", "for example --batch 1,1,1")
+        raise UsageError("a DLA needs one batch size", "for example --batch 1,1,1")
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)

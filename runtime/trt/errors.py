@@ -1,15 +1,17 @@
-"""What TensorRT says when it refuses a network, and what a person can do about it."""
+"""TensorRT's messages when it refuses a network, and what to do about each."""
 
 import re
+from collections.abc import Iterable
 
 from ...errors import FrEdgeError, MachineError, ModelError
 
-_CALIBRATE = "`fr-edge calibrate` writes what TensorRT takes"
+_CALIBRATE = "calibrate again: `fr-edge calibrate` writes Q/DQ that TensorRT takes"
+_MAX_TEXT = 600  # characters of TensorRT's own text in a message
 
 _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         r"type Int32 but must have type",
-        "a bias is quantised to int32 behind DequantizeLinear; TensorRT wants it in float",
+        "a bias is quantised to int32 behind DequantizeLinear; TensorRT expects it in float",
         _CALIBRATE,
     ),
     (
@@ -24,12 +26,12 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"[Pp]lugin not found|No importer registered",
-        "an operator is none that TensorRT knows",
+        "TensorRT does not have one of the operators",
         "export the network again with `fr-edge export`, or replace the operator",
     ),
     (
         r"must be of same type|must have the same type|types? .*mismatch",
-        "tensors of different types meet; strongly typed networks want a Cast between them",
+        "tensors of different types meet; strongly typed networks need a Cast between them",
         "export the network again with `fr-edge export`",
     ),
     (
@@ -39,7 +41,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"for Turing .*FP32",
-        "compute capability 7.5 has no FP32 kernel for a layer here",
+        "compute capability 7.5 has no FP32 kernel for one of the layers",
         "use --fp16 or --int8, or leave 7.5 out",
     ),
     (
@@ -48,40 +50,50 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "try --fp16, or leave the layer out of INT8 when you calibrate",
     ),
 )
+"""Pattern in TensorRT's text, its meaning, the remedy."""
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|within workspace limit|cudaErrorMemoryAllocation")
-
 _DRIVER = re.compile(r"cudaError (35|100)\b|cuInit|driver version is insufficient|no CUDA-capable")
 
 
-def explain_refusal(step: str, said: list[str]) -> FrEdgeError:
-    """Our error around NVIDIA's messages; `step` is what was tried, "parse" or "build"."""
-    text = " ".join(" ".join(said).split())
+def explain_refusal(step: str, messages: Iterable[str]) -> FrEdgeError:
+    """The error that carries TensorRT's messages, their meaning and the remedy.
+
+    Args:
+        step: What was tried, "parse" or "build".
+        messages: TensorRT's.
+    """
+    text = " ".join(" ".join(messages).split())
     for pattern, meaning, hint in _KNOWN:
         if re.search(pattern, text):
             return ModelError(
-                f"TensorRT refuses the network: {meaning}. It says: {_short(text)}", hint
+                f"TensorRT refuses the network: {meaning}. Its message: {_short(text)}", hint
             )
     if "libnvinfer_lean" in text:
         return MachineError(
             "a version-compatible engine carries NVIDIA's lean runtime, which is not installed."
-            f" TensorRT says: {_short(text)}",
+            f" TensorRT's message: {_short(text)}",
             "install tensorrt-lean, or build without version compatibility",
         )
     if _DRIVER.search(text):
         return MachineError(
             f"TensorRT cannot {step} without a GPU and its driver: {_short(text)}",
-            "run this on the device; `fr-edge doctor` says what it has",
+            "run this on the device; `fr-edge doctor` lists what it has",
         )
     return ModelError(
-        f"TensorRT cannot {step} the network: {_short(text) or 'it does not say why'}",
+        f"TensorRT cannot {step} the network: {_short(text) or 'it gives no reason'}",
         "`fr-edge build-engine --backend onnxruntime` may still run it on the CPU",
     )
 
 
-def out_of_memory(said: list[str]) -> bool:
-    return any(_MEMORY.search(text) for text in said)
+def out_of_memory(messages: Iterable[str]) -> bool:
+    """Whether TensorRT ran out of GPU memory.
+
+    Args:
+        messages: TensorRT's.
+    """
+    return any(_MEMORY.search(text) for text in messages)
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 600 else f"{text[:600]}..."
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."

@@ -1,7 +1,7 @@
-"""What an engine really computes, layer by layer, from what TensorRT says of it.
+"""The layers of a compiled engine and the precisions they compute in, as TensorRT reports them.
 
-Two sources of one table: the builder's detailed log (all there is without a GPU) and the engine
-inspector's JSON. Knows their text, nothing of the library.
+There are two sources: the builder's detailed log (the only one without a GPU) and the JSON of the
+engine inspector. Only their text is read here; the library is not loaded.
 """
 
 import json
@@ -35,9 +35,15 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """One row; types are int8, fp16, fp32, bf16, fp8 or whatever TensorRT wrote.
+    """One layer of an engine.
 
-    `nodes` are the ONNX nodes that this layer computes at least a part of.
+    Attributes:
+        name: TensorRT's name for it.
+        kind: Its kind, such as "CaskConvolution".
+        inputs: Types of its inputs: int8, fp16, fp32, bf16, fp8, or TensorRT's own word.
+        weights: Types of its weights.
+        outputs: Types of its outputs.
+        nodes: ONNX nodes that it computes at least a part of.
     """
 
     name: str
@@ -49,43 +55,71 @@ class EngineLayer:
 
     @property
     def precision(self) -> str:
-        """The type of what it multiplies: its data's, and its weights' if it has any."""
+        """The type that it multiplies: its data's, and its weights' if it has any."""
         types = {*self.inputs[:1], *self.weights[:1]}
         return types.pop() if len(types) == 1 else "fp32" if "fp32" in types else "mixed"
 
 
 def layers_in_log(text: str) -> list[EngineLayer]:
-    """The rows of a builder log message: `Layers:`, then `Name: ..., LayerType: ...` per line."""
+    """Read the layer table of the builder's log.
+
+    Args:
+        text: `Layers:`, then `Name: ..., LayerType: ...` per line.
+    """
     return [_from_line(line) for line in text.splitlines() if line.startswith("Name: ")]
 
 
 def layers_in_json(text: str) -> list[EngineLayer]:
-    """The rows of `IEngineInspector.get_engine_information(JSON)`; [] if it has no details."""
+    """Read the engine inspector's table.
+
+    Args:
+        text: `IEngineInspector.get_engine_information(JSON)`.
+
+    Returns:
+        The layers; empty where the engine was built without details.
+    """
     rows = json.loads(text).get("Layers", [])
     return [_from_object(row) for row in rows if isinstance(row, dict)]
 
 
 def node_precisions(model: ModelProto, layers: Sequence[EngineLayer]) -> dict[str, str]:
-    """What each ONNX node with weights was built as; nodes that no layer names are left out.
+    """The precision that each ONNX node with weights was built in.
 
-    A kernel that TensorRT generated for the operators around a convolution names it too: a layer
-    with weights of its own goes first.
+    Args:
+        model: The network.
+        layers: The engine's.
+
+    Returns:
+        Node -> precision; nodes that no layer names are left out.
     """
-    found: dict[str, str] = {}
+    # A kernel that TensorRT generated for the operators around a convolution names the convolution
+    # too: a layer with weights of its own goes first.
+    precisions: dict[str, str] = {}
     for layer in sorted(layers, key=lambda row: (row.kind == "kgen", not row.weights)):
         for node in layer.nodes:
-            found.setdefault(node, layer.precision)
+            precisions.setdefault(node, layer.precision)
     names = [node.name for node in model.graph.node if node.op_type in WEIGHTED_OPERATORS]
-    return {name: found[name] for name in names if name in found}
+    return {name: precisions[name] for name in names if name in precisions}
 
 
 def count_precisions(precisions: Iterable[str]) -> dict[str, int]:
-    """How many of each; int8, fp16 and fp32 always."""
+    """Count precisions.
+
+    Args:
+        precisions: One per layer.
+
+    Returns:
+        Precision -> count; int8, fp16 and fp32 are always there.
+    """
     return {**dict.fromkeys(LAYER_PRECISIONS, 0), **Counter(precisions)}
 
 
 def reformats(layers: Sequence[EngineLayer]) -> int:
-    """Layers that only change the layout or type of a tensor."""
+    """How many layers only change the layout or type of a tensor.
+
+    Args:
+        layers: The engine's.
+    """
     return sum(layer.kind.lower() in _REFORMAT for layer in layers)
 
 
@@ -119,7 +153,7 @@ def _from_object(row: dict[str, Any]) -> EngineLayer:
 
 
 def _types_in(body: str) -> tuple[str, ...]:
-    return tuple(_type(found) for found in re.findall(r"Datatype: ([^,}]*)", body))
+    return tuple(_type(match) for match in re.findall(r"Datatype: ([^,}]*)", body))
 
 
 def _type(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Will this plan load here? Answered by reading it, before anything native touches it.
+"""Whether a TensorRT plan will load here, decided by reading it, before anything native does.
 
-TensorRT's own answer to a foreign, cut or damaged plan ranges from an error to a crash. So: the
-sidecar first, then the plan's header, then the machine.
+TensorRT's own reaction to a foreign, cut or damaged plan ranges from an error to a crash. So the
+sidecar is compared first, then the plan's header, then the machine.
 """
 
 import json
@@ -18,13 +18,18 @@ from ..machine.device import package_version
 _TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 """The first four bytes: trtexec (TensorRT, samples/common/sampleEngines.cpp) checks for the first
 and reads the version from bytes 24 to 27; plans of TensorRT-RTX 1.7 begin with the second."""
-
-_HEADER = 28
+_HEADER = 28  # bytes
 
 
 @dataclass(frozen=True)
 class PlanHeader:
-    """`version` as far as the header tells; `size` in bytes, None where it does not tell."""
+    """The beginning of a plan.
+
+    Attributes:
+        backend: "tensorrt" or "tensorrt-rtx".
+        version: Of the library that built it, as far as the header has it.
+        size: Of the file in bytes, None where the header does not have it.
+    """
 
     backend: str
     version: tuple[int, ...]
@@ -33,23 +38,38 @@ class PlanHeader:
 
 @dataclass(frozen=True)
 class PlanCheck:
-    """`problems` are reasons why the plan will not load here; none means that it should. A
-    `damaged` file loads nowhere."""
+    """Whether a plan will load on this machine.
+
+    Attributes:
+        file: The plan.
+        backend: "tensorrt" or "tensorrt-rtx".
+        version: Of the library that built it.
+        sidecar: Whether its fingerprint lies beside it.
+        loads: Whether it should load here.
+        damaged: Whether the file itself is damaged, so that it loads nowhere.
+        problems: Reasons why it will not load here.
+        hint: What to do about them.
+    """
 
     file: str
     backend: str
     version: str
     sidecar: bool
+    loads: bool
     damaged: bool
     problems: tuple[str, ...]
     hint: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "loads": not self.problems, "problems": list(self.problems)}
-
 
 def read_header(path: Path) -> PlanHeader:
-    """Raises DataError when the file is no plan, or too short for one."""
+    """Read the header of a plan.
+
+    Args:
+        path: The plan.
+
+    Raises:
+        DataError: The file cannot be read or is not a plan.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(_HEADER)
@@ -58,11 +78,11 @@ def read_header(path: Path) -> PlanHeader:
     backend = _TAGS.get(head[:4], "")
     if len(head) < _HEADER or not backend:
         raise DataError(
-            f"{path} is no TensorRT plan: it begins with {head[:4]!r}, expected"
+            f"{path} is not a TensorRT plan: it begins with {head[:4]!r}, expected"
             f" {' or '.join(map(repr, _TAGS))}",
             "build one with `fr-edge build-engine BUNDLE`",
         )
-    # Only plans of TensorRT-RTX were at hand to see that bytes 16 to 23 are the file's size.
+    # Seen in plans of TensorRT-RTX only: bytes 16 to 23 are the file's size.
     size = int.from_bytes(head[16:24], "little") if backend == "tensorrt-rtx" else None
     return PlanHeader(backend, tuple(head[24:28]), size)
 
@@ -70,7 +90,11 @@ def read_header(path: Path) -> PlanHeader:
 def check_plan(path: str | Path) -> PlanCheck:
     """Compare a plan, its sidecar (`PLAN.json`) if it has one, and this machine.
 
-    Raises DataError when the file is no plan or the sidecar is damaged.
+    Args:
+        path: The plan.
+
+    Raises:
+        DataError: The file is not a plan, or the sidecar is damaged.
     """
     path = Path(path)
     header = read_header(path)
@@ -82,25 +106,32 @@ def check_plan(path: str | Path) -> PlanCheck:
     elif sidecar:
         problems += [f"it {text}" for text in differences({**sidecar, "backend": header.backend})]
     return PlanCheck(
-        str(path),
-        header.backend,
-        ".".join(map(str, header.version)),
-        sidecar is not None,
-        bool(damage),
-        tuple(problems),
-        _hint(header, sidecar) if problems else "",
+        file=str(path),
+        backend=header.backend,
+        version=".".join(map(str, header.version)),
+        sidecar=sidecar is not None,
+        loads=not problems,
+        damaged=bool(damage),
+        problems=tuple(problems),
+        hint=_hint(header, sidecar) if problems else "",
     )
 
 
-def refuse_foreign(path: str | Path) -> None:
-    """Raise before a plan is loaded that will not load: DataError if damaged, else MachineError."""
-    path = Path(path)
-    header, sidecar = read_header(path), _sidecar(path)
-    for problem in _damage(path, header, sidecar):
-        raise DataError(f"{path}: {problem}", _hint(header, sidecar))
-    found = check_plan(path)
-    if found.problems:
-        raise MachineError(f"{path} will not load here: {'; '.join(found.problems)}", found.hint)
+def ensure_loadable(path: str | Path) -> None:
+    """Raise before a plan is loaded that will not load.
+
+    Args:
+        path: The plan.
+
+    Raises:
+        DataError: The plan is damaged.
+        MachineError: It was built for another machine or library version.
+    """
+    check = check_plan(path)
+    if check.damaged:
+        raise DataError(f"{path}: {check.problems[0]}", check.hint)
+    if not check.loads:
+        raise MachineError(f"{path} will not load here: {'; '.join(check.problems)}", check.hint)
 
 
 def _sidecar(path: Path) -> dict[str, Any] | None:
@@ -117,24 +148,24 @@ def _sidecar(path: Path) -> dict[str, Any] | None:
 
 
 def _damage(path: Path, header: PlanHeader, sidecar: dict[str, Any] | None) -> list[str]:
-    found, size = [], path.stat().st_size
-    wanted = header.size if sidecar is None else sidecar.get("size", header.size)
-    if wanted is not None and wanted != size:
-        found.append(f"the file has {size} bytes, expected {wanted}: it is cut or damaged")
+    problems, size = [], path.stat().st_size
+    expected = header.size if sidecar is None else sidecar.get("size", header.size)
+    if expected is not None and expected != size:
+        problems.append(f"the file has {size} bytes, expected {expected}: it is cut or damaged")
     elif sidecar is not None and sidecar.get("sha256", "") not in ("", sha256(path)):
-        found.append("the file's sha256 is not its sidecar's: it is damaged, or another's")
+        problems.append("the file's sha256 is not its sidecar's: it is damaged or another engine's")
     if sidecar is not None and sidecar.get("backend") != header.backend:
-        found.append(
-            f"the file is a plan of {header.backend}, its sidecar says {sidecar.get('backend')!r}"
+        problems.append(
+            f"the file is a plan of {header.backend}, its sidecar names {sidecar.get('backend')!r}"
         )
-    return found
+    return problems
 
 
 def _versions(header: PlanHeader, sidecar: dict[str, Any] | None) -> list[str]:
     """The header's version must be the installed library's, in as many numbers as it has."""
     installed = package_version(header.backend)
     if not installed:
-        return []  # `lacking` says so
+        return []  # `lacking` reports that
     size = len(header.version)
     parts = tuple(int(part) for part in installed.split(".")[:size] if part.isdigit())
     if parts == header.version or (sidecar or {}).get("version_compatible"):

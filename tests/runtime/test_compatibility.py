@@ -1,4 +1,4 @@
-"""Plans follow from the table, and what is not in it is unknown."""
+"""Answers follow from the table, and what is not in it is unknown."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fr_edge.documents import to_builtins
 from fr_edge.errors import UsageError
 from fr_edge.runtime.compatibility import AS_OF, JETPACKS, TARGETS, _dla, compatibility_of
 
@@ -13,13 +14,18 @@ PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="u
 
 
 def test_orin_on_jetpack_6():
-    plan = compatibility_of("orin-nano@jetpack6.2")
-    assert (plan.verdict, plan.tensorrt, plan.compute, plan.opset) == ("works", "10.3", "8.7", 19)
-    assert plan.typing.startswith("strong")
-    assert plan.flavours["int8"].startswith("model.int8.onnx")
-    assert "none" in plan.dla
-    assert any("--system-site-packages" in step for step in plan.steps)
-    json.dumps(plan.to_json())
+    result = compatibility_of("orin-nano@jetpack6.2")
+    assert (result.verdict, result.tensorrt, result.compute, result.opset) == (
+        "works",
+        "10.3",
+        "8.7",
+        19,
+    )
+    assert result.typing.startswith("strong")
+    assert result.flavours["int8"].startswith("model.int8.onnx")
+    assert "none" in result.dla
+    assert any("--system-site-packages" in step for step in result.steps)
+    json.dumps(to_builtins(result))
 
 
 def test_a_patch_release_is_its_release():
@@ -27,10 +33,10 @@ def test_a_patch_release_is_its_release():
 
 
 def test_tensorrt_8_6_goes_by_flags():
-    plan = compatibility_of("agx-orin@jetpack6.0")
-    assert (plan.verdict, plan.tensorrt, plan.opset) == ("works", "8.6", 17)
-    assert plan.typing.startswith("flags")
-    assert plan.dla.startswith("FP16 only")
+    result = compatibility_of("agx-orin@jetpack6.0")
+    assert (result.verdict, result.tensorrt, result.opset) == ("works", "8.6", 17)
+    assert result.typing.startswith("flags")
+    assert result.dla.startswith("FP16 only")
 
 
 def test_only_two_boards_have_tensorrt_11_on_jetpack():
@@ -48,17 +54,17 @@ def test_dla_is_gone_between_10_8_and_11_3():
 
 
 def test_old_boards_fail_with_a_way_out():
-    plan = compatibility_of("xavier-nx@jetpack5.1.2")
-    assert plan.verdict == "fails"
-    assert any("TensorRT 8.5" in text for text in plan.problems)
-    assert any("Python 3.8" in text for text in plan.problems)
-    assert any("trtexec" in text for text in plan.steps)
+    result = compatibility_of("xavier-nx@jetpack5.1.2")
+    assert result.verdict == "fails"
+    assert any("TensorRT 8.5" in text for text in result.problems)
+    assert any("Python 3.8" in text for text in result.problems)
+    assert any("trtexec" in text for text in result.steps)
 
 
 def test_a_jetpack_that_does_not_serve_the_board():
-    plan = compatibility_of("xavier-nx@jetpack6.2")
-    assert plan.verdict == "fails"
-    assert "does not serve" in plan.problems[0]
+    result = compatibility_of("xavier-nx@jetpack6.2")
+    assert result.verdict == "fails"
+    assert "does not serve" in result.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -66,19 +72,19 @@ def test_a_jetpack_that_does_not_serve_the_board():
     ["raspberry-pi", "orin-nano@jetpack8.0", "orin-nano@jetpack9", "orin-nano", "t4", "b300"],
 )
 def test_what_is_not_in_the_table_is_unknown(text):
-    plan = compatibility_of(text)
-    assert plan.verdict == "unknown"
-    assert plan.tensorrt == ""
-    assert plan.steps
+    result = compatibility_of(text)
+    assert result.verdict == "unknown"
+    assert result.tensorrt == ""
+    assert result.steps
 
 
 @pytest.mark.parametrize(
     ("text", "typing"), [("t4@tensorrt10.13", "strong"), ("l4@tensorrt8.6", "flags")]
 )
 def test_gpus_go_by_the_tensorrt_that_is_named(text, typing):
-    plan = compatibility_of(text)
-    assert plan.verdict == "works"
-    assert plan.typing.startswith(typing)
+    result = compatibility_of(text)
+    assert result.verdict == "works"
+    assert result.typing.startswith(typing)
 
 
 @pytest.mark.parametrize(

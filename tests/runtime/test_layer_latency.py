@@ -18,7 +18,7 @@ from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import Faces
 from fr_edge.graph.layers import Int8Choice, choose_int8_layers
 from fr_edge.runtime import layer_latency as choice_times
-from fr_edge.runtime.layer_latency import builder, latency_here, opened
+from fr_edge.runtime.layer_latency import engine_builder, latency_here, opened_engine
 from fr_edge.runtime.machine.backends import lacking
 from fr_edge.runtime.machine.device import describe_device
 
@@ -81,8 +81,8 @@ def test_what_is_timed_is_the_assignment(mini: Path, people: Faces) -> None:
     faces = preprocess(np.stack([people.read(0)]), bundle.spec)
     found = []
     for name in ("model.onnx", "model.int8.onnx"):
-        engine = builder(bundle, "onnxruntime")(onnx.load(bundle.file(name)))
-        with opened(engine, bundle.spec, "onnxruntime") as run:
+        engine = engine_builder(bundle, "onnxruntime")(onnx.load(bundle.file(name)))
+        with opened_engine(engine, bundle.spec, "onnxruntime") as run:
             found.append(run(faces)[0])
     assert found[0].shape == (1, bundle.embedding_dim)
     cosine = float((found[0] * found[1]).sum() / np.prod([np.linalg.norm(x) for x in found]))
@@ -136,6 +136,6 @@ def test_tensorrts_compiler_takes_every_variant(mini: Path) -> None:
     if lacking("tensorrt-rtx", build=True):
         pytest.skip(lacking("tensorrt-rtx", build=True))
     bundle = open_bundle(mini)
-    build = builder(bundle, "tensorrt-rtx")
+    build = engine_builder(bundle, "tensorrt-rtx")
     for name in ("model.onnx", "model.int8.onnx"):
         assert len(build(onnx.load(bundle.file(name)))) > 1000

@@ -5,7 +5,7 @@ import pytest
 from fr_edge.errors import BundleError, MachineError
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.cuda.cuda_python import open_cuda_python, take
-from fr_edge.runtime.cuda.open import open_cuda
+from fr_edge.runtime.cuda.interface import open_cuda
 from fr_edge.runtime.machine.backends import lacking, pick_backend
 from fr_edge.runtime.machine.device import find_gpus
 from fr_edge.runtime.session import open_session
@@ -15,9 +15,9 @@ no_gpu = pytest.mark.skipif(bool(find_gpus().gpus), reason="says what a machine 
 
 @no_gpu
 def test_the_probe_says_why_there_is_no_gpu():
-    found = find_gpus()
-    assert found.gpus == ()
-    assert "NVIDIA driver" in found.lack
+    result = find_gpus()
+    assert result.gpus == ()
+    assert "NVIDIA driver" in result.lack
 
 
 @no_gpu
@@ -29,7 +29,7 @@ def test_no_package_is_asked_without_a_gpu():
 @no_gpu
 def test_cuda_python_itself_says_so():
     pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
-    with pytest.raises(MachineError, match=r"no NVIDIA driver|the CUDA driver answers"):
+    with pytest.raises(MachineError, match=r"no NVIDIA driver|the CUDA driver returned"):
         open_cuda_python()
 
 

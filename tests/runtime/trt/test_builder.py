@@ -129,7 +129,7 @@ def free_height(model: ModelProto) -> None:
         (quantised_bias, "a bias is quantised"),
         (shifted, "a zero point is not 0"),
         (flat_slope, r"expected \(C, 1, 1\)"),
-        (unknown_operator, "an operator is none that TensorRT knows"),
+        (unknown_operator, "TensorRT does not have one of the operators"),
         (mixed_types, "tensors of different types meet"),
         (free_height, r"expected one, \(batch, 3, 16, 16\)"),
     ],
@@ -141,7 +141,7 @@ def test_refusals_carry_our_reason_and_nvidias_words(tiny, fault, says):
         compiled(model)
     assert error.value.hint
     if fault is not free_height:
-        assert "It says: " in error.value.message
+        assert "Its message: " in error.value.message
 
 
 def test_bytes_that_are_no_network():

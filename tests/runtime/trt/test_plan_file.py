@@ -11,7 +11,7 @@ from fr_edge.errors import DataError, MachineError
 from fr_edge.files import sha256
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.machine.device import find_gpus
-from fr_edge.runtime.trt.plan_file import check_plan, read_header, refuse_foreign
+from fr_edge.runtime.trt.plan_file import check_plan, ensure_loadable, read_header
 
 no_gpu = pytest.mark.skipif(bool(find_gpus().gpus), reason="says what a machine without GPU says")
 
@@ -42,7 +42,7 @@ def test_the_header_of_each_library(tmp_path):
 
 @pytest.mark.parametrize("data", [b"", b"ftrt", b"\x08\x07onnx" * 20, b"\0" * 4096])
 def test_files_that_are_no_plan(tmp_path, data):
-    with pytest.raises(DataError, match="is no TensorRT plan"):
+    with pytest.raises(DataError, match="is not a TensorRT plan"):
         check_plan(plan(tmp_path, data))
 
 
@@ -53,13 +53,13 @@ def test_a_file_that_is_not_there(tmp_path):
 
 @no_gpu
 def test_a_plan_of_a_board_says_why_not_and_what_to_do(tmp_path):
-    found = check_plan(
+    check = check_plan(
         plan(tmp_path, header(b"ftrt", (10, 3, 0, 26)), precision="fp16", backend="tensorrt")
     )
-    assert found.version == "10.3.0.26"
-    assert any("not installed" in text or "driver" in text for text in found.problems)
-    assert "build-engine BUNDLE --fp16 --backend tensorrt" in found.hint
-    assert found.to_json()["loads"] is False
+    assert check.version == "10.3.0.26"
+    assert any("not installed" in text or "driver" in text for text in check.problems)
+    assert "build-engine BUNDLE --fp16 --backend tensorrt" in check.hint
+    assert not check.loads
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
@@ -74,13 +74,13 @@ def test_a_cut_plan_is_damaged_not_foreign(tmp_path):
     path = plan(tmp_path, header(b"vtrt", (1, 7, 1, 116))[:40])
     assert any("40 bytes, expected 64" in text for text in check_plan(path).problems)
     with pytest.raises(DataError, match="cut or damaged"):
-        refuse_foreign(path)
+        ensure_loadable(path)
 
 
 def test_a_sidecar_of_another_backend(tmp_path):
     path = plan(tmp_path, header(b"vtrt", (1, 7, 1, 116)), backend="tensorrt", size=64)
-    with pytest.raises(DataError, match="its sidecar says 'tensorrt'"):
-        refuse_foreign(path)
+    with pytest.raises(DataError, match="its sidecar names 'tensorrt'"):
+        ensure_loadable(path)
 
 
 class TestRealPlan:
@@ -95,18 +95,18 @@ class TestRealPlan:
     def test_its_header_is_read(self, path):
         import tensorrt_rtx
 
-        found = read_header(path)
-        assert found.backend == "tensorrt-rtx"
-        assert tensorrt_rtx.__version__ == ".".join(map(str, found.version))
-        assert found.size == path.stat().st_size
+        head = read_header(path)
+        assert head.backend == "tensorrt-rtx"
+        assert tensorrt_rtx.__version__ == ".".join(map(str, head.version))
+        assert head.size == path.stat().st_size
 
     @no_gpu
     def test_only_the_gpu_is_missing(self, path):
-        found = check_plan(path)
-        assert len(found.problems) == 1
-        assert "compile check" in found.hint
+        check = check_plan(path)
+        assert len(check.problems) == 1
+        assert "compile check" in check.hint
         with pytest.raises(MachineError, match="will not load here"):
-            refuse_foreign(path)
+            ensure_loadable(path)
 
     def test_another_version_is_refused(self, path):
         data = bytearray(path.read_bytes())
@@ -118,11 +118,11 @@ class TestRealPlan:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(bytes(data))
-        found = check_plan(path)
-        assert found.damaged
-        assert "sha256 is not its sidecar's" in found.problems[0]
+        check = check_plan(path)
+        assert check.damaged
+        assert "sha256 is not its sidecar's" in check.problems[0]
         with pytest.raises(DataError, match="sha256"):
-            refuse_foreign(path)
+            ensure_loadable(path)
 
     def test_the_sidecar_says_what_it_came_from(self, path, bundle):
         facts = json.loads(path.with_name(f"{path.name}.json").read_text())
@@ -141,4 +141,4 @@ class TestRealPlan:
     def test_a_cut_one_is_damaged(self, path):
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(DataError, match="cut or damaged"):
-            refuse_foreign(path)
+            ensure_loadable(path)
