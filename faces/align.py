@@ -141,7 +141,8 @@ def align(image: U8, points: npt.NDArray[Any], antialias: bool = False) -> U8:
         FacesError: The points are in one place or not finite.
     """
     matrix = similarity(points, np.array(ARCFACE_TEMPLATE))
-    shrink = int(1 / np.hypot(matrix[0, 0], matrix[1, 0])) if antialias else 1
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    shrink = int(1 / scale + 1e-6) if antialias else 1
     if shrink > 1:
         image = np.asarray(Image.fromarray(image).reduce(shrink))
         # The centre of a pixel of the reduced image is the centre of a square of pixels.

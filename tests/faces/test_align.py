@@ -180,7 +180,7 @@ def test_averaging_first_sees_all_pixels_of_a_large_face() -> None:
     """A chessboard of single pixels is grey when averaged; sampled with gaps it is not."""
     board = (np.indices((600, 600)).sum(axis=0) % 2 * 255).astype(np.uint8)
     image = np.repeat(board[..., None], 3, axis=2)
-    points = TEMPLATE * 4.0 + 40.5
+    points = TEMPLATE * 4.3 + 40.5
     averaged = align(image, points, antialias=True)
     assert np.abs(averaged.astype(int) - 128).max() <= 1
     assert align(image, points).std() > 20
