@@ -1,354 +1,129 @@
-"""Brings a model to the opset that fr-edge writes, newer and older ones alike.
+"""Brings a network into fr-edge's form: `face (batch, 3, H, W)` -> `embedding (batch, D)`, opset 17.
 
-ONNX's own converter does the work. Where it gives up, operators that are newer than OPSET are
-replaced by their definition, and operators that it merely has no adapter for (Split) are taken to
-mean what they did; check.py measures whether that was right.
+`tidy` removes what exporters leave in a graph, `normal_form` sets names, opset and a free batch,
+`finish` writes versions and the input contract. None of them measures whether the network still
+computes the same: `parity` does.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx.version_converter
-from onnx import (
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    ValueInfoProto,
-    helper,
-    numpy_helper,
-)
+from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
 from .._version import __version__
 from ..errors import ModelError
 from ..faces.contract import InputSpec
-from ..graph.edit import (
-    add_weight,
-    all_nodes,
-    dependent,
-    fresh,
-    initializers,
-    makers,
-    name_nodes,
-    prune,
-    ranks,
-    reads,
-    rename,
-    sort_nodes,
-    uses,
-)
+from ..graph.edit import name_nodes
 from ..graph.load import CONTRACT_KEY, image_input
-from ..graph.run import run_constants, run_once
+from ..graph.run import run_once
+from ..graph.shapes import ranks
+from .graph_ir import (
+    add_constant,
+    fold_constants_ir,
+    ir,
+    ir_passes,
+    to_ir,
+    to_proto,
+)
 
 OPSET = 17
 
 IR_VERSION = 8  # the newest that TensorRT 8.6's parser and old onnxruntimes read
 
+INPUT, OUTPUT = "face", "embedding"
 
-def at_opset(model: ModelProto) -> ModelProto:
-    """A copy at OPSET and IR_VERSION; raises ModelError when it cannot be brought there."""
-    found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    copy.ir_version = IR_VERSION
-    del copy.opset_import[:]
-    copy.opset_import.append(helper.make_opsetid("", found))
-    if found == OPSET:
-        return copy
-    try:
-        return _converted(copy)
-    except ModelError as error:
-        for attempt in (_converted, _relabelled):
-            try:
-                return attempt(_expanded(copy))
-            except ModelError:
-                continue
-        raise ModelError(
-            f"the model has ONNX opset {found} and cannot be brought to {OPSET}: {error.message}",
-            f"export it again with opset_version={OPSET}",
-        ) from error
+_RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")  # prefixes of operators
 
-
-def _converted(model: ModelProto) -> ModelProto:
-    try:
-        return onnx.version_converter.convert_version(model, OPSET)
-    except (
-        onnx.version_converter.ConvertError,
-        onnx.shape_inference.InferenceError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        raise ModelError(str(error).rsplit("failed: ", 1)[-1].strip()) from error
-
-
-def _expanded(model: ModelProto) -> ModelProto:
-    """Operators that OPSET does not know, as what their definition says (Gelu, for example)."""
-    new = sorted({n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, OPSET)})
-    if not new:
-        return model
-    try:
-        return onnx.inliner.inline_selected_functions(
-            model, [("", name) for name in new], inline_schema_functions=True
-        )
-    except (TypeError, RuntimeError) as error:  # an onnx that cannot, or an operator without one
-        raise ModelError(f"opset {OPSET} has no {', '.join(new)}") from error
-
-
-def _relabelled(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    copy.opset_import[0].version = OPSET
-    for node in copy.graph.node:
-        kept = [item for item in node.attribute if item.name != "num_outputs"]  # Split 18
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    try:
-        onnx.checker.check_model(copy, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(str(error)) from error
-    return copy
-
-
-# Computes the constant parts of a graph: nodes that no input reaches become weights.
-#
-# That also unfolds weights stored quantised (blocks of integers behind DequantizeLinear) or in half
-# precision behind Cast. onnxruntime does the arithmetic.
-
-_RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
-
-
-def fold_constants(model: ModelProto) -> None:
-    """Replace constant nodes by weights, in place; leaves them where onnxruntime cannot run them.
-
-    Nodes are in topological order.
-    """
-    graph = model.graph
-    moving = {value.name for value in graph.input}
-    still = GraphProto()
-    rest = GraphProto(output=graph.output)
-    for node in graph.node:
-        random = any(n.op_type.startswith(_RANDOM) for n in all_nodes(GraphProto(node=[node])))
-        if random or reads(node) & moving:
-            moving.update(node.output)
-            rest.node.append(node)
-        else:
-            still.node.append(node)
-    made = {name for node in still.node for name in node.output if name}
-    ends = sorted(made & set(uses(rest)))
-    if not ends:
-        return
-    part = ModelProto()
-    part.CopyFrom(model)
-    for field in ("node", "input", "output", "value_info"):
-        part.graph.ClearField(field)
-    part.graph.node.extend(still.node)
-    part.graph.output.extend(ValueInfoProto(name=name) for name in ends)
-    prune(part.graph)
-    try:
-        arrays = run_constants(part.SerializeToString())
-    except ModelError:
-        return
-    del graph.node[:]
-    graph.node.extend(rest.node)
-    graph.initializer.extend(
-        numpy_helper.from_array(array, name) for name, array in zip(ends, arrays, strict=True)
-    )
-    prune(graph)
-
-
-# Makes a network take any number of faces when it was exported for one.
-#
-# Such graphs hold reshapes with the batch written into them, or compute their flatten from Shape and
-# Gather. Shapes are observed, not computed: the network runs once, and a reshape that keeps the first
-# dimension keeps it open from now on. check.py proves the result with other batches.
+_NO_LIMIT = 1 << 62  # numbers in a constant
 
 Shape = tuple[int, ...]
 
 
-def free_batch(model: ModelProto) -> int:
-    """Rewrite, in place, the reshapes that fix the batch; returns D, the embedding's size.
-
-    The model has one input, of fixed shape, and one output. Raises ModelError when it does not run
-    or its output is not one embedding per face (`(N, D)`; `(N, D, 1, 1)` and `(N, 1, D)` are flattened).
-    """
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    try:
-        return _freed(model)
-    except ModelError as error:
-        if dims[0].dim_value != 1:
-            raise
-        # A squeeze that names no axes takes a batch of one along; of two it shows which are meant.
-        dims[0].dim_value = 2
-        try:
-            return _freed(model)
-        except ModelError:
-            raise error from None
-
-
-def _freed(model: ModelProto) -> int:
-    graph = model.graph
-    face = graph.input[0]
-    shape = tuple(dim.dim_value for dim in face.type.tensor_type.shape.dim)
-    moving = dependent(graph, face.name)
-    shapers = [
-        node
-        for node in graph.node
-        if node.op_type in ("Reshape", "Flatten", "Squeeze") and node.input[0] in moving
-    ]
-    end = graph.output[0].name
-    seen = _observe(model, shape, [n for s in shapers for n in (s.input[0], s.output[0])])
-    for node in shapers:
-        before, after = seen[node.input[0]], seen[node.output[0]]
-        if before[:1] == after[:1] == shape[:1]:
-            _open(graph, node, after)
-    return _flat_output(graph, end, seen[end], shape[0])
-
-
-def _open(graph: GraphProto, node: NodeProto, after: Shape) -> None:
-    source, result = node.input[0], node.output[0]
-    if len(after) == 2:
-        other = helper.make_node("Flatten", [source], [result], node.name, axis=1)
-    elif node.op_type == "Reshape":
-        target = add_weight(graph, f"{result}_shape", np.array([-1, *after[1:]], np.int64))
-        other = helper.make_node("Reshape", [source, target], [result], node.name)
-    else:
-        return
-    node.CopyFrom(other)
-
-
-def _flat_output(graph: GraphProto, end: str, shape: Shape, batch: int) -> int:
-    if len(shape) > 2 and prod(shape[1:]) == max(shape[1:]):
-        inner = fresh(graph, f"{end}_inner")
-        makers(graph)[end].output[0] = inner
-        graph.node.append(helper.make_node("Flatten", [inner], [end], axis=1))
-        shape = (shape[0], max(shape[1:]))
-    if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
-        raise ModelError(
-            f"the network gives {'x'.join(map(str, shape)) or 'one number'} for {batch} face(s);"
-            f" expected an embedding each, {batch}xD"
-        )
-    return shape[1]
-
-
-def _observe(model: ModelProto, shape: Shape, names: list[str]) -> dict[str, Shape]:
-    """Shapes of the named tensors and of the output, for an input of this shape."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
-    face, end = probe.graph.input[0].name, probe.graph.output[0].name
-    for name in sorted(set(names) - {face, end}):
-        probe.graph.output.append(ValueInfoProto(name=name))
-    order = [output.name for output in probe.graph.output]
-    arrays = run_once(probe.SerializeToString(), np.zeros(shape, np.float32))
-    shapes = [tuple(array.shape) for array in arrays]
-    return {face: shape, **dict(zip(order, shapes, strict=True))}
-
-
-# Clears away what exporters leave in a graph, so that the rest reads one kind of model.
-#
-# Nothing here changes what the network computes; only the image's layout becomes channels first.
-
-
 def tidy(model: ModelProto) -> ModelProto:
-    """A copy with sorted nodes, constants folded, and the image `(N, 3, H, W)` as its one input.
+    """Remove what exporters leave in a graph, so that the rest reads one kind of model.
 
-    Inputs that nothing reads, and weights listed as inputs, are dropped; other inputs stay. Raises
-    ModelError for a graph with a cycle.
+    What the network computes stays the same; only the image's layout becomes channels first.
+
+    Args:
+        model: A model as `graph.load.read_onnx` gives it.
+
+    Returns:
+        A copy with sorted nodes, constants computed, PRelu slopes `(C, 1, 1)` and the image
+        `(N, 3, H, W)`. Weights listed as inputs and inputs that nothing reads are dropped.
+
+    Raises:
+        ModelError: The graph has a cycle or is not valid otherwise.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
+    tidied = to_ir(model)
+    graph = tidied.graph
     try:
-        sort_nodes(graph)
+        graph.sort()
     except ValueError as error:
-        raise ModelError(f"the network is no valid ONNX: {error}") from error
-    name_nodes(graph)
-    # Shapes as the exporter saw them: for its one batch, and of slopes that change below.
-    del graph.value_info[:]
-    constants, read = initializers(graph), uses(graph)
-    kept = [v for v in graph.input if v.name not in constants and read[v.name]]
-    del graph.input[:]
-    graph.input.extend(kept)
-    fold_constants(copy)
-    _shape_slopes(copy)
-    _channels_first(copy)
-    return copy
-
-
-def _shape_slopes(model: ModelProto) -> None:
-    """PRelu slopes of images become `(C, 1, 1)`: `(C)` is MXNet's, and against the standard."""
-    graph = model.graph
-    nodes = [node for node in graph.node if node.op_type == "PRelu"]
-    if not nodes:
-        return
-    rank, constants = ranks(model), initializers(graph)
-    for node in nodes:
-        slope = constants.get(node.input[1])
-        if slope is None or rank.get(node.input[0]) != 4:
-            continue
-        channels = max(slope.dims, default=1)
-        if list(slope.dims) in ([channels], [1, channels, 1, 1]) and channels > 1:
-            array = numpy_helper.to_array(slope).reshape(channels, 1, 1)
-            slope.CopyFrom(numpy_helper.from_array(array, slope.name))
-
-
-def _channels_first(model: ModelProto) -> None:
-    graph = model.graph
-    if len(graph.input) != 1:
-        return
-    face = graph.input[0]
-    dims = face.type.tensor_type.shape.dim
-    if len(dims) != 4 or dims[3].dim_value != 3 or dims[1].dim_value == 3:
-        return
-    batch, height, width = (dim.dim_value or dim.dim_param or None for dim in dims[:3])
-    name = face.name
-    inner = fresh(graph, f"{name}_channels_last")
-    rename(graph, name, inner)
-    face.CopyFrom(
-        helper.make_tensor_value_info(
-            name, face.type.tensor_type.elem_type, (batch, 3, height, width)
-        )
-    )
-    graph.node.insert(0, helper.make_node("Transpose", [name], [inner], perm=(0, 2, 3, 1)))
-
-
-# Brings a network into fr-edge's form: `face (batch, 3, H, W)` -> `embedding (batch, D)`, opset 17.
-#
-# `normal_form` is for any network that foreign.py has accepted; `finish` writes what the file says of
-# itself. Whether the network still computes the same is not known here: check.py measures it.
-
-INPUT, OUTPUT = "face", "embedding"
+        raise ModelError(
+            f"the network is not valid ONNX, its graph has a cycle: {error}"
+        ) from error
+    ir_passes.RemoveInitializersFromInputsPass()(tidied)
+    for value in [value for value in graph.inputs if not value.uses()]:
+        if not value.is_graph_output():
+            graph.inputs.remove(value)
+    _forget_shapes(graph)
+    _fold_constants(tidied)
+    _channels_first(graph)
+    result = to_proto(tidied)
+    _shape_slopes(result)
+    return result
 
 
 def normal_form(model: ModelProto, spec: InputSpec) -> ModelProto:
-    """A copy in fr-edge's form of a model that tidy.py has seen.
+    """Bring a network to fr-edge's names and opset, and let it take any number of faces.
 
-    Raises ModelError when the network cannot be brought into it.
+    Args:
+        model: A model from `tidy`.
+        spec: The input contract; its size becomes the input's.
+
+    Returns:
+        A copy with input `face (batch, 3, H, W)` and output `embedding (batch, D)`.
+
+    Raises:
+        ModelError: The model is not a float32 network from one image to one embedding, or cannot
+            be brought to opset 17.
     """
     face = image_input(model)
-    model = at_opset(model)
-    graph = model.graph
-    _name(graph, face.name, INPUT)
-    _name(graph, graph.output[0].name, OUTPUT)
-    # Shapes declared for one batch and one size are not to be believed any more.
-    del graph.value_info[:]
-    graph.output[0].CopyFrom(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None))
-    graph.input[0].CopyFrom(_value(INPUT, (face.batch or 1, *spec.shape)))
-    fold_constants(model)
-    _drop_identities(graph)
-    dim = free_batch(model)
-    graph.input[0].CopyFrom(_value(INPUT, ("batch", *spec.shape)))
-    graph.output[0].CopyFrom(_value(OUTPUT, ("batch", dim)))
-    prune(graph)
-    return model
+    normal = to_ir(at_opset(model))
+    graph = normal.graph
+    graph.inputs[0].name, graph.outputs[0].name = INPUT, OUTPUT
+    # Declared shapes hold for one batch and one size.
+    _forget_shapes(graph)
+    graph.outputs[0].shape = None
+    graph.inputs[0].shape = ir.Shape([face.batch or 1, *spec.shape])
+    _fold_constants(normal)
+    _dropouts_to_identities(graph)
+    ir_passes.IdentityEliminationPass()(normal)
+    dim = _free_batch(normal)
+    graph.inputs[0].shape = ir.Shape(["batch", *spec.shape])
+    graph.outputs[0].shape = ir.Shape(["batch", dim])
+    graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    ir_passes.RemoveUnusedNodesPass()(normal)
+    return to_proto(normal)
 
 
 def finish(model: ModelProto, spec: InputSpec) -> ModelProto:
-    """A copy with fr-edge's versions, names and contract, and shapes inferred anew.
+    """Write fr-edge's versions, names and input contract, and infer the shapes.
 
-    Raises ModelError when the ONNX checker does not accept the result.
+    Args:
+        model: A model in normal form.
+        spec: The input contract.
+
+    Returns:
+        The final copy, whose weights are stored as raw bytes.
+
+    Raises:
+        ModelError: The ONNX checker does not accept the result.
     """
     final = helper.make_model(
         model.graph,
@@ -374,36 +149,251 @@ def finish(model: ModelProto, spec: InputSpec) -> ModelProto:
         final = onnx.shape_inference.infer_shapes(final, strict_mode=True, data_prop=True)
         onnx.checker.check_model(final, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"the network is no valid ONNX: {error}") from error
+        raise ModelError(f"the network is not valid ONNX: {error}") from error
     return final
 
 
-def _name(graph: GraphProto, old: str, new: str) -> None:
-    if old == new:
-        return
-    if new in uses(graph) or new in makers(graph):
-        rename(graph, new, fresh(graph, f"{new}_inner"))
-    rename(graph, old, new)
+def at_opset(model: ModelProto) -> ModelProto:
+    """Bring a model to OPSET and IR_VERSION, from older and newer ones alike.
 
+    ONNX's own converter does it. Where it fails, operators newer than OPSET are replaced by their
+    definition, and operators for which it only lacks an adapter (Split 18) are taken to mean what
+    they did; `parity` measures whether that was right.
 
-def _value(name: str, shape: Iterable[int | str]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, tuple(shape))
+    Args:
+        model: A model of the ONNX standard's operators.
 
+    Returns:
+        A copy at OPSET.
 
-def _drop_identities(graph: GraphProto) -> None:
-    """Identity, and Dropout, which does nothing outside training."""
-    for node in list(graph.node):
-        if node.op_type == "Dropout":
-            trains = len(node.input) > 2 and node.input[2]
-            if trains or any(uses(graph)[name] for name in node.output[1:]):
+    Raises:
+        ModelError: The model cannot be brought there.
+    """
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.ir_version = IR_VERSION
+    del copy.opset_import[:]
+    copy.opset_import.append(helper.make_opsetid("", version))
+    if version == OPSET:
+        return copy
+    try:
+        return _converted(copy)
+    except ModelError as error:
+        for attempt in (_converted, _relabelled):
+            try:
+                return attempt(_expanded(copy))
+            except ModelError:
                 continue
-        elif node.op_type != "Identity":
+        raise ModelError(
+            f"the model has ONNX opset {version} and cannot be brought to {OPSET}: {error.message}",
+            f"export it again with opset_version={OPSET}",
+        ) from error
+
+
+def _converted(model: ModelProto) -> ModelProto:
+    try:
+        return onnx.version_converter.convert_version(model, OPSET)
+    except (
+        onnx.version_converter.ConvertError,
+        onnx.shape_inference.InferenceError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise ModelError(str(error).rsplit("failed: ", 1)[-1].strip()) from error
+
+
+def _expanded(model: ModelProto) -> ModelProto:
+    """Operators newer than OPSET, for example Gelu, replaced by their definition."""
+    new = sorted({n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, OPSET)})
+    if not new:
+        return model
+    try:
+        return onnx.inliner.inline_selected_functions(
+            model, [("", name) for name in new], inline_schema_functions=True
+        )
+    except (TypeError, RuntimeError) as error:  # an onnx that cannot, or an operator without one
+        raise ModelError(f"opset {OPSET} has no {', '.join(new)}") from error
+
+
+def _relabelled(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.opset_import[0].version = OPSET
+    for node in copy.graph.node:
+        attributes = [item for item in node.attribute if item.name != "num_outputs"]  # Split 18
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+    try:
+        onnx.checker.check_model(copy, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(str(error)) from error
+    return copy
+
+
+def _forget_shapes(graph: ir.Graph) -> None:
+    for node in graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = value.type = None
+
+
+def _fold_constants(model: ir.Model) -> None:
+    """Compute what depends on no input, weights stored as integers or in half precision too."""
+    fold_constants_ir(
+        model,
+        output_size_limit=_NO_LIMIT,
+        should_fold=lambda node: not node.op_type.startswith(_RANDOM),
+    )
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ir_passes.RemoveUnusedNodesPass()(model)
+
+
+def _shape_slopes(model: ModelProto) -> None:
+    """PRelu slopes of images become `(C, 1, 1)`, in place; `(C)` is MXNet's, against the standard."""
+    nodes = [node for node in model.graph.node if node.op_type == "PRelu"]
+    if not nodes:
+        return
+    rank, weights = ranks(model), {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in nodes:
+        slope = weights.get(node.input[1])
+        if slope is None or rank.get(node.input[0]) != 4:
             continue
-        source, result = node.input[0], node.output[0]
-        ends = {output.name for output in graph.output}
-        if result not in ends:
-            graph.node.remove(node)
-            rename(graph, result, source)
-        elif source in makers(graph) and source not in ends:
-            graph.node.remove(node)
-            rename(graph, source, result)
+        channels = max(slope.dims, default=1)
+        if list(slope.dims) in ([channels], [1, channels, 1, 1]) and channels > 1:
+            array = numpy_helper.to_array(slope).reshape(channels, 1, 1)
+            slope.CopyFrom(numpy_helper.from_array(array, slope.name))
+
+
+def _channels_first(graph: ir.Graph) -> None:
+    """An image `(N, H, W, 3)` becomes `(N, 3, H, W)` with a Transpose behind it."""
+    if len(graph.inputs) != 1:
+        return
+    face = graph.inputs[0]
+    dims = list(face.shape or ())
+    if len(dims) != 4 or dims[3] != 3 or dims[1] == 3:
+        return
+    transpose = ir.node("Transpose", [face], {"perm": [0, 2, 3, 1]})
+    transposed = transpose.outputs[0]
+    transposed.name = f"{face.name}_channels_last"
+    for reader, index in [(use.node, use.idx) for use in face.uses()]:
+        if reader is not transpose:
+            reader.replace_input_with(index, transposed)
+    face.shape = ir.Shape([dims[0], 3, *dims[1:3]])
+    graph.insert_before(graph[0], transpose)
+
+
+def _dropouts_to_identities(graph: ir.Graph) -> None:
+    """Dropout does nothing outside training."""
+    for node in graph:
+        if node.op_type != "Dropout":
+            continue
+        trains = len(node.inputs) > 2 and node.inputs[2] is not None
+        if trains or any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
+            continue
+        node.op_type = "Identity"
+        node.attributes.clear()
+        node.resize_inputs(1)
+        node.resize_outputs(1)
+
+
+def _free_batch(model: ir.Model) -> int:
+    """Rewrite, in place, the reshapes that fix the batch; returns D, the embedding's size.
+
+    Exporters write the batch into reshapes, or compute their flatten from Shape and Gather. The
+    shapes are observed in a run: a reshape that keeps the first dimension keeps it open from now
+    on. The input has a fixed shape. Raises ModelError when the network does not run or its output
+    is not one embedding per face (`(N, D)`; `(N, D, 1, 1)` and `(N, 1, D)` are flattened).
+    """
+    face = model.graph.inputs[0]
+    try:
+        return _open_reshapes(model)
+    except ModelError as error:
+        if face.shape is None or face.shape[0] != 1:
+            raise
+        # A squeeze without axes also removes a batch of one; with two faces it does not.
+        face.shape = ir.Shape([2, *face.shape[1:]])
+        try:
+            return _open_reshapes(model)
+        except ModelError:
+            raise error from None
+
+
+def _open_reshapes(model: ir.Model) -> int:
+    graph = model.graph
+    moving = _dependents(graph, graph.inputs[0])
+    reshapes = [
+        node
+        for node in graph
+        if node.op_type in ("Reshape", "Flatten", "Squeeze") and node.inputs[0] in moving
+    ]
+    shapes = _observe(model, [value for n in reshapes for value in (n.inputs[0], n.outputs[0])])
+    batch = shapes[INPUT][0]
+    for node in reshapes:
+        before, after = shapes[node.inputs[0].name], shapes[node.outputs[0].name]
+        if before[:1] == after[:1] == (batch,):
+            _keep_batch(graph, node, after)
+    return _flatten_output(graph, shapes[OUTPUT], batch)
+
+
+def _dependents(graph: ir.Graph, root: ir.Value) -> set[ir.Value]:
+    """The tensors that depend on `root`; nodes are sorted."""
+    dependents = {root}
+    for node in graph:
+        if not dependents.isdisjoint(_reads(node)):
+            dependents.update(node.outputs)
+    return dependents
+
+
+def _reads(node: ir.Node) -> set[ir.Value | None]:
+    """The tensors that a node needs, those that the bodies of If, Loop and Scan take too."""
+    reads = set(node.inputs)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            reads.update(body.outputs)
+            for inner in body.all_nodes():
+                reads.update(inner.inputs)
+    return reads
+
+
+def _observe(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, Shape]:
+    """Tensor -> its shape in a run on zeros, of `values`, the input and the output."""
+    probe = to_proto(model)
+    shape = tuple(dim.dim_value for dim in probe.graph.input[0].type.tensor_type.shape.dim)
+    names = dict.fromkeys(value.name for value in values)
+    for name in names.keys() - {INPUT, OUTPUT}:
+        probe.graph.output.append(ValueInfoProto(name=name))
+    arrays = run_once(probe.SerializeToString(), np.zeros(shape, np.float32))
+    order = [output.name for output in probe.graph.output]
+    return {INPUT: shape, **{n: tuple(a.shape) for n, a in zip(order, arrays, strict=True)}}
+
+
+def _keep_batch(graph: ir.Graph, node: ir.Node, shape: Shape) -> None:
+    """Let a reshape to `shape` take any number of faces, in place."""
+    if len(shape) == 2:
+        node.op_type = "Flatten"
+        node.attributes.clear()
+        node.attributes.add(ir.AttrInt64("axis", 1))
+        node.resize_inputs(1)
+    elif node.op_type == "Reshape":
+        node.attributes.clear()
+        target = np.array([-1, *shape[1:]], np.int64)
+        node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_shape", target))
+
+
+def _flatten_output(graph: ir.Graph, shape: Shape, batch: int) -> int:
+    """D of an output `(N, D)`; one of `(N, D, 1, 1)` or the like is flattened in place."""
+    if len(shape) > 2 and prod(shape[1:]) == max(shape[1:]):
+        end = graph.outputs[0]
+        flatten = ir.node("Flatten", [end], {"axis": 1})
+        graph.append(flatten)
+        graph.outputs[0] = flatten.outputs[0]
+        end.name, graph.outputs[0].name = f"{OUTPUT}_inner", OUTPUT
+        shape = (shape[0], max(shape[1:]))
+    if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
+        raise ModelError(
+            f"the network gives {'x'.join(map(str, shape)) or 'one number'} for {batch} face(s);"
+            f" expected an embedding each, {batch}xD"
+        )
+    return shape[1]

@@ -19,10 +19,10 @@ from ..errors import ModelError
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces
 from ..files import sha256
-from ..graph.batchnorm import fold_batchnorm, to_gemm
 from ..graph.layers import macs, parameters
 from ..graph.run import onnx_embedder
 from ..graph.trained_ranges import write_trained_ranges
+from .batchnorm import fold_batchnorm
 from .canonicalize import finish, normal_form
 from .fp16 import Fp16Model, fp16_model
 from .golden import golden_faces, write_golden
@@ -140,11 +140,8 @@ def _folded(
     inputs: F32,
     expected: F32,
 ) -> _Standard:
-    final = ModelProto()
-    final.CopyFrom(model)
-    to_gemm(final)
     # A range that was trained is of what the layer reads now.
-    folded = fold_batchnorm(final.graph, into_readers=not ranges)
+    final, folded = fold_batchnorm(model, into_readers=not ranges)
     final = finish(final, spec)
     if ranges:
         write_trained_ranges(final, ranges)

@@ -8,10 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
-
-from .shapes import tensor_types
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
@@ -56,13 +53,23 @@ def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
     return default
 
 
-def ranks(model: ModelProto) -> dict[str, int]:
-    """Tensor -> its number of dimensions, as far as it can be inferred."""
-    try:
-        types = tensor_types(model)
-    except onnx.shape_inference.InferenceError:
-        return {}
-    return {name: len(t.shape.dim) for name, t in types.items() if t.HasField("shape")}
+def is_unpadded_conv(node: NodeProto) -> bool:
+    """Whether a node is a convolution that adds no zeros at the border.
+
+    Only such a convolution of `x + shift` is that of `x` plus one number per output channel.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for a Conv without padding.
+    """
+    if node.op_type != "Conv":
+        return False
+    given = {item.name: item for item in node.attribute}
+    automatic = given["auto_pad"].s if "auto_pad" in given else b""
+    padded = "pads" in given and any(given["pads"].ints)
+    return not padded and automatic in (b"", b"NOTSET", b"VALID")
 
 
 def add_weight(

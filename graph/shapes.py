@@ -35,3 +35,19 @@ def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, Typ
     found = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop).graph
     values = (*found.value_info, *found.output, *graph.input)
     return {value.name: value.type.tensor_type for value in values}
+
+
+def ranks(model: ModelProto) -> dict[str, int]:
+    """Infer how many dimensions the tensors of a graph have.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Tensor -> its number of dimensions, as far as it can be inferred; empty where onnx cannot.
+    """
+    try:
+        types = tensor_types(model)
+    except onnx.shape_inference.InferenceError:
+        return {}
+    return {name: len(t.shape.dim) for name, t in types.items() if t.HasField("shape")}

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from fr_edge.export.batchnorm import fold_batchnorm
 from fr_edge.export.canonicalize import finish, normal_form, tidy
 from fr_edge.faces.contract import PRESETS, InputSpec
-from fr_edge.graph.batchnorm import fold_batchnorm, to_gemm
 
 DIM = 16
 
@@ -168,9 +168,8 @@ def save(tmp_path: Path) -> Callable[[ModelProto], Path]:
 def standard(model: ModelProto, spec: InputSpec = PRESETS["insightface"]) -> ModelProto:
     """Everything export does to a graph, but onnxsim (a process of its own, and slow)."""
     result = normal_form(tidy(model), spec)
-    to_gemm(result)
-    fold_batchnorm(result.graph)
-    return finish(result, spec)
+    folded, _ = fold_batchnorm(result)
+    return finish(folded, spec)
 
 
 def run(model: ModelProto, faces: np.ndarray) -> np.ndarray:
