@@ -6,6 +6,7 @@ computes the same: `parity` does.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from math import prod
 
@@ -30,6 +31,8 @@ from .graph_ir import (
     to_ir,
     to_proto,
 )
+
+logger = logging.getLogger(__name__)
 
 OPSET = 17
 
@@ -240,11 +243,14 @@ def _forget_shapes(graph: ir.Graph) -> None:
 
 def _fold_constants(model: ir.Model) -> None:
     """Compute what depends on no input, weights stored as integers or in half precision too."""
-    fold_constants_ir(
-        model,
-        output_size_limit=_NO_LIMIT,
-        should_fold=lambda node: not node.op_type.startswith(_RANDOM),
-    )
+
+    def is_computed(node: ir.Node) -> bool:
+        return len(node.outputs) == 1 and not node.op_type.startswith(_RANDOM)
+
+    try:
+        fold_constants_ir(model, output_size_limit=_NO_LIMIT, should_fold=is_computed)
+    except RuntimeError as error:  # the graph is as valid as before
+        logger.warning("constants stay in the graph: %s", error)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir_passes.RemoveUnusedNodesPass()(model)
 

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from ...bundle.manifest import Bundle
 from ...errors import GateFailed
-from ...graph.fp16 import int8_fp16_model, wide_nodes
+from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
 from ...graph.layers import WEIGHTED_OPERATORS
 from ...graph.load import check_finite, read_onnx
 from ...graph.prelu import fusible

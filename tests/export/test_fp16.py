@@ -1,15 +1,22 @@
 """FP16: what fits becomes half, what does not stays float, and the numbers tell which."""
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from fr_edge.export.fp16 import HEADROOM, fp16_model
+from fr_edge.export.fp16 import (
+    HEADROOM,
+    LARGEST,
+    Fp16Model,
+    convert_to_fp16,
+    emulate_fp16,
+    make_fp16_model,
+)
 from fr_edge.export.parity import probe_inputs
 from fr_edge.faces.contract import PRESETS
-from fr_edge.graph.fp16 import LARGEST, emulate_fp16, to_fp16
 from fr_edge.graph.run import activations, peaks
 
 INPUTS = probe_inputs(PRESETS["insightface"])
@@ -28,29 +35,32 @@ def types(model: ModelProto) -> dict[str, int]:
     return {node.name: kinds[node.output[0]] for node in model.graph.node}
 
 
-def flavour(model: ModelProto, tools: SimpleNamespace):
-    notes: list[str] = []
-    half = fp16_model(model, INPUTS, tools.run(model, INPUTS), notes.append)
-    return half, notes
+def fp16_of(model: ModelProto, tools: SimpleNamespace) -> Fp16Model | None:
+    return make_fp16_model(model, INPUTS, tools.run(model, INPUTS))
 
 
-def test_everything_is_half_but_the_ends(tools: SimpleNamespace) -> None:
+def test_everything_is_half_but_the_ends(
+    tools: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tools.standard(tools.build())
-    half, notes = flavour(model, tools)
-    assert notes == []
-    assert half.kept_float == ()
+    with caplog.at_level(logging.INFO, "fr_edge.export.fp16"):
+        half = fp16_of(model, tools)
+    assert not caplog.records
+    assert half.result.kept_float == ()
     kinds = types(half.model)
     assert {kinds[node.name] for node in model.graph.node} == {TensorProto.FLOAT16}
     ends = (half.model.graph.input[0], half.model.graph.output[0])
     assert [v.type.tensor_type.elem_type for v in ends] == [TensorProto.FLOAT] * 2
     assert {t.data_type for t in half.model.graph.initializer} == {TensorProto.FLOAT16}
-    assert half.agreement.min_cosine > 0.9999
+    assert half.result.check.min_cosine > 0.9999
     for count in (1, 7, 64):
         faces = tools.noise(count, 3, 112, 112)
         assert tools.cosine(tools.run(half.model, faces), tools.run(model, faces)) > 0.9999
 
 
-def test_a_layer_that_overflows_stays_float(tools: SimpleNamespace) -> None:
+def test_a_layer_that_overflows_stays_float(
+    tools: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     """One tensor far above 65504; the weights around undo it, so the embedding is the same."""
     given = tools.build()
     model = tools.standard(given)
@@ -62,11 +72,12 @@ def test_a_layer_that_overflows_stays_float(tools: SimpleNamespace) -> None:
     for name in conv.input[1:]:
         scaled(loud, name, 1e6 / top)
     scaled(loud, gemm.input[1], top / 1e6)
-    half, notes = flavour(loud, tools)
-    assert {"n_d", gemm.name} <= set(half.kept_float)
-    assert "n_a_conv" not in half.kept_float
-    assert "stay FP32" in notes[0]
-    assert half.agreement.min_cosine > 0.999
+    with caplog.at_level(logging.INFO, "fr_edge.export.fp16"):
+        half = fp16_of(loud, tools)
+    assert {"n_d", gemm.name} <= set(half.result.kept_float)
+    assert "n_a_conv" not in half.result.kept_float
+    assert "stay FP32" in caplog.text
+    assert half.result.check.min_cosine > 0.999
     kinds = types(half.model)
     assert kinds["n_d"] == TensorProto.FLOAT
     assert kinds["n_a_conv"] == TensorProto.FLOAT16
@@ -84,9 +95,9 @@ def test_a_tensor_that_underflows_stays_float(tools: SimpleNamespace) -> None:
         scaled(model, name, 1e-7)
     scaled(model, gemm.input[1], 1e4)
     scaled(model, gemm.input[2], 1e-3)
-    half, _ = flavour(model, tools)
-    assert "n_d" in half.kept_float
-    assert half.agreement.min_cosine > 0.999
+    half = fp16_of(model, tools)
+    assert "n_d" in half.result.kept_float
+    assert half.result.check.min_cosine > 0.999
 
 
 def test_weights_beyond_half(tools: SimpleNamespace) -> None:
@@ -94,19 +105,18 @@ def test_weights_beyond_half(tools: SimpleNamespace) -> None:
     gemm = next(n for n in model.graph.node if n.op_type == "Gemm")
     for name in gemm.input[1:]:
         scaled(model, name, 1e6)
-    half, _ = flavour(model, tools)
-    assert gemm.name in half.kept_float
+    half = fp16_of(model, tools)
+    assert gemm.name in half.result.kept_float
     assert np.isfinite(tools.run(half.model, INPUTS)).all()
 
 
-def test_nothing_fits(tools: SimpleNamespace) -> None:
+def test_nothing_fits(tools: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
     model = tools.standard(tools.build())
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm"):
             scaled(model, node.input[1], 1e4)
-    half, notes = flavour(model, tools)
-    assert half is None
-    assert "no FP16 flavour" in notes[0]
+    assert fp16_of(model, tools) is None
+    assert "there is no FP16 model: no layer with weights fits" in caplog.text
 
 
 def test_the_emulation_rounds_as_half_does(tools: SimpleNamespace) -> None:
@@ -132,6 +142,6 @@ def test_peaks_are_the_largest_magnitudes(tools: SimpleNamespace) -> None:
 def test_converting_is_strongly_typed(tools: SimpleNamespace) -> None:
     """Casts stand where half and float meet, and nowhere else."""
     model = tools.standard(tools.build())
-    half = to_fp16(model, {"n_b_conv"})
+    half = convert_to_fp16(model, {"n_b_conv"})
     casts = [n for n in half.graph.node if n.op_type == "Cast"]
     assert len(casts) == 4

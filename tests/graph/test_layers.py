@@ -12,7 +12,7 @@ from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.calibration.table import CalibrationTable
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import ModelError
-from fr_edge.export.fp16 import fp16_model
+from fr_edge.export.fp16 import make_fp16_model
 from fr_edge.export.parity import probe_inputs
 from fr_edge.export.torch_network import network_to_onnx
 from fr_edge.faces.contract import PRESETS
@@ -53,7 +53,7 @@ def test_the_layer_table(tools: SimpleNamespace) -> None:
 def test_fp16_and_int8_cost_the_same(tools: SimpleNamespace) -> None:
     model = tools.standard(tools.build())
     inputs = probe_inputs(SPEC)
-    half = fp16_model(model, inputs, tools.run(model, inputs), lambda _: None)
+    half = make_fp16_model(model, inputs, tools.run(model, inputs))
     assert half is not None
     choice = choose_int8_layers(model)
     ranges = {name: 1.0 for name in choice.tensors}

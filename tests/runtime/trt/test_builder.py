@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.errors import BundleError, GateFailed, MachineError, ModelError, UsageError
-from fr_edge.graph.fp16 import int8_fp16_model
+from fr_edge.graph.int8_fp16 import int8_fp16_model
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.trt.builder import Compiled, compile_plan, load_library
 from fr_edge.runtime.trt.config import EngineOptions

@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
-from fr_edge.graph.fp16 import int8_fp16_model, wide_nodes
+from fr_edge.graph.int8_fp16 import int8_fp16_model, wide_nodes
 from fr_edge.graph.layers import layer_precisions
 
 CLOSE = 0.03
