@@ -61,7 +61,7 @@ class CpuSession:
             int8_in_float: Of these, the layers that compute in float.
 
         Raises:
-            BundleError: The file is no ONNX model, or its sha256 is not the expected one.
+            BundleError: The file is not an ONNX model, or its sha256 is not the expected one.
             ModelError: onnxruntime refuses the model, or weights are not finite.
         """
         self.backend = ONNXRUNTIME

@@ -1,1 +1,1 @@
-"""What this machine is and what it says of itself: GPUs, boards, sensors, and what ails it."""
+"""This machine: its GPUs, board and sensors, the backends that run on it, and its problems."""

@@ -1,4 +1,4 @@
-"""A machine's sensors as the kernel's files tell them: power, temperatures, clocks, throttling, fan.
+"""A machine's sensors, read from the kernel's files: power, temperatures, clocks, throttling, fan.
 
 A sensor that is absent or cannot be read is missing, never zero and never an error. Every function
 takes the root of the file system, so that a tree of recorded files is read as a machine is.

@@ -16,8 +16,7 @@ from ...bundle.manifest import Bundle
 from ...errors import BundleError, FacesError, MachineError
 from ...faces.sources import Faces, drawn_faces
 from ..benchmark.result import run_label
-from ..build import PRECISIONS
-from ..fingerprint import SOURCES
+from ..fingerprint import PRECISIONS, SOURCES
 from ..machine.device import describe_device
 
 _HEADLINE_FAR = ("1e-4", "1e-3", "1e-2")

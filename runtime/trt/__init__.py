@@ -1,1 +1,1 @@
-"""TensorRT: build engines, read them, say what they compute."""
+"""TensorRT: build engines, check them, and read which precisions they compute in."""

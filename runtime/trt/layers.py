@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from ...graph.layers import WEIGHTED_OPERATORS
 
-LAYER_PRECISIONS = ("int8", "fp16", "fp32")
+_PRECISIONS = ("int8", "fp16", "fp32")
 
 _REFORMAT = ("reformat", "reformatting")
 
@@ -111,7 +111,7 @@ def count_precisions(precisions: Iterable[str]) -> dict[str, int]:
     Returns:
         Precision -> count; int8, fp16 and fp32 are always there.
     """
-    return {**dict.fromkeys(LAYER_PRECISIONS, 0), **Counter(precisions)}
+    return {**dict.fromkeys(_PRECISIONS, 0), **Counter(precisions)}
 
 
 def reformats(layers: Sequence[EngineLayer]) -> int:

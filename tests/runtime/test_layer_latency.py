@@ -79,13 +79,15 @@ def test_what_is_timed_is_the_assignment(mini: Path, people: Faces) -> None:
     """Both models run as they are: float exactly, Q/DQ with its roundings."""
     bundle = open_bundle(mini)
     faces = preprocess(np.stack([people.read(0)]), bundle.spec)
-    found = []
+    embeddings = []
     for name in ("model.onnx", "model.int8.onnx"):
         engine = engine_builder(bundle, "onnxruntime")(onnx.load(bundle.file(name)))
         with opened_engine(engine, bundle.spec, "onnxruntime") as run:
-            found.append(run(faces)[0])
-    assert found[0].shape == (1, bundle.embedding_dim)
-    cosine = float((found[0] * found[1]).sum() / np.prod([np.linalg.norm(x) for x in found]))
+            embeddings.append(run(faces)[0])
+    assert embeddings[0].shape == (1, bundle.embedding_dim)
+    cosine = float(
+        (embeddings[0] * embeddings[1]).sum() / np.prod([np.linalg.norm(x) for x in embeddings])
+    )
     assert 0.98 < cosine < 1 - 1e-7
 
 
@@ -112,10 +114,10 @@ def test_an_assignment_of_which_no_engine_can_be_made(mini: Path) -> None:
     broken.graph.node[-1].op_type = "Nonsense"
     times = latency_here(bundle, "onnxruntime", 0.01)(model, lambda choice: broken)
     layers = choose_int8_layers(model).int8
-    told = (
+    message = (
         f"{len(layers) - 1} layers in INT8, 1 left out \\({layers[0]}\\), cannot be timed: .*onnx"
     )
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         times.cost(choose_int8_layers(model, {layers[0]: ""}))
     with pytest.raises(ModelError, match=r"4 left out \(a, b, c, \.\.\.\), cannot"):
         times.cost(choose_int8_layers(model, dict.fromkeys("abcd", "")))

@@ -29,34 +29,34 @@ def test_it_agrees_with_the_cpu(bundle, faces, expected, gpu_backend, precision)
     assert isinstance(session, GpuSession)
     assert session.embed_tensor(faces(0)).shape == (0, 5)
     for count in (1, 3, 8, 9, 20, 3, 3, 8):  # a size that comes again is replayed
-        found = session.embed_tensor(faces(count))
-        assert found.shape == (count, 5)
+        result = session.embed_tensor(faces(count))
+        assert result.shape == (count, 5)
         largest = np.abs(expected(count)).max()
-        assert np.abs(found - expected(count)).max() <= TOLERANCE[precision] * largest
+        assert np.abs(result - expected(count)).max() <= TOLERANCE[precision] * largest
     session.close()
 
 
-def test_a_least_batch_is_filled_up(bundle, faces, expected, gpu_backend):
+def test_a_batch_below_the_smallest_is_filled_up(bundle, faces, expected, gpu_backend):
     build_engine(bundle, "fp32", gpu_backend, options=EngineOptions(batch=(4, 4, 8)))
-    found = open_session(bundle.root, "fp32", gpu_backend).embed_tensor(faces(2))
-    assert np.abs(found - expected(2)).max() <= 1e-4 * np.abs(expected(2)).max()
+    result = open_session(bundle.root, "fp32", gpu_backend).embed_tensor(faces(2))
+    assert np.abs(result - expected(2)).max() <= 1e-4 * np.abs(expected(2)).max()
 
 
 def test_two_sessions_threads_and_closing(bundle, faces, expected, gpu_backend):
     build_engine(bundle, "fp32", gpu_backend)
     first, second = (open_session(bundle.root, "fp32", gpu_backend) for _ in range(2))
-    found: list[np.ndarray] = []
+    results: list[np.ndarray] = []
     threads = [
-        threading.Thread(target=lambda s=session: found.append(s.embed_tensor(faces(5))))
+        threading.Thread(target=lambda s=session: results.append(s.embed_tensor(faces(5))))
         for session in (first, second, first, second)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    for one in found:
-        assert np.abs(one - expected(5)).max() <= 1e-4 * np.abs(expected(5)).max()
+    assert len(results) == 4
+    for result in results:
+        assert np.abs(result - expected(5)).max() <= 1e-4 * np.abs(expected(5)).max()
     first.close()
     first.close()
     with pytest.raises(UsageError, match="closed"):

@@ -49,10 +49,10 @@ def test_every_flavour_compiles_in_the_precision_it_is_written_in(tiny):
         ("int8", tiny(int8=True), "fp32"),
         ("int8", int8_fp16_model(tiny(int8=True)), "fp16"),
     ):
-        found = node_precisions(model, compiled(model, precision).layers)
+        precisions = node_precisions(model, compiled(model, precision).layers)
         wanted = precision if precision == "int8" else other
-        assert {found[name] for name in dense} == {wanted}
-        assert {found[name] for name in depthwise} == {other}
+        assert {precisions[name] for name in dense} == {wanted}
+        assert {precisions[name] for name in depthwise} == {other}
 
 
 @pytest.mark.parametrize("compute", ["8.0", "8.6", "8.9", "12.0"])

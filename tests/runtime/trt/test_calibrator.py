@@ -46,13 +46,13 @@ def with_cache(bundle: Bundle, folder: Path, data: bytes) -> Bundle:
 
 def test_a_cache_of_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     text = cache_text(TrtCache(100300, ALGORITHM, {"face": 1.0}))
-    held = with_cache(bundle, tmp_path, text.encode())
+    cached = with_cache(bundle, tmp_path, text.encode())
     trt = tensorrt(IInt8EntropyCalibrator2=Base)
-    assert cached_calibrator(trt, held, "int8").read_calibration_cache() == text.encode()
+    assert cached_calibrator(trt, cached, "int8").read_calibration_cache() == text.encode()
     with pytest.raises(BundleError, match="made for TensorRT 100300, this is 8601"):
-        cached_calibrator(tensorrt("8.6.1", IInt8EntropyCalibrator2=Base), held, "int8")
+        cached_calibrator(tensorrt("8.6.1", IInt8EntropyCalibrator2=Base), cached, "int8")
     with pytest.raises(UsageError, match="not fp16"):
-        cached_calibrator(trt, held, "fp16")
+        cached_calibrator(trt, cached, "fp16")
 
 
 def test_no_cache_or_none_that_can_be_read(bundle: Bundle, tmp_path: Path) -> None:
