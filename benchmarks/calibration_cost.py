@@ -15,7 +15,7 @@ the other, on the same faces:
 The operating system counts CPU seconds and peak memory. Seconds mean little elsewhere, ratios do.
 Models are judged, outside of any clock, on faces of people who did not calibrate. `ranges` sets the
 peers' ranges beside those that the same method finds here without any further step: theirs over
-ours, least, median and largest over the tensors that both quantise.
+ours, least, median and largest over the tensors that both quantize.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def measure(python: str, body: str, given: list[Any]) -> dict[str, float]:
 
 
 def scales(model: onnx.ModelProto) -> dict[str, float]:
-    """Tensor -> amax of the activations that a Q/DQ model quantises."""
+    """Tensor -> amax of the activations that a Q/DQ model quantizes."""
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     pairs = [n.input for n in model.graph.node if n.op_type == "QuantizeLinear"]
     return {

@@ -40,18 +40,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def model(exported: Bundle) -> onnx.ModelProto:
     """Float, normalised; channels of very different loudness, as trained networks have them."""
-    found = onnx.load(exported.file("model.onnx"))
+    network = onnx.load(exported.file("model.onnx"))
     rng = np.random.default_rng(3)
-    for node in found.graph.node:
+    for node in network.graph.node:
         if node.op_type != "Conv":
             continue
-        for tensor in found.graph.initializer:
+        for tensor in network.graph.initializer:
             if tensor.name in node.input[1:]:
                 array = onnx.numpy_helper.to_array(tensor)
                 loud = np.exp(rng.normal(0, 1, len(array))).reshape(-1, *[1] * (array.ndim - 1))
                 array = (array * loud).astype(np.float32)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    return found
+    return network
 
 
 @pytest.fixture(scope="session")

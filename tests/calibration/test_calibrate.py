@@ -88,13 +88,13 @@ def test_each_face_is_decoded_once(bundle: Path, faces: Faces) -> None:
 def test_labels_that_the_network_does_not_know(
     bundle: Path, faces: Faces, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """15 people of eight faces each, drawn by lot; of drawn people nothing is said."""
-    lot = np.random.default_rng(1).permutation(120)
+    """15 people of eight faces each, in random order; synthetic people give no such warning."""
+    order = np.random.default_rng(1).permutation(120)
     mixed = replace(
         faces,
         keys=[str(i) for i in range(120)],
         labels=np.repeat(np.arange(15), 8),
-        read=lambda index: faces.read(lot[index] % 40),
+        read=lambda index: faces.read(order[index] % 40),
     )
     for drawn in (True, False):
         done = calibrate(bundle, replace(mixed, drawn=drawn), limit=8)
@@ -287,7 +287,7 @@ def test_memory_does_not_grow_with_the_faces(bundle: Path) -> None:
 def slower_in(slow: str, by: float, noise: float) -> LatencyOf:
     """Every INT8 layer saves a hundredth, but for the one where it costs `by`."""
 
-    def latency(model: onnx.ModelProto, quantised: object) -> LatencyModel:
+    def latency(model: onnx.ModelProto, quantize: object) -> LatencyModel:
         def cost(choice: Int8Choice) -> float:
             return 1.0 - 0.01 * len(choice.int8) + (0.01 + by) * (slow in choice.int8)
 
@@ -299,9 +299,13 @@ def slower_in(slow: str, by: float, noise: float) -> LatencyOf:
 def test_int8_that_is_slower_stays_out_though_the_budget_holds(bundle: Path, faces: Faces) -> None:
     layer = choose_int8_layers(onnx.load(bundle / "model.onnx")).int8[1]
     budget = Budget(min_cosine=0.5)
-    for by, noise, kept in ((0.02, 0.01, {layer: REASON}), (0.02, 0.03, {}), (-0.01, 0.0, {})):
+    for by, noise, float_layers in (
+        (0.02, 0.01, {layer: REASON}),
+        (0.02, 0.03, {}),
+        (-0.01, 0.0, {}),
+    ):
         done = calibrate(bundle, faces, budget=budget, latency=slower_in(layer, by, noise))
-        assert done.table.float_layers == kept
+        assert done.table.float_layers == float_layers
         assert done.report.time_source == "made up"
 
 
@@ -323,8 +327,8 @@ def test_times_that_noise_hides_are_counted(bundle: Path, faces: Faces) -> None:
     worst = worst_cosine(calibrate(bundle, faces))
     budget = Budget(min_cosine=worst + 0.3 * (1 - worst))
     layer = choose_int8_layers(onnx.load(bundle / "model.onnx")).int8[-1]
-    kept = [
+    float_layers = [
         calibrate(bundle, faces, budget=budget, **how).table.float_layers
         for how in ({}, {"latency": slower_in(layer, 0.5, 1.0)})
     ]
-    assert kept[0] == kept[1] != {}
+    assert float_layers[0] == float_layers[1] != {}

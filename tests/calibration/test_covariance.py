@@ -1,4 +1,4 @@
-"""Patches are what a layer multiplies, and their moments those of numpy."""
+"""Patches are the inputs that a layer multiplies, and their moments equal numpy's."""
 
 import numpy as np
 import onnx
@@ -33,16 +33,16 @@ def one_conv(shape: tuple[int, ...], size: int = 9, **attributes: object) -> onn
         ((5, 2, 3, 2), {"pads": [0, 1, 1, 0], "strides": [1, 2]}),
     ],
 )
-def test_weights_times_patches_are_what_the_layer_says(
+def test_weights_times_patches_are_the_layers_output(
     shape: tuple[int, ...], attributes: dict[str, list[int]]
 ) -> None:
     model = one_conv(shape, **attributes)
     x = np.random.default_rng(1).standard_normal((1, shape[1], 9, 9)).astype(np.float32)
-    said = ort.InferenceSession(model.SerializeToString()).run(None, {"face": x})[0]
+    output = ort.InferenceSession(model.SerializeToString()).run(None, {"face": x})[0]
     weight = numpy_helper.to_array(model.graph.initializer[0])
-    found = input_patches(model.graph.node[0], shape, x) @ weight.reshape(shape[0], -1).T
-    everywhere = np.moveaxis(said, 1, -1).reshape(-1, shape[0])
-    np.testing.assert_allclose(found, everywhere[:: len(everywhere) // len(found)], atol=1e-5)
+    product = input_patches(model.graph.node[0], shape, x) @ weight.reshape(shape[0], -1).T
+    everywhere = np.moveaxis(output, 1, -1).reshape(-1, shape[0])
+    np.testing.assert_allclose(product, everywhere[:: len(everywhere) // len(product)], atol=1e-5)
 
 
 def test_layers_that_cannot_be_read_are_left_out() -> None:

@@ -22,7 +22,7 @@ def correlated(wide: int, seed: int = 0) -> np.ndarray:
     return mix @ mix.T + 1e-3 * np.eye(wide)
 
 
-def plainly(weights: np.ndarray, scale: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+def reference_gptq(weights: np.ndarray, scale: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """Column by column, each time solving for the best change of those to come."""
     order = np.argsort(-np.diag(hessian), kind="stable")
     out = weights.copy()
@@ -40,33 +40,33 @@ def plainly(weights: np.ndarray, scale: np.ndarray, hessian: np.ndarray) -> np.n
 def test_the_sums_err_less_than_with_rounding_to_nearest(wide: int) -> None:
     weights = np.random.default_rng(1).standard_normal((5, wide))
     scale, hessian = np.abs(weights).max(axis=1) / 16, correlated(wide)
-    found = gptq_round(weights, scale, hessian)
+    rounded = gptq_round(weights, scale, hessian)
     nearest = np.clip(np.rint(weights / scale[:, None]), -127, 127) * scale[:, None]
-    steps = found / scale[:, None]
+    steps = rounded / scale[:, None]
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
     assert np.abs(steps).max() <= 127 + 1e-9
 
     def error(other: np.ndarray) -> float:
         return float(np.einsum("on,nm,om->", other - weights, hessian, other - weights))
 
-    assert error(found) < (0.5 if wide > 3 else 1.0) * error(nearest)
-    np.testing.assert_allclose(found, plainly(weights, scale, hessian), atol=1e-9)
+    assert error(rounded) < (0.5 if wide > 3 else 1.0) * error(nearest)
+    np.testing.assert_allclose(rounded, reference_gptq(weights, scale, hessian), atol=1e-9)
 
 
 def test_the_largest_weight_keeps_its_127_steps() -> None:
     weights = np.random.default_rng(2).standard_normal((9, 40))
     peak = np.abs(weights).max(axis=1)
-    found = gptq_round(weights, peak / 127, correlated(40))
-    np.testing.assert_allclose(np.abs(found).max(axis=1), peak)
+    rounded = gptq_round(weights, peak / 127, correlated(40))
+    np.testing.assert_allclose(np.abs(rounded).max(axis=1), peak)
     at = np.abs(weights).argmax(axis=1)
-    np.testing.assert_allclose(found[range(9), at], weights[range(9), at])
+    np.testing.assert_allclose(rounded[range(9), at], weights[range(9), at])
 
 
 def test_independent_inputs_are_rounded_to_nearest() -> None:
     weights = np.random.default_rng(3).standard_normal((4, 20))
     scale = np.abs(weights).max(axis=1) / 127
-    found = gptq_round(weights, scale, np.diag(np.linspace(1, 3, 20)))
-    np.testing.assert_allclose(found, np.rint(weights / scale[:, None]) * scale[:, None])
+    rounded = gptq_round(weights, scale, np.diag(np.linspace(1, 3, 20)))
+    np.testing.assert_allclose(rounded, np.rint(weights / scale[:, None]) * scale[:, None])
 
 
 def test_the_network_is_closer_to_itself(
@@ -82,15 +82,15 @@ def test_the_network_is_closer_to_itself(
         watch=collector,
     )
     table = fit(model, histograms)
-    done = round_weights(model, table, collector.moments)
-    assert set(done) == set(choose_int8_layers(model).int8)
+    rounded = round_weights(model, table, collector.moments)
+    assert set(rounded) == set(choose_int8_layers(model).int8)
     exact = run(model, inputs[30:])[0]
 
     def error(quantized: onnx.ModelProto) -> float:
-        found = run(without_activations(quantized), inputs[30:])[0]
-        return float(np.square(found - exact).sum())
+        embeddings = run(without_activations(quantized), inputs[30:])[0]
+        return float(np.square(embeddings - exact).sum())
 
-    data = error(quantize_onnx(model, table, None, done))
+    data = error(quantize_onnx(model, table, None, rounded))
     assert data < 0.8 * error(quantize_onnx(model, table))
 
 

@@ -1,4 +1,4 @@
-"""What is written is what TensorRT takes and fuses, and what the table says."""
+"""The Q/DQ graph is what TensorRT takes and fuses, and follows the table."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def makers_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in model.graph.node for name in node.output}
 
 
-def test_symmetric_per_channel_and_without_quantised_bias(quantized: onnx.ModelProto) -> None:
+def test_symmetric_per_channel_and_without_quantized_bias(quantized: onnx.ModelProto) -> None:
     constants = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
     makers = makers_of(quantized)
     chosen = set(choose_int8_layers(quantized).int8) | {
@@ -44,13 +44,13 @@ def test_symmetric_per_channel_and_without_quantised_bias(quantized: onnx.ModelP
             assert all(pair) or not any(p and p.op_type == "DequantizeLinear" for p in pair)
             dense += bool(pair[1])
             if pair[1]:
-                quantise = makers[pair[1].input[0]]
-                weight = constants[quantise.input[0]]
-                axis = next(a.i for a in quantise.attribute if a.name == "axis")
-                assert constants[quantise.input[1]].shape == (weight.shape[axis],)
+                quantize = makers[pair[1].input[0]]
+                weight = constants[quantize.input[0]]
+                axis = next(a.i for a in quantize.attribute if a.name == "axis")
+                assert constants[quantize.input[1]].shape == (weight.shape[axis],)
                 others = tuple(i for i in range(weight.ndim) if i != axis)
                 steps = np.abs(weight).max(axis=others) / 127
-                np.testing.assert_allclose(constants[quantise.input[1]], steps, rtol=1e-5)
+                np.testing.assert_allclose(constants[quantize.input[1]], steps, rtol=1e-5)
     assert dense == len(choose_int8_layers(quantized_source(quantized)).int8)
 
 
@@ -63,8 +63,8 @@ def quantized_source(model: onnx.ModelProto) -> onnx.ModelProto:
         for index, name in enumerate(node.input):
             if name in makers and makers[name].op_type == "DequantizeLinear":
                 node.input[index] = makers[makers[name].input[0]].input[0]
-    kept = [n for n in copy.graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear")]
-    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in kept]
+    floats = [n for n in copy.graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in floats]
     del copy.graph.node[:]
     copy.graph.node.extend(copies)
     return copy
@@ -86,8 +86,8 @@ def test_without_a_scale_the_graph_is_the_float_one(
 ) -> None:
     """All that INT8 changes lies between Q and DQ, apart from biases that take rounding back."""
     bare = quantized_source(quantized)
-    found, exact = run(bare, inputs[:4])[0], run(model, inputs[:4])[0]
-    assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    embedding, exact = run(bare, inputs[:4])[0], run(model, inputs[:4])[0]
+    assert np.abs(embedding - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_the_same_table_gives_the_same_bytes(
@@ -97,7 +97,7 @@ def test_the_same_table_gives_the_same_bytes(
     assert again.SerializeToString() == quantized.SerializeToString()
 
 
-def test_at_a_residual_addition_the_skip_alone_is_quantised() -> None:
+def test_at_a_residual_addition_the_skip_alone_is_quantized() -> None:
     rng = np.random.default_rng(0)
     names = ("w1", "w2", "w3")
     weights = [
@@ -128,8 +128,8 @@ def test_at_a_residual_addition_the_skip_alone_is_quantised() -> None:
     makers = makers_of(result)
     addition = next(n for n in result.graph.node if n.op_type == "Add")
     assert [makers[name].op_type for name in addition.input] == ["Conv", "DequantizeLinear"]
-    exact, found = run(small, x[:1])[0], run(result, x[:1])[0]
-    assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    exact, embedding = run(small, x[:1])[0], run(result, x[:1])[0]
+    assert np.abs(embedding - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_bias_correction_meets_the_mean(

@@ -35,11 +35,11 @@ def test_every_dense_layer_is_int8(
     assert {name for name, precision in precisions.items() if precision == "int8"} == set(
         choice.int8
     )
-    # PReLU, centring and requantising are one kernel: none of them is a layer of its own.
+    # PReLU, activation shift and requantizing are one kernel, not layers of their own.
     assert not [layer for layer in built.layers if layer.name.endswith("/centred")]
 
 
-def test_what_a_budget_leaves_out_is_fp16(
+def test_layers_that_a_budget_keeps_in_float_are_fp16(
     model: onnx.ModelProto, histograms: dict[str, Histogram]
 ) -> None:
     left = choose_int8_layers(model).int8[1]
@@ -49,5 +49,7 @@ def test_what_a_budget_leaves_out_is_fp16(
     built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
     precisions = node_precisions(quantized, built.layers)
     assert precisions[left] == "fp16"
-    assert {name for name, found in precisions.items() if found == "int8"} == set(choice.int8)
+    assert {name for name, precision in precisions.items() if precision == "int8"} == set(
+        choice.int8
+    )
     assert set(precisions.values()) == {"int8", "fp16"}

@@ -40,24 +40,24 @@ def inspected(faces: Faces, subset: CalibrationSubset) -> tuple[FaceStatistics, 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_nobody_calibrates_and_judges(images: int, limit: int) -> None:
     faces = source([i for i in range(40) for _ in range(images)])
-    found = select_subset(faces, limit, 50)
-    people = [set(faces.labels[list(part)]) for part in (found.calibration, found.held_out)]
+    subset = select_subset(faces, limit, 50)
+    people = [set(faces.labels[list(part)]) for part in (subset.calibration, subset.held_out)]
     assert not people[0] & people[1]
     assert len(people[1]) == 8
-    assert len(found.calibration) == min(limit, 32 * images)
-    assert select_subset(faces, limit, 50) == found
+    assert len(subset.calibration) == min(limit, 32 * images)
+    assert select_subset(faces, limit, 50) == subset
     # A new limit moves nobody from one side to the other.
-    assert not set(select_subset(faces, 1000, 1000).held_out) & set(found.calibration)
+    assert not set(select_subset(faces, 1000, 1000).held_out) & set(subset.calibration)
 
 
 @pytest.mark.parametrize(("limit", "judging"), [(60, 20), (61, 8)])
 def test_more_people_judge_pairs_where_enough_remain(limit: int, judging: int) -> None:
     faces = source([i for i in range(40) for _ in range(3)])
-    found = select_subset(faces, limit, 1000, pairs=True)
-    people = [set(faces.labels[list(part)]) for part in (found.calibration, found.held_out)]
+    subset = select_subset(faces, limit, 1000, pairs=True)
+    people = [set(faces.labels[list(part)]) for part in (subset.calibration, subset.held_out)]
     assert not people[0] & people[1]
     assert len(people[1]) == judging
-    assert len(found.calibration) == limit
+    assert len(subset.calibration) == limit
 
 
 def test_people_with_several_images_judge_first() -> None:
@@ -69,10 +69,10 @@ def test_people_with_several_images_judge_first() -> None:
 
 
 def test_too_few_people_judge_nothing_and_the_user_hears_it() -> None:
-    found = select_subset(source([0, 0, 1, 1, 2, 3]), 100, 100)
-    assert found.held_out == ()
-    assert len(found.calibration) == 6
-    assert "4 people" in found.reason
+    subset = select_subset(source([0, 0, 1, 1, 2, 3]), 100, 100)
+    assert subset.held_out == ()
+    assert len(subset.calibration) == 6
+    assert "4 people" in subset.reason
     unknown = replace(source(list(range(30))), labelled=False)
     assert select_subset(unknown, 100, 100).held_out == ()
 

@@ -34,14 +34,14 @@ conv: 1: 3ddc858b
 
 
 def test_a_cache_as_tensorrt_writes_it() -> None:
-    found = read_cache(PUBLISHED, "x")
-    assert (found.version, found.algorithm) == (7103, ALGORITHM)
-    assert found.ranges["data"] == pytest.approx(1.0, abs=0.005)
-    assert found.ranges["conv: 1"] == pytest.approx(
+    cache = read_cache(PUBLISHED, "x")
+    assert (cache.version, cache.algorithm) == (7103, ALGORITHM)
+    assert cache.ranges["data"] == pytest.approx(1.0, abs=0.005)
+    assert cache.ranges["conv: 1"] == pytest.approx(
         127 * struct.unpack(">f", b"\x3d\xdc\x85\x8b")[0]
     )
-    assert found.ranges["(Unnamed Layer* 64) [Shuffle]_output"] == 0.0
-    assert cache_text(found) == PUBLISHED
+    assert cache.ranges["(Unnamed Layer* 64) [Shuffle]_output"] == 0.0
+    assert cache_text(cache) == PUBLISHED
 
 
 @pytest.mark.parametrize("amax", [0.0, 1e-30, 0.3, 127.0, 1e9])
@@ -97,21 +97,21 @@ def test_the_cache_holds_the_plain_networks_ranges(
 ) -> None:
     bundle = shutil.copytree(exported.root, tmp_path / "n.bundle")
     done = calibrate(bundle, faces, "minmax", trt_cache="8.6.1").bundle
-    found = read_cache(done.file("calibration.cache").read_text(), "x")
-    assert found.version == 8601
+    cache = read_cache(done.file("calibration.cache").read_text(), "x")
+    assert cache.version == 8601
 
     model = onnx.load(done.file("model.onnx"))
     names = activation_tensors(model)
     assert names[0] == "face"
     assert {model.graph.output[0].name, *(n.output[0] for n in model.graph.node)} <= set(names)
-    assert list(found.ranges) == list(names)
+    assert list(cache.ranges) == list(names)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[1:])
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     calibrated = [i for i in range(len(faces)) if faces.labels[i] % 5 != 4]
     x = preprocess(next(faces.batches(len(calibrated), calibrated)), done.spec)
     for name, values in zip(names, [x, *session.run(None, {"face": x})], strict=True):
-        assert found.ranges[name] == pytest.approx(float(np.abs(values).max()), rel=1e-4), name
+        assert cache.ranges[name] == pytest.approx(float(np.abs(values).max()), rel=1e-4), name
 
     # A calibration without one leaves none of an earlier run.
     calibrate(bundle, faces)
