@@ -2,11 +2,11 @@
 
 import click
 
+from .command import define_command
 from .output import Output
-from .output import command as make
 
 
-@make("align")
+@define_command("align", example="fr-edge align photos --out faces --detector det_10g.onnx")
 @click.argument("source", metavar="SRC")
 @click.option("--out", required=True, metavar="DIR", help="Where to write the 112x112 crops.")
 @click.option("--detector", required=True, metavar="FILE.onnx", help="Finds faces and five points.")
@@ -37,10 +37,6 @@ def command(
     The detector is an ONNX file of YuNet, SCRFD, RetinaFace, YOLO-face (v5, v7, v8 and later),
     CenterFace, or one that gives boxes, scores and landmarks already suppressed; the shapes of its
     outputs say which. How it was understood is printed.
-
-    \b
-      fr-edge align photos --out faces --detector det_10g.onnx
-      fr-edge align photos --out faces --detector own.onnx --channels BGR --mean 127.5 --std 128
     """
     from ..faces.align import align_folder
     from ..faces.detect import open_detector

@@ -13,9 +13,9 @@ import click
 
 from ..cli import options
 from .benchmark_text import as_markdown, as_text
+from .command import define_command
 from .compare import changes_text, fraction
 from .output import Output
-from .output import command as make
 
 if TYPE_CHECKING:
     from ..runtime.evaluation.compare import CompareResult
@@ -46,7 +46,31 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
     return float(match[1]) * _UNITS[match[2]]
 
 
-@make("benchmark")
+@define_command(
+    "benchmark",
+    example="fr-edge benchmark mine.bundle --engine int8 --batch 1,8",
+    option_groups={
+        "Load": (
+            "--batch",
+            "--threads",
+            "--streams",
+            "--rate",
+            "--duration",
+            "--end-to-end",
+        ),
+        "Report": (
+            "--layers",
+            "--log",
+            "--markdown",
+        ),
+        "Gates": (
+            "--power-mode",
+            "--against",
+            "--max-regression",
+            "--allow-invalid",
+        ),
+    },
+)
 @options.bundle
 @options.engine()
 @options.backend

@@ -5,16 +5,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output, size_text, table
-from .output import command as make
 
 if TYPE_CHECKING:
     from ..faces.sources import Faces
     from ..runtime.trt.config import EngineOptions
 
 
-@make(
-    "build-engine", epilog="Example: fr-edge build-engine mine.bundle --int8 --backend onnxruntime"
+@define_command(
+    "build-engine",
+    example="fr-edge build-engine mine.bundle --int8 --backend onnxruntime",
+    option_groups={
+        "Precision": ("--int8", "--fp16", "--fp32", "--precision"),
+        "TensorRT": (
+            "--batch",
+            "--workspace",
+            "--level",
+            "--dla",
+            "--version-compatible",
+            "--hardware-compatible",
+            "--uint8-input",
+            "--implicit",
+            "--compute",
+        ),
+    },
 )
 @options.bundle
 @click.option(

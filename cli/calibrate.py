@@ -5,15 +5,26 @@ from typing import TYPE_CHECKING
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output, table
-from .output import command as make
 
 if TYPE_CHECKING:
     from ..calibration.calibrate import CalibrationReport
     from ..metrics.rates import RateChange
 
 
-@make("calibrate")
+@define_command(
+    "calibrate",
+    example="fr-edge calibrate mine.bundle --faces faces/calibration",
+    option_groups={
+        "Accuracy budget": (
+            "--max-tar-drop",
+            "--min-cosine",
+            "--far",
+            "--backend",
+        )
+    },
+)
 @options.bundle
 @options.faces(required=True, what="Calibration faces, a few hundred of many people")
 @click.option(
@@ -59,7 +70,7 @@ def command(
     float (FP16 in TensorRT's engine), those that cost most first, until it holds; exit code 1 if
     no assignment holds it. A search that was interrupted continues.
 
-    Example: fr-edge calibrate mine.bundle --faces synthetic:100x5
+
     """
     from ..bundle.bundle import open_bundle
     from ..calibration.calibrate import calibrate

@@ -2,11 +2,13 @@
 
 import click
 
+from .command import define_command
 from .output import Output
-from .output import command as make
 
 
-@make("check-engine", epilog="Example: fr-edge check-engine mine.bundle/engines/tensorrt-int8.plan")
+@define_command(
+    "check-engine", example="fr-edge check-engine mine.bundle/engines/tensorrt-int8.plan"
+)
 @click.argument("plan", metavar="FILE.plan")
 def command(output: Output, plan: str) -> None:
     """Check whether a TensorRT plan loads here, without loading it.

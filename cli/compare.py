@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from .command import define_command
 from .output import Output, table
-from .output import command as make
 
 
 def fraction(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -20,7 +20,7 @@ def fraction(ctx: click.Context, parameter: click.Parameter, text: str | None) -
     return value
 
 
-@make("compare")
+@define_command("compare", example="fr-edge compare mine.bundle other.bundle")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--max-regression", metavar="5%", callback=fraction, help="Gate: latency's rise.")

@@ -2,11 +2,11 @@
 
 import click
 
+from .command import define_command
 from .output import Output, table
-from .output import command as make
 
 
-@make("demo")
+@define_command("demo", example="fr-edge demo --out demo")
 @click.option("--out", default="demo", show_default=True, metavar="DIR", help="Where to work.")
 def command(output: Output, out: str) -> None:
     """Run the whole job on drawn faces, in minutes, on a CPU.

@@ -5,11 +5,14 @@ import os
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output
-from .output import command as make
 
 
-@make("distill")
+@define_command(
+    "distill",
+    example="fr-edge distill tiny --faces synthetic:40x8 --teacher t.bundle --out s.bundle",
+)
 @click.argument("recipe", metavar="RECIPE")
 @options.faces(required=True, what="Training faces, one folder per identity")
 @click.option("--teacher", metavar="FILE", help="A bundle, an ONNX file or a checkpoint.")
@@ -28,10 +31,6 @@ def command(
     """Train a student, or a teacher, as RECIPE says.
 
     RECIPE is a .toml file, or the name of a shipped one. Checkpoints are kept while it trains.
-
-    \b
-      fr-edge distill tiny-teacher --faces synthetic:100x20 --out teacher.bundle
-      fr-edge distill tiny --faces synthetic:100x20 --teacher teacher.bundle --out student.bundle
     """
     from ..distill.recipe import read_recipe
     from ..distill.train import distill

@@ -2,16 +2,16 @@
 
 import click
 
+from .command import HelpPageGroup, define_command
 from .find_preprocessing import command as find_preprocessing
 from .output import Output, table
-from .output import command as make
 
 
-@make(
+@define_command(
     "doctor",
-    cls=click.Group,
+    cls=HelpPageGroup,
     invoke_without_command=True,
-    epilog="Example: fr-edge doctor --self-test",
+    example="fr-edge doctor --self-test",
 )
 @click.option("--self-test", is_flag=True, help="Run a tiny network through every backend.")
 def command(output: Output, self_test: bool) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output
-from .output import command as make
 
 if TYPE_CHECKING:
     from ..arrays import F32, U8
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ..runtime.session import Session
 
 
-@make("embed")
+@define_command(
+    "embed", example="fr-edge embed mine.bundle --faces faces/judging --out embeddings.npz"
+)
 @options.bundle
 @options.faces(required=True)
 @click.option("--out", required=True, metavar="FILE.npz", help="The file to write.")

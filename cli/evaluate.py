@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output, table
-from .output import command as make
 
 
 def pooled(
@@ -23,7 +23,9 @@ def pooled(
     return found[1] == "1", found[2] == "1", found[3] == "1"
 
 
-@make("evaluate")
+@define_command(
+    "evaluate", example="fr-edge evaluate mine.bundle --protocol faces/pairs.csv --engine int8"
+)
 @options.bundle
 @click.option(
     "--protocol",

@@ -3,11 +3,17 @@
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output
-from .output import command as make
 
 
-@make("export")
+@define_command(
+    "export",
+    example="fr-edge export backbone.onnx --out mine.bundle --preset insightface",
+    option_groups={
+        "Input contract": ("--preset", "--mean", "--std", "--channels", "--size", "--faces")
+    },
+)
 @click.argument("source", metavar="SOURCE")
 @click.option("--out", required=True, metavar="BUNDLE", help="The bundle to write.")
 @click.option("--arch", metavar="NAME", help="The network of a checkpoint that does not name it.")
@@ -36,10 +42,6 @@ def command(
     SOURCE is a bundle, a checkpoint or an ONNX file.
     The input contract says how a face becomes the input; whoever trained the network knows it. Where
     nobody does, --faces finds it; it is never guessed.
-
-    \b
-      fr-edge export model.onnx --out model.bundle --preset insightface
-      fr-edge export backbone.pt --arch iresnet50 --preset insightface --out teacher.bundle
     """
     from ..export.export import export_onnx
     from ..faces.contract import make_spec

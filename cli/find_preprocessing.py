@@ -3,15 +3,15 @@
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output, table
-from .output import command as make
 
 _SHOWN = 10  # contracts
 
 
-@make(
+@define_command(
     "find-preprocessing",
-    epilog="Example: fr-edge find-preprocessing model.onnx --faces people/",
+    example="fr-edge find-preprocessing backbone.onnx --faces faces/judging",
 )
 @click.argument("source", metavar="SOURCE")
 @options.faces(required=True, what="Faces of several people with several images each")

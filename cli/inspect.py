@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .command import define_command
 from .output import Output, size_text, table
-from .output import command as make
 
 if TYPE_CHECKING:
     from ..graph.layers import ModelSummary
 
 
-@make("inspect")
+@define_command("inspect", example="fr-edge inspect mine.bundle")
 @click.argument("source", metavar="BUNDLE|FILE.onnx")
 @click.option("--layers", is_flag=True, help="A line for each layer.")
 def command(output: Output, source: str, layers: bool) -> None:

@@ -1,22 +1,23 @@
 """What commands say: results on stdout, progress and notes on stderr.
 
-With `--json` stdout is one JSON document. Knows nothing of stages.
+With `--json` stdout is one JSON document.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from shutil import get_terminal_size
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 T = TypeVar("T")
 
-_EVERY_S = 10.0
-"""Where stderr is no terminal, how often a line says where the work stands."""
+_EVERY_S = 10.0  # between lines of progress where stderr is no terminal
+_UNLIMITED = 10_000  # columns of a table in a pipe
+_DASHES = "\n".join(["    "] * 2 + [" -  "] + ["    "] * 5)  # rich's box: a rule below the header
 
 
 @dataclass(frozen=True)
@@ -47,38 +48,50 @@ class Output:
         return _bar(items, label, total) if sys.stderr.isatty() else _lines(items, label, total)
 
 
-def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
-    """A Click command with `--json`, `-v` and `-q`; its function gets an `Output` first."""
+def table(
+    rows: Sequence[Sequence[str]], header: Sequence[str] = (), width: int | None = None
+) -> str:
+    """Aligned columns of plain text.
 
-    def wrap(function: Callable[..., None]) -> click.Command:
-        @wraps(function)
-        def body(as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:
-            function(Output(as_json, quiet, verbose), **arguments)
-
-        wrapped: Callable[..., None] = body
-        # Click shows them in this order, after the command's own.
-        for flags, text in (
-            (("--json", "as_json"), "Print one JSON document on stdout."),
-            (("-v", "--verbose"), "Say where an error came from."),
-            (("-q", "--quiet"), "No progress, no notes."),
-        ):
-            wrapped = click.option(*flags, is_flag=True, help=text)(wrapped)
-        build: Callable[[Callable[..., None]], click.Command] = click.command(name, **settings)
-        return build(wrapped)
-
-    return wrap
-
-
-def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """Columns aligned with spaces: plain text that survives a pipe."""
-    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
-    if not lines:
+    Args:
+        rows: Cells of each row.
+        header: Titles of the columns, underlined with dashes.
+        width: Columns of the page. Cells that do not fit are wrapped between words, never inside
+            one; a page narrower than the words is exceeded. By default the terminal's, and no
+            limit where stdout is no terminal, so that a line stays a line in a pipe.
+    """
+    if not rows:
         return ""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
-    if header:
-        text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in text)
+    from io import StringIO
+
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(zip(*([header] if header else []), *rows, strict=True))
+    longest_words = [
+        max((len(word) for cell in column for word in cell.split()), default=0)
+        for column in columns
+    ]
+    grid = Table(
+        box=Box(_DASHES),
+        show_edge=False,
+        show_header=bool(header),
+        padding=(0, 1, 0, 0),
+    )
+    for cells, longest in zip(columns, longest_words, strict=True):
+        one_word = longest == max(map(len, cells))
+        grid.add_column(Text(cells[0] if header else ""), min_width=longest, no_wrap=one_word)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    if width is None:
+        width = get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
+    width = max(width, sum(longest_words) + 2 * len(columns))
+    page = StringIO()
+    console = Console(file=page, width=width, color_system=None, legacy_windows=False)
+    console.print(grid, crop=False, no_wrap=True, overflow="ignore")
+    return "\n".join(line.rstrip() for line in page.getvalue().rstrip("\n").split("\n"))
 
 
 def size_text(size: int) -> str:

@@ -3,11 +3,11 @@
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output
-from .output import command as make
 
 
-@make("report")
+@define_command("report", example="fr-edge report mine.bundle")
 @options.bundle
 @click.option("--include-faces", metavar="SRC", help="Show the worst faces, from this source.")
 def command(output: Output, bundle: str, include_faces: str | None) -> None:

@@ -2,11 +2,11 @@
 
 import click
 
+from .command import define_command
 from .output import Output
-from .output import command as make
 
 
-@make("targets", epilog="Example: fr-edge targets --target orin-nano@jetpack6.2")
+@define_command("targets", example="fr-edge targets --target orin-nano@jetpack6.2")
 @click.option(
     "--target",
     required=True,

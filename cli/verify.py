@@ -7,11 +7,35 @@ from typing import Any
 import click
 
 from ..cli import options
+from .command import define_command
 from .output import Output, table
-from .output import command as make
 
 
-@make("verify")
+@define_command(
+    "verify",
+    example="fr-edge verify mine.bundle --engine int8 --pairs faces/pairs.csv",
+    option_groups={
+        "Faces": (
+            "--faces",
+            "--pairs",
+            "--groups",
+            "--degrade",
+        ),
+        "Compared with": (
+            "--reference",
+            "--teacher",
+        ),
+        "Gates": (
+            "--min-cosine",
+            "--p1-cosine",
+            "--max-tar-drop",
+            "--max-stratum-drop",
+            "--far",
+            "--policy",
+            "--junit",
+        ),
+    },
+)
 @options.bundle
 @click.option(
     "--engine",

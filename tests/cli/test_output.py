@@ -37,8 +37,35 @@ def test_long_work_says_where_it_stands(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_tables_line_up() -> None:
-    assert table([["a", "1"], ["bbb", "22"]], ("x", "y")) == "x    y\n---  --\na    1\nbbb  22"
+    assert table([["a", "1"], ["bbb", "22"]], ("x", "y")) == "x    y\n---- ---\na    1\nbbb  22"
+    assert table([["a", "1"], ["bbb", "22"]]) == "a    1\nbbb  22"
     assert table([]) == ""
+
+
+ROWS = [
+    [
+        "engine int8",
+        "engines/onnxruntime-int8.onnx",
+        "33 INT8 (0 in kernels), 17 FP32 layers",
+        "6 s",
+    ],
+    ["accuracy", "on people never trained on", "teacher 90.0 %, [bold]student[/] 90.4 %", "5 s"],
+]
+
+
+@pytest.mark.parametrize("width", [80, 60, 20])
+def test_a_narrow_table_wraps_between_words(width: int) -> None:
+    text = table(ROWS, ("stage", "result", "figure", "time"), width)
+    words = {word for row in ROWS for cell in row for word in cell.split()}
+    assert words <= set(text.split())
+    widest = max(map(len, text.splitlines()))
+    assert widest <= width if width > 60 else widest < 70  # the longest words alone take 58
+
+
+def test_a_table_in_a_pipe_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [["a" * 60, "two words " * 20]]
+    assert len(table(rows).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""Defines the commands: the options they all take, their help page, and where logged lines go."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import click
+
+from ..errors import MachineError
+from .output import Output
+
+OptionGroups = Mapping[str, Sequence[str]]
+
+_SHARED = "Output and help"  # title of the group of the options that every command takes
+_SHARED_FLAGS = {"--json", "-v", "-q", "-h"}
+
+
+class HelpPage(click.Command):
+    """A command whose help shows its options in groups and ends in an example.
+
+    Attributes:
+        example: Command lines, one a line; a line that ends in a backslash goes on in the next.
+        option_groups: Title to option flags; the options of no group stand under "Options".
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        example: str = "",
+        option_groups: OptionGroups | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(*args, **settings)
+        self.example = example.strip("\n")
+        self.option_groups = dict(option_groups or {})
+        known = {flag for parameter in self.params for flag in parameter.opts}
+        if unknown := {flag for flags in self.option_groups.values() for flag in flags} - known:
+            raise ValueError(f"{self.name}: no option {', '.join(sorted(unknown))}")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        titles = {flag: title for title, flags in self.option_groups.items() for flag in flags}
+        last = _SHARED if titles else "Options"
+        sections: dict[str, list[tuple[str, str]]] = {
+            title: [] for title in ("Options", *self.option_groups, last)
+        }
+        shared: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None or isinstance(parameter, click.Argument):
+                continue
+            if _SHARED_FLAGS & set(parameter.opts):
+                shared.append(record)
+            else:
+                title = next((titles[f] for f in parameter.opts if f in titles), "Options")
+                sections[title].append(record)
+        sections[last] += shared
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.example:
+            lines = self.example.splitlines()
+            commands = sum(line.startswith("fr-edge ") for line in lines)
+            with formatter.section("Example" if commands == 1 else "Examples"):
+                for line in lines:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        super().format_epilog(ctx, formatter)
+
+
+class HelpPageGroup(HelpPage, click.Group):
+    """A command with subcommands."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def define_command(
+    name: str,
+    *,
+    example: str,
+    option_groups: OptionGroups | None = None,
+    cls: type[HelpPage] = HelpPage,
+    **settings: Any,
+) -> Callable[[Callable[..., None]], click.Command]:
+    """A decorator that makes a function a command with `--json`, `-v` and `-q`.
+
+    Args:
+        name: What users type behind `fr-edge`.
+        example: Command lines that end the help; a test runs them.
+        option_groups: Title to option flags, for a command with more than ten options.
+        cls: `HelpPageGroup` for a command with subcommands.
+        settings: Further arguments of `click.command`.
+
+    Returns:
+        The decorator. The function that it takes gets an `Output` and then the parameters.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @wraps(function)
+        def body(as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:
+            if sys.platform != "linux":
+                raise MachineError(
+                    f"fr-edge runs on Linux only, and this is {sys.platform}",
+                    "use a Linux machine, a container, or WSL 2 on Windows",
+                )
+            with _log_to_stderr(quiet=quiet, verbose=verbose):
+                function(Output(as_json, quiet, verbose), **arguments)
+
+        wrapped: Callable[..., None] = body
+        for flags, text in (  # click shows the last one first
+            (("-q", "--quiet"), "Print no progress and no notes."),
+            (("-v", "--verbose"), "Print details, and where an error came from."),
+            (("--json", "as_json"), "Print one JSON document on stdout."),
+        ):
+            wrapped = click.option(*flags, is_flag=True, help=text)(wrapped)
+        build: Callable[[Callable[..., None]], click.Command] = click.command(
+            name, cls=cls, example=example, option_groups=option_groups, **settings
+        )
+        return build(wrapped)
+
+    return decorate
+
+
+@contextmanager
+def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Show what the package logs on stderr: from INFO up, from DEBUG with -v, from ERROR with -q."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warning = "warning: " if record.levelno == logging.WARNING else ""
+            click.echo(warning + self.format(record), err=True)
+
+    logger, handler = logging.getLogger("fr_edge"), Handler()
+    before = logger.level
+    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

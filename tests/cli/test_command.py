@@ -1,0 +1,84 @@
+"""What every command has: its help page, and what the package logs on stderr."""
+
+import logging
+import subprocess
+import sys
+
+import click
+import pytest
+
+from fr_edge.cli.command import define_command
+from fr_edge.cli.main import COMMANDS, root, run
+from fr_edge.cli.output import Output
+
+Captured = pytest.CaptureFixture[str]
+GROUPS = {"Gates": ("--limit",)}
+MANY = 10  # options; a command with more shows them in groups
+
+
+@define_command("greet", example="fr-edge greet ann", option_groups=GROUPS)
+@click.argument("who")
+@click.option("--limit", help="Gate.")
+@click.option("--loud", is_flag=True, help="Greet loudly.")
+def greet(output: Output, who: str, limit: str | None, loud: bool) -> None:
+    """Greet somebody."""
+    logger = logging.getLogger("fr_edge.test")
+    logger.debug("a detail")
+    logger.info("a %s", "note")
+    logger.warning("be careful")
+    logger.error("it is broken")
+    output.result({"who": who}, who)
+
+
+def test_help_shows_groups_and_ends_in_the_example() -> None:
+    text = greet.get_help(click.Context(greet, info_name="greet"))
+    titles = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["Options:", "Gates:", "Output and help:", "Example:"]
+    assert text.endswith("Example:\n  fr-edge greet ann")
+    assert text.index("--loud") < text.index("Gates:") < text.index("--limit")
+    assert text.index("Output and help:") < text.index("--json")
+
+
+def test_a_group_of_an_option_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="--speed"):
+        define_command("x", example="", option_groups={"Load": ("--speed",)})(lambda output: None)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_with_many_options_group_them(name: str) -> None:
+    command = root.get_command(click.Context(root), name)
+    assert command is not None
+    text = command.get_help(click.Context(command, info_name=name))
+    options = sum(isinstance(parameter, click.Option) for parameter in command.params)
+    assert ("Output and help:" in text) == (options > MANY)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "err"),
+    [
+        ([], "a note\nwarning: be careful\nit is broken\n"),
+        (["-q"], "it is broken\n"),
+        (["-v"], "a detail\na note\nwarning: be careful\nit is broken\n"),
+    ],
+)
+def test_what_is_logged_goes_to_stderr(flags: list[str], err: str, capsys: Captured) -> None:
+    greet.main(["ann", *flags], standalone_mode=False)
+    assert capsys.readouterr() == ("ann\n", err)
+    assert not logging.getLogger("fr_edge").handlers
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_are_told_linux_only(system: str) -> None:
+    code = (
+        "import sys, click\n"
+        f"sys.platform = {system!r}\n"
+        "from fr_edge.cli.main import run\n"
+        "assert run(['--help']) == 0\n"
+        "sys.exit(run(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert f"Linux only, and this is {system}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run(["--version"]) == 0
