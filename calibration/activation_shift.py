@@ -13,6 +13,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ..arrays import F64
+from ..graph.edit import is_unpadded_conv
 from ..graph.layer_weights import add_to_bias, layer_columns, store_weight
 from ..graph.layers import Int8Choice
 from .histogram import Histogram, channel_midpoints
@@ -37,7 +38,7 @@ def shiftable_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
         for tensor in choice.tensors
         if tensor in makers
         and makers[tensor].op_type in _ONE_SIDED
-        and all(node.name in choice.int8 and _unpadded(node) for node in readers[tensor])
+        and all(node.name in choice.int8 and is_unpadded_conv(node) for node in readers[tensor])
     ]
 
 
@@ -98,20 +99,10 @@ def shift_activations(
         nodes.append(node)
         for name in set(node.output) & set(shifts) & set(choice.tensors):
             array = shifts[name].astype(np.float32).reshape(-1, 1, 1)
-            offset = store_weight(graph, f"{name}/centre", array)
-            renamed[name] = f"{name}/centred"
+            offset = store_weight(graph, f"{name}/offset", array)
+            renamed[name] = f"{name}/shifted"
             nodes.append(helper.make_node("Sub", [name, offset], [renamed[name]], renamed[name]))
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     graph.ClearField("node")
     graph.node.extend(copies)
     return renamed
-
-
-def _unpadded(node: NodeProto) -> bool:
-    """A convolution over images that adds no zeros at the border."""
-    if node.op_type != "Conv":
-        return False
-    given = {a.name: a for a in node.attribute}
-    pads = list(given["pads"].ints) if "pads" in given else []
-    padding = given["auto_pad"].s if "auto_pad" in given else b"NOTSET"
-    return not any(pads) and padding in (b"NOTSET", b"VALID")

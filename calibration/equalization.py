@@ -210,7 +210,7 @@ def equalize(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelPro
     def multiply(node: NodeProto, index: int, factor: F64) -> None:
         if index < len(node.input) and node.input[index]:
             array = numpy_helper.to_array(arrays[node.input[index]]) * factor
-            name = f"{node.name}/equalised_{index}"
+            name = f"{node.name}/equalized_{index}"
             changed[name] = numpy_helper.from_array(array.astype(np.float32), name)
             node.input[index] = name
 

@@ -36,7 +36,7 @@ def test_every_dense_layer_is_int8(
         choice.int8
     )
     # PReLU, activation shift and requantizing are one kernel, not layers of their own.
-    assert not [layer for layer in built.layers if layer.name.endswith("/centred")]
+    assert not [layer for layer in built.layers if layer.name.endswith("/shifted")]
 
 
 def test_layers_that_a_budget_keeps_in_float_are_fp16(
