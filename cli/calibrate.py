@@ -69,8 +69,6 @@ def command(
     estimate for other people from all pairs near the threshold. With a budget, layers go back to
     float (FP16 in TensorRT's engine), those that cost most first, until it holds; exit code 1 if
     no assignment holds it. A search that was interrupted continues.
-
-
     """
     from ..bundle.bundle import open_bundle
     from ..calibration.calibrate import calibrate
