@@ -1,11 +1,11 @@
-"""The demo's stages in their order, each done once: what was finished is kept in demo.json.
+"""The demo's stages in their order, on synthetic faces, by the functions that the commands call.
 
-It calls the same functions as the other commands, on faces that nobody has.
+Finished stages are recorded in demo.json and not repeated.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,64 +32,96 @@ from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
 from ..runtime.evaluation.evaluate import evaluate
 from ..runtime.evaluation.verify import verify
 from ..runtime.report.report import write_report
-from .demo_journal import Plan, Stage, keep, kept
+from .demo_journal import DemoPlan, DemoStage, read_stages, write_stages
 from .output import Output
 
-MIN_GAIN = 20.0
-"""Points of accuracy that the student must gain over its untrained self."""
-MAX_BEHIND = 5.0
-"""Points of accuracy that it may stay behind its teacher."""
+FULL = DemoPlan()
+MIN_GAIN = 20.0  # points of accuracy that the student must gain over its untrained self
+MAX_BEHIND = 5.0  # points of accuracy that the student may lose to its teacher
 
 
 @dataclass(frozen=True)
-class Gate:
+class DemoGate:
+    """A condition that the demo must meet.
+
+    Attributes:
+        name: Of the condition.
+        text: The measured figure, and the limit.
+        passed: Whether the condition is met.
+    """
+
     name: str
     text: str
     passed: bool
 
 
 @dataclass(frozen=True)
-class Demo:
-    """What `run_demo` did."""
+class DemoResult:
+    """What the demo did, shaped like the JSON document of `fr-edge demo --json`.
 
-    stages: tuple[Stage, ...]
-    gates: tuple[Gate, ...]
+    Attributes:
+        passed: Whether every gate passed.
+        bundle: The student's bundle.
+        report: The page that shows it.
+        stages: In their order.
+        gates: What was judged at the end.
+    """
+
+    passed: bool
     bundle: Path
     report: Path
-
-    @property
-    def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "passed": self.passed,
-            "bundle": str(self.bundle),
-            "report": str(self.report),
-            "stages": [asdict(stage) for stage in self.stages],
-            "gates": [asdict(gate) for gate in self.gates],
-        }
+    stages: tuple[DemoStage, ...]
+    gates: tuple[DemoGate, ...]
 
 
-Found = tuple[str, str, dict[str, Any]]
-"""What came out, its figure, and the numbers that gates need."""
+Found = tuple[str, str, dict[str, Any]]  # `made`, `figure` and `numbers` of a `DemoStage`
 
 
-def run_demo(out: str | Path, output: Output, plan: Plan = Plan()) -> Demo:  # noqa: B008
-    """Run what is not done yet of the demo in the folder `out`.
+def run_demo(out: str | Path, output: Output, plan: DemoPlan | None = None) -> DemoResult:
+    """Run the stages of the demo that are not finished yet.
 
-    Raises what the stages raise; `demo.json` keeps every stage that ended.
+    Args:
+        out: The demo's folder; made if it is missing.
+        output: Where progress and notes go.
+        plan: Faces and changes of the recipes; `FULL` by default.
+
+    Raises:
+        FrEdgeError: What a stage raises. demo.json keeps every finished stage.
     """
-    home = Path(out)
+    home, plan = Path(out), plan or FULL
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MachineError(f"{home} cannot be made: {error.strerror}", "choose --out") from error
+    finished = read_stages(home, plan)
+    works = _works(home, plan, output)
+    for count, (name, work) in enumerate(works.items(), 1):
+        if name in finished:
+            continue
+        output.note(f"[{count}/{len(works)}] {name}")
+        start = time.monotonic()
+        made, figure, numbers = work()
+        seconds = time.monotonic() - start
+        finished[name] = DemoStage(name, made, figure, seconds, numbers)
+        write_stages(home, plan, finished)
+    stages = tuple(finished[name] for name in works)
+    gates = _gates({name: value for s in stages for name, value in s.numbers.items()})
+    student = home / "student.bundle"
+    return DemoResult(
+        passed=all(gate.passed for gate in gates),
+        bundle=student,
+        report=student / "report.html",
+        stages=stages,
+        gates=gates,
+    )
+
+
+def _works(home: Path, plan: DemoPlan, output: Output) -> Mapping[str, Callable[[], Found]]:
+    """The stages by name, in their order."""
     teacher, student = home / "teacher.bundle", home / "student.bundle"
     judging = open_faces(plan.judging)
     judged = Pairs(judging, **vars(draw_pairs(judging.labels)))
-
-    stages: Mapping[str, Callable[[], Found]] = {
+    return {
         "teacher": lambda: _train("tiny-teacher", teacher, None, plan, output),
         "student": lambda: _train("tiny", student, teacher, plan, output),
         "accuracy": lambda: _accuracy(teacher, student, judged, home, output),
@@ -105,53 +137,33 @@ def run_demo(out: str | Path, output: Output, plan: Plan = Plan()) -> Demo:  # n
         "benchmark int8": lambda: _benchmark(student, "int8", output),
         "report": lambda: _report(student),
     }
-    done_before = kept(home, plan)
-    numbers: dict[str, Any] = {}
-    done: list[Stage] = []
-    for count, (name, work) in enumerate(stages.items(), 1):
-        if name in done_before:
-            stage, found = Stage(**done_before[name]["stage"]), done_before[name]["numbers"]
-        else:
-            output.note(f"[{count}/{len(stages)}] {name}")
-            start = time.monotonic()
-            made, figure, found = work()
-            stage = Stage(name, made, figure, round(time.monotonic() - start, 1))
-            done_before[name] = {"stage": asdict(stage), "numbers": found}
-            keep(home, plan, done_before)
-        done.append(stage)
-        numbers.update(found)
-    return Demo(tuple(done), _gates(numbers), student, student / "report.html")
 
 
-def _gates(numbers: Mapping[str, Any]) -> tuple[Gate, ...]:
+def _gates(numbers: Mapping[str, Any]) -> tuple[DemoGate, ...]:
     untrained, teacher, student = (
         100 * numbers[name] for name in ("untrained", "teacher", "student")
     )
     gain, behind = student - untrained, teacher - student
     return (
-        Gate(
+        DemoGate(
             "student learned",
             f"{gain:.1f} points over untrained, at least {MIN_GAIN:g}",
             gain >= MIN_GAIN,
         ),
-        Gate(
+        DemoGate(
             "student follows its teacher",
             f"{abs(behind):.1f} points {'ahead' if behind < 0 else 'behind'},"
             f" at most {MAX_BEHIND:g} behind",
             behind <= MAX_BEHIND,
         ),
         *(
-            Gate(
-                f"{engine} engine is the PyTorch model",
-                numbers[f"verify {engine}"]["text"],
-                numbers[f"verify {engine}"]["passed"],
-            )
+            DemoGate(f"{engine} engine matches PyTorch", **numbers[f"verify {engine}"])
             for engine in ("fp16", "int8")
         ),
     )
 
 
-def _train(recipe: str, out: Path, teacher: Path | None, plan: Plan, output: Output) -> Found:
+def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output: Output) -> Found:
     started = (out / "checkpoint").is_dir()
     bundle = distill(
         read_recipe(recipe, plan.changes),
@@ -207,7 +219,7 @@ def _export(student: Path, output: Output) -> Found:
     return "model.onnx", f"cosine to PyTorch {summary['check']['min_cosine']:.6f}", {}
 
 
-def _calibrate(student: Path, plan: Plan, output: Output) -> Found:
+def _calibrate(student: Path, plan: DemoPlan, output: Output) -> Found:
     done = calibrate(student, open_faces(plan.calibration), track=output.track)
     share = 100 * done.report.int8_mac_share
     return "model.int8.onnx", f"{share:.0f} % of multiply-adds in INT8", {}

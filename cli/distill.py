@@ -32,6 +32,7 @@ def command(
 
     RECIPE is a .toml file, or the name of a shipped one. Checkpoints are kept while it trains.
     """
+    options.require_torch("training needs torch")
     from ..distill.recipe import read_recipe
     from ..distill.train import distill
 

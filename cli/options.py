@@ -44,6 +44,23 @@ def engine(default: str = "auto") -> Callable[[Body], Body]:
     )
 
 
+def require_torch(reason: str) -> None:
+    """Refuse a command on an installation without torch.
+
+    Args:
+        reason: Why the command needs torch.
+
+    Raises:
+        MachineError: torch is not installed.
+    """
+    from importlib.util import find_spec
+
+    from ..errors import MachineError
+
+    if find_spec("torch") is None:
+        raise MachineError(f"{reason}, which is not installed", "pip install 'fr-edge[train]'")
+
+
 def open_source(output: "Output", source: str) -> "Faces":
     """Index a source of faces; says so when they do not look like aligned crops."""
     from ..faces.sources import frame_note, open_faces

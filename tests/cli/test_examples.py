@@ -1,0 +1,124 @@
+"""Every example that a command's help shows runs, on small files of the names it uses."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+from itertools import product
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from bright_detector import write_bright_detector
+from PIL import Image
+
+from fr_edge.cli.main import COMMANDS, root, run
+from fr_edge.faces.synthetic.render import draw_face
+from fr_edge.runtime.machine.backends import lacking
+
+PEOPLE, IMAGES = 12, 3
+NEEDS_TORCH = ("demo", "distill")
+
+
+def examples(name: str) -> list[str]:
+    """The example lines of a command, without their `fr-edge`."""
+    command = root.get_command(click.Context(root), name)
+    assert command is not None
+    text = command.example.replace("\\\n", " ")
+    return [line.removeprefix("fr-edge ") for line in text.splitlines()]
+
+
+def write_people(folder: Path, seed: int) -> None:
+    for person, image in product(range(PEOPLE), range(IMAGES)):
+        path = folder / f"person{person}" / f"{image}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_face(seed + person, image)).save(path)
+
+
+def write_pairs(file: Path, folder: str) -> None:
+    lines = ["fold,path1,path2,same"]
+    for person in range(PEOPLE):
+        other = (person + 1) % PEOPLE
+        first, fold = f"{folder}/person{person}/0.png", person % 3
+        lines.append(f"{fold},{first},{folder}/person{person}/1.png,1")
+        lines.append(f"{fold},{first},{folder}/person{other}/1.png,0")
+    file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def files(built: Path, network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the examples name."""
+    home = tmp_path_factory.mktemp("examples")
+    for name in ("mine", "other", "t"):
+        shutil.copytree(built, home / f"{name}.bundle")
+    shutil.copy(network, home / "backbone.onnx")
+    for number, part in enumerate(("calibration", "judging")):
+        write_people(home / "faces" / part, 1000 * (number + 1))
+    write_pairs(home / "faces" / "pairs.csv", "judging")
+    write_bright_detector(home / "det_10g.onnx")
+    photo = np.full((640, 640, 3), 60, np.uint8)
+    photo[96:128, 160:192] = 255
+    (home / "photos" / "ann").mkdir(parents=True)
+    Image.fromarray(photo).save(home / "photos" / "ann" / "1.png")
+    # The header of a plan of TensorRT 10.3, as tests/runtime/trt/test_plan_file.py has it.
+    plan = b"ftrt" + bytes(20) + bytes((10, 3, 0, 26)) + bytes(36)
+    (home / "mine.bundle" / "engines" / "tensorrt-int8.plan").write_bytes(plan)
+    return home
+
+
+@pytest.fixture
+def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder, which the example may change, as the working directory."""
+    shutil.copytree(files, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def short_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped recipes with one epoch, and a demo on few faces, whose gates always pass."""
+    from fr_edge.cli import demo_stages
+    from fr_edge.cli.demo_journal import DemoPlan
+    from fr_edge.distill import recipe
+
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    for name in ("tiny", "tiny-teacher"):
+        text = (recipe._SHIPPED / f"{name}.toml").read_text()
+        text = re.sub(r"(?m)^epochs = .*", "epochs = 1", text)
+        text = re.sub(r"(?m)^verify_identities = .*", "verify_identities = 4", text)
+        (recipes / f"{name}.toml").write_text(text)
+    monkeypatch.setattr(recipe, "_SHIPPED", recipes)
+    small = DemoPlan("synthetic:24x4@1", "synthetic:8x2@2", "synthetic:24x3@3", ("batch=20",))
+    monkeypatch.setattr(demo_stages, "FULL", small)
+    monkeypatch.setattr(demo_stages, "MIN_GAIN", -100.0)
+    monkeypatch.setattr(demo_stages, "MAX_BEHIND", 100.0)
+
+
+def run_examples(name: str) -> None:
+    expected = 3 if name == "check-engine" and lacking("tensorrt") else 0
+    for line in examples(name):
+        assert run(shlex.split(line)) == expected, line
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in NEEDS_TORCH])
+@pytest.mark.usefixtures("here")
+def test_an_example_runs(name: str) -> None:
+    assert examples(name)
+    run_examples(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize("name", NEEDS_TORCH)
+@pytest.mark.usefixtures("here", "short_training")
+def test_an_example_that_trains_runs(name: str) -> None:
+    run_examples(name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_example_fits_on_a_line(name: str) -> None:
+    command = root.get_command(click.Context(root), name)
+    assert command is not None
+    assert command.example.startswith(f"fr-edge {name} ")
+    assert max(map(len, command.example.splitlines())) <= 78
