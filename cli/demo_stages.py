@@ -215,8 +215,8 @@ def _embed(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: 
 
 
 def _export(student: Path, output: Output) -> Found:
-    summary = export_onnx(student, student, notify=output.note).history[-1]["summary"]
-    return "model.onnx", f"cosine to PyTorch {summary['check']['min_cosine']:.6f}", {}
+    check = export_onnx(student, student).summary.check
+    return "model.onnx", f"cosine to PyTorch {check.min_cosine:.6f}", {}
 
 
 def _calibrate(student: Path, plan: DemoPlan, output: Output) -> Found:

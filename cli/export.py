@@ -43,33 +43,38 @@ def command(
     The input contract says how a face becomes the input; whoever trained the network knows it. Where
     nobody does, --faces finds it; it is never guessed.
     """
+    from ..documents import to_builtins
     from ..export.export import export_onnx
     from ..faces.contract import make_spec
 
     given = {"mean": mean, "std": std, "channels": channels, "size": size}
     told = preset is not None or any(value is not None for value in given.values())
     spec = make_spec(preset, **given) if told else None
-    bundle = export_onnx(
+    result = export_onnx(
         source,
         out,
         arch=arch,
         spec=spec,
         golden=golden,
         faces=options.open_source(output, faces) if faces else None,
-        notify=output.note,
     )
-    summary = dict(bundle.history[-1]["summary"])
-    check, nodes, half = summary["check"], summary["nodes"], summary["fp16"]
+    bundle, summary = result.bundle, result.summary
+    check, nodes = summary.check, summary.nodes
     lines = [
         f"{out}/model.onnx: {bundle.embedding_dim}-d embeddings, {bundle.spec.describe()}",
-        f"  {summary['parameters']:,} parameters, {summary['macs'] / 1e6:.1f} M multiply-adds,"
-        f" {nodes['before']} -> {nodes['after']} nodes",
-        f"  the same function: cosine at least {check['min_cosine']:.7f},"
-        f" largest difference {check['max_abs_difference']:.2g}",
-        f"  FP16 flavour: cosine at least {half['check']['min_cosine']:.6f}"
-        if half
-        else "  no FP16 flavour",
+        f"  {summary.parameters:,} parameters, {summary.macs / 1e6:.1f} M multiply-adds,"
+        f" {nodes.before} -> {nodes.after} nodes",
+        f"  the same function: cosine at least {check.min_cosine:.7f},"
+        f" largest difference {check.max_abs_difference:.2g}",
+        f"  FP16 model: cosine at least {summary.fp16.check.min_cosine:.6f}"
+        if summary.fp16
+        else "  no FP16 model",
         f"next: fr-edge calibrate {out} --faces SRC",
     ]
-    document = {"bundle": out, "file": "model.onnx", "input": bundle.spec.to_json(), **summary}
+    document = {
+        "bundle": out,
+        "file": "model.onnx",
+        "input": bundle.spec.to_json(),
+        **to_builtins(summary),
+    }
     output.result(document, "\n".join(lines))

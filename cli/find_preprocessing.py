@@ -23,6 +23,7 @@ def command(output: Output, source: str, faces: str, limit: int) -> None:
     tried; the right contract separates people best. Exit code 1 when the declared contract is
     wrong.
     """
+    from ..documents import to_builtins
     from ..export.preprocessing_search import find_preprocessing
 
     result = find_preprocessing(
@@ -31,7 +32,7 @@ def command(output: Output, source: str, faces: str, limit: int) -> None:
     rows = [
         [
             f"{c.d_prime:.2f}",
-            f"{c.spec.channels} {c.name}",
+            f"{c.channels} {c.name}",
             c.view,
             "tie" if c.tied and c is not result.best else "",
         ]
@@ -41,6 +42,6 @@ def command(output: Output, source: str, faces: str, limit: int) -> None:
         table(rows, ("d'", "contract", "faces", "")),
         f"{result.images} faces of {result.identities} people: {result.verdict}",
     ]
-    output.result(result.to_json(), "\n".join(lines))
+    output.result(to_builtins(result), "\n".join(lines))
     if result.right is False:
         output.fail_gate("the declared input contract is wrong")

@@ -1,13 +1,12 @@
-"""`export_onnx`: any face network becomes `model.onnx` in a bundle, with its contract and proof.
+"""`export_onnx`: any face network becomes `model.onnx` in a bundle, with its input contract, checked.
 
-The stages of the work are the other files' here; this one knows their order and what the bundle
-gets.
+This file holds the order of the work and what the bundle gets; the work is in the others.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto
@@ -15,6 +14,7 @@ from onnx import ModelProto
 from ..arrays import F32
 from ..bundle.bundle import Transaction, open_bundle, transaction
 from ..bundle.manifest import Bundle
+from ..documents import to_builtins
 from ..errors import ModelError
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces
@@ -24,13 +24,69 @@ from ..graph.run import onnx_embedder
 from ..graph.trained_ranges import write_trained_ranges
 from .batchnorm import fold_batchnorm
 from .canonicalize import finish, normal_form
-from .fp16 import Fp16Model, fp16_model
+from .fp16 import Fp16Result, make_fp16_model
 from .golden import golden_faces, write_golden
 from .parity import Parity, check_parity, first_difference, probe_inputs, reference_embeddings
 from .simplify import simplify
 from .source import ExportSource, SourceOptions, open_source
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The file that was exported: `kind` is "pytorch" or "onnx"."""
+
+    kind: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class NodeCounts:
+    """Nodes of the graph before and after export."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What export did to a network, as the bundle's history keeps it.
+
+    Attributes:
+        source: The exported file.
+        nodes: Nodes before and after.
+        simplified: "onnxsim", or why its result was not taken.
+        folded: Kind of fold (for example `Conv+BatchNormalization`) -> how often.
+        norms_left: BatchNormalizations that no layer could take.
+        check: How far `model.onnx` is from the original.
+        fp16: How FP16 suits the network; None when there is no FP16 model.
+        parameters: Weights in `model.onnx`.
+        macs: Multiply-accumulates for one face.
+    """
+
+    source: SourceFile
+    nodes: NodeCounts
+    simplified: str
+    folded: Mapping[str, int]
+    norms_left: int
+    check: Parity
+    fp16: Fp16Result | None
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export_onnx` gives back.
+
+    Attributes:
+        bundle: The bundle, its files not hashed.
+        summary: What was done.
+    """
+
+    bundle: Bundle
+    summary: ExportSummary
 
 
 @dataclass(frozen=True)
@@ -40,7 +96,7 @@ class _Standard:
     model: ModelProto
     simplified: str
     folded: dict[str, int]
-    agreement: Parity
+    parity: Parity
 
 
 def export_onnx(
@@ -51,17 +107,26 @@ def export_onnx(
     spec: InputSpec | None = None,
     golden: str | Path | None = None,
     faces: Faces | None = None,
-    notify: Notify = lambda _: None,
-) -> Bundle:
-    """Export a bundle's weights, a checkpoint (`arch`) or somebody's ONNX file into a bundle.
+) -> ExportResult:
+    """Export a bundle's weights, a checkpoint or an ONNX file into a bundle.
 
-    `out` may be the source bundle; what its former model left there is dropped. `spec` is the
-    input contract of a checkpoint or ONNX file; a bundle and an ONNX file of fr-edge bring their
-    own; where nobody says it, it is found from `faces` of known identity. `golden` is a source of
-    faces to keep in the bundle instead of drawn ones.
+    Args:
+        source: A bundle, a PyTorch checkpoint, safetensors or ONNX file.
+        out: The bundle to write; may be the source bundle. What it holds of a former model is
+            removed.
+        arch: The network's name, for a checkpoint that does not name it.
+        spec: The input contract of a checkpoint or ONNX file. Bundles and ONNX files of fr-edge
+            have their own.
+        golden: A source of faces to keep in the bundle; None draws them.
+        faces: Faces of known identity, from which a contract that is not declared is found.
 
-    Raises UsageError when the call does not fit the source, ModelError when the network cannot be
-    used or the result is not the original, MachineError when torch is missing for weights.
+    Returns:
+        The bundle and what was done.
+
+    Raises:
+        UsageError: The arguments do not fit the source.
+        ModelError: The network cannot be used, or the result does not compute what it does.
+        MachineError: torch is missing for weights, or onnx-ir for anything.
     """
     options = {
         "source": Path(source).name,
@@ -70,56 +135,54 @@ def export_onnx(
         "golden": Path(golden).name if golden else None,
         "faces": faces.where if faces else None,
     }
-    told = SourceOptions(arch, spec, faces, notify)
-    with transaction(out, "export", {k: v for k, v in options.items() if v is not None}) as draft:
-        _export(open_source(Path(source), Path(out), told), draft, golden, notify)
-    return open_bundle(out, check="manifest")
+    given = {key: value for key, value in options.items() if value is not None}
+    with transaction(out, "export", given) as change:
+        opened = open_source(Path(source), Path(out), SourceOptions(arch, spec, faces))
+        summary = _export(opened, change, golden)
+        change.summary = to_builtins(summary)
+    return ExportResult(open_bundle(out, check="manifest"), summary)
 
 
-def _export(
-    origin: ExportSource, draft: Transaction, golden: str | Path | None, notify: Notify
-) -> None:
-    inputs = probe_inputs(origin.spec)
-    expected = reference_embeddings(origin.embed, inputs)
+def _export(source: ExportSource, change: Transaction, golden: str | Path | None) -> ExportSummary:
+    inputs = probe_inputs(source.spec)
+    expected = reference_embeddings(source.embed, inputs)
     lengths = np.linalg.norm(expected, axis=1)
-    spec = replace(origin.spec, l2_normalised=bool(np.abs(lengths - 1).max() < 1e-3))
-    standard = _standard(origin, spec, inputs, expected, notify)
+    spec = replace(source.spec, l2_normalised=bool(np.abs(lengths - 1).max() < 1e-3))
+    standard = _standardize(source, spec, inputs, expected)
     model = standard.model
-    half = fp16_model(model, inputs, expected, notify)
-    faces = golden_faces(golden, notify)
+    half = make_fp16_model(model, inputs, expected)
+    faces = golden_faces(golden)
 
-    draft.spec, draft.embedding_dim = spec, expected.shape[1]
-    draft.path("model.onnx", "model").write_bytes(model.SerializeToString())
-    write_golden(draft.path("golden.npz", "golden"), faces, preprocess(faces, spec), origin)
+    change.spec, change.embedding_dim = spec, expected.shape[1]
+    change.path("model.onnx", "model").write_bytes(model.SerializeToString())
+    write_golden(change.path("golden.npz", "golden"), faces, preprocess(faces, spec), source)
     if half:
-        path = draft.path("model.fp16.onnx", "FP16 model")
+        path = change.path("model.fp16.onnx", "FP16 model")
         path.write_bytes(half.model.SerializeToString())
-    if origin.save_weights:
-        origin.save_weights(draft.path("model.pt", "weights"))
-    elif origin.kind == "onnx" and origin.file.resolve() != (draft.root / "model.onnx").resolve():
-        draft.remove("model.pt")
-    draft.summary = {
-        "source": {"kind": origin.kind, "sha256": sha256(origin.file)},
-        "nodes": {"before": len(origin.model.graph.node), "after": len(model.graph.node)},
-        "simplified": standard.simplified,
-        "folded": standard.folded,
-        "norms_left": sum(node.op_type == "BatchNormalization" for node in model.graph.node),
-        "check": asdict(standard.agreement),
-        "fp16": _half_summary(half) if half else None,
-        "parameters": parameters(model),
-        "macs": macs(model),
-    }
+    if source.save_weights:
+        source.save_weights(change.path("model.pt", "weights"))
+    elif source.kind == "onnx" and source.file.resolve() != (change.root / "model.onnx").resolve():
+        change.remove("model.pt")
+    return ExportSummary(
+        source=SourceFile(source.kind, sha256(source.file)),
+        nodes=NodeCounts(len(source.model.graph.node), len(model.graph.node)),
+        simplified=standard.simplified,
+        folded=standard.folded,
+        norms_left=sum(node.op_type == "BatchNormalization" for node in model.graph.node),
+        check=standard.parity,
+        fp16=half.result if half else None,
+        parameters=parameters(model),
+        macs=macs(model),
+    )
 
 
-def _standard(
-    origin: ExportSource, spec: InputSpec, inputs: F32, expected: F32, notify: Notify
-) -> _Standard:
-    """Every step that changes the graph, and the proof that none changed the function."""
-    given = origin.model
+def _standardize(source: ExportSource, spec: InputSpec, inputs: F32, expected: F32) -> _Standard:
+    """Every step that changes the graph, and the check that none changed the function."""
+    given = source.model
     normal = normal_form(given, spec)
-    simple, how = simplify(normal, notify)
+    simple, simplified = simplify(normal)
     try:
-        return _folded(simple, how, origin.ranges, spec, inputs, expected)
+        return _fold(simple, simplified, source.ranges, spec, inputs, expected)
     except ModelError as error:
         for before, after in ((given, normal), (normal, simple)):
             if where := first_difference(before, after, inputs[:1]):
@@ -128,36 +191,29 @@ def _standard(
             raise
         if before is given:
             raise ModelError(f"{error.message}; it differs from {where} on", error.hint) from error
-        notify(f"onnxsim changes what the network computes at {where}: its work is left out")
-        return _folded(normal, f"onnxsim changed {where}", origin.ranges, spec, inputs, expected)
+        logger.warning(
+            "onnxsim changes what the network computes at %s: its work is left out", where
+        )
+        return _fold(normal, f"onnxsim changed {where}", source.ranges, spec, inputs, expected)
 
 
-def _folded(
+def _fold(
     model: ModelProto,
-    how: str,
+    simplified: str,
     ranges: tuple[float, ...],
     spec: InputSpec,
     inputs: F32,
     expected: F32,
 ) -> _Standard:
-    # A range that was trained is of what the layer reads now.
-    final, folded = fold_batchnorm(model, into_readers=not ranges)
-    final = finish(final, spec)
+    # A range that was trained holds for what the layer reads now.
+    folded, counts = fold_batchnorm(model, into_readers=not ranges)
+    final = finish(folded, spec)
     if ranges:
         write_trained_ranges(final, ranges)
     try:
-        agreement = check_parity(onnx_embedder(final.SerializeToString()), inputs, expected)
+        parity = check_parity(onnx_embedder(final.SerializeToString()), inputs, expected)
     except ModelError as error:
         where = first_difference(model, final, inputs[:1])
-        said = f"; folding changes {where}" if where else ""
-        raise ModelError(error.message + said, error.hint) from error
-    return _Standard(final, how, folded, agreement)
-
-
-def _half_summary(half: Fp16Model) -> dict[str, Any]:
-    return {
-        "check": asdict(half.agreement),
-        "kept_float": list(half.kept_float),
-        "denormal_weights": half.denormal_weights,
-        "peak_activation": half.peak,
-    }
+        place = f"; folding changes {where}" if where else ""
+        raise ModelError(error.message + place, error.hint) from error
+    return _Standard(final, simplified, counts, parity)

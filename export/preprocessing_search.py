@@ -1,17 +1,24 @@
-"""What a diagnosis of the input contract found, and its words; who tries is diagnose.py."""
+"""Finds the input contract that a network was trained with, from faces of known identity.
 
-from collections.abc import Callable
+The likely ways to make a face an input are tried; the right one separates genuine from impostor
+scores best. Two that differ by less than chance, or by less than 1 % of d', are called a tie.
+"""
+
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import U8
+from ..arrays import I64
 from ..bundle.bundle import open_bundle
 from ..errors import FacesError
-from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec, Triple, preprocess
+from ..faces.contract import (
+    ALIGNED_SIZE,
+    PRESETS,
+    ContractVariant,
+    InputSpec,
+    contract_variants,
+)
 from ..faces.sources import Faces
 from ..graph.load import contract_of, image_input, read_onnx
 from ..graph.run import Embed, onnx_embedder
@@ -19,151 +26,98 @@ from ..metrics.decidability import PairSums, d_prime, d_prime_lead, pair_sums
 from ..progress import Track, silent
 from .canonicalize import tidy
 
-SEPARATES = 1.5
-"""d' below this is no recognition: about 23 % equal error rate for normal scores."""
+SEPARATES = 1.5  # d' below this is no recognition: about 23 % equal error rate for normal scores
+
+_TIE = 0.01  # of d': a lead that nobody would notice
+
+_SCOUTS = 48  # images on which every variant is tried
+
+_HOPELESS = 0.5  # of the best d': variants below are not tried on all images
+
+_BATCH = 16  # faces per run
+
+_MIN_IDENTITIES = 8
 
 
 @dataclass(frozen=True)
 class ContractCandidate:
-    """One way to feed the network; `tied` with the first of the ranking."""
+    """One way to feed the network, and how well it separates people.
+
+    Attributes:
+        name: The normalization, see `faces.contract.NORMALIZATIONS`.
+        channels: "RGB" or "BGR".
+        input: The whole contract.
+        view: How the faces were turned, see `faces.contract.VIEWS`.
+        d_prime: Decidability of genuine and impostor scores.
+        tied: Whether it cannot be told from the best.
+    """
 
     name: str
-    spec: InputSpec
+    channels: str
+    input: InputSpec
     view: str
     d_prime: float
     tied: bool
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "channels": self.spec.channels,
-            "input": self.spec.to_json(),
-            "view": self.view,
-            "d_prime": self.d_prime,
-            "tied": self.tied,
-        }
-
 
 @dataclass(frozen=True)
 class PreprocessingResult:
-    """Candidates, the best first, for a network whose file or bundle says `declared`, if any."""
+    """Which input contract the faces show.
 
-    ranking: tuple[ContractCandidate, ...]
+    Attributes:
+        verdict: A sentence for people.
+        right: Whether the declared contract is the best or ties with it; None where none is
+            declared or no candidate separates people.
+        separates: Whether the best candidate tells these people apart.
+        declared: The contract that the file or bundle declares, if any.
+        identities: People in the trial.
+        images: Images in the trial.
+        ranking: Candidates, the best first.
+    """
+
+    verdict: str
+    right: bool | None
+    separates: bool
     declared: InputSpec | None
     identities: int
     images: int
+    ranking: tuple[ContractCandidate, ...]
 
     @property
     def best(self) -> ContractCandidate:
         return self.ranking[0]
 
-    @property
-    def separates(self) -> bool:
-        """Whether any candidate tells these people apart."""
-        return self.best.d_prime >= SEPARATES
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the declared contract is the best or ties with it; None where nothing is known."""
-        if self.declared is None or not self.separates:
-            return None
-        return any(c.tied and like(c.spec, self.declared) for c in self._upright())
-
-    @property
-    def verdict(self) -> str:
-        best, rivals = self.best, [c for c in self._upright() if c.tied][1:]
-        if not self.separates:
-            return (
-                f"nothing separates these people (best d' {best.d_prime:.2f}): the faces are not"
-                " aligned, the labels are wrong, or the network recognises none"
-            )
-        names = " or ".join(_told(c) for c in [best, *rivals])
-        said = f"trained with {names}"
-        if rivals:
-            said += f": a tie, d' {best.d_prime:.2f}, the faces cannot tell them apart"
-        if best.view not in ("upright", "mirrored"):
-            said += f"; the faces are {best.view}"
-        if self.right is False and self.declared:
-            said += f"; the declared contract ({self.declared.describe()}) is wrong"
-        return said
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "verdict": self.verdict,
-            "right": self.right,
-            "separates": self.separates,
-            "declared": self.declared.to_json() if self.declared else None,
-            "identities": self.identities,
-            "images": self.images,
-            "ranking": [candidate.to_json() for candidate in self.ranking],
-        }
-
-    def _upright(self) -> list[ContractCandidate]:
-        return [c for c in self.ranking if c.view == self.best.view]
-
-
-def like(a: InputSpec, b: InputSpec) -> bool:
-    """Whether two contracts make the same input of a face."""
-    return replace(a, l2_normalised=False) == replace(b, l2_normalised=False)
-
-
-def _told(candidate: ContractCandidate) -> str:
-    if candidate.name in PRESETS and candidate.spec.channels == "RGB":
-        return f"--preset {candidate.name} ({candidate.spec.describe()})"
-    return candidate.spec.describe()
-
-
-# Finds the input contract that a network was trained with, from faces of known identity.
-#
-# The likely ways to make a face an input are tried; the right one separates genuine from impostor
-# scores best. Two that differ less than chance, or than anyone would notice, are called a tie.
-
-SCALES: dict[str, tuple[Triple, Triple]] = {
-    "insightface": (PRESETS["insightface"].mean, PRESETS["insightface"].std),
-    "raw": (PRESETS["raw"].mean, PRESETS["raw"].std),
-    "127.5/128": ((127.5,) * 3, (128.0,) * 3),
-    "/255": ((0.0,) * 3, (255.0,) * 3),
-    "imagenet": (PRESETS["imagenet"].mean, PRESETS["imagenet"].std),
-}
-"""Mean and std of pixels 0..255, the more usual first: of several that tie, the first is named."""
-
-VIEWS: dict[str, Callable[[U8], U8]] = {
-    "upright": lambda faces: faces,
-    "mirrored": lambda faces: faces[:, :, ::-1],
-    "upside down": lambda faces: faces[:, ::-1],
-    "rows and columns swapped": lambda faces: faces.transpose(0, 2, 1, 3),
-    "channels last read as channels first": lambda faces: (
-        np.ascontiguousarray(faces).reshape(-1, 3, ALIGNED_SIZE, ALIGNED_SIZE).transpose(0, 2, 3, 1)
-    ),
-}
-"""What may have happened to the faces, tried with the best contract; `upright` is first."""
-
-SAME = 0.01
-"""A lead of less than 1 % of d' changes nothing that anyone would notice."""
-
-_SCOUTS = 48
-
-_HOPELESS = 0.5
-
-_BATCH = 16
-
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """How well a network separates, fed in one way."""
+    """How well a network separates people when it is fed in one way."""
 
-    name: str
-    spec: InputSpec
-    view: str
+    variant: ContractVariant
     sums: PairSums
+
+    @property
+    def d_prime(self) -> float:
+        return d_prime(self.sums)
 
 
 def find_preprocessing(
     source: str | Path, faces: Faces, *, limit: int = 160, track: Track = silent
 ) -> PreprocessingResult:
-    """Diagnose a bundle's `model.onnx` or somebody's ONNX file; see `diagnose_embedder`.
+    """Find the input contract of a bundle's `model.onnx` or of an ONNX file.
 
-    Raises BundleError and ModelError for a source that cannot be used.
+    Args:
+        source: A bundle or an ONNX file.
+        faces: Faces of at least 8 people with two images each.
+        limit: Images at most.
+        track: Reports progress.
+
+    Returns:
+        The candidates and a verdict, also on the contract that the source declares.
+
+    Raises:
+        BundleError: The bundle cannot be used.
+        ModelError: The network cannot be used.
+        FacesError: There are too few people.
     """
     source = Path(source)
     bundle = open_bundle(source) if source.is_dir() else None
@@ -172,10 +126,10 @@ def find_preprocessing(
     size = (face.height or ALIGNED_SIZE, face.width or ALIGNED_SIZE)
     declared = bundle.spec if bundle else contract_of(model)
     embed = onnx_embedder(model.SerializeToString())
-    return find_preprocessing_of(embed, size, faces, declared, limit=limit, track=track)
+    return rank_contracts(embed, size, faces, declared, limit=limit, track=track)
 
 
-def find_preprocessing_of(
+def rank_contracts(
     embed: Embed,
     size: tuple[int, int],
     faces: Faces,
@@ -184,94 +138,158 @@ def find_preprocessing_of(
     limit: int = 160,
     track: Track = silent,
 ) -> PreprocessingResult:
-    """Rank the candidates for a network that takes `size` (height, width), on `limit` images.
+    """Find the input contract of a network that is given as a function.
 
-    Raises FacesError when there are not 8 identities with two images or more.
+    Args:
+        embed: `(N, 3, H, W) float32 -> (N, D) float32`.
+        size: H and W of the network's input, in pixels.
+        faces: Faces of at least 8 people with two images each.
+        declared: The contract that is declared, if any.
+        limit: Images at most.
+        track: Reports progress.
+
+    Returns:
+        The candidates and a verdict.
+
+    Raises:
+        FacesError: There are too few people.
     """
-    picks, labels = _pairs(faces, limit)
+    picks, labels = _pick_images(faces, limit)
     images = np.stack([faces.read(index) for index in picks])
-    plans = [
-        (name, InputSpec(*size, channels=channels, mean=mean, std=std))
-        for name, (mean, std) in SCALES.items()
-        for channels in ("RGB", "BGR")
-    ]
-    if declared and not any(like(spec, declared) for _, spec in plans):
-        plans.append(("declared", declared))
-    few = slice(0, min(_SCOUTS, len(images)))
 
-    def tried(name: str, spec: InputSpec, view: str, part: slice) -> _Trial:
-        seen = VIEWS[view](images[part])
+    def trial(variant: ContractVariant, count: int) -> _Trial:
         parts = [
-            embed(preprocess(seen[start : start + _BATCH], spec))
-            for start in range(0, len(seen), _BATCH)
+            embed(variant.inputs(images[start : min(start + _BATCH, count)]))
+            for start in range(0, count, _BATCH)
         ]
-        return _Trial(name, spec, view, pair_sums(np.concatenate(parts), labels[part]))
+        return _Trial(variant, pair_sums(np.concatenate(parts), labels[:count]))
 
-    def scouts(view: str) -> list[_Trial]:
-        label = f"trying contracts, {view}"
-        return [tried(*plan, view, few) for plan in track(plans, label, len(plans))]
+    def trials(variants: list[ContractVariant], label: str, count: int) -> list[_Trial]:
+        return [trial(variant, count) for variant in track(variants, label, len(variants))]
 
-    upright = scouts("upright")
-    best = max(upright, key=_score)
-    turned = [
-        tried(best.name, best.spec, view, few)
-        for view in track(list(VIEWS)[1:], "turning the faces", len(VIEWS) - 1)
-    ]
-    view = max([best, *turned], key=_score).view
-    wrong_way = view != "mirrored" and d_prime_lead(max(turned, key=_score).sums, best.sums)[0] > 0
-    scouted = scouts(view) if wrong_way else upright
-    top = max(map(_score, scouted))
-    # All images for those in the running; a few have said enough about the others.
-    hopeful = [trial for trial in scouted if _score(trial) >= _HOPELESS * top]
-    running = [
-        tried(trial.name, trial.spec, trial.view, slice(None))
-        for trial in track(hopeful, "trying the best", len(hopeful))
-    ]
-    if wrong_way:  # that view is among the scouted by now
-        turned = [trial for trial in turned if trial.view != view]
-    rest = [trial for trial in [*scouted, *turned] if trial not in hopeful]
-    return PreprocessingResult(_ranking(running, rest), declared, len(set(labels)), len(images))
+    few = min(_SCOUTS, len(images))
+    spec = replace(declared or InputSpec(), height=size[0], width=size[1])
+    variants = [v for v in contract_variants(spec) if v.view == "upright"]
+    scouts = trials(variants, "trying contracts, upright", few)
+    best = max(scouts, key=_score).variant
+    views = [v for v in contract_variants(best.spec) if v.view != "upright"]
+    turned = trials([replace(v, name=best.name) for v in views], "turning the faces", few)
+    view = _better_view(max(scouts, key=_score), turned)
+    if view != "upright":
+        variants = [replace(variant, view=view) for variant in variants]
+        scouts = trials(variants, f"trying contracts, {view}", few)
+        turned = [other for other in turned if other.variant.view != view]
+    # All images for those that have a chance; a few are enough for the others.
+    limit_d_prime = _HOPELESS * max(map(_score, scouts))
+    hopeful = [scout for scout in scouts if scout.d_prime >= limit_d_prime]
+    finals = trials([scout.variant for scout in hopeful], "trying the best", len(images))
+    rest = [other for other in [*scouts, *turned] if other not in hopeful]
+    return _judge(_rank(finals, rest), declared, len(set(labels)), len(images))
+
+
+def same_input(a: InputSpec, b: InputSpec) -> bool:
+    """Tell whether two contracts make the same input of a face.
+
+    Args:
+        a: A contract.
+        b: Another.
+
+    Returns:
+        Whether they agree in all but the length of the network's output.
+    """
+    return replace(a, l2_normalised=False) == replace(b, l2_normalised=False)
 
 
 def _score(trial: _Trial) -> float:
-    return d_prime(trial.sums)
+    return trial.d_prime
 
 
-def _ranking(running: list[_Trial], rest: list[_Trial]) -> tuple[ContractCandidate, ...]:
-    """Best first, and of those that tie with the best the most usual first."""
-    first = max(running, key=_score)
+def _better_view(upright: _Trial, turned: list[_Trial]) -> str:
+    """The view in which people are separated better beyond doubt; a mirrored face is no worse."""
+    best = max(turned, key=_score)
+    if best.variant.view == "mirrored" or best.d_prime <= upright.d_prime:
+        return "upright"
+    return best.variant.view if d_prime_lead(best.sums, upright.sums)[0] > 0 else "upright"
+
+
+def _rank(finals: list[_Trial], rest: list[_Trial]) -> tuple[ContractCandidate, ...]:
+    """Best first; those that tie with the best in the order of `contract_variants`."""
+    first = max(finals, key=_score)
 
     def ties(trial: _Trial) -> bool:
-        gap = _score(first) - _score(trial)
-        return gap <= SAME * abs(_score(first)) or d_prime_lead(first.sums, trial.sums)[0] <= 0
+        gap = first.d_prime - trial.d_prime
+        return gap <= _TIE * abs(first.d_prime) or d_prime_lead(first.sums, trial.sums)[0] <= 0
 
-    tied = [trial for trial in running if ties(trial)]
-    others = sorted((t for t in [*running, *rest] if t not in tied), key=_score, reverse=True)
+    tied = [trial for trial in finals if ties(trial)]
+    others = [trial for trial in [*finals, *rest] if trial not in tied]
     return tuple(
-        ContractCandidate(trial.name, trial.spec, trial.view, _score(trial), trial in tied)
-        for trial in [*tied, *others]
+        ContractCandidate(
+            trial.variant.name,
+            trial.variant.spec.channels,
+            trial.variant.spec,
+            trial.variant.view,
+            trial.d_prime,
+            trial in tied,
+        )
+        for trial in [*tied, *sorted(others, key=_score, reverse=True)]
     )
 
 
-def _pairs(faces: Faces, limit: int) -> tuple[list[int], npt.NDArray[np.int64]]:
+def _judge(
+    ranking: tuple[ContractCandidate, ...],
+    declared: InputSpec | None,
+    identities: int,
+    images: int,
+) -> PreprocessingResult:
+    best = ranking[0]
+    tied = [c for c in ranking if c.tied and c.view == best.view]
+    separates = best.d_prime >= SEPARATES
+    right = None
+    if declared is not None and separates:
+        right = any(same_input(candidate.input, declared) for candidate in tied)
+    if separates:
+        verdict = f"trained with {' or '.join(map(_describe, tied))}"
+        if len(tied) > 1:
+            verdict += f": a tie, d' {best.d_prime:.2f}, the faces cannot tell them apart"
+        if best.view not in ("upright", "mirrored"):
+            verdict += f"; the faces are {best.view}"
+        if declared is not None and not right:
+            verdict += f"; the declared contract ({declared.describe()}) is wrong"
+    else:
+        verdict = (
+            f"no candidate separates these people (best d' {best.d_prime:.2f}): the faces are not"
+            " aligned, the labels are wrong, or the network does not recognize people"
+        )
+    return PreprocessingResult(verdict, right, separates, declared, identities, images, ranking)
+
+
+def _describe(candidate: ContractCandidate) -> str:
+    text = candidate.input.describe()
+    if candidate.name in PRESETS and candidate.channels == "RGB":
+        return f"--preset {candidate.name} ({text})"
+    return text
+
+
+def _pick_images(faces: Faces, limit: int) -> tuple[list[int], I64]:
     """Images in turns of two per identity, many identities before many images; their labels."""
     members: dict[int, list[int]] = {}
     for index, label in enumerate(faces.labels):
         members.setdefault(label, []).append(index)
-    people = [found for found in members.values() if len(found) > 1]
-    if len(people) < 8:
+    people = [indices for indices in members.values() if len(indices) > 1]
+    if len(people) < _MIN_IDENTITIES:
         raise FacesError(
-            f"{faces.where} has {len(people)} identities with two images or more; 8 are needed",
+            f"{faces.where} has {len(people)} identities with two images or more;"
+            f" {_MIN_IDENTITIES} are needed",
             "give a folder with one sub-folder of images per identity",
         )
-    count = min(len(people), max(8, limit // 2))
+    count = min(len(people), max(_MIN_IDENTITIES, limit // 2))
     people = [people[i * len(people) // count] for i in range(count)]
     each = max(2, limit // count)
     # The scouts are the first images: pairs of as many people as there are.
     turns = [
         (number, index)
         for start in range(0, each, 2)
-        for number, found in enumerate(people)
-        for index in found[start : min(start + 2, each)]
+        for number, indices in enumerate(people)
+        for index in indices[start : min(start + 2, each)]
     ]
     return [index for _, index in turns], np.array([number for number, _ in turns], np.int64)

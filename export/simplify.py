@@ -1,19 +1,21 @@
 """Runs onnxsim, which computes constant parts of a graph away and merges operators.
 
 It is native code that has crashed on real models, so it runs in a process of its own, with a time
-limit; without it the model stays as it was. What it did to the numbers is check.py's to find out.
+limit. Without it the model stays as it is. `parity` measures whether it changed the numbers.
 """
 
 import importlib.util
+import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
+
+logger = logging.getLogger(__name__)
 
 _SCRIPT = """
 import sys
@@ -24,15 +26,32 @@ onnx.save(model, sys.argv[2])
 """
 
 
-def simplify(
-    model: ModelProto, notify: Callable[[str], None], *, timeout_s: float = 300.0
-) -> tuple[ModelProto, str]:
-    """The simplified model and "onnxsim", or the model as it is and why not.
+class _SimplifyError(Exception):
+    """onnxsim is missing or failed; the message says how."""
 
-    Never raises for what onnxsim does; the reason goes to `notify` too.
+
+def simplify(model: ModelProto, *, timeout_s: float = 300.0) -> tuple[ModelProto, str]:
+    """Simplify a model with onnxsim; failures are logged, never raised.
+
+    Args:
+        model: The model.
+        timeout_s: Seconds after which onnxsim is ended.
+
+    Returns:
+        The simplified model and "onnxsim", or the same model and the reason.
     """
+    try:
+        return _simplified(model, timeout_s), "onnxsim"
+    except _SimplifyError as error:
+        logger.warning(
+            "%s: the graph is not simplified, BatchNormalization is folded all the same", error
+        )
+        return model, str(error)
+
+
+def _simplified(model: ModelProto, timeout_s: float) -> ModelProto:
     if importlib.util.find_spec("onnxsim") is None:
-        return model, _kept(notify, "onnxsim is not installed")
+        raise _SimplifyError("onnxsim is not installed")
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         onnx.save(model, str(before))
@@ -45,22 +64,17 @@ def simplify(
                 timeout=timeout_s,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            return model, _kept(notify, f"onnxsim took more than {timeout_s:g} s")
+        except subprocess.TimeoutExpired as error:
+            raise _SimplifyError(f"onnxsim took more than {timeout_s:g} s") from error
         except OSError as error:
-            return model, _kept(notify, f"onnxsim could not be started: {error.strerror}")
+            raise _SimplifyError(f"onnxsim could not be started: {error.strerror}") from error
         if done.returncode != 0:
             text = done.stderr.decode(errors="replace").strip().splitlines()
             why = f"signal {-done.returncode}" if done.returncode < 0 else (text or ["?"])[-1]
-            return model, _kept(notify, f"onnxsim failed ({why})")
+            raise _SimplifyError(f"onnxsim failed ({why})")
         try:
             simplified = onnx.load(str(after))
             onnx.checker.check_model(simplified)
         except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-            return model, _kept(notify, f"onnxsim wrote a damaged model ({error})")
-    return simplified, "onnxsim"
-
-
-def _kept(notify: Callable[[str], None], reason: str) -> str:
-    notify(f"{reason}: the graph keeps its shape, BatchNormalization is folded all the same")
-    return reason
+            raise _SimplifyError(f"onnxsim wrote a damaged model ({error})") from error
+    return simplified

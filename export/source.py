@@ -1,18 +1,17 @@
-"""Where a network comes from: a bundle, a checkpoint or somebody's ONNX file.
+"""Where a network comes from: a bundle, a checkpoint or an ONNX file.
 
 Each becomes the network as ONNX, the original as a function to compare with, and its contract.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from google.protobuf.message import EncodeError
 from onnx import ModelProto
 
-from ..arrays import F32
+from ..arrays import F32, F64
 from ..bundle.bundle import open_bundle
 from ..errors import ModelError, UsageError
 from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec
@@ -21,14 +20,26 @@ from ..graph.load import contract_of, image_input, read_onnx
 from ..graph.run import Embed, original_embedder
 from ..graph.trained_ranges import read_trained_ranges
 from .canonicalize import tidy
-from .preprocessing_search import find_preprocessing_of
+from .preprocessing_search import rank_contracts
 from .torch_network import exact_embedder, module_embedder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What is exported. `kind` is "pytorch" or "onnx"; `embed` is the original as a function, and
-    `exact` that in double precision, where there is one."""
+    """What is exported.
+
+    Attributes:
+        kind: "pytorch" or "onnx".
+        file: The checkpoint or ONNX file.
+        model: The network as ONNX.
+        embed: The original network, `(N, 3, H, W) float32 -> (N, D) float32`.
+        spec: The input contract.
+        save_weights: Writes the PyTorch weights, if the bundle is to get them.
+        exact: The original in double precision, where it is PyTorch.
+        ranges: Range of each dense layer's input, where the network was trained on INT8 rounding.
+    """
 
     kind: str
     file: Path
@@ -36,38 +47,53 @@ class ExportSource:
     embed: Embed
     spec: InputSpec
     save_weights: Callable[[Path], None] | None = None
-    exact: Callable[[F32], npt.NDArray[np.float64]] | None = None
+    exact: Callable[[F32], F64] | None = None
     ranges: tuple[float, ...] = ()
-    """Of each dense layer's input, where the network was trained on INT8's rounding."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the caller says of the source: the network's name, the contract, faces to find it."""
+    """What the caller declares of a source.
+
+    Attributes:
+        arch: The network's name.
+        spec: The input contract.
+        faces: Faces of known identity, to find the contract if it is not declared.
+    """
 
     arch: str | None = None
     spec: InputSpec | None = None
     faces: Faces | None = None
-    notify: Callable[[str], None] = lambda _: None
 
 
-def open_source(source: Path, out: Path, told: SourceOptions) -> ExportSource:
-    """Read a source; weights are kept for `out` unless it is where they already lie.
+def open_source(source: Path, out: Path, options: SourceOptions) -> ExportSource:
+    """Read a source.
 
-    Raises UsageError when what is told does not fit, ModelError or BundleError when the file cannot
-    be used, MachineError when torch is missing for weights.
+    Args:
+        source: A bundle, a checkpoint or an ONNX file.
+        out: The bundle that is written; weights that lie there are not saved again.
+        options: What the caller declares.
+
+    Returns:
+        The network.
+
+    Raises:
+        UsageError: The options do not fit the source.
+        ModelError: The file cannot be used.
+        BundleError: The bundle cannot be used.
+        MachineError: torch is missing for weights.
     """
     if source.is_dir():
-        return _from_bundle(source, out, told)
+        return _open_bundle_source(source, out, options)
     if not source.exists():
         raise ModelError(
             f"there is no model at {source}", "give a bundle, a checkpoint or an ONNX file"
         )
     if _is_checkpoint(source):
-        return _weights(source, told, keep=True)
-    if told.arch is not None:
-        raise UsageError(f"--arch {told.arch} is for PyTorch weights; {source} is none")
-    return _from_onnx(source, told)
+        return _open_weights(source, options, keep=True)
+    if options.arch is not None:
+        raise UsageError(f"--arch {options.arch} is for PyTorch weights; {source} has none")
+    return _open_onnx(source, options)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -79,23 +105,23 @@ def _is_checkpoint(path: Path) -> bool:
         return stream.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # torch.save: new, old
 
 
-def _from_bundle(source: Path, out: Path, told: SourceOptions) -> ExportSource:
+def _open_bundle_source(source: Path, out: Path, options: SourceOptions) -> ExportSource:
     bundle = open_bundle(source)
-    if told.arch is not None:
+    if options.arch is not None:
         raise UsageError(f"{source} names its own network", "leave --arch out")
-    _agree(source, bundle.spec, told.spec)
-    told = replace(told, spec=bundle.spec)
-    if "model.pt" not in bundle and "model.onnx" in bundle:  # it came from somebody's ONNX
-        return _from_onnx(bundle.file("model.onnx"), told)
-    return _weights(bundle.file("model.pt"), told, keep=source.resolve() != out.resolve())
+    _check_same_contract(source, bundle.spec, options.spec)
+    options = replace(options, spec=bundle.spec)
+    if "model.pt" not in bundle and "model.onnx" in bundle:  # it was exported from an ONNX file
+        return _open_onnx(bundle.file("model.onnx"), options)
+    return _open_weights(bundle.file("model.pt"), options, keep=source.resolve() != out.resolve())
 
 
-def _weights(path: Path, told: SourceOptions, *, keep: bool) -> ExportSource:
+def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSource:
     from .torch_network import load_ranges, load_torch_network, network_to_onnx, saver
 
-    network, name, dim = load_torch_network(path, told.arch)
+    network, name, dim = load_torch_network(path, options.arch)
     embed = module_embedder(network)
-    spec = told.spec or _found(path, embed, (ALIGNED_SIZE, ALIGNED_SIZE), told)
+    spec = options.spec or _find_contract(path, embed, (ALIGNED_SIZE, ALIGNED_SIZE), options)
     model = network_to_onnx(network, name, spec)
     ranges = load_ranges(path)
     save = saver(network, name, dim, ranges) if keep else None
@@ -103,7 +129,7 @@ def _weights(path: Path, told: SourceOptions, *, keep: bool) -> ExportSource:
     return ExportSource("pytorch", path, model, embed, spec, save, exact, tuple(ranges.values()))
 
 
-def _from_onnx(path: Path, told: SourceOptions) -> ExportSource:
+def _open_onnx(path: Path, options: SourceOptions) -> ExportSource:
     given = read_onnx(path)
     model = tidy(given)
     face = image_input(model)
@@ -112,9 +138,9 @@ def _from_onnx(path: Path, told: SourceOptions) -> ExportSource:
     except (EncodeError, ValueError) as error:
         raise ModelError(f"{path} is larger than 2 GB: {error}") from error
     own = contract_of(model)
-    _agree(path, own, told.spec)
+    _check_same_contract(path, own, options.spec)
     size = (face.height or ALIGNED_SIZE, face.width or ALIGNED_SIZE)
-    spec = own or told.spec or _found(path, embed, size, told)
+    spec = own or options.spec or _find_contract(path, embed, size, options)
     size = (face.height or spec.height, face.width or spec.width)
     if size != (spec.height, spec.width):
         raise UsageError(
@@ -126,25 +152,29 @@ def _from_onnx(path: Path, told: SourceOptions) -> ExportSource:
     )
 
 
-def _found(path: Path, embed: Embed, size: tuple[int, int], told: SourceOptions) -> InputSpec:
+def _find_contract(
+    path: Path, embed: Embed, size: tuple[int, int], options: SourceOptions
+) -> InputSpec:
     """The contract that the faces show, or an error that asks for it."""
     why = f"{path} does not say how a face becomes its input (channel order, mean, std)"
     hint = (
-        f"add --preset NAME, one of {', '.join(PRESETS)}, or --mean and --std, as whoever trained"
-        " it says; or --faces SRC, a folder per identity, to find out"
+        f"add --preset NAME, one of {', '.join(PRESETS)}, or --mean and --std, as the network was"
+        " trained; or --faces SRC, a folder per identity, to find out"
     )
-    if told.faces is None:
+    if options.faces is None:
         raise UsageError(why, hint)
-    found = find_preprocessing_of(embed, size, told.faces)
-    if not found.separates or found.best.view not in ("upright", "mirrored"):
-        raise UsageError(f"{why}, and {told.faces.where} does not show it: {found.verdict}", hint)
-    told.notify(f"{path.name}: {found.verdict}")
-    return found.best.spec
+    result = rank_contracts(embed, size, options.faces)
+    if not result.separates or result.best.view not in ("upright", "mirrored"):
+        raise UsageError(
+            f"{why}, and {options.faces.where} does not show it: {result.verdict}", hint
+        )
+    logger.info("%s: %s", path.name, result.verdict)
+    return result.best.input
 
 
-def _agree(path: Path, own: InputSpec | None, told: InputSpec | None) -> None:
-    """A contract is written once; whether the output has unit length is measured, not told."""
-    if own and told and replace(told, l2_normalised=own.l2_normalised) != own:
+def _check_same_contract(path: Path, own: InputSpec | None, given: InputSpec | None) -> None:
+    """A contract is written once; whether the output has unit length is measured, not declared."""
+    if own and given and replace(given, l2_normalised=own.l2_normalised) != own:
         raise UsageError(
             f"{path} has its own input contract: {own.describe()}",
             "leave --preset, --mean, --std, --channels and --size out",

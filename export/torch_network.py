@@ -1,8 +1,9 @@
-"""PyTorch networks as ONNX; `distill.weights` reads their files.
+"""PyTorch networks as ONNX and as functions; `distill.weights` reads their files.
 
-torch is imported inside the functions: exporting somebody's ONNX file works without it.
+torch is imported inside the functions: ONNX files are exported without it.
 """
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import ModelProto
 
-from ..arrays import F32
+from ..arrays import F32, F64
 from ..bundle.manifest import Bundle
 from ..errors import MachineError, UsageError
 from ..faces.contract import InputSpec
-from ..graph.run import _BATCH, Embed, _parts
+from ..graph.run import BATCH, Embed, split_batches
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,17 @@ if TYPE_CHECKING:
 
 
 def load_torch_network(path: Path, arch: str | None = None) -> "tuple[nn.Module, str, int]":
-    """A network in eval mode, its name and its embedding size; see `distill.weights`.
+    """Read a network's weights; see `distill.weights.load_network` for its errors.
 
-    Raises MachineError without torch, and what `distill.weights.load_network` raises.
+    Args:
+        path: A checkpoint.
+        arch: The network's name, if the checkpoint does not hold it.
+
+    Returns:
+        The network in eval mode, its name, and D, the size of its embeddings.
+
+    Raises:
+        MachineError: torch is not installed.
     """
     try:
         from ..distill import weights
@@ -40,7 +48,14 @@ def load_torch_network(path: Path, arch: str | None = None) -> "tuple[nn.Module,
 
 
 def load_ranges(path: Path) -> dict[str, float]:
-    """The INT8 ranges that the weights were trained on; see `distill.weights`."""
+    """Read the INT8 ranges that weights were trained on.
+
+    Args:
+        path: A checkpoint.
+
+    Returns:
+        Layer -> range of its input; empty for a network that was not trained so.
+    """
     from ..distill.weights import trained_ranges
 
     return trained_ranges(path)
@@ -49,14 +64,36 @@ def load_ranges(path: Path) -> dict[str, float]:
 def saver(
     network: "nn.Module", name: str, dim: int, ranges: Mapping[str, float]
 ) -> Callable[[Path], None]:
-    """A function that writes the weights as the trainer does."""
+    """Make a function that writes weights as the trainer does.
+
+    Args:
+        network: The network.
+        name: Its name.
+        dim: Size of its embeddings.
+        ranges: Layer -> INT8 range that it was trained on.
+
+    Returns:
+        The function; it takes the file's path.
+    """
     from ..distill.weights import save_network
 
     return lambda path: save_network(path, network.state_dict(), name, dim, ranges)
 
 
 def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelProto:
-    """The network as ONNX, batch dynamic; raises UsageError when it does not take that size."""
+    """Convert a network to ONNX, opset 17, with a dynamic batch.
+
+    Args:
+        network: The network in eval mode.
+        name: Its name, for errors.
+        spec: The input contract.
+
+    Returns:
+        The model, input `face`, output `embedding`.
+
+    Raises:
+        UsageError: The network does not take faces of the contract's size.
+    """
     import torch
 
     face = torch.zeros(1, *spec.shape)
@@ -87,19 +124,32 @@ def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelPr
 
 
 def torch_embedder(bundle: Bundle) -> Embed:
-    """The bundle's PyTorch weights as a function, `(N, 3, H, W) float32 -> (N, D) float32`.
+    """Load a bundle's PyTorch weights as a function.
 
-    Raises BundleError when it has no model.pt, ModelError when that cannot be used, MachineError
-    when torch is not installed.
+    Args:
+        bundle: A bundle with `model.pt`.
+
+    Returns:
+        `(N, 3, H, W) float32 -> (N, D) float32`.
+
+    Raises:
+        BundleError: The bundle has no `model.pt`.
+        ModelError: The weights cannot be used.
+        MachineError: torch is not installed.
     """
-    from .torch_network import load_torch_network
-
     network, _, _ = load_torch_network(bundle.file("model.pt"))
     return module_embedder(network)
 
 
 def module_embedder(network: "torch.nn.Module") -> Embed:
-    """A PyTorch network in eval mode as a function."""
+    """Make a function of a PyTorch network.
+
+    Args:
+        network: The network; it is put into eval mode and float32.
+
+    Returns:
+        `(N, 3, H, W) float32 -> (N, D) float32`.
+    """
     import torch
 
     network = network.float().eval()
@@ -108,26 +158,31 @@ def module_embedder(network: "torch.nn.Module") -> Embed:
         with torch.no_grad():
             parts = [
                 network(torch.from_numpy(np.ascontiguousarray(part))).numpy()
-                for part in _parts(inputs, _BATCH)
+                for part in split_batches(inputs, BATCH)
             ]
         return np.concatenate(parts)
 
     return embed
 
 
-def exact_embedder(network: "torch.nn.Module") -> Callable[[F32], npt.NDArray[np.float64]]:
-    """The same in double precision, `(N, 3, H, W) float32 -> (N, D) float64`."""
-    import copy
+def exact_embedder(network: "torch.nn.Module") -> Callable[[F32], F64]:
+    """Make a double precision function of a PyTorch network.
 
+    Args:
+        network: The network; a copy is converted.
+
+    Returns:
+        `(N, 3, H, W) float32 -> (N, D) float64`.
+    """
     import torch
 
     network = copy.deepcopy(network).double().eval()
 
-    def embed(inputs: F32) -> npt.NDArray[np.float64]:
+    def embed(inputs: F32) -> F64:
         with torch.no_grad():
             parts = [
                 network(torch.from_numpy(part.astype(np.float64))).numpy()
-                for part in _parts(inputs, _BATCH)
+                for part in split_batches(inputs, BATCH)
             ]
         return np.concatenate(parts)
 

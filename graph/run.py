@@ -1,7 +1,6 @@
-"""What a network computes before fr-edge touches it: functions from input to embedding.
+"""Runs ONNX networks on onnxruntime's CPU: from input to embedding, and what inner tensors hold.
 
-Neither knows how a face becomes the input: `faces.contract.preprocess` does. torch is imported by
-the functions that need it, so a machine without it can still run ONNX.
+Inputs are preprocessed already: `faces.contract.preprocess` does that.
 """
 
 from collections.abc import Callable
@@ -18,14 +17,20 @@ from ..inference import first_line, make_session
 Embed = Callable[[F32], F32]
 """`(N, 3, H, W) float32 -> (N, D) float32`, any N of 1 or more."""
 
-_BATCH = 64
+BATCH = 64  # faces per run
 
 
 def onnx_embedder(model: bytes) -> Embed:
-    """An ONNX model with one input and one output as a function, on onnxruntime's CPU.
+    """Make a function of an ONNX model with one input and one output.
 
-    A model with a fixed batch is fed that many faces at a time. Raises ModelError when onnxruntime
-    refuses the model or a run of it.
+    Args:
+        model: A serialized model. One with a fixed batch is fed that many faces at a time.
+
+    Returns:
+        `(N, 3, H, W) float32 -> (N, D) float32`; it raises ModelError when a run fails.
+
+    Raises:
+        ModelError: onnxruntime does not load the model.
     """
     session = make_session(model)
     face = session.get_inputs()[0]
@@ -33,7 +38,7 @@ def onnx_embedder(model: bytes) -> Embed:
 
     def embed(inputs: F32) -> F32:
         results = []
-        for part in _parts(inputs, fixed or _BATCH):
+        for part in split_batches(inputs, fixed or BATCH):
             count = len(part)
             if fixed and count < fixed:
                 part = np.concatenate([part, np.repeat(part[-1:], fixed - count, axis=0)])
@@ -46,59 +51,77 @@ def onnx_embedder(model: bytes) -> Embed:
 
 
 def original_embedder(model: bytes) -> Embed:
-    """The same for somebody's file, whose batch may be free in name alone: where several faces at
-    a time do not give as many embeddings, one at a time is what it was made for."""
+    """Make a function of a foreign ONNX model, whose batch may be free in name only.
+
+    Where several faces at a time do not give as many embeddings, they are run one at a time.
+
+    Args:
+        model: A serialized model with one input and one output.
+
+    Returns:
+        `(N, 3, H, W) float32 -> (N, D) float32`; it raises ModelError when a run fails.
+
+    Raises:
+        ModelError: onnxruntime does not load the model.
+    """
     embed = onnx_embedder(model)
 
-    def patient(inputs: F32) -> F32:
+    def embed_any(inputs: F32) -> F32:
         try:
-            found = embed(inputs)
-            if found.ndim == 2 and len(found) == len(inputs):
-                return found
+            embeddings = embed(inputs)
+            if embeddings.ndim == 2 and len(embeddings) == len(inputs):
+                return embeddings
         except ModelError:
             if len(inputs) == 1:
                 raise
-        return np.concatenate([embed(one[None]) for one in inputs])
+        return np.concatenate([embed(face[None]) for face in inputs])
 
-    return patient
+    return embed_any
 
 
 def run_once(model: bytes, inputs: F32) -> list[npt.NDArray[Any]]:
-    """All outputs of a model for one input; raises ModelError when it does not run."""
+    """Run a model once.
+
+    Args:
+        model: A serialized model with one input.
+        inputs: `(N, 3, H, W) float32`.
+
+    Returns:
+        All its outputs.
+
+    Raises:
+        ModelError: The model does not load or run.
+    """
     session = make_session(model)
     return _run(session, session.get_inputs()[0].name, inputs)
 
 
-def run_constants(model: bytes) -> list[npt.NDArray[Any]]:
-    """All outputs of a model without inputs; raises ModelError when it does not run."""
-    session = make_session(model)
-    try:
-        return list(session.run(None, {}))
-    except Exception as error:
-        raise ModelError(
-            f"the network's constants cannot be computed: {first_line(error)}"
-        ) from error
+def split_batches(inputs: F32, size: int) -> list[F32]:
+    """Cut an array into batches.
 
+    Args:
+        inputs: `(N, ...) float32`.
+        size: Rows per batch; the last may have fewer.
 
-def _parts(inputs: F32, size: int) -> list[F32]:
+    Returns:
+        Views of the array.
+    """
     return [inputs[start : start + size] for start in range(0, len(inputs), size)]
 
 
-def _run(session: Any, name: str, inputs: F32) -> list[npt.NDArray[Any]]:
-    try:
-        return list(session.run(None, {name: inputs}))
-    except Exception as error:
-        shape = "x".join(map(str, inputs.shape))
-        raise ModelError(
-            f"the network does not run on an input of {shape}: {first_line(error)}"
-        ) from error
-
-
-# What a network's inner tensors hold for given inputs.
-
-
 def peaks(model: ModelProto, inputs: F32) -> dict[str, float]:
-    """Float tensor -> the largest magnitude it takes; the model's shapes must be inferred."""
+    """Find the largest magnitude of each float tensor.
+
+    Args:
+        model: A model with inferred shapes.
+        inputs: `(N, 3, H, W) float32`, N at least 4.
+
+    Returns:
+        Tensor -> its largest magnitude over all inputs.
+
+    Raises:
+        ModelError: The model does not run.
+    """
     probe = ModelProto()
     probe.CopyFrom(model)
     graph = probe.graph
@@ -113,18 +136,40 @@ def peaks(model: ModelProto, inputs: F32) -> dict[str, float]:
         graph.node.append(helper.make_node("Abs", [name], [size]))
         graph.node.append(helper.make_node("ReduceMax", [size], [top], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(top, TensorProto.FLOAT, ()))
-    data = probe.SerializeToString()
-    found = np.max([run_once(data, part) for part in np.array_split(inputs, 4)], axis=0)
-    return dict(zip(names, map(float, found), strict=True))
+    session = make_session(probe.SerializeToString())
+    face = session.get_inputs()[0].name
+    tops = np.max([_run(session, face, part) for part in np.array_split(inputs, 4)], axis=0)
+    return dict(zip(names, map(float, tops), strict=True))
 
 
 def activations(model: ModelProto, inputs: F32) -> dict[str, npt.NDArray[Any]]:
-    """Every tensor that a node of the model makes."""
+    """Give what each inner tensor holds.
+
+    Args:
+        model: A model with one input.
+        inputs: `(N, 3, H, W) float32`.
+
+    Returns:
+        Tensor -> its numbers, of every tensor that a node makes.
+
+    Raises:
+        ModelError: The model does not run.
+    """
     probe = ModelProto()
     probe.CopyFrom(model)
     graph = probe.graph
     ends = {output.name for output in graph.output}
-    made = [name for node in graph.node for name in node.output if name and name not in ends]
-    graph.output.extend(ValueInfoProto(name=name) for name in made)
+    inner = [name for node in graph.node for name in node.output if name and name not in ends]
+    graph.output.extend(ValueInfoProto(name=name) for name in inner)
     order = [output.name for output in graph.output]
     return dict(zip(order, run_once(probe.SerializeToString(), inputs), strict=True))
+
+
+def _run(session: Any, name: str, inputs: F32) -> list[npt.NDArray[Any]]:
+    try:
+        return list(session.run(None, {name: inputs}))
+    except Exception as error:  # onnxruntime's exception classes share no base of their own
+        shape = "x".join(map(str, inputs.shape))
+        raise ModelError(
+            f"the network does not run on an input of {shape}: {first_line(error)}"
+        ) from error

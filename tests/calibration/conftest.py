@@ -34,7 +34,7 @@ def faces() -> Faces:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Shared by all tests, which do not change it."""
     folder = tmp_path_factory.mktemp("calibration")
-    return export_onnx(write_network(folder / "n.onnx"), folder / "n.bundle", spec=SPEC)
+    return export_onnx(write_network(folder / "n.onnx"), folder / "n.bundle", spec=SPEC).bundle
 
 
 @pytest.fixture(scope="session")

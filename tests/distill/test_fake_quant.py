@@ -154,7 +154,7 @@ def test_dense_layers_are_named_in_order(name: str, tmp_path: Path) -> None:
     # A range that tells which layer it is of.
     ranges = {n: 1.0 + layer.weight.numel() for n, layer in fake_quant_layers(network)}
     save_network(tmp_path / "model.pt", network.state_dict(), name, 16, ranges)
-    bundle = export_onnx(tmp_path / "model.pt", tmp_path / "out", spec=InputSpec())
+    bundle = export_onnx(tmp_path / "model.pt", tmp_path / "out", spec=InputSpec()).bundle
     assert trained_ranges(bundle.file("model.pt")) == ranges
     model = onnx.load(bundle.file("model.onnx"))
     sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
@@ -167,7 +167,7 @@ def test_dense_layers_are_named_in_order(name: str, tmp_path: Path) -> None:
     assert len(found) == len(ranges)
     assert all(readers[tensor] + 1.0 == value for tensor, value in found.items())
     # And they stay when the file goes on alone.
-    again = export_onnx(bundle.file("model.onnx"), tmp_path / "again")
+    again = export_onnx(bundle.file("model.onnx"), tmp_path / "again").bundle
     assert list(read_trained_ranges(onnx.load(again.file("model.onnx"))).values()) == list(
         found.values()
     )

@@ -1,6 +1,7 @@
 """The stage as a whole: what the bundle holds afterwards, from each kind of source."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_a_checkpoint(trained: Path, weights: Path, tools: SimpleNamespace) -> N
 
 def test_a_bundle_into_itself(trained: Path) -> None:
     before = open_bundle(trained)
-    after = export_onnx(trained, trained)
+    after = export_onnx(trained, trained).bundle
     assert after.files["model.pt"] == before.files["model.pt"]
     assert after.files["model.onnx"] == before.files["model.onnx"]
     assert len(after.history) == len(before.history) + 1
@@ -149,7 +150,7 @@ def test_reports_stay_and_are_stale_when_the_network_is_another(
 
 
 def test_a_bundle_of_a_foreign_onnx(foreign: Path, tmp_path: Path, tools: SimpleNamespace) -> None:
-    after = export_onnx(foreign, tmp_path / "copy.bundle")
+    after = export_onnx(foreign, tmp_path / "copy.bundle").bundle
     faces = tools.noise(3, 3, 112, 112)
     found = embed(after.file("model.onnx"), faces)
     assert tools.cosine(found, embed(foreign / "model.onnx", faces)) > 0.999999
@@ -165,26 +166,27 @@ def test_the_contract_of_a_bundle_stands(trained: Path, foreign: Path, tmp_path:
 def test_a_contract_is_the_same_whatever_the_length(foreign: Path, tmp_path: Path) -> None:
     """`l2_normalised` is measured by export, and nobody types it."""
     spec = replace(SPEC, l2_normalised=True)
-    assert export_onnx(foreign, tmp_path / "b", spec=spec).spec == SPEC
+    assert export_onnx(foreign, tmp_path / "b", spec=spec).bundle.spec == SPEC
 
 
-def test_golden_photographs_only_when_asked(given: Path, tmp_path: Path) -> None:
+def test_golden_photographs_only_when_asked(
+    given: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     faces = tmp_path / "faces"
     for person in ("a", "b", "c"):
         (faces / person).mkdir(parents=True)
         shade = np.full((112, 112, 3), 40 * len(person) + ord(person), np.uint8)
         Image.fromarray(shade).save(faces / person / "1.png")
-    notes: list[str] = []
-    export_onnx(given, tmp_path / "b", spec=SPEC, golden=faces, notify=notes.append)
+    export_onnx(given, tmp_path / "b", spec=SPEC, golden=faces)
     with np.load(tmp_path / "b" / "golden.npz", allow_pickle=False) as data:
         assert data["faces"].shape == (3, 112, 112, 3)
         assert set(data["faces"][:, 0, 0, 0]) == {137, 138, 139}
-    assert any("3 faces" in note for note in notes)
+    assert "holds 3 faces" in caplog.text
 
 
 def test_unit_length_is_noticed(tmp_path: Path, tools: SimpleNamespace) -> None:
     onnx.save(tools.build(unit=True), str(tmp_path / "net.onnx"))
-    bundle = export_onnx(tmp_path / "net.onnx", tmp_path / "b", spec=SPEC)
+    bundle = export_onnx(tmp_path / "net.onnx", tmp_path / "b", spec=SPEC).bundle
     assert bundle.spec.l2_normalised
     assert contract_of(onnx.load(bundle.file("model.onnx"))) == bundle.spec
 
@@ -197,14 +199,15 @@ def test_a_failure_leaves_the_old_bundle(foreign: Path, tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in foreign.iterdir()} == before
 
 
-def test_without_onnxsim(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxsim(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The simplifier dies as native code does: export goes on and says so."""
     monkeypatch.setattr("fr_edge.export.simplify._SCRIPT", "import os; os.kill(os.getpid(), 11)")
-    notes: list[str] = []
-    bundle = export_onnx(given, tmp_path / "b", spec=SPEC, notify=notes.append)
-    assert "signal 11" in bundle.history[-1]["summary"]["simplified"]
-    assert any("signal 11" in note for note in notes)
-    ops = {n.op_type for n in onnx.load(bundle.file("model.onnx")).graph.node}
+    result = export_onnx(given, tmp_path / "b", spec=SPEC)
+    assert "signal 11" in result.summary.simplified
+    assert "signal 11" in caplog.text
+    ops = {n.op_type for n in onnx.load(result.bundle.file("model.onnx")).graph.node}
     assert "BatchNormalization" not in ops
 
 
@@ -219,15 +222,16 @@ onnx.save(model, sys.argv[2])
 
 
 def test_a_simplifier_that_changes_the_network_is_left_out(
-    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("fr_edge.export.simplify._SCRIPT", BREAK)
-    notes: list[str] = []
-    bundle = export_onnx(given, tmp_path / "b", spec=SPEC, notify=notes.append)
-    summary = bundle.history[-1]["summary"]
-    assert summary["simplified"] == "onnxsim changed n_c_conv (Conv)"
-    assert summary["check"]["min_cosine"] > 0.99999
-    assert any("n_c_conv" in note for note in notes)
+    summary = export_onnx(given, tmp_path / "b", spec=SPEC).summary
+    assert summary.simplified == "onnxsim changed n_c_conv (Conv)"
+    assert summary.check.min_cosine > 0.99999
+    assert "n_c_conv" in caplog.text
 
 
 def test_the_contract_is_found_from_faces(
@@ -236,17 +240,19 @@ def test_the_contract_is_found_from_faces(
     """Faces that show nothing (to a random network) are no reason to guess."""
     faces = open_faces("synthetic:12x2")
     shuffled = replace(faces, labels=tuple(i % 12 for i in range(24)))
-    with pytest.raises(UsageError, match="does not show it: nothing separates"):
+    with pytest.raises(UsageError, match="does not show it: no candidate separates"):
         export_onnx(given, tmp_path / "b", faces=shuffled)
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.real
-def test_a_real_network_with_faces_alone(real_data: Path, tmp_path: Path) -> None:
+def test_a_real_network_with_faces_alone(
+    real_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     faces = open_faces(real_data / "faces_dev.tar")
-    notes: list[str] = []
     source = real_data / "mobilefacenet_y1.onnx"
-    bundle = export_onnx(source, tmp_path / "b", faces=faces, notify=notes.append)
-    assert bundle.spec == PRESETS["raw"]
-    assert any("--preset raw" in note for note in notes)
-    assert bundle.history[-1]["summary"]["check"]["min_cosine"] > 0.99999
+    caplog.set_level(logging.INFO)
+    result = export_onnx(source, tmp_path / "b", faces=faces)
+    assert result.bundle.spec == PRESETS["raw"]
+    assert "--preset raw" in caplog.text
+    assert result.summary.check.min_cosine > 0.99999

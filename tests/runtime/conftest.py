@@ -30,7 +30,7 @@ def people() -> Faces:
 def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mini")
     network = write_network(folder / "mini.onnx")
-    exported = export_onnx(network, folder / "mini.bundle", spec=PRESETS["insightface"])
+    exported = export_onnx(network, folder / "mini.bundle", spec=PRESETS["insightface"]).bundle
     calibrate(exported, open_faces("synthetic:16x2@5"))
     return exported.root
 

@@ -15,7 +15,7 @@ def test_mobilefacenet_compiles_as_it_was_calibrated(real_data, tmp_path, caplog
     caplog.set_level("INFO")
     pytest.importorskip("tensorrt_rtx", reason="the compile check needs tensorrt-rtx")
     source = real_data / "mobilefacenet_y1.onnx"
-    bundle = export_onnx(source, tmp_path / "y1.bundle", spec=PRESETS["raw"])
+    bundle = export_onnx(source, tmp_path / "y1.bundle", spec=PRESETS["raw"]).bundle
     report = calibrate(bundle, open_faces(real_data / "faces_dev.tar"), limit=8).report
     for precision in ("fp32", "fp16", "int8"):
         built = build_engine(bundle.root, precision, "tensorrt-rtx")

@@ -105,7 +105,7 @@ def test_known_models_on_real_faces(
 
     with tarfile.open(real_data / "faces_dev.tar") as archive:
         archive.extract("pairs.csv", tmp_path)
-    bundle = export_onnx(real_data / f"{file}.onnx", tmp_path / "b", spec=spec)
+    bundle = export_onnx(real_data / f"{file}.onnx", tmp_path / "b", spec=spec).bundle
     pairs = read_pairs(tmp_path / "pairs.csv", real_data / "faces_dev.tar")
     found = evaluate(bundle, pairs, engine="fp32", artifact="graph")
     assert found.accuracy.mean == pytest.approx(accuracy, abs=1e-3)

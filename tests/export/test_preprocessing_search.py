@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
+from fr_edge.documents import to_builtins
 from fr_edge.errors import FacesError
-from fr_edge.export.preprocessing_search import SCALES, find_preprocessing, find_preprocessing_of
-from fr_edge.faces.contract import PRESETS, InputSpec
+from fr_edge.export.preprocessing_search import find_preprocessing, rank_contracts
+from fr_edge.faces.contract import NORMALIZATIONS, PRESETS, VIEWS, InputSpec
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.metrics.decidability import d_prime, d_prime_lead, pair_sums
 
@@ -57,24 +58,29 @@ FACES = patterns()
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_the_contract_is_named(name: str, channels: str) -> None:
-    mean, std = SCALES[name]
+    mean, std = NORMALIZATIONS[name]
     truth = InputSpec(channels=channels, mean=mean, std=std)
-    found = find_preprocessing_of(network(truth), (112, 112), FACES)
+    found = rank_contracts(network(truth), (112, 112), FACES)
     assert found.separates
-    tied = {(c.name, c.spec.channels) for c in found.ranking if c.tied and c.view == "upright"}
+    tied = {(c.name, c.channels) for c in found.ranking if c.tied and c.view == "upright"}
     near = {"insightface", "127.5/128"}
-    expected = near if name in near else {name}
-    assert tied == {(each, channels) for each in expected}
+    colours = {"127.5/1", "imagenet mean/1"}  # shifts of colour that this network hardly notices
+    if name in colours:
+        assert (name, channels) in tied
+        assert {other for other, _ in tied} <= colours
+        assert {order for _, order in tied} == {channels}
+    else:
+        assert tied == {(each, channels) for each in (near if name in near else {name})}
     assert found.best.view == "upright"
     assert found.right is None
-    assert ("a tie" in found.verdict) == (name in near)
+    assert ("a tie" in found.verdict) == (len(tied) > 1)
 
 
 def test_of_a_tie_the_usual_is_named_first() -> None:
     truth = InputSpec(std=(128.0, 128.0, 128.0))
-    found = find_preprocessing_of(network(truth), (112, 112), FACES)
+    found = rank_contracts(network(truth), (112, 112), FACES)
     assert found.best.name == "insightface"
     assert found.verdict.startswith("trained with --preset insightface")
     assert "(x - 127.5) / 128: a tie" in found.verdict
@@ -83,24 +89,24 @@ def test_of_a_tie_the_usual_is_named_first() -> None:
 def test_a_declared_contract_is_judged() -> None:
     truth = PRESETS["insightface"]
     embed = network(truth)
-    assert find_preprocessing_of(embed, (112, 112), FACES, truth).right is True
+    assert rank_contracts(embed, (112, 112), FACES, truth).right is True
     # Within a tie the declared one is as good.
     near = replace(truth, std=(128.0, 128.0, 128.0), l2_normalised=True)
-    assert find_preprocessing_of(embed, (112, 112), FACES, near).right is True
-    wrong = find_preprocessing_of(embed, (112, 112), FACES, PRESETS["raw"])
+    assert rank_contracts(embed, (112, 112), FACES, near).right is True
+    wrong = rank_contracts(embed, (112, 112), FACES, PRESETS["raw"])
     assert wrong.right is False
     assert "declared contract (RGB 112x112, (x - 0) / 1) is wrong" in wrong.verdict
 
 
 def test_an_unusual_contract_that_is_declared_is_tried() -> None:
     truth = InputSpec(mean=(90.0, 100.0, 110.0), std=(60.0, 61.0, 62.0))
-    found = find_preprocessing_of(network(truth), (112, 112), FACES, truth)
+    found = rank_contracts(network(truth), (112, 112), FACES, truth)
     assert found.right is True
     assert found.best.name == "declared"
 
 
 def test_faces_upside_down_are_noticed() -> None:
-    found = find_preprocessing_of(
+    found = rank_contracts(
         network(PRESETS["insightface"]), (112, 112), patterns(lambda face: face[::-1])
     )
     assert found.best.view == "upside down"
@@ -111,18 +117,16 @@ def test_faces_upside_down_are_noticed() -> None:
 def test_nothing_separates_strangers() -> None:
     shuffled = np.random.default_rng(1).permutation(FACES.labels)
     mixed = replace(FACES, labels=tuple(int(v) for v in shuffled))
-    found = find_preprocessing_of(
-        network(PRESETS["insightface"]), (112, 112), mixed, PRESETS["raw"]
-    )
+    found = rank_contracts(network(PRESETS["insightface"]), (112, 112), mixed, PRESETS["raw"])
     assert not found.separates
     assert found.right is None
-    assert found.verdict.startswith("nothing separates these people")
+    assert found.verdict.startswith("no candidate separates these people")
 
 
 def test_too_few_people() -> None:
     few = replace(FACES, labels=tuple(i // 2 if i < 14 else 100 + i for i in range(len(FACES))))
     with pytest.raises(FacesError, match="7 identities with two images"):
-        find_preprocessing_of(network(PRESETS["raw"]), (112, 112), few)
+        rank_contracts(network(PRESETS["raw"]), (112, 112), few)
 
 
 def test_the_number_of_images_is_limited() -> None:
@@ -133,9 +137,9 @@ def test_the_number_of_images_is_limited() -> None:
         seen.append(len(inputs))
         return embed(inputs)
 
-    found = find_preprocessing_of(counted, (112, 112), FACES, limit=32)
+    found = rank_contracts(counted, (112, 112), FACES, limit=32)
     assert (found.images, found.identities) == (32, 16)
-    assert sum(seen) <= 10 * 32 + 4 * 32 + 10 * 32
+    assert sum(seen) <= len(NORMALIZATIONS) * 2 * 2 * 32 + (len(VIEWS) - 1) * 32
 
 
 def reference_d_prime(embeddings: np.ndarray, labels: np.ndarray) -> float:
@@ -192,9 +196,9 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
     onnx.save(tools.build(), str(path))
     found = find_preprocessing(path, open_faces("synthetic:10x3"), limit=20)
     assert found.declared is None
-    assert {c.spec.channels for c in found.ranking} == {"RGB", "BGR"}
-    assert len(found.ranking) == 14
-    assert found.to_json()["ranking"][0]["input"]["height"] == 112
+    assert {c.channels for c in found.ranking} == {"RGB", "BGR"}
+    assert len(found.ranking) == 2 * len(NORMALIZATIONS) + len(VIEWS) - 1
+    assert to_builtins(found)["ranking"][0]["input"]["height"] == 112
 
 
 @pytest.mark.real
@@ -209,5 +213,5 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
 def test_real_networks(file: str, names: list[str], real_data: Path) -> None:
     faces = open_faces(real_data / "faces_dev.tar")
     found = find_preprocessing(real_data / file, faces, limit=160)
-    tied = [(c.name, c.spec.channels) for c in found.ranking if c.tied and c.view == "upright"]
+    tied = [(c.name, c.channels) for c in found.ranking if c.tied and c.view == "upright"]
     assert tied == [(name, "RGB") for name in names]
