@@ -1,9 +1,8 @@
-"""fr-edge: from a face-recognition teacher to a verified INT8/FP16 engine on the edge.
+"""fr-edge: from a face-recognition teacher to a verified INT8 or FP16 engine on the edge.
 
-The repository's root is this package, so a path on disk is an import path. The stages are
-`fr_edge.distill -> fr_edge.export -> fr_edge.calibration -> fr_edge.runtime`; the functions
-below load their stage only when they are first used, so `import fr_edge` costs nothing.
-(`fr_edge.distill` is the stage; the function is `fr_edge.distill.train.distill`.)
+The repository's root is this package, so a path on disk is an import path. The names below are
+loaded with their stage when they are first used, so `import fr_edge` costs nothing. `fr_edge.export`
+and `fr_edge.distill` are stages; their functions are `export_onnx` and `distill_student`.
 """
 
 from importlib import import_module
@@ -15,30 +14,59 @@ if TYPE_CHECKING:
     from .bundle.bundle import open_bundle as open_bundle
     from .bundle.manifest import Bundle as Bundle
     from .calibration.calibrate import calibrate as calibrate
+    from .calibration.mixed_precision import Budget as Budget
     from .calibration.qdq import quantize_onnx as quantize_onnx
+    from .distill.train import distill_student as distill_student
+    from .errors import BundleError as BundleError
+    from .errors import DataError as DataError
+    from .errors import FacesError as FacesError
+    from .errors import FrEdgeError as FrEdgeError
+    from .errors import GateFailed as GateFailed
+    from .errors import MachineError as MachineError
+    from .errors import ModelError as ModelError
+    from .errors import UsageError as UsageError
     from .export.export import export_onnx as export_onnx
+    from .faces.align import align as align
     from .faces.contract import InputSpec as InputSpec
+    from .faces.detect import open_detector as open_detector
     from .faces.sources import open_faces as open_faces
+    from .metrics.verification import cosines as cosines
     from .runtime.benchmark.benchmark import benchmark as benchmark
     from .runtime.build import build_engine as build_engine
     from .runtime.evaluation.evaluate import evaluate as evaluate
     from .runtime.evaluation.verify import verify as verify
+    from .runtime.session import embed as embed
     from .runtime.session import open_session as open_session
+    from .runtime.trt.config import EngineOptions as EngineOptions
 
 _HOMES = {
     "Bundle": ".bundle.manifest",
     "open_bundle": ".bundle.bundle",
     "InputSpec": ".faces.contract",
     "open_faces": ".faces.sources",
+    "open_detector": ".faces.detect",
+    "align": ".faces.align",
+    "distill_student": ".distill.train",
     "export_onnx": ".export.export",
     "calibrate": ".calibration.calibrate",
+    "Budget": ".calibration.mixed_precision",
     "quantize_onnx": ".calibration.qdq",
+    "EngineOptions": ".runtime.trt.config",
     "build_engine": ".runtime.build",
     "open_session": ".runtime.session",
+    "embed": ".runtime.session",
+    "cosines": ".metrics.verification",
     "verify": ".runtime.evaluation.verify",
     "evaluate": ".runtime.evaluation.evaluate",
     "benchmark": ".runtime.benchmark.benchmark",
-}
+    **dict.fromkeys(
+        (
+            "FrEdgeError", "UsageError", "GateFailed", "MachineError", "DataError", "BundleError",
+            "FacesError", "ModelError",
+        ),
+        ".errors",
+    ),
+}  # fmt: skip
 
 __all__ = ["__version__", *_HOMES]
 

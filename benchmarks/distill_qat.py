@@ -29,7 +29,7 @@ from distill_real import prepare
 from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, calibrate
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.teacher import open_teacher
-from fr_edge.distill.train import distill
+from fr_edge.distill.train import distill_student
 from fr_edge.export.export import export_onnx
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.pairs import read_pairs
@@ -93,7 +93,7 @@ class Setting:
 def drawn(people: int, network: str, root: Path) -> Setting:
     faces = open_faces(f"synthetic:{people}x8@1")
     recipe = read_recipe("tiny-teacher", ["verify_identities=0"])
-    teacher = distill(recipe, faces, root / "teacher").root
+    teacher = distill_student(recipe, faces, root / "teacher").root
     changes = ("verify_identities=0", f"network={network}")
     return Setting(faces, open_faces(f"synthetic:{people}x6@2"), teacher, "tiny", changes)
 
@@ -115,7 +115,7 @@ def measure(setting: Setting, seeds: int, root: Path) -> dict[str, Any]:
             bundle = root / f"student{seed}{qat}"
             recipe = read_recipe(setting.recipe, [*setting.changes, f"seed={seed}", f"qat={qat}"])
             if not (bundle / "bundle.json").exists():
-                distill(recipe, faces, bundle, teacher=setting.teacher, resume=True)
+                distill_student(recipe, faces, bundle, teacher=setting.teacher, resume=True)
             export_onnx(bundle, bundle)
             for name in ("trained",) if qat else ("ranges only", "calibrated"):
                 calibrate(bundle, faces, steps=SIDES[name])

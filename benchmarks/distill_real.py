@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.train import distill
+from fr_edge.distill.train import distill_student
 from fr_edge.faces.sources import open_faces
 
 METHODS = ("adadistill", "centres", "features", "arcface")
@@ -69,7 +69,7 @@ def main() -> None:
             changes = [f"method={method}", f"seed={seed}", f"verify_pairs={pairs}"]
             changes += [f"cache={args.work / 'teacher'}", "dim=128", *args.changes]
             out = args.work / f"{method}-{seed}"
-            bundle = distill(
+            bundle = distill_student(
                 read_recipe("small-real", changes),
                 faces,
                 out,

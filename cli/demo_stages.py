@@ -16,7 +16,7 @@ from ..bundle.manifest import Bundle
 from ..calibration.calibrate import calibrate
 from ..distill.networks import build_network
 from ..distill.recipe import read_recipe
-from ..distill.train import distill
+from ..distill.train import distill_student
 from ..errors import MachineError
 from ..export.export import export_onnx
 from ..export.torch_network import module_embedder, torch_embedder
@@ -165,7 +165,7 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[DemoGate, ...]:
 
 def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output: Output) -> Found:
     started = (out / "checkpoint").is_dir()
-    bundle = distill(
+    bundle = distill_student(
         read_recipe(recipe, plan.changes),
         open_faces(plan.training),
         out,

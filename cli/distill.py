@@ -34,9 +34,9 @@ def command(
     """
     options.require_torch("training needs torch")
     from ..distill.recipe import read_recipe
-    from ..distill.train import distill
+    from ..distill.train import distill_student
 
-    bundle = distill(
+    bundle = distill_student(
         read_recipe(recipe, changes),
         options.open_source(output, faces),
         out,

@@ -125,7 +125,7 @@ def _nothing(_: str) -> None:
     pass
 
 
-def distill(
+def distill_student(
     recipe: Recipe,
     faces: Faces,
     out: str | Path,

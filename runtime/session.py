@@ -1,5 +1,6 @@
 """Open what runs a bundle here: an engine that was built, or the ONNX graph itself."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -232,6 +233,33 @@ def embed_faces(
     steps = (len(faces) + _BATCH - 1) // _BATCH
     parts = [session.embed(batch) for batch in track(faces.batches(_BATCH), label, steps)]
     return np.concatenate(parts) if parts else np.zeros((0, session.dim), np.float32)
+
+
+def embed(
+    bundle: Bundle | str | Path,
+    images: U8 | Sequence[U8],
+    engine: str = "auto",
+    backend: str = "auto",
+) -> F32:
+    """Open a bundle's engine, embed aligned faces, and close it.
+
+    For many calls open a session once: `with open_session(bundle) as session`.
+
+    Args:
+        bundle: An open bundle or its folder.
+        images: Aligned RGB faces, `(N, 112, 112, 3) uint8` or N of `(112, 112, 3)`.
+        engine: As `open_session` takes it.
+        backend: As `open_session` takes it.
+
+    Returns:
+        `(N, D) float32`, as the network gives them (of unit length only where it does so).
+
+    Raises:
+        UsageError: Images of another shape or type.
+        FrEdgeError: What `open_session` raises.
+    """
+    with open_session(bundle, engine, backend) as session:
+        return session.embed(np.asarray(images))
 
 
 def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:

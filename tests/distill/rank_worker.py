@@ -10,7 +10,7 @@ from fr_edge.distill.adadistill import AdaDistill
 from fr_edge.distill.checkpoint import restore_run, save_run
 from fr_edge.distill.distributed import Ranks, join_ranks
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.train import distill
+from fr_edge.distill.train import distill_student
 from fr_edge.distill.train_step import TrainState, start_training
 from fr_edge.errors import DataError
 from fr_edge.faces.sources import open_faces
@@ -63,7 +63,7 @@ def main(mode: str, folder: Path) -> None:
         faces = open_faces("synthetic:10x5@4" if other else "synthetic:10x5@3")
         recipe = read_recipe("tiny", ["batch=8", "epochs=1", "verify_identities=4"])
         try:
-            distill(recipe, faces, folder / "out", teacher=folder / "teacher.bundle")
+            distill_student(recipe, faces, folder / "out", teacher=folder / "teacher.bundle")
         except DataError as error:
             (folder / f"error-{os.environ['RANK']}").write_text(error.message)
             sys.exit(error.exit_code)

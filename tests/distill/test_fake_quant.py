@@ -26,7 +26,7 @@ from fr_edge.distill.fake_quant import (
 )
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe, read_recipe
-from fr_edge.distill.train import distill
+from fr_edge.distill.train import distill_student
 from fr_edge.distill.weights import load_tensors, save_network, trained_ranges
 from fr_edge.errors import ModelError, UsageError
 from fr_edge.export.export import export_onnx
@@ -135,7 +135,7 @@ def test_the_int8_file_is_the_network_that_rounds(name: str, faces: Faces, tmp_p
 def test_calibration_takes_the_ranges_that_were_trained(
     qat: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    trained = distill(qat, faces, tmp_path / "out", teacher=teacher)
+    trained = distill_student(qat, faces, tmp_path / "out", teacher=teacher)
     ranges = trained_ranges(trained.file("model.pt"))
     assert 0.5 < ranges["features.0.0"] < 1.1  # pixels lie in -1..1
     assert not any(key.endswith("step") for key in load_tensors(trained.file("model.pt"))["state"])
@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     qat: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     recipe = replace(qat, ema=0.9)
-    whole = distill(recipe, faces, tmp_path / "whole", teacher=teacher)
+    whole = distill_student(recipe, faces, tmp_path / "whole", teacher=teacher)
 
     def stops_at(step: int) -> Any:
         def track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
@@ -205,8 +205,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     out = tmp_path / "stopped"
     for step in (3, 0, 1):  # before the rounding begins, as it does, after it
         with pytest.raises(_Killed):
-            distill(recipe, faces, out, teacher=teacher, resume=True, track=stops_at(step))
-    distill(recipe, faces, out, teacher=teacher, resume=True)
+            distill_student(recipe, faces, out, teacher=teacher, resume=True, track=stops_at(step))
+    distill_student(recipe, faces, out, teacher=teacher, resume=True)
     one, other = (load_tensors(open_bundle(p).file("model.pt")) for p in (whole.root, out))
     assert one["ranges"] == other["ranges"]
     assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])

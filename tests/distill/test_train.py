@@ -19,7 +19,7 @@ import torch
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
 from fr_edge.distill.recipe import Recipe, recipe_to_json
-from fr_edge.distill.train import distill
+from fr_edge.distill.train import distill_student
 from fr_edge.distill.weights import load_network
 from fr_edge.errors import DataError, FacesError, GateFailed, UsageError
 from fr_edge.faces.sources import Faces
@@ -40,7 +40,7 @@ def same_weights(one: Bundle, other: Bundle) -> bool:
 def test_a_student_is_a_bundle_with_its_story(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    bundle = distill(recipe, faces, tmp_path / "out", teacher=teacher)
+    bundle = distill_student(recipe, faces, tmp_path / "out", teacher=teacher)
     network, name, dim = load_network(bundle.file("model.pt"))
     assert (name, dim, bundle.embedding_dim) == ("mobilefacenet-0.25", 32, 32)
     assert network(torch.zeros(2, 3, 112, 112)).shape == (2, 32)
@@ -67,7 +67,7 @@ def test_a_student_learns_what_its_teacher_says(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     long = replace(recipe, epochs=5, lr=0.1, verify_identities=0)
-    curve = report(distill(long, faces, tmp_path / "out", teacher=teacher))["curve"]
+    curve = report(distill_student(long, faces, tmp_path / "out", teacher=teacher))["curve"]
     assert curve[-1]["alpha"] > curve[0]["alpha"] + 0.05
     assert curve[-1]["loss"] < curve[0]["loss"] - 2
 
@@ -75,11 +75,11 @@ def test_a_student_learns_what_its_teacher_says(
 def test_the_seed_decides_and_the_memory_does_not(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    one = distill(recipe, faces, tmp_path / "one", teacher=teacher)
-    other = distill(
+    one = distill_student(recipe, faces, tmp_path / "one", teacher=teacher)
+    other = distill_student(
         replace(recipe, memory_mb=0, workers=1), faces, tmp_path / "other", teacher=teacher
     )
-    seeded = distill(replace(recipe, seed=1), faces, tmp_path / "seeded", teacher=teacher)
+    seeded = distill_student(replace(recipe, seed=1), faces, tmp_path / "seeded", teacher=teacher)
     assert same_weights(one, other)
     assert not same_weights(one, seeded)
 
@@ -99,7 +99,7 @@ def test_every_method_trains(
     changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     changed = replace(recipe, epochs=3, lr=0.05, **changes)
-    bundle = distill(changed, faces, tmp_path / "out", teacher=teacher)
+    bundle = distill_student(changed, faces, tmp_path / "out", teacher=teacher)
     curve = report(bundle)["curve"]
     assert curve[-1]["loss"] < curve[0]["loss"]
 
@@ -108,7 +108,9 @@ def test_more_than_a_flip_asks_the_teacher_each_time(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    distill(replace(recipe, shift=3), faces, tmp_path / "out", teacher=teacher, notify=said.append)
+    distill_student(
+        replace(recipe, shift=3), faces, tmp_path / "out", teacher=teacher, notify=said.append
+    )
     assert any("uncached" in line for line in said)
 
 
@@ -131,12 +133,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, **changes)
-    whole = distill(recipe, faces, tmp_path / "whole", teacher=teacher)
+    whole = distill_student(recipe, faces, tmp_path / "whole", teacher=teacher)
     out = tmp_path / "stopped"
     for step in (2, 1, 0):
         with pytest.raises(_Killed):
-            distill(recipe, faces, out, teacher=teacher, resume=True, track=_stops_at(step))
-    resumed = distill(recipe, faces, out, teacher=teacher, resume=True)
+            distill_student(recipe, faces, out, teacher=teacher, resume=True, track=_stops_at(step))
+    resumed = distill_student(recipe, faces, out, teacher=teacher, resume=True)
     assert same_weights(whole, resumed)
     assert report(whole)["curve"] == report(resumed)["curve"]
     assert report(whole)["verification"] == report(resumed)["verification"]
@@ -145,7 +147,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 _KILLS_ITSELF = """
 import os, signal, sys
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.train import distill
+from fr_edge.distill.train import distill_student
 from fr_edge.faces.sources import open_faces
 
 def track(items, label, total):
@@ -155,7 +157,7 @@ def track(items, label, total):
         yield item
 
 recipe = read_recipe("tiny", sys.argv[3:])
-distill(recipe, open_faces("synthetic:10x5@3"), sys.argv[1], teacher=sys.argv[2], track=track)
+distill_student(recipe, open_faces("synthetic:10x5@3"), sys.argv[1], teacher=sys.argv[2], track=track)
 """
 
 
@@ -169,9 +171,9 @@ def test_kill_9_loses_nothing(recipe: Recipe, faces: Faces, teacher: Path, tmp_p
     assert done.returncode == -signal.SIGKILL
     assert (out / "checkpoint" / "last.pt").exists()
     with pytest.raises(UsageError, match="unfinished"):
-        distill(recipe, faces, out, teacher=teacher)
-    resumed = distill(recipe, faces, out, teacher=teacher, resume=True)
-    whole = distill(recipe, faces, tmp_path / "whole", teacher=teacher)
+        distill_student(recipe, faces, out, teacher=teacher)
+    resumed = distill_student(recipe, faces, out, teacher=teacher, resume=True)
+    whole = distill_student(recipe, faces, tmp_path / "whole", teacher=teacher)
     assert same_weights(whole, resumed)
 
 
@@ -179,18 +181,20 @@ def test_another_recipe_does_not_resume(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(_Killed):
-        distill(recipe, faces, tmp_path / "out", teacher=teacher, track=_stops_at(2))
+        distill_student(recipe, faces, tmp_path / "out", teacher=teacher, track=_stops_at(2))
     with pytest.raises(UsageError, match="lr"):
-        distill(replace(recipe, lr=0.01), faces, tmp_path / "out", teacher=teacher, resume=True)
+        distill_student(
+            replace(recipe, lr=0.01), faces, tmp_path / "out", teacher=teacher, resume=True
+        )
 
 
 def test_an_old_bundle_stays_until_the_new_one_is_whole(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    old = distill(recipe, faces, out, teacher=teacher)
+    old = distill_student(recipe, faces, out, teacher=teacher)
     with pytest.raises(_Killed):
-        distill(replace(recipe, seed=1), faces, out, teacher=teacher, track=_stops_at(2))
+        distill_student(replace(recipe, seed=1), faces, out, teacher=teacher, track=_stops_at(2))
     assert open_bundle(out).files == old.files
 
 
@@ -202,7 +206,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
         recipe, method="arcface", lr=100.0, weight_decay=1.0, clip=0.0, warmup=0.0, epochs=20
     )
     with pytest.raises(GateFailed, match="step") as caught:
-        distill(replace(wild, schedule="constant"), faces, tmp_path / "out")
+        distill_student(replace(wild, schedule="constant"), faces, tmp_path / "out")
     assert "bad-batch" in caught.value.hint
     with np.load(tmp_path / "out" / "checkpoint" / "bad-batch-0.npz") as kept:
         assert kept["pixels"].shape == (8, 112, 112, 3)
@@ -215,7 +219,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
     def refused(kind: type[Exception], match: str, **changes: Any) -> None:
         guide = changes.pop("guide", teacher)
         with pytest.raises(kind, match=match):
-            distill(replace(recipe, **changes), faces, tmp_path / "out", teacher=guide)
+            distill_student(replace(recipe, **changes), faces, tmp_path / "out", teacher=guide)
         assert not (tmp_path / "out").exists()
 
     refused(UsageError, "teacher", guide=None)
@@ -236,6 +240,6 @@ def test_bad_images_are_skipped_up_to_the_limit_and_named(
 
     broken = replace(faces, read=read)
     with pytest.raises(FacesError, match=r"00000/003|00003/002"):
-        distill(recipe, broken, tmp_path / "one", teacher=teacher)
-    done = distill(replace(recipe, bad_images=2), broken, tmp_path / "two", teacher=teacher)
+        distill_student(recipe, broken, tmp_path / "one", teacher=teacher)
+    done = distill_student(replace(recipe, bad_images=2), broken, tmp_path / "two", teacher=teacher)
     assert "model.pt" in done
