@@ -5,14 +5,14 @@ the bundle before an engine is opened.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Bundle
-from ..errors import BundleError, MachineError
+from ..documents import convert, decode_json
+from ..errors import BundleError, DataError, MachineError
 from .machine.backends import COMPILE_ONLY, MODULES
 from .machine.device import describe_device, find_gpus
 
@@ -36,6 +36,18 @@ class BackendBuild:
     integer_kernels: int
     facts: Mapping[str, Any]
     timing_cache: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class _Required:
+    """What every fingerprint holds, and its types."""
+
+    backend: str
+    precision: str
+    source_sha256: str
+    sha256: str
+    layers: dict[str, int]
+    int8_in_float: int = 0
 
 
 def engine_name(backend: str, precision: str) -> str:
@@ -96,21 +108,25 @@ def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
         bundle: An open bundle.
         name: The engine's path within it.
 
+    Returns:
+        The fingerprint; `backend`, `precision`, `source_sha256`, `sha256`, `layers` (precision ->
+        count) and `int8_in_float` are always there.
+
     Raises:
         BundleError: The fingerprint is missing or damaged.
     """
     path = bundle.file(f"{name}.json")
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = facts["backend"] in MODULES and facts["precision"] in SOURCES
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = decode_json(path.read_bytes(), dict[str, Any], path)
+        required = convert(facts, _Required, path)
+    except (OSError, DataError) as error:
         raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
-    if not known:
+    if required.backend not in MODULES or required.precision not in SOURCES:
         raise BundleError(
-            f"{path} names {facts['backend']!r} and {facts['precision']!r}, which are unknown here",
+            f"{path} names {required.backend!r} and {required.precision!r}, which are unknown here",
             "build the engine again",
         )
-    return facts
+    return {**facts, **asdict(required)}
 
 
 def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -134,9 +150,9 @@ def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     for difference in differences(facts):
         raise MachineError(f"{name} {difference}", f"{again} here")
     source = SOURCES[precision]
-    if source not in bundle or facts.get("source_sha256") != bundle.files[source].sha256:
+    if source not in bundle or facts["source_sha256"] != bundle.files[source].sha256:
         raise BundleError(f"{name} was built from another {source}", f"{again} again")
-    if facts.get("sha256") != bundle.files[name].sha256:
+    if facts["sha256"] != bundle.files[name].sha256:
         raise BundleError(
             f"{name} is not the engine that its fingerprint describes: the sha256 differ",
             f"{again} again",

@@ -167,9 +167,10 @@ def open_session(
         return _open_graph(bundle, precision, threads)
     if not built:
         precision = PRECISIONS[-1] if engine == "auto" else engine
+        named = "" if backend == "auto" else f" --backend {backend}"
         raise BundleError(
             f"{bundle.root} has no {'' if engine == 'auto' else engine + ' '}engine for {chosen}",
-            f"build it with `fr-edge build-engine {bundle.root} --{precision} --backend {chosen}`",
+            f"build it with `fr-edge build-engine {bundle.root} --{precision}{named}`",
         )
     return _open_engine(bundle, built[0], chosen, threads)
 
@@ -201,7 +202,7 @@ def _open_engine(
             bundle.spec,
             file=name,
             expected_sha256=sha256,
-            int8_layers=facts["layers"]["int8"],
+            int8_layers=facts["layers"].get("int8", 0),
         )
     return CpuSession(
         path,
@@ -211,8 +212,8 @@ def _open_engine(
         file=name,
         expected_sha256=sha256,
         threads=threads,
-        int8_layers=facts["layers"]["int8"],
-        int8_in_float=facts.get("int8_in_float", 0),
+        int8_layers=facts["layers"].get("int8", 0),
+        int8_in_float=facts["int8_in_float"],
     )
 
 

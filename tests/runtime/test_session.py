@@ -242,12 +242,12 @@ def test_an_engine_of_another_model_is_refused(bundle):
         open_session(bundle.root, "int8")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"precision": "fp64"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"precision": "fp32"}', "\xff"])
 def test_a_damaged_fingerprint(bundle, text):
     build_engine(bundle, "fp32")
     with transaction(bundle.root, "test", {}) as draft:
         path = draft.path("engines/onnxruntime-fp32.onnx.json", "engine fingerprint")
-        path.write_text(text)
+        path.write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleError, match="cannot be read"):
         open_session(bundle.root, "fp32")
 
