@@ -47,7 +47,7 @@ def wrong_power_mode(watched: SensorTrace, demanded: str | None) -> Iterator[str
 
 
 def occupied(before: Reading, others: tuple[str, ...]) -> tuple[str, ...]:
-    """Who uses the GPU before the benchmark does, by nvidia-smi's list or the kernel's gauge."""
+    """Who uses the GPU before the benchmark does, by NVML or the kernel's gauge."""
     found = [f"other load on the GPU: {program}" for program in others]
     load = before.load_percent.get("gpu", 0.0)
     if load > _BUSY_PERCENT:
