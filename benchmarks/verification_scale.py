@@ -49,7 +49,7 @@ def sklearn(faces: int) -> list[float | None]:
 
 def ijbc(_: int) -> list[float | None]:
     """Drawn embeddings of 512 numbers in IJB-C's shape, pooled and compared, streaming."""
-    from fr_edge.faces.ijb import Ijb, pair_scores, pool
+    from fr_edge.faces.ijb import Ijb, pool_templates, template_cosines
     from fr_edge.faces.sources import Faces
     from fr_edge.metrics.accuracy import nearest_tar
 
@@ -73,8 +73,8 @@ def ijbc(_: int) -> list[float | None]:
             noise = random.standard_normal((len(person), 512), np.float32)
             yield people[person] + 3 * noise
 
-    pooled, numbers = pool(batches(), ijb)
-    return nearest_tar(pair_scores(pooled, numbers, ijb), same, FARS)
+    pooled, numbers = pool_templates(batches(), ijb)
+    return nearest_tar(template_cosines(pooled, numbers, ijb), same, FARS)
 
 
 def measure(side: str, faces: int) -> dict[str, object]:

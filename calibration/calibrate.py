@@ -197,7 +197,7 @@ def calibrate(
     warnings = _warnings(faces, subset, stats, search, budget)
     for warning in warnings:
         logger.warning(warning)
-    report = _report(search, choice, faces.drawn, warnings, budget)
+    report = _report(search, choice, faces.synthetic, warnings, budget)
     options: dict[str, Any] = {"method": method, "limit": limit}
     options |= {"budget": budget.describe()} if budget else {}
     options |= {"trt_cache": trt_cache} if trt_cache else {}
@@ -329,7 +329,7 @@ def _warnings(
     warnings.append(alignment_warning(faces, stats.used))
     if search.assignments:
         loss = search.assignments[-1].loss
-        warnings.append("" if faces.drawn else unseparated_warning(loss))
+        warnings.append("" if faces.synthetic else unseparated_warning(loss))
         drop = budget.max_tar_drop if budget else None
         if drop is not None and loss.genuine_pairs * drop < 1.0:
             warnings.append(

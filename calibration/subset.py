@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ..arrays import F64, U8
 from ..errors import FacesError
-from ..faces.sources import Faces, frame_note, spread_picks
+from ..faces.sources import Faces, size_warning, spread_picks
 
 ENOUGH_FACES = 128  # with fewer faces the tails still depend on chance: a warning
 
@@ -149,10 +149,10 @@ def subset_warnings(faces: Faces, stats: FaceStatistics) -> list[str]:
         )
     if (people := len(np.unique(faces.labels[stats.used]))) < _MIN_PEOPLE:
         warnings.append(f"all faces are of {people} people: others may have larger activations")
-    if note := frame_note(faces):
+    if note := size_warning(faces):
         warnings.append(note)
     red, _, blue = color = stats.color / used
-    if not faces.drawn and blue > red + _BLUE_EXCESS:
+    if not faces.synthetic and blue > red + _BLUE_EXCESS:
         warnings.append("the faces are bluer than they are red: are their channels swapped?")
     grey = float(color.mean())
     if not _EXTREME_GREY <= grey <= 255.0 - _EXTREME_GREY:

@@ -63,10 +63,10 @@ def require_torch(reason: str) -> None:
 
 def open_source(output: "Output", source: str) -> "Faces":
     """Index a source of faces; says so when they do not look like aligned crops."""
-    from ..faces.sources import frame_note, open_faces
+    from ..faces.sources import open_faces, size_warning
 
     faces = open_faces(source)
-    if note := frame_note(faces):
+    if note := size_warning(faces):
         output.note(note)
     return faces
 

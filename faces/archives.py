@@ -1,4 +1,4 @@
-"""Encoded images in folders and tar files: their names, and their bytes. Decodes nothing."""
+"""Encoded images in folders and tar files: their names and their bytes."""
 
 import os
 import tarfile
@@ -9,24 +9,31 @@ from typing import NoReturn
 from ..errors import FacesError
 from .images import SUFFIXES
 
-TarMember = tuple[Path, int, int]
-"""A tar file, an offset and a size in bytes."""
+TarMember = tuple[Path, int, int]  # tar file, offset and size in bytes
 
 
 def list_images(root: Path) -> list[str]:
-    """Sorted paths of the images below `root`, relative to it. Hidden files are left out.
+    """Images of a folder at any depth. Hidden files are left out.
 
-    Links are followed, but every folder is entered once, so a loop of them ends. Raises FacesError
-    for a folder that cannot be listed or a name that is no text.
+    Links are followed, but every folder is entered once, so a loop of links ends.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        Paths relative to it, sorted.
+
+    Raises:
+        FacesError: A folder cannot be listed, or a name is not UTF-8.
     """
     keys: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    entered: set[tuple[int, int]] = set()
     for folder, inner, files in os.walk(root, onerror=_refuse, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in entered:
             inner.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        entered.add((status.st_dev, status.st_ino))
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         relative = Path(folder).relative_to(root)
         keys += [(relative / name).as_posix() for name in files if _is_image(name)]
@@ -35,7 +42,15 @@ def list_images(root: Path) -> list[str]:
 
 
 def read_image(root: Path, key: str) -> bytes:
-    """The file's bytes; raises FacesError when it cannot be read."""
+    """The bytes of one image.
+
+    Args:
+        root: The folder.
+        key: Path relative to it.
+
+    Raises:
+        FacesError: The file cannot be read.
+    """
     try:
         return (root / key).read_bytes()
     except (OSError, ValueError) as error:
@@ -44,26 +59,41 @@ def read_image(root: Path, key: str) -> bytes:
 
 
 def index_tars(shards: list[Path]) -> dict[str, TarMember]:
-    """Name -> place of the images in uncompressed tar files, sorted by name.
+    """Find the images in uncompressed tar files.
 
-    Raises FacesError for a file that is no tar, is cut short, or repeats a name of another shard.
+    Args:
+        shards: The files, at least one.
+
+    Returns:
+        Name -> member, sorted by name.
+
+    Raises:
+        FacesError: A file is not a tar file or is cut short, or two files hold the same name.
     """
-    places: dict[str, TarMember] = {}
+    members: dict[str, TarMember] = {}
     for shard in shards:
-        for key, place in _members(shard):
-            if key in places and places[key][0] != shard:
+        for key, member in _members(shard):
+            if key in members and members[key][0] != shard:
                 raise FacesError(
-                    f"{shard.name} and {places[key][0].name} both hold {key}",
-                    "one file, one name: keep the identity's folder in it",
+                    f"{shard.name} and {members[key][0].name} both hold {key}",
+                    "names must be unique: keep the identity's folder in them",
                 )
-            places[key] = place
-    _check_text(shards[0].parent, places)
-    return dict(sorted(places.items()))
+            members[key] = member
+    _check_text(shards[0].parent, members)
+    return dict(sorted(members.items()))
 
 
-def read_member(place: TarMember, key: str) -> bytes:
-    """A member's bytes; raises FacesError when the tar file cannot be read any more."""
-    shard, offset, size = place
+def read_member(member: TarMember, key: str) -> bytes:
+    """The bytes of one image in a tar file.
+
+    Args:
+        member: Where it lies.
+        key: Its name, for the error.
+
+    Raises:
+        FacesError: The tar file cannot be read.
+    """
+    shard, offset, size = member
     try:
         with shard.open("rb") as stream:
             stream.seek(offset)
@@ -81,7 +111,7 @@ def _members(shard: Path) -> Iterator[tuple[str, TarMember]]:
                     yield name.as_posix(), (shard, member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise FacesError(
-            f"{shard} is no readable tar file: {error}", "a compressed one must be unpacked first"
+            f"{shard} is not a readable tar file: {error}", "unpack a compressed one first"
         ) from error
 
 
@@ -95,7 +125,7 @@ def _check_text(where: Path, keys: Iterable[str]) -> None:
             key.encode()
         except UnicodeEncodeError as error:
             raise FacesError(
-                f"{where} has a name that is no UTF-8: {key!a}", "rename it"
+                f"{where} has a name that is not UTF-8: {key!a}", "rename it"
             ) from error
 
 

@@ -1,9 +1,8 @@
-"""Verification sets as insightface lays them: `lfw.bin` and its kin.
+"""Verification sets in insightface's format: `lfw.bin` and others.
 
 The file is a pickle of (2 P encoded images, P answers): images 2k and 2k + 1 are pair k. A pickle
 can run code; this reader calls nothing. Every name that such files are known to use (numpy's
 arrays, Python 2's bytes) becomes an inert box that keeps its arguments, any other is refused.
-Knows nothing of image formats.
 """
 
 import pickle
@@ -33,8 +32,14 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class BinSet:
-    """`images`, each distinct one once; `first`, `second` `(P,) int64` index them, `same` `(P,)
-    bool`."""
+    """A verification set.
+
+    Attributes:
+        images: Encoded images, each distinct one once.
+        first: Index of each pair's first image, `(P,) int64`.
+        second: Index of each pair's second image, `(P,) int64`.
+        same: Whether both are one person, `(P,) bool`.
+    """
 
     images: tuple[bytes, ...]
     first: I64
@@ -43,7 +48,14 @@ class BinSet:
 
 
 def read_bin(path: Path) -> BinSet:
-    """Read a .bin set; raises FacesError when it is none, or wants to run code."""
+    """Read a `.bin` set.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FacesError: The file cannot be read, is not such a set, or its pickle asks for code.
+    """
     try:
         with path.open("rb") as stream:
             images, answers = _contents(stream)
@@ -52,21 +64,30 @@ def read_bin(path: Path) -> BinSet:
     except OSError as error:
         raise FacesError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise FacesError(f"{path} is no .bin verification set: {error}") from error
+        raise FacesError(f"{path} is not a .bin verification set: {error}") from error
     if not answers or len(images) != 2 * len(answers):
         raise FacesError(
             f"{path} has {len(images)} images and {len(answers)} answers, expected two images each"
         )
     if not all(isinstance(image, bytes) for image in images):
-        raise FacesError(f"{path} holds something else than encoded images")
+        raise FacesError(f"{path} holds values that are not encoded images")
     same = [_truth(answer) for answer in answers]
     number = {image: index for index, image in enumerate(dict.fromkeys(images))}
     index = np.array([number[image] for image in images], np.int64)
     return BinSet(tuple(number), index[0::2], index[1::2], np.array(same, np.bool_))
 
 
-def linked(count: int, first: I64, second: I64) -> I64:
-    """Labels `(count,) int64`, 0..n-1, equal for whatever pairs `(first, second)` join."""
+def connected_labels(count: int, first: I64, second: I64) -> I64:
+    """Labels of items that pairs connect: the connected components, by union-find.
+
+    Args:
+        count: Number of items.
+        first: Index of each pair's first item, `(P,) int64`.
+        second: Index of each pair's second item, `(P,) int64`.
+
+    Returns:
+        `(count,) int64`, 0..n-1; equal for items that pairs connect.
+    """
     parent = list(range(count))
 
     def root(item: int) -> int:
@@ -75,14 +96,14 @@ def linked(count: int, first: I64, second: I64) -> I64:
             item = parent[item]
         return item
 
-    for one, other in zip(first.tolist(), second.tolist(), strict=True):
-        parent[root(one)] = root(other)
+    for a, b in zip(first.tolist(), second.tolist(), strict=True):
+        parent[root(a)] = root(b)
     roots = np.array([root(item) for item in range(count)], np.int64)
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
 class _Box:
-    """Stands where the pickle calls something: keeps the arguments, does nothing."""
+    """Replaces whatever the pickle calls: keeps the arguments, does nothing."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -98,15 +119,15 @@ class _Inert(pickle.Unpickler):
             return _Box
         raise FacesError(
             f"the pickle in it asks for {module}.{name}, which no verification set needs",
-            "do not use it; take the set from its publisher",
+            "do not use it; download the set from its publisher",
         )
 
 
 def _contents(stream: IO[bytes]) -> tuple[list[Any], list[Any]]:
-    held = _Inert(stream, encoding="bytes").load()
-    if not isinstance(held, tuple | list) or len(held) != 2:
-        raise FacesError("no .bin verification set, expected (images, answers)")
-    images, answers = ([_plain(item) for item in _items(part)] for part in held)
+    content = _Inert(stream, encoding="bytes").load()
+    if not isinstance(content, tuple | list) or len(content) != 2:
+        raise FacesError("not a .bin verification set, expected (images, answers)")
+    images, answers = ([_plain(item) for item in _items(part)] for part in content)
     return images, answers
 
 
@@ -119,7 +140,7 @@ def _items(part: Any) -> Any:
 
 
 def _plain(item: Any) -> Any:
-    """What a box stands for: an array's data, encoded text; anything else as it is."""
+    """The value of a box: an array's data, encoded text; anything else as it is."""
     if isinstance(item, bytearray):
         return bytes(item)
     if not isinstance(item, _Box):

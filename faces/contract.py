@@ -1,7 +1,7 @@
 """The input contract: how an aligned face becomes the tensor a network was trained on.
 
-Written once, at export or training, then read by every later stage and never retyped. A wrong
-contract is the most frequent cause of "the engine is inaccurate".
+It is written once, at export or training, and read by every later stage. A wrong contract is the
+most frequent cause of an inaccurate engine.
 """
 
 import json
@@ -16,27 +16,35 @@ from PIL import Image
 from ..arrays import F32, U8
 from ..errors import DataError, UsageError
 
-ALIGNED_SIZE = 112
-"""Side of an aligned face in pixels (the ArcFace norm_crop)."""
+ALIGNED_SIZE = 112  # side of an aligned face in pixels (insightface's norm_crop)
 
-ARCFACE_TEMPLATE = (
+ARCFACE_TEMPLATE = (  # eyes, nose tip, mouth corners (x, y) in the 112x112 frame: norm_crop's
     (38.2946, 51.6963),
     (73.5318, 51.5014),
     (56.0252, 71.7366),
     (41.5493, 92.3655),
     (70.7299, 92.2041),
 )
-"""Eyes, nose tip, mouth corners (x, y) in the 112x112 frame: insightface's norm_crop."""
 
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network expects, given an aligned 112x112 RGB face.
+    """How a network's input is made from an aligned 112x112 RGB face.
 
     The face is scaled so that its side is `max(height, width)`, cropped at the centre to
     `height x width`, put into `channels` order, and becomes `(pixel - mean) / std`.
+
+    Attributes:
+        height: Of the input, in pixels.
+        width: Of the input, in pixels.
+        channels: `RGB` or `BGR`.
+        mean: Per channel of the input, in grey levels 0..255.
+        std: Per channel of the input, in grey levels.
+        layout: `NCHW`.
+        template: Name of the landmarks' template that faces are aligned to.
+        l2_normalised: Whether the network's own output has unit length.
     """
 
     height: int = ALIGNED_SIZE
@@ -47,7 +55,6 @@ class InputSpec:
     layout: str = "NCHW"
     template: str = "arcface-5pt-112"
     l2_normalised: bool = False
-    """Whether the network's own output has unit length."""
 
     def __post_init__(self) -> None:
         if not (8 <= self.height <= 1024 and 8 <= self.width <= 1024):
@@ -65,12 +72,15 @@ class InputSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the input."""
         return (3, self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
+        """As JSON types, with mean and std exact: a network is fed by them."""
         return asdict(self)
 
     def describe(self) -> str:
+        """One line: `RGB 112x112, (x - 127.5) / 127.5`."""
         mean, std = _short(self.mean), _short(self.std)
         return f"{self.channels} {self.height}x{self.width}, (x - {mean}) / {std}"
 
@@ -80,16 +90,16 @@ def _short(values: Triple) -> str:
     return texts[0] if len(set(texts)) == 1 else "[" + ", ".join(texts) + "]"
 
 
-PRESETS: dict[str, InputSpec] = {
+PRESETS: dict[str, InputSpec] = {  # of pixels 0..255
     "insightface": InputSpec(),
     "adadistill": InputSpec(),
     "raw": InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     "facenet": InputSpec(height=160, width=160, std=(128.0, 128.0, 128.0)),
+    # torchvision's mean and std times 255
     "imagenet": InputSpec(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
 }
-"""Pixel values 0..255. imagenet: torchvision's mean and std times 255."""
 
-NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
+NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {  # mean and std, the most usual first
     "insightface": (PRESETS["insightface"].mean, PRESETS["insightface"].std),
     "raw": (PRESETS["raw"].mean, PRESETS["raw"].std),
     "127.5/128": ((127.5,) * 3, (128.0,) * 3),
@@ -98,10 +108,8 @@ NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
     "127.5/1": ((127.5,) * 3, (1.0,) * 3),
     "imagenet mean/1": (PRESETS["imagenet"].mean, (1.0,) * 3),
 }
-"""Name -> mean and std of pixels 0..255 that published networks were trained with, the most usual
-first."""
 
-VIEWS: dict[str, Callable[[U8], U8]] = {
+VIEWS: dict[str, Callable[[U8], U8]] = {  # geometric mistakes on faces (N, 112, 112, 3)
     "upright": lambda faces: faces,
     "mirrored": lambda faces: faces[:, :, ::-1],
     "upside down": lambda faces: faces[:, ::-1],
@@ -110,7 +118,6 @@ VIEWS: dict[str, Callable[[U8], U8]] = {
         np.ascontiguousarray(faces).reshape(-1, 3, ALIGNED_SIZE, ALIGNED_SIZE).transpose(0, 2, 3, 1)
     ),
 }
-"""Geometric mistakes on faces `(N, 112, 112, 3) uint8`; `upright` is none."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,14 @@ def contract_variants(spec: InputSpec) -> list[ContractVariant]:
 
 
 def spec_from_json(data: Mapping[str, Any]) -> InputSpec:
-    """Read a contract; raises DataError on unknown keys or impossible values."""
+    """A contract from JSON types.
+
+    Args:
+        data: Fields of `InputSpec`; those that are missing take their default.
+
+    Raises:
+        DataError: A key is unknown or a value impossible.
+    """
     known = set(InputSpec.__dataclass_fields__)
     if unknown := set(data) - known:
         raise DataError(f"the input contract has unknown keys: {', '.join(sorted(unknown))}")
@@ -170,6 +184,14 @@ def spec_from_json(data: Mapping[str, Any]) -> InputSpec:
 
 
 def spec_from_text(text: str) -> InputSpec:
+    """A contract from a JSON object.
+
+    Args:
+        text: The object.
+
+    Raises:
+        DataError: The text is not a JSON object, a key is unknown or a value impossible.
+    """
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -187,12 +209,20 @@ def make_spec(
     channels: str | None = None,
     size: str | None = None,
 ) -> InputSpec:
-    """A contract from a preset and overrides as they are typed: `127.5` or `1,2,3`, `112x96`.
+    """A contract from a preset and overrides as typed on the command line.
 
-    Raises UsageError for an unknown preset or text that cannot be read.
+    Args:
+        preset: A key of `PRESETS`; `insightface` by default.
+        mean: One number or three, `127.5` or `1,2,3`, in grey levels.
+        std: As the mean.
+        channels: `RGB` or `BGR`.
+        size: `HEIGHTxWIDTH` or a side, in pixels.
+
+    Raises:
+        UsageError: The preset is unknown or a text cannot be read.
     """
     if preset is not None and preset not in PRESETS:
-        raise UsageError(f"no preset {preset!r}", f"presets: {', '.join(PRESETS)}")
+        raise UsageError(f"unknown preset {preset!r}", f"presets: {', '.join(PRESETS)}")
     spec = PRESETS[preset or "insightface"]
     return with_overrides(spec, mean=mean, std=std, channels=channels, size=size)
 
@@ -205,7 +235,18 @@ def with_overrides(
     channels: str | None = None,
     size: str | None = None,
 ) -> InputSpec:
-    """The contract with overrides as they are typed; raises UsageError for what cannot be read."""
+    """A contract with overrides as typed on the command line.
+
+    Args:
+        spec: The contract.
+        mean: One number or three, in grey levels; None keeps the contract's.
+        std: As the mean.
+        channels: `RGB` or `BGR`.
+        size: `HEIGHTxWIDTH` or a side, in pixels.
+
+    Raises:
+        UsageError: A text cannot be read.
+    """
     changes: dict[str, Any] = {}
     if mean is not None:
         changes["mean"] = _triple(mean, "--mean")
@@ -241,7 +282,15 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def preprocess(faces: U8, spec: InputSpec) -> F32:
-    """Aligned RGB faces `(N, 112, 112, 3) uint8` -> network input `(N, 3, H, W) float32`."""
+    """Make network input from aligned faces.
+
+    Args:
+        faces: RGB `(N, 112, 112, 3) uint8`.
+        spec: The network's contract.
+
+    Returns:
+        `(N, 3, H, W) float32`.
+    """
     side = max(spec.height, spec.width)
     if faces.shape[1:] != (ALIGNED_SIZE, ALIGNED_SIZE, 3) or faces.dtype != np.uint8:
         raise ValueError(

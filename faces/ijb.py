@@ -1,8 +1,8 @@
-"""IJB-B and IJB-C, 1:1, from the folder as insightface lays it: `meta/*.txt` and `loose_crop/`.
+"""IJB-B and IJB-C, 1:1 verification, in insightface's folders `meta/*.txt` and `loose_crop/`.
 
-Many images make a template; templates are compared. Public evaluators differ in what they pool, so
-the flags are part of the result: N (an image counts by its embedding's norm; N0 normalises it
-first), D (and by the detector's score), F (mirror images added).
+Templates of several images are compared. Public evaluators differ in how they pool images, so the
+flags are part of the result: N (an image counts by its embedding's norm; N0 normalises it first),
+D (and by the detector's score), F (mirror images are added).
 """
 
 from collections.abc import Iterable
@@ -19,11 +19,22 @@ from ..errors import FacesError
 from .align import align
 from .sources import Faces
 
+_PART = 4096  # rows computed at once: IJB-C has 15.7 million pairs
+
 
 @dataclass(frozen=True)
 class Ijb:
-    """N images in templates: `template`, `media` and the detector's `score`, `(N,)` each; P pairs
-    of templates: `first`, `second` and whether they are the `same`, `(P,)` each."""
+    """N images in templates, and P pairs of templates.
+
+    Attributes:
+        faces: The images, aligned as they are read.
+        template: Template of each image, `(N,) int64`.
+        media: Medium of each image (a still or a video), `(N,) int64`.
+        score: The detector's score of each image, `(N,) float32`.
+        first: First template of each pair, `(P,) int64`.
+        second: Second template of each pair, `(P,) int64`.
+        same: Whether both are one person, `(P,) bool`.
+    """
 
     faces: Faces
     template: I64
@@ -35,14 +46,23 @@ class Ijb:
 
 
 def is_ijb(folder: Path) -> bool:
+    """Whether a folder is laid out as IJB.
+
+    Args:
+        folder: Any folder.
+    """
     return (folder / "loose_crop").is_dir() and (folder / "meta").is_dir()
 
 
 def read_ijb(folder: Path) -> Ijb:
-    """Read the lists and index the images, which are aligned by their five points as they are read.
+    """Read the lists and index the images.
 
-    Raises FacesError for a list that is missing or damaged, images that are not there, or pairs of
-    templates that have no image.
+    Args:
+        folder: Contains `meta` and `loose_crop`.
+
+    Raises:
+        FacesError: A list is missing or damaged, images are missing, or a pair names a template
+            without images.
     """
     media = _table(folder, "*_face_tid_mid.txt", "image template media", 3)
     points = _table(folder, "*_name_5pts_score.txt", "image x1 y1 ... x5 y5 score", 12)
@@ -84,13 +104,21 @@ def read_ijb(folder: Path) -> Ijb:
     )
 
 
-def pool(
+def pool_templates(
     batches: Iterable[F32], ijb: Ijb, *, norm: bool = True, detector: bool = True
 ) -> tuple[F32, I64]:
-    """Embeddings of the images in order, `(n, D)` at a time -> unit templates `(T, D)` and their
-    numbers `(T,)`.
+    """Pool the embeddings of a template's images into one.
 
-    Images of one medium (a video) are averaged, media are summed: many frames are one witness.
+    Images of one medium are averaged, media are summed: the frames of a video count once.
+
+    Args:
+        batches: Embeddings of the images in order, `(n, D) float32` at a time.
+        ijb: Templates and media of the images.
+        norm: Weight an image by the norm of its embedding (N1), or normalise it first (N0).
+        detector: Weight an image by the detector's score too (D1).
+
+    Returns:
+        Templates `(T, D) float32` of unit length, and their numbers `(T,) int64`.
     """
     keys, medium = np.unique(np.stack([ijb.template, ijb.media]), axis=1, return_inverse=True)
     medium = medium.reshape(-1)
@@ -107,16 +135,25 @@ def pool(
     means /= np.bincount(medium)[:, None]
     numbers, template = np.unique(keys[0], return_inverse=True)
     sums = np.zeros((len(numbers), means.shape[1]), np.float32)
-    for start in range(0, len(means), 4096):
-        _add(sums, template[start : start + 4096], means[start : start + 4096])
+    for start in range(0, len(means), _PART):
+        _add(sums, template[start : start + _PART], means[start : start + _PART])
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12), numbers
 
 
-def pair_scores(templates: F32, numbers: I64, ijb: Ijb) -> F32:
-    """The cosine of each pair of templates, `(P,) float32`, a few thousand at a time."""
+def template_cosines(templates: F32, numbers: I64, ijb: Ijb) -> F32:
+    """Cosines of the pairs of templates.
+
+    Args:
+        templates: `(T, D) float32` of unit length.
+        numbers: Their numbers, `(T,) int64`, ascending.
+        ijb: The pairs.
+
+    Returns:
+        `(P,) float32`.
+    """
     out = np.empty(len(ijb.first), np.float32)
-    for start in range(0, len(out), 4096):
-        part = slice(start, start + 4096)
+    for start in range(0, len(out), _PART):
+        part = slice(start, start + _PART)
         first = templates[np.searchsorted(numbers, ijb.first[part])]
         second = templates[np.searchsorted(numbers, ijb.second[part])]
         out[part] = np.einsum("nd,nd->n", first, second)
@@ -131,20 +168,21 @@ def _add(sums: F32, group: I64, rows: F32) -> None:
 
 
 def _table(folder: Path, pattern: str, what: str, columns: int) -> list[list[str]]:
-    found = sorted((folder / "meta").glob(pattern))
-    if len(found) != 1:
+    files = sorted((folder / "meta").glob(pattern))
+    if len(files) != 1:
         raise FacesError(
-            f"{folder / 'meta'} has {len(found)} files {pattern}, expected one: {what}"
+            f"{folder / 'meta'} has {len(files)} files {pattern}, expected one: {what}"
         )
+    file = files[0]
     try:
-        rows = [line.split() for line in found[0].read_text(encoding="utf-8").splitlines() if line]
+        rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
-        raise FacesError(f"{found[0]} cannot be read: {error}") from error
+        raise FacesError(f"{file} cannot be read: {error}") from error
     for number, row in enumerate(rows, 1):
         if len(row) != columns:
-            raise FacesError(f"{found[0]}, line {number}: {len(row)} columns, expected {what}")
+            raise FacesError(f"{file}, line {number}: {len(row)} columns, expected {what}")
     if not rows:
-        raise FacesError(f"{found[0]} is empty, expected {what}")
+        raise FacesError(f"{file} is empty, expected {what}")
     return rows
 
 

@@ -1,30 +1,38 @@
-"""One encoded image becomes one aligned face. Knows nothing of where the bytes came from."""
+"""Encoded images: decoded into aligned faces."""
 
 import io
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from ..arrays import U8
 from ..errors import FacesError
 from .contract import ALIGNED_SIZE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of files that are images
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # that Pillow may open
 
-_LARGEST = 4096
-"""Longest side accepted, in pixels: an aligned face has 112; this is a photograph or a bomb."""
+_MAX_SIDE = 4096  # pixels: an aligned face has 112, more is a photograph or a decompression bomb
 
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION = 0x0112  # tag
 
 
-def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """An encoded image as an aligned face `(112, 112, 3) uint8` RGB.
+def decode_image(data: bytes, name: str) -> U8:
+    """Decode an aligned face.
 
     Grey, palette, CMYK and 16-bit images become RGB, transparency is dropped, an EXIF orientation
-    is applied. Another size is scaled, its shape kept, centred on black. Raises FacesError, with
-    `name` in it, for what is no image, is damaged, cut short or larger than 4096 pixels.
+    is applied. Another size is scaled, its aspect ratio kept, centred on black.
+
+    Args:
+        data: An encoded JPEG, PNG, BMP or WebP image.
+        name: For the error.
+
+    Returns:
+        `(112, 112, 3) uint8` RGB.
+
+    Raises:
+        FacesError: The data is not an image, is damaged, cut short or larger than 4096 pixels.
     """
     try:
         with _open(data, name) as opened:
@@ -40,7 +48,18 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
 
 
 def stored_size(data: bytes, name: str) -> tuple[int, int]:
-    """`(width, height)` in pixels as stored; reads the header alone. Raises FacesError."""
+    """The size of an image; only its header is read.
+
+    Args:
+        data: An encoded image.
+        name: For the error.
+
+    Returns:
+        Width and height in pixels, as stored.
+
+    Raises:
+        FacesError: The data is not an image, or larger than 4096 pixels.
+    """
     with _open(data, name) as opened:
         return opened.size
 
@@ -51,16 +70,16 @@ def _open(data: bytes, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name) from error
     except Exception as error:
-        what = "no image" if data else "empty"
+        what = "not an image" if data else "empty"
         raise FacesError(f"{name} is {what}", "remove or replace the file") from error
-    if max(opened.size) > _LARGEST:
+    if max(opened.size) > _MAX_SIDE:
         raise _too_large(name)
     return opened
 
 
 def _too_large(name: str) -> FacesError:
     return FacesError(
-        f"{name} is larger than {_LARGEST} pixels a side, expected an aligned {ALIGNED_SIZE}x{ALIGNED_SIZE} face",
+        f"{name} is larger than {_MAX_SIDE} pixels a side, expected an aligned {ALIGNED_SIZE}x{ALIGNED_SIZE} face",
         "detect and align the face first",
     )
 

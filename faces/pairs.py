@@ -1,6 +1,7 @@
-"""The two texts of a pair list: a CSV file with a header, and LFW's `pairs.txt`.
+"""Lists that name faces: pairs to compare, and groups that faces belong to.
 
-Gives rows of names; knows nothing of images.
+A pair list is a CSV file `fold,path1,path2,same`, LFW's own `pairs.txt`, or an insightface `.bin`
+set. Groups are a CSV file `path,group`.
 """
 
 import csv
@@ -15,124 +16,30 @@ import numpy.typing as npt
 
 from ..arrays import I64
 from ..errors import FacesError, UsageError
-from .bin_sets import linked, read_bin
+from .bin_sets import connected_labels, read_bin
 from .images import SUFFIXES
 from .sources import Faces, bin_faces, folder_faces, open_faces
 
-HEADER = ("fold", "path1", "path2", "same")
+HEADER = ("fold", "path1", "path2", "same")  # of a CSV pair list
 
-_LFW_HEADER = re.compile(r"\s*(\d{1,6})\s+(\d{1,6})\s*")
+_LFW_HEADER = re.compile(r"\s*(\d{1,6})\s+(\d{1,6})\s*")  # folds, genuine pairs in each
 
 _NUMBER = re.compile(r"\d{1,9}")
 
-
-@dataclass(frozen=True)
-class PairRow:
-    fold: int
-    first: str
-    second: str
-    same: bool
-
-
-def read_list(file: Path, root: Path) -> list[PairRow]:
-    """Rows of a pair list, recognised by its first line; raises FacesError as `read_pairs` says.
-
-    LFW's list names no suffix: it is the one that its first image has in `root`, else .jpg.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise FacesError(f"there is no pair list at {file}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FacesError(f"{file} cannot be read as a pair list: {error}") from error
-    lines = text.splitlines()
-    head = _LFW_HEADER.fullmatch(lines[0]) if lines else None
-    rows = _lfw_rows(file, lines, head, root) if head else _csv_rows(file, lines)
-    genuine = sum(row.same for row in rows)
-    if genuine in (0, len(rows)):
-        raise FacesError(
-            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds"
-        )
-    return rows
-
-
-def _csv_rows(file: Path, lines: list[str]) -> list[PairRow]:
-    if not lines or tuple(name.strip() for name in lines[0].split(",")) != HEADER:
-        found = lines[0][:80] if lines else ""
-        raise FacesError(
-            f"{file} begins with {found!r}, expected {','.join(HEADER)!r}",
-            "or LFW's pairs.txt, or a .bin set",
-        )
-    rows = []
-    try:
-        for number, cells in enumerate(csv.reader(lines[1:], strict=True), 2):
-            if not cells:
-                continue
-            good = len(cells) == 4 and _NUMBER.fullmatch(cells[0]) and cells[3] in ("0", "1")
-            if not good or not cells[1] or not cells[2]:
-                found = ",".join(cells)[:80]
-                raise FacesError(
-                    f"{file}, line {number}: {found!r}, expected fold,path1,path2,0 or 1"
-                )
-            first, second = (PurePosixPath(cell).as_posix() for cell in cells[1:3])
-            rows.append(PairRow(int(cells[0]), first, second, cells[3] == "1"))
-    except csv.Error as error:
-        raise FacesError(f"{file} is not a CSV file: {error}") from error
-    _check_once(file, rows)
-    return rows
-
-
-def _lfw_rows(file: Path, lines: list[str], head: re.Match[str], root: Path) -> list[PairRow]:
-    """`FOLDS N`, then per fold N lines `name i j` of one person and N `name i name j` of two."""
-    folds, each = int(head[1]), int(head[2])
-    body = [line.split() for line in lines[1:] if line.strip()]
-    if len(body) != 2 * folds * each:
-        raise FacesError(
-            f"{file} says {folds} folds of {each} genuine and {each} impostor pairs, which is "
-            f"{2 * folds * each} lines, and has {len(body)}"
-        )
-    rows = []
-    suffix = ""
-    for index, words in enumerate(body):
-        same = index // each % 2 == 0
-        wanted = "name i j" if same else "name1 i name2 j"
-        numbers = words[1::2] if not same else words[1:]
-        if len(words) != len(wanted.split()) or not all(map(_NUMBER.fullmatch, numbers)):
-            raise FacesError(f"{file}: {' '.join(words)[:80]!r}, expected {wanted!r}")
-        names = (words[0], words[0] if same else words[2])
-        stems = [
-            f"{name}/{name}_{int(number):04d}" for name, number in zip(names, numbers, strict=True)
-        ]
-        suffix = suffix or next(
-            (s for s in SUFFIXES if os.path.isfile(root / (stems[0] + s))), ".jpg"
-        )
-        first, second = (stem + suffix for stem in stems)
-        rows.append(PairRow(index // (2 * each), first, second, same))
-    return rows
-
-
-def _check_once(file: Path, rows: list[PairRow]) -> None:
-    seen: set[tuple[str, str]] = set()
-    for row in rows:
-        pair = (min(row.first, row.second), max(row.first, row.second))
-        if row.first == row.second:
-            raise FacesError(f"{file} compares {row.first} with itself")
-        if pair in seen:
-            raise FacesError(f"{file} has the pair {row.first}, {row.second} twice")
-        seen.add(pair)
-
-
-# Pair lists: which faces to compare, and whether they are one person.
-#
-# `fold,path1,path2,same` with a header, LFW's own `pairs.txt`, or an insightface `.bin` set.
-
-_FOLDS = 10
+_BIN_FOLDS = 10  # the sets are stored fold by fold
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs over `faces`: `first`, `second` `(P,) int64` index it, `same` `(P,) bool`,
-    `fold` `(P,) int64`."""
+    """P pairs of faces in folds.
+
+    Attributes:
+        faces: The faces that are compared.
+        fold: Fold of each pair, `(P,) int64`.
+        first: Index of the first face, `(P,) int64`.
+        second: Index of the second face, `(P,) int64`.
+        same: Whether both are one person, `(P,) bool`.
+    """
 
     faces: Faces
     fold: I64
@@ -145,12 +52,21 @@ class Pairs:
 
 
 def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
-    """Read a pair list; paths are relative to `source`, or else to the file's folder.
+    """Read a pair list and index the faces that it names.
 
-    The faces kept are those that the list names. Where the folders contradict the list on who is
-    who, the list alone says it, and the faces are not `labelled`. A `.bin` set holds its images:
-    UsageError for a `source` beside it. Raises FacesError for a list that cannot be read, names
-    images that are not there, a pair twice, or pairs of one kind only.
+    Where the folders contradict the list on who is who, the list is right, and the faces are not
+    `labelled`.
+
+    Args:
+        file: A CSV file, LFW's `pairs.txt` (without a suffix for its images: the one that the first
+            image has, else .jpg), or a `.bin` set.
+        source: What paths are relative to, or another source of faces; the list's folder by
+            default. A `.bin` set holds its own images.
+
+    Raises:
+        FacesError: The list cannot be read, names images that do not exist, a pair twice, or pairs
+            of one kind only.
+        UsageError: A source was given for a `.bin` set.
     """
     file = Path(file)
     if file.suffix == ".bin":
@@ -158,56 +74,16 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
             raise UsageError(f"{file} holds its own images", "leave the faces out")
         return _bin_pairs(file)
     source = file.parent if source is None else source
-    rows = read_list(file, Path(source))
+    rows = _read_list(file, Path(source))
     faces = _named_faces(file, rows, source)
     number = {key: index for index, key in enumerate(faces.keys)}
     first = np.array([number[row.first] for row in rows], np.int64)
     second = np.array([number[row.second] for row in rows], np.int64)
     same = np.array([row.same for row in rows], np.bool_)
     if not np.array_equal(faces.labels[first] == faces.labels[second], same):
-        labels = linked(len(faces), first[same], second[same])
+        labels = connected_labels(len(faces), first[same], second[same])
         faces = replace(faces, labels=labels, labelled=False)
     return Pairs(faces, np.array([row.fold for row in rows], np.int64), first, second, same)
-
-
-def _bin_pairs(file: Path) -> Pairs:
-    """Ten folds of consecutive pairs, as near to equal as can be: the sets are stored fold by fold."""
-    held = read_bin(file)
-    if len(held.same) < _FOLDS or held.same.all() or not held.same.any():
-        raise FacesError(
-            f"{file} has {len(held.same)} pairs, {held.same.sum()} of them genuine; "
-            f"expected {_FOLDS} or more, of both kinds"
-        )
-    fold = np.concatenate(
-        [np.full(len(part), k) for k, part in enumerate(np.array_split(held.same, _FOLDS))]
-    )
-    return Pairs(bin_faces(file, held), fold, held.first, held.second, held.same)
-
-
-def _named_faces(file: Path, rows: list[PairRow], source: str | Path) -> Faces:
-    """The faces that the list names, and no others. A folder is asked for these, never walked."""
-    named = sorted({path for row in rows for path in (row.first, row.second)})
-    root = Path(source)
-    if os.path.isdir(root):
-        missing = [path for path in named if not os.path.isfile(root / path)]
-        if not missing:
-            return folder_faces(root, named)
-        if not (root / "train.rec").is_file() and not any(root.glob("*.tar")):
-            raise _missing(file, missing, len(named), str(root))
-    everything = open_faces(source)
-    where = {key: index for index, key in enumerate(everything.keys)}
-    missing = [path for path in named if path not in where]
-    if missing:
-        raise _missing(file, missing, len(named), everything.where)
-    kept = np.array([where[path] for path in named], np.int64)
-    encoded = everything.encoded
-    return replace(
-        everything,
-        keys=tuple(named),
-        labels=np.unique(everything.labels[kept], return_inverse=True)[1].astype(np.int64),
-        read=lambda index: everything.read(int(kept[index])),
-        encoded=None if encoded is None else lambda index: encoded(int(kept[index])),
-    )
 
 
 def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -245,6 +121,134 @@ def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.boo
             f"paths are as the faces' own, such as {keys[0]}",
         )
     return dict(sorted(groups.items()))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of a pair list: paths of two images."""
+
+    fold: int
+    first: str
+    second: str
+    same: bool
+
+
+def _read_list(file: Path, root: Path) -> list[_Row]:
+    """Rows of a pair list; its first line tells which kind it is."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FacesError(f"there is no pair list at {file}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FacesError(f"{file} cannot be read as a pair list: {error}") from error
+    lines = text.splitlines()
+    head = _LFW_HEADER.fullmatch(lines[0]) if lines else None
+    rows = _lfw_rows(file, lines, head, root) if head else _csv_rows(file, lines)
+    genuine = sum(row.same for row in rows)
+    if genuine in (0, len(rows)):
+        raise FacesError(
+            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds"
+        )
+    return rows
+
+
+def _csv_rows(file: Path, lines: list[str]) -> list[_Row]:
+    if not lines or tuple(name.strip() for name in lines[0].split(",")) != HEADER:
+        beginning = lines[0][:80] if lines else ""
+        raise FacesError(
+            f"{file} begins with {beginning!r}, expected {','.join(HEADER)!r}",
+            "or LFW's pairs.txt, or a .bin set",
+        )
+    rows = []
+    try:
+        for number, cells in enumerate(csv.reader(lines[1:], strict=True), 2):
+            if not cells:
+                continue
+            good = len(cells) == 4 and _NUMBER.fullmatch(cells[0]) and cells[3] in ("0", "1")
+            if not good or not cells[1] or not cells[2]:
+                line = ",".join(cells)[:80]
+                raise FacesError(
+                    f"{file}, line {number}: {line!r}, expected fold,path1,path2,0 or 1"
+                )
+            first, second = (PurePosixPath(cell).as_posix() for cell in cells[1:3])
+            rows.append(_Row(int(cells[0]), first, second, cells[3] == "1"))
+    except csv.Error as error:
+        raise FacesError(f"{file} is not a CSV file: {error}") from error
+    _check_once(file, rows)
+    return rows
+
+
+def _lfw_rows(file: Path, lines: list[str], head: re.Match[str], root: Path) -> list[_Row]:
+    """`FOLDS N`, then per fold N lines `name i j` of one person and N `name i name j` of two."""
+    folds, each = int(head[1]), int(head[2])
+    body = [line.split() for line in lines[1:] if line.strip()]
+    if len(body) != 2 * folds * each:
+        raise FacesError(
+            f"{file} announces {folds} folds of {each} genuine and {each} impostor pairs, which is "
+            f"{2 * folds * each} lines, and has {len(body)}"
+        )
+    rows = []
+    suffix = ""
+    for index, words in enumerate(body):
+        same = index // each % 2 == 0
+        wanted = "name i j" if same else "name1 i name2 j"
+        numbers = words[1::2] if not same else words[1:]
+        if len(words) != len(wanted.split()) or not all(map(_NUMBER.fullmatch, numbers)):
+            raise FacesError(f"{file}: {' '.join(words)[:80]!r}, expected {wanted!r}")
+        names = (words[0], words[0] if same else words[2])
+        stems = [
+            f"{name}/{name}_{int(number):04d}" for name, number in zip(names, numbers, strict=True)
+        ]
+        suffix = suffix or next(
+            (s for s in SUFFIXES if os.path.isfile(root / (stems[0] + s))), ".jpg"
+        )
+        first, second = (stem + suffix for stem in stems)
+        rows.append(_Row(index // (2 * each), first, second, same))
+    return rows
+
+
+def _check_once(file: Path, rows: list[_Row]) -> None:
+    listed: set[tuple[str, str]] = set()
+    for row in rows:
+        pair = (min(row.first, row.second), max(row.first, row.second))
+        if row.first == row.second:
+            raise FacesError(f"{file} compares {row.first} with itself")
+        if pair in listed:
+            raise FacesError(f"{file} has the pair {row.first}, {row.second} twice")
+        listed.add(pair)
+
+
+def _bin_pairs(file: Path) -> Pairs:
+    """Ten folds of consecutive pairs, as near to equal as can be."""
+    stored = read_bin(file)
+    if len(stored.same) < _BIN_FOLDS or stored.same.all() or not stored.same.any():
+        raise FacesError(
+            f"{file} has {len(stored.same)} pairs, {stored.same.sum()} of them genuine; "
+            f"expected {_BIN_FOLDS} or more, of both kinds"
+        )
+    parts = np.array_split(stored.same, _BIN_FOLDS)
+    fold = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
+    return Pairs(bin_faces(file, stored), fold, stored.first, stored.second, stored.same)
+
+
+def _named_faces(file: Path, rows: list[_Row], source: str | Path) -> Faces:
+    """The faces that the list names, and no others. A folder is asked for these, never walked."""
+    named = sorted({path for row in rows for path in (row.first, row.second)})
+    root = Path(source)
+    if os.path.isdir(root):
+        missing = [path for path in named if not os.path.isfile(root / path)]
+        if not missing:
+            return folder_faces(root, named)
+        if not (root / "train.rec").is_file() and not any(root.glob("*.tar")):
+            raise _missing(file, missing, len(named), str(root))
+    everything = open_faces(source)
+    where = {key: index for index, key in enumerate(everything.keys)}
+    missing = [path for path in named if path not in where]
+    if missing:
+        raise _missing(file, missing, len(named), everything.where)
+    faces = everything.subset([where[path] for path in named])
+    labels = np.unique(faces.labels, return_inverse=True)[1].astype(np.int64)
+    return replace(faces, labels=labels)
 
 
 def _missing(file: Path, missing: list[str], named: int, where: str) -> FacesError:

@@ -6,7 +6,7 @@ a multiple of 4, and leaves those 4 bytes out. The payload begins with a header 
 ids), `flag` more labels, and then the image.
 
 The format is MXNet's (dmlc-core recordio.h, python/mxnet/recordio.py); the order of the records is
-InsightFace's. Knows nothing of images.
+InsightFace's.
 """
 
 import struct
@@ -15,37 +15,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import I64
+from ..arrays import F32, I64, U8
 from ..errors import FacesError
 
-MAGIC = struct.pack("<I", 0xCED7230A)
+MAGIC = struct.pack("<I", 0xCED7230A)  # begins every part of a record
 
-_HEAD = struct.Struct("<4sI")
+_HEAD = struct.Struct("<4sI")  # magic; kind and length
 
-_LABELS = struct.Struct("<IfQQ")
+_LABELS = struct.Struct("<IfQQ")  # flag, label, two ids
 
-_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)  # kinds of parts
 
-_NO_IMAGE = _HEAD.size + _LABELS.size + 2 * 4
-"""Bytes of a record that holds two labels and nothing else: the header, or one identity's range."""
+_NO_IMAGE = _HEAD.size + _LABELS.size + 2 * 4  # bytes of a record with two labels and no image: the
+# header of the file, or one identity's range
 
-_EXACT = 1 << 24
-"""Above this, float32 no longer holds every whole number, and such are the ranges' bounds."""
+_EXACT = 1 << 24  # above this, float32 does not hold every integer, and range bounds are float32
 
-_LARGEST = 1 << 40  # of a label; an identity's number is far below
+_MAX_LABEL = 1 << 40  # identity numbers are far below
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 16  # records whose labels are read at once
 
 
 @dataclass(frozen=True)
 class Records:
-    """N images: `keys (N,) int64` as the index has them, `labels (N,) int64` as the records have
-    them, `offsets (N,) int64` of the records in `data`."""
+    """N images of a `.rec` file.
+
+    Attributes:
+        path: The file.
+        data: Its bytes, memory-mapped.
+        keys: Key of each image in the index, `(N,) int64`.
+        labels: Identity of each image as the records have it, `(N,) int64`.
+        offsets: Where each record begins in `data`, `(N,) int64`.
+    """
 
     path: Path
-    data: npt.NDArray[np.uint8]
+    data: U8
     keys: I64
     labels: I64
     offsets: I64
@@ -58,7 +63,7 @@ class Records:
         flag = _LABELS.unpack_from(payload)[0]
         start = _LABELS.size + 4 * flag
         if start > len(payload):
-            raise _damaged(self._name(index), f"says it has {flag} labels, which do not fit")
+            raise _damaged(self._name(index), f"announces {flag} labels, which do not fit")
         return payload[start:]
 
     def _name(self, index: int) -> str:
@@ -66,10 +71,16 @@ class Records:
 
 
 def open_records(path: str | Path) -> Records:
-    """Index `path`, a `.rec` file with its `.idx` beside it; images stay on disk, memory-mapped.
+    """Index a RecordIO file; its images stay on disk, memory-mapped.
 
     Labels come from the identities' ranges where the file has them (few reads), else from each
-    record. Raises FacesError when either file is missing, empty, cut short, or they do not match.
+    record.
+
+    Args:
+        path: A `.rec` file with its `.idx` in the same folder.
+
+    Raises:
+        FacesError: A file is missing, empty or cut short, or the two do not match.
     """
     path = Path(path)
     keys, offsets = _read_index(path.with_suffix(".idx"))
@@ -86,22 +97,22 @@ def open_records(path: str | Path) -> Records:
 
 def _insightface(
     path: Path,
-    data: npt.NDArray[np.uint8],
+    data: U8,
     keys: I64,
     offsets: I64,
-    said: npt.NDArray[np.float32],
+    header: F32,
 ) -> Records:
-    """Key 0 says (N + 1, N + 1 + K); 1..N are images, then come K ranges (first, past the last)."""
+    """Key 0 holds (N + 1, N + 1 + K); 1..N are images, then come K ranges (first, past the last)."""
     ranges = _sizes(offsets, len(data)) == _NO_IMAGE
     # Counted, not read: the header's numbers are float32 and round above 2^24.
     end = len(ranges) - int(np.argmin(ranges[::-1])) if not ranges.all() else 1
     images, past = end - 1, len(keys)
     if not images:
         raise FacesError(f"{path.name} holds no images")
-    if (np.float32(end), np.float32(past)) != (said[0, 0], said[0, 1]) or keys[-1] != past - 1:
+    if (np.float32(end), np.float32(past)) != (header[0, 0], header[0, 1]) or keys[-1] != past - 1:
         raise FacesError(
-            f"{path.name} says it holds {said[0, 0] - 1:.0f} images and "
-            f"{said[0, 1] - said[0, 0]:.0f} identities; its index holds {images} and {past - end}",
+            f"{path.name} announces {header[0, 0] - 1:.0f} images and "
+            f"{header[0, 1] - header[0, 0]:.0f} identities; its index holds {images} and {past - end}",
             "copy both files of the same data set again, whole",
         )
     if past > _EXACT or past == end:
@@ -111,7 +122,7 @@ def _insightface(
     return Records(path, data, keys[1:end], labels, offsets[1:end])
 
 
-def _range_labels(path: Path, bounds: npt.NDArray[np.float32], images: int) -> I64:
+def _range_labels(path: Path, bounds: F32, images: int) -> I64:
     """`(K, 2)` ranges of keys -> the identity of each of the keys 1..N."""
     starts, ends = bounds[:, 0].astype(np.int64), bounds[:, 1].astype(np.int64)
     good = (starts >= 1) & (starts <= ends) & (ends <= images + 1)
@@ -126,23 +137,21 @@ def _range_labels(path: Path, bounds: npt.NDArray[np.float32], images: int) -> I
     return labels
 
 
-def _image_labels(path: Path, data: npt.NDArray[np.uint8], keys: I64, offsets: I64) -> I64:
+def _image_labels(path: Path, data: U8, keys: I64, offsets: I64) -> I64:
     """The label of each record, or the first of several."""
     parts = []
     for start in range(0, len(offsets), _BLOCK):
         flags, several, single = _labels_of(data, offsets[start : start + _BLOCK])
         parts.append(np.where(flags > 0, several[:, 0], single))
     labels = np.concatenate(parts)
-    wrong = np.flatnonzero(~(np.abs(labels) < _LARGEST))  # NaN too
+    wrong = np.flatnonzero(~(np.abs(labels) < _MAX_LABEL))  # NaN too
     if len(wrong):
         key = keys[wrong[0]]
         raise _damaged(f"{path.name}, record {key},", f"has the label {labels[wrong[0]]}")
     return labels.astype(np.int64)
 
 
-def _labels_of(
-    data: npt.NDArray[np.uint8], offsets: I64
-) -> tuple[I64, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _labels_of(data: U8, offsets: I64) -> tuple[I64, F32, F32]:
     """Of n records: `flags (n,)`, the first two of several labels `(n, 2)`, the single one `(n,)`."""
     reach = np.arange(_NO_IMAGE)
     heads = data[np.minimum(offsets[:, None] + reach, len(data) - 1)]
@@ -156,11 +165,11 @@ def _labels_of(
     return flags, words[:, _LABELS.size :].copy().view("<f4"), single
 
 
-def _payload(data: npt.NDArray[np.uint8], offset: int, name: str) -> bytes:
+def _payload(data: U8, offset: int, name: str) -> bytes:
     return _record(data, offset, name)[0]
 
 
-def _record(data: npt.NDArray[np.uint8], offset: int, name: str) -> tuple[bytes, int]:
+def _record(data: U8, offset: int, name: str) -> tuple[bytes, int]:
     """A record's payload, its parts joined by the magic that the writer left out, and its end."""
     parts: list[bytes] = []
     while True:
@@ -170,7 +179,7 @@ def _record(data: npt.NDArray[np.uint8], offset: int, name: str) -> tuple[bytes,
         kind, length = word >> 29, word & 0x1FFFFFFF
         wanted = (_MIDDLE, _LAST) if parts else (_WHOLE, _FIRST)
         if magic != MAGIC or kind not in wanted:
-            raise _damaged(name, f"has no record's beginning at byte {offset}")
+            raise _damaged(name, f"does not begin a record at byte {offset}")
         start, end = offset + _HEAD.size, offset + _HEAD.size + length
         if end > len(data):
             raise _damaged(name, f"is cut short: {end - len(data)} bytes are missing")
@@ -186,11 +195,11 @@ def _read_index(path: Path) -> tuple[I64, I64]:
         raise FacesError(f"{path} is missing", "the .rec file needs its .idx beside it")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy 1 only warns of what it cannot read
+            warnings.simplefilter("error")  # numpy 1 only warns of text it cannot read
             rows = np.fromstring(path.read_text("ascii"), np.int64, sep=" ").reshape(-1, 2)
     except (OSError, ValueError, DeprecationWarning) as error:
         raise FacesError(
-            f"{path} is no RecordIO index, expected lines of key, tab, offset: {error}"
+            f"{path} is not a RecordIO index, expected lines of key, tab, offset: {error}"
         ) from error
     if not len(rows):
         raise FacesError(f"{path} is empty")
@@ -200,7 +209,7 @@ def _read_index(path: Path) -> tuple[I64, I64]:
     return rows[:, 0], rows[:, 1]
 
 
-def _check_offsets(path: Path, data: npt.NDArray[np.uint8], offsets: I64) -> None:
+def _check_offsets(path: Path, data: U8, offsets: I64) -> None:
     outside = int(((offsets < 0) | (offsets > len(data) - _HEAD.size)).sum())
     if outside:
         raise FacesError(

@@ -1,7 +1,7 @@
-"""Where faces come from: a folder of images, tar shards, RecordIO, a .bin set, or drawn ones.
+"""Sources of faces: a folder of images, tar shards, RecordIO, a .bin set, or synthetic faces.
 
-A source is an index: keys, identity labels and a function that reads one face. Nothing is decoded
-before it is asked for.
+A source is an index: keys, identity labels and a function that reads one face. An image is decoded
+when it is read.
 """
 
 import os
@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import I64, U8
 from ..errors import FacesError
 from .archives import index_tars, list_images, read_image, read_member
-from .bin_sets import BinSet, linked, read_bin
+from .bin_sets import BinSet, connected_labels, read_bin
 from .contract import ALIGNED_SIZE
 from .images import SUFFIXES, decode_image, stored_size
 from .recordio import open_records
@@ -24,35 +24,41 @@ from .synthetic.render import draw_face
 
 _KINDS = "a folder of aligned images, a .tar of one, a RecordIO folder, or synthetic:IDSxIMAGES"
 
-_SAMPLE = 32
+_SAMPLE = 32  # faces whose stored size is looked at
 
-_MOST_DRAWN = 10_000_000
+_MAX_SYNTHETIC = 10_000_000  # faces of one source
 
 
 @dataclass(frozen=True)
 class Faces:
     """Aligned faces with identity labels.
 
-    `keys[i]` is the image's name in the source, for a folder its path relative to it, and
-    `labels (N,) int64` its identity, 0..n-1; `read(i)` returns `(112, 112, 3) uint8` RGB and raises
-    FacesError for a file that cannot be decoded. `drawn` faces are nobody's and may be shown.
-    Without `labelled`, equal labels are one person, but others may be that person too.
+    Attributes:
+        where: The source, for messages.
+        keys: Name of each image, for a folder its path relative to it.
+        labels: Identity of each face, `(N,) int64`, 0..n-1.
+        read: Index -> face `(112, 112, 3) uint8` RGB; raises FacesError for a file that cannot be
+            decoded.
+        synthetic: Whether the faces are of no real person, and may be shown.
+        labelled: Whether different labels are different people; without it, equal labels are one
+            person, and other labels may be that person too.
+        encoded: Index -> the image as stored, where there is one.
     """
 
     where: str
     keys: Sequence[str]
     labels: I64
     read: Callable[[int], U8]
-    drawn: bool = False
+    synthetic: bool = False
     labelled: bool = True
     encoded: Callable[[int], bytes] | None = None
-    """The image as stored, where one is: `read(i)` decodes it."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def identities(self) -> int:
+        """Number of identities."""
         return int(np.max(self.labels, initial=-1)) + 1
 
     def batches(self, size: int, picks: Sequence[int] | None = None) -> Iterator[U8]:
@@ -114,13 +120,18 @@ class Faces:
 
 
 def open_faces(source: str | Path) -> Faces:
-    """Index a source of faces; raises FacesError when it is missing or holds no image.
+    """Index a source of faces.
 
-    A folder with a `train.rec` is RecordIO; one with images, at any depth, is those; one with
-    nothing but `.tar` files is shards. A `.tar`, `.rec` or `.bin` file is read as such.
+    Args:
+        source: `synthetic:IDSxIMAGES`; a `.tar`, `.rec` or `.bin` file; or a folder: with a
+            `train.rec` it is RecordIO, with images at any depth a folder of images, with only
+            `.tar` files shards.
+
+    Raises:
+        FacesError: The source does not exist or holds no image.
     """
     if str(source).startswith("synthetic:"):
-        return drawn_faces(str(source))
+        return synthetic_faces(str(source))
     path = Path(source)
     if os.path.isfile(path):  # unlike Path.is_file, never raises
         return _file_faces(path)
@@ -135,13 +146,20 @@ def open_faces(source: str | Path) -> Faces:
     raise FacesError(f"{path} holds no images ({', '.join(SUFFIXES)})", f"give {_KINDS}")
 
 
-def drawn_faces(text: str) -> Faces:
-    """`synthetic:IDSxIMAGES`, or `synthetic:IDSxIMAGES@SEED` for other people."""
+def synthetic_faces(text: str) -> Faces:
+    """Faces of people who do not exist.
+
+    Args:
+        text: `synthetic:IDSxIMAGES`, or `synthetic:IDSxIMAGES@SEED` for other people.
+
+    Raises:
+        FacesError: The text has another form, or asks for too many faces.
+    """
     match = re.fullmatch(r"synthetic:(\d{1,6})x(\d{1,6})(?:@(\d{1,9}))?", text, re.ASCII)
     ids, images = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not match or not 0 < ids * images <= _MOST_DRAWN:
+    if not match or not 0 < ids * images <= _MAX_SYNTHETIC:
         raise FacesError(
-            f"{text[:80]!r} is not synthetic:IDSxIMAGES of at most {_MOST_DRAWN:,} faces",
+            f"{text[:80]!r} is not synthetic:IDSxIMAGES of at most {_MAX_SYNTHETIC:,} faces",
             "for example synthetic:100x10",
         )
     seed = int(match[3] or 0)
@@ -150,30 +168,46 @@ def drawn_faces(text: str) -> Faces:
         tuple(f"{i:05d}/{j:03d}" for i in range(ids) for j in range(images)),
         np.repeat(np.arange(ids), images),
         lambda index: draw_face(index // images, index % images, seed),
-        drawn=True,
+        synthetic=True,
     )
 
 
 def folder_faces(root: Path, keys: Sequence[str]) -> Faces:
-    """The images of `root` with these relative paths; a face's identity is its folder."""
-    return _encoded_faces(str(root), keys, folder_labels(keys), lambda i: read_image(root, keys[i]))
+    """Images of a folder; a face's identity is the folder it lies in.
+
+    Args:
+        root: The folder.
+        keys: Paths of the images relative to it.
+    """
+    return _encoded_faces(
+        str(root), keys, _folder_labels(keys), lambda i: read_image(root, keys[i])
+    )
 
 
-def bin_faces(path: Path, held: BinSet) -> Faces:
-    """The images of a .bin set. Who they are is known only as far as its genuine pairs say."""
-    labels = linked(len(held.images), held.first[held.same], held.second[held.same])
-    keys = tuple(f"{index:05d}" for index in range(len(held.images)))
-    return _encoded_faces(str(path), keys, labels, held.images.__getitem__, labelled=False)
+def bin_faces(path: Path, stored: BinSet) -> Faces:
+    """The images of a .bin set; only its genuine pairs tell which are of one person.
 
-
-def folder_labels(keys: Sequence[str]) -> I64:
-    """`(N,) int64`: the folders of these paths, numbered in sorted order."""
-    folders = [PurePosixPath(key).parent.as_posix() for key in keys]
-    return np.unique(np.array(folders, object), return_inverse=True)[1].astype(np.int64)
+    Args:
+        path: The file, for messages.
+        stored: Its content.
+    """
+    labels = connected_labels(
+        len(stored.images), stored.first[stored.same], stored.second[stored.same]
+    )
+    keys = tuple(f"{index:05d}" for index in range(len(stored.images)))
+    return _encoded_faces(str(path), keys, labels, stored.images.__getitem__, labelled=False)
 
 
 def spread_picks(faces: Faces, limit: int) -> list[int]:
-    """At most `limit` indices that take identities in turn: many people before many images."""
+    """Choose faces of many people before many faces of one: identities are taken in turn.
+
+    Args:
+        faces: A source of faces.
+        limit: Most faces to choose.
+
+    Returns:
+        Indices.
+    """
     by_person = np.argsort(faces.labels, kind="stable")
     counts = np.bincount(faces.labels)
     turn = np.empty(len(faces), np.int64)
@@ -189,9 +223,18 @@ def spread_picks(faces: Faces, limit: int) -> list[int]:
 
 
 def readable(faces: Faces, picks: Sequence[int], limit: int) -> Iterator[tuple[int, U8]]:
-    """Index and face of each of `picks` that can be decoded; up to `limit` others are left out.
+    """Read faces, leaving out a few that cannot be decoded.
 
-    Raises the FacesError of the one after that.
+    Args:
+        faces: A source of faces.
+        picks: Indices of the faces.
+        limit: How many may be left out.
+
+    Returns:
+        Index and face `(112, 112, 3) uint8` of each that can be decoded.
+
+    Raises:
+        FacesError: More than `limit` cannot be decoded.
     """
     left = limit
     for index in picks:
@@ -207,8 +250,15 @@ def readable(faces: Faces, picks: Sequence[int], limit: int) -> Iterator[tuple[i
         yield index, face
 
 
-def frame_note(faces: Faces) -> str:
-    """What to tell the user of images that are not 112x112, from a sample; empty if all are."""
+def size_warning(faces: Faces) -> str:
+    """A warning when images are not stored at 112x112.
+
+    Args:
+        faces: A source of faces; 32 of them are looked at.
+
+    Returns:
+        A sentence; empty when all of them are.
+    """
     if faces.encoded is None:
         return ""
     picks = spread_picks(faces, _SAMPLE)
@@ -217,7 +267,7 @@ def frame_note(faces: Faces) -> str:
         try:
             width, height = stored_size(faces.encoded(index), faces.keys[index])
         except FacesError:
-            continue  # whoever reads it will say so
+            continue  # reading the face raises it
         if (width, height) != (ALIGNED_SIZE, ALIGNED_SIZE):
             odd.append(f"{faces.keys[index]} is {width}x{height}")
     if not odd:
@@ -245,6 +295,12 @@ def _encoded_faces(
     )
 
 
+def _folder_labels(keys: Sequence[str]) -> I64:
+    """`(N,) int64`: the folders of these paths, numbered in sorted order."""
+    folders = [PurePosixPath(key).parent.as_posix() for key in keys]
+    return np.unique(np.array(folders, object), return_inverse=True)[1].astype(np.int64)
+
+
 def _file_faces(path: Path) -> Faces:
     if path.suffix == ".tar":
         return _tar_faces([path])
@@ -252,7 +308,7 @@ def _file_faces(path: Path) -> Faces:
         return _record_faces(path)
     if path.suffix == ".bin":
         return bin_faces(path, read_bin(path))
-    raise FacesError(f"{path} is a file that holds no faces", f"give {_KINDS}")
+    raise FacesError(f"{path} is not a file of faces", f"give {_KINDS}")
 
 
 def _tar_faces(shards: list[Path]) -> Faces:
@@ -264,7 +320,7 @@ def _tar_faces(shards: list[Path]) -> Faces:
     return _encoded_faces(
         where,
         keys,
-        folder_labels(keys),
+        _folder_labels(keys),
         lambda index: read_member(places[keys[index]], keys[index]),
     )
 
@@ -272,11 +328,11 @@ def _tar_faces(shards: list[Path]) -> Faces:
 def _record_faces(path: Path) -> Faces:
     records = open_records(path)
     labels = np.unique(records.labels, return_inverse=True)[1].astype(np.int64)
-    return _encoded_faces(str(path), _Numbers(records.keys), labels, records.image)
+    return _encoded_faces(str(path), _RecordKeys(records.keys), labels, records.image)
 
 
-class _Numbers(Sequence[str]):
-    """Keys of records as text, made when asked for: there may be millions."""
+class _RecordKeys(Sequence[str]):
+    """Keys of records as text, made one at a time: there may be millions."""
 
     def __init__(self, numbers: I64) -> None:
         self.numbers = numbers
@@ -287,8 +343,8 @@ class _Numbers(Sequence[str]):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> "_Numbers": ...
-    def __getitem__(self, index: int | slice) -> "str | _Numbers":
+    def __getitem__(self, index: slice) -> "_RecordKeys": ...
+    def __getitem__(self, index: int | slice) -> "str | _RecordKeys":
         if isinstance(index, slice):
-            return _Numbers(self.numbers[index])
+            return _RecordKeys(self.numbers[index])
         return str(self.numbers[index])

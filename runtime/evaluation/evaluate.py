@@ -14,7 +14,7 @@ from ..._version import __version__
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.manifest import Bundle
 from ...errors import FacesError
-from ...faces.ijb import Ijb, pair_scores, pool
+from ...faces.ijb import Ijb, pool_templates, template_cosines
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...metrics.accuracy import (
@@ -140,7 +140,7 @@ def evaluate(
             "pairs": len(pairs),
             "faces": len(faces),
             "identities": faces.identities,
-            "drawn": faces.drawn,
+            "drawn": faces.synthetic,
             "flip": flip,
             "name": name,
         },
@@ -271,8 +271,8 @@ def evaluate_ijb(
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     session = open_session(bundle, engine, backend, artifact=artifact)
     batches = _embed_templates(session, ijb, flip, track)
-    templates, numbers = pool(batches, ijb, norm=norm, detector=detector)
-    tar = nearest_tar(pair_scores(templates, numbers, ijb), ijb.same, IJB_FARS)
+    templates, numbers = pool_templates(batches, ijb, norm=norm, detector=detector)
+    tar = nearest_tar(template_cosines(templates, numbers, ijb), ijb.same, IJB_FARS)
     impostor = int((~ijb.same).sum())
     found = IjbResult(
         session.precision,

@@ -17,7 +17,7 @@ from ...bundle.golden import read_golden
 from ...bundle.manifest import Bundle
 from ...errors import FacesError, UsageError
 from ...faces.pairs import Pairs, read_groups
-from ...faces.quality import KINDS, STRATA, degraded
+from ...faces.quality import DEGRADATIONS, STRATA, degraded
 from ...faces.sources import Faces, spread_picks
 from ...metrics.comparison import compare_verification
 from ...metrics.rates import RateChange, measure_drift
@@ -169,7 +169,7 @@ def _worsen(
     picks = spread_picks(faces, _WORSENED)
     labels = np.asarray(faces.labels, np.int64)
     found = []
-    for kind in KINDS:
+    for kind in DEGRADATIONS:
         copies = embed_both(bundle, degraded(faces, picks, kind), fp32, session, None, track)
         clean, worse = (both.reference, both.engine), (copies.reference, copies.engine)
         found.append(compare_degraded(kind, clean, worse, picks, labels, rate))
@@ -205,8 +205,8 @@ def _about(faces: Faces | None) -> dict[str, Any] | None:
     if faces is None:
         return None
     return {
-        "where": faces.where if faces.drawn else Path(faces.where).name,
+        "where": faces.where if faces.synthetic else Path(faces.where).name,
         "count": len(faces),
         "identities": faces.identities,
-        "drawn": faces.drawn,
+        "drawn": faces.synthetic,
     }

@@ -14,7 +14,7 @@ from ..._version import __version__
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.manifest import Bundle
 from ...errors import BundleError, FacesError, MachineError
-from ...faces.sources import Faces, drawn_faces
+from ...faces.sources import Faces, synthetic_faces
 from ..benchmark.result import run_label
 from ..fingerprint import PRECISIONS, SOURCES
 from ..machine.device import describe_device
@@ -151,7 +151,7 @@ def _pictures(report: Mapping[str, Any], faces: Faces | None) -> dict[str, str]:
     about = report["faces"]
     if faces is None and about and about["drawn"]:
         try:
-            faces = drawn_faces(about["where"])
+            faces = synthetic_faces(about["where"])
         except FacesError:
             return {}
     if faces is None:

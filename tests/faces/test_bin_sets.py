@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from fr_edge.errors import FacesError, UsageError
-from fr_edge.faces.bin_sets import linked, read_bin
+from fr_edge.faces.bin_sets import connected_labels, read_bin
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import open_faces
 
@@ -95,7 +95,7 @@ def test_known_names_run_nothing_either(tmp_path: Path) -> None:
 def test_a_box_within_itself_is_refused(tmp_path: Path) -> None:
     box = b"cnumpy\ndtype\np0\n(I0\ng0\ntRp1\n(g1\ng1\ntb"
     (tmp_path / "x.bin").write_bytes(b"((l" + box + b"ag1\na(lI01\nat.")
-    with pytest.raises(FacesError, match="no .bin verification set"):
+    with pytest.raises(FacesError, match="not a .bin verification set"):
         read_bin(tmp_path / "x.bin")
 
 
@@ -141,8 +141,10 @@ def test_damage_is_refused(tmp_path: Path, images: list[bytes]) -> None:
         ([(6, 6)], [0, 1, 2, 3, 4, 5, 6]),
     ],
 )
-def test_linked_joins_what_pairs_join(pairs: list[tuple[int, int]], wanted: list[int]) -> None:
-    labels = linked(7, *np.array(pairs).T)
+def test_labels_are_equal_for_items_that_pairs_connect(
+    pairs: list[tuple[int, int]], wanted: list[int]
+) -> None:
+    labels = connected_labels(7, *np.array(pairs).T)
     same = labels[:, None] == labels[None, :]
     np.testing.assert_array_equal(same, np.equal.outer(wanted, wanted))
     assert sorted(set(labels.tolist())) == list(range(max(wanted) + 1))
@@ -179,5 +181,5 @@ def test_too_few_or_one_kind_is_refused(
 
 def test_an_image_that_is_none_is_named(tmp_path: Path, images: list[bytes]) -> None:
     path = _write(tmp_path / "x.bin", ([b"spoilt", *images[1:]], [True] * 6))
-    with pytest.raises(FacesError, match=r"x\.bin/00000 is no image"):
+    with pytest.raises(FacesError, match=r"x\.bin/00000 is not an image"):
         open_faces(path).read(0)

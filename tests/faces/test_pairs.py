@@ -77,10 +77,10 @@ def test_the_same_from_anywhere(people: Path, tmp_path: Path) -> None:
         assert pairs.faces.encoded(2) == plain.faces.encoded(2)
 
 
-def test_drawn_faces_may_be_paired(tmp_path: Path) -> None:
+def test_synthetic_faces_may_be_paired(tmp_path: Path) -> None:
     path = _list(tmp_path, "0,00000/000,00000/001,1\n0,00000/000,00001/001,0\n")
     pairs = read_pairs(path, "synthetic:2x2")
-    assert pairs.faces.drawn
+    assert pairs.faces.synthetic
     assert pairs.faces.labels.tolist() == [0, 0, 1]
 
 

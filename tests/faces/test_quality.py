@@ -7,8 +7,8 @@ import pytest
 
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
 from fr_edge.faces.quality import (
-    FEWEST,
-    KINDS,
+    DEGRADATIONS,
+    MIN_FACES,
     alignment_warning,
     degraded,
     eye_contrast,
@@ -66,7 +66,7 @@ def test_copies_are_worse_in_their_own_way() -> None:
     plain = np.stack([people.read(i) for i in picks])
     brightness, _, detail, *_ = measure_quality(plain).T
     seen = {}
-    for kind in KINDS:
+    for kind in DEGRADATIONS:
         copies = degraded(people, picks, kind)
         assert list(copies.keys) == [people.keys[i] for i in picks]
         pixels = next(copies.batches(3))
@@ -109,7 +109,7 @@ def test_eyes_elsewhere(shift: tuple[int, int]) -> None:
 
 
 def test_of_few_faces_nothing_is_said() -> None:
-    assert alignment_warning(source((0, 20)), range(FEWEST - 1)) == ""
+    assert alignment_warning(source((0, 20)), range(MIN_FACES - 1)) == ""
 
 
 @pytest.mark.real

@@ -171,7 +171,7 @@ def test_files_cut_short_are_refused(tmp_path: Path, images: list[bytes]) -> Non
 def test_a_header_that_counts_otherwise_is_refused(tmp_path: Path, images: list[bytes]) -> None:
     payloads = _classic(images, [2, 1, 4])
     del payloads[3]
-    with pytest.raises(FacesError, match="says it holds 7 images and 3 identities"):
+    with pytest.raises(FacesError, match="announces 7 images and 3 identities"):
         open_faces(_write(tmp_path / "set", payloads))
 
 
@@ -180,14 +180,14 @@ def test_a_header_that_counts_otherwise_is_refused(tmp_path: Path, images: list[
     [
         (None, "is missing"),
         ("", "is empty"),
-        ("hello", "no RecordIO index"),
-        ("1\t2\n3", "no RecordIO index"),
-        ("1\t0\n2\tx\n", "no RecordIO index"),
+        ("hello", "not a RecordIO index"),
+        ("1\t2\n3", "not a RecordIO index"),
+        ("1\t0\n2\tx\n", "not a RecordIO index"),
         ("1\t0\n1\t0\n", "more than once"),
         ("1\t0\n2\t-8\n", "lie beyond"),
         ("1\t0\n2\t99999999999999999999\n", "lie beyond"),
-        ("1\t2\n", "no record's beginning"),
-        ("1\té\n", "no RecordIO index"),
+        ("1\t2\n", "does not begin a record"),
+        ("1\té\n", "not a RecordIO index"),
     ],
 )
 def test_a_bad_index_is_refused(

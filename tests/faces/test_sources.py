@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from fr_edge.errors import FacesError
-from fr_edge.faces.sources import Faces, frame_note, open_faces, readable, spread_picks
+from fr_edge.faces.sources import Faces, open_faces, readable, size_warning, spread_picks
 from fr_edge.faces.synthetic.render import draw_face
 
 U8 = npt.NDArray[np.uint8]
@@ -34,7 +34,7 @@ def test_a_folder_is_sorted_and_labelled_by_folder(people: Path, pictures: U8) -
     faces = open_faces(people)
     assert list(faces.keys) == KEYS
     assert faces.labels.tolist() == [0, 0, 0, 1, 1, 2]
-    assert (len(faces), faces.identities, faces.drawn, faces.labelled) == (6, 3, False, True)
+    assert (len(faces), faces.identities, faces.synthetic, faces.labelled) == (6, 3, False, True)
     for index in range(6):
         np.testing.assert_array_equal(faces.read(index), pictures[index])
 
@@ -93,7 +93,7 @@ def test_bad_tars_are_refused(people: Path, tmp_path: Path) -> None:
     packed = _tar(tmp_path / "packed.tar", people, KEYS, "w:gz")
     with pytest.raises(FacesError) as caught:
         open_faces(packed)
-    assert "unpacked first" in caught.value.hint
+    assert "unpack a compressed one" in caught.value.hint
     (people / "notes.txt").write_text("hello")
     with pytest.raises(FacesError, match="holds no images"):
         open_faces(_tar(tmp_path / "texts.tar", people, ["notes.txt"]))
@@ -105,7 +105,7 @@ def test_bad_tars_are_refused(people: Path, tmp_path: Path) -> None:
         (lambda path: None, "there are no faces at"),
         (lambda path: path.mkdir(), "holds no images"),
         (lambda path: (path / "a").mkdir(parents=True), "holds no images"),
-        (lambda path: path.write_text("hello"), "holds no faces"),
+        (lambda path: path.write_text("hello"), "not a file of faces"),
     ],
 )
 def test_nothing_there_is_said(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
@@ -136,7 +136,7 @@ def test_unicode_names_work_and_broken_ones_are_named(people: Path, pictures: U8
         Path(os.fsdecode(os.fsencode(people) + b"/bo/\xff.png")).write_bytes(b"")
     except OSError:
         pytest.skip("this file system takes text alone")
-    with pytest.raises(FacesError, match="no UTF-8") as caught:
+    with pytest.raises(FacesError, match="not UTF-8") as caught:
         open_faces(people)
     caught.value.message.encode()
 
@@ -165,9 +165,9 @@ def test_a_locked_folder_is_named(people: Path) -> None:
         open_faces(people)
 
 
-def test_drawn_faces_are_the_drawn_ones() -> None:
+def test_synthetic_faces_are_those_of_draw_face() -> None:
     faces = open_faces("synthetic:3x2@9")
-    assert (len(faces), faces.identities, faces.drawn) == (6, 3, True)
+    assert (len(faces), faces.identities, faces.synthetic) == (6, 3, True)
     assert faces.labels.tolist() == [0, 0, 1, 1, 2, 2]
     np.testing.assert_array_equal(faces.read(3), draw_face(1, 1, 9))
 
@@ -222,19 +222,19 @@ def test_readable_leaves_out_as_many_as_it_may(people: Path) -> None:
 
 
 def test_other_sizes_are_noted(people: Path, encode: Callable[[U8], bytes]) -> None:
-    assert frame_note(open_faces(people)) == ""
-    assert frame_note(open_faces("synthetic:2x2")) == ""
+    assert size_warning(open_faces(people)) == ""
+    assert size_warning(open_faces("synthetic:2x2")) == ""
     (people / "bo" / "1.png").write_bytes(encode(np.zeros((60, 50, 3), np.uint8)))
     (people / "bo" / "2.png").write_bytes(b"spoilt")
-    assert "1 of 6" in frame_note(open_faces(people))
-    assert "bo/1.png is 50x60" in frame_note(open_faces(people))
+    assert "1 of 6" in size_warning(open_faces(people))
+    assert "bo/1.png is 50x60" in size_warning(open_faces(people))
 
 
 @pytest.mark.real
 def test_the_real_tar_is_what_its_readme_says(real_data: Path) -> None:
     faces = open_faces(real_data / "faces_dev.tar")
     assert (len(faces), faces.identities) == (10_076, 2_923)
-    assert frame_note(faces) == ""
+    assert size_warning(faces) == ""
     picks = spread_picks(faces, 64)
     assert len({int(faces.labels[i]) for i in picks}) == 64
     batch = next(faces.batches(64, picks))

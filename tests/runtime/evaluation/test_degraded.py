@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.faces.quality import KINDS
+from fr_edge.faces.quality import DEGRADATIONS
 from fr_edge.faces.sources import Faces
 from fr_edge.runtime.evaluation.verify import verify
 
@@ -24,7 +24,7 @@ def test_the_certificate_holds_groups_and_copies(mini: Path, people: Faces, tmp_
     ).to_json()
     named = {stratum["name"]: stratum for stratum in report["strata"]}
     assert named["odd"]["faces"] == named["even"]["faces"] == 24
-    assert [stratum["name"] for stratum in report["degraded"]] == list(KINDS)
+    assert [stratum["name"] for stratum in report["degraded"]] == list(DEGRADATIONS)
     assert all(stratum["pairs"] == 48 * 3 for stratum in report["degraded"])
     gate = report["gates"][-1]
     worst = max(

@@ -56,7 +56,7 @@ def _patterns(people: int, images: int) -> Faces:
     noise = random.integers(-20, 21, (len(labels), 112, 112, 3))
     pixels = np.clip(tiles[labels] + noise, 0, 255).astype(np.uint8)
     keys = tuple(f"{label}/{index}" for index, label in enumerate(labels))
-    return Faces("patterns", keys, labels, lambda index: pixels[index], drawn=True)
+    return Faces("patterns", keys, labels, lambda index: pixels[index], synthetic=True)
 
 
 def test_swapped_labels_are_seen(mini: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.errors import FacesError
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
-from fr_edge.faces.ijb import Ijb, is_ijb, pair_scores, pool, read_ijb
+from fr_edge.faces.ijb import Ijb, is_ijb, pool_templates, read_ijb, template_cosines
 from fr_edge.runtime.evaluation.evaluate import evaluate_ijb
 
 PEOPLE, SIZE = 5, 150
@@ -66,7 +66,9 @@ def test_faces_are_aligned_by_their_points(tmp_path: Path, folder: Path) -> None
 def test_pooling_is_that_of_a_plain_loop(folder: Path, norm: bool, detector: bool) -> None:
     ijb = read_ijb(folder)
     rows = np.random.default_rng(1).normal(size=(len(ijb.faces), 7)).astype(np.float32) * 5
-    templates, numbers = pool([rows[:6], rows[6:7], rows[7:]], ijb, norm=norm, detector=detector)
+    templates, numbers = pool_templates(
+        [rows[:6], rows[6:7], rows[7:]], ijb, norm=norm, detector=detector
+    )
     for template, number in zip(templates, numbers, strict=True):
         total = np.zeros(7)
         for medium in set(ijb.media[ijb.template == number]):
@@ -79,7 +81,7 @@ def test_pooling_is_that_of_a_plain_loop(folder: Path, norm: bool, detector: boo
             ]
             total += np.mean(parts, axis=0)
         assert template == pytest.approx(total / np.linalg.norm(total), abs=1e-5)
-    scores = pair_scores(templates, numbers, ijb)
+    scores = template_cosines(templates, numbers, ijb)
     where = {int(n): t for n, t in zip(numbers, templates, strict=True)}
     expected = [where[int(a)] @ where[int(b)] for a, b in zip(ijb.first, ijb.second, strict=True)]
     assert scores == pytest.approx(np.array(expected), abs=1e-6)
