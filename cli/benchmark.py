@@ -48,7 +48,7 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
 
 @define_command(
     "benchmark",
-    example="fr-edge benchmark mine.bundle --engine int8 --batch 1,8",
+    example="fr-edge benchmark mine.bundle --engine int8 --batch 1,8 --duration 5",
     option_groups={
         "Load": (
             "--batch",

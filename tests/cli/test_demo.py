@@ -1,8 +1,10 @@
 """The demo's stages run on real parts, once each; its gates judge. `make demo` is the full size."""
 
 import json
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 pytest.importorskip("torch", reason="training needs torch: pip install 'fr-edge[train]'")
@@ -11,7 +13,7 @@ from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli import demo_stages
 from fr_edge.cli.demo_journal import DemoPlan
 from fr_edge.cli.demo_stages import run_demo
-from fr_edge.cli.main import run
+from fr_edge.cli.main import root, run
 from fr_edge.cli.output import Output
 from fr_edge.errors import DataError
 
@@ -26,7 +28,7 @@ QUIET = Output(quiet=True)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
+    folder = tmp_path_factory.mktemp("home") / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_stages, "_verify", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -61,6 +63,18 @@ def test_a_student_that_has_not_learned_fails_the_gates(home: Path) -> None:
     assert [g.passed for g in done.gates if g.name == "student learned"] == [False]
     engines = [g.passed for g in done.gates if "engine" in g.name]
     assert engines == [True, True]  # the engines are true to it all the same
+
+
+def test_the_example_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On few faces, with gates that pass; `make demo` runs it in full."""
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setattr(demo_stages, "FULL", SMALL)
+    monkeypatch.setattr(demo_stages, "MIN_GAIN", -100.0)
+    monkeypatch.setattr(demo_stages, "MAX_BEHIND", 100.0)
+    command = root.get_command(click.Context(root), "demo")
+    assert command is not None
+    assert command.example == "fr-edge demo --out demo"
+    assert run(shlex.split(command.example)[1:]) == 0
 
 
 def test_a_demo_of_other_recipes_is_not_mixed_in(
