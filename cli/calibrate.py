@@ -133,7 +133,7 @@ def _rates(rates: "tuple[RateChange, ...]") -> str:
         for rate in rates
     ]
     header = (
-        "FAR", "TAR FP32", "INT8", "likely loss", "threshold FP32", "INT8", "TAR, FP32 threshold",
+        "FAR", "TAR FP32", "INT8", "likely loss", "threshold FP32", "INT8", "TAR at FP32's",
     )  # fmt: skip
     return table(rows, header)
 
