@@ -1,7 +1,6 @@
-"""A small real network, exported, and drawn faces."""
+"""A small network, exported, and synthetic faces."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,8 @@ SPEC = PRESETS["insightface"]
 
 @pytest.fixture(scope="session")
 def faces() -> Faces:
-    """20 drawn people, 2 faces each, drawn once."""
-    drawn = open_faces("synthetic:20x2@7")
-    pixels = np.concatenate(list(drawn.batches(len(drawn))))
-    return replace(drawn, read=lambda index: pixels[index])
+    """20 synthetic people, 2 faces each."""
+    return open_faces("synthetic:20x2@7").cached()
 
 
 @pytest.fixture(scope="session")

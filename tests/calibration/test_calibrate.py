@@ -96,11 +96,11 @@ def test_labels_that_the_network_does_not_know(
         labels=np.repeat(np.arange(15), 8),
         read=lambda index: faces.read(order[index] % 40),
     )
-    for drawn in (True, False):
-        done = calibrate(bundle, replace(mixed, drawn=drawn), limit=8)
+    for synthetic in (True, False):
+        done = calibrate(bundle, replace(mixed, synthetic=synthetic), limit=8)
         logged = [record.message for record in caplog.records]
         assert list(done.report.warnings) == logged
-        assert drawn != any(text.startswith("the float network accepts") for text in logged)
+        assert synthetic != any(text.startswith("the float network accepts") for text in logged)
         caplog.clear()
 
 
