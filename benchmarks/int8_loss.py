@@ -32,7 +32,7 @@ from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.documents import to_builtins
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
-from fr_edge.graph.layers import choose_int8_layers, compute_layers
+from fr_edge.graph.layers import choose_int8_layers, weighted_layers
 from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
 from fr_edge.runtime.layer_latency import latency_here
 from fr_edge.runtime.session import open_session
@@ -51,7 +51,7 @@ def harden(bundle: Path) -> str:
     """Make one tensor hard to represent; returns its name. It is the one in the middle."""
     model = onnx.load(bundle / "model.onnx")
     groups = scale_groups(model)
-    tensors = [layer.data for layer in compute_layers(model) if layer.groups == 1]
+    tensors = [layer.data for layer in weighted_layers(model) if layer.groups == 1]
     tensor = [name for name in tensors if name in groups][len(tensors) // 2]
     shapes = onnx.shape_inference.infer_shapes(model).graph.value_info
     channels = next(v.type.tensor_type.shape.dim[1].dim_value for v in shapes if v.name == tensor)

@@ -9,7 +9,7 @@ from math import prod
 
 import onnx
 
-from ..graph.layers import Int8Choice, compute_layers
+from ..graph.layers import Int8Choice, weighted_layers
 from ..graph.shapes import tensor_types
 
 COUNTED = "multiply-adds and conversions, counted"
@@ -56,7 +56,7 @@ def counted_latency(model: onnx.ModelProto, quantize: QuantizeChoice | None = No
         model: A float model whose shapes can be inferred.
         quantize: Unused; part of the signature `LatencyOf`.
     """
-    macs = {layer.name: layer.macs for layer in compute_layers(model)}
+    macs = {layer.name: layer.macs for layer in weighted_layers(model)}
     total = sum(macs.values()) or 1
     sizes = _tensor_sizes(model)
     readers: dict[str, list[onnx.NodeProto]] = {}

@@ -23,7 +23,7 @@ from ..errors import DataError, FacesError, GateFailed, UsageError
 from ..faces.contract import InputSpec
 from ..faces.sources import Faces
 from ..files import write_atomic
-from ..graph.layers import Int8Choice, choose_int8_layers, compute_layers
+from ..graph.layers import Int8Choice, choose_int8_layers, weighted_layers
 from ..metrics.rates import EmbeddingLoss, compare_embeddings
 from ..progress import Track
 from .collect import embed_model
@@ -146,7 +146,9 @@ class HeldOutJudge:
 
     def layer_error(self, table: CalibrationTable, layer: str) -> float:
         """1 - mean cosine on a few faces when only this layer is INT8."""
-        others = {other.name: REASON for other in compute_layers(self.model) if other.name != layer}
+        others = {
+            other.name: REASON for other in weighted_layers(self.model) if other.name != layer
+        }
         quantized = self.quantize(table, choose_int8_layers(self.model, others))
         stride = max(1, len(self.picks) // _SENSITIVITY_FACES)
         few = list(range(0, len(self.picks), stride))[:_SENSITIVITY_FACES]

@@ -21,17 +21,19 @@ def command(output: Output, source: str, layers: bool) -> None:
     Contract, files, sizes, parameters, multiply-adds, history. Exit code 4 when a file is missing
     or was changed. An ONNX file is shown without a bundle too.
     """
+    from ..documents import to_builtins
     from ..graph.layers import summarize_model
 
     if Path(source).is_file():
         facts = summarize_model(source)
-        output.result(facts.to_json(), "\n".join(_facts(facts, layers)))
+        output.result(to_builtins(facts), "\n".join(_facts(facts, layers)))
     else:
         _bundle(output, source, layers)
 
 
 def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..bundle.bundle import open_bundle, problems
+    from ..documents import to_builtins
     from ..errors import BundleError
     from ..graph.layers import summarize_model
 
@@ -46,7 +48,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         "embedding_dim": opened.embedding_dim,
         "files": {name: vars(entry) for name, entry in opened.files.items()},
         "history": [dict(entry) for entry in opened.history],
-        "model": facts.to_json() if facts else None,
+        "model": to_builtins(facts),
         "problems": wrong,
     }
     rows = [

@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces
 from ..files import sha256
-from ..graph.layers import macs, parameters
+from ..graph.layers import layers, total_macs
 from ..graph.run import onnx_embedder
 from ..graph.trained_ranges import write_trained_ranges
 from .batchnorm import fold_batchnorm
@@ -163,6 +163,7 @@ def _export(source: ExportSource, change: Transaction, golden: str | Path | None
         source.save_weights(change.path("model.pt", "weights"))
     elif source.kind == "onnx" and source.file.resolve() != (change.root / "model.onnx").resolve():
         change.remove("model.pt")
+    table = layers(model)
     return ExportSummary(
         source=SourceFile(source.kind, sha256(source.file)),
         nodes=NodeCounts(len(source.model.graph.node), len(model.graph.node)),
@@ -171,8 +172,8 @@ def _export(source: ExportSource, change: Transaction, golden: str | Path | None
         norms_left=sum(node.op_type == "BatchNormalization" for node in model.graph.node),
         check=standard.parity,
         fp16=half.result if half else None,
-        parameters=parameters(model),
-        macs=macs(model),
+        parameters=sum(layer.parameters for layer in table),
+        macs=total_macs(table),
     )
 
 

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from ..arrays import F32
 from ..errors import ModelError
 from ..graph.edit import initializers, reads
-from ..graph.layers import WEIGHTED_OPERATORS
+from ..graph.layers import weighted_nodes
 from ..graph.run import activations, onnx_embedder, peaks
 from .graph_ir import ir, ir_passes, to_ir, to_proto
 from .parity import Parity, check_parity, measure_parity
@@ -212,7 +212,7 @@ def _search_floats(
 ) -> tuple[set[str], Parity]:
     """Keep more nodes float32, the most harmful first, until the embedding is close enough."""
     more = 1
-    while not all(n.name in floats for n in model.graph.node if n.op_type in WEIGHTED_OPERATORS):
+    while not all(node.name in floats for node in weighted_nodes(model)):
         emulated = emulate_fp16(model, floats)
         parity = measure_parity(onnx_embedder(emulated.SerializeToString()), inputs, expected)
         if parity.min_cosine >= FP16_MIN_COSINE:

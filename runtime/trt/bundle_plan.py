@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ...bundle.manifest import Bundle
 from ...errors import GateFailed
 from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
-from ...graph.layers import WEIGHTED_OPERATORS
+from ...graph.layers import weighted_nodes
 from ...graph.load import check_finite, read_onnx
 from ...graph.prelu import fusible
 from ...graph.uint8_input import UINT8_SHAPE, with_uint8_input
@@ -156,7 +156,7 @@ def _log_layers(
     if not compiled.layers:
         logger.warning("TensorRT did not report its layers: their precisions are not known")
         return
-    total = sum(node.op_type in WEIGHTED_OPERATORS for node in model.graph.node)
+    total = len(weighted_nodes(model))
     counts = ", ".join(f"{n} {name.upper()}" for name, n in layers.items() if n)
     merged = total - sum(layers.values())
     logger.info(

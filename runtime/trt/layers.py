@@ -13,7 +13,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ...graph.layers import WEIGHTED_OPERATORS
+from ...graph.layers import weighted_nodes
 
 _PRECISIONS = ("int8", "fp16", "fp32")
 
@@ -98,7 +98,7 @@ def node_precisions(model: ModelProto, layers: Sequence[EngineLayer]) -> dict[st
     for layer in sorted(layers, key=lambda row: (row.kind == "kgen", not row.weights)):
         for node in layer.nodes:
             precisions.setdefault(node, layer.precision)
-    names = [node.name for node in model.graph.node if node.op_type in WEIGHTED_OPERATORS]
+    names = [node.name for node in weighted_nodes(model)]
     return {name: precisions[name] for name in names if name in precisions}
 
 

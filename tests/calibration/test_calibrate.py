@@ -25,7 +25,7 @@ from fr_edge.calibration.table import read_table, table_to_json
 from fr_edge.documents import to_builtins
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
 from fr_edge.faces.sources import Faces
-from fr_edge.graph.layers import Int8Choice, choose_int8_layers, compute_layers
+from fr_edge.graph.layers import Int8Choice, choose_int8_layers, weighted_layers
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def hard(bundle: Path) -> str:
     loud = equalize(model, {t: scale for t in groups if groups[t] == groups[tensor]})
     with transaction(bundle, "test", {}) as draft:
         draft.path("model.onnx", "hard").write_bytes(loud.SerializeToString())
-    return next(layer.name for layer in compute_layers(model) if layer.op == "Gemm")
+    return next(layer.name for layer in weighted_layers(model) if layer.op == "Gemm")
 
 
 def test_a_budget_of_true_accepts_leaves_out_the_layer_that_costs_them(

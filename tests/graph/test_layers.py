@@ -3,7 +3,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,12 +10,13 @@ import torch
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.calibration.table import CalibrationTable
 from fr_edge.distill.networks import build_network
+from fr_edge.documents import to_builtins
 from fr_edge.errors import ModelError
 from fr_edge.export.fp16 import make_fp16_model
 from fr_edge.export.parity import probe_inputs
 from fr_edge.export.torch_network import network_to_onnx
 from fr_edge.faces.contract import PRESETS
-from fr_edge.graph.layers import choose_int8_layers, layers, macs, parameters, summarize_model
+from fr_edge.graph.layers import choose_int8_layers, layers, summarize_model, total_macs
 
 SPEC = PRESETS["insightface"]
 CONVS = {"a": (8, 3, 3, 28, 28), "b": (8, 1, 3, 7, 7), "c": (8, 8, 3, 7, 7), "d": (16, 8, 1, 7, 7)}
@@ -30,15 +30,21 @@ def by_hand() -> tuple[int, int]:
     return weights + 3 * 8 + head + 16, work + head  # three PReLU of 8 slopes
 
 
+def cost(model: onnx.ModelProto) -> tuple[int, int]:
+    """Parameters and multiply-adds."""
+    table = layers(model)
+    return sum(layer.parameters for layer in table), total_macs(table)
+
+
 def test_against_counts_by_hand(tools: SimpleNamespace) -> None:
     model = tools.standard(tools.build())
-    assert (parameters(model), macs(model)) == by_hand()
+    assert cost(model) == by_hand()
 
 
 def test_the_papers_mobilefacenet(tools: SimpleNamespace) -> None:
     torch.manual_seed(0)
     model = tools.standard(network_to_onnx(build_network("mobilefacenet", 512).eval(), "", SPEC))
-    assert round(macs(model) / 1e6, 1) == 221.2
+    assert round(cost(model)[1] / 1e6, 1) == 221.2
 
 
 def test_the_layer_table(tools: SimpleNamespace) -> None:
@@ -59,7 +65,7 @@ def test_fp16_and_int8_cost_the_same(tools: SimpleNamespace) -> None:
     ranges = {name: 1.0 for name in choice.tensors}
     quantised = quantize_onnx(model, CalibrationTable("minmax", 1, 1, "", ranges), choice)
     for other, name in ((half.model, "fp16"), (quantised, "int8")):
-        assert (parameters(other), macs(other)) == by_hand()
+        assert cost(other) == by_hand()
         assert name in {layer.precision for layer in layers(other)}
         assert not {"Cast", "QuantizeLinear"} & {layer.op for layer in layers(other)}
 
@@ -68,15 +74,15 @@ def test_facts_of_a_file(tmp_path: Path, tools: SimpleNamespace) -> None:
     model = tools.standard(tools.build())
     onnx.save(model, str(tmp_path / "ours.onnx"))
     facts = summarize_model(tmp_path / "ours.onnx")
-    assert (facts.opset, facts.ir_version, facts.contract) == (17, 8, SPEC)
+    assert (facts.opset, facts.ir_version, facts.input) == (17, 8, SPEC)
     assert facts.producer.startswith("fr-edge")
     assert facts.size == (tmp_path / "ours.onnx").stat().st_size
-    document = facts.to_json()
+    document = to_builtins(facts)
     assert document["macs"] == by_hand()[1] == document["macs_by_precision"]["fp32"]
     assert document["operators"]["PRelu"] == 3
     onnx.save(tools.build(opset=11), str(tmp_path / "theirs.onnx"))
     facts = summarize_model(tmp_path / "theirs.onnx")
-    assert (facts.opset, facts.contract) == (11, None)
+    assert (facts.opset, facts.input) == (11, None)
     (tmp_path / "none.onnx").write_bytes(b"none")
     with pytest.raises(ModelError):
         summarize_model(tmp_path / "none.onnx")
@@ -86,4 +92,4 @@ def test_free_sizes_count_nothing(tools: SimpleNamespace) -> None:
     model = tools.build()
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.Clear()
-    assert np.isfinite(macs(model))
+    assert {layer.op for layer in layers(model) if layer.macs} == {"Gemm"}

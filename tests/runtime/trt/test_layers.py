@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from fr_edge.runtime.trt.layers import (
     EngineLayer,
@@ -51,7 +51,8 @@ INSPECTOR = {
 def model():
     nodes = [helper.make_node("Conv", ["x", "w"], [f"y{i}"], f"Conv_{i}") for i in (1, 2, 3)]
     nodes.append(helper.make_node("Relu", ["x"], ["z"], "Relu_9"))
-    return helper.make_model(helper.make_graph(nodes, "g", [], []))
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 1, 1], [1.0])
+    return helper.make_model(helper.make_graph(nodes, "g", [], [], [weight]))
 
 
 @pytest.mark.parametrize("layers", [layers_in_log(LOG), layers_in_json(json.dumps(INSPECTOR))])
