@@ -19,6 +19,11 @@ from .output import Output
 @click.option("--mean", metavar="X|A,B,C", help="Where the detector's is not its layout's.")
 @click.option("--std", metavar="X|A,B,C", help="Divides after that.")
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
+@click.option(
+    "--antialias",
+    is_flag=True,
+    help="Average large photographs before they are reduced; norm_crop does not.",
+)
 def command(
     output: Output,
     source: str,
@@ -28,8 +33,11 @@ def command(
     mean: str | None,
     std: str | None,
     channels: str | None,
+    antialias: bool,
 ) -> None:
     """Align photographs to the ArcFace template.
+
+    The crops are those of insightface's norm_crop, to the grey level.
 
     SRC is a folder, one folder per identity; names are kept. Of several faces in an image the most
     prominent is taken. Images without a face, or with several, are listed.
@@ -38,19 +46,20 @@ def command(
     CenterFace, or one that gives boxes, scores and landmarks already suppressed; the shapes of its
     outputs say which. How it was understood is printed.
     """
+    from ..documents import to_builtins
     from ..faces.align import align_folder
     from ..faces.detect import open_detector
 
     opened = open_detector(detector, min_score, mean=mean, std=std, channels=channels)
-    found = align_folder(source, out, opened, output.track)
+    report = align_folder(source, out, opened, output.track, antialias=antialias)
     lines = [
-        f"{out}: {len(found.written)} aligned faces",
+        f"{out}: {len(report.written)} aligned faces",
         f"  detector: {opened.describe()}",
     ]
     for what, names in (
-        ("no face", found.none),
-        ("several faces, the most prominent taken", found.several),
-        ("unreadable", tuple(found.unreadable)),
+        ("no face", report.none),
+        ("several faces, the most prominent taken", report.several),
+        ("unreadable", tuple(report.unreadable)),
     ):
         lines += [f"  {what}: {name}" for name in names]
-    output.result({**found.to_json(), "detector": opened.describe()}, "\n".join(lines))
+    output.result({**to_builtins(report), "detector": opened.describe()}, "\n".join(lines))

@@ -42,14 +42,6 @@ class AlignReport:
     several: tuple[str, ...]
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "written": len(self.written),
-            "none": list(self.none),
-            "several": list(self.several),
-            "unreadable": self.unreadable,
-        }
-
 
 def align_folder(
     source: str | Path,
@@ -199,15 +191,17 @@ def _warp(image: U8, matrix: F64) -> U8:
         + _pixels(image, y + 1, x) * (below * left)[..., None]
         + _pixels(image, y + 1, x + 1) * (below * right)[..., None]
     )
-    return ((total + _FRACTIONS**2 // 2) // _FRACTIONS**2).astype(np.uint8)
+    face: U8 = ((total + _FRACTIONS**2 // 2) // _FRACTIONS**2).astype(np.uint8)
+    return face
 
 
 def _pixels(image: U8, row: I64, column: I64) -> I64:
     """Pixels at `row`, `column`; black outside the image."""
     height, width = image.shape[:2]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    pixels = image[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)].astype(np.int64)
-    return pixels * inside[..., None]
+    nearest = image[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+    pixels: I64 = nearest.astype(np.int64) * inside[..., None]
+    return pixels
 
 
 def _photograph(data: bytes, name: str) -> U8:

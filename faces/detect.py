@@ -1,6 +1,6 @@
 """Finds faces and their five landmarks in a photograph, with a detector that the user brings.
 
-The layouts of `detectors/` are tried on what the network says of a black picture: shapes decide,
+The layouts of `detectors/` are tried on the network's outputs for a black picture: shapes decide,
 so names and fixed or free axes do not matter.
 """
 
@@ -23,31 +23,42 @@ from .detectors.scrfd import SCRFD
 from .detectors.yolo import YOLO, YOLO_MAPS
 from .detectors.yunet import YUNET
 
-LAYOUTS = (
+LAYOUTS = (  # in the order in which they are tried
     YUNET, SCRFD, RETINAFACE, RETINAFACE_MAPS, YOLO, YOLO_MAPS, CENTERFACE, LISTS, ROWS,
 )  # fmt: skip
 
-OVERLAP = 0.3
-"""Of two boxes with more intersection over union than this, the less certain is dropped."""
+OVERLAP = 0.3  # intersection over union from which the less confident of two boxes is dropped
 
 
 @dataclass(frozen=True, eq=False)
 class DetectedFace:
-    """A face: `box (4,)` is x, y, width, height and `points (5, 2)` the x, y of the eyes, nose tip
-    and mouth corners, the image's left ones first; in pixels of the photograph."""
+    """A face, in pixels of the photograph.
+
+    Attributes:
+        score: Confidence, 0 to 1.
+        box: x, y, width, height, `(4,) float32`.
+        points: x, y of the eyes, nose tip and mouth corners, the image's left ones first,
+            `(5, 2) float32`.
+    """
 
     score: float
     box: F32
     points: F32
 
 
-Detect = Callable[[U8], list[DetectedFace]]
-"""`(H, W, 3) uint8` RGB -> the faces in it, the most certain first."""
+Detect = Callable[[U8], list[DetectedFace]]  # RGB (H, W, 3) -> faces, the most confident first
 
 
 @dataclass(frozen=True, eq=False)
 class Detector:
-    """A detector and how it was understood; a `Detect`."""
+    """A detector and how its outputs are read; it is called with a photograph.
+
+    Attributes:
+        network: The loaded file.
+        layout: How its outputs are read.
+        spec: How pixels are fed to it.
+        min_score: Confidence from which a candidate is a face.
+    """
 
     network: OnnxDetector
     layout: Layout
@@ -57,15 +68,16 @@ class Detector:
     def __call__(self, image: U8) -> list[DetectedFace]:
         canvas, scale = _letterbox(image, self.network.size)
         outputs = run_detector(self.network, canvas, self.spec)
-        found = _decode(self.layout, outputs, self.network.size, self.min_score)
-        if found is None:
+        candidates = _decode(self.layout, outputs, self.network.size, self.min_score)
+        if candidates is None:
             raise ModelError(
-                f"{self.network.path} answers in another layout than {self.layout.name},"
-                f" which it began with: {_listed(outputs)}"
+                f"the outputs of {self.network.path} are not in the layout {self.layout.name} any"
+                f" more: {_listed(outputs)}"
             )
-        return _suppressed(found, scale)
+        return _suppressed(candidates, scale)
 
     def describe(self) -> str:
+        """One line: layout, input and lowest score."""
         spec = replace(self.spec, height=self.network.size[0], width=self.network.size[1])
         return f"{self.layout.name}, {spec.describe()}, score from {self.min_score:g}"
 
@@ -78,10 +90,19 @@ def open_detector(
     std: str | None = None,
     channels: str | None = None,
 ) -> Detector:
-    """A detector from an ONNX file.
+    """Open a detector.
 
-    What is not said comes from its layout; a network that normalises inside gets pixels 0..255.
-    Raises ModelError when the file cannot be used or is of no known layout.
+    Args:
+        file: An ONNX file.
+        min_score: Confidence from which a candidate is a face; the layout's by default.
+        mean: One number or three, in grey levels; the layout's by default, 0 where the network
+            normalises its input itself.
+        std: As the mean.
+        channels: `RGB` or `BGR`; the layout's by default.
+
+    Raises:
+        ModelError: The file cannot be used or has no known layout.
+        UsageError: A text cannot be read.
     """
     network = load_detector(Path(file))
     canvas = np.zeros((*network.size, 3), np.uint8)
@@ -90,16 +111,15 @@ def open_detector(
         if _decode(layout, outputs, network.size, 1.0) is None:
             continue
         raw = {"mean": "0", "std": "1"} if network.raw else {}
-        said = {"mean": mean, "std": std, "channels": channels}
-        spec = with_overrides(
-            layout.spec, **{**raw, **{k: v for k, v in said.items() if v is not None}}
-        )
-        least = layout.min_score if min_score is None else min_score
-        return Detector(network, layout, spec, least)
+        typed = {"mean": mean, "std": std, "channels": channels}
+        overrides = {**raw, **{k: v for k, v in typed.items() if v is not None}}
+        spec = with_overrides(layout.spec, **overrides)
+        lowest = layout.min_score if min_score is None else min_score
+        return Detector(network, layout, spec, lowest)
     known = "".join(f"\n  {layout.name}: {layout.outputs}" for layout in LAYOUTS)
     raise ModelError(
-        f"{file} is a detector of no known layout, or gives no five landmarks."
-        f" Of a {network.size[0]}x{network.size[1]} picture it says {_listed(outputs)}",
+        f"{file} has no known layout of a detector with five landmarks."
+        f" For a {network.size[0]}x{network.size[1]} picture it gives {_listed(outputs)}",
         f"known layouts:{known}",
     )
 
@@ -114,34 +134,36 @@ def _letterbox(image: U8, size: Size) -> tuple[U8, float]:
     return canvas, scale
 
 
-def _decode(layout: Layout, outputs: Outputs, size: Size, least: float) -> Candidates | None:
+def _decode(layout: Layout, outputs: Outputs, size: Size, min_score: float) -> Candidates | None:
     if not outputs:
         return None
     with np.errstate(over="ignore", invalid="ignore"):  # a broken network's numbers; dropped below
-        return layout.decode(outputs, size, least)
+        return layout.decode(outputs, size, min_score)
 
 
-def _suppressed(found: Candidates, scale: float) -> list[DetectedFace]:
-    """Faces in pixels of the photograph, the most certain first, without those that overlap."""
-    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
+def _suppressed(candidates: Candidates, scale: float) -> list[DetectedFace]:
+    """Faces in pixels of the photograph, the most confident first, without those that overlap."""
+    boxes = np.concatenate(
+        [candidates.boxes[:, :2], candidates.boxes[:, 2:] - candidates.boxes[:, :2]], axis=1
+    )
     sane = (
         np.isfinite(boxes).all(1)
-        & np.isfinite(found.points).all((1, 2))
+        & np.isfinite(candidates.points).all((1, 2))
         & (boxes[:, 2:] > 0).all(1)
     )
     order = np.flatnonzero(sane)
-    order = order[np.argsort(-found.scores[order], kind="stable")]
-    kept: list[DetectedFace] = []
+    order = order[np.argsort(-candidates.scores[order], kind="stable")]
+    faces: list[DetectedFace] = []
     while len(order):
         best, order = order[0], order[1:]
-        box, points = boxes[best] / scale, found.points[best] / scale
-        kept.append(
+        box, points = boxes[best] / scale, candidates.points[best] / scale
+        faces.append(
             DetectedFace(
-                float(found.scores[best]), box.astype(np.float32), points.astype(np.float32)
+                float(candidates.scores[best]), box.astype(np.float32), points.astype(np.float32)
             )
         )
-        order = order[_overlaps(found.boxes[best], found.boxes[order]) <= OVERLAP]
-    return kept
+        order = order[_overlaps(candidates.boxes[best], candidates.boxes[order]) <= OVERLAP]
+    return faces
 
 
 def _overlaps(box: Floats, others: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Runs a detector's ONNX file on one canvas, whatever its input's shape and type are."""
+"""Runs a detector's ONNX file on one canvas, for any shape and type of its input."""
 
 import re
 from dataclasses import dataclass
@@ -8,22 +8,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...arrays import U8
 from ...errors import ModelError
 from ...inference import make_session
 from ..contract import InputSpec
 from .base import Outputs, Size
 
-_SIDE = 640
+_SIDE = 640  # of the canvas where the network leaves it free
 
-_LEAST_SIDE = 64
-"""A smaller fixed side is what the exporter happened to try; no photograph fits into it."""
+_MIN_SIDE = (
+    64  # a smaller fixed side is what the exporter was tried with, too small for photographs
+)
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+_PIXEL_SIZE = 50  # a summand or divisor above this, and a factor below its inverse, is of pixels
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxDetector:
-    """A loaded detector. `raw` says that it takes pixels 0..255 and normalises them inside."""
+    """A loaded detector.
+
+    Attributes:
+        path: The file.
+        session: An onnxruntime session.
+        size: Height and width of its canvas.
+        batch: Images that it takes at a time.
+        channels_last: Whether its input is `(N, H, W, 3)`.
+        dtype: Of its input.
+        raw: Whether it takes pixels 0..255 and normalises them itself.
+    """
 
     path: Path
     session: Any
@@ -35,14 +49,21 @@ class OnnxDetector:
 
 
 def load_detector(path: Path) -> OnnxDetector:
-    """Raises ModelError for what is no ONNX file, or takes anything but one colour image."""
+    """Load a detector.
+
+    Args:
+        path: An ONNX file.
+
+    Raises:
+        ModelError: The file is not ONNX, or takes something else than one colour image.
+    """
     session = make_session(path, name=f"the detector {path}")
     inputs = session.get_inputs()
     shape, kind = inputs[0].shape if inputs else [], inputs[0].type if inputs else ""
     if len(inputs) != 1 or len(shape) != 4 or kind not in _TYPES:
-        found = ", ".join(f"{i.name} {_shape(i.shape)} {i.type}" for i in inputs) or "nothing"
+        taken = ", ".join(f"{i.name} {_shape(i.shape)} {i.type}" for i in inputs) or "nothing"
         raise ModelError(
-            f"{path} takes {found}, expected one image (1, 3, height, width) in float or bytes",
+            f"{path} takes {taken}, expected one image (1, 3, height, width) in float or bytes",
             "a detector is a network of one input that finds faces in a whole photograph",
         )
     last = shape[3] == 3 and shape[1] != 3
@@ -50,19 +71,27 @@ def load_detector(path: Path) -> OnnxDetector:
         raise ModelError(f"{path} takes {shape[1]} channels, expected 3")
     high, wide = (s if isinstance(s, int) else _SIDE for s in (shape[1:3] if last else shape[2:]))
     batch = shape[0] if isinstance(shape[0], int) else 1
-    if min(high, wide) < _LEAST_SIDE:
-        session, high, wide, batch = (
-            make_session(_freed(path), name=f"the detector {path}"),
-            _SIDE,
-            _SIDE,
-            1,
-        )
+    if min(high, wide) < _MIN_SIDE:
+        session = make_session(_with_free_shapes(path), name=f"the detector {path}")
+        high, wide, batch = _SIDE, _SIDE, 1
     raw = kind == "tensor(uint8)" or _normalises(path)
     return OnnxDetector(path, session, (high, wide), batch, last, _TYPES[kind], raw)
 
 
-def run_detector(network: OnnxDetector, canvas: npt.NDArray[np.uint8], spec: InputSpec) -> Outputs:
-    """What the network says of an RGB canvas `(H, W, 3) uint8`; raises ModelError if it fails."""
+def run_detector(network: OnnxDetector, canvas: U8, spec: InputSpec) -> Outputs:
+    """Run a detector on one canvas.
+
+    Args:
+        network: The detector.
+        canvas: RGB `(H, W, 3) uint8`, of the detector's size.
+        spec: Channel order, mean and std; not applied to networks that take bytes.
+
+    Returns:
+        The floating-point outputs.
+
+    Raises:
+        ModelError: The network cannot be run.
+    """
     image = canvas[..., ::-1] if spec.channels == "BGR" else canvas
     if network.dtype != np.uint8:
         mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
@@ -74,7 +103,7 @@ def run_detector(network: OnnxDetector, canvas: npt.NDArray[np.uint8], spec: Inp
         arrays = network.session.run(names, {network.session.get_inputs()[0].name: blob})
     except Exception as error:  # onnxruntime's own classes derive from Exception alone
         raise ModelError(f"the detector {network.path} does not run: {_line(error)}") from error
-    # Whole numbers are counts and labels; a list of arrays is none of the layouts known here.
+    # Integers are counts and labels; no known layout has a list of arrays.
     return {
         name: _first(array, network.batch).astype(np.float32)
         for name, array in zip(names, arrays, strict=True)
@@ -86,14 +115,14 @@ def _first(array: npt.NDArray[Any], batch: int) -> npt.NDArray[Any]:
     return array[:1] if batch > 1 and array.shape[:1] == (batch,) else array
 
 
-def _freed(path: Path) -> bytes:
-    """The model with free shapes at its ends."""
+def _with_free_shapes(path: Path) -> bytes:
+    """The model with free shapes of its inputs and outputs."""
     import onnx
 
     model = onnx.load(str(path))
-    held = {weight.name for weight in model.graph.initializer}
+    weights = {weight.name for weight in model.graph.initializer}
     for value in (*model.graph.input, *model.graph.output):
-        if value.name in held:
+        if value.name in weights:
             continue
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_value != 3:
@@ -104,7 +133,7 @@ def _freed(path: Path) -> bytes:
 
 
 def _normalises(path: Path) -> bool:
-    """Whether the first arithmetic on the image has the numbers of pixels 0..255."""
+    """Whether the first arithmetic on the image is by numbers in the range of pixels 0..255."""
     import onnx
     from onnx import numpy_helper
 
@@ -129,8 +158,8 @@ def _normalises(path: Path) -> bool:
             if name in weights
         ]
         size = max(sizes, default=0.0)
-        return (node.op_type in ("Sub", "Add", "Div") and size > 50) or (
-            node.op_type == "Mul" and 0 < size < 0.02
+        return (node.op_type in ("Sub", "Add", "Div") and size > _PIXEL_SIZE) or (
+            node.op_type == "Mul" and 0 < size < 1 / _PIXEL_SIZE
         )
     return False
 

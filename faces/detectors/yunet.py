@@ -1,6 +1,6 @@
 """YuNet (W. Wu et al., Machine Intelligence Research 2023), as in OpenCV's zoo.
 
-Per stride two scores, a box and points of every cell; input BGR 0..255.
+Each stride has two scores, a box and points per cell; the input is BGR 0..255.
 """
 
 import numpy as np
@@ -18,22 +18,22 @@ from .base import (
 )
 
 
-def decode_yunet(outputs: Outputs, size: Size, least: float) -> Candidates | None:
+def _decode(outputs: Outputs, size: Size, min_score: float) -> Candidates | None:
     levels = pyramid(outputs, size, (8, 16, 32), (1, 1, 4, 10))
     if levels is None:
         return None
-    found = []
+    parts = []
     for level in levels:
         face, place, boxes, points = level.parts
         scores = np.sqrt(np.clip(face[:, 0], 0, 1) * np.clip(place[:, 0], 0, 1))
-        keep = scores >= least
+        keep = scores >= min_score
         cell, box = level.grid[keep], boxes[keep]
         corners = boxes_around(
             (cell + box[:, :2]) * level.stride, np.exp(box[:, 2:]) * level.stride
         )
         spots = (five_points(points[keep]) + cell[:, None]) * level.stride
-        found.append(Candidates(scores[keep], corners, spots))
-    return join_candidates(found)
+        parts.append(Candidates(scores[keep], corners, spots))
+    return join_candidates(parts)
 
 
 YUNET = Layout(
@@ -41,5 +41,5 @@ YUNET = Layout(
     "cls, obj, bbox and kps of strides 8, 16 and 32",
     pixel_spec("BGR"),
     min_score=0.7,
-    decode=decode_yunet,
+    decode=_decode,
 )

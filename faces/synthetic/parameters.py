@@ -1,11 +1,11 @@
-"""What tells drawn people apart, and what tells their pictures apart: ranges and draws from them.
+"""Parameters of synthetic faces: their ranges, and random values of them.
 
-Knows nothing of drawing.
+`PERSON` makes one person differ from another, `SHOT` one picture of a person from another.
 """
 
 import numpy as np
 
-Values = dict[str, float]
+Values = dict[str, float]  # a value of each parameter
 
 # Lengths are pixels of the aligned frame, angles are slopes, the rest are shares of 0..1.
 # The ranges surround the template: eyes 17.6 from the middle, nose tip 20, mouth 40.6 below.
@@ -96,8 +96,15 @@ SHOT = {
 }
 
 
-def draw_values(source: np.random.SeedSequence, ranges: dict[str, tuple[float, float]]) -> Values:
-    """One number from each range, all equally likely; `Generator.random` alone is drawn from."""
+def random_values(source: np.random.SeedSequence, ranges: dict[str, tuple[float, float]]) -> Values:
+    """A uniform random value of each parameter.
+
+    Only `Generator.random` is used: numpy keeps its stream, so faces stay the same.
+
+    Args:
+        source: Seed.
+        ranges: Name -> lowest and highest value.
+    """
     draws = np.random.Generator(np.random.PCG64(source)).random(len(ranges)).tolist()
     return {
         name: low + (high - low) * draw

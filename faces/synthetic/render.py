@@ -1,25 +1,31 @@
-"""Drawn faces: people who do not exist, for tests and for trying the chain without photographs.
+"""Synthetic faces: people who do not exist, for tests and for a trial without photographs.
 
 An identity is a set of shape and colour parameters; an image adds its own pose, light, expression,
-blur, noise, crop and things worn, and these change more pixels than who it is. Knows no network.
+blur, noise, crop and accessories, and these change more pixels than the identity does.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from .parameters import PERSON, SHOT, Values, draw_values
-from .raster import Canvas, blank, mix, oval, paint, region_around
+from ...arrays import U8
+from .parameters import PERSON, SHOT, Values, random_values
+from .raster import Canvas, blank_canvas, mix, oval, paint, region_around
 
 
-def draw_face(identity: int, image: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """`(112, 112, 3) uint8` RGB: picture `image` of person `identity` in the world `seed`.
+def draw_face(identity: int, image: int, seed: int = 0) -> U8:
+    """Paint one picture of a synthetic person. Equal numbers give equal bytes on every machine.
 
-    All three are 0 or more; equal numbers give equal bytes.
+    Args:
+        identity: Number of the person, 0 or more.
+        image: Number of the picture, 0 or more.
+        seed: Other seeds give other people.
+
+    Returns:
+        `(112, 112, 3) uint8` RGB.
     """
-    person = draw_values(np.random.SeedSequence([0, seed, identity]), PERSON)
+    person = random_values(np.random.SeedSequence([0, seed, identity]), PERSON)
     source = np.random.SeedSequence([1, seed, identity, image])
-    shot = draw_values(source, SHOT)
-    face = blank(shot)
+    shot = random_values(source, SHOT)
+    face = blank_canvas(shot)
     skin, hair = _skin_colour(person), _hair_colour(person)
     _background(face, shot)
     _head(face, person, shot, skin, hair)
@@ -27,7 +33,7 @@ def draw_face(identity: int, image: int, seed: int = 0) -> npt.NDArray[np.uint8]
         _eye(face, person, shot, skin, hair, side)
     _nose(face, person, shot, skin)
     _mouth(face, person, shot, skin, hair)
-    _things_worn(face, person, shot)
+    _accessories(face, person, shot)
     grain = np.random.Generator(np.random.PCG64(source.spawn(1)[0]))
     return _photograph(face, shot, grain)
 
@@ -196,8 +202,8 @@ def _mouth(
     paint(part, inside, (235, 228, 218) if gap > 1.2 else [0.35 * c for c in red])
 
 
-def _things_worn(face: Canvas, person: Values, shot: Values) -> None:
-    """Glasses, a hat, something in front of the lens: of the picture, never of the person."""
+def _accessories(face: Canvas, person: Values, shot: Values) -> None:
+    """Glasses, a hat, something in front of the lens: they vary by picture, not by person."""
     if shot["glasses"] < 0.22:
         dark = [40 * shot["glasses"] * c for c in (6, 5, 7)]
         for side in (-1, 1):
@@ -218,7 +224,7 @@ def _things_worn(face: Canvas, person: Values, shot: Values) -> None:
         paint(face, blob, (shot["back3"], shot["cloth1"], shot["back2"]))
 
 
-def _photograph(face: Canvas, shot: Values, grain: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _photograph(face: Canvas, shot: Values, grain: np.random.Generator) -> U8:
     """Light and lens: cast, exposure, contrast, side light, blur, noise."""
     cast = np.array([shot["cast_red"], 1, shot["cast_blue"]], np.float32)[:, None, None]
     side = 1 + face.u * np.float32(shot["light_x"] / 90)

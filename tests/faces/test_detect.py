@@ -115,7 +115,9 @@ def test_layouts_that_nobody_told_us_of(
 ) -> None:
     """What it says is listed, and what is known; nothing is guessed."""
     arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    with pytest.raises(ModelError, match="no known layout, or gives no five landmarks") as told:
+    with pytest.raises(
+        ModelError, match="no known layout of a detector with five landmarks"
+    ) as told:
         open_detector(constant(arrays, (SIDE, SIDE)))
     for name, shape in shapes.items():
         assert f"{name} {shape}" in told.value.message
