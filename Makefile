@@ -1,29 +1,32 @@
-# `make demo` runs the whole job; `make test` checks everything. Both install what they need.
+# `make demo` runs the whole job; `make test` checks everything. Both install what they need into
+# .venv at the first call, and again when pyproject.toml or constraints.txt changed; with the packages
+# installed, none of it needs a network.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= train,report
 BIN := $(VENV)/bin
+ROOMS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
+# With the folders: theirs is the time at which a file was removed.
+files = $(shell find $(1) -mindepth 1 -name '*.py' -o -mindepth 1 -type d ! -name __pycache__)
+SOURCES := $(wildcard *.py) $(ROOMS) $(call files,$(ROOMS))
+CHECKED := $(SOURCES) $(call files,tests benchmarks docs)
+TYPED := build/typed/fr_edge
 
 .PHONY: help demo test check lint types unit test-gpu docs clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.ready  ## teacher -> student -> ONNX -> INT8 engine -> proof, on drawn faces
+demo: $(VENV)/.ready  ## the whole job on synthetic faces; finished stages are not repeated: rm -r demo
 	$(BIN)/fr-edge demo --out demo
 
 test: check unit  ## everything: lint, types, import rules, documentation, tests
 
 check: lint types  ## all but the tests
 
-lint: $(VENV)/.dev  ## ruff and the import rules
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+lint: build/.linted  ## ruff and the import rules
 
-types: $(VENV)/.dev  ## mypy over the package as a wheel lays it; needs torch
-	rm -rf build/typed && $(BIN)/pip install -q --no-deps --target build/typed .
-	if $(BIN)/pip show -q torch 2>/dev/null; then MYPYPATH=build/typed $(BIN)/mypy -p fr_edge; \
-	else echo "types: not checked, torch is not installed (EXTRAS=$(EXTRAS))"; fi
+types: build/.typed  ## mypy --strict over the package; needs torch
 
 unit: $(VENV)/.dev  ## the tests
 	$(BIN)/python -m pytest
@@ -31,17 +34,32 @@ unit: $(VENV)/.dev  ## the tests
 test-gpu: $(VENV)/.dev  ## what needs a GPU; writes docs/results/<device>.json
 	$(BIN)/python tests/acceptance.py
 
-docs: $(VENV)/.dev  ## write docs/cli.md anew from the commands
+docs: $(VENV)/.dev  ## write docs/cli.md from the commands
 	$(BIN)/python docs/write_cli.py
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
+build/.linted: $(CHECKED) pyproject.toml $(VENV)/.dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	@mkdir -p build && touch $@
+
+# mypy wants a folder named like the package: links to the sources, as a wheel lays them.
+build/.typed: $(SOURCES) pyproject.toml $(VENV)/.dev
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)
+	@ln -s $(foreach f,$(wildcard *.py) py.typed $(ROOMS),$(CURDIR)/$(f)) $(TYPED)/
+	@if $(BIN)/python -c "import torch" 2>/dev/null; then MYPYPATH=build/typed $(BIN)/mypy -p fr_edge; \
+	else echo "types: not checked, torch is not installed (EXTRAS=$(EXTRAS))"; fi
+	@touch $@
+
+# Without build isolation pip needs no index when everything is installed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/pip install -q -c constraints.txt setuptools
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.ready
-	$(BIN)/pip install -c constraints.txt -e ".[$(EXTRAS),dev]"
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS),dev]"
 	touch $@
