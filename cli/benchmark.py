@@ -1,13 +1,11 @@
 """`fr-edge benchmark`: latency and throughput of an engine on this machine, or INVALID."""
 
-import json
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -18,6 +16,7 @@ from .compare import changes_text, fraction
 from .output import Output
 
 if TYPE_CHECKING:
+    from ..runtime.benchmark.result import BenchmarkResult
     from ..runtime.evaluation.compare import CompareResult
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -138,12 +137,13 @@ def command(
     markdown: bool,
     allow_invalid: bool,
 ) -> None:
-    """Time an engine, and say if the figure holds.
+    """Time an engine on this machine.
 
     Percentiles of latency, throughput, and where the time goes.
-    A run is INVALID when it was too short, too noisy or disturbed, and exits 1.
-    Ctrl-C ends it with what has run.
+    A run is INVALID when it was too short, too noisy or disturbed, or when the engine is not the
+    original network any more; the exit code is then 1. Ctrl-C keeps what has run.
     """
+    from ..documents import to_builtins
     from ..runtime.benchmark.benchmark import benchmark
     from ..runtime.benchmark.result import BenchmarkInterrupted
 
@@ -151,13 +151,13 @@ def command(
         raise click.UsageError("--max-regression needs --against FILE")
     if markdown and output.json:
         raise click.UsageError("--json and --markdown each want all of stdout: choose one")
-    earlier = _earlier(Path(against), max_regression) if against else b""
+    earlier = _read_earlier(Path(against), max_regression) if against else None
     if duration >= _LONG_S and not log:
         output.note("--log FILE would keep what a power failure takes")
-    stopped = False
+    interrupted = False
     with _terminated_as_interrupted():
         try:
-            found = benchmark(
+            result = benchmark(
                 bundle,
                 engine,
                 backend,
@@ -173,62 +173,58 @@ def command(
                 log=Path(log) if log else None,
             )
         except BenchmarkInterrupted as stop:
-            found, stopped = stop.found, True
-    document = found.to_json()
-    lines, slower = [as_markdown(document) if markdown else as_text(document)], False
-    if against:
-        compared = _compared(earlier, document, max_regression)
-        document["against"] = {**compared.to_json(), "first": against, "second": "this run"}
-        lines += ["", f"A is {against}, B this run", changes_text(document["against"])]
-        slower = not compared.passed
+            result, interrupted = stop.result, True
+    document = to_builtins(result)
+    lines, slower = [as_markdown(result) if markdown else as_text(result)], False
+    if earlier is not None:
+        comparison = _compare(earlier, result, str(against), max_regression)
+        document["against"] = to_builtins(comparison)
+        lines += ["", f"A is {against}, B this run", changes_text(comparison)]
+        slower = not comparison.passed
     output.result(document, "\n".join(lines))
-    if stopped:
+    if interrupted:
         output.note("interrupted: what had run is above, and in the bundle's reports")
         click.get_current_context().exit(130)
     if slower:
         output.fail_gate(f"slower than {against} by more than allowed")
-    invalid = sum(run["verdict"] != "VALID" for run in document["runs"])
+    invalid = sum(run.verdict != "VALID" for run in result.runs)
     if invalid and not allow_invalid:
         output.fail_gate(
-            f"INVALID: {invalid} of {len(document['runs'])} lines;"
-            " --allow-invalid exits 0 all the same"
+            f"INVALID: {invalid} of {len(result.runs)} lines; --allow-invalid exits 0 all the same"
         )
 
 
-def _earlier(path: Path, max_regression: float | None) -> bytes:
+def _read_earlier(path: Path, max_regression: float | None) -> "BenchmarkResult":
     """The report to compare with, read before this run may write another in its place."""
     from ..errors import DataError
-    from ..runtime.evaluation.compare import compare
+    from ..runtime.benchmark.result import BenchmarkResult
+    from ..runtime.evaluation.compare import compare_reports, read_report
 
     if not path.is_file():
         raise DataError(f"there is no report at {path}", "--against takes a benchmark's JSON file")
-    changes = compare(path, path, max_regression).changes
-    if not any("faces per second" in change.name for change in changes):
+    report = read_report(path)
+    if not isinstance(report, BenchmarkResult) or not report.runs:
         raise DataError(
             f"{path} is no benchmark's report", "--against BUNDLE/reports/benchmark-*.json"
         )
-    return path.read_bytes()
+    compare_reports(report, report, (str(path), str(path)), max_regression)  # checks the limit
+    return report
 
 
-def _compared(
-    earlier: bytes, document: dict[str, Any], max_regression: float | None
+def _compare(
+    earlier: "BenchmarkResult", result: "BenchmarkResult", name: str, max_regression: float | None
 ) -> "CompareResult":
-    """Raises UsageError where the two ran nothing alike."""
     from ..errors import UsageError
-    from ..runtime.evaluation.compare import compare
+    from ..runtime.evaluation.compare import compare_reports
 
-    with TemporaryDirectory() as folder:
-        first, second = Path(folder) / "first.json", Path(folder) / "second.json"
-        first.write_bytes(earlier)
-        second.write_text(json.dumps(document), encoding="utf-8")
-        try:
-            return compare(first, second, max_regression)
-        except UsageError as error:
-            raise UsageError(
-                "this run and the earlier one have no setting in common; this one's figures are in"
-                " the bundle's reports",
-                "run the earlier one's --batch, --threads, --streams and --rate",
-            ) from error
+    try:
+        return compare_reports(earlier, result, (name, "this run"), max_regression)
+    except UsageError as error:
+        raise UsageError(
+            "this run and the earlier one have no setting in common; this one's figures are in"
+            " the bundle's reports",
+            "run the earlier one's --batch, --threads, --streams and --rate",
+        ) from error
 
 
 @contextmanager

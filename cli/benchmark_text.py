@@ -1,50 +1,56 @@
-"""A benchmark's document as people read it: a text that begins with the verdict, a Markdown table."""
+"""A benchmark's result as people read it: a text that begins with the verdict, a Markdown table."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..runtime.benchmark.result import run_label
 from .output import table
+from .verify import artifact_text
 
-_NOT_TOLD = "-"
+if TYPE_CHECKING:
+    from ..runtime.benchmark.result import BenchmarkResult, BenchmarkRun, LoadSummary
+
+_NOT_MEASURED = "-"
 
 
-def as_text(found: Mapping[str, Any]) -> str:
-    """Can the figures be believed, then the figures, then where the time goes."""
-    device = found["device"]
-    lines = [_verdict(found), *_reasons(found)]
-    lines += [f"{found['engine']} on {found['backend']}; {_machine(device)}"]
-    lines += [f"timed: {found['timed']}", "", table(_rows(found), _header(found))]
-    if found["knee"]:
-        lines.append(f"a batch above {found['knee']} brings less than 10 % more faces a second")
-    lines += [_served(run) for run in found["runs"] if run["served"]]
-    for run in found["runs"]:
-        lines += _spent(run)
-    if device["sensors_denied"]:
-        lines.append(f"no permission for {', '.join(device['sensors_denied'])}: no energy from it")
+def as_text(result: "BenchmarkResult") -> str:
+    """Whether the figures can be trusted, the figures, and where the time goes."""
+    lines = [_verdict(result), *_reasons(result)]
+    lines += [f"{result.engine} on {result.backend}; {_machine(result.device)}"]
+    lines += [artifact_text(result.artifact, result.backend).replace("judged:", "timed:", 1)]
+    lines += [f"  {result.timed}", "", table(_rows(result), _header(result))]
+    if result.saturation_batch:
+        lines.append(
+            f"a batch above {result.saturation_batch} brings less than 10 % more faces per second"
+        )
+    for run in result.runs:
+        lines += _load(run.setting.label, run.load) if run.load else []
+    for run in result.runs:
+        lines += _breakdown(run)
+    if denied := result.device.get("sensors_denied"):
+        lines.append(f"no permission for {', '.join(denied)}: no energy from it")
     return "\n".join(lines)
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(result: "BenchmarkResult") -> str:
     """A table for a README, with what is needed to judge it below."""
-    header = _header(found)
-    rows = [header, ["---"] * len(header), *_rows(found)]
+    header = _header(result)
+    rows = [header, ["---"] * len(header), *_rows(result)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", f"{_verdict(found)} {_machine(found['device'])}; {found['engine']} on"]
-    lines[-1] += f" {found['backend']}; timed: {found['timed']}; fr-edge {found['fr_edge']},"
-    lines[-1] += f" {found['time'][:10]}."
-    return "\n".join([*lines, *(f"- {reason.strip()}" for reason in _reasons(found))])
+    lines += ["", f"{_verdict(result)} {_machine(result.device)}; {result.engine} on"]
+    lines[-1] += f" {result.backend}; timed: {result.timed}; fr-edge {result.fr_edge},"
+    lines[-1] += f" {result.time[:10]}."
+    return "\n".join([*lines, *(f"- {reason.strip()}" for reason in _reasons(result))])
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-    if found["verdict"] == "VALID":
+def _verdict(result: "BenchmarkResult") -> str:
+    if result.verdict == "VALID":
         return "VALID: nothing disturbed the measurement."
-    bad = sum(run["verdict"] != "VALID" for run in found["runs"])
-    return f"INVALID: {bad} of {len(found['runs'])} lines cannot be believed."
+    bad = sum(run.verdict != "VALID" for run in result.runs)
+    return f"INVALID: {bad} of {len(result.runs)} lines cannot be trusted."
 
 
-def _reasons(found: Mapping[str, Any]) -> list[str]:
-    return [f"  {run_label(run)}: {reason}" for run in found["runs"] for reason in run["reasons"]]
+def _reasons(result: "BenchmarkResult") -> list[str]:
+    return [f"  {run.setting.label}: {reason}" for run in result.runs for reason in run.reasons]
 
 
 def _machine(device: Mapping[str, Any]) -> str:
@@ -55,63 +61,62 @@ def _machine(device: Mapping[str, Any]) -> str:
     return f"{name}, {device['cores']} cores{mode}{clocks}"
 
 
-def _header(found: Mapping[str, Any]) -> list[str]:
+def _header(result: "BenchmarkResult") -> list[str]:
     figures = ["p50 ms", "95 % interval", "p90", "p99", "p99.9", "faces/s", "mJ/face"]
-    return ["batch", *_columns(found), *figures, "verdict"]
+    return ["batch", *_columns(result), *figures, "verdict"]
 
 
-def _columns(found: Mapping[str, Any]) -> list[str]:
+def _columns(result: "BenchmarkResult") -> list[str]:
     names = []
-    if any(run["threads"] for run in found["runs"]):
+    if any(run.threads for run in result.runs):
         names.append("threads")
-    if any(run["streams"] > 1 for run in found["runs"]):
+    if any(run.streams > 1 for run in result.runs):
         names.append("streams")
-    if any(run["rate"] for run in found["runs"]):
+    if any(run.rate for run in result.runs):
         names.append("rate")
     return names
 
 
-def _rows(found: Mapping[str, Any]) -> list[list[str]]:
-    return [_row(run, _columns(found)) for run in found["runs"]]
+def _rows(result: "BenchmarkResult") -> list[list[str]]:
+    return [_row(run, _columns(result)) for run in result.runs]
 
 
-def _row(run: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    latency, ends, energy = run["latency_ms"], run["interval_95_ms"]["p50"], run["energy"]
+def _row(run: "BenchmarkRun", columns: Sequence[str]) -> list[str]:
+    ends = run.interval_95_ms.get("p50")
     return [
-        str(run["batch"]),
-        *(str(run[name] or "all") for name in columns),
-        _ms(latency["p50"]),
-        f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else _NOT_TOLD,
-        *(_ms(latency[name]) for name in ("p90", "p99", "p99.9")),
-        f"{run['throughput_per_s']:.1f}",
-        f"{energy['mj_per_face']:.2f}" if energy else _NOT_TOLD,
-        run["verdict"],
+        str(run.batch),
+        *(str(getattr(run, name) or "all") for name in columns),
+        _ms(run.latency_ms["p50"]),
+        f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else _NOT_MEASURED,
+        *(_ms(run.latency_ms[name]) for name in ("p90", "p99", "p99.9")),
+        f"{run.throughput_per_s:.1f}",
+        f"{run.energy.mj_per_face:.2f}" if run.energy else _NOT_MEASURED,
+        run.verdict,
     ]
 
 
 def _ms(value: float | None) -> str:
-    return _NOT_TOLD if value is None else f"{value:.3f}"
+    return _NOT_MEASURED if value is None else f"{value:.3f}"
 
 
-def _served(run: Mapping[str, Any]) -> str:
-    served = run["served"]
-    return (
-        f"{run_label(run)}: at work {100 * served['busy']:.0f} % of the time; a query takes"
-        f" {served['work_p50_ms']:.3f} ms once begun and waits {served['waiting_mean_ms']:.3f} ms in"
-        f" the mean; latency counts from when it came"
-    )
+def _load(label: str, load: "LoadSummary") -> list[str]:
+    return [
+        f"{label}: at work {100 * load.busy:.0f} % of the time; a query takes"
+        f" {load.work_p50_ms:.3f} ms once begun and waits {load.waiting_mean_ms:.3f} ms in the"
+        " mean; latency counts from when it was due"
+    ]
 
 
-def _spent(run: Mapping[str, Any]) -> Sequence[str]:
-    if "spent_ms" not in run:
+def _breakdown(run: "BenchmarkRun") -> Sequence[str]:
+    if run.breakdown_ms is None:
         return []
-    parts = ", ".join(f"{name} {value:.3f}" for name, value in run["spent_ms"].items())
-    lines = ["", f"{run_label(run)}, where the time goes, ms: {parts}"]
-    lines += [f"  {advice}" for advice in run["advice"]]
-    if run["layers"]:
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in run.breakdown_ms.items())
+    lines = ["", f"{run.setting.label}, where the time goes, ms: {parts}"]
+    lines += [f"  {advice}" for advice in run.advice]
+    if run.layers:
         rows = [
-            [layer["name"], layer["kind"], f"{layer['ms']:.3f}", f"{100 * layer['share']:.1f} %"]
-            for layer in run["layers"]
+            [layer.name, layer.kind, f"{layer.ms:.3f}", f"{100 * layer.share:.1f} %"]
+            for layer in run.layers
         ]
         lines.append(table(rows, ("layer", "kind", "ms", "share")))
     return lines

@@ -116,20 +116,21 @@ def _select(
     faces: "Faces | None",
     settings: "EngineOptions | None",
 ) -> None:
+    from ..documents import to_builtins
     from ..runtime.evaluation.select_precision import select_precision
 
     result = select_precision(bundle, backend, faces, options=settings, track=output.track)
     rows = [
         [
             c.precision,
-            "-" if c.p50_ms is None else f"{c.p50_ms:.3f}",
+            "-" if c.min_ms is None else f"{c.min_ms:.3f}",
             "-" if c.min_cosine is None else f"{c.min_cosine:.5f}",
             c.problem or ("kept" if c.precision == result.chosen else "passes"),
         ]
         for c in result.candidates
     ]
-    head = ("engine", f"p50 ms, batch {result.batch}", "min cosine", "")
-    output.result(result.to_json(), table(rows, head))
+    head = ("engine", f"ms, batch {result.batch}", "min cosine", "")
+    output.result(to_builtins(result), table(rows, head))
 
 
 def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOptions | None":

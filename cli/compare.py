@@ -1,12 +1,15 @@
 """`fr-edge compare`: two bundles or two reports, side by side."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .command import define_command
 from .output import Output, table
+
+if TYPE_CHECKING:
+    from ..runtime.evaluation.compare import CompareResult
 
 
 def fraction(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -25,42 +28,41 @@ def fraction(ctx: click.Context, parameter: click.Parameter, text: str | None) -
 @click.argument("second", metavar="B")
 @click.option("--max-regression", metavar="5%", callback=fraction, help="Gate: latency's rise.")
 def command(output: Output, first: str, second: str, max_regression: float | None) -> None:
-    """Lay two bundles, or two reports, side by side.
+    """Compare two bundles, or two reports.
 
     A and B are bundles, or JSON files of the same kind: what changed, and whether it is more than
     chance. Exit code 1 when a gate fails.
     """
+    from ..documents import to_builtins
     from ..runtime.evaluation.compare import compare
 
-    found = compare(Path(first), Path(second), max_regression)
-    document = found.to_json()
-    output.result(document, changes_text(document))
-    if not found.passed:
+    result = compare(Path(first), Path(second), max_regression)
+    output.result(to_builtins(result), changes_text(result))
+    if not result.passed:
         output.fail_gate(f"slower than {first} by more than allowed")
 
 
-def changes_text(found: dict[str, Any]) -> str:
-    """The table of changes of `runtime.compare.Compared.to_json()`."""
+def changes_text(result: "CompareResult") -> str:
+    """The table of changes."""
     rows = [
         [
-            c["name"],
-            _figure(c["first"], c["first_interval_95"]),
-            _figure(c["second"], c["second_interval_95"]),
-            f"{c['difference']:+g}",
-            f"{100 * c['relative']:+.1f} %",
-            c["verdict"],
+            change.name,
+            _figure(change.first, change.first_interval_95),
+            _figure(change.second, change.second_interval_95),
+            f"{change.difference:+.6g}",
+            f"{100 * change.relative:+.1f} %",
+            change.verdict,
         ]
-        for c in found["changes"]
+        for change in result.changes
     ]
-    lines = [f"differs: {text}" for text in found["differences"]]
+    lines = [f"differs: {text}" for text in result.differences]
     lines.append(table(rows, ("figure", "A, 95 %", "B, 95 %", "B - A", "change", "verdict")))
     lines += [
-        f"{'pass' if gate['passed'] else 'FAIL'}  {gate['name']}: {gate['value']}"
-        for gate in found["gates"]
+        f"{'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.value:g}" for gate in result.gates
     ]
     return "\n".join(lines)
 
 
-def _figure(value: float, interval: list[float] | None) -> str:
+def _figure(value: float, interval: tuple[float, float] | None) -> str:
     """`0.9837 (0.958 to 1)`"""
     return f"{value:g}" + (f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else "")

@@ -231,27 +231,23 @@ def _engine(student: Path, precision: str, output: Output) -> Found:
 
 
 def _verify(student: Path, engine: str, judged: Pairs, home: Path, output: Output) -> Found:
-    found = verify(
+    result = verify(
         student, engine, pairs=judged, reference=home / "reference.npz", track=output.track
-    ).to_json()
-    text = f"cosine mean {found['cosine']['mean']:.4f}, min {found['cosine']['min']:.4f}"
-    return (
-        f"reports/verify-{engine}.json",
-        text,
-        {f"verify {engine}": {"passed": found["passed"], "text": text}},
     )
+    text = f"cosine mean {result.cosine.mean:.4f}, min {result.cosine.min:.4f}"
+    numbers = {f"verify {engine}": {"passed": result.passed, "text": text}}
+    return result.report, text, numbers
 
 
 def _evaluate(student: Path, judged: Pairs, output: Output) -> Found:
-    found = evaluate(student, judged, engine="int8", track=output.track).to_json()
-    return "reports/evaluate-int8.json", f"accuracy {100 * found['accuracy']:.1f} %", {}
+    result = evaluate(student, judged, engine="int8", track=output.track)
+    return result.report, f"accuracy {100 * result.accuracy:.1f} %", {}
 
 
 def _benchmark(student: Path, engine: str, output: Output) -> Found:
-    found = benchmark(student, engine, batches=(1,), duration_s=5.0, track=output.track).to_json()
-    run = found["runs"][0]
-    figure = f"p50 {run['latency_ms']['p50']:.2f} ms, {run['verdict']}"
-    return f"reports/benchmark-{engine}.json", figure, {}
+    result = benchmark(student, engine, batches=(1,), duration_s=5.0, track=output.track)
+    run = result.runs[0]
+    return result.report, f"p50 {run.latency_ms['p50']:.2f} ms, {run.verdict}", {}
 
 
 def _report(student: Path) -> Found:

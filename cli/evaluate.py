@@ -2,25 +2,30 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ..cli import options
 from .command import define_command
 from .output import Output, table
+from .verify import artifact_text, protocol_name
+
+if TYPE_CHECKING:
+    from ..metrics.identification import IdentificationResult
+    from ..runtime.evaluation.result import EvaluateResult, IjbResult
 
 
-def pooled(
+def _pooling(
     ctx: click.Context, parameter: click.Parameter, text: str | None
 ) -> tuple[bool, bool, bool] | None:
     """`N1D0F1` -> (True, False, True)."""
     if text is None:
         return None
-    found = re.fullmatch(r"N([01])D([01])F([01])", text, re.ASCII)
-    if not found:
+    match = re.fullmatch(r"N([01])D([01])F([01])", text, re.ASCII)
+    if not match:
         raise click.BadParameter(f"expected N, D and F with 0 or 1, as N1D1F1, found {text!r}")
-    return found[1] == "1", found[2] == "1", found[3] == "1"
+    return match[1] == "1", match[2] == "1", match[3] == "1"
 
 
 @define_command(
@@ -39,11 +44,12 @@ def pooled(
     "--ijb",
     "flags",
     metavar="N1D1F0",
-    callback=pooled,
+    callback=_pooling,
     help="IJB: images count by norm (N), detector's score (D), with mirror image (F). [N1D1F0]",
 )
 @options.engine()
 @options.backend
+@options.artifact
 def command(
     output: Output,
     bundle: str,
@@ -53,6 +59,7 @@ def command(
     flags: tuple[bool, bool, bool] | None,
     engine: str,
     backend: str,
+    artifact: Literal["engine", "graph"],
 ) -> None:
     """Measure how well an engine tells people apart.
 
@@ -60,97 +67,90 @@ def command(
     One crop, no flip unless asked for. A FAR that the impostor pairs cannot resolve is "not measured".
     Each protocol keeps its own report in the bundle.
     """
-    from ..faces.ijb import is_ijb
+    from ..documents import to_builtins
+    from ..faces.ijb import is_ijb, read_ijb
     from ..faces.pairs import read_pairs
-    from ..runtime.evaluation.evaluate import evaluate
+    from ..runtime.evaluation.evaluate import evaluate, evaluate_ijb
 
+    name = protocol_name(protocol)
     if is_ijb(Path(protocol)):
-        _ijb(output, bundle, protocol, engine, backend, flags or (True, True, flip))
+        norm, detector, mirrored = flags or (True, True, flip)
+        ijb = evaluate_ijb(
+            bundle,
+            read_ijb(Path(protocol)),
+            engine,
+            backend,
+            output.track,
+            artifact=artifact,
+            norm=norm,
+            detector=detector,
+            flip=mirrored,
+            name=name,
+        )
+        output.result(to_builtins(ijb), _ijb_text(bundle, ijb))
         return
     if flags is not None:
-        raise click.UsageError(f"--ijb is for IJB folders, and {protocol} is none")
+        raise click.UsageError(f"--ijb is for IJB folders, and {protocol} is not one")
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
     judged = read_pairs(protocol, faces) if is_list else options.open_source(output, protocol)
-    found = evaluate(bundle, judged, engine, backend, output.track, flip=flip, name=_name(protocol))
-    document = found.to_json()
-    output.result(document, _text(bundle, document))
+    result = evaluate(
+        bundle, judged, engine, backend, output.track, artifact=artifact, flip=flip, name=name
+    )
+    output.result(to_builtins(result), _text(bundle, result))
 
 
-def _name(protocol: str) -> str:
-    """`lfw` of `sets/lfw.bin`; a folder's own name, wherever it is looked at from."""
-    if protocol.startswith("synthetic:"):
-        return protocol
-    path = Path(protocol).resolve()
-    return path.name if path.is_dir() else path.stem
-
-
-def _ijb(
-    output: Output,
-    bundle: str,
-    folder: str,
-    engine: str,
-    backend: str,
-    flags: tuple[bool, bool, bool],
-) -> None:
-    from ..faces.ijb import read_ijb
-    from ..runtime.evaluation.evaluate import evaluate_ijb
-
-    norm, detector, flip = flags
-    found = evaluate_ijb(
-        bundle,
-        read_ijb(Path(folder)),
-        engine,
-        backend,
-        output.track,
-        norm=norm,
-        detector=detector,
-        flip=flip,
-        name=_name(folder),
-    ).to_json()
-    pairs, protocol = found["pairs"], found["protocol"]
-    rows = [[far, _number(tar)] for far, tar in found["tar_at_far"].items()]
+def _ijb_text(bundle: str, result: "IjbResult") -> str:
+    pairs, protocol = result.pairs, result.protocol
+    rows = [[far, _number(tar)] for far, tar in result.tar_at_far.items()]
     lines = [
-        f"{bundle}: {found['engine']} on {found['backend']}, IJB 1:1, {protocol['flags']},"
-        f" {protocol['images']:,} images in {protocol['templates']:,} templates",
-        f"  {pairs['genuine']:,} genuine and {pairs['impostor']:,} impostor pairs",
+        f"{bundle}: {result.engine} on {result.backend}, IJB 1:1, {protocol.flags},"
+        f" {protocol.images:,} images in {protocol.templates:,} templates",
+        f"  {artifact_text(result.artifact, result.backend)}",
+        f"  {pairs.genuine:,} genuine and {pairs.impostor:,} impostor pairs",
         table(rows, ("FAR", "TAR")),
-        *found["notes"],
+        *result.notes,
+        f"report: {result.report}",
     ]
-    output.result(found, "\n".join(lines))
+    return "\n".join(lines)
 
 
-def _text(bundle: str, found: dict[str, Any]) -> str:
-    pairs, protocol = found["pairs"], found["protocol"]
+def _text(bundle: str, result: "EvaluateResult") -> str:
+    pairs, protocol = result.pairs, result.protocol
     lines = [
-        f"{bundle}: {found['engine']} on {found['backend']}, {protocol['faces']} faces of"
-        f" {protocol['identities']} people",
-        f"  accuracy {100 * found['accuracy']:.2f} % +- {100 * found['accuracy_std']:.2f} over"
-        f" {protocol['pairs']} pairs ({protocol['kind']}), EER {100 * found['eer']:.2f} %",
-        f"  by insightface's 400 thresholds {100 * found['accuracy_insightface']['mean']:.2f} % +-"
-        f" {100 * found['accuracy_insightface']['std']:.2f}",
-        f"  all pairs: {pairs['genuine']:,} genuine, {pairs['impostor']:,} impostor",
+        f"{bundle}: {result.engine} on {result.backend}, {protocol.faces} faces of"
+        f" {protocol.identities} people",
+        f"  {artifact_text(result.artifact, result.backend)}",
+        f"  accuracy {100 * result.accuracy:.2f} % +- {100 * result.accuracy_std:.2f} over"
+        f" {protocol.pairs} pairs ({protocol.kind}), EER {100 * result.eer:.2f} %",
+        f"  all pairs: {pairs.genuine:,} genuine, {pairs.impostor:,} impostor",
     ]
+    if legacy := result.accuracy_insightface:
+        lines.insert(
+            3,
+            f"  by insightface's 400 thresholds {100 * legacy.mean:.2f} % +-"
+            f" {100 * legacy.std:.2f}",
+        )
     rows = [
-        [far, _number(tar), _ends(found["interval_95_at_far"].get(far))]
-        + [_number(found["threshold_at_far"][far])]
-        for far, tar in found["tar_at_far"].items()
+        [far, _number(tar), _ends(result.interval_95_at_far.get(far))]
+        + [_number(result.threshold_at_far[far])]
+        for far, tar in result.tar_at_far.items()
     ]
     lines.append(table(rows, ("FAR", "TAR", "95 % interval", "at cosine")))
-    if one_to_many := found["identification"]:
-        lines.append(_identification(one_to_many))
-    return "\n".join([*lines, *found["notes"]])
+    if result.identification:
+        lines.append(_identification(result.identification))
+    return "\n".join([*lines, *result.notes, f"report: {result.report}"])
 
 
-def _identification(found: dict[str, Any]) -> str:
-    rates = [f"{fpir} {_number(tpir)}" for fpir, tpir in found["tpir_at_fpir"].items() if tpir]
+def _identification(result: "IdentificationResult") -> str:
+    rates = [f"{fpir} {_number(tpir)}" for fpir, tpir in result.tpir_at_fpir.items() if tpir]
     return (
-        f"one to many: rank 1 {_number(found['rank1'])} of {found['probes']} probes among"
-        f" {found['gallery']} people; TPIR at FPIR {', '.join(rates) or 'not measured'}"
-        f" ({found['strangers']} strangers)"
+        f"one to many: rank 1 {_number(result.rank1)} of {result.probes} probes among"
+        f" {result.gallery} people; TPIR at FPIR {', '.join(rates) or 'not measured'}"
+        f" ({result.strangers} strangers)"
     )
 
 
-def _ends(interval: list[float] | None) -> str:
+def _ends(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else "{:.4f} to {:.4f}".format(*interval)
 
 

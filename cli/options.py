@@ -34,6 +34,16 @@ def backend(body: Body) -> Body:
     )(body)
 
 
+def artifact(body: Body) -> Body:
+    return click.option(
+        "--artifact",
+        type=click.Choice(["engine", "graph"]),
+        default="engine",
+        show_default=True,
+        help="Judge the engine as it was built, or the ONNX graph with every INT8 rounding.",
+    )(body)
+
+
 def engine(default: str = "auto") -> Callable[[Body], Body]:
     return click.option(
         "--engine",

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ..cli import options
 from .command import define_command
 from .output import Output, table
+
+if TYPE_CHECKING:
+    from ..metrics.intervals import TarInterval
+    from ..runtime.evaluation.gates import GalleryAdvice
+    from ..runtime.evaluation.result import OpenedFile, VerifyResult
 
 
 @define_command(
@@ -45,15 +50,22 @@ from .output import Output, table
     help="The engine to judge.",
 )
 @options.backend
+@options.artifact
 @options.faces(what="Faces of people to judge on, one folder per identity")
 @click.option("--pairs", metavar="FILE", help="Judge on this pair list (fold,path1,path2,same).")
 @click.option("--reference", metavar="FILE.npz", help="The original's embeddings of those faces.")
-@click.option("--teacher", metavar="FILE.npz", help="Another network's, whose gallery shall stay.")
+@click.option(
+    "--teacher",
+    metavar="FILE.npz",
+    help="Embeddings of another model: can its enrolled gallery be kept?",
+)
 @click.option("--min-cosine", type=float, metavar="X", help="Gate: the worst face's cosine.")
 @click.option("--p1-cosine", type=float, metavar="X", help="Gate: 99 % of the faces' cosines.")
 @click.option("--max-tar-drop", type=float, metavar="X", help="Gate: loss of TAR at --far.")
 @click.option("--max-stratum-drop", type=float, metavar="X", help="Gate: loss in any kind of face.")
-@click.option("--far", type=float, metavar="X", help="Where TAR is gated; 1e-4 unless said.")
+@click.option(
+    "--far", type=float, metavar="X", help="The FAR at which TAR is gated.  [default: 1e-4]"
+)
 @click.option("--policy", metavar="FILE.toml", help="Gates from a file, which the bundle keeps.")
 @click.option("--groups", metavar="FILE.csv", help="path,group: judge each group of faces too.")
 @click.option("--degrade", is_flag=True, help="Judge small, blurred, noisy and dark copies too.")
@@ -63,6 +75,7 @@ def command(
     bundle: str,
     engine: str,
     backend: str,
+    artifact: Literal["engine", "graph"],
     faces: str | None,
     pairs: str | None,
     reference: str | None,
@@ -77,22 +90,24 @@ def command(
     degrade: bool,
     junit: str | None,
 ) -> None:
-    """Hold an engine against the original network.
+    """Compare an engine with the original network.
 
     Without faces the bundle's golden ones are compared; with --faces or --pairs, true accept rates
     (TAR) at false accept rates (FAR) too. --reference is a file of `fr-edge embed --backend torch`
-    by this bundle's own network; --teacher is one by another network, and tells if people enrolled
-    with that may stay. Exit code 1 when a gate fails.
+    by this bundle's own network; --teacher is one by another network, and shows whether people
+    enrolled with it may stay. Exit code 1 when a gate fails.
     """
+    from ..documents import to_builtins
     from ..files import write_atomic
     from ..runtime.evaluation.result import junit_xml
     from ..runtime.evaluation.verify import verify
 
     source, listed = options.open_judged(output, faces, pairs)
-    found = verify(
+    result = verify(
         bundle,
         engine,
         backend=backend,
+        artifact=artifact,
         faces=source,
         pairs=listed,
         reference=Path(reference) if reference else None,
@@ -105,80 +120,98 @@ def command(
         policy=Path(policy) if policy else None,
         groups=Path(groups) if groups else None,
         degrade=degrade,
+        name=protocol_name(pairs or faces),
         track=output.track,
     )
-    document = found.to_json()
     if junit:
-        write_atomic(Path(junit), junit_xml(document).encode())
-    output.result(document, _text(bundle, engine, document))
-    if not document["passed"]:
-        failed = [gate["name"] for gate in document["gates"] if not gate["passed"]]
+        write_atomic(Path(junit), junit_xml(result).encode())
+    output.result(to_builtins(result), _text(bundle, result))
+    if not result.passed:
+        failed = [gate.name for gate in result.gates if not gate.passed]
         output.fail_gate(f"gate failed: {', '.join(failed)}")
 
 
-def _text(bundle: str, engine: str, found: dict[str, Any]) -> str:
-    cosine, faces = found["cosine"], found["faces"]
-    of = f"{faces['count']} faces of {faces['identities']} people" if faces else "golden faces"
+def protocol_name(source: str | None) -> str:
+    """`lfw` of `sets/lfw.bin`; a folder's own name, from wherever it is looked at."""
+    if source is None or source.startswith("synthetic:"):
+        return source or ""
+    path = Path(source).resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+def artifact_text(artifact: "OpenedFile | None", backend: str) -> str:
+    """What was judged: the engine, or the graph with every rounding."""
+    if artifact is None:
+        return ""
+    file = f"{artifact.file} (sha256 {artifact.sha256[:12]})"
+    if artifact.kind == "engine":
+        return f"judged: the engine {file} on {backend}"
+    return f"judged: the graph {file} with every rounding, on {backend}; not an engine"
+
+
+def _text(bundle: str, result: "VerifyResult") -> str:
+    cosine, faces = result.cosine, result.faces
+    where = f"{faces.count} faces of {faces.identities} people" if faces else "golden faces"
     lines = [
-        f"{bundle}: {engine} on {found['backend']}, {of}",
-        f"  against {found['reference']}",
-        f"  cosine: mean {cosine['mean']:.5f}, p1 {cosine['p1']:.5f}, min {cosine['min']:.5f}",
+        f"{bundle}: {result.engine} on {result.backend}, {where}",
+        f"  {artifact_text(result.artifact, result.backend)}",
+        f"  against {result.reference}",
+        f"  cosine: mean {cosine.mean:.5f}, p1 {cosine.p1:.5f}, min {cosine.min:.5f}",
     ]
     rows = [
         [
-            f"{far} *" if tar["low_confidence"] else far,
-            _rate(tar["reference"]),
-            _rate(tar["engine"]),
-            _rate(tar["delta"], signed=True),
-            _interval(tar["interval_95"]),
+            f"{far} *" if rate.low_confidence else far,
+            _rate(rate.reference),
+            _rate(rate.engine),
+            _rate(rate.delta, signed=True),
+            _interval(rate.interval_95),
         ]
-        for far, tar in found["tar"].items()
+        for far, rate in result.tar.items()
     ]
     if rows:
-        head = ("FAR", "TAR original", f"TAR {engine}", "change", "95 % interval of the change")
+        head = ("FAR", "TAR original", f"TAR {result.engine}", "change", "95 % interval of it")
         lines.append(table(rows, head))
-        if any(tar["low_confidence"] for tar in found["tar"].values()):
-            lines.append("* hangs on fewer than 10 impostor pairs")
-        lines += _told(found)
-    lines += [f"found: {what}" for what in found["findings"]]
-    if found["gallery"]:
-        lines.append(_gallery("the original", found["gallery"]))
-    if found["teacher"]:
-        who = f"the teacher ({found['teacher']['file']})"
-        lines.append(_gallery(who, found["teacher"]["gallery"]))
+        if any(rate.low_confidence for rate in result.tar.values()):
+            lines.append("* depends on fewer than 10 impostor pairs")
+        lines += _thresholds(result)
+    lines += [f"found: {finding}" for finding in result.findings]
+    if result.gallery:
+        lines.append(_gallery("the original", result.gallery))
+    if result.teacher:
+        lines.append(_gallery(f"the teacher ({result.teacher.file})", result.teacher.gallery))
     rows = [
         [
-            "pass" if gate["passed"] else "FAIL",
-            gate["name"],
-            "not measured" if gate["value"] is None else f"{gate['value']:.5f}",
-            f"limit {gate['limit']:g}",
+            "pass" if gate.passed else "FAIL",
+            gate.name,
+            "not measured" if gate.value is None else f"{gate.value:.5f}",
+            f"limit {gate.limit:g}",
         ]
-        for gate in found["gates"]
+        for gate in result.gates
     ]
     lines.append(table(rows))
-    lines += [f"not measured: {what}" for what in found["not_measured"]]
-    lines.append("PASSED" if found["passed"] else "FAILED")
+    lines += [f"not measured: {note}" for note in result.not_measured]
+    lines.append(f"report: {result.report}")
+    lines.append("PASSED" if result.passed else "FAILED")
     return "\n".join(lines)
 
 
-def _told(found: dict[str, Any]) -> Iterator[str]:
-    """The threshold to set, and the kind of face that loses most, at the FAR that is solid."""
-    far = found.get("strata_far")
+def _thresholds(result: "VerifyResult") -> Iterator[str]:
+    """The threshold to set, and the kind of face that loses most, at a FAR that the pairs hold."""
+    far = result.strata_far
     if far is None:
         return
-    tar = found["tar"][far]
-    threshold, kept = tar["threshold"], tar["threshold_kept"]
+    threshold, kept = result.tar[far].threshold, result.tar[far].threshold_kept
     yield (
-        f"match threshold at FAR {far}: original {threshold['reference']:.4f}, engine"
-        f" {threshold['engine']:.4f}; not moved, the engine has TAR {kept['tar']:.4f} at FAR"
-        f" {kept['far']:.2g}"
+        f"match threshold at FAR {far}: original {threshold.reference:.4f}, engine"
+        f" {threshold.engine:.4f}; not moved, the engine has TAR {kept.tar:.4f} at FAR"
+        f" {kept.far:.2g}"
     )
-    kinds = [s for s in (*found["strata"], *found["degraded"]) if s["tar"]["delta"] is not None]
-    if kinds:
-        worst = min(kinds, key=lambda stratum: stratum["tar"]["delta"])
+    strata = [s for s in (*result.strata, *result.degraded) if s.drop is not None]
+    if strata:
+        worst = max(strata, key=lambda stratum: stratum.drop or 0.0)
         yield (
-            f"kind of face that loses most: {worst['name']}, {100 * worst['tar']['delta']:+.2f}"
-            f" points of {worst['pairs']:,} genuine pairs"
+            f"kind of face that loses most: {worst.name}, {-100 * (worst.drop or 0.0):+.2f}"
+            f" points of {worst.pairs:,} genuine pairs"
         )
 
 
@@ -186,14 +219,14 @@ def _rate(value: float | None, *, signed: bool = False) -> str:
     return "not measured" if value is None else f"{value:+.4f}" if signed else f"{value:.4f}"
 
 
-def _gallery(who: str, found: dict[str, Any] | None) -> str:
-    if found is None:
-        return f"people enrolled with {who}: not measured, too few pairs"
+def _gallery(enrolled: str, advice: "GalleryAdvice | None") -> str:
+    if advice is None:
+        return f"people enrolled with {enrolled}: not measured, too few pairs"
     return (
-        f"people enrolled with {who}: {found['verdict']}; at FAR {found['far']} the TAR is"
-        f" {100 * found['delta']:+.2f} points, at threshold {found['threshold']:.4f}"
+        f"people enrolled with {enrolled}: {advice.verdict}; at FAR {advice.far} the TAR is"
+        f" {100 * advice.delta:+.2f} points, at threshold {advice.threshold:.4f}"
     )
 
 
-def _interval(found: dict[str, list[float]] | None) -> str:
-    return "" if found is None else "{:+.4f} to {:+.4f}".format(*found["delta"])
+def _interval(interval: "TarInterval | None") -> str:
+    return "" if interval is None else "{:+.4f} to {:+.4f}".format(*interval.delta)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, I64
-from .verification import allowed_impostors, normalise
+from .verification import allowed_impostors, far_name, normalise
 
 FPIRS = (1e-1, 1e-2, 1e-3)  # false positive identification rates that reports show
 
@@ -21,7 +21,7 @@ class IdentificationResult:
         probes: Other faces of enrolled people.
         strangers: Faces of people who are not enrolled.
         rank1: Share of the probes whose best match is the right person.
-        tpir: FPIR -> share of the probes found at rank 1 above the threshold that lets this share
+        tpir_at_fpir: FPIR by name -> share of the probes found at rank 1 above the threshold that lets this share
             of the strangers pass; None where these are too few.
     """
 
@@ -29,7 +29,7 @@ class IdentificationResult:
     probes: int
     strangers: int
     rank1: float
-    tpir: dict[float, float | None]
+    tpir_at_fpir: dict[str, float | None]
 
 
 def identify(embeddings: F32, labels: I64) -> IdentificationResult | None:
@@ -58,11 +58,11 @@ def identify(embeddings: F32, labels: I64) -> IdentificationResult | None:
     best, match = _best(unit[probe], gallery)
     right = people[match] == person[probe]
     alarms = np.sort(_best(unit[strangers], gallery)[0])[::-1]
-    tpir: dict[float, float | None] = {}
+    tpir: dict[str, float | None] = {}
     for fpir in FPIRS:
         allowed = allowed_impostors(fpir, len(alarms))
         # The first stranger who must be rejected sets the threshold.
-        tpir[fpir] = float((right & (best > alarms[allowed])).mean()) if allowed else None
+        tpir[far_name(fpir)] = float((right & (best > alarms[allowed])).mean()) if allowed else None
     return IdentificationResult(
         len(enrolled), len(probe), len(strangers), float(right.mean()), tpir
     )

@@ -1,27 +1,39 @@
-"""`benchmark`: latency and throughput of an engine here, or the reasons why they mean nothing.
+"""`benchmark`: latency and throughput of an engine on this machine, each figure with a verdict.
 
-One caller, one batch after the other (MLPerf's SingleStream), as many at the same time as there are
-streams (MultiStream), or queries that come at random (Server).
+One caller runs one batch after the other (MLPerf's SingleStream), several at the same time
+(MultiStream), or queries arrive at random (Server).
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.manifest import Bundle
-from ...errors import UsageError
+from ...documents import encode_json
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
+from ..evaluation.gates import min_cosine_floor
+from ..evaluation.result import check_unchanged, opened_file
+from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch
 from ..machine.nvml import gpu_processes
-from .breakdown import LatencyBreakdown, time_parts
-from .conditions import demanded_power_mode, occupied, wrong_power_mode
-from .result import MIN_RUNS, BenchmarkInterrupted, BenchmarkResult, BenchmarkRun, saturation_batch
-from .setting import Setting
+from ..machine.sensors import clock_settings, denied
+from ..machine.tegrastats import power_mode as current_power_mode
+from .breakdown import measure_breakdown
+from .conditions import other_gpu_load, power_mode_problems, required_power_mode
+from .result import (
+    MIN_RUNS,
+    BenchmarkInterrupted,
+    BenchmarkResult,
+    BenchmarkRun,
+    saturation_batch,
+    summarize_run,
+)
+from .setting import Setting, all_settings, check_options
 from .soak_log import SoakLog
 from .timing import time_runs
 from .workload import EngineUnderTest
@@ -44,55 +56,89 @@ def benchmark(
     power_mode: str | None = None,
     log: Path | None = None,
 ) -> BenchmarkResult:
-    """Time an engine on the golden faces; writes `reports/benchmark-ENGINE.json`.
+    """Time an engine on the golden faces and write `reports/benchmark-PRECISION-BACKEND.json`.
 
-    Every batch size runs with every number of `threads` (onnxruntime's, by default one for each
-    core) and of `streams` (sessions at the same time). `batches=None` doubles the size from 1 on,
-    to 32 at most, until that brings less than 10 % more faces a second. `rates` are queries a second,
-    of a batch each, that come at random and are answered in turn by one session; latency then
-    counts from when a query came. Each is warmed up until
-    steady, `warmup_s` seconds at most, then runs for `duration_s`, longer where that holds too few
-    runs. With `end_to_end` decoding and preprocessing are timed too; `layers` adds the backend's
-    profile; `power_mode` is demanded of the board, as the policy's table [benchmark] may demand it;
-    `log` is a file that gets a line of JSON every ten seconds.
+    Every batch size runs with every number of threads and of streams. Figures that conditions
+    spoiled, or of an engine whose golden embeddings fail the verification floor, are marked INVALID
+    with the reasons; that does not raise.
 
-    Figures that conditions spoiled are marked INVALID with the reasons; that does not raise. Ctrl-C
-    keeps what has run, writes it, and goes on as `Stopped`, a KeyboardInterrupt. Raises UsageError
-    for numbers that cannot be, and as `open_session`.
+    Args:
+        bundle: An open bundle or its folder.
+        engine: "fp32", "fp16", "int8" or "auto", as `open_session`.
+        backend: As `open_session`.
+        batches: Batch sizes; None doubles the size from 1 on, to 32 at most, until that brings less
+            than 10 % more faces per second.
+        duration_s: Of each setting, seconds; longer where that holds too few runs.
+        warmup_s: Longest warm-up of each setting, seconds.
+        track: Shows progress.
+        threads: onnxruntime's; empty for one per core.
+        streams: Sessions that run at the same time.
+        rates: Queries per second, of a batch each, that arrive at random and are answered in turn
+            by one session; latency then counts from when a query was due.
+        end_to_end: Whether decoding and preprocessing are timed too.
+        layers: Whether to add the backend's profile of the layers.
+        power_mode: Runs in another mode are INVALID, as nvpmodel names it; by default the one that
+            the bundle's policy requires in [benchmark].
+        log: A file that gets a line of JSON every ten seconds.
+
+    Returns:
+        The figures, the verdicts and the reasons.
+
+    Raises:
+        UsageError: Impossible options.
+        BundleError: The engine was not built, or a file was changed.
+        MachineError: The backend cannot run here.
+        ModelError: A golden embedding is zero or not finite.
+        BenchmarkInterrupted: Ctrl-C came; what had run is written, and is its `result`.
     """
-    _check(batches, threads, streams, rates, duration_s)
+    check_options(batches, threads, streams, rates, duration_s)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    demanded = power_mode or demanded_power_mode(bundle)
-    board, others = read_board(), gpu_processes()  # before there is a session of ours
+    required_mode = power_mode or required_power_mode(bundle)
+    board, processes = read_board(), gpu_processes()  # before a session of ours is there
     subject = EngineUnderTest(bundle, engine, backend, end_to_end=end_to_end)
-    spoilt = () if subject.on_cpu else occupied(board, others)
-    settings = list(subject.settings(batches, threads, streams, rates))
+    session, golden = subject.first, subject.golden
+    cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
+    problems = _golden_problems(cosine, min_cosine_floor(bundle, session.precision))
+    if not subject.on_cpu:
+        problems += other_gpu_load(board, processes)
+    settings = all_settings(batches, threads, streams, rates, session.largest_batch)
     runs: list[BenchmarkRun] = []
-    with SoakLog(log) if log else nullcontext() as journal:
-        bench = _Bench(subject, duration_s, warmup_s, rest(duration_s), journal, demanded, spoilt)
-        interrupted = False
+    interrupted = False
+    with SoakLog(log) if log else nullcontext() as soak_log:
+        idle = rest(duration_s)
+        bench = _Bench(subject, duration_s, warmup_s, idle, soak_log, required_mode, problems)
         try:
             for setting in track(settings, "timing", len(settings)):
-                runs.append(bench.run(setting))
-                if runs[-1].timed.interrupted:
+                run, stopped = bench.time(setting)
+                runs.append(run)
+                if stopped:
                     raise KeyboardInterrupt
-                runs[-1] = replace(runs[-1], spent=bench.spent(runs[-1], end_to_end, layers))
+                parts = bench.breakdown(setting, run, bundle, layers)
+                runs[-1] = replace(run, **parts)
                 if batches is None and saturation_batch(runs) is not None:
                     break
         except KeyboardInterrupt:
             if not runs:
                 raise
             interrupted = True
-    golden = subject.golden
-    cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    found = BenchmarkResult(
-        subject.engine, subject.backend, tuple(runs), cosine, end_to_end, interrupted, now
+    result = BenchmarkResult(
+        engine=session.precision,
+        backend=session.backend,
+        artifact=opened_file(session),
+        verdict="VALID" if all(run.verdict == "VALID" for run in runs) else "INVALID",
+        runs=tuple(runs),
+        golden_min_cosine=cosine,
+        timed=_what_is_timed(subject),
+        saturation_batch=saturation_batch(runs),
+        interrupted=interrupted,
+        time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        device=_describe_machine(),
+        report=f"reports/benchmark-{session.precision}-{session.backend}.json",
     )
-    _write(bundle, found)
+    _write(bundle, result)
     if interrupted:
-        raise BenchmarkInterrupted(found)
-    return found
+        raise BenchmarkInterrupted(result)
+    return result
 
 
 @dataclass(frozen=True)
@@ -101,24 +147,25 @@ class _Bench:
     duration_s: float
     warmup_s: float
     idle: SensorTrace | None
-    journal: SoakLog | None
-    demanded: str | None
-    spoilt: tuple[str, ...]
+    soak_log: SoakLog | None
+    required_mode: str | None
+    problems: tuple[str, ...]
 
-    def run(self, setting: Setting) -> BenchmarkRun:
-        work, journal = self.subject.work(setting), self.journal
+    def time(self, setting: Setting) -> tuple[BenchmarkRun, bool]:
+        """One setting's run, and whether Ctrl-C ended it."""
+        workload, soak_log = self.subject.workload(setting), self.soak_log
 
         def between(index: int, ns: int) -> None:
-            work.sample(index)
-            if journal:
-                journal.add(ns)
+            workload.check(index)
+            if soak_log:
+                soak_log.add(ns)
 
         try:
-            with watch(duration_s=self.duration_s) as watched:
-                if journal:
-                    journal.begin(setting, watched.readings)
-                timed = time_runs(
-                    work.run,
+            with watch(duration_s=self.duration_s) as trace:
+                if soak_log:
+                    soak_log.begin(setting, trace.readings)
+                timing = time_runs(
+                    workload.run,
                     self.duration_s,
                     MIN_RUNS,
                     warmup_s=self.warmup_s,
@@ -126,52 +173,64 @@ class _Bench:
                     rate_per_s=setting.rate,
                 )
         finally:
-            work.close()
-        spoilt = (*self.spoilt, *wrong_power_mode(watched, self.demanded))
-        return BenchmarkRun(
-            setting, timed, self.duration_s, work.lowest, watched, self.idle, None, spoilt
+            workload.close()
+        problems = (*self.problems, *power_mode_problems(trace, self.required_mode))
+        cosine = workload.min_cosine
+        run = summarize_run(setting, timing, self.duration_s, cosine, trace, self.idle, problems)
+        return run, timing.interrupted
+
+    def breakdown(
+        self, setting: Setting, run: BenchmarkRun, bundle: Bundle, layers: bool
+    ) -> dict[str, Any]:
+        """The fields of `BenchmarkRun` that say where the time goes."""
+        embed_ms = run.load.work_p50_ms if run.load else run.latency_ms["p50"]
+        breakdown = measure_breakdown(
+            self.subject.session(setting),
+            self.subject.golden.faces,
+            bundle.spec,
+            setting.batch,
+            None if self.subject.end_to_end else embed_ms,
+            layers=layers,
         )
+        return vars(breakdown)
 
-    def spent(self, run: BenchmarkRun, end_to_end: bool, layers: bool) -> LatencyBreakdown:
-        median = None if end_to_end else run.timed.work.all.percentile(50)
-        session, golden = self.subject.session(run.setting), self.subject.golden
-        return time_parts(
-            session, golden.faces, self.subject.spec, run.setting.batch, median, layers=layers
+
+def _golden_problems(cosine: float, floor: float) -> tuple[str, ...]:
+    if cosine >= floor:
+        return ()
+    return (
+        f"the engine is not the original network: golden min cosine {cosine:.4f}, at least"
+        f" {floor:g}; `fr-edge verify` shows more",
+    )
+
+
+def _what_is_timed(subject: EngineUnderTest) -> str:
+    if subject.end_to_end:
+        return "decoding, preprocessing and embedding, from JPEG bytes to embeddings on the host"
+    if subject.first.uint8_input:
+        return (
+            "embedding with the input contract in the engine, from pixels to embeddings on the host"
         )
+    return "embedding, from preprocessed input to embeddings on the host"
 
 
-def _check(
-    batches: Sequence[int] | None,
-    threads: Sequence[int],
-    streams: Sequence[int],
-    rates: Sequence[int],
-    duration_s: float,
-) -> None:
-    for what, option, values in (
-        ("batch sizes", "--batch 1,8", (1,) if batches is None else batches),
-        ("threads", "--threads 1,2", threads or (1,)),
-        ("streams", "--streams 1,2", streams),
-        ("rates", "--rate 20,50", rates or (1,)),
-    ):
-        if not values or min(values) < 1:
-            raise UsageError(f"{what} are 1 or more, found {list(values)}", option)
-    if rates and (batches is None or tuple(streams) != (1,)):
-        raise UsageError(
-            "queries at random are answered by one session, in batches of a given size",
-            "leave out --streams and --batch auto",
-        )
-    if not 0 < duration_s < float("inf"):
-        raise UsageError(f"the duration is above 0 seconds, found {duration_s}", "--duration 10")
-
-
-def _write(bundle: Bundle, found: BenchmarkResult) -> None:
-    settings = [run.setting for run in found.runs]
-    options = {
-        "engine": found.engine,
-        "backend": found.backend,
-        "batch": list(dict.fromkeys(setting.batch for setting in settings)),
+def _describe_machine() -> dict[str, Any]:
+    return {
+        **asdict(describe_device()),
+        "power_mode": current_power_mode(),
+        "clocks": {unit: asdict(clocks) for unit, clocks in clock_settings().items()},
+        "sensors_denied": list(denied()),
     }
-    with transaction(bundle.root, "benchmark", options) as draft:
-        path = draft.path(f"reports/benchmark-{found.engine}.json", "benchmark")
-        path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-        draft.summary.update(verdict="VALID" if found.valid else "INVALID")
+
+
+def _write(bundle: Bundle, result: BenchmarkResult) -> None:
+    options = {
+        "engine": result.engine,
+        "backend": result.backend,
+        "batch": list(dict.fromkeys(run.batch for run in result.runs)),
+    }
+    with transaction(bundle.root, "benchmark", options) as change:
+        judged = check_unchanged(bundle, result.artifact)
+        path = change.path(result.report, "benchmark", of=(*judged, "golden.npz"))
+        path.write_bytes(encode_json(result))
+        change.summary.update(verdict=result.verdict)

@@ -1,124 +1,160 @@
-"""Where the time of a batch goes: decoding, preprocessing, to the device, computing, back, host."""
+"""Where the time of a batch goes: decoding, preprocessing, copies, computing, the host."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from ...arrays import U8
 from ...faces.contract import InputSpec, preprocess
 from ...faces.images import decode_image
 from ..profile import DeviceTimes, LayerTime
 from ..session import Session
 from .workload import as_jpegs
 
-_TIMES = 20
+_REPEATS = 20  # of each part; the median counts
+_LAYER_RUNS = 20  # that a profile is taken of
+_MAX_LAYERS = 15  # slowest layers that are reported
+_ENQUEUE_BOUND = 0.8  # of the compute time: the share from which trtexec warns
+_HEAVY_PREPROCESSING = 0.2  # share of preprocessing and embedding
 
-_LAYER_RUNS = 20
 
-_SHOWN = 15
+@dataclass(frozen=True)
+class LayerShare:
+    """A layer's time in a run, and its share of all layers' time."""
 
-_ENQUEUE_BOUND = 0.8
-"""Of the compute time: the share from which trtexec warns of it."""
-
-_HEAVY = 0.2
+    name: str
+    kind: str
+    ms: float
+    share: float
 
 
 @dataclass(frozen=True)
 class LatencyBreakdown:
-    """Medians in milliseconds for one batch; `split` where a device is asked, `layers` where that
-    was wanted and the backend tells them."""
+    """The parts of one batch's time.
 
-    decode_ms: float
-    preprocess_ms: float
-    embed_ms: float
-    split: DeviceTimes | None = None
-    layers: tuple[LayerTime, ...] = ()
+    Attributes:
+        breakdown_ms: Part -> median milliseconds: decode, preprocess, embed; on a device also
+            enqueue, h2d, compute, d2h and host.
+        advice: What slows the run besides the network, each with its cure.
+        layers: The slowest layers, where a profile was asked for.
+    """
 
-    @property
-    def advice(self) -> tuple[str, ...]:
-        """What holds the run up besides the network, each with its cure."""
-        found = []
-        if self.preprocess_ms > _HEAVY * (self.preprocess_ms + self.embed_ms):
-            share = self.preprocess_ms / (self.preprocess_ms + self.embed_ms)
-            found.append(
-                f"preprocessing takes {share:.0%} of preprocessing and embedding; an engine"
-                " built with --uint8-input does it in the network"
-            )
-        split = self.split
-        if split and split.enqueue_ms > _ENQUEUE_BOUND * split.compute_ms:
-            cure = "a larger --batch" if split.graph else "CUDA graphs: pip install cuda-python"
-            found.append(
-                f"enqueue-bound: queueing takes {split.enqueue_ms:.3f} ms of the host, computing"
-                f" {split.compute_ms:.3f} ms; {cure}"
-            )
-        if split and split.h2d_ms + split.d2h_ms > split.compute_ms:
-            found.append(
-                f"transfer-bound: copies take {split.h2d_ms + split.d2h_ms:.3f} ms, computing"
-                f" {split.compute_ms:.3f} ms, from pinned memory already; an engine built with"
-                " --uint8-input moves a quarter of the bytes"
-            )
-        return tuple(found)
-
-    def to_json(self) -> dict[str, Any]:
-        parts = {
-            "decode": self.decode_ms,
-            "preprocess": self.preprocess_ms,
-            "embed": self.embed_ms,
-        }
-        if self.split:
-            split = {k: v for k, v in asdict(self.split).items() if k != "graph"}
-            parts |= {key.removesuffix("_ms"): value for key, value in split.items()}
-            on_device = self.split.h2d_ms + self.split.compute_ms + self.split.d2h_ms
-            parts["host"] = max(0.0, self.embed_ms - on_device)
-        total = sum(layer.ms for layer in self.layers)
-        return {
-            "spent_ms": {name: round(value, 4) for name, value in parts.items()},
-            "advice": list(self.advice),
-            "layers": [
-                {**asdict(layer), "ms": round(layer.ms, 4), "share": round(layer.ms / total, 4)}
-                for layer in self.layers[:_SHOWN]
-            ],
-        }
+    breakdown_ms: dict[str, float]
+    advice: tuple[str, ...]
+    layers: tuple[LayerShare, ...]
 
 
-def time_parts(
+def measure_breakdown(
     session: Session,
-    faces: npt.NDArray[np.uint8],
+    faces: U8,
     spec: InputSpec,
-    size: int,
+    batch: int,
     embed_ms: float | None,
     *,
     layers: bool,
 ) -> LatencyBreakdown:
-    """Take the parts of one batch of `faces (K, 112, 112, 3)` apart, after it was timed whole.
+    """Time the parts of one batch, after it was timed as a whole.
 
-    `embed_ms` is the median of those runs, None to time it here.
+    Args:
+        session: The session that was timed.
+        faces: `(K, 112, 112, 3) uint8`, RGB.
+        spec: The network's input contract.
+        batch: Faces in the batch.
+        embed_ms: Median of the timed runs, milliseconds; None to time it here.
+        layers: Whether to profile the layers.
     """
-    batch = faces[np.arange(size) % len(faces)]
-    files, inputs = as_jpegs(batch), preprocess(batch, spec)
-    splits = [s for _ in range(_TIMES) if (s := session.device_times(batch)) is not None]
-    return LatencyBreakdown(
+    images = faces[np.arange(batch) % len(faces)]
+    files, inputs = as_jpegs(images), preprocess(images, spec)
+    times = [session.device_times(images) for _ in range(_REPEATS)]
+    device = _median_times([t for t in times if t is not None])
+    if embed_ms is None:
+        pixels = session.uint8_input
+        embed_ms = _median_ms(
+            lambda: session.embed(images) if pixels else session.embed_tensor(inputs)
+        )
+    return make_breakdown(
         _median_ms(lambda: [decode_image(data, "golden face") for data in files]),
-        _median_ms(lambda: preprocess(batch, spec)),
-        _median_ms(lambda: session.embed_tensor(inputs)) if embed_ms is None else embed_ms,
-        _middle(splits) if splits else None,
-        session.layer_times(batch, _LAYER_RUNS) if layers else (),
+        0.0 if session.uint8_input else _median_ms(lambda: preprocess(images, spec)),
+        embed_ms,
+        device,
+        session.layer_times(images, _LAYER_RUNS) if layers else (),
     )
+
+
+def make_breakdown(
+    decode_ms: float,
+    preprocess_ms: float,
+    embed_ms: float,
+    device: DeviceTimes | None = None,
+    layers: Sequence[LayerTime] = (),
+) -> LatencyBreakdown:
+    """Put measured parts together, with advice.
+
+    Args:
+        decode_ms: JPEG bytes to pixels, milliseconds for the batch.
+        preprocess_ms: Pixels to the network's input, 0 where the engine does it.
+        embed_ms: The session's whole call.
+        device: The times on a device, None on a CPU.
+        layers: The profile, the slowest layer first.
+    """
+    parts = {"decode": decode_ms, "preprocess": preprocess_ms, "embed": embed_ms}
+    if device:
+        on_device = device.h2d_ms + device.compute_ms + device.d2h_ms
+        parts |= {
+            "enqueue": device.enqueue_ms,
+            "h2d": device.h2d_ms,
+            "compute": device.compute_ms,
+            "d2h": device.d2h_ms,
+            "host": max(0.0, embed_ms - on_device),
+        }
+    total = sum(layer.ms for layer in layers)
+    shares = [LayerShare(row.name, row.kind, row.ms, row.ms / total) for row in layers]
+    advice = (*_host_advice(preprocess_ms, embed_ms), *(_device_advice(device) if device else ()))
+    return LatencyBreakdown(parts, advice, tuple(shares[:_MAX_LAYERS]))
+
+
+def _host_advice(preprocess_ms: float, embed_ms: float) -> list[str]:
+    share = preprocess_ms / (preprocess_ms + embed_ms)
+    if share <= _HEAVY_PREPROCESSING:
+        return []
+    return [
+        f"preprocessing takes {share:.0%} of preprocessing and embedding; an engine built with"
+        " --uint8-input does it in the network"
+    ]
+
+
+def _device_advice(device: DeviceTimes) -> list[str]:
+    advice = []
+    if device.enqueue_ms > _ENQUEUE_BOUND * device.compute_ms:
+        cure = "a larger --batch" if device.graph else "CUDA graphs: pip install cuda-python"
+        advice.append(
+            f"enqueue-bound: queueing takes {device.enqueue_ms:.3f} ms of the host, computing"
+            f" {device.compute_ms:.3f} ms; {cure}"
+        )
+    copies_ms = device.h2d_ms + device.d2h_ms
+    if copies_ms > device.compute_ms:
+        advice.append(
+            f"transfer-bound: copies take {copies_ms:.3f} ms, computing {device.compute_ms:.3f} ms,"
+            " from pinned memory already; an engine built with --uint8-input moves a quarter of"
+            " the bytes"
+        )
+    return advice
 
 
 def _median_ms(run: Callable[[], object]) -> float:
     times = []
-    for _ in range(_TIMES):
+    for _ in range(_REPEATS):
         start = time.perf_counter_ns()
         run()
         times.append(time.perf_counter_ns() - start)
     return float(np.median(times)) / 1e6
 
 
-def _middle(splits: Sequence[DeviceTimes]) -> DeviceTimes:
+def _median_times(times: Sequence[DeviceTimes]) -> DeviceTimes | None:
+    if not times:
+        return None
     names = ("enqueue_ms", "h2d_ms", "compute_ms", "d2h_ms")
-    medians = {name: float(np.median([getattr(s, name) for s in splits])) for name in names}
-    return DeviceTimes(**medians, graph=splits[-1].graph)
+    medians = {name: float(np.median([getattr(t, name) for t in times])) for name in names}
+    return DeviceTimes(**medians, graph=times[-1].graph)

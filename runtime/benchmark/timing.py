@@ -1,12 +1,9 @@
-"""Time a function honestly: warm up until it is steady, then count every run.
-
-Knows neither networks nor verdicts: `timed_run` judges what stands here.
-"""
+"""Time a function: warm up until it is steady, then time every run."""
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,84 +11,99 @@ import numpy as np
 from .poisson_load import LoadResult, PoissonLoad, wait_until
 from .statistics import Latencies, LatencyRecorder
 
-SEGMENTS = 10
+SEGMENTS = 10  # parts of a run whose medians are compared
 
-_WINDOW_S = 0.25
-
-_STEADY = 0.05
+_WINDOW_S = 0.25  # of a warm-up window
+_STEADY = 0.05  # two windows' medians may differ by this share
+_OUTLIER = 3.0  # times the median
+_MIN_MS = 1e-6  # a median that a clock set backwards makes zero or negative counts as this
 
 
 @dataclass(frozen=True)
-class Timed:
-    """`steady` is whether warm-up, `warmup_s` long, ended with equal windows; `waited` the share of
-    the time they wanted a core in which this process's threads stood in line for one (None where
-    the kernel does not tell). `interrupted` by Ctrl-C, it holds what had run by then. Of queries
-    that came at random, `served` tells more."""
+class Timing:
+    """The latencies of one setting, and how they came about.
+
+    Attributes:
+        latencies: Of every run; of queries that arrive at random, from when each was due.
+        warmup_s: How long the warm-up took, seconds.
+        steady: Whether the warm-up ended with two windows of equal medians.
+        cpu_wait_share: Share of the time in which this process's threads were ready to run and
+            waited for a core; None where the kernel does not report it.
+        interrupted: Whether Ctrl-C ended it early.
+        load: With queries that arrive at random, how the engine served them.
+    """
 
     latencies: Latencies
     warmup_s: float
     steady: bool
-    waited: float | None
+    cpu_wait_share: float | None
     interrupted: bool = False
-    served: LoadResult | None = None
+    load: LoadResult | None = None
 
     @property
     def work(self) -> Latencies:
         """How long the work itself took, without waiting behind other queries."""
-        return self.served.work if self.served else self.latencies
+        return self.load.work if self.load else self.latencies
 
     @property
     def variation(self) -> float:
-        """Spread of the middle two thirds of the work over its median: noise without the rare
-        outliers."""
-        whole = self.work.all
-        low, middle, high = (whole.percentile(q) for q in (16, 50, 84))
-        return (high - low) / 2 / middle
+        """Half the spread of the middle 68 % of the work over its median: noise without outliers."""
+        low, median, high = (self.work.percentile(q) for q in (16, 50, 84))
+        return (high - low) / 2 / max(median, _MIN_MS)
 
     @property
     def drift(self) -> float:
-        """How far the medians of ten equal parts lie apart, over the median of all."""
+        """Spread of the medians of ten equal parts over the median of all."""
         if self.work.count < SEGMENTS:
             return 0.0
         medians = [part.percentile(50) for part in self.work.parts(SEGMENTS)]
-        return (max(medians) - min(medians)) / self.work.all.percentile(50)
+        return (max(medians) - min(medians)) / max(self.work.percentile(50), _MIN_MS)
 
     @property
     def outliers(self) -> int:
         """Runs that took more than three times the median."""
-        whole = self.work.all
-        return int(whole.counts[whole.values_ms > 3 * whole.percentile(50)].sum())
+        return int((self.work.ns > _OUTLIER * 1e6 * self.work.percentile(50)).sum())
 
 
 def time_runs(
     run: Callable[[int], None],
     duration_s: float,
-    at_least: int = 1,
+    min_runs: int = 1,
     *,
     warmup_s: float = 5.0,
     clock: Callable[[], int] = time.perf_counter_ns,
     between: Callable[[int, int], None] = lambda index, ns: None,
     rate_per_s: float | None = None,
     wait: Callable[[int], None] = wait_until,
-) -> Timed:
-    """Call `run(0)`, `run(1)`, ... for `duration_s` seconds after at most `warmup_s` of warm-up.
+) -> Timing:
+    """Call `run(0)`, `run(1)`, ... for a time, after a warm-up, and time each call.
 
-    With fewer than `at_least` runs by then it goes on, to three times the duration.
-    `between(index, nanoseconds)` is called after each run and not timed. `clock` gives nanoseconds.
-    With `rate_per_s` each run answers a query of a Poisson process and its latency counts from when
-    that was due; `wait(ns)` returns then. `at_least` then means as many as independent ones tell.
-    Memory does not grow with the duration. Ctrl-C ends the timing, not the program, once something
-    has run.
+    Ctrl-C ends the timing, not the program, once something has run.
+
+    Args:
+        run: The work; its argument is the number of the run.
+        duration_s: How long to go on, seconds.
+        min_runs: With fewer runs by then it goes on, to three times the duration. With a rate, so
+            many independent queries.
+        warmup_s: Longest warm-up, seconds.
+        clock: Gives nanoseconds.
+        between: Called after each run with its number and nanoseconds; not timed.
+        rate_per_s: Each run answers a query of a Poisson process of this rate; its latency counts
+            from when the query was due.
+        wait: Returns at the given nanoseconds of `clock`.
+
+    Returns:
+        The latencies and how they came about.
     """
-    warmed, steady = _warm_up(run, warmup_s, clock)
-    before, cpu_before = waiting_ns(), time.process_time_ns()
+    warmed_s, steady = _warm_up(run, warmup_s, clock)
+    waiting_before, cpu_before = waiting_ns(), time.process_time_ns()
     recorder, now = LatencyRecorder(), clock()
     queries = PoissonLoad(rate_per_s, now, wait) if rate_per_s else None
     end, latest = now + round(duration_s * 1e9), now + round(3 * duration_s * 1e9)
     interrupted = False
 
     def enough() -> bool:
-        return queries.enough(at_least) if queries else len(recorder) >= at_least
+        return queries.enough(min_runs) if queries else len(recorder) >= min_runs
 
     try:
         while not recorder or now < end or (now < latest and not enough()):
@@ -105,25 +117,24 @@ def time_runs(
             recorder.add(latency)
             between(index, latency)
             if queries:
-                queries.stand_still(clock() - now)
+                queries.skip(clock() - now)
     except KeyboardInterrupt:
         if not recorder:
             raise
         interrupted = True
-    cpu, after = time.process_time_ns() - cpu_before, waiting_ns()
-    waited = None
-    if before is not None and after is not None:
-        waited = max(0, after - before) / max(1, after - before + cpu)
-    latencies = recorder.latencies()
+    share = _wait_share(waiting_before, waiting_ns(), time.process_time_ns() - cpu_before)
     if not queries:
-        return Timed(latencies, warmed, steady, waited, interrupted)
-    latencies = replace(latencies, memory=queries.memory)
-    return Timed(latencies, warmed, steady, waited, interrupted, queries.served())
+        return Timing(recorder.latencies(), warmed_s, steady, share, interrupted)
+    latencies = recorder.latencies(queries.memory)
+    return Timing(latencies, warmed_s, steady, share, interrupted, queries.result())
 
 
 def waiting_ns() -> int | None:
-    """How long this process's threads have stood in line for a core, nanoseconds; None where
-    the kernel does not tell."""
+    """How long this process's threads have waited for a core so far.
+
+    Returns:
+        Nanoseconds; None where the kernel does not report it.
+    """
     total = 0
     try:
         for task in os.listdir("/proc/self/task"):
@@ -131,6 +142,12 @@ def waiting_ns() -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return total
+
+
+def _wait_share(before: int | None, after: int | None, cpu_ns: int) -> float | None:
+    if before is None or after is None:
+        return None
+    return max(0, after - before) / max(1, after - before + cpu_ns)
 
 
 def _warm_up(

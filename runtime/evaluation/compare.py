@@ -1,10 +1,10 @@
 """`compare`: two bundles, or two reports, side by side: what changed, and is it more than chance?
 
-Two runs are compared, not faces one by one: a difference counts where the 95 % intervals do not
-touch. What makes the two incomparable (another machine, version, protocol) is said first.
+A difference counts where the 95 % intervals do not overlap. What makes the two incomparable
+(another machine, version, protocol) is listed first.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -12,253 +12,375 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.bundle import open_bundle
+from ...bundle.derived import is_report, stale_reports
+from ...bundle.manifest import Bundle
+from ...documents import convert, decode_json, to_builtins
 from ...errors import DataError, UsageError
-from ..benchmark.result import run_label
-from .gates import Gate
+from ..benchmark.result import BenchmarkResult
+from .gates import Gate, ceiling_gate
+from .result import EvaluateResult, IjbResult, VerifyResult
 
+Report = VerifyResult | EvaluateResult | IjbResult | BenchmarkResult
 Ends = tuple[float, float]
 
-_T9 = 2.262
-"""Student's t for 95 % and ten folds."""
-
-_PER_SECOND = " faces per second"
-
-_KINDS = {"gates": "verify", "tar_at_far": "evaluate", "runs": "benchmark"}
-"""The key that tells a report's kind."""
-
+_STUDENT_T = 2.262  # for 95 % and ten folds
+_MEDIAN = "p50 ms"  # a figure's name ends so
+_THROUGHPUT = " faces per second"
 _MADE = ("model.pt", "model.onnx", "model.fp16.onnx", "calibration.json", "model.int8.onnx")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of a report; `interval` where it is known, `up` if more is better."""
-
-    value: float
-    interval: Ends | None
-    up: bool
+_CONDITIONS = ("engine", "backend", "artifact", "fr_edge", "faces", "protocol", "timed")
 
 
 @dataclass(frozen=True)
 class FigureChange:
-    """The same figure of both sides."""
+    """The same figure of both sides, with the shape of its JSON document.
+
+    Attributes:
+        difference: Second minus first.
+        relative: Second over first, minus one.
+        verdict: "better", "worse", "within noise", "equal", or "unsure" where an interval is
+            missing.
+    """
 
     name: str
-    first: Figure
-    second: Figure
-
-    @property
-    def relative(self) -> float:
-        """Second over first, minus one."""
-        return self.second.value / self.first.value - 1 if self.first.value else 0.0
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse`, `within noise`, `equal`, or `unsure` where an interval is missing."""
-        if self.first.value == self.second.value:
-            return "equal"
-        one, other = self.first.interval, self.second.interval
-        if one is None or other is None:
-            return "unsure"
-        if max(one[0], other[0]) <= min(one[1], other[1]):
-            return "within noise"
-        rose = self.second.value > self.first.value
-        return "better" if rose == self.first.up else "worse"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "first": self.first.value,
-            "second": self.second.value,
-            "first_interval_95": self.first.interval,
-            "second_interval_95": self.second.interval,
-            "difference": round(self.second.value - self.first.value, 6),
-            "relative": round(self.relative, 6),
-            "verdict": self.verdict,
-        }
+    first: float
+    second: float
+    first_interval_95: Ends | None
+    second_interval_95: Ends | None
+    difference: float
+    relative: float
+    verdict: str
 
 
 @dataclass(frozen=True)
 class CompareResult:
-    """`differences` are what the two do not share besides their figures."""
+    """Two sides compared, with the shape of its JSON document.
 
+    Attributes:
+        passed: Whether all gates passed.
+        first: The first side's name.
+        second: The second side's name.
+        differences: What the two do not share besides their figures, in words.
+        changes: Figures that both have.
+        gates: Of latencies, where a limit was given.
+    """
+
+    passed: bool
     first: str
     second: str
     differences: tuple[str, ...]
     changes: tuple[FigureChange, ...]
     gates: tuple[Gate, ...]
 
-    @property
-    def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "passed": self.passed,
-            "first": self.first,
-            "second": self.second,
-            "differences": list(self.differences),
-            "changes": [change.to_json() for change in self.changes],
-            "gates": [gate.to_json() for gate in self.gates],
-        }
+@dataclass(frozen=True)
+class _Figure:
+    value: float
+    interval: Ends | None
+    more_is_better: bool
 
 
 def compare(first: Path, second: Path, max_regression: float | None = None) -> CompareResult:
-    """Compare bundles (all reports that both have) or single report files of one kind.
+    """Compare bundles (all reports that both have) or two report files of one kind.
 
-    With `max_regression`, a fraction, each latency's median that rose by more, beyond noise, fails
-    its gate. Raises UsageError when the two have no figure in common, DataError for a file that is
-    no report.
+    Args:
+        first: A bundle or a report.
+        second: The same.
+        max_regression: A fraction: a latency's median that rose by more, beyond noise, fails its
+            gate; None for no gates.
+
+    Raises:
+        UsageError: The two have no figure in common, or the limit is impossible.
+        DataError: A file is not a report of fr-edge, or is damaged.
     """
+    a, b = _reports(first), _reports(second)
+    differences = [*_bundle_differences(first, second)]
+    pairs = _paired(a, b)
+    for side, path in (("first", first), ("second", second)):
+        if path.is_dir():
+            stale = stale_reports(open_bundle(path, check="manifest"))
+            differences += [f"{side}: {name} is stale, {why}" for name, why in stale.items()]
+    return _compare(str(first), str(second), pairs, differences, max_regression)
+
+
+def compare_reports(
+    first: Report,
+    second: Report,
+    names: tuple[str, str],
+    max_regression: float | None = None,
+) -> CompareResult:
+    """Compare two reports of one kind.
+
+    Args:
+        first: A result, or a report that was read.
+        second: The same.
+        names: What the two are called.
+        max_regression: As `compare`.
+
+    Raises:
+        UsageError: The two have no figure in common, or the limit is impossible.
+    """
+    pairs = [(_kind(first), first, second)] if _kind(first) == _kind(second) else []
+    return _compare(*names, pairs, [], max_regression)
+
+
+def read_report(path: Path) -> Report | None:
+    """Read a report of `verify`, `evaluate` or `benchmark`.
+
+    Args:
+        path: A JSON file.
+
+    Returns:
+        The report; None for JSON of another kind.
+
+    Raises:
+        DataError: The file cannot be read or is damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    document = decode_json(data, Any, path)
+    if not isinstance(document, dict):
+        return None
+    kinds: dict[str, type[Report]] = {
+        "gates": VerifyResult,
+        "runs": BenchmarkResult,
+        "accuracy": EvaluateResult,
+        "tar_at_far": IjbResult,
+    }
+    kind = next((kind for key, kind in kinds.items() if key in document), None)
+    if kind is None:
+        return None
+    try:
+        if kind is VerifyResult:
+            _upgrade(document)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    return convert(document, kind, f"{path} is damaged")
+
+
+def _upgrade(document: dict[str, Any]) -> None:
+    """Move what earlier versions wrote elsewhere in a verification."""
+    for part in (document, document.get("teacher")):
+        for key in ("tar", "mixed_gallery"):
+            rates = part.get(key) if isinstance(part, dict) else None
+            for far, rate in rates.items() if isinstance(rates, dict) else ():
+                if isinstance(rate, dict):
+                    rate.setdefault("far", float(far))
+    golden = document.get("golden")
+    for cosine in (
+        document.get("cosine"),
+        golden.get("engine") if isinstance(golden, dict) else None,
+    ):
+        if isinstance(cosine, dict):
+            cosine.setdefault("worst", document.get("worst", []))
+
+
+def _compare(
+    first: str,
+    second: str,
+    pairs: list[tuple[str, Report, Report]],
+    differences: list[str],
+    max_regression: float | None,
+) -> CompareResult:
     if max_regression is not None and not 0 <= max_regression < float("inf"):
         raise UsageError(
             f"max_regression is a fraction, 0 or more, found {max_regression}", "0.05 is 5 %"
         )
-    one, other = _reports(first), _reports(second)
-    if len(one) == len(other) == 1 and next(iter(one))[0] == next(iter(other))[0]:
-        pairs = [(next(iter(one))[0], next(iter(one.values())), next(iter(other.values())))]
-    else:
-        pairs = [(" ".join(key), one[key], other[key]) for key in sorted(set(one) & set(other))]
-    differences = [*_bundles(first, second)]
+    changes = []
     for label, a, b in pairs:
         differences += [*_differences(label, a, b), *_unshared(label, a, b)]
-    changes = [
-        FigureChange(f"{label}: {name}", figure, theirs[name])
-        for label, a, b in pairs
-        for theirs in [dict(_figures(b))]
-        for name, figure in _figures(a)
-        if name in theirs
-    ]
+        others = dict(_figures(b))
+        changes += [
+            _change(f"{label}: {name}", figure, others[name])
+            for name, figure in _figures(a)
+            if name in others
+        ]
     if not changes:
         raise UsageError(
             f"{first} and {second} have no figure in common",
             "run the same of verify, evaluate and benchmark on both",
         )
-    gates = [] if max_regression is None else list(_gates(changes, max_regression))
-    return CompareResult(str(first), str(second), tuple(differences), tuple(changes), tuple(gates))
+    gates = () if max_regression is None else tuple(_gates(changes, max_regression))
+    passed = all(gate.passed for gate in gates)
+    return CompareResult(passed, first, second, tuple(differences), tuple(changes), gates)
 
 
-def _reports(path: Path) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    """`(kind, engine)`, with the protocol's name and flags where it has some -> report."""
+def _reports(path: Path) -> dict[str, Report]:
+    """File name -> report."""
     if path.is_dir():
         bundle = open_bundle(path)
-        files = [bundle.root / name for name in bundle.files if name.startswith("reports/")]
+        files = [bundle.file(name) for name in bundle.files if is_report(name)]
     elif path.is_file():
         files = [path]
     else:
         raise DataError(f"there is no bundle or report at {path}")
-    found = {}
-    for file in files:
-        report = _read(file)
-        kind = next((kind for key, kind in _KINDS.items() if key in report), None)
-        if kind is not None:
-            protocol = report.get("protocol")
-            about = protocol if isinstance(protocol, dict) else {}
-            told = (about.get("name"), about.get("flags"), "flip" if about.get("flip") else None)
-            found[(kind, str(report.get("engine")), *(str(t) for t in told if t))] = report
-    if not found and path.is_file():
+    reports = {file.name: report for file in files if (report := read_report(file)) is not None}
+    if not reports and path.is_file():
         raise DataError(
             f"{path} is no report of fr-edge", "reports are in BUNDLE/reports, or from --json"
         )
-    return found
+    return reports
 
 
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as a report: {error}") from error
-    return report if isinstance(report, dict) else {}
+def _paired(a: dict[str, Report], b: dict[str, Report]) -> list[tuple[str, Report, Report]]:
+    """Reports that belong together, with a label: of one file name, else of one protocol.
+
+    Two files of one kind belong together whatever their engines and protocols are.
+    """
+    if len(a) == len(b) == 1:
+        first, second = *a.values(), *b.values()
+        return [(_kind(first), first, second)] if _kind(first) == _kind(second) else []
+    pairs = [(_label(a[name]), a[name], b[name]) for name in a if name in b]
+    rest_a = {name: report for name, report in a.items() if name not in b}
+    rest_b = {name: report for name, report in b.items() if name not in a}
+    unique = [Counter(map(_label, rest.values())) for rest in (rest_a, rest_b)]
+    pairs += [
+        (_label(one), one, two)
+        for one in rest_a.values()
+        for two in rest_b.values()
+        if _label(one) == _label(two) and all(count[_label(one)] == 1 for count in unique)
+    ]
+    return sorted(pairs, key=lambda pair: pair[0])
 
 
-def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    """The report's numbers; raises DataError where they are not what fr-edge writes."""
-    try:
-        if "gates" in report:
-            yield from _verified(report)
-        elif "runs" in report:
-            yield from _timed(report)
-        else:
-            yield from _evaluated(report)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"a report lacks {error}", "make it again with this fr-edge") from error
+def _kind(report: Report) -> str:
+    if isinstance(report, BenchmarkResult):
+        return "benchmark"
+    return "verify" if isinstance(report, VerifyResult) else "evaluate"
 
 
-def _verified(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    for name in ("min", "p1", "mean"):
-        yield f"cosine {name}", Figure(float(report["cosine"][name]), None, True)
-    for far, rate in report["tar"].items():
-        if rate["engine"] is not None:
-            ends = (rate.get("interval_95") or {}).get("engine")
-            yield f"TAR at {far}", Figure(rate["engine"], ends and (ends[0], ends[1]), True)
+def _label(report: Report) -> str:
+    """`verify int8 golden`: what a report is of, without the machine."""
+    words = [_kind(report), report.engine]
+    if isinstance(report, VerifyResult):
+        words.append(report.name)
+    elif isinstance(report, IjbResult):
+        words += [report.protocol.name, report.protocol.flags]
+    elif isinstance(report, EvaluateResult):
+        words += [report.protocol.name, "flip" if report.protocol.flip else ""]
+    if not isinstance(report, BenchmarkResult) and report.artifact:
+        words.append("graph" if report.artifact.kind == "graph" else "")
+    return " ".join(filter(None, words))
 
 
-def _evaluated(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    if "accuracy" in report:  # IJB has none
-        mean = report["accuracy"]
-        half = _T9 * report["accuracy_std"] / sqrt(max(1, report["folds"]))
-        yield "accuracy", Figure(mean, (mean - half, min(1.0, mean + half)), True)
-        yield "EER", Figure(report["eer"], None, False)
-    for far, tar in report["tar_at_far"].items():
+def _figures(report: Report) -> Iterator[tuple[str, _Figure]]:
+    if isinstance(report, VerifyResult):
+        yield from _verification_figures(report)
+    elif isinstance(report, BenchmarkResult):
+        yield from _benchmark_figures(report)
+    else:
+        yield from _evaluation_figures(report)
+
+
+def _verification_figures(report: VerifyResult) -> Iterator[tuple[str, _Figure]]:
+    cosine = report.cosine
+    for name, value in (("min", cosine.min), ("p1", cosine.p1), ("mean", cosine.mean)):
+        yield f"cosine {name}", _Figure(value, None, True)
+    for far, rate in report.tar.items():
+        if rate.engine is not None:
+            ends = rate.interval_95.engine if rate.interval_95 else None
+            yield f"TAR at {far}", _Figure(rate.engine, ends, True)
+
+
+def _evaluation_figures(report: EvaluateResult | IjbResult) -> Iterator[tuple[str, _Figure]]:
+    intervals: Mapping[str, Ends] = {}
+    if isinstance(report, EvaluateResult):
+        mean, intervals = report.accuracy, report.interval_95_at_far
+        half = _STUDENT_T * report.accuracy_std / sqrt(max(1, report.folds))
+        yield "accuracy", _Figure(mean, (mean - half, min(1.0, mean + half)), True)
+        yield "EER", _Figure(report.eer, None, False)
+    for far, tar in report.tar_at_far.items():
         if tar is not None:
-            ends = report.get("interval_95_at_far", {}).get(far)
-            yield f"TAR at {far}", Figure(tar, ends and (ends[0], ends[1]), True)
+            yield f"TAR at {far}", _Figure(tar, intervals.get(far), True)
 
 
-def _timed(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    for run in report["runs"]:
-        setting = run_label(run)
+def _benchmark_figures(report: BenchmarkResult) -> Iterator[tuple[str, _Figure]]:
+    for run in report.runs:
+        label = run.setting.label
         for name in ("p50", "p90", "p99"):
-            if run["latency_ms"][name] is not None:
-                ends = run["interval_95_ms"][name]
-                figure = Figure(run["latency_ms"][name], ends and (ends[0], ends[1]), False)
-                yield f"{setting} {name} ms", figure
-        yield f"{setting}{_PER_SECOND}", Figure(run["throughput_per_s"], None, True)
+            value = run.latency_ms.get(name)
+            if value is not None:
+                yield f"{label} {name} ms", _Figure(value, run.interval_95_ms.get(name), False)
+        yield f"{label}{_THROUGHPUT}", _Figure(run.throughput_per_s, None, True)
 
 
-def _unshared(label: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+def _change(name: str, a: _Figure, b: _Figure) -> FigureChange:
+    return FigureChange(
+        name,
+        a.value,
+        b.value,
+        a.interval,
+        b.interval,
+        b.value - a.value,
+        b.value / a.value - 1 if a.value else 0.0,
+        _verdict(a, b),
+    )
+
+
+def _verdict(a: _Figure, b: _Figure) -> str:
+    if a.value == b.value:
+        return "equal"
+    if a.interval is None or b.interval is None:
+        return "unsure"
+    if max(a.interval[0], b.interval[0]) <= min(a.interval[1], b.interval[1]):
+        return "within noise"
+    return "better" if (b.value > a.value) == a.more_is_better else "worse"
+
+
+def _unshared(label: str, a: Report, b: Report) -> Iterator[str]:
     """A benchmark's settings that only one side ran."""
-    first, second = dict(_figures(one)), dict(_figures(other))
-    for side, own, theirs in (("first", first, second), ("second", second, first)):
+    first, second = dict(_figures(a)), dict(_figures(b))
+    for side, own, others in (("first", first, second), ("second", second, first)):
         for name in own:
-            if name.endswith(_PER_SECOND) and name not in theirs:
-                yield f"{label}: {name.removesuffix(_PER_SECOND)} was run in the {side} only"
+            if name.endswith(_THROUGHPUT) and name not in others:
+                yield f"{label}: {name.removesuffix(_THROUGHPUT)} was run in the {side} only"
 
 
-def _differences(label: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("engine", "backend", "fr_edge", "faces", "protocol", "timed"):
-        if one.get(key) != other.get(key):
-            yield f"{label}: {key} {_plain(one.get(key))} and {_plain(other.get(key))}"
-    here, there = one.get("device") or {}, other.get("device") or {}
+def _differences(label: str, a: Report, b: Report) -> Iterator[str]:
+    """Conditions that the two do not share."""
+    for key in _CONDITIONS:
+        one, two = to_builtins(getattr(a, key, None)), to_builtins(getattr(b, key, None))
+        if one != two:
+            yield f"{label}: {key} {_plain(one)} and {_plain(two)}"
+    here, there = to_builtins(getattr(a, "device", {})), to_builtins(getattr(b, "device", {}))
     for key in sorted(set(here) | set(there)):
         if here.get(key) != there.get(key):
             yield f"{label}: {key} {_plain(here.get(key))} and {_plain(there.get(key))}"
-    for side, report in (("first", one), ("second", other)):
-        if report.get("verdict") == "INVALID":
-            yield f"{label}: the {side} is INVALID, its figures mean nothing"
+    for side, report in (("first", a), ("second", b)):
+        if isinstance(report, BenchmarkResult) and report.verdict == "INVALID":
+            yield f"{label}: the {side} is INVALID, its figures cannot be trusted"
 
 
-def _bundles(first: Path, second: Path) -> Iterator[str]:
-    """What two bundles do not share, whatever was measured on them."""
+def _bundle_differences(first: Path, second: Path) -> Iterator[str]:
     if not (first.is_dir() and second.is_dir()):
         return
-    one, other = open_bundle(first, check="manifest"), open_bundle(second, check="manifest")
-    if one.spec != other.spec:
-        yield f"contract: {one.spec.describe()} and {other.spec.describe()}"
-    if one.embedding_dim != other.embedding_dim:
-        yield f"embedding: {one.embedding_dim} and {other.embedding_dim} numbers"
+    a, b = open_bundle(first, check="manifest"), open_bundle(second, check="manifest")
+    if a.spec != b.spec:
+        yield f"contract: {a.spec.describe()} and {b.spec.describe()}"
+    if a.embedding_dim != b.embedding_dim:
+        yield f"embedding: {a.embedding_dim} and {b.embedding_dim} numbers"
     for name in _MADE:
-        if name in one and name in other and one.files[name] != other.files[name]:
+        if name in a and name in b and a.files[name].sha256 != b.files[name].sha256:
             yield f"{name}: not the same"
-        elif (name in one) != (name in other):
-            yield f"{name}: in {first if name in one else second} only"
+        elif (name in a) != (name in b):
+            yield f"{name}: in {_holder(name, a)} only"
+
+
+def _holder(name: str, a: Bundle) -> str:
+    return "the first" if name in a else "the second"
 
 
 def _gates(changes: list[FigureChange], limit: float) -> Iterator[Gate]:
     for change in changes:
-        if change.name.endswith("p50 ms"):
-            rose = max(0.0, change.relative) if change.verdict == "worse" else 0.0
-            yield Gate(f"{change.name}: rise beyond noise", rose, limit, most=True)
+        if change.name.endswith(_MEDIAN):
+            rise = max(0.0, change.relative) if change.verdict == "worse" else 0.0
+            yield ceiling_gate(f"{change.name}: rise beyond noise", rise, limit)
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    return str(value)

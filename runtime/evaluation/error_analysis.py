@@ -1,225 +1,136 @@
-"""Mistakes in how a face becomes the input, tried one by one until one explains what was seen.
+"""Why an engine's embeddings are wrong: the input, mixed-up faces, noise and its size, labels.
 
-A wrong input contract is the most frequent cause of "the engine is inaccurate".
+A wrong input contract is the most frequent cause. The ways to preprocess a face are tried one by one
+on the original network until one gives the embeddings in question.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from ...arrays import F32, U8
-from ...faces.contract import PRESETS, InputSpec, Triple, preprocess
+from ...arrays import F32, F64, I64, U8
+from ...faces.contract import ContractVariant, InputSpec, contract_variants, preprocess
 from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
 from ..session import Session
-from .gates import PROOF
+from .gates import MIN_REFERENCE_COSINE
 
-MistakeTrial = tuple[str, F32]
-"""What the mistake is called, and the faces as the network sees them with it."""
+_EXPLAINED = 0.98  # cosine from which a mistake explains what was seen
+_SAME = 0.9999  # cosine from which it is the same arithmetic: no further mistake is tried
+_UNEXPLAINED = 0.2  # share of the error that a mistake may leave unexplained
+_TRIED = 8  # faces that every mistake is tried on
 
-EXPLAINED = 0.98
+_CLOSER = 0.01  # by which another face's embedding must be closer than the face's own
+_SHARED = 0.5  # share of the error's length from which it is a shift that all faces share
+_UNRELATED = 0.2  # cosine below which embeddings have nothing in common
+_ODD = 10.0  # faces whose error is so many times the median's are not the tail of noise
 
-BETTER = 0.01
-
-_SAME = 0.9999
-"""From here on it is the same network's arithmetic: no further mistake is tried."""
-
-_LEFT = 0.2
-"""What of the error a mistake may leave unexplained."""
-
-_TRIED = 8
-"""Faces that every mistake is tried on."""
-
-_COMMON: tuple[tuple[Triple, Triple], ...] = (
-    ((127.5,) * 3, (128.0,) * 3),
-    ((127.5,) * 3, (1.0,) * 3),
-    ((0.0,) * 3, (255.0,) * 3),
-    (PRESETS["imagenet"].mean, (1.0,) * 3),
-)
-"""Mean and std that networks are fed with, beside the presets'."""
-
-
-def find_mistake(suspect: F32, expected: F32, faces: U8, fp32: Session, spec: InputSpec) -> str:
-    """The mistake that makes `fp32` give `suspect (N, D)` for `faces (N, 112, 112, 3)`, and how
-    well it explains it; empty when none does. `expected (N, D)` is without any."""
-    picks = np.unique(np.linspace(0, len(faces) - 1, _TRIED).astype(int))
-    suspect, expected, faces = suspect[picks], expected[picks], faces[picks]
-    wrong = 1 - float(np.median(cosines(suspect, expected)))
-    floor = max(EXPLAINED, 1 - _LEFT * wrong)
-    if floor >= _SAME:  # too little is wrong for a mistake
-        return ""
-
-    def alike(inputs: F32) -> float:
-        return float(np.median(cosines(suspect, fp32.embed_tensor(inputs))))
-
-    best = (0.0, "")
-    for trials in (_plain(faces, spec), _swapped(faces, spec)):
-        best = max(best, *((alike(inputs), name) for name, inputs in trials))
-        if best[0] >= _SAME:
-            break
-    else:
-        best = max(best, _mean_off(faces, spec, alike), _scale_off(faces, spec, alike))
-    return f"{best[1]} (cosine {best[0]:.4f} with that)" if best[0] >= floor else ""
-
-
-def _plain(faces: U8, spec: InputSpec) -> Iterator[MistakeTrial]:
-    """One mistake alone."""
-    swap = _other(spec)
-    yield f"channels are {swap.channels}, not {spec.channels}", preprocess(faces, swap)
-    yield from _numbers(faces, spec)
-    yield "faces are mirrored", preprocess(np.ascontiguousarray(faces[:, :, ::-1]), spec)
-    yield "faces are upside down", preprocess(np.ascontiguousarray(faces[:, ::-1]), spec)
-
-
-def _swapped(faces: U8, spec: InputSpec) -> Iterator[MistakeTrial]:
-    """The channels, and the numbers too."""
-    swap = _other(spec)
-    for name, inputs in _numbers(faces, swap):
-        yield f"channels are {swap.channels}, not {spec.channels}, and {name}", inputs
-
-
-def _other(spec: InputSpec) -> InputSpec:
-    return replace(spec, channels="BGR" if spec.channels == "RGB" else "RGB")
-
-
-def _numbers(faces: U8, spec: InputSpec) -> Iterator[MistakeTrial]:
-    names = {(preset.mean, preset.std): name for name, preset in reversed(PRESETS.items())}
-    for mean, std in dict.fromkeys((*names, *_COMMON)):
-        if (mean, std) != (spec.mean, spec.std):
-            wrong = replace(spec, mean=mean, std=std)
-            of = f"those of {names[mean, std]!r}: " if (mean, std) in names else ""
-            yield f"mean and std are {of}{wrong.describe()}", preprocess(faces, wrong)
-
-
-def _mean_off(faces: U8, spec: InputSpec, alike: Callable[[F32], float]) -> tuple[float, str]:
-    """A mean that nobody wrote down: which one explains most?"""
-
-    def trial(levels: float) -> F32:
-        red, green, blue = (value + levels for value in spec.mean)
-        return preprocess(faces, replace(spec, mean=(red, green, blue)))
-
-    cosine, levels = _climb(lambda x: alike(trial(x)), np.arange(-120.0, 121.0, 20.0), 10.0)
-    return cosine, f"the mean is off by {levels:+.1f} levels"
-
-
-def _scale_off(faces: U8, spec: InputSpec, alike: Callable[[F32], float]) -> tuple[float, str]:
-    def trial(octaves: float) -> F32:
-        red, green, blue = (float(value * 2.0**octaves) for value in spec.std)
-        return preprocess(faces, replace(spec, std=(red, green, blue)))
-
-    cosine, octaves = _climb(lambda x: alike(trial(x)), np.arange(-8.0, 8.5, 2.0), 1.0)
-    return cosine, f"the std is {2**octaves:.3g} times the contract's"
-
-
-def _climb(
-    height: Callable[[float], float], places: npt.NDArray[np.float64], step: float
-) -> tuple[float, float]:
-    """The highest place of a row, then of its neighbours in ever smaller steps: (height, place)."""
-    best = max((height(float(place)), float(place)) for place in places)
-    for _ in range(4):
-        best = max(best, *((height(best[1] + s), best[1] + s) for s in (-step, step)))
-        step /= 2
-    return best
-
-
-# What is wrong, in words: a mistake in the input, faces mixed up, noise and its size, labels.
-
-_SYSTEMATIC = 0.5
-
-_UNLIKE = 0.2
-
-_MANY = 0.3
-
-_FEW_ODD = 10.0
-"""Faces whose error is so many times the median's are not noise's tail."""
-
-_FAR_MORE, _MOVED = 4.0, 0.01
-"""How many times the others' error is remarkable, and from which error on (1 - cosine)."""
+_MIXED_LABELS = 0.3  # share of doubtful faces from which labels and network cannot be told apart
+_FAR_MORE = 4.0  # times the other faces' error that is remarkable
+_MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
 
 def explain_all(
-    suspects: Mapping[str, F32], faces: U8, fp32: Session, spec: InputSpec
+    suspects: Mapping[str, F32], faces: U8, reference: Session, spec: InputSpec
 ) -> list[str]:
-    """A sentence for each of `suspects`, name -> embeddings of `faces`, that is not `fp32`'s."""
-    expected = fp32.embed_tensor(preprocess(faces, spec))
+    """Explain every network that does not give the reference's embeddings.
+
+    Args:
+        suspects: Name -> embeddings `(N, D) float32` of the faces.
+        faces: `(N, 112, 112, 3) uint8`, RGB.
+        reference: model.onnx in FP32.
+        spec: The bundle's input contract.
+
+    Returns:
+        A sentence for each suspect that is not the reference.
+    """
+    expected = reference.embed(faces)
     return [
-        f"{name}: {explain(found, expected, faces, fp32, spec)}"
-        for name, found in suspects.items()
-        if float(cosines(found, expected).min()) < PROOF
+        f"{name}: {explain(rows, expected, faces, reference, spec)}"
+        for name, rows in suspects.items()
+        if float(cosines(rows, expected).min()) < MIN_REFERENCE_COSINE
     ]
 
 
-def explain(suspect: F32, expected: F32, faces: U8, fp32: Session, spec: InputSpec) -> str:
-    """Why `suspect (N, D)` is not `expected (N, D)`, embeddings of `faces (N, 112, 112, 3)`.
+def explain(suspect: F32, expected: F32, faces: U8, reference: Session, spec: InputSpec) -> str:
+    """Why embeddings are not the expected ones.
 
-    A mistake in the input is named when `fp32`, fed with it, gives the suspect's embeddings; else
-    the error is described.
+    Args:
+        suspect: `(N, D) float32`.
+        expected: The reference's, `(N, D) float32`.
+        faces: `(N, 112, 112, 3) uint8`, RGB.
+        reference: model.onnx in FP32.
+        spec: The bundle's input contract.
+
+    Returns:
+        A sentence: a mistake in the input that makes the reference give the same, faces that are
+        mixed up, or a description of the error.
     """
-    if mistake := find_mistake(suspect, expected, faces, fp32, spec):
+    if mistake := _input_mistake(suspect, expected, faces, reference, spec):
         return f"it answers as model.onnx does when {mistake}"
     if mixed := _mixed_up(suspect, expected):
         return f"{mixed} of {len(suspect)} embeddings are another face's: keys or rows are mixed up"
-    return _describe(suspect, expected)
+    return _describe_error(suspect, expected)
 
 
-def kind_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> str:
-    """A sentence when one kind of face moved far more than all the others; else empty.
+def strata_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> str:
+    """Whether one kind of face moved far more than the others.
 
-    Moved is 1 - cosine in the mean; the others' follows from everybody's.
+    Args:
+        strata: Kinds of faces with their cosines.
+        drift: The cosines of all faces.
+
+    Returns:
+        A sentence about the worst kind; empty where none stands out.
     """
-    found: list[tuple[float, Stratum]] = []
+    doubts: list[tuple[float, Stratum]] = []
     for stratum in strata:
-        moved, others = 1 - stratum.cosine.mean, drift.faces - stratum.faces
+        error, others = 1 - stratum.cosine.mean, drift.faces - stratum.faces
         if others:
-            rest = ((1 - drift.mean) * drift.faces - moved * stratum.faces) / others
-            if moved > max(_FAR_MORE * rest, _MOVED):
-                found.append((moved / max(rest, 1e-9), stratum))
-    if not found:
+            rest = ((1 - drift.mean) * drift.faces - error * stratum.faces) / others
+            if error > max(_FAR_MORE * rest, _MIN_ERROR):
+                doubts.append((error / max(rest, 1e-9), stratum))
+    if not doubts:
         return ""
-    times, worst = max(found, key=lambda pair: pair[0])
+    times, worst = max(doubts, key=lambda pair: pair[0])
     return (
         f"{worst.name} faces alone go wrong: mean cosine {worst.cosine.mean:.4f}, "
         f"their error is {min(times, 999):.0f} times that of the other faces"
     )
 
 
-def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[str]) -> str:
-    """A sentence when faces look more like another person than like their own; else empty.
+def label_doubts(embeddings: F32, labels: I64, keys: Sequence[str]) -> str:
+    """Whether faces look more like another person than like their own.
 
-    Few do by chance. A few that do by far, on a network that knows the others, lie in the wrong
-    folder; with many, nobody can tell whether it is the labels or the network.
+    A few do by chance. A few that do by far, with a network that tells the others apart, are in the
+    wrong folder; with many, labels and network cannot be told apart.
+
+    Args:
+        embeddings: `(N, D) float32`.
+        labels: `(N,)`, the faces' people.
+        keys: Names of the faces.
+
+    Returns:
+        A sentence; empty where the labels look right.
     """
     person = np.unique(labels, return_inverse=True)[1]
     count = np.bincount(person)
     several = np.flatnonzero(count[person] > 1)
     if not len(several) or len(count) < 2:
         return ""
-    unit = normalise(embeddings)
-    sums = np.zeros((len(count), unit.shape[1]), np.float32)
-    np.add.at(sums, person, unit)
-    means = normalise(sums)
-    own_all, other_all = [], []
-    for start in range(0, len(several), 1024):
-        part = several[start : start + 1024]
-        others = unit[part] @ means.T
-        others[np.arange(len(part)), person[part]] = -2
-        own = cosines(unit[part], sums[person[part]] - unit[part])
-        own_all.append(own)
-        other_all.append(others.max(axis=1))
-    own, other = np.concatenate(own_all), np.concatenate(other_all)
+    own, other = _own_and_other(normalise(embeddings), person, several)
     doubtful = several[other > own]
     share = len(doubtful) / len(several)
     gap = float(np.median(own) - np.median(other))
     sure = several[other - own > gap / 2]
-    if share < _MANY and gap > 0 and len(sure) and len(sure) >= len(doubtful) / 2:
+    if share < _MIXED_LABELS and gap > 0 and len(sure) and len(sure) >= len(doubtful) / 2:
         return (
             f"labels: {len(sure)} of {len(several)} faces look like another person by far, "
             f"the first is {keys[sure[0]]}: they lie in the wrong folder"
         )
-    if share < _MANY:
+    if share < _MIXED_LABELS:
         return ""
     return (
         f"labels: {share:.0%} of the faces look more like another person than like their own "
@@ -228,28 +139,118 @@ def label_doubts(embeddings: F32, labels: npt.NDArray[np.int64], keys: Sequence[
     )
 
 
+def _own_and_other(unit: F32, person: I64, several: I64) -> tuple[F32, F32]:
+    """Cosines of faces with their own people's mean, without the face itself, and with the most
+    similar other person's mean."""
+    sums = np.zeros((int(person.max()) + 1, unit.shape[1]), np.float32)
+    np.add.at(sums, person, unit)
+    means = normalise(sums)
+    own, other = [], []
+    for start in range(0, len(several), 1024):
+        part = several[start : start + 1024]
+        scores = unit[part] @ means.T
+        scores[np.arange(len(part)), person[part]] = -2
+        own.append(cosines(unit[part], sums[person[part]] - unit[part]))
+        other.append(scores.max(axis=1))
+    return np.concatenate(own), np.concatenate(other)
+
+
+def _input_mistake(
+    suspect: F32, expected: F32, faces: U8, reference: Session, spec: InputSpec
+) -> str:
+    """The mistake that makes the reference give `suspect`, and how well it explains it; or ""."""
+    picks = np.unique(np.linspace(0, len(faces) - 1, _TRIED).astype(int))
+    suspect, expected, faces = suspect[picks], expected[picks], faces[picks]
+    error = 1 - float(np.median(cosines(suspect, expected)))
+    floor = max(_EXPLAINED, 1 - _UNEXPLAINED * error)
+    if floor >= _SAME:  # the error is too small for a mistake
+        return ""
+
+    def alike(inputs: F32) -> float:
+        return float(np.median(cosines(suspect, reference.embed_tensor(inputs))))
+
+    best = (0.0, "")
+    for mistakes in _mistakes(spec):
+        trials = ((alike(variant.inputs(faces)), name) for variant, name in mistakes)
+        best = max(best, *trials)
+        if best[0] >= _SAME:
+            break
+    else:
+        best = max(best, _mean_offset(faces, spec, alike), _std_factor(faces, spec, alike))
+    return f"{best[1]} (cosine {best[0]:.4f} with that)" if best[0] >= floor else ""
+
+
+def _mistakes(spec: InputSpec) -> tuple[list[tuple[ContractVariant, str]], ...]:
+    """Other ways to preprocess with their names: those with one mistake, then those with two."""
+    single: list[tuple[ContractVariant, str]] = []
+    double: list[tuple[ContractVariant, str]] = []
+    for variant in contract_variants(spec):
+        names = []
+        if variant.spec.channels != spec.channels:
+            names.append(f"channels are {variant.spec.channels}, not {spec.channels}")
+        if (variant.spec.mean, variant.spec.std) != (spec.mean, spec.std):
+            names.append(f"mean and std are those of {variant.name!r}: {variant.spec.describe()}")
+        if variant.view != "upright":
+            names.append(f"faces are {variant.view}")
+        if names:
+            (single if len(names) == 1 else double).append((variant, ", and ".join(names)))
+    return single, double
+
+
+def _mean_offset(faces: U8, spec: InputSpec, alike: Callable[[F32], float]) -> tuple[float, str]:
+    """The shift of the mean that explains most: (cosine, name)."""
+
+    def shifted(levels: float) -> F32:
+        red, green, blue = (value + levels for value in spec.mean)
+        return preprocess(faces, replace(spec, mean=(red, green, blue)))
+
+    cosine, levels = _climb(lambda x: alike(shifted(x)), np.arange(-120.0, 121.0, 20.0), 10.0)
+    return cosine, f"the mean is off by {levels:+.1f} levels"
+
+
+def _std_factor(faces: U8, spec: InputSpec, alike: Callable[[F32], float]) -> tuple[float, str]:
+    """The factor of the std that explains most: (cosine, name)."""
+
+    def scaled(octaves: float) -> F32:
+        red, green, blue = (float(value * 2.0**octaves) for value in spec.std)
+        return preprocess(faces, replace(spec, std=(red, green, blue)))
+
+    cosine, octaves = _climb(lambda x: alike(scaled(x)), np.arange(-8.0, 8.5, 2.0), 1.0)
+    return cosine, f"the std is {2**octaves:.3g} times the contract's"
+
+
+def _climb(height: Callable[[float], float], places: F64, step: float) -> tuple[float, float]:
+    """The highest place of a grid, then of its neighbours in ever smaller steps: (height, place)."""
+    best = max((height(float(place)), float(place)) for place in places)
+    for _ in range(4):
+        best = max(best, *((height(best[1] + s), best[1] + s) for s in (-step, step)))
+        step /= 2
+    return best
+
+
 def _mixed_up(suspect: F32, expected: F32) -> int:
     """How many rows are nearly the embedding of another row's face, and not of their own."""
     alike = normalise(suspect) @ normalise(expected).T
     own = np.diag(alike).copy()
     np.fill_diagonal(alike, -2)
-    return int(((alike.max(axis=1) > EXPLAINED) & (own < alike.max(axis=1) - BETTER)).sum())
+    best = alike.max(axis=1)
+    return int(((best > _EXPLAINED) & (own < best - _CLOSER)).sum())
 
 
-def _describe(suspect: F32, expected: F32) -> str:
-    """Noise or a shift that all faces share, and how large."""
+def _describe_error(suspect: F32, expected: F32) -> str:
+    """Noise, or a shift that all faces share, and how large."""
     each = cosines(suspect, expected)
     cosine = float(np.median(each))
-    odd = int(((each < EXPLAINED) & (1 - each > _FEW_ODD * (1 - cosine))).sum())
+    odd = int(((each < _EXPLAINED) & (1 - each > _ODD * (1 - cosine))).sum())
     if 0 < odd < len(each) / 2:
         return f"{odd} of {len(each)} faces go wrong, the others keep a median cosine {cosine:.4f}"
-    if cosine < _UNLIKE:
+    if cosine < _UNRELATED:
         return f"the embeddings have nothing in common (median cosine {cosine:.4f})"
-    # What stands at a right angle to the original, against what is left of it.
+    # The part at a right angle to the original, relative to the part along it.
     size = float(np.sqrt(max(0.0, 1 / cosine**2 - 1)))
     error = normalise(suspect) - normalise(expected)
     length = float(np.sqrt((error**2).sum(axis=1).mean()))
     shared = float(np.linalg.norm(error.mean(axis=0)))
     # The mean of N independent errors has length `length / sqrt(N)`.
-    kind = "a shift that all faces share" if shared > _SYSTEMATIC * length else "noise"
+    kind = "a shift that all faces share" if shared > _SHARED * length else "noise"
     return f"the error is {kind}, {size:.1%} of an embedding's length (median cosine {cosine:.4f})"

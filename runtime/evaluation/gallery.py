@@ -1,56 +1,62 @@
-"""Another network's gallery, on purpose: may people enrolled with the teacher stay?"""
+"""Another network's gallery: may people enrolled with a teacher be matched by the engine?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...arrays import F32
-from ...documents import to_builtins
 from ...faces.sources import Faces
 from ...metrics.comparison import rates_by_name
 from ...metrics.rates import RateChange, compare_rates
 from ...metrics.verification import FARS, all_pairs
-from .embeddings_file import Embeddings, read_embeddings
-from .gates import FAR, Limits, mixed_advice
+from .embeddings_file import EmbeddingOrigin, read_embeddings
+from .gates import GalleryAdvice, Limits, gallery_advice
 
 
 @dataclass(frozen=True)
 class GalleryMigration:
-    """The teacher's embeddings `of` a file against the engine's. `rates` has each alone, `mixed`
-    the teacher's faces enrolled and the engine's as probes; `advice` as `judge.mixed_advice`."""
+    """The teacher's embeddings against the engine's, with the shape of its JSON document.
 
-    of: str
-    made_by: dict[str, Any] | None
-    rates: tuple[RateChange, ...]
-    mixed: tuple[RateChange, ...]
-    advice: dict[str, str | float] | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "file": self.of,
-            "made_by": self.made_by,
-            "tar": to_builtins(rates_by_name(self.rates)),
-            "mixed_gallery": to_builtins(rates_by_name(self.mixed)),
-            "gallery": self.advice,
-        }
-
-
-def match_gallery(file: Path, faces: Faces, engine: F32, limits: Limits) -> GalleryMigration:
-    """Embeddings of `faces` in `file`, by any network, against the engine's `(N, D)`.
-
-    Raises FacesError when the file is not of these faces or holds embeddings of another size,
-    ModelError when one is zero or not finite.
+    Attributes:
+        file: Name of the file with the teacher's embeddings.
+        made_by: What made them, None where the file does not record it.
+        tar: FAR by name -> TAR of the teacher and of the engine, each alone.
+        mixed_gallery: The same with the teacher's faces enrolled and the engine's as probes.
+        gallery: Whether the gallery may stay; None where the pairs are too few.
     """
-    held: Embeddings = read_embeddings(file, faces.keys, engine.shape[1])
-    labels, fars = np.asarray(faces.labels, np.int64), (*FARS, limits.far or FAR)
-    alone = all_pairs(held.rows, labels)
-    mixed = compare_rates(alone, all_pairs(held.rows, labels, engine), fars)
+
+    file: str
+    made_by: EmbeddingOrigin | None
+    tar: Mapping[str, RateChange]
+    mixed_gallery: Mapping[str, RateChange]
+    gallery: GalleryAdvice | None
+
+
+def compare_gallery(file: Path, faces: Faces, engine: F32, limits: Limits) -> GalleryMigration:
+    """Match a teacher's gallery with the engine's probes.
+
+    Args:
+        file: Embeddings of `faces` by any network, as `fr-edge embed` writes them.
+        faces: N faces with known people.
+        engine: The engine's embeddings, `(N, D) float32`.
+        limits: The FAR, and the loss that is allowed.
+
+    Raises:
+        FacesError: The file is not of these faces, or holds embeddings of another size.
+        ModelError: An embedding is zero or not finite.
+    """
+    teacher = read_embeddings(file, faces.keys, engine.shape[1])
+    labels, fars = np.asarray(faces.labels, np.int64), (*FARS, limits.judged_far)
+    alone = all_pairs(teacher.rows, labels)
+    rates = compare_rates(alone, all_pairs(engine, labels), fars)
+    mixed = compare_rates(alone, all_pairs(teacher.rows, labels, engine), fars)
+    mixed_gallery = rates_by_name(mixed)
     return GalleryMigration(
         file.name,
-        held.origin.to_json() if held.origin else None,
-        tuple(compare_rates(alone, all_pairs(engine, labels), fars)),
-        tuple(mixed),
-        mixed_advice(limits, mixed),
+        teacher.origin,
+        rates_by_name(rates),
+        mixed_gallery,
+        gallery_advice(limits, mixed_gallery),
     )

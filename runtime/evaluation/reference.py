@@ -1,4 +1,4 @@
-"""Reference and engine embeddings of the same faces: who speaks for the original, and the proof."""
+"""Reference and engine embeddings of the same faces, and the check that the reference is right."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,81 +6,111 @@ from pathlib import Path
 import numpy as np
 
 from ...arrays import F32
-from ...bundle.golden import ORIGINS, read_golden
+from ...bundle.golden import ORIGINS, Golden
 from ...bundle.manifest import Bundle
 from ...faces.quality import measure_quality
 from ...faces.sources import Faces
 from ...metrics.rates import CosineDrift, measure_drift
 from ...progress import Track
 from ..session import Session
-from .embeddings_file import check_embeddings, read_embeddings, refuse_stranger
+from .embeddings_file import check_embeddings, read_embeddings, refuse_other_network
 
-_BATCH = 32
+_BATCH = 32  # faces decoded at a time
 
 
 @dataclass(frozen=True)
 class ReferenceCheck:
-    """The golden faces' answer: `fp32` is the lowest cosine of `model.onnx` on this machine with
-    the original network, `engine` the engine's drift from the original, `origin` its name."""
+    """The golden faces' answer, with the shape of its JSON document.
 
-    fp32: float
+    Attributes:
+        original: The original network's name.
+        fp32_min_cosine: Lowest cosine of model.onnx on this machine with the original network.
+        engine: Cosines of the engine with the original network.
+    """
+
+    original: str
+    fp32_min_cosine: float
     engine: CosineDrift
-    origin: str
 
 
 @dataclass(frozen=True)
 class PairedEmbeddings:
-    """Embeddings of the same faces by reference and engine, `(N, D) float32` each, and the faces'
-    `quality (N, 5) float32`."""
+    """Embeddings of the same N faces by both networks.
+
+    Attributes:
+        reference: `(N, D) float32`.
+        engine: `(N, D) float32`.
+        quality: Of the faces, `(N, 5) float32`, as `faces.quality.measure_quality` has it.
+    """
 
     reference: F32
     engine: F32
     quality: F32
 
 
-def prove(bundle: Bundle, fp32: Session, session: Session) -> ReferenceCheck:
-    """Run both on the golden faces; raises ModelError when an embedding is zero or not finite."""
-    golden = read_golden(bundle)
-    exported, engine = fp32.embed(golden.faces), session.embed(golden.faces)
-    check_embeddings(exported, golden.keys, "model.onnx")
-    check_embeddings(engine, golden.keys, f"the {session.precision} engine")
+def check_reference(golden: Golden, reference: Session, engine: Session) -> ReferenceCheck:
+    """Run both networks on the golden faces.
+
+    Args:
+        golden: The bundle's golden faces, with the original network's embeddings.
+        reference: model.onnx in FP32.
+        engine: What is judged.
+
+    Raises:
+        ModelError: An embedding is zero or not finite.
+    """
+    exported, judged = reference.embed(golden.faces), engine.embed(golden.faces)
+    check_embeddings(exported, golden.keys, reference.file)
+    check_embeddings(judged, golden.keys, engine.file)
     return ReferenceCheck(
-        measure_drift(golden.embeddings, exported, golden.keys).min,
-        measure_drift(golden.embeddings, engine, golden.keys),
         ORIGINS.get(golden.origin, golden.origin),
+        measure_drift(golden.embeddings, exported, golden.keys).min,
+        measure_drift(golden.embeddings, judged, golden.keys),
     )
 
 
 def embed_both(
     bundle: Bundle,
     faces: Faces,
-    fp32: Session,
-    session: Session,
+    reference: Session,
+    engine: Session,
     file: Path | None,
     track: Track,
 ) -> PairedEmbeddings:
-    """Reference and engine embeddings of `faces`; each face is decoded once.
+    """Embed faces with reference and engine; each face is decoded once.
 
-    The reference is `file` where it is given, else `fp32`. Raises FacesError for unusable faces or
-    a file that is not of them, or not of this bundle's network, ModelError when an embedding is
-    zero or not finite.
+    Args:
+        bundle: The bundle that both belong to.
+        faces: N faces.
+        reference: model.onnx in FP32, used without a file.
+        engine: What is judged.
+        file: Embeddings of the faces by the original network, which take the reference's place.
+        track: Shows progress.
+
+    Raises:
+        FacesError: A face cannot be decoded, or the file is not of these faces or not of this
+            bundle's network.
+        ModelError: An embedding is zero or not finite.
     """
-    given = _given(bundle, faces, file) if file else None
-    old, new, quality = [], [], []
+    given = _read_reference(bundle, faces, file) if file else None
+    expected, judged, quality = [], [], []
     steps = (len(faces) + _BATCH - 1) // _BATCH
     for batch in track(faces.batches(_BATCH), "verifying", steps):
         if given is None:
-            old.append(fp32.embed(batch))
-        new.append(session.embed(batch))
+            expected.append(reference.embed(batch))
+        judged.append(engine.embed(batch))
         quality.append(measure_quality(batch))
-    reference = np.concatenate(old) if given is None else given
-    engine = np.concatenate(new)
-    check_embeddings(reference, faces.keys, "model.onnx")
-    check_embeddings(engine, faces.keys, f"the {session.precision} engine")
-    return PairedEmbeddings(reference, engine, np.concatenate(quality))
+    pair = PairedEmbeddings(
+        np.concatenate(expected) if given is None else given,
+        np.concatenate(judged),
+        np.concatenate(quality),
+    )
+    check_embeddings(pair.reference, faces.keys, reference.file if file is None else str(file))
+    check_embeddings(pair.engine, faces.keys, engine.file)
+    return pair
 
 
-def _given(bundle: Bundle, faces: Faces, file: Path) -> F32:
-    held = read_embeddings(file, faces.keys, bundle.embedding_dim)
-    refuse_stranger(held.origin, bundle, str(file))
-    return held.rows
+def _read_reference(bundle: Bundle, faces: Faces, file: Path) -> F32:
+    embeddings = read_embeddings(file, faces.keys, bundle.embedding_dim)
+    refuse_other_network(embeddings.origin, bundle, str(file))
+    return embeddings.rows

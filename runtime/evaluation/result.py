@@ -1,94 +1,371 @@
-"""The certificate: all that `verify` found, as a value and as the JSON that scripts rely on."""
+"""Results of verification and evaluation, with the shape of their JSON reports.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Fields with a default are missing in reports of earlier versions.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from ..._version import __version__
-from ...documents import to_builtins
-from ...metrics.comparison import VerificationComparison
-from ...metrics.rates import CosineDrift
-from ..machine.device import describe_device
+from ...bundle.bundle import transaction
+from ...bundle.manifest import Bundle, read_manifest
+from ...documents import encode_json
+from ...errors import BundleError
+from ...faces.sources import Faces
+from ...metrics.comparison import AccuracyChange, CurvesChange
+from ...metrics.identification import IdentificationResult
+from ...metrics.protocols import ListedPairs
+from ...metrics.rates import CosineDrift, RateChange
+from ...metrics.strata import Stratum
+from ..session import Session
 from .gallery import GalleryMigration
-from .gates import Gate
+from .gates import GalleryAdvice, Gate
 from .reference import ReferenceCheck
+
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.]+")
+_MAX_SLUG = 60  # characters of a protocol's name in a file name
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """The file that a session opened and that was judged.
+
+    Attributes:
+        kind: "engine", or "graph" for an ONNX file on onnxruntime.
+        file: Path within the bundle.
+        sha256: Of the bytes that were opened.
+    """
+
+    kind: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FacesSummary:
+    """The faces that an engine was judged on: the source's name, and what it holds."""
+
+    where: str
+    count: int
+    identities: int
+    drawn: bool
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What `verify` found; `drift` is over the given faces, or the golden ones without any.
-    `findings` say what is wrong where something is."""
+    """What `verify` measured.
 
+    Attributes:
+        passed: Whether all gates passed.
+        engine: The precision: "fp32", "fp16" or "int8".
+        reference: What speaks for the original network, in words.
+        cosine: Cosines of engine and reference over the given faces, or the golden ones without.
+        gates: Every limit with its verdict.
+        golden: The golden faces' answer.
+        artifact: The file that was judged.
+        name: The protocol's name: "golden", or that of the faces or of the pair list.
+        tar: FAR by name -> TAR of both; empty without faces of several people.
+        mixed_gallery: The same with the reference's embeddings enrolled and the engine's as probes.
+        strata_far: The FAR whose thresholds serve the strata.
+        strata: Kinds of faces, the largest loss first.
+        degraded: Copies of faces made worse on purpose.
+        gallery: Whether people enrolled with the reference may stay.
+        teacher: Whether people enrolled with another network may stay.
+        findings: What is wrong, where something is, in words.
+        not_measured: In words.
+        report: The report's path within the bundle.
+    """
+
+    passed: bool
     engine: str
     backend: str
     reference: str
-    proof: ReferenceCheck
-    drift: CosineDrift
-    faces: dict[str, Any] | None
-    separation: VerificationComparison | None
-    mixed: dict[str, str | float] | None
-    teacher: GalleryMigration | None
+    cosine: CosineDrift
     gates: tuple[Gate, ...]
-    findings: tuple[str, ...]
-    not_measured: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
-
-    def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {
-            "tar": {},
-            "accuracy": None,
-            "curves": None,
-            "strata": [],
-            "degraded": [],
-        }
-        return {
-            "passed": self.passed,
-            "engine": self.engine,
-            "backend": self.backend,
-            "reference": self.reference,
-            "cosine": to_builtins(self.drift),
-            "worst": to_builtins(self.drift.worst),
-            **(to_builtins(self.separation) if self.separation else told),
-            "gallery": self.mixed,
-            "teacher": self.teacher.to_json() if self.teacher else None,
-            "gates": [gate.to_json() for gate in self.gates],
-            "findings": list(self.findings),
-            "golden": {
-                "original": self.proof.origin,
-                "fp32_min_cosine": round(self.proof.fp32, 6),
-                "engine": to_builtins(self.proof.engine),
-            },
-            "faces": self.faces,
-            "not_measured": list(self.not_measured),
-            "fr_edge": __version__,
-            "device": to_builtins(describe_device()),
-        }
+    golden: ReferenceCheck
+    artifact: OpenedFile | None = None
+    name: str = ""
+    tar: Mapping[str, RateChange] = field(default_factory=dict)
+    mixed_gallery: Mapping[str, RateChange] = field(default_factory=dict)
+    strata_far: str | None = None
+    strata: tuple[Stratum, ...] = ()
+    degraded: tuple[Stratum, ...] = ()
+    accuracy: AccuracyChange | None = None
+    curves: CurvesChange | None = None
+    gallery: GalleryAdvice | None = None
+    teacher: GalleryMigration | None = None
+    findings: tuple[str, ...] = ()
+    faces: FacesSummary | None = None
+    not_measured: tuple[str, ...] = ()
+    report: str = ""
+    fr_edge: str = __version__
+    device: Mapping[str, Any] = field(default_factory=dict)
 
 
-# A certificate as JUnit XML: every gate a test case, for CI systems that know nothing else.
+@dataclass(frozen=True)
+class PairCounts:
+    """Pairs that rates are over."""
+
+    genuine: int
+    impostor: int
 
 
-def junit_xml(certificate: Mapping[str, Any]) -> str:
-    """From the JSON of `Verified.to_json()` to an XML document."""
-    gates = certificate["gates"]
-    name = f"fr-edge verify {certificate['engine']} on {certificate['backend']}"
-    failures = sum(not gate["passed"] for gate in gates)
+@dataclass(frozen=True)
+class AccuracyMean:
+    """Mean and standard deviation over the folds, fractions."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class ProtocolSummary:
+    """What an engine was evaluated on.
+
+    Attributes:
+        kind: In words.
+        pairs: Of the pair list.
+        flip: Whether the mirror image's embedding was added.
+        name: Of the pair list or the folder.
+    """
+
+    kind: str
+    pairs: int
+    faces: int
+    identities: int
+    drawn: bool
+    flip: bool
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What `evaluate` measured on a pair list or a folder of people.
+
+    Attributes:
+        engine: The precision: "fp32", "fp16" or "int8".
+        accuracy: Mean over the pair list's folds, a fraction.
+        accuracy_insightface: The same by insightface's convention of 400 thresholds.
+        eer: Equal error rate.
+        tar_at_far: FAR by name -> TAR over all pairs among the faces, or over the listed pairs
+            where the faces have no names; None where the pairs do not resolve it.
+        threshold_at_far: FAR by name -> match threshold, a cosine.
+        interval_95_at_far: FAR by name -> 95 % interval of the TAR.
+        pairs: How many pairs the rates are over.
+        artifact: The file that was judged.
+        identification: One-to-many search among people with names.
+        notes: What was not measured or depends on few pairs, in words.
+        report: The report's path within the bundle.
+    """
+
+    engine: str
+    backend: str
+    protocol: ProtocolSummary
+    accuracy: float
+    accuracy_std: float
+    folds: int
+    eer: float
+    tar_at_far: Mapping[str, float | None]
+    threshold_at_far: Mapping[str, float | None]
+    pairs: PairCounts
+    artifact: OpenedFile | None = None
+    accuracy_insightface: AccuracyMean | None = None
+    interval_95_at_far: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    identification: IdentificationResult | None = None
+    notes: tuple[str, ...] = ()
+    report: str = ""
+    fr_edge: str = __version__
+
+
+@dataclass(frozen=True)
+class IjbProtocol:
+    """An IJB folder; `flags` such as N1D1F1 say how images were pooled into templates."""
+
+    kind: str
+    flags: str
+    images: int
+    templates: int
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class IjbResult:
+    """What `evaluate_ijb` measured.
+
+    Attributes:
+        engine: The precision: "fp32", "fp16" or "int8".
+        tar_at_far: FAR by name -> TAR as the published scripts read it; None where the impostor
+            pairs are fewer than 1 / FAR.
+        artifact: The file that was judged.
+        notes: What depends on few pairs, in words.
+        report: The report's path within the bundle.
+    """
+
+    engine: str
+    backend: str
+    protocol: IjbProtocol
+    tar_at_far: Mapping[str, float | None]
+    pairs: PairCounts
+    artifact: OpenedFile | None = None
+    notes: tuple[str, ...] = ()
+    report: str = ""
+    fr_edge: str = __version__
+
+
+def opened_file(session: Session) -> OpenedFile:
+    """Which bytes a session opened.
+
+    Args:
+        session: An open session.
+    """
+    return OpenedFile(session.artifact, session.file, session.sha256)
+
+
+def summarize_faces(faces: Faces | None) -> FacesSummary | None:
+    """A source of faces as reports name it, without the folders above it.
+
+    Args:
+        faces: The source, or None.
+    """
+    if faces is None:
+        return None
+    where = faces.where if faces.synthetic else Path(faces.where).name
+    return FacesSummary(where, len(faces), faces.identities, faces.synthetic)
+
+
+def protocol_name(faces: Faces | None) -> str:
+    """The name of what an engine is judged on, where the user gave none.
+
+    Args:
+        faces: The source, None for the golden faces.
+    """
+    if faces is None:
+        return "golden"
+    path = Path(faces.where)
+    return faces.where if faces.synthetic else path.name if path.is_dir() else path.stem
+
+
+def report_name(
+    stage: str,
+    session: Session,
+    name: str,
+    faces: Faces | Sequence[str],
+    pairs: ListedPairs | None,
+    flags: object,
+) -> str:
+    """The path of a report: what was judged on something else has another name.
+
+    Args:
+        stage: "verify" or "evaluate".
+        session: What was judged.
+        name: The protocol's name.
+        faces: What it was judged on, or the golden faces' keys.
+        pairs: The pair list, where there is one.
+        flags: What else makes a difference; as `documents.to_builtins` takes it.
+
+    Returns:
+        For example "reports/verify-int8-lfw-1a2b3c4d.json"; the digits are of a digest over all of
+        it, the source's folder included.
+    """
+    source: tuple[object, ...] = (faces,)
+    if isinstance(faces, Faces):
+        where = faces.where if faces.synthetic else str(Path(faces.where).resolve())
+        source = (where, faces.keys, faces.labels)
+    listed = (pairs.first, pairs.second, pairs.same, pairs.fold) if pairs else ()
+    evidence = (source, listed, flags, session.artifact, session.backend)
+    digest = hashlib.sha256(encode_json(evidence, indent=0)).hexdigest()[:8]
+    slug = _NOT_IN_A_NAME.sub("-", name).strip("-.")[:_MAX_SLUG] or "faces"
+    return f"reports/{stage}-{session.precision}-{slug}-{digest}.json"
+
+
+def save_result(
+    bundle: Bundle,
+    stage: str,
+    result: VerifyResult | EvaluateResult | IjbResult,
+    *,
+    of: Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
+    summary: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a result's report into the bundle.
+
+    Args:
+        bundle: The bundle that was judged.
+        stage: For the history.
+        result: With `report` and `artifact`.
+        of: Files of the bundle that were judged, besides the artifact.
+        options: For the history, besides engine and backend.
+        summary: For the history.
+        files: Other files to write: path -> bytes.
+
+    Raises:
+        BundleError: The artifact's bytes changed while it was judged.
+    """
+    recorded = {"engine": result.engine, "backend": result.backend, **(options or {})}
+    with transaction(bundle.root, stage, recorded) as change:
+        judged = check_unchanged(bundle, result.artifact)
+        for name, data in (files or {}).items():
+            change.path(name, "policy").write_bytes(data)
+        path = change.path(result.report, stage, of=(*judged, *of))
+        path.write_bytes(encode_json(result))
+        change.summary.update(summary or {})
+
+
+def check_unchanged(bundle: Bundle, artifact: OpenedFile | None) -> tuple[str, ...]:
+    """Refuse to report on a file that was replaced while it was judged.
+
+    Args:
+        bundle: The bundle that was judged.
+        artifact: The file that was opened.
+
+    Returns:
+        The file's name, or nothing without an artifact.
+
+    Raises:
+        BundleError: The bundle holds other bytes now.
+    """
+    if artifact is None:
+        return ()
+    entry = read_manifest(bundle.root).files.get(artifact.file)
+    if entry is None or entry.sha256 != artifact.sha256:
+        raise BundleError(
+            f"{artifact.file} was replaced while it was judged", "run the command again"
+        )
+    return (artifact.file,)
+
+
+def junit_xml(result: VerifyResult) -> str:
+    """Gates as JUnit XML, for CI systems.
+
+    Args:
+        result: What `verify` returned.
+
+    Returns:
+        An XML document with a test case for each gate.
+    """
+    failures = sum(not gate.passed for gate in result.gates)
     suite = ElementTree.Element(
-        "testsuite", name=name, tests=str(len(gates)), failures=str(failures), errors="0"
+        "testsuite",
+        name=f"fr-edge verify {result.engine} on {result.backend}",
+        tests=str(len(result.gates)),
+        failures=str(failures),
+        errors="0",
     )
-    for gate in gates:
+    for gate in result.gates:
         case = ElementTree.SubElement(suite, "testcase", classname="fr-edge.verify")
-        case.set("name", gate["name"])
-        value = gate.get("reason", "not measured") if gate["value"] is None else gate["value"]
-        found = f"found {value}, expected at {gate['at']} {gate['limit']}"
-        if gate["passed"]:
-            ElementTree.SubElement(case, "system-out").text = found
+        case.set("name", gate.name)
+        value = gate.reason or "not measured" if gate.value is None else f"{gate.value:.6g}"
+        message = f"found {value}, expected at {gate.at} {gate.limit:g}"
+        if gate.passed:
+            ElementTree.SubElement(case, "system-out").text = message
         else:
-            ElementTree.SubElement(case, "failure", message=found).text = found
+            ElementTree.SubElement(case, "failure", message=message).text = message
     ElementTree.indent(suite)
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, "unicode") + "\n"

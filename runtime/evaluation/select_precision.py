@@ -1,57 +1,63 @@
-"""The right precision by measurement: build each, prove it, time it, keep the fastest that holds.
+"""Choose the precision by measurement: build each, verify it, time it, keep the fastest that passes.
 
 INT8 is not always faster: depthwise convolutions and reformats may cost more than they save.
 """
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.golden import read_golden
 from ...bundle.manifest import Bundle
+from ...documents import to_builtins
 from ...errors import FrEdgeError, GateFailed, MachineError
+from ...faces.contract import preprocess
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...progress import Track, silent
 from ..build import build_engine
+from ..cpu_kernel_selection import interleaved_min_times
 from ..fingerprint import PRECISIONS, engine_name
 from ..machine.backends import pick_backend
-from ..session import Session, open_session
+from ..session import open_session
 from ..trt.config import EngineOptions
 from .verify import verify
 
 
 @dataclass(frozen=True)
 class PrecisionCandidate:
-    """One precision. `problem` says why it was not built or did not hold, "" for one that did.
+    """One precision that was tried.
 
-    `min_cosine` is against the original, `p50_ms` the median latency of one batch; None where it
-    did not come so far.
+    Attributes:
+        precision: "fp32", "fp16" or "int8".
+        problem: Why it was not built or did not pass; empty for one that did.
+        min_cosine: Lowest cosine with the original; None where it was not built.
+        min_ms: Fastest run of one batch, timed in turns with the others; None where it did not pass.
     """
 
     precision: str
     problem: str
     min_cosine: float | None = None
-    p50_ms: float | None = None
+    min_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """`chosen` is the precision whose engine was kept."""
+    """The candidates, and the precision whose engine was kept.
+
+    Attributes:
+        batch: Faces in a timed run.
+        chosen: "fp32", "fp16" or "int8".
+        engine: The engine's path within the bundle.
+    """
 
     backend: str
     batch: int
     chosen: str
+    engine: str
     candidates: tuple[PrecisionCandidate, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        rows = [vars(c) for c in self.candidates]
-        return {**vars(self), "engine": engine_name(self.backend, self.chosen), "candidates": rows}
 
 
 def select_precision(
@@ -65,46 +71,56 @@ def select_precision(
     options: EngineOptions | None = None,
     track: Track = silent,
 ) -> PrecisionChoice:
-    """Keep the fastest of the fp32, fp16 and int8 engines that passes `verify`'s default gates.
+    """Keep the fastest of the fp32, fp16 and int8 engines that passes `verify`.
 
-    `faces` calibrate if need be, and judge with `pairs` or alone; without either the golden faces
-    judge. The others' engines of this backend leave the bundle, so `--engine auto` means the
-    chosen one. Raises GateFailed when none holds (what was built then stays, to be looked at),
-    MachineError when the backend cannot run here.
+    The others' engines of this backend are removed, so `--engine auto` means the chosen one.
+
+    Args:
+        bundle: An open bundle or its folder.
+        backend: As `build_engine`.
+        faces: Calibrate if need be, and judge with `pairs` or alone; without either the golden faces
+            judge.
+        pairs: A pair list to judge on.
+        batch: Faces in a timed run.
+        duration_s: Timing per candidate, seconds.
+        options: TensorRT's.
+        track: Shows progress.
+
+    Raises:
+        GateFailed: No precision passes; what was built stays.
+        MachineError: The backend cannot run here.
     """
     chosen_backend = pick_backend(backend)
     root = bundle.root if isinstance(bundle, Bundle) else Path(bundle)
-    found: dict[str, PrecisionCandidate] = {}
-    for precision in track(PRECISIONS, "building and proving", len(PRECISIONS)):
-        found[precision] = _prove(root, precision, chosen_backend, faces, pairs, options)
-    holding = [name for name, candidate in found.items() if not candidate.problem]
-    if not holding:
-        said = "; ".join(f"{c.precision}: {c.problem}" for c in found.values())
-        raise GateFailed(f"no precision holds: {said}", "`fr-edge verify` shows each in detail")
-    opened = open_bundle(root, check="manifest")
-    sessions: dict[str, Session] = {
-        name: open_session(opened, name, chosen_backend) for name in holding
-    }
-    golden = read_golden(opened).faces
-    inputs = np.resize(golden, (batch, *golden.shape[1:]))
-    medians = _race(sessions, inputs, duration_s)
-    winner = min(medians, key=lambda name: medians[name])
-    candidates = tuple(
-        PrecisionCandidate(c.precision, c.problem, c.min_cosine, medians.get(name))
-        for name, c in found.items()
+    candidates = [
+        _build_and_verify(root, precision, chosen_backend, faces, pairs, options)
+        for precision in track(PRECISIONS, "building and verifying", len(PRECISIONS))
+    ]
+    passing = [candidate.precision for candidate in candidates if not candidate.problem]
+    if not passing:
+        problems = "; ".join(f"{c.precision}: {c.problem}" for c in candidates)
+        raise GateFailed(
+            f"no precision passes: {problems}", "`fr-edge verify` shows each in detail"
+        )
+    times = _time(root, passing, chosen_backend, batch, duration_s)
+    winner = min(times, key=lambda name: times[name])
+    result = PrecisionChoice(
+        chosen_backend,
+        batch,
+        winner,
+        engine_name(chosen_backend, winner),
+        tuple(replace(c, min_ms=times.get(c.precision)) for c in candidates),
     )
-    result = PrecisionChoice(chosen_backend, batch, winner, candidates)
-    with transaction(
-        root, "build-engine", {"precision": "auto", "backend": chosen_backend}
-    ) as draft:
+    recorded = {"precision": "auto", "backend": chosen_backend}
+    with transaction(root, "build-engine", recorded) as change:
         for name in PRECISIONS:
             if name != winner:
-                draft.remove(engine_name(chosen_backend, name))
-        draft.summary.update(result.to_json())
+                change.remove(engine_name(chosen_backend, name))
+        change.summary.update(to_builtins(result))
     return result
 
 
-def _prove(
+def _build_and_verify(
     root: Path,
     precision: str,
     backend: str,
@@ -119,23 +135,22 @@ def _prove(
         raise  # the next precision would meet it too
     except FrEdgeError as error:
         return PrecisionCandidate(precision, error.message)
-    failed = [f"{g.name} {g.value}, limit {g.limit}" for g in verified.gates if not g.passed]
-    drift = verified.drift
-    return PrecisionCandidate(precision, "; ".join(failed), drift.min)
+    failed = "; ".join(gate.describe() for gate in verified.gates if not gate.passed)
+    return PrecisionCandidate(precision, failed, verified.cosine.min)
 
 
-def _race(
-    sessions: dict[str, Session], inputs: npt.NDArray[np.uint8], duration_s: float
+def _time(
+    root: Path, precisions: list[str], backend: str, batch: int, duration_s: float
 ) -> dict[str, float]:
-    """Median milliseconds of each, in turns, so that a busy machine is busy for all of them."""
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for session in sessions.values():
-        for _ in range(3):
-            session.embed(inputs)
-    end = time.perf_counter() + duration_s * len(sessions)
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, session in sessions.items():
-            start = time.perf_counter()
-            session.embed(inputs)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(values)) for name, values in times.items()}
+    """Precision -> milliseconds of its fastest run, measured in turns."""
+    bundle = open_bundle(root)
+    sessions = [open_session(bundle, name, backend) for name in precisions]
+    faces = read_golden(bundle).faces
+    images = np.resize(faces, (batch, *faces.shape[1:]))
+    total_s = duration_s * len(sessions)
+    if any(session.uint8_input for session in sessions):
+        seconds = interleaved_min_times([s.embed for s in sessions], images, total_s)
+    else:
+        inputs = preprocess(images, bundle.spec)
+        seconds = interleaved_min_times([s.embed_tensor for s in sessions], inputs, total_s)
+    return {name: 1e3 * value for name, value in zip(precisions, seconds, strict=True)}

@@ -1,39 +1,54 @@
 """`verify`: is the engine on this machine still the network that was trained?
 
-Two steps, so that no torch is needed here. Golden faces prove that `model.onnx` equals the original
+Two steps, so that no torch is needed here. The golden faces check that `model.onnx` is the original
 network; then reference and engine embed the user's faces, and their cosines, rates and thresholds
 are compared. Gates turn that into a verdict.
 """
 
-import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ...bundle.bundle import open_bundle, transaction
-from ...bundle.golden import read_golden
+from ...bundle.bundle import open_bundle
+from ...bundle.golden import Golden, read_golden
 from ...bundle.manifest import Bundle
 from ...errors import FacesError, UsageError
 from ...faces.pairs import Pairs, read_groups
 from ...faces.quality import DEGRADATIONS, STRATA, degraded
 from ...faces.sources import Faces, spread_picks
-from ...metrics.comparison import compare_verification
-from ...metrics.rates import RateChange, measure_drift
-from ...metrics.strata import Stratum, compare_degraded
+from ...files import sha256
+from ...metrics.comparison import VerificationComparison, compare_verification
+from ...metrics.rates import CosineDrift, measure_drift
+from ...metrics.strata import compare_degraded
 from ...progress import Track, silent
-from ..onnxruntime_session import ONNXRUNTIME as CPU
+from ..machine.device import describe_device
+from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Artifact, Session, open_session
-from .error_analysis import explain_all, kind_doubts, label_doubts
-from .gallery import match_gallery
-from .gates import FAR, POLICY_NAME, Limits, judge_gates, mixed_advice, read_policy
-from .reference import PairedEmbeddings, embed_both, prove
-from .result import VerifyResult
+from .error_analysis import explain_all, label_doubts, strata_doubts
+from .gallery import compare_gallery
+from .gates import (
+    POLICY_NAME,
+    Limits,
+    bundle_policy,
+    gallery_advice,
+    judge_gates,
+    read_policy,
+)
+from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
+from .result import (
+    VerifyResult,
+    opened_file,
+    protocol_name,
+    report_name,
+    save_result,
+    summarize_faces,
+)
 
-_SAMPLE = 64
-
-_WORSENED = 512
+_SAMPLE = 64  # faces that are looked at for the cause of a failure
+_DEGRADED = 512  # faces that are copied and made worse
 
 
 def verify(
@@ -54,101 +69,156 @@ def verify(
     policy: Path | None = None,
     groups: Path | None = None,
     degrade: bool = False,
+    name: str = "",
     track: Track = silent,
 ) -> VerifyResult:
-    """Compare an engine with the original network and write `reports/verify-ENGINE.json`.
+    """Compare an engine with the original network and write `reports/verify-PRECISION-PROTOCOL.json`.
 
-    `pairs` brings its own faces. `reference` is a file of `fr-edge embed --backend torch` over the
-    same faces; without it the FP32 ONNX model, proven on the golden faces, speaks for the original.
-    `teacher` is such a file by another network, whose gallery the engine shall match: it judges
-    nothing, it tells if people enrolled with the teacher may stay. Limits left None come from
-    `policy`, a TOML file that the bundle then keeps, else from the bundle's, else from the
-    defaults. `groups` is a CSV `path,group` that adds strata; `degrade`
-    tries copies of some faces too, made small, blurred, noisy and dark. A failed gate does not
-    raise: look at `passed`.
+    A failed gate does not raise: look at `passed`. Limits left None come from `policy`, else from
+    the bundle's policy, else from the defaults. Runs on other faces, pairs, limits, backends or
+    artifacts have reports of their own.
 
-    Raises UsageError for impossible limits, DataError for a policy that is none, BundleError,
-    MachineError and FacesError as the parts do, ModelError when an embedding is zero or not finite.
+    Args:
+        bundle: An open bundle or its folder.
+        engine: The precision: "fp32", "fp16" or "int8".
+        backend: As `open_session`.
+        artifact: "engine" judges the engine that was built, exactly; "graph" the ONNX graph on
+            onnxruntime with every rounding that its Q/DQ nodes ask for.
+        faces: Faces of people to judge on; without faces the golden ones are compared.
+        pairs: A pair list to judge on, which brings its own faces.
+        reference: The original network's embeddings of those faces, a file of `fr-edge embed
+            --backend torch`; by default model.onnx in FP32 speaks for the original.
+        teacher: Another network's embeddings of those faces: can its enrolled gallery be kept?
+        min_cosine: Floor of the lowest cosine.
+        p1_cosine: Floor of the 1st percentile of the cosines.
+        max_tar_drop: Largest loss of TAR, a fraction.
+        max_stratum_drop: Largest loss of TAR in any kind of face, a fraction.
+        far: The false accept rate at which TAR is judged.
+        policy: A TOML file with limits, which the bundle keeps.
+        groups: A CSV file `path,group` that adds groups of faces to the kinds.
+        degrade: Whether to judge copies of some faces too, made small, blurred, noisy and dark.
+        name: The protocol's name in the report; by default that of the faces.
+        track: Shows progress.
+
+    Returns:
+        What was measured, with the verdict.
+
+    Raises:
+        UsageError: Impossible limits or options.
+        DataError: The policy cannot be read.
+        BundleError: The engine was not built, or a file was changed.
+        MachineError: The backend cannot run here.
+        FacesError: The faces cannot be used.
+        ModelError: An embedding is zero or not finite.
     """
     asked = Limits(min_cosine, p1_cosine, max_tar_drop, max_stratum_drop, far)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     faces = pairs.faces if pairs is not None else faces
-    if faces is None and (reference is not None or teacher is not None):
-        raise UsageError("embeddings in a file need the faces they are of", "add --faces SRC")
-    if teacher is not None and faces is not None and not faces.labelled:
+    _check_sources(faces, pairs, reference, teacher)
+    with (
+        open_session(bundle, engine, backend, artifact=artifact) as session,
+        open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
+    ):
+        limits = asked.over(
+            read_policy(policy, session.precision)
+            if policy
+            else bundle_policy(bundle, session.precision)
+        )
+        sides = _Sides(bundle, read_golden(bundle), fp32, session, track)
+        golden = check_reference(sides.golden, fp32, session)
+        measured = _Measured(golden.original, golden.engine)
+        if faces is not None:
+            masks = read_groups(groups, faces.keys) if groups else None
+            measured = _measure(sides, faces, pairs, golden, reference, limits, masks)
+            if degrade:
+                measured = _measure_degraded(sides, faces, measured)
+        gates, not_measured = judge_gates(
+            limits, session.precision, golden, measured.drift, measured.comparison
+        )
+        findings = _doubts(faces, measured)
+        if not all(gate.passed for gate in gates):
+            findings += _causes(sides, faces, measured)
+    comparison, embeddings = measured.comparison, measured.embeddings
+    migration = None
+    if teacher is not None and faces is not None and embeddings is not None:
+        migration = compare_gallery(teacher, faces, embeddings.engine, limits)
+    name = name or protocol_name(faces)
+    flags = {"degrade": degrade, "limits": limits, "files": _digests(reference, teacher, groups)}
+    result = VerifyResult(
+        passed=all(gate.passed for gate in gates),
+        engine=session.precision,
+        backend=session.backend,
+        artifact=opened_file(session),
+        reference=measured.reference,
+        name=name,
+        cosine=measured.drift,
+        gates=tuple(gates),
+        golden=golden,
+        teacher=migration,
+        findings=tuple(findings),
+        faces=summarize_faces(faces),
+        not_measured=(*not_measured, *_arithmetic_notes(session)),
+        report=report_name(
+            "verify", session, name, sides.golden.keys if faces is None else faces, pairs, flags
+        ),
+        device=asdict(describe_device()),
+    )
+    if comparison is not None:
+        result = replace(
+            result,
+            tar=comparison.tar,
+            mixed_gallery=comparison.mixed_gallery,
+            strata_far=comparison.strata_far,
+            strata=comparison.strata,
+            degraded=comparison.degraded,
+            accuracy=comparison.accuracy,
+            curves=comparison.curves,
+            gallery=gallery_advice(limits, comparison.mixed_gallery),
+        )
+    save_result(
+        bundle,
+        "verify",
+        result,
+        of=("model.onnx", "golden.npz"),
+        summary={"passed": result.passed, "min_cosine": result.cosine.min},
+        files={POLICY_NAME: policy.read_bytes()} if policy else None,
+    )
+    return result
+
+
+@dataclass(frozen=True)
+class _Sides:
+    bundle: Bundle
+    golden: Golden
+    reference: Session
+    engine: Session
+    track: Track
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What speaks for the original, how far the engine is from it, and the rates of both."""
+
+    reference: str
+    drift: CosineDrift
+    comparison: VerificationComparison | None = None
+    embeddings: PairedEmbeddings | None = None
+
+
+def _check_sources(
+    faces: Faces | None, pairs: Pairs | None, reference: Path | None, teacher: Path | None
+) -> None:
+    if faces is None:
+        if reference is not None or teacher is not None:
+            raise UsageError("embeddings in a file need the faces they are of", "add --faces SRC")
+        return
+    if teacher is not None and not faces.labelled:
         raise UsageError(
             f"a gallery needs to know who is who, which {faces.where} does not say",
             "give faces in a folder per person",
         )
-    if faces is not None and pairs is None:
-        _need_people(faces)
-    session = open_session(bundle, engine, backend, artifact=artifact)
-    limits = asked.over(_policy(bundle, policy, session.precision))
-    fp32 = open_session(bundle, "fp32", CPU, artifact="graph")
-    proof = prove(bundle, fp32, session)
-    who, drift, separation, both = proof.origin, proof.engine, None, None
-    findings, gallery = [], None
-    if faces is not None:
-        both = embed_both(bundle, faces, fp32, session, reference, track)
-        drift = measure_drift(both.reference, both.engine, faces.keys)
-        separation = compare_verification(
-            both.reference,
-            both.engine,
-            np.asarray(faces.labels, np.int64) if faces.labelled else None,
-            pairs,
-            dict(zip(STRATA.values(), both.quality.T, strict=True)),
-            limits.far or FAR,
-            read_groups(groups, faces.keys) if groups else None,
-        )
-        if degrade and separation is not None and faces.labelled:
-            worsened = _worsen(bundle, faces, fp32, session, both, separation.strata_rate, track)
-            separation = replace(separation, degraded=worsened)
-        who = f"model.onnx in FP32 on this machine, proven to be {who} on golden faces"
-        if reference is not None:
-            who = f"embeddings from {reference.name}"
-        if separation is not None and (odd := kind_doubts(separation.strata, drift)):
-            findings.append(odd)
-        if teacher is not None:
-            gallery = match_gallery(teacher, faces, both.engine, limits)
-        if faces.labelled and (doubt := label_doubts(both.reference, faces.labels, faces.keys)):
-            findings.append(doubt)
-    gates, missing = judge_gates(limits, session.precision, proof, drift, separation)
-    if not all(gate.passed for gate in gates):
-        findings += _causes(bundle, fp32, session, faces, both)
-    if session.backend == CPU:
-        missing.append("TensorRT's arithmetic: this ran on onnxruntime's CPU")
-        if session.int8_in_float:
-            missing.append(
-                f"{session.int8_in_float} of {session.int8_layers} INT8 layers compute in float on"
-                " this CPU; judge the graph with --artifact graph for TensorRT-like rounding"
-            )
-    found = VerifyResult(
-        session.precision,
-        session.backend,
-        who,
-        proof,
-        drift,
-        _about(faces),
-        separation,
-        mixed_advice(limits, tuple(separation.mixed_gallery.values()) if separation else ()),
-        gallery,
-        tuple(gates),
-        tuple(findings),
-        tuple(missing),
-    )
-    options = {"engine": session.precision, "backend": session.backend}
-    with transaction(bundle.root, "verify", options) as draft:
-        if policy is not None:
-            draft.path(POLICY_NAME, "policy").write_bytes(policy.read_bytes())
-        path = draft.path(f"reports/verify-{session.precision}.json", "verification")
-        path.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-        draft.summary.update(passed=found.passed, min_cosine=round(drift.min, 6))
-    return found
-
-
-def _need_people(faces: Faces) -> None:
     several = int((np.bincount(faces.labels) > 1).sum())
-    if faces.labelled and (faces.identities < 2 or not several):
+    if pairs is None and faces.labelled and (faces.identities < 2 or not several):
         raise FacesError(
             f"{faces.where} has {len(faces)} faces of {faces.identities} people, {several} of them "
             "with two faces or more; expected several people, one of them twice",
@@ -156,57 +226,91 @@ def _need_people(faces: Faces) -> None:
         )
 
 
-def _worsen(
-    bundle: Bundle,
+def _measure(
+    sides: _Sides,
     faces: Faces,
-    fp32: Session,
-    session: Session,
-    both: PairedEmbeddings,
-    rate: RateChange | None,
-    track: Track,
-) -> tuple[Stratum, ...]:
-    """Both networks on worsened copies, of many people before many faces."""
-    picks = spread_picks(faces, _WORSENED)
+    pairs: Pairs | None,
+    golden: ReferenceCheck,
+    file: Path | None,
+    limits: Limits,
+    groups: Mapping[str, npt.NDArray[np.bool_]] | None,
+) -> _Measured:
+    both = embed_both(sides.bundle, faces, sides.reference, sides.engine, file, sides.track)
+    comparison = compare_verification(
+        both.reference,
+        both.engine,
+        np.asarray(faces.labels, np.int64) if faces.labelled else None,
+        pairs,
+        dict(zip(STRATA.values(), both.quality.T, strict=True)),
+        limits.judged_far,
+        groups,
+    )
+    words = f"model.onnx in FP32 on this machine, which is {golden.original} on golden faces"
+    return _Measured(
+        words if file is None else f"embeddings from {file.name}",
+        measure_drift(both.reference, both.engine, faces.keys),
+        comparison,
+        both,
+    )
+
+
+def _measure_degraded(sides: _Sides, faces: Faces, measured: _Measured) -> _Measured:
+    """Both networks on copies made worse, of many people before many faces of each."""
+    comparison, both = measured.comparison, measured.embeddings
+    if comparison is None or both is None or not faces.labelled:
+        return measured
+    picks = spread_picks(faces, _DEGRADED)
     labels = np.asarray(faces.labels, np.int64)
-    found = []
+    strata = []
     for kind in DEGRADATIONS:
-        copies = embed_both(bundle, degraded(faces, picks, kind), fp32, session, None, track)
-        clean, worse = (both.reference, both.engine), (copies.reference, copies.engine)
-        found.append(compare_degraded(kind, clean, worse, picks, labels, rate))
-    return tuple(found)
+        copies = degraded(faces, picks, kind)
+        worse = embed_both(sides.bundle, copies, sides.reference, sides.engine, None, sides.track)
+        before, after = (both.reference, both.engine), (worse.reference, worse.engine)
+        rate = comparison.strata_rate
+        strata.append(compare_degraded(kind, before, after, picks, labels, rate))
+    return replace(measured, comparison=replace(comparison, degraded=tuple(strata)))
 
 
-def _causes(
-    bundle: Bundle,
-    fp32: Session,
-    session: Session,
-    faces: Faces | None,
-    both: PairedEmbeddings | None,
-) -> list[str]:
-    """What is wrong with whom, found on the golden faces and on the first of the given ones."""
-    golden = read_golden(bundle)
-    engine = session.embed(golden.faces)
-    suspects = {"the original network": golden.embeddings, "the engine": engine}
-    found = explain_all(suspects, golden.faces, fp32, bundle.spec)
-    if faces is not None and both is not None:
-        sample = next(faces.batches(_SAMPLE))
-        suspects = {"the reference embeddings": both.reference[: len(sample)]}
-        found += explain_all(suspects, sample, fp32, bundle.spec)
-    return found
+def _doubts(faces: Faces | None, measured: _Measured) -> list[str]:
+    """What looks wrong in the faces and their labels, whether gates fail or not."""
+    doubts = []
+    if measured.comparison is not None:
+        doubts.append(strata_doubts(measured.comparison.strata, measured.drift))
+    if faces is not None and faces.labelled and measured.embeddings is not None:
+        doubts.append(label_doubts(measured.embeddings.reference, faces.labels, faces.keys))
+    return [doubt for doubt in doubts if doubt]
 
 
-def _policy(bundle: Bundle, policy: Path | None, precision: str) -> Limits:
-    if policy is not None:
-        return read_policy(policy, precision)
-    return read_policy(bundle.file(POLICY_NAME), precision) if POLICY_NAME in bundle else Limits()
-
-
-def _about(faces: Faces | None) -> dict[str, Any] | None:
-    if faces is None:
-        return None
-    return {
-        "where": faces.where if faces.synthetic else Path(faces.where).name,
-        "count": len(faces),
-        "identities": faces.identities,
-        "drawn": faces.synthetic,
+def _causes(sides: _Sides, faces: Faces | None, measured: _Measured) -> list[str]:
+    """What is wrong with which network, by the golden faces and the first of the given ones."""
+    golden, spec = sides.golden, sides.bundle.spec
+    suspects = {
+        "the original network": golden.embeddings,
+        f"the {sides.engine.artifact}": sides.engine.embed(golden.faces),
     }
+    causes = explain_all(suspects, golden.faces, sides.reference, spec)
+    if faces is not None and measured.embeddings is not None:
+        sample = next(faces.batches(_SAMPLE))
+        suspects = {"the reference embeddings": measured.embeddings.reference[: len(sample)]}
+        causes += explain_all(suspects, sample, sides.reference, spec)
+    return causes
+
+
+def _arithmetic_notes(session: Session) -> list[str]:
+    """What a verdict on the CPU does not cover."""
+    if session.backend != ONNXRUNTIME:
+        return []
+    notes = ["TensorRT's arithmetic: this ran on onnxruntime's CPU"]
+    if session.artifact == "graph":
+        notes.append("an engine: the ONNX graph was judged, with every rounding of its Q/DQ nodes")
+    elif session.int8_in_float:
+        notes.append(
+            f"INT8 rounding in {session.int8_in_float} of {session.int8_layers} INT8 layers, which"
+            " compute in float on this CPU; --artifact graph judges every rounding, as TensorRT"
+            " does it"
+        )
+    return notes
+
+
+def _digests(*files: Path | None) -> list[str | None]:
+    return [None if file is None else sha256(file) for file in files]

@@ -1,15 +1,19 @@
-"""The report's plots as SVG text to put into a page; knows numbers, not where they come from.
+"""The report's plots, as SVG text to put into a page.
 
-Lines and letters in the page's own colour, so that one drawing serves light, dark and paper.
+Lines and letters have the page's own colour, so one drawing serves light, dark and paper.
 """
 
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
+
+from ...metrics.comparison import CurvesChange
+from ...metrics.rates import ScoreCurves
+from ...metrics.strata import Stratum
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 
@@ -17,17 +21,20 @@ _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most co
 
 _PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", "fp32": _SECOND}
 
-_DECADES = 10.0
-"""How far apart latencies may lie for a linear axis to show all of them."""
-
-MOST_LINES = 6
-"""As many as a person tells apart in one plot."""
-
+_LOG_RATIO = 10.0  # largest over smallest latency, from which a linear axis hides the small ones
+MAX_LINES = 6  # in one plot, as many as can be told apart
 _SIZE = (4.6, 3.2)  # inches: small, so that letters stay readable on a phone
 
 
-def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, engine: str) -> str:
-    """Faces by cosine between reference and engine; a line at the first percentile."""
+def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, title: str) -> str:
+    """Faces by cosine between reference and engine, with a line at the first percentile.
+
+    Args:
+        edges: Of the bins, one more than `counts`.
+        counts: Faces in each bin.
+        p1: The first percentile.
+        title: Begins the plot's name.
+    """
 
     def draw(axes: Any) -> None:
         widths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
@@ -38,60 +45,78 @@ def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, e
         axes.set_xlabel("cosine of reference and engine")
         axes.set_ylabel("faces")
 
-    return _svg(f"{engine} cosines", draw)
+    return _svg(f"{title} cosines", draw)
 
 
-def roc_curves(curves: Mapping[str, Any], engine: str) -> str:
-    """TAR over FAR of both, from `curves[side]["roc"]`."""
+def roc_curves(curves: CurvesChange, title: str) -> str:
+    """True accept rate over false accept rate of reference and engine.
+
+    Args:
+        curves: Of both.
+        title: Begins the plot's name.
+    """
 
     def draw(axes: Any) -> None:
-        for side, colour, style in (("reference", _FIRST, "-"), ("engine", _SECOND, "--")):
-            roc = curves[side]["roc"]
-            axes.plot(roc["far"], roc["tar"], style, color=colour, label=_called(side, engine))
+        for name, scores, style in _sides(curves, title):
+            axes.plot(scores.roc["far"], scores.roc["tar"], label=name, **style)
         axes.set_xscale("log")
         axes.set_xlabel("false accept rate")
         axes.set_ylabel("true accept rate")
 
-    return _svg(f"{engine} ROC", draw)
+    return _svg(f"{title} ROC", draw)
 
 
-def det_curves(curves: Mapping[str, Any], engine: str) -> str:
-    """False rejects over FAR, both in decades: where a ROC is flat, a DET tells apart."""
+def det_curves(curves: CurvesChange, title: str) -> str:
+    """False rejects over false accepts, both in decades, which separates curves where a ROC is flat.
+
+    Args:
+        curves: Of reference and engine.
+        title: Begins the plot's name.
+    """
 
     def draw(axes: Any) -> None:
-        for side, colour, style in (("reference", _FIRST, "-"), ("engine", _SECOND, "--")):
-            roc = curves[side]["roc"]
-            points = [(f, 1 - t) for f, t in zip(roc["far"], roc["tar"], strict=True) if t < 1]
+        for name, scores, style in _sides(curves, title):
+            roc = zip(scores.roc["far"], scores.roc["tar"], strict=True)
+            points = [(far, 1 - tar) for far, tar in roc if tar < 1]
             if points:
-                far, rejects = zip(*points, strict=True)
-                axes.plot(far, rejects, style, color=colour, label=_called(side, engine))
+                axes.plot(*zip(*points, strict=True), label=name, **style)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("false accept rate")
         axes.set_ylabel("false reject rate")
 
-    return _svg(f"{engine} DET", draw)
+    return _svg(f"{title} DET", draw)
 
 
-def drift_by_kind(strata: Sequence[Mapping[str, Any]], engine: str) -> str:
-    """How far each kind of face moved, the mean and its worst twentieth, 1 - cosine."""
-    rows = sorted(strata, key=lambda stratum: stratum["cosine"]["mean"])[::-1]
+def drift_by_kind(strata: Sequence[Stratum], title: str) -> str:
+    """How far each kind of face moved, 1 - cosine: the mean and the worst 5 %.
+
+    Args:
+        strata: The kinds.
+        title: Begins the plot's name.
+    """
+    rows = sorted(strata, key=lambda stratum: -stratum.cosine.mean)
 
     def draw(axes: Any) -> None:
-        names = [stratum["name"] for stratum in rows]
-        mean = [max(0.0, 1 - stratum["cosine"]["mean"]) for stratum in rows]
-        tail = [max(0.0, 1 - stratum["cosine"]["p5"]) for stratum in rows]
+        names = [stratum.name for stratum in rows]
+        mean = [max(0.0, 1 - stratum.cosine.mean) for stratum in rows]
+        tail = [max(0.0, 1 - stratum.cosine.p5) for stratum in rows]
         axes.hlines(names, mean, tail, color=_SECOND, linewidth=1.5)
         axes.plot(mean, names, "o", color=_FIRST, markersize=5, label="mean")
         axes.plot(tail, names, "|", color=_SECOND, markersize=9, label="worst 5 % begin")
         axes.set_xlim(left=0)
         axes.set_xlabel("1 - cosine of reference and engine")
 
-    return _svg(f"{engine} kinds of faces", draw, height=1.3 + 0.21 * len(rows))
+    return _svg(f"{title} kinds of faces", draw, height=1.3 + 0.21 * len(rows))
 
 
-def layer_precision_chart(layers: Sequence[tuple[str, int, str]], engine: str) -> str:
-    """Layers in order as bars of their multiply-adds (millions), `(name, macs, precision)`."""
+def layer_precision_chart(layers: Sequence[tuple[str, int, str]], title: str) -> str:
+    """Layers in order as bars of their multiply-adds, coloured by precision.
+
+    Args:
+        layers: `(name, multiply-adds, precision)` of each.
+        title: Begins the plot's name.
+    """
     total = max(1, sum(macs for _, macs, _ in layers))
 
     def draw(axes: Any) -> None:
@@ -107,41 +132,61 @@ def layer_precision_chart(layers: Sequence[tuple[str, int, str]], engine: str) -
         axes.set_xlabel("layer, from face to embedding")
         axes.set_ylabel("million multiply-adds")
 
-    return _svg(f"{engine} layers", draw)
+    return _svg(f"{title} layers", draw)
 
 
-def score_histogram(curves: Mapping[str, Any], engine: str) -> str:
-    """Shares of genuine and impostor scores of both, over cosine -1..1."""
+def score_histogram(curves: CurvesChange, title: str) -> str:
+    """Genuine and impostor scores of reference and engine over cosine -1..1.
+
+    Args:
+        curves: Of both.
+        title: Begins the plot's name.
+    """
 
     def draw(axes: Any) -> None:
-        for side, style in (("reference", "-"), ("engine", "--")):
-            for kind, colour in (("impostor", _SECOND), ("genuine", _FIRST)):
-                share = curves[side][kind]
+        for side, scores, style in (
+            ("reference", curves.reference, "-"),
+            (f"{title} engine", curves.engine, "--"),
+        ):
+            for kind, share, colour in (
+                ("impostor", scores.impostor, _SECOND),
+                ("genuine", scores.genuine, _FIRST),
+            ):
                 step = 2 / len(share)
                 middles = [-1 + step * (i + 0.5) for i in range(len(share))]
-                label = f"{kind}, {_called(side, engine)}"
+                label = f"{kind}, {side}"
                 axes.plot(middles, share, style, color=colour, linewidth=1.2, label=label)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("cosine of two faces")
         axes.set_ylabel("share of pairs")
 
-    return _svg(f"{engine} scores", draw)
+    return _svg(f"{title} scores", draw)
 
 
 @dataclass(frozen=True)
 class LatencyLine:
-    """A benchmark's setting in a plot; `believed` if its run was VALID."""
+    """One setting of a benchmark in a plot.
+
+    Attributes:
+        label: The setting.
+        valid: Whether its run was VALID.
+        quantiles: `(percentile, ms)`, ascending.
+        medians_ms: Of parts of the run in order.
+    """
 
     label: str
-    believed: bool
+    valid: bool
     quantiles: Sequence[tuple[float, float]]
-    """`(percentile, ms)`, ascending."""
     medians_ms: Sequence[float]
-    """Of parts of the run in order."""
 
 
-def latency_curves(lines: Sequence[LatencyLine], engine: str) -> str:
-    """Latency over percentiles, each further nine as wide as the last: where tails begin."""
+def latency_curves(lines: Sequence[LatencyLine], title: str) -> str:
+    """Latency over percentiles, each further nine as wide as the last, so that tails show.
+
+    Args:
+        lines: The settings.
+        title: Begins the plot's name.
+    """
     from matplotlib.ticker import LogLocator
 
     def draw(axes: Any) -> None:
@@ -152,7 +197,7 @@ def latency_curves(lines: Sequence[LatencyLine], engine: str) -> str:
         axes.set_xticks([_nines(q) for q in marks], [f"{q:g}" for q in marks])
         axes.set_xlim(left=0)
         levels = [ms for line in lines for _, ms in line.quantiles]
-        if max(levels) > _DECADES * min(levels):
+        if max(levels) > _LOG_RATIO * min(levels):
             axes.set_yscale("log", subs=())
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
@@ -161,11 +206,16 @@ def latency_curves(lines: Sequence[LatencyLine], engine: str) -> str:
         axes.set_xlabel("percentile of runs")
         axes.set_ylabel("latency, ms")
 
-    return _svg(f"{engine} latency", draw)
+    return _svg(f"{title} latency", draw)
 
 
-def speed_over_time(lines: Sequence[LatencyLine], engine: str) -> str:
-    """The median of each tenth of a run over that of the first: throttling and drift go up."""
+def speed_over_time(lines: Sequence[LatencyLine], title: str) -> str:
+    """The median of each tenth of a run over that of the first; throttling and drift go up.
+
+    Args:
+        lines: The settings.
+        title: Begins the plot's name.
+    """
 
     def draw(axes: Any) -> None:
         for line, style in _styled(lines):
@@ -176,17 +226,17 @@ def speed_over_time(lines: Sequence[LatencyLine], engine: str) -> str:
         axes.set_xlabel("tenth of the run")
         axes.set_ylabel("median, the first being 1")
 
-    return _svg(f"{engine} speed", draw)
+    return _svg(f"{title} speed", draw)
 
 
 def _styled(lines: Sequence[LatencyLine]) -> Iterator[tuple[LatencyLine, dict[str, Any]]]:
-    """What cannot be believed is thin and dotted, and says so."""
+    """INVALID settings are thin and dotted, and labelled."""
     colours = cycle((_FIRST, _SECOND, "#4aa8a0"))
-    for at, (line, colour) in enumerate(zip(lines[:MOST_LINES], colours, strict=False)):
+    for at, (line, colour) in enumerate(zip(lines[:MAX_LINES], colours, strict=False)):
         style: dict[str, Any] = {"color": colour, "linestyle": "-" if at < 3 else "--"}
-        if not line.believed:
+        if not line.valid:
             style |= {"linestyle": ":", "linewidth": 1.3}
-        yield line, {**style, "label": line.label + ("" if line.believed else ": INVALID")}
+        yield line, {**style, "label": line.label + ("" if line.valid else ": INVALID")}
 
 
 def _nines(percentile: float) -> float:
@@ -197,7 +247,12 @@ def _nines(percentile: float) -> float:
 def training_curve(
     loss: Sequence[tuple[float, float]], accuracy: Sequence[tuple[float, float]]
 ) -> str:
-    """Loss over steps, and verification accuracy where it was measured."""
+    """Loss over steps, and verification accuracy where it was measured.
+
+    Args:
+        loss: `(step, loss)`.
+        accuracy: `(step, accuracy)`, fractions; may be empty.
+    """
 
     def draw(axes: Any) -> None:
         axes.plot(*zip(*loss, strict=True), color=_FIRST, label="loss")
@@ -213,8 +268,10 @@ def training_curve(
     return _svg("training", draw)
 
 
-def _called(side: str, engine: str) -> str:
-    return f"{engine} engine" if side == "engine" else side
+def _sides(curves: CurvesChange, title: str) -> Iterator[tuple[str, ScoreCurves, dict[str, Any]]]:
+    """The two curves of a plot: name, points, style."""
+    yield "reference", curves.reference, {"color": _FIRST, "linestyle": "-"}
+    yield f"{title} engine", curves.engine, {"color": _SECOND, "linestyle": "--"}
 
 
 def _svg(name: str, draw: Callable[[Any], None], height: float = _SIZE[1]) -> str:

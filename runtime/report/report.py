@@ -1,33 +1,71 @@
-"""`write_report`: everything a bundle knows about itself, in one HTML file that opens offline.
+"""`write_report`: all that a bundle holds about itself, in one HTML file that opens offline.
 
-It reads the manifest and the JSON reports that the other commands left; it measures nothing.
+It reads the manifest and the JSON reports of the other commands; it measures nothing.
 """
 
 import base64
 import io
-import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..._version import __version__
 from ...bundle.bundle import open_bundle, transaction
+from ...bundle.derived import is_report, stale_reports
 from ...bundle.manifest import Bundle
-from ...errors import BundleError, FacesError, MachineError
+from ...documents import decode_json
+from ...errors import FacesError, MachineError
 from ...faces.sources import Faces, synthetic_faces
-from ..benchmark.result import run_label
+from ...graph.layers import summarize_model
+from ..benchmark.result import BenchmarkResult
+from ..evaluation.compare import Report, read_report
+from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
 from ..fingerprint import PRECISIONS, SOURCES
 from ..machine.device import describe_device
+from .plots import (
+    MAX_LINES,
+    LatencyLine,
+    cosine_histogram,
+    det_curves,
+    drift_by_kind,
+    latency_curves,
+    layer_precision_chart,
+    roc_curves,
+    score_histogram,
+    speed_over_time,
+    training_curve,
+)
 
-_HEADLINE_FAR = ("1e-4", "1e-3", "1e-2")
+_HEADLINE_FARS = ("1e-4", "1e-3", "1e-2")  # the first that the pairs resolve is shown on top
+
+
+@dataclass
+class _Reports:
+    """The bundle's reports with what the page shows beside each: plots, pictures, staleness."""
+
+    verified: list[dict[str, Any]] = field(default_factory=list)
+    judged: list[dict[str, Any]] = field(default_factory=list)
+    timed: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Path:
-    """Write `report.html` into the bundle and return its path.
+    """Write `report.html` into the bundle.
 
-    The worst faces are shown as keys; as pictures only where they are drawn, or taken from `faces`
-    when somebody asks. Raises MachineError when jinja2 or matplotlib is not installed, BundleError
-    for a report in the bundle that cannot be read.
+    The worst faces are shown as keys; as pictures only where they are synthetic, or taken from
+    `faces` when the user asks. Reports of earlier files are marked as stale.
+
+    Args:
+        bundle: An open bundle or its folder.
+        faces: A source to take the worst faces' pictures from.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        MachineError: jinja2 or matplotlib is not installed.
+        DataError: A report in the bundle is damaged.
     """
     try:
         import jinja2
@@ -45,58 +83,70 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html")
-    text = page.render(_facts(bundle, faces))
-    with transaction(bundle.root, "report", {}) as draft:
-        draft.path("report.html", "report").write_text(text, encoding="utf-8")
+    text = page.render(_page_values(bundle, faces))
+    with transaction(bundle.root, "report", {}) as change:
+        change.path("report.html", "report").write_text(text, encoding="utf-8")
     return bundle.root / "report.html"
 
 
-def _facts(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
-    verified = [
-        _verification(report, faces)
-        for precision in PRECISIONS[::-1]
-        if (report := _read(bundle, f"reports/verify-{precision}.json"))
-    ]
-    timed = [
-        _timing(report)
-        for precision in PRECISIONS[::-1]
-        if (report := _read(bundle, f"reports/benchmark-{precision}.json"))
-    ]
-    judged = [
-        {"accuracy": None, "accuracy_std": None, "eer": None, **report}  # IJB has none of them
-        for precision in PRECISIONS[::-1]
-        for name in bundle.files
-        if name.startswith(f"reports/evaluate-{precision}") and (report := _read(bundle, name))
-    ]
+def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
+    reports = _read_reports(bundle, faces)
     engines = [
-        {"file": name[: -len(".json")], "plot": engine_plot(bundle, fingerprint), **fingerprint}
+        {"file": name[: -len(".json")], "plot": _layer_chart(bundle, facts), **facts}
         for name in bundle.files
-        if name.startswith("engines/")
-        and name.endswith(".json")
-        and (fingerprint := _read(bundle, name))
+        if name.startswith("engines/") and name.endswith(".json")
+        for facts in [_read_json(bundle, name)]
     ]
-    fars = {far for report in judged for far in report["tar_at_far"]}
+    fars = {far for report in reports.judged for far in report["tar_at_far"]}
     return {
         "name": bundle.root.resolve().name,
         "bundle": bundle,
         "version": __version__,
-        "verified": verified,
-        "timed": timed,
-        "judged": judged,
+        "verified": reports.verified,
+        "timed": reports.timed,
+        "judged": reports.judged,
         "fars": sorted(fars, key=float, reverse=True),
         "engines": engines,
-        "calibrated": _read(bundle, "reports/calibration.json"),
-        "training": _training(_read(bundle, "reports/training.json")),
+        "calibrated": _read_json(bundle, "reports/calibration.json"),
+        "training": _training(_read_json(bundle, "reports/training.json")),
         "device": describe_device(),
-        "missing": _missing(verified, timed, judged, engines),
+        "not_measured": _not_measured(reports, engines),
     }
 
 
-def engine_plot(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
-    """Each layer's precision as TensorRT built it, else as the engine's ONNX file says."""
-    from ...graph.layers import summarize_model
-    from .plots import layer_precision_chart
+def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
+    """Reports by kind; those of the bundle's present files first, INT8 before FP16 before FP32."""
+    stale, reports = stale_reports(bundle), _Reports()
+    titles: Counter[tuple[type, str]] = Counter()
 
+    def title(kind: type, name: str) -> str:
+        """Unique, because element ids of the plots are made of it."""
+        titles[kind, name] += 1
+        count = titles[kind, name]
+        return name if count == 1 else f"{name} ({count})"
+
+    for name in filter(is_report, bundle.files):
+        report = read_report(bundle.file(name))
+        facts = {"report": name, "stale": stale.get(name, "")}
+        if isinstance(report, VerifyResult):
+            reports.verified.append(
+                {**_verification(report, faces, title(VerifyResult, _title(report))), **facts}
+            )
+        elif isinstance(report, BenchmarkResult):
+            reports.timed.append(
+                {**_timing(report, title(BenchmarkResult, report.engine)), **facts}
+            )
+        elif isinstance(report, EvaluateResult | IjbResult):
+            # IJB has no accuracy
+            lacking = {"accuracy": None, "accuracy_std": None, "eer": None}
+            reports.judged.append({**lacking, "interval_95_at_far": {}, **_fields(report), **facts})
+    for group in (reports.verified, reports.judged, reports.timed):
+        group.sort(key=lambda row: (bool(row["stale"]), -PRECISIONS.index(row["engine"])))
+    return reports
+
+
+def _layer_chart(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
+    """Each layer's precision as TensorRT built it, else as the engine's ONNX file has it."""
     source = SOURCES.get(str(fingerprint.get("precision")), "")
     if source not in bundle:
         return ""
@@ -110,55 +160,56 @@ def engine_plot(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
     return layer_precision_chart(rows, name) if rows else ""
 
 
-def _read(bundle: Bundle, name: str) -> dict[str, Any]:
+def _read_json(bundle: Bundle, name: str) -> dict[str, Any]:
     if name not in bundle:
         return {}
-    try:
-        found = json.loads(bundle.file(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{bundle.root / name} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise BundleError(f"{bundle.root / name} is not a JSON object")
-    return found
+    path = bundle.file(name)
+    return decode_json(path.read_bytes(), dict[str, Any], path)
 
 
-def _verification(report: dict[str, Any], faces: Faces | None) -> dict[str, Any]:
-    """The report with what the page shows beside it: plots, pictures, the headline TAR."""
-    from .plots import cosine_histogram, det_curves, drift_by_kind, roc_curves, score_histogram
-
-    histogram, curves = report["cosine"]["histogram"], report["curves"]
-    kinds = [*report["strata"], *report["degraded"]]
-    # The FAR that the pairs hold solidly, before one that hangs on a handful.
-    wanted = (report.get("strata_far"), *_HEADLINE_FAR)
-    far = next((f for f in wanted if report["tar"].get(f, {}).get("delta") is not None), None)
+def _verification(report: VerifyResult, faces: Faces | None, title: str) -> dict[str, Any]:
+    histogram, curves = report.cosine.histogram, report.curves
+    kinds = [*report.strata, *report.degraded]
+    # The FAR that the pairs hold solidly, before one that depends on a handful of them.
+    wanted = (report.strata_far, *_HEADLINE_FARS)
+    rates = {far: rate for far, rate in report.tar.items() if rate.delta is not None}
+    far = next((far for far in wanted if far in rates), None)
     return {
-        "teacher": None,  # which earlier certificates do not have
-        **report,
-        "headline": {**report["tar"][far], "far": far} if far else None,
-        "cosine_plot": cosine_histogram(
-            histogram["edges"], histogram["counts"], report["cosine"]["p1"], report["engine"]
-        ),
-        "kind_plot": drift_by_kind(kinds, report["engine"]) if kinds else "",
-        "det_plot": det_curves(curves, report["engine"]) if curves else "",
-        "roc_plot": roc_curves(curves, report["engine"]) if curves else "",
-        "score_plot": score_histogram(curves, report["engine"]) if curves else "",
+        **_fields(report),
+        "headline_far": far,
+        "headline": rates[far] if far else None,
+        "cosine_plot": cosine_histogram(histogram.edges, histogram.counts, report.cosine.p1, title),
+        "kind_plot": drift_by_kind(kinds, title) if kinds else "",
+        "det_plot": det_curves(curves, title) if curves else "",
+        "roc_plot": roc_curves(curves, title) if curves else "",
+        "score_plot": score_histogram(curves, title) if curves else "",
         "pictures": _pictures(report, faces),
     }
 
 
-def _pictures(report: Mapping[str, Any], faces: Faces | None) -> dict[str, str]:
+def _fields(report: Report) -> dict[str, Any]:
+    return {item.name: getattr(report, item.name) for item in fields(report)}
+
+
+def _title(report: VerifyResult) -> str:
+    """`int8`, or `int8 graph`."""
+    graph = report.artifact is not None and report.artifact.kind == "graph"
+    return f"{report.engine} graph" if graph else report.engine
+
+
+def _pictures(report: VerifyResult, faces: Faces | None) -> dict[str, str]:
     """Face keys -> PNG data URLs of the worst faces that may be shown."""
-    about = report["faces"]
-    if faces is None and about and about["drawn"]:
+    summary = report.faces
+    if faces is None and summary and summary.drawn:
         try:
-            faces = synthetic_faces(about["where"])
+            faces = synthetic_faces(summary.where)
         except FacesError:
             return {}
     if faces is None:
         return {}
-    where = {key: index for index, key in enumerate(faces.keys)}
-    worst = [entry["face"] for entry in report["worst"] if entry["face"] in where]
-    return {key: _png(faces, where[key]) for key in worst}
+    index = {key: number for number, key in enumerate(faces.keys)}
+    shown = [worst.face for worst in report.cosine.worst if worst.face in index]
+    return {key: _png(faces, index[key]) for key in shown}
 
 
 def _png(faces: Faces, index: int) -> str:
@@ -169,29 +220,23 @@ def _png(faces: Faces, index: int) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def _timing(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with its plots; one of an earlier version has no curves."""
-    from .plots import MOST_LINES, LatencyLine, latency_curves, speed_over_time
-
+def _timing(report: BenchmarkResult, title: str) -> dict[str, Any]:
     lines = [
         LatencyLine(
-            run_label(run), run["verdict"] == "VALID", run["quantiles_ms"], run["work_over_time_ms"]
+            run.setting.label, run.verdict == "VALID", run.quantiles_ms, run.work_over_time_ms
         )
-        for run in report["runs"]
-        if len(run.get("quantiles_ms", ())) > 1
+        for run in report.runs
+        if len(run.quantiles_ms) > 1  # earlier versions have none
     ]
     return {
-        **report,
-        "runs": [{**run, "about": run_label(run)} for run in report["runs"]],
-        "latency_plot": latency_curves(lines, report["engine"]) if lines else "",
-        "speed_plot": speed_over_time(lines, report["engine"]) if lines else "",
-        "left_out": max(0, len(lines) - MOST_LINES),
+        **_fields(report),
+        "latency_plot": latency_curves(lines, title) if lines else "",
+        "speed_plot": speed_over_time(lines, title) if lines else "",
+        "left_out": max(0, len(lines) - MAX_LINES),
     }
 
 
 def _training(report: Mapping[str, Any]) -> dict[str, Any]:
-    from .plots import training_curve
-
     curve = [p for p in report.get("curve", ()) if "step" in p and "loss" in p]
     checks = [p for p in report.get("verification", ()) if "step" in p and "accuracy" in p]
     if len(curve) < 2:
@@ -199,25 +244,23 @@ def _training(report: Mapping[str, Any]) -> dict[str, Any]:
     plot = training_curve(
         [(p["step"], p["loss"]) for p in curve], [(p["step"], p["accuracy"]) for p in checks]
     )
-    return {"plot": plot, "about": {k: v for k, v in report.items() if _plain(v)}}
+    return {"plot": plot, "about": {k: v for k, v in report.items() if _is_plain(v)}}
 
 
-def _plain(value: object) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def _missing(
-    verified: list[dict[str, Any]], timed: list[Any], judged: list[Any], engines: list[Any]
-) -> list[str]:
-    missing = [note for report in verified for note in report["not_measured"]]
-    if not verified:
-        missing.append("agreement with the original network: run `fr-edge verify`")
-    if not judged:
-        missing.append("accuracy of its own: run `fr-edge evaluate`")
-    if not timed:
-        missing.append("latency: run `fr-edge benchmark`")
+def _not_measured(reports: _Reports, engines: Sequence[Any]) -> list[str]:
+    notes = [note for row in reports.verified if not row["stale"] for note in row["not_measured"]]
+    if not any(not row["stale"] for row in reports.verified):
+        notes.append("agreement with the original network: run `fr-edge verify`")
+    if not any(not row["stale"] for row in reports.judged):
+        notes.append("accuracy of its own: run `fr-edge evaluate`")
+    if not any(not row["stale"] for row in reports.timed):
+        notes.append("latency: run `fr-edge benchmark`")
     if not engines:
-        missing.append("no engine was built: run `fr-edge build-engine`")
-    if not any(run["energy"] for report in timed for run in report["runs"]):
-        missing.append("energy: no power sensor that may be read, or no benchmark")
-    return list(dict.fromkeys(missing))
+        notes.append("no engine was built: run `fr-edge build-engine`")
+    if not any(run.energy for row in reports.timed for run in row["runs"]):
+        notes.append("energy: no power sensor that may be read, or no benchmark")
+    return list(dict.fromkeys(notes))

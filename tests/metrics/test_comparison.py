@@ -7,7 +7,7 @@ from fr_edge.faces.sources import Faces
 from fr_edge.metrics.comparison import VerificationComparison, compare_verification
 from fr_edge.metrics.rates import compare_rates, few_impostors
 from fr_edge.metrics.verification import all_pairs
-from fr_edge.runtime.evaluation.gates import Limits, judge_gates, mixed_advice
+from fr_edge.runtime.evaluation.gates import Limits, gallery_advice, judge_gates
 
 DIM = 16
 
@@ -58,14 +58,14 @@ def test_a_turned_space_is_as_good_alone_and_useless_mixed() -> None:
     turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(DIM, DIM)))
     told = _separate(old, (old @ turn).astype(np.float32), faces)
     assert abs(told.at(1e-2).delta or 0) < 0.01
-    advice = mixed_advice(Limits(far=1e-2), tuple(told.mixed_gallery.values()))
+    advice = gallery_advice(Limits(far=1e-2), told.mixed_gallery)
     assert advice is not None
-    assert advice["verdict"] == "enrol again"
+    assert advice.verdict == "enrol again"
     close = _separate(old, (old * 1.01).astype(np.float32), faces)
-    advice = mixed_advice(Limits(far=1e-2), tuple(close.mixed_gallery.values()))
+    advice = gallery_advice(Limits(far=1e-2), close.mixed_gallery)
     assert advice is not None
-    assert advice["verdict"] == "keep the gallery"
-    assert advice["threshold"] == pytest.approx(close.at(1e-2).threshold.reference, abs=1e-3)
+    assert advice.verdict == "keep the gallery"
+    assert advice.threshold == pytest.approx(close.at(1e-2).threshold.reference, abs=1e-3)
 
 
 def test_a_kept_threshold_shows_what_it_costs() -> None:
@@ -88,7 +88,7 @@ def test_few_pairs_are_said() -> None:
     assert "180 impostor pairs" in told.at(1e-3).reason
     assert "1,000 impostor pairs to be solid" in told.at(1e-2).low_confidence
     assert told.strata_rate is None
-    assert mixed_advice(Limits(far=1e-3), tuple(told.mixed_gallery.values())) is None
+    assert gallery_advice(Limits(far=1e-3), told.mixed_gallery) is None
     assert any("20 needed" in note for note in told.notes)
     scores = all_pairs(_old(faces), faces.labels)
     assert few_impostors(scores.impostor_pairs, 0.5) == ""
@@ -106,7 +106,7 @@ def test_a_loss_within_the_limit_passes_and_beyond_it_fails() -> None:
     assert drop > 0.02
     for limit, passed in ((drop + 0.001, True), (drop - 0.001, False)):
         limits = Limits(min_cosine=-1, p1_cosine=-1, max_tar_drop=limit, far=1e-2)
-        gates, _ = judge_gates(limits, "int8", ReferenceCheck(1.0, drift, "PyTorch"), drift, told)
+        gates, _ = judge_gates(limits, "int8", ReferenceCheck("PyTorch", 1.0, drift), drift, told)
         assert all(gate.passed for gate in gates) is passed
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fr_edge.metrics.identification import identify
+from fr_edge.metrics.verification import far_name
 
 
 def test_search_among_enrolled_people() -> None:
@@ -29,8 +30,8 @@ def test_search_among_enrolled_people() -> None:
     for fpir in (1e-1, 1e-2):
         threshold = alarms[round(fpir * 100)]
         hits = [top[f][1] == labels[f] and top[f][0] > threshold for f in mated]
-        assert result.tpir[fpir] == pytest.approx(np.mean(hits))
-    assert result.tpir[1e-3] is None
+        assert result.tpir_at_fpir[far_name(fpir)] == pytest.approx(np.mean(hits))
+    assert result.tpir_at_fpir["1e-3"] is None
 
 
 def test_nobody_twice() -> None:
@@ -41,4 +42,4 @@ def test_no_strangers() -> None:
     result = identify(np.eye(4, dtype=np.float32)[[0, 0, 1, 1]], np.array([0, 0, 1, 1]))
     assert result is not None
     assert result.rank1 == 1
-    assert set(result.tpir.values()) == {None}
+    assert set(result.tpir_at_fpir.values()) == {None}

@@ -8,28 +8,35 @@ import numpy as np
 import pytest
 
 from fr_edge.bundle.bundle import open_bundle
+from fr_edge.documents import to_builtins
 from fr_edge.errors import UsageError
 from fr_edge.runtime.benchmark import workload as module
 from fr_edge.runtime.benchmark.benchmark import benchmark
-from fr_edge.runtime.benchmark.result import BenchmarkInterrupted, BenchmarkResult, BenchmarkRun
+from fr_edge.runtime.benchmark.result import (
+    BenchmarkInterrupted,
+    BenchmarkRun,
+    saturation_batch,
+    summarize_run,
+)
 from fr_edge.runtime.benchmark.setting import Setting
 from fr_edge.runtime.benchmark.statistics import latencies_of
-from fr_edge.runtime.benchmark.timing import Timed, time_runs
+from fr_edge.runtime.benchmark.timing import Timing, time_runs
 from fr_edge.runtime.benchmark.workload import Workload, ready_batches, turns
 
 
 def _run(latencies: np.ndarray, **changes: object) -> BenchmarkRun:
-    parts = {"steady": True, "waited": 0.01, "duration_s": 10.0, "lowest": 1.0, **changes}
+    parts = {"steady": True, "cpu_wait_share": 0.01, "duration_s": 10.0, "lowest": 1.0, **changes}
     stopped = bool(parts.get("interrupted", False))
-    timed = Timed(latencies_of(latencies), 0.6, bool(parts["steady"]), parts["waited"], stopped)  # type: ignore[arg-type]
-    return BenchmarkRun(Setting(4), timed, float(parts["duration_s"]), float(parts["lowest"]))  # type: ignore[arg-type]
+    share = parts["cpu_wait_share"]
+    timing = Timing(latencies_of(latencies), 0.6, bool(parts["steady"]), share, stopped)  # type: ignore[arg-type]
+    return summarize_run(Setting(4), timing, float(parts["duration_s"]), float(parts["lowest"]))  # type: ignore[arg-type]
 
 
 QUIET = np.random.default_rng(1).normal(8, 0.1, 1250)
 
 
 def test_quiet_figures_are_valid_and_right() -> None:
-    report = _run(QUIET).to_json()
+    report = to_builtins(_run(QUIET))
     assert (report["verdict"], report["reasons"]) == ("VALID", [])
     for name, q in (("p50", 50), ("p90", 90), ("p95", 95), ("p99", 99)):
         assert report["latency_ms"][name] == pytest.approx(np.percentile(QUIET, q), abs=1e-4)
@@ -47,7 +54,7 @@ def test_quiet_figures_are_valid_and_right() -> None:
         (_run(QUIET, duration_s=0.5), "too short"),
         (_run(QUIET * np.random.default_rng(2).uniform(0.6, 1.4, 1250)), "too noisy"),
         (_run(np.where(np.arange(1250) < 900, QUIET, QUIET * 1.5)), "the speed moved"),
-        (_run(QUIET, waited=0.2), "other load"),
+        (_run(QUIET, cpu_wait_share=0.2), "other load"),
         (_run(QUIET, steady=False), "not steady"),
         (_run(QUIET, lowest=0.98), "embeddings moved"),
         (_run(QUIET - 9), "clock jumped"),
@@ -55,19 +62,19 @@ def test_quiet_figures_are_valid_and_right() -> None:
     ],
 )
 def test_spoiled_figures_say_why(run: BenchmarkRun, reason: str) -> None:
-    report = run.to_json()
+    report = to_builtins(run)
     assert report["verdict"] == "INVALID"
     assert any(reason in found for found in report["reasons"])
 
 
 def test_a_kernel_that_does_not_tell_is_no_reason() -> None:
-    report = _run(QUIET, waited=None).to_json()
-    assert (report["verdict"], report["waited"]) == ("VALID", None)
+    report = to_builtins(_run(QUIET, cpu_wait_share=None))
+    assert (report["verdict"], report["cpu_wait_share"]) == ("VALID", None)
 
 
 def test_a_real_engine(mini: Path) -> None:
     found = benchmark(mini, "fp32", batches=(1, 3), duration_s=0.4, warmup_s=0.6)
-    report = found.to_json()
+    report = to_builtins(found)
     assert [run["batch"] for run in report["runs"]] == [1, 3]
     for run in report["runs"]:
         latency = run["latency_ms"]
@@ -78,23 +85,20 @@ def test_a_real_engine(mini: Path) -> None:
         assert run["min_cosine_during"] > 0.9999
         assert any("too short" in reason for reason in run["reasons"])
     assert report["golden_min_cosine"] > 0.9999
-    assert json.loads((mini / "reports/benchmark-fp32.json").read_text()) == report
+    assert json.loads((mini / "reports/benchmark-fp32-onnxruntime.json").read_text()) == report
     assert open_bundle(mini).history[-1]["summary"]["verdict"] == "INVALID"
 
 
-def test_the_knee_is_where_more_faces_bring_no_more_speed() -> None:
-    def runs(*latencies: float) -> BenchmarkResult:
-        made = [
-            BenchmarkRun(
-                Setting(2**i), Timed(latencies_of(np.full(200, ms)), 0.1, True, 0.0), 10.0, 1.0
-            )
-            for i, ms in enumerate(latencies)
-        ]
-        return BenchmarkResult("fp32", "onnxruntime", tuple(made), 1.0)
+def test_saturation_is_where_more_faces_bring_no_more_speed() -> None:
+    def saturation(*latencies: float) -> int | None:
+        timings = [Timing(latencies_of(np.full(200, ms)), 0.1, True, 0.0) for ms in latencies]
+        return saturation_batch(
+            [summarize_run(Setting(2**i), timing, 10.0, 1.0) for i, timing in enumerate(timings)]
+        )
 
-    assert runs(1.0, 1.2, 1.8, 3.5, 7.0).knee == 4  # 1000, 1667, 2222, 2286 a second
-    assert runs(1.0, 1.0, 1.0).knee is None
-    assert runs(1.0, 3.0).knee is None
+    assert saturation(1.0, 1.2, 1.8, 3.5, 7.0) == 4  # 1000, 1667, 2222, 2286 a second
+    assert saturation(1.0, 1.0, 1.0) is None
+    assert saturation(1.0, 3.0) is None
 
 
 def test_ctrl_c_keeps_what_has_run(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +114,12 @@ def test_ctrl_c_keeps_what_has_run(mini: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "open_session", lambda *_, **__: session)
     with pytest.raises(BenchmarkInterrupted) as stopped:
         benchmark(mini, "fp32", batches=(1, 2), duration_s=600, warmup_s=0.1)
-    report = json.loads((mini / "reports/benchmark-fp32.json").read_text())
+    report = json.loads((mini / "reports/benchmark-fp32-onnxruntime.json").read_text())
     assert [run["batch"] for run in report["runs"]] == [1]
     assert report["runs"][0]["runs"] > 5
     assert any("stopped" in reason for reason in report["runs"][0]["reasons"])
     assert report["interrupted"]
-    assert len(stopped.value.found.runs) == 1
+    assert len(stopped.value.result.runs) == 1
 
 
 class _Forgetful:
@@ -136,9 +140,11 @@ def test_accuracy_is_sampled_while_the_clock_runs() -> None:
     inputs = np.random.default_rng(0).normal(size=(6, 3, 4, 4)).astype(np.float32)
     session = _Forgetful()
     expected = session.embed_tensor(inputs)
-    work = Workload([session], ready_batches(inputs, 2), [expected[p] for p in turns(6, 2)])
-    time_runs(work.run, 0.05, warmup_s=0.01, between=lambda index, _: work.sample(index))
-    assert work.lowest < 0.99
+    work = Workload(
+        [session.embed_tensor], ready_batches(inputs, 2), [expected[p] for p in turns(6, 2)]
+    )
+    time_runs(work.run, 0.05, warmup_s=0.01, between=lambda index, _: work.check(index))
+    assert work.min_cosine < 0.99
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.golden import read_golden
-from fr_edge.runtime.benchmark.breakdown import LatencyBreakdown, time_parts
+from fr_edge.runtime.benchmark.breakdown import LatencyBreakdown, make_breakdown, measure_breakdown
 from fr_edge.runtime.profile import DeviceTimes, node_times
 from fr_edge.runtime.session import open_session
 
@@ -16,9 +16,7 @@ from fr_edge.runtime.session import open_session
 def _on_gpu(
     enqueue: float, h2d: float, compute: float, d2h: float, graph: bool = False
 ) -> LatencyBreakdown:
-    return LatencyBreakdown(
-        0.1, 0.05, compute + 0.3, DeviceTimes(enqueue, h2d, compute, d2h, graph)
-    )
+    return make_breakdown(0.1, 0.05, compute + 0.3, DeviceTimes(enqueue, h2d, compute, d2h, graph))
 
 
 @pytest.mark.parametrize(
@@ -28,8 +26,8 @@ def _on_gpu(
         (_on_gpu(0.9, 0.1, 1.0, 0.02), ["enqueue-bound", "cuda-python"]),
         (_on_gpu(0.9, 0.1, 1.0, 0.02, graph=True), ["enqueue-bound", "larger --batch"]),
         (_on_gpu(0.1, 0.9, 1.0, 0.2), ["transfer-bound", "quarter of the bytes"]),
-        (LatencyBreakdown(0.1, 0.1, 5.0), []),
-        (LatencyBreakdown(0.1, 2.0, 5.0), ["preprocessing takes 29%"]),
+        (make_breakdown(0.1, 0.1, 5.0), []),
+        (make_breakdown(0.1, 2.0, 5.0), ["preprocessing takes 29%"]),
     ],
 )
 def test_what_holds_a_run_up(spent: LatencyBreakdown, said: list[str]) -> None:
@@ -38,7 +36,7 @@ def test_what_holds_a_run_up(spent: LatencyBreakdown, said: list[str]) -> None:
 
 
 def test_the_parts_of_a_gpu_run_add_up_to_the_call() -> None:
-    parts = _on_gpu(0.2, 0.1, 1.0, 0.05).to_json()["spent_ms"]
+    parts = _on_gpu(0.2, 0.1, 1.0, 0.05).breakdown_ms
     on_device = parts["h2d"] + parts["compute"] + parts["d2h"]
     assert parts["host"] == pytest.approx(parts["embed"] - on_device, abs=1e-3)
 
@@ -47,15 +45,13 @@ def test_a_real_session(mini: Path) -> None:
     bundle = open_bundle(mini)
     session = open_session(bundle, "fp32", threads=1)
     faces = read_golden(bundle).faces
-    spent = time_parts(session, faces, bundle.spec, 3, None, layers=True)
-    assert min(spent.decode_ms, spent.preprocess_ms, spent.embed_ms) > 0
-    assert spent.split is None
-    kinds = {layer.kind for layer in spent.layers}
+    breakdown = measure_breakdown(session, faces, bundle.spec, 3, None, layers=True)
+    assert set(breakdown.breakdown_ms) == {"decode", "preprocess", "embed"}
+    assert min(breakdown.breakdown_ms.values()) > 0
+    kinds = {layer.kind for layer in breakdown.layers}
     assert "Conv" in kinds
-    assert list(spent.layers) == sorted(spent.layers, key=lambda layer: -layer.ms)
-    found = spent.to_json()
-    assert set(found["spent_ms"]) == {"decode", "preprocess", "embed"}
-    assert 0 < sum(layer["share"] for layer in found["layers"]) <= 1.001
+    assert list(breakdown.layers) == sorted(breakdown.layers, key=lambda layer: -layer.ms)
+    assert 0 < sum(layer.share for layer in breakdown.layers) <= 1.001
     assert session.embed_tensor(np.zeros((1, *bundle.spec.shape), np.float32)).shape[0] == 1
 
 

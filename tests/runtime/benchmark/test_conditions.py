@@ -6,7 +6,11 @@ import pytest
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.errors import DataError
-from fr_edge.runtime.benchmark.conditions import demanded_power_mode, occupied, wrong_power_mode
+from fr_edge.runtime.benchmark.conditions import (
+    other_gpu_load,
+    power_mode_problems,
+    required_power_mode,
+)
 from fr_edge.runtime.evaluation.gates import Limits, read_policy
 from fr_edge.runtime.machine.monitor import SensorTrace
 from fr_edge.runtime.machine.sensors import Reading
@@ -19,9 +23,9 @@ def _with_policy(mini: Path, text: str) -> Path:
 
 
 def test_one_policy_serves_verify_and_benchmark(mini: Path) -> None:
-    assert demanded_power_mode(open_bundle(mini)) is None
+    assert required_power_mode(open_bundle(mini)) is None
     path = _with_policy(mini, 'far = 1e-3\n[benchmark]\npower_mode = "15W"\n')
-    assert demanded_power_mode(open_bundle(mini)) == "15W"
+    assert required_power_mode(open_bundle(mini)) == "15W"
     assert read_policy(path, "int8") == Limits(far=1e-3)
 
 
@@ -39,7 +43,7 @@ def test_a_policy_that_cannot_be_read(mini: Path, text: str) -> None:
     path = _with_policy(mini, "")
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"policy\.toml"):
-        demanded_power_mode(open_bundle(mini, check="manifest"))
+        required_power_mode(open_bundle(mini, check="manifest"))
 
 
 @pytest.mark.parametrize(
@@ -47,19 +51,19 @@ def test_a_policy_that_cannot_be_read(mini: Path, text: str) -> None:
     [
         (("15W", "15W"), None, []),
         (("MAXN", "MAXN"), "maxn", []),
-        (("15W", "15W"), "MAXN", ["wrong power mode: 15W, MAXN is demanded"]),
-        (("MAXN", "15W"), "MAXN", ["wrong power mode: 15W, MAXN is demanded"]),
-        ((), "MAXN", ["power mode MAXN is demanded, and this machine tells none (nvpmodel)"]),
+        (("15W", "15W"), "MAXN", ["wrong power mode: 15W, MAXN is required"]),
+        (("MAXN", "15W"), "MAXN", ["wrong power mode: 15W, MAXN is required"]),
+        ((), "MAXN", ["power mode MAXN is required, and this machine reports none (nvpmodel)"]),
     ],
 )
 def test_the_power_mode(modes: tuple[str, ...], demanded: str | None, said: list[str]) -> None:
-    assert list(wrong_power_mode(SensorTrace(power_modes=modes), demanded)) == said
+    assert list(power_mode_problems(SensorTrace(power_modes=modes), demanded)) == said
 
 
 def test_others_on_the_gpu() -> None:
-    assert occupied(Reading(), ()) == ()
-    assert occupied(Reading(load_percent={"gpu": 4.0}), ()) == ()
-    assert occupied(Reading(load_percent={"gpu": 63.0}), ("python3 (4711)",)) == (
+    assert other_gpu_load(Reading(), ()) == ()
+    assert other_gpu_load(Reading(load_percent={"gpu": 4.0}), ()) == ()
+    assert other_gpu_load(Reading(load_percent={"gpu": 63.0}), ("python3 (4711)",)) == (
         "other load on the GPU: python3 (4711)",
         "other load on the GPU: 63 % busy before the run",
     )

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fr_edge.documents import to_builtins
 from fr_edge.runtime.benchmark.benchmark import benchmark
-from fr_edge.runtime.benchmark.breakdown import LatencyBreakdown
+from fr_edge.runtime.benchmark.breakdown import make_breakdown
 from fr_edge.runtime.benchmark.poisson_load import LoadResult
-from fr_edge.runtime.benchmark.result import BenchmarkRun
+from fr_edge.runtime.benchmark.result import summarize_run
 from fr_edge.runtime.benchmark.setting import Setting
 from fr_edge.runtime.benchmark.statistics import latencies_of
-from fr_edge.runtime.benchmark.timing import Timed
+from fr_edge.runtime.benchmark.timing import Timing
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.machine.monitor import SensorTrace
 from fr_edge.runtime.machine.sensors import Reading
@@ -46,7 +47,7 @@ def document(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(calibrated_mini, bundle)
     build_engine(bundle, "fp32", "onnxruntime")
     options: dict[str, Any] = {"batches": (1, 2), "streams": (1, 2), "layers": True}
-    return benchmark(bundle, "fp32", duration_s=0.2, warmup_s=0.1, **options).to_json()
+    return to_builtins(benchmark(bundle, "fp32", duration_s=0.2, warmup_s=0.1, **options))
 
 
 def test_the_schema_is_one() -> None:
@@ -60,28 +61,24 @@ def test_a_real_document(document: dict[str, Any]) -> None:
 
 
 def test_queries_at_random(document: dict[str, Any]) -> None:
-    timed = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, None)
-    timed = replace(
-        timed, served=LoadResult(50.0, 49.8, 0.2, 1, 0.01, latencies_of(np.full(200, 4.0)))
-    )
-    found = {**document, "runs": [BenchmarkRun(Setting(rate=50), timed, 2.0, 1.0).to_json()]}
-    found["runs"][0] |= {k: v for k, v in document["runs"][0].items() if k not in found["runs"][0]}
-    assert _problems(found) == []
-    assert found["runs"][0]["served"]["most_per_s"] == 250
+    load = LoadResult(50.0, 49.8, 0.2, 1, 0.01, latencies_of(np.full(200, 4.0)))
+    timing = Timing(latencies_of(np.full(200, 5.0)), 0.1, True, None, load=load)
+    run = to_builtins(summarize_run(Setting(rate=50), timing, 2.0, 1.0))
+    assert _problems({**document, "runs": [run]}) == []
+    assert run["load"]["most_per_s"] == 250
 
 
 def test_a_board_with_every_sensor(document: dict[str, Any]) -> None:
-    timed = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, None)
-    watched = SensorTrace([0.0, 1.0], [READING, READING], {"gpu": 1}, ("15W", "15W"), 0.0)
-    spent = LatencyBreakdown(
-        1.0, 1.0, 5.0, DeviceTimes(1, 1, 2, 1, True), (LayerTime("a", "", 1.0),)
-    )
-    run = BenchmarkRun(Setting(4, None, 2), timed, 10.0, 1.0, watched, watched, spent, ("x",))
+    timing = Timing(latencies_of(np.full(200, 5.0)), 0.1, True, None)
+    trace = SensorTrace([0.0, 1.0], [READING, READING], {"gpu": 1}, ("15W", "15W"), 0.0)
+    parts = make_breakdown(1.0, 1.0, 5.0, DeviceTimes(1, 1, 2, 1, True), (LayerTime("a", "", 1.0),))
+    run = summarize_run(Setting(4, None, 2), timing, 10.0, 1.0, trace, trace, ("x",))
+    run = replace(run, **vars(parts))
     held = {"gpu": {"governor": None, "min_mhz": 1.0, "max_mhz": 1.0, "held": True}}
     device = {**document["device"], "clocks": held}
-    assert _problems({**document, "runs": [run.to_json()], "device": device}) == []
-    few = replace(run, timed=replace(timed, latencies=latencies_of([5.0, 6.0])), watched=None)
-    assert _problems({**document, "runs": [few.to_json()]}) == []
+    assert _problems({**document, "runs": [to_builtins(run)], "device": device}) == []
+    few = summarize_run(Setting(4), replace(timing, latencies=latencies_of([5.0, 6.0])), 10.0, 1.0)
+    assert _problems({**document, "runs": [to_builtins(few)]}) == []
 
 
 def test_what_is_missing_or_new_is_found(document: dict[str, Any]) -> None:

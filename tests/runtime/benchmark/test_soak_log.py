@@ -14,7 +14,7 @@ from fr_edge.runtime.machine.sensors import Reading
 def test_lines_are_there_before_the_run_ends(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     readings = [Reading(clock_mhz={"gpu": 1300.0})]
-    with SoakLog(path, every_s=0.0) as journal:
+    with SoakLog(path, interval_s=0.0) as journal:
         journal.begin(Setting(8, None, 2), readings)
         journal.add(5_000_000)
         lines = path.read_text().splitlines()

@@ -16,6 +16,7 @@ def _timing(path: Path, p50: float, half: float = 0.1, **changes: Any) -> Path:
     names = ("p50", "p90", "p99")
     run = {
         "batch": 1,
+        "verdict": "VALID",
         "latency_ms": {name: p50 * (1 + i / 10) for i, name in enumerate(names)},
         "interval_95_ms": {
             name: [p50 * (1 + i / 10) - half, p50 * (1 + i / 10) + half]
@@ -90,16 +91,18 @@ def test_settings_that_one_side_ran_and_figures_without_interval(tmp_path: Path)
 def test_two_bundles(mini: Path, people: Faces, tmp_path: Path) -> None:
     import shutil
 
-    verify(mini, "int8", artifact="graph", faces=people)
-    verify(mini, "fp32", artifact="graph", faces=people)
+    int8 = verify(mini, "int8", artifact="graph", faces=people)
+    fp32 = verify(mini, "fp32", artifact="graph", faces=people)
     shutil.copytree(mini, tmp_path / "other")
     found = compare(mini, tmp_path / "other")
-    assert {c.name.split(":")[0] for c in found.changes} == {"verify int8", "verify fp32"}
+    assert {c.name.rsplit(":", 1)[0] for c in found.changes} == {
+        "verify int8 synthetic:12x4@9 graph",
+        "verify fp32 synthetic:12x4@9 graph",
+    }
     assert {c.verdict for c in found.changes} == {"equal"}
-    reports = mini / "reports/verify-fp32.json", mini / "reports/verify-int8.json"
-    between = compare(*reports)
+    between = compare(mini / fp32.report, mini / int8.report)
     assert any("engine fp32 and int8" in text for text in between.differences)
-    assert next(c for c in between.changes if "cosine min" in c.name).second.value < 1
+    assert next(c for c in between.changes if "cosine min" in c.name).second < 1
 
 
 def test_nothing_in_common(mini: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fr_edge.runtime.evaluation.gates import Gate
+from fr_edge.runtime.evaluation.gates import ceiling_gate, floor_gate
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,6 @@ from fr_edge.runtime.evaluation.gates import Gate
     ],
 )
 def test_verdict(value: float | None, limit: float, most: bool, passed: bool) -> None:
-    gate = Gate("g", value, limit, most)
+    gate = (ceiling_gate if most else floor_gate)("g", value, limit)
     assert gate.passed is passed
-    assert gate.to_json()["passed"] is passed
+    assert gate.at == ("most" if most else "least")

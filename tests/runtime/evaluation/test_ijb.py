@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fr_edge.bundle.bundle import open_bundle
+from fr_edge.documents import to_builtins
 from fr_edge.errors import FacesError
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
 from fr_edge.faces.ijb import Ijb, is_ijb, pool_templates, read_ijb, template_cosines
@@ -89,14 +90,15 @@ def test_pooling_is_that_of_a_plain_loop(folder: Path, norm: bool, detector: boo
 
 def test_the_whole_protocol(mini: Path, folder: Path) -> None:
     assert is_ijb(folder)
-    found = evaluate_ijb(mini, read_ijb(folder), "fp32", artifact="graph").to_json()
+    found = to_builtins(evaluate_ijb(mini, read_ijb(folder), "fp32", artifact="graph"))
     assert found["protocol"]["flags"] == "N1D1F1"
     assert found["pairs"] == {"genuine": 5, "impostor": 20}
     assert found["tar_at_far"]["1e-1"] == 1.0  # five patterns, nothing alike
     # 20 impostor pairs do not resolve FAR 1e-2, and hold 1e-1 by two.
     assert found["tar_at_far"]["1e-2"] is None
     assert any("FAR 1e-1 needs 100" in note for note in found["notes"])
-    assert "reports/evaluate-fp32-ijb-N1D1F1.json" in open_bundle(mini)
+    assert found["report"].startswith("reports/evaluate-fp32-ijb-N1D1F1-")
+    assert found["report"] in open_bundle(mini)
 
 
 def test_what_is_missing_is_counted(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.mixed_precision import Budget
-from fr_edge.errors import BundleError
+from fr_edge.errors import DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.metrics.protocols import draw_pairs
@@ -49,6 +49,12 @@ class _Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open[-1:] != ["style"]:
             self.text.append(data)
+
+
+def _verification(bundle: Path) -> Path:
+    """The bundle's only report of `verify`."""
+    (report,) = (bundle / "reports").glob("verify-*.json")
+    return report
 
 
 @pytest.fixture
@@ -101,20 +107,20 @@ def test_page_is_whole_and_stands_alone(judged: Path) -> None:
 
 def test_figures_are_the_reports_own(judged: Path) -> None:
     body = " ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text)
-    verified = json.loads((judged / "reports/verify-int8.json").read_text())
-    timed = json.loads((judged / "reports/benchmark-int8.json").read_text())
+    verified = json.loads(_verification(judged).read_text())
+    timed = json.loads((judged / "reports/benchmark-int8-onnxruntime.json").read_text())
     assert f"{verified['cosine']['min']:.4f}" in body
     assert f"{100 * verified['tar']['1e-2']['engine']:.2f} %" in body
     assert f"{timed['runs'][0]['latency_ms']['p50']:.2f}" in body
     assert "INVALID" in body
     assert "a set & more" in body  # each protocol has its row
-    assert (judged / "reports/evaluate-int8-a-set-more.json").is_file()
+    assert list((judged / "reports").glob("evaluate-int8-a-set-more-*.json"))
     for entry in open_bundle(judged).files.values():
         if entry.role != "report":
             assert entry.sha256 in body
 
 
-def test_latency_plots_say_which_lines_cannot_be_believed(judged: Path) -> None:
+def test_latency_plots_say_which_lines_cannot_be_trusted(judged: Path) -> None:
     benchmark(judged, "int8", batches=(1, 2), duration_s=0.2, warmup_s=0.1)
     text = write_report(judged).read_text(encoding="utf-8")
     plot = text[text.index('aria-label="int8 latency"') :]
@@ -127,8 +133,8 @@ def test_latency_plots_say_which_lines_cannot_be_believed(judged: Path) -> None:
 
 def test_a_plot_holds_as_many_lines_as_can_be_told_apart(judged: Path) -> None:
     with transaction(judged, "benchmark", {}) as draft:
-        path = draft.path("reports/benchmark-int8.json", "benchmark")
-        report = json.loads((judged / "reports/benchmark-int8.json").read_text())
+        path = draft.path("reports/benchmark-int8-onnxruntime.json", "benchmark")
+        report = json.loads((judged / "reports/benchmark-int8-onnxruntime.json").read_text())
         run = {**report["runs"][0], "verdict": "VALID", "reasons": []}
         report["runs"] = [{**run, "batch": size} for size in range(1, 9)]
         path.write_text(json.dumps(report))
@@ -143,11 +149,13 @@ def test_a_plot_holds_as_many_lines_as_can_be_told_apart(judged: Path) -> None:
 
 def test_a_benchmark_of_an_earlier_version_has_no_plot(judged: Path) -> None:
     with transaction(judged, "benchmark", {}) as draft:
-        path = draft.path("reports/benchmark-int8.json", "benchmark")
-        old = json.loads((judged / "reports/benchmark-int8.json").read_text())
+        path = draft.path("reports/benchmark-int8-onnxruntime.json", "benchmark")
+        old = json.loads((judged / "reports/benchmark-int8-onnxruntime.json").read_text())
         for run in old["runs"]:
-            for key in ("rate", "quantiles_ms", "work_over_time_ms", "served"):
+            for key in ("rate", "quantiles_ms", "work_over_time_ms", "load", "breakdown_ms"):
                 del run[key]
+            run |= {"spent_ms": {"embed": 1.0}, "waited": 0.1}
+        del old["artifact"], old["saturation_batch"]
         path.write_text(json.dumps(old))
     text = write_report(judged).read_text(encoding="utf-8")
     assert "int8 latency" not in text
@@ -178,10 +186,10 @@ def test_drawn_faces_are_shown_and_other_peoples_are_not(judged: Path, people: F
         return sum(tag == "img" for tag, _ in page.tags)
 
     assert pictures() == 12
-    report = json.loads((judged / "reports/verify-int8.json").read_text())
+    report = json.loads(_verification(judged).read_text())
     report["faces"]["drawn"] = False
     with transaction(judged, "tamper", {}) as draft:
-        draft.path("reports/verify-int8.json", "verification").write_text(json.dumps(report))
+        draft.path(f"reports/{_verification(judged).name}", "verify").write_text(json.dumps(report))
     assert pictures() == 0
     page = _Page(write_report(judged, people).read_text(encoding="utf-8"))
     assert sum(tag == "img" for tag, _ in page.tags) == 12
@@ -190,7 +198,7 @@ def test_drawn_faces_are_shown_and_other_peoples_are_not(judged: Path, people: F
 def test_failed_gates_come_first(mini: Path, people: Faces) -> None:
     verify(mini, "int8", artifact="graph", faces=people, min_cosine=1.0)
     body = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
-    assert re.search(r"FAILED INT8 engine .* ✗ min cosine", body[:800])
+    assert re.search(r"FAILED INT8 graph .* ✗ min cosine", body[:800])
 
 
 def test_a_bundle_that_nobody_verified_says_so(mini: Path) -> None:
@@ -199,12 +207,38 @@ def test_a_bundle_that_nobody_verified_says_so(mini: Path) -> None:
     assert "fr-edge benchmark" in body
 
 
-def test_a_certificate_of_an_earlier_version_is_shown(judged: Path) -> None:
-    report = json.loads((judged / "reports/verify-int8.json").read_text())
-    del report["teacher"]
+def test_a_report_of_an_earlier_version_is_shown(judged: Path) -> None:
+    report = json.loads(_verification(judged).read_text())
+    for key in ("teacher", "artifact", "name", "report"):
+        del report[key]
+    report["worst"] = report["cosine"].pop("worst")
+    for rate in report["tar"].values():
+        del rate["far"], rate["low_confidence"]
     with transaction(judged, "tamper", {}) as draft:
-        draft.path("reports/verify-int8.json", "verification").write_text(json.dumps(report))
-    assert "PASSED" in write_report(judged).read_text(encoding="utf-8")
+        draft.path("reports/verify-int8.json", "verify").write_text(json.dumps(report))
+        draft.remove(f"reports/{_verification(judged).name}")
+    body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
+    assert "PASSED" in body
+    assert "STALE: an earlier fr-edge made it" in body
+
+
+def test_reports_of_an_earlier_engine_are_marked(judged: Path) -> None:
+    body = " ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text)
+    assert "STALE" not in body
+    assert "the engine" in body
+    assert open_bundle(judged).files["engines/onnxruntime-int8.onnx"].sha256[:12] in body
+    engine = (judged / "engines/onnxruntime-int8.onnx").read_bytes()
+    with transaction(judged, "tamper", {}) as draft:
+        draft.path("engines/onnxruntime-int8.onnx", "engine").write_bytes(engine + b"\0")
+    body = " ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text)
+    assert "STALE: engines/onnxruntime-int8.onnx has changed since" in body
+
+
+def test_a_judged_graph_is_named_as_one(mini: Path) -> None:
+    verify(mini, "int8", artifact="graph")
+    body = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
+    assert "INT8 graph on onnxruntime" in body
+    assert "the graph with every rounding, not an engine: model.int8.onnx" in body
 
 
 def test_names_are_text_not_markup(mini: Path) -> None:
@@ -217,8 +251,8 @@ def test_names_are_text_not_markup(mini: Path) -> None:
 
 def test_a_damaged_report_is_named(mini: Path) -> None:
     with transaction(mini, "tamper", {}) as draft:
-        draft.path("reports/verify-int8.json", "verification").write_text("{ not json")
-    with pytest.raises(BundleError, match="verify-int8"):
+        draft.path("reports/verify-int8-golden-0.json", "verify").write_text("{ not json")
+    with pytest.raises(DataError, match="verify-int8"):
         write_report(mini)
 
 
@@ -232,7 +266,7 @@ def test_a_browser_shows_it_offline_without_complaint(
 
 def test_the_headline_is_of_a_rate_that_the_pairs_hold(judged: Path) -> None:
     """12 people give 1,056 impostor pairs: FAR 1e-3 is measured by one of them, 1e-2 by ten."""
-    report = json.loads((judged / "reports/verify-int8.json").read_text())
+    report = json.loads(_verification(judged).read_text())
     assert report["tar"]["1e-3"]["low_confidence"]
     assert not report["tar"]["1e-2"]["low_confidence"]
     body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())

@@ -14,7 +14,7 @@ from fr_edge.faces.sources import Faces
 from fr_edge.metrics.comparison import compare_verification
 from fr_edge.metrics.rates import measure_drift
 from fr_edge.runtime.evaluation.embeddings_file import origin_of, write_embeddings
-from fr_edge.runtime.evaluation.error_analysis import explain, kind_doubts, label_doubts
+from fr_edge.runtime.evaluation.error_analysis import explain, label_doubts, strata_doubts
 from fr_edge.runtime.evaluation.verify import verify
 from fr_edge.runtime.onnxruntime_session import CpuSession
 from fr_edge.runtime.session import embed_faces, open_session
@@ -178,7 +178,7 @@ def test_a_kind_of_face_that_fails_alone_is_named(seed: int, share: float) -> No
         groups = {"bearded": odd, "others": ~odd}
         told = compare_verification(one, other, faces.labels, None, measures, 1e-2, groups)
         assert told is not None
-        return kind_doubts(told.strata, measure_drift(one, other, faces.keys))
+        return strata_doubts(told.strata, measure_drift(one, other, faces.keys))
 
     assert said(np.where(odd[:, None], 10 * noise, noise)).startswith("bearded faces alone")
     assert said(noise) == ""

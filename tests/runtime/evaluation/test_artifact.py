@@ -1,0 +1,135 @@
+"""What is judged is the file that a session opens, and the report says which bytes those were."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.bundle.derived import stale_reports
+from fr_edge.errors import BundleError
+from fr_edge.faces.sources import Faces
+from fr_edge.runtime.benchmark.benchmark import benchmark
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.evaluation.evaluate import evaluate
+from fr_edge.runtime.evaluation.verify import verify
+
+ENGINE = "engines/onnxruntime-int8.onnx"
+
+
+@pytest.fixture
+def built(mini: Path) -> Path:
+    build_engine(mini, "int8", "onnxruntime")
+    return mini
+
+
+def _shuffle_engine(root: Path) -> None:
+    """Another network's weights in the engine, with manifest and fingerprint that agree."""
+    model = onnx.load(root / ENGINE)
+    random = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim == 4:
+            moved = random.permutation(values.reshape(-1)).reshape(values.shape)
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+    data = model.SerializeToString()
+    fingerprint = json.loads((root / f"{ENGINE}.json").read_text())
+    fingerprint["sha256"] = hashlib.sha256(data).hexdigest()
+    with transaction(root, "tamper", {}) as change:
+        change.path(ENGINE, "int8 engine").write_bytes(data)
+        sidecar = change.path(f"{ENGINE}.json", "engine fingerprint")
+        sidecar.write_text(json.dumps(fingerprint))
+
+
+def test_an_engine_with_other_weights_fails(built: Path, people: Faces) -> None:
+    assert verify(built, "int8").passed
+    _shuffle_engine(built)
+    result = verify(built, "int8")
+    assert not result.passed
+    assert {"min cosine", "p1 cosine"} <= {g.name for g in result.gates if not g.passed}
+    assert result.artifact is not None
+    assert result.artifact.sha256 == open_bundle(built).files[ENGINE].sha256
+    # The graph that it was made of is as good as before, and judged only when asked for.
+    assert verify(built, "int8", artifact="graph").passed
+    assert (
+        evaluate(built, people, "int8").eer != evaluate(built, people, "int8", artifact="graph").eer
+    )
+
+
+def test_the_speed_of_an_engine_with_other_weights_is_invalid(built: Path) -> None:
+    options = {"duration_s": 1.0, "warmup_s": 0.1}
+    good = benchmark(built, "int8", **options)  # type: ignore[arg-type]
+    assert not any("not the original network" in r for r in good.runs[0].reasons)
+    _shuffle_engine(built)
+    result = benchmark(built, "int8", **options)  # type: ignore[arg-type]
+    assert result.verdict == "INVALID"
+    assert all(
+        any("not the original network" in reason for reason in run.reasons) for run in result.runs
+    )
+
+
+@pytest.mark.parametrize("judge", [verify, benchmark])
+def test_an_engine_that_was_not_built_is_refused(judge, mini: Path) -> None:
+    with pytest.raises(BundleError, match="no int8 engine") as refused:
+        judge(mini, "int8")
+    assert "fr-edge build-engine" in refused.value.hint
+
+
+def test_the_graph_is_judged_by_name(mini: Path, people: Faces) -> None:
+    result = verify(mini, "int8", artifact="graph")
+    evaluation = evaluate(mini, people, "int8", artifact="graph")
+    for artifact in (result.artifact, evaluation.artifact):
+        assert artifact is not None
+        assert (artifact.kind, artifact.file) == ("graph", "model.int8.onnx")
+        assert artifact.sha256 == open_bundle(mini).files["model.int8.onnx"].sha256
+    assert any(note.startswith("an engine") for note in result.not_measured)
+
+
+def test_a_weaker_run_replaces_nothing(built: Path, people: Faces) -> None:
+    """Golden faces, other faces, other limits, the graph: each has a report of its own."""
+    results = [
+        verify(built, "int8", faces=people),
+        verify(built, "int8"),
+        verify(built, "int8", faces=people, min_cosine=0.1),
+        verify(built, "int8", faces=people, artifact="graph"),
+        verify(built, "int8", faces=people, degrade=True),
+    ]
+    assert len({result.report for result in results}) == len(results)
+    assert all((built / result.report).is_file() for result in results)
+    again = verify(built, "int8", faces=people)
+    assert again.report == results[0].report
+
+
+def test_sources_of_one_name_in_two_folders_have_two_reports(
+    mini: Path, people: Faces, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    names = set()
+    for folder in ("a", "b"):
+        where = tmp_path / folder / "lfw.bin"
+        faces = replace(people, where=str(where), drawn=False)
+        names.add(evaluate(mini, faces, "fp32", artifact="graph").report)
+    assert len(names) == 2
+    assert all(name.startswith("reports/evaluate-fp32-lfw-") for name in names)
+
+
+def test_reports_of_earlier_engines_stay_and_are_stale(built: Path) -> None:
+    report = verify(built, "int8").report
+    assert report not in stale_reports(open_bundle(built))
+    _shuffle_engine(built)
+    assert (built / report).is_file()
+    assert ENGINE in stale_reports(open_bundle(built))[report]
+
+
+def test_an_engine_replaced_while_it_is_judged_gets_no_report(built: Path, people: Faces) -> None:
+    def replaced(items, label, total):  # type: ignore[no-untyped-def]
+        _shuffle_engine(built)
+        return items
+
+    with pytest.raises(BundleError, match="replaced while it was judged"):
+        verify(built, "int8", faces=people, track=replaced)
