@@ -112,7 +112,7 @@ def test_sources_of_one_name_in_two_folders_have_two_reports(
     names = set()
     for folder in ("a", "b"):
         where = tmp_path / folder / "lfw.bin"
-        faces = replace(people, where=str(where), drawn=False)
+        faces = replace(people, where=str(where), synthetic=False)
         names.add(evaluate(mini, faces, "fp32", artifact="graph").report)
     assert len(names) == 2
     assert all(name.startswith("reports/evaluate-fp32-lfw-") for name in names)
