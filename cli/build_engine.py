@@ -81,7 +81,7 @@ def command(
     if chosen is None:
         raise click.UsageError("name the engine: --int8, --fp16, --fp32 or --precision auto")
     settings = _options(**tensorrt)
-    source = options.open_source(output, faces) if faces else None
+    source = options.load_faces(faces) if faces else None
     if chosen == "auto":
         _select(output, bundle, backend, source, settings)
     else:

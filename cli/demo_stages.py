@@ -9,21 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..arrays import F32
 from ..bundle.bundle import open_bundle
-from ..bundle.manifest import Bundle
 from ..calibration.calibrate import calibrate
-from ..distill.networks import build_network
 from ..distill.recipe import read_recipe
 from ..distill.train import distill_student
 from ..errors import MachineError
 from ..export.export import export_onnx
-from ..export.torch_network import module_embedder, torch_embedder
-from ..faces.contract import InputSpec, preprocess
+from ..export.torch_network import TorchWeights, open_torch_weights, random_torch_weights
 from ..faces.pairs import Pairs
 from ..faces.sources import open_faces
-from ..graph.run import Embed
 from ..metrics.accuracy import pair_accuracy
 from ..metrics.protocols import draw_pairs
 from ..runtime.benchmark.benchmark import benchmark
@@ -32,6 +27,7 @@ from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
 from ..runtime.evaluation.evaluate import evaluate
 from ..runtime.evaluation.verify import verify
 from ..runtime.report.report import write_report
+from ..runtime.session import embed_faces
 from .demo_journal import DemoPlan, DemoStage, read_stages, write_stages
 from .output import Output
 
@@ -180,38 +176,28 @@ def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output:
 
 
 def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: Output) -> Found:
-    import torch
+    def embed(weights: TorchWeights, name: str) -> F32:
+        return embed_faces(weights, judged.faces, output.track, f"embedding with the {name}")
 
-    bundle = open_bundle(student)
-    recipe = read_recipe("tiny")
-    torch.manual_seed(recipe.seed)
-    untrained = module_embedder(build_network(recipe.network, bundle.embedding_dim))
-    found = {
-        "untrained": _judge(untrained, bundle.spec, judged, output, "judging the untrained"),
-        "teacher": _judge_bundle(open_bundle(teacher), judged, output, "judging the teacher"),
+    bundle, recipe = open_bundle(student), read_recipe("tiny")
+    embeddings = {
+        "untrained": embed(
+            random_torch_weights(recipe.network, bundle.embedding_dim, bundle.spec, recipe.seed),
+            "untrained student",
+        ),
+        "teacher": embed(open_torch_weights(open_bundle(teacher)), "teacher"),
+        "student": embed(open_torch_weights(bundle), "student"),
     }
-    embeddings = _embed(torch_embedder(bundle), bundle.spec, judged, output, "judging the student")
-    keys, labels = judged.faces.keys, judged.faces.labels
-    origin = origin_of(bundle, "fp32", "torch")
-    write_embeddings(home / "reference.npz", keys, labels, embeddings, origin)
-    found["student"] = pair_accuracy(embeddings, judged).mean
-    figure = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
-    return "on people never trained on", figure, found
-
-
-def _judge_bundle(bundle: Bundle, judged: Pairs, output: Output, label: str) -> float:
-    return _judge(torch_embedder(bundle), bundle.spec, judged, output, label)
-
-
-def _judge(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: str) -> float:
-    return pair_accuracy(_embed(embed, spec, judged, output, label), judged).mean
-
-
-def _embed(embed: Embed, spec: InputSpec, judged: Pairs, output: Output, label: str) -> Any:
-    size = 64
-    steps = -(-len(judged.faces) // size)
-    batches = output.track(judged.faces.batches(size), label, steps)
-    return np.concatenate([embed(preprocess(batch, spec)) for batch in batches])
+    write_embeddings(
+        home / "reference.npz",
+        judged.faces.keys,
+        judged.faces.labels,
+        embeddings["student"],
+        origin_of(bundle, "fp32", "torch"),
+    )
+    numbers = {name: pair_accuracy(array, judged).mean for name, array in embeddings.items()}
+    figure = ", ".join(f"{name} {100 * value:.1f} %" for name, value in numbers.items())
+    return "on people never trained on", figure, numbers
 
 
 def _export(student: Path, output: Output) -> Found:

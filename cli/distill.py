@@ -38,7 +38,7 @@ def command(
 
     bundle = distill_student(
         read_recipe(recipe, changes),
-        options.open_source(output, faces),
+        options.load_faces(faces),
         out,
         teacher=teacher,
         resume=resume,

@@ -1,6 +1,5 @@
 """`fr-edge embed`: faces to embeddings, in a file."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +10,8 @@ from .command import define_command
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..arrays import F32, U8
     from ..bundle.manifest import Bundle
-    from ..faces.contract import InputSpec
-    from ..graph.run import Embed
+    from ..export.torch_network import TorchWeights
     from ..runtime.session import Session
 
 
@@ -43,7 +40,7 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
     from ..runtime.session import embed_faces
 
-    opened, source = open_bundle(bundle), options.open_source(output, faces)
+    opened, source = open_bundle(bundle), options.load_faces(faces)
     session = _session(opened, engine, backend)
     embeddings = embed_faces(session, source, output.track)
     origin = origin_of(opened, session.precision, session.backend)
@@ -64,29 +61,13 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     )
 
 
-def _session(bundle: "Bundle", engine: str, backend: str) -> "Session | _TorchWeights":
+def _session(bundle: "Bundle", engine: str, backend: str) -> "Session | TorchWeights":
     if backend != "torch":
         from ..runtime.session import open_session
 
         return open_session(bundle, engine, backend)
     if engine not in ("auto", "fp32"):
         raise click.UsageError("the PyTorch weights are fp32: leave --engine out")
-    from ..export.torch_network import torch_embedder
+    from ..export.torch_network import open_torch_weights
 
-    return _TorchWeights(torch_embedder(bundle), bundle.spec, bundle.embedding_dim)
-
-
-@dataclass
-class _TorchWeights:
-    """PyTorch weights as a `FaceEmbedder`: the runtime itself never imports torch."""
-
-    network: "Embed"
-    spec: "InputSpec"
-    dim: int
-    backend: str = "torch"
-    precision: str = "fp32"
-
-    def embed(self, images: "U8") -> "F32":
-        from ..faces.contract import preprocess
-
-        return self.network(preprocess(images, self.spec))
+    return open_torch_weights(bundle)

@@ -92,7 +92,7 @@ def command(
     if flags is not None:
         raise click.UsageError(f"--ijb is for IJB folders, and {protocol} is not one")
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
-    judged = read_pairs(protocol, faces) if is_list else options.open_source(output, protocol)
+    judged = read_pairs(protocol, faces) if is_list else options.load_faces(protocol)
     result = evaluate(
         bundle, judged, engine, backend, output.track, artifact=artifact, flip=flip, name=name
     )

@@ -56,7 +56,7 @@ def command(
         arch=arch,
         spec=spec,
         golden=golden,
-        faces=options.open_source(output, faces) if faces else None,
+        faces=options.load_faces(faces) if faces else None,
     )
     bundle, summary = result.bundle, result.summary
     check, nodes = summary.check, summary.nodes

@@ -26,9 +26,7 @@ def command(output: Output, source: str, faces: str, limit: int) -> None:
     from ..documents import to_builtins
     from ..export.preprocessing_search import find_preprocessing
 
-    result = find_preprocessing(
-        source, options.open_source(output, faces), limit=limit, track=output.track
-    )
+    result = find_preprocessing(source, options.load_faces(faces), limit=limit, track=output.track)
     rows = [
         [
             f"{c.d_prime:.2f}",

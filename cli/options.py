@@ -8,7 +8,6 @@ import click
 if TYPE_CHECKING:
     from ..faces.pairs import Pairs
     from ..faces.sources import Faces
-    from .output import Output
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
@@ -71,22 +70,34 @@ def require_torch(reason: str) -> None:
         raise MachineError(f"{reason}, which is not installed", "pip install 'fr-edge[train]'")
 
 
-def open_source(output: "Output", source: str) -> "Faces":
-    """Index a source of faces; says so when they do not look like aligned crops."""
+def load_faces(source: str) -> "Faces":
+    """Index a source of faces; warn when they do not look like aligned crops.
+
+    Args:
+        source: As `--faces` takes it.
+    """
+    import logging
+
     from ..faces.sources import open_faces, size_warning
 
     faces = open_faces(source)
-    if note := size_warning(faces):
-        output.note(note)
+    if warning := size_warning(faces):
+        logging.getLogger(__name__).warning(warning)
     return faces
 
 
-def open_judged(
-    output: "Output", faces: str | None, pairs: str | None
-) -> "tuple[Faces | None, Pairs | None]":
-    """The people to judge on: a source of faces, or a pair list (whose images `faces` holds)."""
+def load_judged(faces: str | None, pairs: str | None) -> "tuple[Faces | None, Pairs | None]":
+    """The faces to judge on.
+
+    Args:
+        faces: As `--faces` takes it; with `pairs` the folder of its images.
+        pairs: A pair list.
+
+    Returns:
+        A source of faces or a pair list; neither when nothing is given.
+    """
     from ..faces.pairs import read_pairs
 
     if pairs:
         return None, read_pairs(pairs, faces)
-    return (open_source(output, faces), None) if faces else (None, None)
+    return (load_faces(faces), None) if faces else (None, None)

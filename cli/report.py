@@ -18,6 +18,6 @@ def command(output: Output, bundle: str, include_faces: str | None) -> None:
     """
     from ..runtime.report.report import write_report
 
-    faces = options.open_source(output, include_faces) if include_faces else None
+    faces = options.load_faces(include_faces) if include_faces else None
     path = write_report(bundle, faces)
     output.result({"bundle": bundle, "report": str(path)}, str(path))

@@ -102,7 +102,7 @@ def command(
     from ..runtime.evaluation.result import junit_xml
     from ..runtime.evaluation.verify import verify
 
-    source, listed = options.open_judged(output, faces, pairs)
+    source, listed = options.load_judged(faces, pairs)
     result = verify(
         bundle,
         engine,

@@ -7,6 +7,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from ..arrays import F32, F64
+from ..arrays import F32, F64, U8
 from ..bundle.manifest import Bundle
 from ..errors import MachineError, UsageError
-from ..faces.contract import InputSpec
+from ..faces.contract import InputSpec, preprocess
 from ..graph.run import BATCH, Embed, split_batches
 
 if TYPE_CHECKING:
@@ -123,22 +124,59 @@ def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelPr
         return onnx.load(str(path))
 
 
-def torch_embedder(bundle: Bundle) -> Embed:
-    """Load a bundle's PyTorch weights as a function.
+@dataclass(frozen=True, eq=False)
+class TorchWeights:
+    """PyTorch weights that embed faces as a session of `runtime` does, which never imports torch.
+
+    Attributes:
+        network: `(N, 3, H, W) float32 -> (N, D) float32`.
+        spec: The input contract.
+        dim: D.
+        backend: What runs the network.
+        precision: Of the weights.
+    """
+
+    network: Embed
+    spec: InputSpec
+    dim: int
+    backend: str = "torch"
+    precision: str = "fp32"
+
+    def embed(self, images: U8) -> F32:
+        """Aligned RGB faces `(N, 112, 112, 3) uint8 -> (N, D) float32`."""
+        return self.network(preprocess(images, self.spec))
+
+
+def open_torch_weights(bundle: Bundle) -> TorchWeights:
+    """Load a bundle's PyTorch weights.
 
     Args:
         bundle: A bundle with `model.pt`.
-
-    Returns:
-        `(N, 3, H, W) float32 -> (N, D) float32`.
 
     Raises:
         BundleError: The bundle has no `model.pt`.
         ModelError: The weights cannot be used.
         MachineError: torch is not installed.
     """
-    network, _, _ = load_torch_network(bundle.file("model.pt"))
-    return module_embedder(network)
+    network, _, dim = load_torch_network(bundle.file("model.pt"))
+    return TorchWeights(module_embedder(network), bundle.spec, dim)
+
+
+def random_torch_weights(arch: str, dim: int, spec: InputSpec, seed: int) -> TorchWeights:
+    """A network with the weights that training starts from.
+
+    Args:
+        arch: The network's name.
+        dim: Numbers per embedding.
+        spec: The input contract.
+        seed: Of torch's random numbers.
+    """
+    import torch
+
+    from ..distill.networks import build_network
+
+    torch.manual_seed(seed)
+    return TorchWeights(module_embedder(build_network(arch, dim)), spec, dim)
 
 
 def module_embedder(network: "torch.nn.Module") -> Embed:

@@ -19,7 +19,7 @@ from fr_edge.bundle.derived import stale_reports
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import ModelError, UsageError
 from fr_edge.export.export import export_onnx
-from fr_edge.export.torch_network import torch_embedder
+from fr_edge.export.torch_network import open_torch_weights
 from fr_edge.faces.contract import PRESETS, preprocess
 from fr_edge.faces.sources import open_faces
 from fr_edge.graph.load import contract_of
@@ -110,7 +110,9 @@ def test_a_checkpoint(trained: Path, weights: Path, tools: SimpleNamespace) -> N
     for count in (1, 5):
         found = embed(bundle.file("model.onnx"), faces[:count])
         assert tools.cosine(found, expected[:count]) > 0.999999
-    np.testing.assert_allclose(torch_embedder(bundle)(faces), expected, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        open_torch_weights(bundle).network(faces), expected, rtol=1e-4, atol=1e-9
+    )
     with np.load(trained / "golden.npz", allow_pickle=False) as data:
         assert str(data["reference"]) == "pytorch"
         inputs = torch.from_numpy(preprocess(data["faces"], SPEC)).double()
