@@ -46,7 +46,8 @@ def test_a_group_of_an_option_that_is_not_there_is_refused() -> None:
 def test_commands_with_many_options_group_them(name: str) -> None:
     command = root.get_command(click.Context(root), name)
     assert command is not None
-    text = command.get_help(click.Context(command, info_name=name))
+    context = click.Context(command, info_name=name, help_option_names=["-h", "--help"])
+    text = command.get_help(context)
     options = sum(isinstance(parameter, click.Option) for parameter in command.params)
     assert ("Output and help:" in text) == (options > MANY)
     assert max(map(len, text.splitlines())) <= 80
