@@ -203,7 +203,7 @@ def calibrate(
     options |= {"trt_cache": trt_cache} if trt_cache else {}
     options |= {name: False for name, used in asdict(steps).items() if not used}
     quantized = quantize_onnx(model, search.table, choice, fit.rounded)
-    _write(bundle.root, options, search.table, quantized, report, fit.cache)
+    _write(bundle, options, search.table, quantized, report, fit.cache)
     return CalibrationResult(
         open_bundle(bundle.root, check="manifest"), search.table, choice, report
     )
@@ -367,14 +367,14 @@ def _report(
 
 
 def _write(
-    root: Path,
+    bundle: Bundle,
     options: Mapping[str, Any],
     table: CalibrationTable,
     quantized: onnx.ModelProto,
     report: CalibrationReport,
     cache: str,
 ) -> None:
-    with transaction(root, "calibrate", options) as change:
+    with transaction(bundle, "calibrate", options) as change:
         if cache:
             change.path("calibration.cache", "TensorRT calibration cache").write_text(cache)
         else:

@@ -111,7 +111,7 @@ def _build(bundle: Bundle, precision: str, backend: str, options: EngineOptions)
     name, cache = engine_name(backend, precision), f"engines/{backend}.timing"
     source, table = bundle.file(SOURCES[precision]), bundle.files.get("calibration.json")
     settings = {"precision": precision, "backend": backend}
-    with transaction(bundle.root, "build-engine", settings) as change:
+    with transaction(bundle, "build-engine", settings) as change:
         target = change.path(name, f"{precision} engine")
         if backend == ONNXRUNTIME:
             built = build_cpu_engine(source, target, precision)
