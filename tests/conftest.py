@@ -9,7 +9,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from fr_edge.faces.contract import ARCFACE_TEMPLATE
 
 HERE = Path(__file__).parent
 collect_ignore = []
@@ -74,3 +78,31 @@ def shown(tmp_path: Path) -> Callable[[Path, int, float], str]:
         return done.stdout
 
     return show
+
+
+@pytest.fixture
+def ijb_folder(tmp_path: Path) -> Path:
+    """IJB in small: five people, two templates each: one of three images of two media, one of one image."""
+    people = 5
+    random = np.random.default_rng(0)
+    root = tmp_path / "IJBX"
+    (root / "meta").mkdir(parents=True)
+    (root / "loose_crop").mkdir()
+    media: list[str] = []
+    points: list[str] = []
+    number = 0
+    for person in range(people):
+        look = random.integers(0, 256, (5, 5, 3)).repeat(30, axis=0).repeat(30, axis=1)
+        for template, medium in ((0, 1), (0, 1), (0, 2), (1, 3)):
+            number += 1
+            pixels = np.clip(look + random.integers(-30, 31, look.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "loose_crop" / f"{number}.jpg", quality=95)
+            media.append(f"{number}.jpg {person * 2 + template} {person * 10 + medium}")
+            places = np.array(ARCFACE_TEMPLATE) * 1.2 + random.normal(size=(5, 2))
+            values = [*places.reshape(-1), random.uniform(0.5, 1)]
+            points.append(f"{number}.jpg " + " ".join(f"{v:.4f}" for v in values))
+    pairs = [f"{2 * a} {2 * b + 1} {int(a == b)}" for a in range(people) for b in range(people)]
+    (root / "meta" / "x_face_tid_mid.txt").write_text("\n".join(media) + "\n")
+    (root / "meta" / "x_name_5pts_score.txt").write_text("\n".join(points) + "\n")
+    (root / "meta" / "x_template_pair_label.txt").write_text("\n".join(pairs) + "\n")
+    return root

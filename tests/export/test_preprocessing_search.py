@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from fr_edge.errors import FacesError
 from fr_edge.export.preprocessing_search import find_preprocessing, rank_contracts
 from fr_edge.faces.contract import NORMALIZATIONS, PRESETS, VIEWS, InputSpec
 from fr_edge.faces.sources import Faces, open_faces
-from fr_edge.metrics.decidability import d_prime, d_prime_lead, pair_sums
 
 PEOPLE, IMAGES = 40, 4
 
@@ -140,54 +138,6 @@ def test_the_number_of_images_is_limited() -> None:
     found = rank_contracts(counted, (112, 112), FACES, limit=32)
     assert (found.images, found.identities) == (32, 16)
     assert sum(seen) <= len(NORMALIZATIONS) * 2 * 2 * 32 + (len(VIEWS) - 1) * 32
-
-
-def reference_d_prime(embeddings: np.ndarray, labels: np.ndarray) -> float:
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    genuine, impostor = [], []
-    for a, b in combinations(range(len(unit)), 2):
-        (genuine if labels[a] == labels[b] else impostor).append(float(unit[a] @ unit[b]))
-    spread = (np.var(genuine) + np.var(impostor)) / 2
-    return float((np.mean(genuine) - np.mean(impostor)) / np.sqrt(spread))
-
-
-@pytest.mark.parametrize(("count", "dim", "people"), [(13, 5, 3), (40, 33, 9), (7, 2, 2)])
-def test_d_prime_is_the_formula(count: int, dim: int, people: int) -> None:
-    random = np.random.default_rng(count)
-    embeddings = random.normal(size=(count, dim))
-    labels = random.permutation(np.arange(count) % people)
-    assert d_prime(pair_sums(embeddings.astype(np.float32), labels)) == pytest.approx(
-        reference_d_prime(embeddings, labels), rel=1e-4
-    )
-
-
-def test_weights_count_identities_again() -> None:
-    """A weight of 2 doubles an identity's genuine pairs, and its impostor pairs with the others."""
-    random = np.random.default_rng(4)
-    embeddings, labels = random.normal(size=(12, 6)).astype(np.float32), np.arange(12) // 3
-    weights = np.array([2.0, 1, 1, 0])
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    a, b = np.array(list(combinations(range(12), 2))).T
-    scores, same = (unit[a] * unit[b]).sum(1), labels[a] == labels[b]
-    share = weights[labels[a]] * np.where(same, 1, weights[labels[b]])
-    means, spreads = [], []
-    for kind in (same, ~same):
-        means.append(np.average(scores[kind], weights=share[kind]))
-        spreads.append(np.average((scores[kind] - means[-1]) ** 2, weights=share[kind]))
-    expected = (means[0] - means[1]) / np.sqrt(sum(spreads) / 2)
-    assert d_prime(pair_sums(embeddings, labels), weights) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_lead_is_clear_or_not() -> None:
-    random = np.random.default_rng(5)
-    labels = np.arange(60) // 2
-    people = random.normal(size=(30, 32))[labels]
-    clear = pair_sums((people + random.normal(size=(60, 32)) * 0.4).astype(np.float32), labels)
-    vague = pair_sums((people + random.normal(size=(60, 32)) * 1.5).astype(np.float32), labels)
-    again = pair_sums((people + random.normal(size=(60, 32)) * 0.4).astype(np.float32), labels)
-    assert d_prime_lead(clear, vague)[0] > 0
-    low, high = d_prime_lead(clear, again)
-    assert low < 0 < high
 
 
 def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> None:

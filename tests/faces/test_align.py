@@ -71,10 +71,10 @@ def photograph(face: np.ndarray, scale: float, degrees: float) -> tuple[np.ndarr
 @pytest.mark.parametrize(("scale", "degrees"), [(1, 0), (1, 15), (2, -20), (3.4, 8)])
 def test_an_aligned_face_comes_back(scale: float, degrees: float) -> None:
     face = draw_face(3, 0)
-    found = align(*photograph(face, scale, degrees)).astype(float)
+    crop = align(*photograph(face, scale, degrees)).astype(float)
     inside = (slice(12, 100), slice(12, 100))
-    assert found.shape == (112, 112, 3)
-    assert np.corrcoef(found[inside].ravel(), face[inside].ravel())[0, 1] > 0.98
+    assert crop.shape == (112, 112, 3)
+    assert np.corrcoef(crop[inside].ravel(), face[inside].ravel())[0, 1] > 0.98
 
 
 def test_pixels_are_not_shifted() -> None:
@@ -253,18 +253,18 @@ def test_folders_that_do_not_do(album: Path, tmp_path: Path) -> None:
 
 def test_photographs_are_turned_as_the_camera_says(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (300, 200)).save(tmp_path / "in" / "a.jpg", exif=exif)
 
     def detect(image: np.ndarray) -> list[DetectedFace]:
-        seen.append(image.shape)
+        shapes.append(image.shape)
         return []
 
     with pytest.raises(FacesError):
         align_folder(tmp_path / "in", tmp_path / "out", detect)
-    assert seen == [(300, 200, 3)]
+    assert shapes == [(300, 200, 3)]
 
 
 @pytest.mark.real
@@ -275,9 +275,9 @@ def test_real_faces_come_back(real_data: Path) -> None:
     alike = []
     for index in range(0, len(faces), len(faces) // 6):
         image, _ = photograph(faces.read(index), 2, 15)
-        found = detect(image)
-        assert len(found) == 1
+        detected = detect(image)
+        assert len(detected) == 1
         inside = (slice(30, 82), slice(30, 82))
-        again = align(image, found[0].points)[inside].astype(float).ravel()
+        again = align(image, detected[0].points)[inside].astype(float).ravel()
         alike.append(np.corrcoef(again, faces.read(index)[inside].ravel())[0, 1])
     assert np.median(alike) > 0.75

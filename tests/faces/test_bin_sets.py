@@ -25,8 +25,8 @@ def images(pictures: U8, encode: Callable[[U8], bytes]) -> list[bytes]:
     return [encode(picture) for picture in pictures]
 
 
-def _write(path: Path, held: Any, protocol: int = 4) -> Path:
-    path.write_bytes(pickle.dumps(held, protocol))
+def _write(path: Path, stored: Any, protocol: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(stored, protocol))
     return path
 
 
@@ -36,27 +36,27 @@ def _write(path: Path, held: Any, protocol: int = 4) -> Path:
 def test_every_pickling_is_read(
     tmp_path: Path, images: list[bytes], protocol: int, kind: Any, answers: Any
 ) -> None:
-    said = [True, False, True, True, False, False]
+    truth = [True, False, True, True, False, False]
     made = {
-        "array": np.array(said),
-        "numpy bools": list(np.array(said)),
+        "array": np.array(truth),
+        "numpy bools": list(np.array(truth)),
         "numbers": [1, 0, 1, 1, 0, 0],
     }
-    same = made[answers] if isinstance(answers, str) else answers(said)
+    same = made[answers] if isinstance(answers, str) else answers(truth)
     bins = [np.frombuffer(i, np.uint8) if kind == "array" else kind(i) for i in images]
-    held = read_bin(_write(tmp_path / "x.bin", (bins, same), protocol))
-    assert list(held.images) == images
-    assert held.first.tolist() == [0, 2, 4, 6, 8, 10]
-    assert held.second.tolist() == [1, 3, 5, 7, 9, 11]
-    assert held.same.tolist() == said
+    stored = read_bin(_write(tmp_path / "x.bin", (bins, same), protocol))
+    assert list(stored.images) == images
+    assert stored.first.tolist() == [0, 2, 4, 6, 8, 10]
+    assert stored.second.tolist() == [1, 3, 5, 7, 9, 11]
+    assert stored.same.tolist() == truth
 
 
 def test_python_2_text_is_bytes_and_equal_images_are_one(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(PYTHON_2)
-    held = read_bin(tmp_path / "x.bin")
-    assert held.images == (b"one\xff", b"two", b"three")
-    assert (held.first.tolist(), held.second.tolist()) == ([0, 0], [1, 2])
-    assert held.same.tolist() == [True, False]
+    stored = read_bin(tmp_path / "x.bin")
+    assert stored.images == (b"one\xff", b"two", b"three")
+    assert (stored.first.tolist(), stored.second.tolist()) == ([0, 0], [1, 2])
+    assert stored.same.tolist() == [True, False]
 
 
 class _Runs:
@@ -78,8 +78,8 @@ def test_a_pickle_that_wants_to_run_code_is_refused(
         (getattr, (0, "real")),
         (np.load, (str(trace),)),
     ]:
-        for held in [_Runs(function, *args), ([_Runs(function, *args), *images[1:]], [True] * 6)]:
-            _write(tmp_path / "x.bin", held, protocol)
+        for stored in [_Runs(function, *args), ([_Runs(function, *args), *images[1:]], [True] * 6)]:
+            _write(tmp_path / "x.bin", stored, protocol)
             with pytest.raises(FacesError, match="asks for") as caught:
                 read_bin(tmp_path / "x.bin")
             assert "x.bin" in caught.value.message
@@ -88,8 +88,8 @@ def test_a_pickle_that_wants_to_run_code_is_refused(
 
 def test_known_names_run_nothing_either(tmp_path: Path) -> None:
     """`bytes(10**12)` would take all memory; here it is a box with a number in it."""
-    held = ([_Runs(bytes, 10**12), b"x"], [True])
-    assert read_bin(_write(tmp_path / "x.bin", held)).images == (b"", b"x")
+    stored = ([_Runs(bytes, 10**12), b"x"], [True])
+    assert read_bin(_write(tmp_path / "x.bin", stored)).images == (b"", b"x")
 
 
 def test_a_box_within_itself_is_refused(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_box_within_itself_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "held",
+    "stored",
     [
         [],
         ([], []),
@@ -115,9 +115,9 @@ def test_a_box_within_itself_is_refused(tmp_path: Path) -> None:
         7,
     ],
 )
-def test_other_contents_are_refused(tmp_path: Path, held: Any) -> None:
+def test_other_contents_are_refused(tmp_path: Path, stored: Any) -> None:
     with pytest.raises(FacesError, match=r"x\.bin"):
-        read_bin(_write(tmp_path / "x.bin", held))
+        read_bin(_write(tmp_path / "x.bin", stored))
 
 
 def test_damage_is_refused(tmp_path: Path, images: list[bytes]) -> None:

@@ -117,26 +117,30 @@ def test_layouts_that_nobody_told_us_of(
     arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     with pytest.raises(
         ModelError, match="no known layout of a detector with five landmarks"
-    ) as told:
+    ) as caught:
         open_detector(constant(arrays, (SIDE, SIDE)))
     for name, shape in shapes.items():
-        assert f"{name} {shape}" in told.value.message
+        assert f"{name} {shape}" in caught.value.message
     for layout in ("YuNet", "SCRFD", "RetinaFace", "YOLO-face", "CenterFace"):
-        assert layout in told.value.hint
+        assert layout in caught.value.hint
 
 
 def test_what_is_said_goes_before_the_layout(tmp_path: Path) -> None:
     file = detector(tmp_path / "d.onnx", {})
-    said = open_detector(file, 0.25, mean="1,2,3", std="4", channels="rgb")
-    assert (said.spec.mean, said.spec.std, said.spec.channels) == ((1, 2, 3), (4, 4, 4), "RGB")
-    assert said.min_score == 0.25
-    assert said.describe() == "YuNet, RGB 128x128, (x - [1, 2, 3]) / 4, score from 0.25"
+    opened = open_detector(file, 0.25, mean="1,2,3", std="4", channels="rgb")
+    assert (opened.spec.mean, opened.spec.std, opened.spec.channels) == (
+        (1, 2, 3),
+        (4, 4, 4),
+        "RGB",
+    )
+    assert opened.min_score == 0.25
+    assert opened.describe() == "YuNet, RGB 128x128, (x - [1, 2, 3]) / 4, score from 0.25"
     with pytest.raises(UsageError, match="--mean takes"):
         open_detector(file, mean="grey")
 
 
 def plainly_decoded(file: Path, image: np.ndarray) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """YuNet as its authors define it, one cell after the other; the most certain face alone."""
+    """YuNet as its authors define it, one cell after the other; the most certain face alface."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     blob = image[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
@@ -164,9 +168,9 @@ def test_the_real_one(real_data: Path) -> None:
     for index in range(0, len(faces), len(faces) // 5):
         image = np.full((640, 640, 3), 120, np.uint8)
         image[200:424, 150:374] = faces.read(index).repeat(2, axis=0).repeat(2, axis=1)
-        found = detect(image)
-        assert len(found) == 1
-        for one, (score, box, points) in zip(found, plainly_decoded(file, image), strict=True):
-            assert one.score == pytest.approx(score, abs=1e-5)
-            np.testing.assert_allclose(one.box, box, atol=0.01)
-            np.testing.assert_allclose(one.points, points, atol=0.01)
+        detected = detect(image)
+        assert len(detected) == 1
+        for face, (score, box, points) in zip(detected, plainly_decoded(file, image), strict=True):
+            assert face.score == pytest.approx(score, abs=1e-5)
+            np.testing.assert_allclose(face.box, box, atol=0.01)
+            np.testing.assert_allclose(face.points, points, atol=0.01)

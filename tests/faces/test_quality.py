@@ -65,7 +65,7 @@ def test_copies_are_worse_in_their_own_way() -> None:
     picks = [40, 3, 17]
     plain = np.stack([people.read(i) for i in picks])
     brightness, _, detail, *_ = measure_quality(plain).T
-    seen = {}
+    measured = {}
     for kind in DEGRADATIONS:
         copies = degraded(people, picks, kind)
         assert list(copies.keys) == [people.keys[i] for i in picks]
@@ -73,8 +73,8 @@ def test_copies_are_worse_in_their_own_way() -> None:
         assert pixels.dtype == np.uint8
         assert (pixels == next(copies.batches(3))).all()
         assert np.abs(pixels.astype(int) - plain).mean() > 0.5
-        seen[kind] = measure_quality(pixels).T
-    small, blurred, noisy, dark = seen.values()
+        measured[kind] = measure_quality(pixels).T
+    small, blurred, noisy, dark = measured.values()
     assert (small[2] < detail).all()
     assert (blurred[2] < detail).all()
     assert (noisy[2] > detail).all()
@@ -108,7 +108,7 @@ def test_eyes_elsewhere(shift: tuple[int, int]) -> None:
     assert "do not look aligned" in alignment_warning(source(shift), range(40))
 
 
-def test_of_few_faces_nothing_is_said() -> None:
+def test_few_faces_are_not_judged() -> None:
     assert alignment_warning(source((0, 20)), range(MIN_FACES - 1)) == ""
 
 

@@ -23,7 +23,7 @@ def _plain_accuracy(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> 
         for a, b in zip(first, second, strict=True)
     ]
     folds = np.array_split(np.arange(len(same)), 10)  # the first ones are longer by one
-    found = []
+    accuracies = []
     for fold in folds:
         train = [i for i in range(len(same)) if i not in set(fold)]
         best, at = -1.0, 0.0
@@ -31,16 +31,18 @@ def _plain_accuracy(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> 
             accuracy = np.mean([(distance[i] < k * 0.01) == same[i] for i in train])
             if accuracy > best:
                 best, at = accuracy, k * 0.01
-        found.append(np.mean([(distance[i] < at) == same[i] for i in fold]))
-    return float(np.mean(found)), float(np.std(found))
+        accuracies.append(np.mean([(distance[i] < at) == same[i] for i in fold]))
+    return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
 @pytest.mark.parametrize(("count", "seed"), [(60, 0), (97, 1), (140, 2)])
 def test_insightface_accuracy(count: int, seed: int) -> None:
     first, second, same = _pairs(count, seed)
-    found = insightface_accuracy(first, second, same)
-    assert (found.mean, found.std) == pytest.approx(_plain_accuracy(first, second, same), abs=1e-9)
-    assert found.folds == 10
+    result = insightface_accuracy(first, second, same)
+    assert (result.mean, result.std) == pytest.approx(
+        _plain_accuracy(first, second, same), abs=1e-9
+    )
+    assert result.folds == 10
 
 
 def _plain_curve(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, float]]:
@@ -51,14 +53,14 @@ def _plain_curve(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, floa
     ]
     # A curve drawn through fewer points is the same: those on a straight line fall away.
     counts = [(round(f * (~same).sum()), round(t * same.sum())) for f, t in points]
-    kept = [
+    corners = [
         i
         for i in range(len(points))
         if i in (0, 1, len(points) - 1)
         or counts[i + 1][0] - 2 * counts[i][0] + counts[i - 1][0]
         or counts[i + 1][1] - 2 * counts[i][1] + counts[i - 1][1]
     ]
-    return [points[i] for i in kept][::-1]
+    return [points[i] for i in corners][::-1]
 
 
 @pytest.mark.parametrize("decimals", [1, 2, 6])

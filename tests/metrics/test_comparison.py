@@ -28,9 +28,9 @@ def _separate(
     old: np.ndarray, new: np.ndarray, faces: Faces, far: float = 1e-2
 ) -> VerificationComparison:
     measures = {("dark", "bright"): np.random.default_rng(1).random(len(faces), np.float32)}
-    found = compare_verification(old, new, faces.labels, None, measures, far)
-    assert found is not None
-    return found
+    comparison = compare_verification(old, new, faces.labels, None, measures, far)
+    assert comparison is not None
+    return comparison
 
 
 def test_mixed_pairs_by_a_plain_loop() -> None:
@@ -39,7 +39,7 @@ def test_mixed_pairs_by_a_plain_loop() -> None:
     new = (old + 0.2 * np.random.default_rng(2).normal(size=old.shape)).astype(np.float32)
     order = np.random.default_rng(3).permutation(len(faces))
     old, new, labels = old[order], new[order], faces.labels[order]
-    found = all_pairs(old, labels, new)
+    mixed = all_pairs(old, labels, new)
     unit = [e / np.linalg.norm(e, axis=1, keepdims=True) for e in (old, new)]
     sums = {True: 0.0, False: 0.0}
     place = np.argsort(labels, kind="stable")  # the gallery's face comes first in label order
@@ -47,18 +47,18 @@ def test_mixed_pairs_by_a_plain_loop() -> None:
         for b in range(a + 1, len(place)):
             i, j = place[a], place[b]
             sums[labels[i] == labels[j]] += float(unit[0][i] @ unit[1][j])
-    middles = -1 + 2 * (np.arange(len(found.genuine)) + 0.5) / len(found.genuine)
-    assert found.genuine @ middles == pytest.approx(sums[True], abs=1e-3)
-    assert found.impostor @ middles == pytest.approx(sums[False], abs=1e-3)
+    middles = -1 + 2 * (np.arange(len(mixed.genuine)) + 0.5) / len(mixed.genuine)
+    assert mixed.genuine @ middles == pytest.approx(sums[True], abs=1e-3)
+    assert mixed.impostor @ middles == pytest.approx(sums[False], abs=1e-3)
 
 
 def test_a_turned_space_is_as_good_alone_and_useless_mixed() -> None:
     faces = _faces(60, 4)
     old = _old(faces)
     turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(DIM, DIM)))
-    told = _separate(old, (old @ turn).astype(np.float32), faces)
-    assert abs(told.at(1e-2).delta or 0) < 0.01
-    advice = gallery_advice(Limits(far=1e-2), told.mixed_gallery)
+    comparison = _separate(old, (old @ turn).astype(np.float32), faces)
+    assert abs(comparison.at(1e-2).delta or 0) < 0.01
+    advice = gallery_advice(Limits(far=1e-2), comparison.mixed_gallery)
     assert advice is not None
     assert advice.verdict == "enrol again"
     close = _separate(old, (old * 1.01).astype(np.float32), faces)
@@ -83,13 +83,13 @@ def test_a_kept_threshold_shows_what_it_costs() -> None:
 
 def test_few_pairs_are_said() -> None:
     faces = _faces(10, 2)
-    told = _separate(_old(faces), _old(faces), faces, far=1e-3)
-    assert told.at(1e-3).reference is None
-    assert "180 impostor pairs" in told.at(1e-3).reason
-    assert "1,000 impostor pairs to be solid" in told.at(1e-2).low_confidence
-    assert told.strata_rate is None
-    assert gallery_advice(Limits(far=1e-3), told.mixed_gallery) is None
-    assert any("20 needed" in note for note in told.notes)
+    comparison = _separate(_old(faces), _old(faces), faces, far=1e-3)
+    assert comparison.at(1e-3).reference is None
+    assert "180 impostor pairs" in comparison.at(1e-3).reason
+    assert "1,000 impostor pairs to be solid" in comparison.at(1e-2).low_confidence
+    assert comparison.strata_rate is None
+    assert gallery_advice(Limits(far=1e-3), comparison.mixed_gallery) is None
+    assert any("20 needed" in note for note in comparison.notes)
     scores = all_pairs(_old(faces), faces.labels)
     assert few_impostors(scores.impostor_pairs, 0.5) == ""
 
@@ -101,12 +101,14 @@ def test_a_loss_within_the_limit_passes_and_beyond_it_fails() -> None:
     faces = _faces(60, 4)
     old = _old(faces)
     new = (old + 0.5 * np.random.default_rng(5).normal(size=old.shape)).astype(np.float32)
-    told, drift = _separate(old, new, faces), measure_drift(old, new, faces.keys)
-    drop = -(told.at(1e-2).delta or 0)
+    comparison, drift = _separate(old, new, faces), measure_drift(old, new, faces.keys)
+    drop = -(comparison.at(1e-2).delta or 0)
     assert drop > 0.02
     for limit, passed in ((drop + 0.001, True), (drop - 0.001, False)):
         limits = Limits(min_cosine=-1, p1_cosine=-1, max_tar_drop=limit, far=1e-2)
-        gates, _ = judge_gates(limits, "int8", ReferenceCheck("PyTorch", 1.0, drift), drift, told)
+        gates, _ = judge_gates(
+            limits, "int8", ReferenceCheck("PyTorch", 1.0, drift), drift, comparison
+        )
         assert all(gate.passed for gate in gates) is passed
 
 

@@ -12,8 +12,8 @@ def test_search_among_enrolled_people() -> None:
     labels = np.concatenate([np.repeat(np.arange(30), 3), np.arange(30, 130)])
     order = random.permutation(len(labels))
     labels = labels[order]
-    found = random.normal(size=(130, 24))[labels] + 0.9 * random.normal(size=(len(labels), 24))
-    embeddings = found.astype(np.float32)
+    embeddings = random.normal(size=(130, 24))[labels] + 0.9 * random.normal(size=(len(labels), 24))
+    embeddings = embeddings.astype(np.float32)
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     enrolled = {p: int(np.flatnonzero(labels == p)[0]) for p in range(30)}
     top = {}

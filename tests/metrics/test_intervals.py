@@ -51,21 +51,21 @@ def test_each_draw_is_judged_as_a_plain_loop_would(monkeypatch: pytest.MonkeyPat
     old, new, labels = _draw(14, 3, seed=5)
     order = np.random.default_rng(0).permutation(len(labels))  # labels need not be sorted
     old, new, labels = old[order], new[order], labels[order]
-    seen = []
+    calls = []
     plain = bootstrap._tar
 
     def spy(side: object, drawn: np.ndarray, *rest: object) -> float:
-        found = plain(side, drawn, *rest)  # type: ignore[arg-type]
-        seen.append((drawn, *rest, found))
-        return found
+        tar = plain(side, drawn, *rest)  # type: ignore[arg-type]
+        calls.append((drawn, *rest, tar))
+        return tar
 
     monkeypatch.setattr(bootstrap, "_tar", spy)
     scores = all_pairs(old, labels), all_pairs(new, labels)
     tar_intervals(old, new, labels, scores, (0.1, 0.02), replicates=6)
-    assert len(seen) == 24
-    for number, (drawn, _, far, soft, _, found) in enumerate(seen):
+    assert len(calls) == 24
+    for number, (drawn, _, far, soft, _, tar) in enumerate(calls):
         embeddings = new if number % 4 > 1 else old
-        assert found == pytest.approx(_plain_tar(embeddings, labels, drawn, soft, far), abs=1e-9)
+        assert tar == pytest.approx(_plain_tar(embeddings, labels, drawn, soft, far), abs=1e-9)
 
 
 def test_softening_follows_what_decides() -> None:
@@ -119,9 +119,9 @@ def test_the_interval_holds_the_truth_about_95_times_in_100() -> None:
 def test_equal_networks_have_no_change() -> None:
     old, _, labels = _draw(40, 3, seed=2)
     scores = all_pairs(old, labels)
-    found = tar_intervals(old, old, labels, (scores, scores), (1e-1, 1e-2, 1e-6), replicates=50)
-    assert set(found) == {1e-1, 1e-2}  # 1e-6 is not resolved by 7,020 pairs
-    for interval in found.values():
+    intervals = tar_intervals(old, old, labels, (scores, scores), (1e-1, 1e-2, 1e-6), replicates=50)
+    assert set(intervals) == {1e-1, 1e-2}  # 1e-6 is not resolved by 7,020 pairs
+    for interval in intervals.values():
         assert interval.delta == (0, 0)
         assert interval.reference[0] < interval.reference[1]
 

@@ -1,4 +1,4 @@
-"""A loss that only some faces suffer is found, and found to be theirs."""
+"""A loss that only some faces suffer is strata, and strata to be theirs."""
 
 import numpy as np
 import pytest
@@ -23,21 +23,21 @@ def test_a_failure_on_dark_faces_only_is_found() -> None:
     new = old + np.where(dark[:, None], 0.9, 0.02) * random.normal(size=old.shape)
     new = new.astype(np.float32)
     rate = compare_rates(all_pairs(old, labels), all_pairs(new, labels), (1e-2,))[0]
-    found = compare_strata(old, new, labels, measures, rate)
-    assert found[0].name == "dark"
-    assert found[0].faces == dark.sum()
-    assert found[0].drop is not None
-    others = [s.drop for s in found if s.name not in ("dark",) and s.drop is not None]
-    assert found[0].drop > max(others)
-    assert found[0].cosine.p5 == min(s.cosine.p5 for s in found)
+    strata = compare_strata(old, new, labels, measures, rate)
+    assert strata[0].name == "dark"
+    assert strata[0].faces == dark.sum()
+    assert strata[0].drop is not None
+    others = [s.drop for s in strata if s.name not in ("dark",) and s.drop is not None]
+    assert strata[0].drop > max(others)
+    assert strata[0].cosine.p5 == min(s.cosine.p5 for s in strata)
     # The figures by a plain loop.
     unit = [e / np.linalg.norm(e, axis=1, keepdims=True) for e in (old, new)]
     pairs = [(i, j) for i in range(240) for j in range(i + 1, 240) if labels[i] == labels[j]]
     touched = [(i, j) for i, j in pairs if dark[i] or dark[j]]
-    assert found[0].pairs == len(touched)
+    assert strata[0].pairs == len(touched)
     for side, threshold, value in (
-        (0, rate.threshold.reference, found[0].tar.reference),
-        (1, rate.threshold.engine, found[0].tar.engine),
+        (0, rate.threshold.reference, strata[0].tar.reference),
+        (1, rate.threshold.engine, strata[0].tar.engine),
     ):
         assert threshold is not None
         accepted = np.mean([unit[side][i] @ unit[side][j] >= threshold for i, j in touched])
@@ -56,15 +56,17 @@ def test_few_pairs_give_no_tar() -> None:
         assert stratum.tar.delta is None
 
 
-def test_figures_of_worsened_probes_by_a_plain_loop() -> None:
+def test_figures_of_degraded_probes_by_a_plain_loop() -> None:
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(30), 4)
     old = (random.normal(size=(30, 16))[labels] + 0.4 * random.normal(size=(120, 16))).astype("f4")
     new = (old + 0.1 * random.normal(size=old.shape)).astype("f4")
     picks = [5, 0, 77, 118, *range(20, 60)]
-    worse = [(side[picks] + 0.5 * random.normal(size=(44, 16))).astype("f4") for side in (old, new)]
+    degraded = [
+        (side[picks] + 0.5 * random.normal(size=(44, 16))).astype("f4") for side in (old, new)
+    ]
     rate = compare_rates(all_pairs(old, labels), all_pairs(new, labels), (1e-2,))[0]
-    found = compare_degraded("x", (old, new), (worse[0], worse[1]), picks, labels, rate)
+    stratum = compare_degraded("x", (old, new), (degraded[0], degraded[1]), picks, labels, rate)
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -72,12 +74,12 @@ def test_figures_of_worsened_probes_by_a_plain_loop() -> None:
     pairs = [
         (p, j) for p, i in enumerate(picks) for j in range(120) if i != j and labels[i] == labels[j]
     ]
-    assert found.pairs == len(pairs) == 44 * 3
+    assert stratum.pairs == len(pairs) == 44 * 3
     for side, threshold, tar in (
-        (0, rate.threshold.reference, found.tar.reference),
-        (1, rate.threshold.engine, found.tar.engine),
+        (0, rate.threshold.reference, stratum.tar.reference),
+        (1, rate.threshold.engine, stratum.tar.engine),
     ):
         clean = (old, new)[side]
-        hits = [cosine(worse[side][p], clean[j]) >= threshold for p, j in pairs]
+        hits = [cosine(degraded[side][p], clean[j]) >= threshold for p, j in pairs]
         assert tar == pytest.approx(np.mean(hits))
-    assert found.cosine.min == pytest.approx(min(map(cosine, *worse)), abs=1e-6)
+    assert stratum.cosine.min == pytest.approx(min(map(cosine, *degraded)), abs=1e-6)

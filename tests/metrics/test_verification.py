@@ -12,8 +12,8 @@ def _embeddings(people: int, images: int, dim: int, seed: int = 0) -> tuple[np.n
     random = np.random.default_rng(seed)
     centres = random.normal(size=(people, dim))
     labels = np.repeat(np.arange(people), images)
-    found = centres[labels] + 0.8 * random.normal(size=(people * images, dim))
-    return found.astype(np.float32), labels
+    embeddings = centres[labels] + 0.8 * random.normal(size=(people * images, dim))
+    return embeddings.astype(np.float32), labels
 
 
 def _plain_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,16 +84,16 @@ def test_rates_are_those_of_a_plain_loop(people: int, images: int, dim: int) -> 
     genuine, impostor = _plain_scores(embeddings, labels)
     assert (scores.genuine_pairs, scores.impostor_pairs) == (len(genuine), len(impostor))
     for far in (0.5, 0.1, 0.03, 1e-3):
-        found = metrics.tar_at_far(scores, far)
+        tar = metrics.tar_at_far(scores, far)
         if len(impostor) * far < 1:
-            assert found is None
+            assert tar is None
             continue
         allowed = int(far * len(impostor))
         threshold = metrics.threshold_at_far(scores, far)
         assert threshold is not None
         assert (impostor >= threshold + 2e-6).sum() <= allowed
         assert threshold <= impostor[len(impostor) - allowed - 1] + 4e-6
-        assert found == pytest.approx((genuine >= threshold).mean(), abs=1.5 / len(genuine))
+        assert tar == pytest.approx((genuine >= threshold).mean(), abs=1.5 / len(genuine))
 
 
 def test_blocks_do_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +102,9 @@ def test_blocks_do_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(metrics, "_BLOCK", 17)
     parts = metrics.all_pairs(embeddings, labels)
     # Block shapes may move a product by its last bit, so a score may change to the next bin.
-    for one, other in ((whole.genuine, parts.genuine), (whole.impostor, parts.impostor)):
-        assert one.sum() == other.sum()
-        assert np.abs(np.cumsum(one) - np.cumsum(other)).max() <= 3
+    for a, b in ((whole.genuine, parts.genuine), (whole.impostor, parts.impostor)):
+        assert a.sum() == b.sum()
+        assert np.abs(np.cumsum(a) - np.cumsum(b)).max() <= 3
 
 
 def test_equal_error_rate_of_overlapping_scores() -> None:
@@ -127,9 +127,9 @@ def test_fold_accuracy_judges_each_fold_at_the_others_best_threshold() -> None:
         best = [cut for cut, r in zip(cuts, right, strict=True) if r == max(right)]
         options = {((scores[fold == k] >= cut) == same[fold == k]).mean() for cut in best}
         expected.append(options)
-    found = accuracy.fold_accuracy(scores, same, fold)
-    assert len(found) == 5
-    for value, options in zip(found, expected, strict=True):
+    folds = accuracy.fold_accuracy(scores, same, fold)
+    assert len(folds) == 5
+    for value, options in zip(folds, expected, strict=True):
         assert min(abs(value - option) for option in options) < 1e-9
 
 

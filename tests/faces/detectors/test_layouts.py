@@ -391,9 +391,9 @@ def test_what_was_written_is_read(
     assert detector.layout.name == name
     assert detector.spec.channels == channels
     photograph = np.zeros((canvas[0] * 2, canvas[1] * 2 - 7, 3), np.uint8)
-    found = detector(photograph)
-    assert [one.score for one in found] == pytest.approx([0.95, 0.8], rel=1e-4)
-    for one, meant in zip(found, FACES, strict=True):
+    detected = detector(photograph)
+    assert [one.score for one in detected] == pytest.approx([0.95, 0.8], rel=1e-4)
+    for one, meant in zip(detected, FACES, strict=True):
         box = np.concatenate([meant.box[:2], meant.size]) * 2
         np.testing.assert_allclose(one.box, box, atol=0.02)
         np.testing.assert_allclose(one.points, meant.points * 2, atol=0.02)

@@ -58,8 +58,8 @@ def test_pixels_arrive_as_the_contract_says(shape: list[int | str], tmp_path: Pa
 def test_channels_last(tmp_path: Path) -> None:
     network = load_detector(echo(tmp_path / "e.onnx", [1, 96, 64, 3]))
     assert network.size == (96, 64)
-    seen = run_detector(network, CANVAS, SPEC)["seen"]
-    np.testing.assert_allclose(seen, MEANT.transpose(0, 2, 3, 1), rtol=1e-6)
+    pixels = run_detector(network, CANVAS, SPEC)["seen"]
+    np.testing.assert_allclose(pixels, MEANT.transpose(0, 2, 3, 1), rtol=1e-6)
 
 
 def test_half_precision(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_half_precision(tmp_path: Path) -> None:
 def test_bytes_are_not_normalised(tmp_path: Path) -> None:
     network = load_detector(echo(tmp_path / "e.onnx", [1, 3, 96, 64], TensorProto.UINT8))
     assert network.raw
-    seen = run_detector(network, CANVAS, SPEC)["seen"]
-    np.testing.assert_array_equal(seen[0], CANVAS[..., ::-1].transpose(2, 0, 1))
+    pixels = run_detector(network, CANVAS, SPEC)["seen"]
+    np.testing.assert_array_equal(pixels[0], CANVAS[..., ::-1].transpose(2, 0, 1))
 
 
 def test_a_fixed_batch(tmp_path: Path) -> None:

@@ -20,17 +20,17 @@ def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_against_sorting_all_pairs() -> None:
     exact, other, labels = two_models()
-    found = compare_embeddings(exact, other, labels, 0.005)
+    loss = compare_embeddings(exact, other, labels, 0.005)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (exact, other)]
     cosine = (unit[0] * unit[1]).sum(axis=1)
-    assert found.cosine.min == pytest.approx(cosine.min(), abs=1e-5)
-    assert found.cosine.mean == pytest.approx(cosine.mean(), abs=1e-5)
+    assert loss.cosine.min == pytest.approx(cosine.min(), abs=1e-5)
+    assert loss.cosine.mean == pytest.approx(cosine.mean(), abs=1e-5)
     pairs = list(combinations(range(60), 2))
     same = np.array([labels[i] == labels[j] for i, j in pairs])
     old, new = (np.array([x[i] @ x[j] for i, j in pairs]) for x in unit)
-    assert found.genuine_pairs == same.sum() == 60
-    assert [rate.far for rate in found.rates] == [1e-2, 0.005, 1e-3]  # 1710 impostors
-    for rate in found.rates:
+    assert loss.genuine_pairs == same.sum() == 60
+    assert [rate.far for rate in loss.rates] == [1e-2, 0.005, 1e-3]  # 1710 impostors
+    for rate in loss.rates:
         allowed = int(rate.far * (~same).sum())
         for scores, threshold, tar in (
             (old, rate.threshold.reference, rate.reference),
@@ -46,40 +46,40 @@ def test_against_sorting_all_pairs() -> None:
         assert rate.threshold_kept.far == pytest.approx(
             (new[~same] >= rate.threshold.reference).mean()
         )
-    last = found.at(1e-3)
+    last = loss.at(1e-3)
     assert last is not None
     assert last.drop == pytest.approx(last.reference - last.engine)
-    assert found.at(1e-5) is None
+    assert loss.at(1e-5) is None
 
 
 def test_a_model_loses_nothing_against_itself() -> None:
     exact, _, labels = two_models()
-    found = compare_embeddings(exact, exact, labels)
-    assert found.cosine.min == pytest.approx(1.0, abs=1e-6)
-    assert all(rate.drop == 0 for rate in found.rates)
-    assert all(rate.threshold.reference == rate.threshold.engine for rate in found.rates)
+    loss = compare_embeddings(exact, exact, labels)
+    assert loss.cosine.min == pytest.approx(1.0, abs=1e-6)
+    assert all(rate.drop == 0 for rate in loss.rates)
+    assert all(rate.threshold.reference == rate.threshold.engine for rate in loss.rates)
 
 
 def test_people_with_one_image_give_no_rates() -> None:
     exact, other, _ = two_models()
-    found = compare_embeddings(exact, other, np.arange(60))
-    assert found.rates == ()
-    assert found.people == found.faces == 60
+    loss = compare_embeddings(exact, other, np.arange(60))
+    assert loss.rates == ()
+    assert loss.people == loss.faces == 60
 
 
 def test_faces_that_the_float_network_does_not_tell_apart() -> None:
     exact, other, labels = two_models()
     assert unseparated_warning(compare_embeddings(exact, other, labels)) == ""
     noise = np.random.default_rng(3).standard_normal(exact.shape).astype(np.float32)
-    said = unseparated_warning(compare_embeddings(noise, noise, labels))
-    assert "of 60 genuine pairs" in said
-    assert "one impostor pair in 100" in said
+    warning = unseparated_warning(compare_embeddings(noise, noise, labels))
+    assert "of 60 genuine pairs" in warning
+    assert "one impostor pair in 100" in warning
     few = slice(0, 12)  # 12 genuine pairs of four people: luck
     assert unseparated_warning(compare_embeddings(noise[few], noise[few], labels[few])) == ""
     assert unseparated_warning(compare_embeddings(noise[:3], noise[:3], labels[:3])) == ""
 
 
-def test_the_likely_drop_is_nearer_to_the_truth_than_counting() -> None:
+def test_the_smoothed_drop_is_nearer_to_the_truth_than_counting() -> None:
     """250 genuine pairs again and again; INT8 makes all scores noisy and genuine ones lower."""
     rng = np.random.default_rng(4)
 
@@ -97,15 +97,15 @@ def test_the_likely_drop_is_nearer_to_the_truth_than_counting() -> None:
 
     truth = counted(*draw(1_000_000, 1_000_000))
     draws = [draw(250, 60_000) for _ in range(60)]
-    found = np.array(
+    smoothed = np.array(
         [smoothed_tar_drop(1e-3, ScoreList(a, b), ScoreList(c, d)) for a, b, c, d in draws]
     )
     simple = np.array([counted(*scores) for scores in draws])
-    assert np.sqrt(((found[:, 0] - truth) ** 2).mean()) < 0.5 * np.sqrt(
+    assert np.sqrt(((smoothed[:, 0] - truth) ** 2).mean()) < 0.5 * np.sqrt(
         ((simple - truth) ** 2).mean()
     )
-    assert found[:, 0].mean() == pytest.approx(truth, rel=0.25)
-    assert (found[:, 0] + 2 * found[:, 1] > truth).mean() > 0.9
+    assert smoothed[:, 0].mean() == pytest.approx(truth, rel=0.25)
+    assert (smoothed[:, 0] + 2 * smoothed[:, 1] > truth).mean() > 0.9
 
 
 def test_the_same_scores_lose_nothing() -> None:
