@@ -246,7 +246,7 @@ def _commit(
     dim = change.embedding_dim or (old.embedding_dim if old else None)
     if spec is None or dim is None:
         raise ValueError("a new bundle needs spec and embedding_dim")
-    files = _entries(change, base, old)
+    files, removed, stale = _entries(change, base, old)
     entry: dict[str, Any] = {
         "stage": stage,
         "version": __version__,
@@ -255,6 +255,10 @@ def _commit(
     }
     if change.summary:
         entry["summary"] = change.summary
+    if removed:
+        entry["removed"] = removed
+    if stale:
+        entry["stale"] = stale
     manifest = {
         "schema": SCHEMA,
         "input": spec.to_json(),
@@ -299,8 +303,11 @@ def _prepare(root: Path, name: str, *, moves: bool) -> None:
         raise MachineError(f"{target.parent} cannot be written", "change its permissions")
 
 
-def _entries(change: Transaction, base: Bundle | None, old: Bundle | None) -> dict[str, FileEntry]:
-    """The manifest's entries after the change, and a log line for what it makes stale."""
+def _entries(
+    change: Transaction, base: Bundle | None, old: Bundle | None
+) -> tuple[dict[str, FileEntry], dict[str, str], dict[str, str]]:
+    """The manifest's entries after the change; the files that it removes because they are stale, and
+    the reports that become stale, each with the reason."""
     before = with_sources(old.files) if old else {}
     files = {n: e for n, e in before.items() if not n.startswith(tuple(change._removed))}
     for name, role in change._roles.items():
@@ -317,10 +324,11 @@ def _entries(change: Transaction, base: Bundle | None, old: Bundle | None) -> di
         del files[name]
     if removed:
         logger.info("removed, because what they were made of changed: %s", ", ".join(removed))
-    stale = sorted(set(stale_files(files)) - set(stale_files(before)))
+    stale_before = stale_files(before)
+    stale = {n: why for n, why in stale_files(files).items() if n not in stale_before}
     if stale:
-        logger.info("kept, but they judge earlier files: %s", ", ".join(stale))
-    return files
+        logger.info("kept, but they judge earlier files: %s", ", ".join(sorted(stale)))
+    return files, removed, stale
 
 
 def _hashes(

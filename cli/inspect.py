@@ -1,5 +1,6 @@
-"""`fr-edge inspect`: what is in a bundle or an ONNX file, and whether it is still what it was."""
+"""`fr-edge inspect`: the content of a bundle or an ONNX file, and whether it is intact and current."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,43 +14,45 @@ if TYPE_CHECKING:
 
 
 @define_command("inspect", example="fr-edge inspect mine.bundle")
-@click.argument("source", metavar="BUNDLE|FILE.onnx")
-@click.option("--layers", is_flag=True, help="A line for each layer.")
+@click.argument("source", metavar="SOURCE")
+@click.option("--layers", is_flag=True, help="Show each layer.")
 def command(output: Output, source: str, layers: bool) -> None:
     """Show what a bundle holds, and check its hashes.
 
-    Contract, files, sizes, parameters, multiply-adds, history. Exit code 4 when a file is missing
-    or was changed. An ONNX file is shown without a bundle too.
+    Input contract, files, sizes, parameters, multiply-adds, history, and the reports that judged
+    earlier files. Exit code 4 when a file is missing or was changed. SOURCE may be an ONNX file.
     """
     from ..documents import to_builtins
     from ..graph.layers import summarize_model
 
     if Path(source).is_file():
-        facts = summarize_model(source)
-        output.result(to_builtins(facts), "\n".join(_facts(facts, layers)))
+        model = summarize_model(source)
+        output.result(to_builtins(model), "\n".join(_model_lines(model, layers)))
     else:
         _bundle(output, source, layers)
 
 
 def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..bundle.bundle import open_bundle, problems
+    from ..bundle.derived import stale_reports
     from ..documents import to_builtins
     from ..errors import BundleError
     from ..graph.layers import summarize_model
 
     opened = open_bundle(bundle, check="manifest")
-    wrong = list(problems(opened))
-    facts = None
-    if "model.onnx" in opened and not wrong:
-        facts = summarize_model(opened.file("model.onnx"))
+    damages, stale = list(problems(opened)), stale_reports(opened)
+    model = None
+    if "model.onnx" in opened and not damages:
+        model = summarize_model(opened.file("model.onnx"))
     document = {
         "bundle": bundle,
-        "input": opened.spec.to_json(),
+        "input": opened.spec,
         "embedding_dim": opened.embedding_dim,
-        "files": {name: vars(entry) for name, entry in opened.files.items()},
-        "history": [dict(entry) for entry in opened.history],
-        "model": to_builtins(facts),
-        "problems": wrong,
+        "files": opened.files,
+        "stale": stale,
+        "history": opened.history,
+        "model": model,
+        "problems": damages,
     }
     rows = [
         [name, entry.role, size_text(entry.size), entry.sha256[:12]]
@@ -57,28 +60,37 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     ]
     lines = [
         f"{bundle}: {opened.embedding_dim}-d embeddings, {opened.spec.describe()}",
-        *(_facts(facts, layers) if facts else []),
+        *(_model_lines(model, layers) if model else []),
         "",
-        table(rows, ("file", "what", "size", "sha256")),
+        table(rows, ("file", "role", "size", "sha256")),
         "",
-        *[_stage(dict(entry)) for entry in opened.history],
+        *[_stage(entry) for entry in opened.history],
+        *_last_change(opened.history),
+        *[f"stale: {name}: {reason}" for name, reason in stale.items()],
     ]
-    if not wrong:
-        lines += ["", "all hashes hold"]
-        output.result(document, "\n".join(lines))
-        return
-    output.note("\n".join(lines))
-    raise BundleError("; ".join(wrong), "restore the file, or run its stage again")
+    if damages:
+        output.note("\n".join(lines))
+        raise BundleError("; ".join(damages), "restore the file, or run its stage again")
+    lines += ["", "all hashes match"]
+    output.result(to_builtins(document), "\n".join(lines))
 
 
-def _facts(facts: "ModelSummary", layers: bool) -> list[str]:
+def _last_change(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the last stage removed and what it made stale."""
+    last = history[-1] if history else {}
+    for verb, key in (("removed", "removed"), ("made stale", "stale")):
+        for name, reason in last.get(key, {}).items():
+            yield f"{last['stage']} {verb} {name}: {reason}"
+
+
+def _model_lines(model: "ModelSummary", layers: bool) -> list[str]:
     shares = ", ".join(
-        f"{100 * macs / facts.macs:.1f} % {name.upper()}"
-        for name, macs in facts.macs_by_precision.items()
+        f"{100 * macs / model.macs:.1f} % {name.upper()}"
+        for name, macs in model.macs_by_precision.items()
     )
     lines = [
-        f"{Path(facts.file).name}: {facts.parameters:,} parameters, {facts.macs / 1e6:.1f} M"
-        f" multiply-adds ({shares}), opset {facts.opset}, {size_text(facts.size)}"
+        f"{Path(model.file).name}: {model.parameters:,} parameters, {model.macs / 1e6:.1f} M"
+        f" multiply-adds ({shares}), opset {model.opset}, {size_text(model.size)}"
     ]
     if layers:
         head = ("layer", "operator", "output", "parameters", "multiply-adds", "precision")
@@ -91,16 +103,16 @@ def _facts(facts: "ModelSummary", layers: bool) -> list[str]:
                 f"{layer.macs:,}",
                 layer.precision,
             ]
-            for layer in facts.layers
+            for layer in model.layers
         ]
         lines += ["", table(rows, head)]
     return lines
 
 
-def _stage(entry: dict[str, Any]) -> str:
-    told = ", ".join(
+def _stage(entry: Mapping[str, Any]) -> str:
+    options = ", ".join(
         f"{key}={value}"
         for key, value in entry.get("options", {}).items()
         if not isinstance(value, dict | list)
     )
-    return f"{entry.get('time', '')}  {entry.get('stage', '')} {told}".rstrip()
+    return f"{entry.get('time', '')}  {entry.get('stage', '')} {options}".rstrip()
