@@ -357,7 +357,7 @@ def _report(
         int8_layers=len(choice.int8),
         int8_mac_share=choice.mac_share,
         int8_dense_share=choice.dense_share,
-        kept_float=Counter(choice.kept.values()),
+        kept_float=Counter(choice.float_layers.values()),
         judged=assignments[-1].loss if assignments else None,
         warnings=tuple(warnings),
         budget=budget.describe() if budget else None,

@@ -1,8 +1,9 @@
-"""INT8 layers as integer products, the one form in which onnxruntime's CPU gains from INT8.
+"""The network written so that onnxruntime's CPU has fast kernels for it; weights and ranges stay.
 
-It has no integer convolution with a float result. A product of uint8 and int8 matrices that yields
-float it has, and that is what a 1x1 convolution is, or a layer behind Flatten. No weight and no
-range changes.
+Two operators are slow there. PReLU itself is slow and forces the convolutions beside it out of their
+blocked layout: a sum of Mul and Relu replaces it. INT8 is fast in one form only: onnxruntime has no
+integer convolution with a float result, but a product of uint8 and int8 matrices that gives float
+(MatMulIntegerToFloat), which is what a 1x1 convolution is, or a layer behind Flatten.
 """
 
 import platform
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from .edit import attribute
+from .edit import attribute, is_unpadded_conv
 from .prelu import blend_nodes
 
 Array = npt.NDArray[Any]
@@ -23,14 +24,24 @@ Weights = dict[str, Array]
 
 Nodes = list[NodeProto]
 
-OPERATOR, DOMAIN = "MatMulIntegerToFloat", "com.microsoft"
+_OPERATOR, _DOMAIN = "MatMulIntegerToFloat", "com.microsoft"
 
-_ZERO = "fr_edge_zero_128"
+_ZERO = "fr_edge_zero_128"  # name of the zero point of uint8 activations
+
+_BLOCK = 16  # channels per block of onnxruntime's widest blocked layout (AVX-512)
+
+_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 @dataclass(frozen=True)
-class Product:
-    """A layer that can be one: `matrix (K, N) int8`, the Q before its data, its weights' scale."""
+class _Product:
+    """A layer that can be an integer product.
+
+    Attributes:
+        source: The QuantizeLinear of its data.
+        matrix: Its weights, `(K, N) int8`.
+        scale: Name of the weights' scale.
+    """
 
     source: NodeProto
     matrix: Array
@@ -38,18 +49,77 @@ class Product:
 
     @property
     def intensity(self) -> float:
-        """Multiplications per number that is read or written: what INT8 gains against what the
-        changes of type and layout around it cost."""
+        """Multiplications per number read or written: the gain of INT8 over its conversions."""
         read, written = self.matrix.shape
         return float(read * written / (read + written))
 
 
-def find_products(nodes: Nodes, ends: set[str], weights: Weights) -> dict[str, Product]:
+def cpu_model(model: ModelProto, integer: Collection[str] | None = None) -> ModelProto:
+    """Rewrite a model in operators that onnxruntime's CPU is fast at.
+
+    Args:
+        model: A float or Q/DQ model.
+        integer: Names of the outputs of INT8 layers that become integer products. The others
+            compute in float with the same INT8 weights, and what only they read is not rounded.
+            None makes products of all that can be, and keeps every rounding of the Q/DQ model.
+
+    Returns:
+        A copy with the same weights and ranges; only the order of roundings differs.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = _replace_each(list(graph.node), lambda node: _quantize_weight(node, weights))
+    ends = {output.name for output in graph.output}
+    products = _find_products(nodes, ends, weights)
+    if integer is not None:
+        products = {name: product for name, product in products.items() if name in integer}
+    sources = {product.source.output[0] for product in products.values()}
+    if integer is not None:
+        _skip_rounding(nodes, sources, ends)
+    nodes = _replace_each(nodes, lambda node: _integer_product(node, products, weights))
+    nodes = _replace_each(nodes, lambda node: _unsigned_pair(node, sources, weights))
+    # onnxruntime has integer kernels for matrix products, and looks for the DQs before them.
+    matrices = {name for n in nodes if n.op_type in ("Gemm", "MatMul") for name in n.input}
+    quantized = matrices if integer is None else set()
+    nodes = _replace_each(nodes, lambda node: _dequantize_weight(node, weights, quantized))
+    if integer is not None:
+        _fold_shifts(nodes, weights)
+    nodes = _replace_each(nodes, lambda node: _replace_prelu(node, weights, products))
+    nodes = _remove_dead(nodes, ends)
+    read = {name for node in nodes for name in node.input}
+    tensors = [numpy_helper.from_array(weights[name], name) for name in weights if name in read]
+    for field in ("node", "initializer", "value_info"):
+        graph.ClearField(field)
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors)
+    if _DOMAIN not in {opset.domain for opset in copy.opset_import}:
+        copy.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    return copy
+
+
+def integer_layers(model: ModelProto) -> dict[str, float]:
+    """Find the INT8 layers that can be integer products.
+
+    Args:
+        model: A Q/DQ model.
+
+    Returns:
+        Name of a layer's output -> multiplications per number that it reads or writes.
+    """
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = _replace_each(list(model.graph.node), lambda node: _quantize_weight(node, weights))
+    products = _find_products(nodes, {output.name for output in model.graph.output}, weights)
+    return {name: product.intensity for name, product in products.items()}
+
+
+def _find_products(nodes: Nodes, ends: set[str], weights: Weights) -> dict[str, _Product]:
     """The layers between two DQs that integer products can compute, by name of their output."""
     makers = {name: node for node in nodes for name in node.output}
     others = {n for node in nodes if node.op_type != "DequantizeLinear" for n in node.input}
     others |= ends
-    found = {}
+    products = {}
     for node in nodes:
         pair = [makers.get(name) for name in node.input[:2]]
         if len(pair) < 2 or any(n is None or n.op_type != "DequantizeLinear" for n in pair):
@@ -58,23 +128,25 @@ def find_products(nodes: Nodes, ends: set[str], weights: Weights) -> dict[str, P
         source = makers.get(data.input[0])
         if source is None or source.op_type != "QuantizeLinear" or weight.input[0] not in weights:
             continue
-        if source.output[0] in others:  # somebody wants the int8 itself
+        if source.output[0] in others:  # another node reads the int8 numbers themselves
             continue
         steps = weights[weight.input[0]]
-        matrix, axis = _matrix(node, steps)
-        if matrix is None or not _plain_bias(node, weights, matrix.shape[1]):
+        matrix, axis = _as_matrix(node, steps)
+        if matrix is None or not _has_plain_bias(node, weights, matrix.shape[1]):
             continue
         per_column = attribute(weight, "axis", 1) % steps.ndim == axis
-        if (per_column or not _scales(weight, weights)) and all(
-            _is_int8(n, weights) for n in (source, data, weight)
+        if (per_column or not _is_per_axis(weight, weights)) and all(
+            _is_symmetric_int8(n, weights) for n in (source, data, weight)
         ):
-            found[node.output[0]] = Product(source, matrix, weight.input[1])
-    return found
+            products[node.output[0]] = _Product(source, matrix, weight.input[1])
+    return products
 
 
-def unsigned(node: NodeProto, sources: set[str], weights: Weights) -> Nodes | None:
-    """Q and DQ around those activations, with zero point 128: the same values in the type that x86
-    multiplies fastest. After Q the channels go last, where a product over them wants them."""
+def _unsigned_pair(node: NodeProto, sources: set[str], weights: Weights) -> Nodes | None:
+    """Q and DQ of `sources` in uint8 with zero point 128, which x86 multiplies fastest.
+
+    The values are the same. Behind Q the channels go last, where a product over them wants them.
+    """
     step = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
     if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or step not in sources:
         return None
@@ -85,8 +157,8 @@ def unsigned(node: NodeProto, sources: set[str], weights: Weights) -> Nodes | No
     return [new, helper.make_node("Transpose", [step], [f"{step}_last"], perm=(0, 2, 3, 1))]
 
 
-def integer_product(
-    node: NodeProto, products: Mapping[str, Product], weights: Weights
+def _integer_product(
+    node: NodeProto, products: Mapping[str, _Product], weights: Weights
 ) -> Nodes | None:
     """The layer as uint8 x int8 -> float32; a convolution's product is over the channels."""
     out = node.output[0] if node.output else ""
@@ -105,29 +177,22 @@ def integer_product(
         *node.input[2:],
     ]
     last = f"{out}_last" if convolution else out
-    new = helper.make_node(OPERATOR, inputs, [last], node.name, domain=DOMAIN)
+    new = helper.make_node(_OPERATOR, inputs, [last], node.name, domain=_DOMAIN)
     if not convolution:
         return [new]
     return [new, helper.make_node("Transpose", [last], [out], perm=(0, 3, 1, 2))]
 
 
-def is_unpadded(node: NodeProto) -> bool:
+def _is_dense_unpadded(node: NodeProto, weight: Array) -> bool:
     """A convolution of one group over two dimensions that adds no zeros at the border."""
-    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return (
-        node.op_type == "Conv"
-        and len(found.get("kernel_shape", ())) == 2
-        and found.get("group", 1) == 1
-        and not any(found.get("pads", []))
-        and found.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
-    )
+    return is_unpadded_conv(node) and weight.ndim == 4 and attribute(node, "group", 1) == 1
 
 
-def _matrix(node: NodeProto, weight: Array) -> tuple[Array | None, int]:
-    """The weights as `(K, N)`, and the axis of theirs that is N; None for other layers."""
-    if is_unpadded(node) and weight.shape[2:] == (1, 1):
-        found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if all(step == 1 for step in found.get("strides", ())):
+def _as_matrix(node: NodeProto, weight: Array) -> tuple[Array | None, int]:
+    """The weights as `(K, N)`, and which of their axes is N; None for other layers."""
+    if _is_dense_unpadded(node, weight) and weight.shape[2:] == (1, 1):
+        strides = next((item.ints for item in node.attribute if item.name == "strides"), ())
+        if all(stride == 1 for stride in strides):
             return weight[:, :, 0, 0].T, 0
     if node.op_type == "MatMul" and weight.ndim == 2:
         return weight, 1
@@ -137,153 +202,99 @@ def _matrix(node: NodeProto, weight: Array) -> tuple[Array | None, int]:
     return None, 0
 
 
-def _plain_bias(node: NodeProto, weights: Weights, width: int) -> bool:
+def _has_plain_bias(node: NodeProto, weights: Weights, width: int) -> bool:
     """No bias, or a constant number per column."""
     names = [name for name in node.input[2:] if name]
     return all(name in weights and weights[name].shape == (width,) for name in names)
 
 
-def _is_int8(node: NodeProto, weights: Weights) -> bool:
-    """Q or DQ with zero point 0, float32; a Q, which has data before it, with one scale."""
+def _is_symmetric_int8(node: NodeProto, weights: Weights) -> bool:
+    """Q or DQ with zero point 0 and float32 scales; one scale only for activations."""
     if len(node.input) < 3 or not weights.keys() >= set(node.input[1:]):
         return False
-    if _scales(node, weights) and node.input[0] not in weights:
+    if _is_per_axis(node, weights) and node.input[0] not in weights:
         return False
     scale, zero = weights[node.input[1]], weights[node.input[2]]
     return scale.dtype == np.float32 and zero.dtype == np.int8 and not zero.any()
 
 
-def _scales(node: NodeProto, weights: Weights) -> bool:
-    """Whether there is more than one scale, along an axis."""
+def _is_per_axis(node: NodeProto, weights: Weights) -> bool:
     return node.input[1] not in weights or weights[node.input[1]].ndim > 0
 
 
-# The CPU flavour: the same network, written so that onnxruntime has fast kernels for it.
-#
-# onnxruntime's PRelu is slow and forces the convolutions beside it out of their blocked layout, and
-# its INT8 is fast in one form only (`cpu_integer`). Both have an equal in operators it is good at.
-# No weight and no range changes; only the order of roundings does.
-
-_BLOCK = 16
-"""Channels per block of onnxruntime's widest blocked layout (AVX-512)."""
-
-_X86 = platform.machine() in ("x86_64", "AMD64")
-
-
-def cpu_model(model: ModelProto, integer: Collection[str] | None = None) -> ModelProto:
-    """A copy of a float or Q/DQ model that computes the same on onnxruntime's CPU, faster.
-
-    `integer` names outputs of INT8 layers: these become integer products, the others compute in
-    float with the same INT8 weights, and what only they read is not rounded. None makes products of
-    all that can be and keeps every rounding of the Q/DQ model.
-    """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    nodes = _each(list(graph.node), lambda node: _rounded(node, weights))
-    ends = {output.name for output in graph.output}
-    products = find_products(nodes, ends, weights)
-    if integer is not None:
-        products = {name: found for name, found in products.items() if name in integer}
-    sources = {product.source.output[0] for product in products.values()}
-    if integer is not None:
-        _unround(nodes, sources, ends)
-    nodes = _each(nodes, lambda node: integer_product(node, products, weights))
-    nodes = _each(nodes, lambda node: unsigned(node, sources, weights))
-    # onnxruntime has integer kernels for products of matrices, and looks for the DQs before them.
-    matrices = {name for n in nodes if n.op_type in ("Gemm", "MatMul") for name in n.input}
-    kept = matrices if integer is None else set()
-    nodes = _each(nodes, lambda node: _valued(node, weights, kept))
-    if integer is not None:
-        _take_centres_back(nodes, weights)
-    nodes = _each(nodes, lambda node: _plain_prelu(node, weights, products))
-    nodes = _used(nodes, ends)
-    read = {name for node in nodes for name in node.input}
-    tensors = [numpy_helper.from_array(weights[name], name) for name in weights if name in read]
-    for field in ("node", "initializer", "value_info"):
-        graph.ClearField(field)
-    graph.node.extend(nodes)
-    graph.initializer.extend(tensors)
-    if DOMAIN not in {opset.domain for opset in copy.opset_import}:
-        copy.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return copy
-
-
-def integer_layers(model: ModelProto) -> dict[str, float]:
-    """The INT8 layers that can be integer products, by name of their output -> intensity."""
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes = _each(list(model.graph.node), lambda node: _rounded(node, weights))
-    found = find_products(nodes, {output.name for output in model.graph.output}, weights)
-    return {name: product.intensity for name, product in found.items()}
-
-
-def _rounded(node: NodeProto, weights: Weights) -> Nodes | None:
-    """Weights -> QuantizeLinear: the integers it yields become the weights."""
+def _quantize_weight(node: NodeProto, weights: Weights) -> Nodes | None:
+    """Weights -> QuantizeLinear: the integers become the weights."""
     if node.op_type != "QuantizeLinear" or not weights.keys() >= set(node.input):
         return None
     values, scale = weights[node.input[0]], weights[node.input[1]]
     zero = weights[node.input[2]] if len(node.input) > 2 else np.zeros_like(scale, np.uint8)
-    steps = np.rint(values / _along(scale, node, values.ndim)) + _along(zero, node, values.ndim)
+    steps = np.rint(values / _along_axis(scale, node, values.ndim))
+    steps = steps + _along_axis(zero, node, values.ndim)
     limits = np.iinfo(zero.dtype)
     weights[node.output[0]] = np.clip(steps, limits.min, limits.max).astype(zero.dtype)
     return []
 
 
-def _unround(nodes: Nodes, sources: set[str], ends: set[str]) -> None:
-    """Whoever reads an activation behind Q and DQ reads it before them, in place; not behind
-    `sources`, whose integers are wanted."""
-    quantised = {node.output[0]: node for node in nodes if node.op_type == "QuantizeLinear"}
+def _dequantize_weight(node: NodeProto, weights: Weights, quantized: set[str]) -> Nodes | None:
+    """Weights -> DequantizeLinear, which onnxruntime would compute anew in every run.
+
+    The outputs named in `quantized` stay as they are.
+    """
+    if node.op_type != "DequantizeLinear" or not weights.keys() >= set(node.input):
+        return None
+    if node.output[0] in quantized:
+        return None
+    steps, scale = weights[node.input[0]].astype(np.float32), weights[node.input[1]]
+    if len(node.input) > 2:
+        steps = steps - _along_axis(weights[node.input[2]], node, steps.ndim).astype(np.float32)
+    values = steps * _along_axis(scale, node, steps.ndim)
+    weights[node.output[0]] = values.astype(scale.dtype)
+    return []
+
+
+def _skip_rounding(nodes: Nodes, sources: set[str], ends: set[str]) -> None:
+    """Readers of an activation behind Q and DQ read it before them, in place.
+
+    Except behind `sources`, whose integers are wanted.
+    """
+    quantized = {node.output[0]: node for node in nodes if node.op_type == "QuantizeLinear"}
     before = {
-        node.output[0]: quantised[node.input[0]].input[0]
+        node.output[0]: quantized[node.input[0]].input[0]
         for node in nodes
         if node.op_type == "DequantizeLinear"
-        and node.input[0] in quantised.keys() - sources
+        and node.input[0] in quantized.keys() - sources
         and node.output[0] not in ends
     }
     for node in nodes:
         node.input[:] = [before.get(name, name) for name in node.input]
 
 
-def _take_centres_back(nodes: Nodes, weights: Weights) -> None:
-    """Sub -> unpadded convolution in float: what is subtracted goes into the bias, in place."""
+def _fold_shifts(nodes: Nodes, weights: Weights) -> None:
+    """Sub -> unpadded convolution in float: the subtracted shift goes into the bias, in place."""
     makers = {name: node for node in nodes for name in node.output}
     for node in nodes:
         sub = makers.get(node.input[0]) if node.input else None
-        if sub is None or sub.op_type != "Sub" or not is_unpadded(node):
+        if sub is None or sub.op_type != "Sub" or node.op_type != "Conv":
             continue
-        centre, weight = weights.get(sub.input[1]), weights.get(node.input[1])
-        if centre is None or weight is None or centre.shape != (weight.shape[1], 1, 1):
+        shift, weight = weights.get(sub.input[1]), weights.get(node.input[1])
+        if shift is None or weight is None or not _is_dense_unpadded(node, weight):
             continue
         bias = weights.get(node.input[2]) if len(node.input) > 2 else np.zeros(1, weight.dtype)
-        if bias is None:
+        if bias is None or shift.shape != (weight.shape[1], 1, 1):
             continue
-        lost = weight.astype(np.float64).sum(axis=(2, 3)) @ centre.astype(np.float64).ravel()
+        lost = weight.astype(np.float64).sum(axis=(2, 3)) @ shift.astype(np.float64).ravel()
         name = f"{node.output[0]}_bias"
         weights[name] = (bias - lost).astype(weight.dtype)
         node.input[:] = [sub.input[0], node.input[1], name]
 
 
-def _valued(node: NodeProto, weights: Weights, kept: set[str]) -> Nodes | None:
-    """Weights -> DequantizeLinear: onnxruntime would compute it anew in every run."""
-    if node.op_type != "DequantizeLinear" or not weights.keys() >= set(node.input):
-        return None
-    if node.output[0] in kept:
-        return None
-    steps, scale = weights[node.input[0]].astype(np.float32), weights[node.input[1]]
-    if len(node.input) > 2:
-        steps = steps - _along(weights[node.input[2]], node, steps.ndim).astype(np.float32)
-    weights[node.output[0]] = (steps * _along(scale, node, steps.ndim)).astype(scale.dtype)
-    return []
-
-
-def _plain_prelu(
-    node: NodeProto, weights: Weights, products: Mapping[str, Product]
+def _replace_prelu(
+    node: NodeProto, weights: Weights, products: Mapping[str, _Product]
 ) -> Nodes | None:
     """PReLU(x) = slope x + (1 - slope) relu(x).
 
-    Behind an integer product a depthwise convolution by one goes first: it is what brings the
-    tensor into the blocked layout, in which the rest is faster by more than that costs.
+    Behind an integer product a depthwise convolution by one goes first: it brings the tensor into
+    the blocked layout, in which the rest is faster by more than that costs.
     """
     if node.op_type != "PRelu" or node.input[1] not in weights:
         return None
@@ -300,7 +311,7 @@ def _plain_prelu(
     return [*out, *blend_nodes(node, x, slope, f"{y}_rest")]
 
 
-def _each(nodes: Nodes, rule: Callable[[NodeProto], Nodes | None]) -> Nodes:
+def _replace_each(nodes: Nodes, rule: Callable[[NodeProto], Nodes | None]) -> Nodes:
     """Every node, or what `rule` puts in its place."""
     out: Nodes = []
     for node in nodes:
@@ -309,16 +320,16 @@ def _each(nodes: Nodes, rule: Callable[[NodeProto], Nodes | None]) -> Nodes:
     return out
 
 
-def _used(nodes: Nodes, ends: set[str]) -> Nodes:
-    kept, wanted = [], set(ends)
+def _remove_dead(nodes: Nodes, ends: set[str]) -> Nodes:
+    used, needed = [], set(ends)
     for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            kept.append(node)
-    return kept[::-1]
+        if needed & set(node.output):
+            needed |= set(node.input)
+            used.append(node)
+    return used[::-1]
 
 
-def _along(values: Array, node: NodeProto, ndim: int) -> Array:
+def _along_axis(values: Array, node: NodeProto, ndim: int) -> Array:
     """A scale or zero point, shaped so that it broadcasts along the node's axis."""
     if values.ndim == 0:
         return values

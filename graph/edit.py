@@ -1,60 +1,89 @@
-"""Small edits of ONNX graphs: who reads what, renaming, removing what nothing reads.
+"""Reads and small edits of ONNX graphs: nodes, attributes, who reads what, removing dead nodes.
 
-Knows nothing of faces or of folding. Names used inside the bodies of If, Loop and Scan count.
+Names used inside the bodies of If, Loop and Scan count.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
-
-
-def bodies(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Every node, those in bodies too."""
+    """Iterate over the nodes of a graph and of the bodies inside it.
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        The nodes; those of a body come after the node that holds it.
+    """
     for node in graph.node:
         yield node
-        for body in bodies(node):
+        for body in _bodies(node):
             yield from all_nodes(body)
 
 
-def uses(graph: GraphProto) -> Counter[str]:
-    """How often each tensor is read: by nodes, by their bodies, and as an output of the graph."""
-    count = Counter(output.name for output in graph.output)
-    for node in graph.node:
-        count.update(name for name in node.input if name)
-        for body in bodies(node):
-            count.update(uses(body))
-    return count
-
-
-def makers(graph: GraphProto) -> dict[str, NodeProto]:
-    """Tensor -> the node that makes it."""
-    return {name: node for node in graph.node for name in node.output if name}
-
-
-def initializers(graph: GraphProto) -> dict[str, TensorProto]:
-    return {tensor.name: tensor for tensor in graph.initializer}
-
-
 def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
+    """Give a number among a node's attributes.
+
+    Args:
+        node: The node.
+        name: The attribute's name.
+        default: Its value where the node does not set it.
+
+    Returns:
+        The value.
+    """
     for item in node.attribute:
         if item.name == name:
             return item.f if item.type == AttributeProto.FLOAT else item.i
     return default
 
 
+def initializers(graph: GraphProto) -> dict[str, TensorProto]:
+    """Index a graph's constants.
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        Name -> constant.
+    """
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def uses(graph: GraphProto) -> Counter[str]:
+    """Count how often each tensor is read.
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        Tensor -> reads by nodes and their bodies, and as an output of the graph.
+    """
+    count = Counter(output.name for output in graph.output)
+    for node in graph.node:
+        count.update(name for name in node.input if name)
+        for body in _bodies(node):
+            count.update(uses(body))
+    return count
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Give the tensors that a node needs.
+
+    Args:
+        node: The node.
+
+    Returns:
+        Its inputs, and what its bodies take from outside.
+    """
+    return {name for name in node.input if name}.union(*(set(uses(b)) for b in _bodies(node)))
+
+
 def is_unpadded_conv(node: NodeProto) -> bool:
-    """Whether a node is a convolution that adds no zeros at the border.
+    """Tell whether a node is a convolution that adds no zeros at the border.
 
     Only such a convolution of `x + shift` is that of `x` plus one number per output channel.
 
@@ -72,77 +101,12 @@ def is_unpadded_conv(node: NodeProto) -> bool:
     return not padded and automatic in (b"", b"NOTSET", b"VALID")
 
 
-def add_weight(
-    graph: GraphProto, stem: str, array: npt.NDArray[np.float32] | npt.NDArray[np.int64]
-) -> str:
-    """Store a new constant under a name nothing has yet; returns the name."""
-    name = fresh(graph, stem)
-    graph.initializer.append(numpy_helper.from_array(array, name))
-    return name
-
-
-def fresh(graph: GraphProto, stem: str) -> str:
-    taken = {tensor.name for tensor in graph.initializer} | set(uses(graph)) | set(makers(graph))
-    name, count = stem, 0
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    return name
-
-
-def rename(graph: GraphProto, old: str, new: str) -> None:
-    """`old` becomes `new` wherever the graph or a body says it."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.name == old:
-            value.name = new
-    for tensor in graph.initializer:
-        if tensor.name == old:
-            tensor.name = new
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-        for body in bodies(node):
-            rename(body, old, new)
-
-
-def dependent(graph: GraphProto, root: str) -> set[str]:
-    """The tensors that depend on `root`; nodes are in topological order, as ONNX demands."""
-    found = {root}
-    for node in graph.node:
-        if reads(node) & found:
-            found.update(name for name in node.output if name)
-    return found
-
-
-def reads(node: NodeProto) -> set[str]:
-    """The tensors a node needs, those its bodies take from outside too."""
-    return {name for name in node.input if name}.union(*(set(uses(b)) for b in bodies(node)))
-
-
-def sort_nodes(graph: GraphProto) -> None:
-    """Put nodes after those they read from, as ONNX demands; equal ones keep their order."""
-    made = set(makers(graph))
-    ready: set[str] = set()
-    waiting, order = [_copy(node) for node in graph.node], []
-    while waiting:
-        held = []
-        for node in waiting:
-            if (reads(node) & made) - ready:
-                held.append(node)
-            else:
-                order.append(node)
-                ready.update(node.output)
-        if len(held) == len(waiting):
-            raise ValueError(f"{graph.name} has a cycle at {held[0].name}")
-        waiting = held
-    del graph.node[:]
-    graph.node.extend(order)
-
-
 def name_nodes(graph: GraphProto) -> None:
-    """Give nodes without a name, or with one that is taken, a name of their own."""
+    """Give nodes without a name, or with one that is taken, a name of their own, in place.
+
+    Args:
+        graph: The graph.
+    """
     taken: set[str] = set()
     for number, node in enumerate(graph.node):
         stem = node.name
@@ -152,26 +116,33 @@ def name_nodes(graph: GraphProto) -> None:
 
 
 def prune(graph: GraphProto) -> None:
-    """Remove nodes and constants that lead to no output."""
+    """Remove nodes and constants that lead to no output, in place.
+
+    Args:
+        graph: The graph; its nodes are sorted.
+    """
     needed = {output.name for output in graph.output}
-    kept = []
+    used = []
     for node in reversed(graph.node):
         if needed & set(node.output):
-            kept.append(node)
-            needed.update(name for name in node.input if name)
-            for body in bodies(node):
-                needed.update(uses(body))
-    kept.reverse()
-    if len(kept) != len(graph.node):
-        kept = [_copy(node) for node in kept]
+            used.append(node)
+            needed.update(reads(node))
+    if len(used) != len(graph.node):
+        copies = []
+        for node in reversed(used):
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            copies.append(copy)
         del graph.node[:]
-        graph.node.extend(kept)
+        graph.node.extend(copies)
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in needed:
             del graph.initializer[index]
 
 
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
+def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+    for item in node.attribute:
+        if item.type == AttributeProto.GRAPH:
+            yield item.g
+        elif item.type == AttributeProto.GRAPHS:
+            yield from item.graphs

@@ -9,35 +9,63 @@ from onnx import GraphProto, NodeProto, numpy_helper
 from ..arrays import F32, F64
 from .edit import attribute
 
-_TINY = np.float32(1e-12)
-"""The step of weights that are all zero."""
+_MIN_SCALE = np.float32(1e-12)  # of weights that are all zero
 
 
 def output_axis(node: NodeProto, rank: int) -> int:
-    """Which axis of the weights runs over output channels."""
+    """Tell which axis of a layer's weights is that of the output channels.
+
+    Args:
+        node: A Conv, Gemm or MatMul.
+        rank: Number of axes of the weights.
+
+    Returns:
+        The axis.
+    """
     rows = node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0))
     return 0 if rows else rank - 1
 
 
 def layer_columns(node: NodeProto, weight: F32) -> F32:
-    """A layer's weights as `(O, C, K)`: output channels, input channels, places of the kernel."""
+    """Reshape a layer's weights to output channels, input channels and kernel positions.
+
+    Args:
+        node: A Conv, Gemm or MatMul.
+        weight: Its weights.
+
+    Returns:
+        `(O, C, K) float32`; K is 1 for matrices.
+    """
     if node.op_type == "Conv":
         return weight.reshape(*weight.shape[:2], -1)
     return (weight if output_axis(node, 2) == 0 else weight.T)[:, :, None]
 
 
 def weight_scales(node: NodeProto, weight: F32) -> F32:
-    """`(O,) float32`, the INT8 step of each output channel: its largest weight over 127."""
+    """Compute the INT8 scale of each output channel: its largest weight over 127.
+
+    Args:
+        node: A Conv, Gemm or MatMul.
+        weight: Its weights, float32.
+
+    Returns:
+        `(O,) float32`.
+    """
     others = tuple(i for i in range(weight.ndim) if i != output_axis(node, weight.ndim))
-    step: npt.NDArray[np.float32] = np.abs(weight).max(axis=others) / np.float32(127.0)
-    return np.maximum(step, _TINY)
+    scales: F32 = np.abs(weight).max(axis=others) / np.float32(127.0)
+    return np.maximum(scales, _MIN_SCALE)
 
 
 def store_weight(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> str:
-    """Keep a constant under `owner/what`, instead of what had that name; returns the name.
+    """Store a constant in a graph; one of the same name is replaced.
 
-    The slash and what follows it are ours: no search for a free name, which takes long in graphs of
-    hundreds of constants.
+    Args:
+        graph: The graph.
+        name: `OWNER/WHAT`; names with a slash and such an ending are fr-edge's.
+        array: The numbers.
+
+    Returns:
+        The name.
     """
     tensor = numpy_helper.from_array(array, name)
     for old in graph.initializer:
@@ -49,7 +77,16 @@ def store_weight(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> str:
 
 
 def add_to_bias(graph: GraphProto, node: NodeProto, shift: F64) -> None:
-    """Add `(O,)` to what a Conv or Gemm gives, through its constant bias; it gets one if it has none."""
+    """Add numbers to the output of a layer, through its bias, in place.
+
+    Args:
+        graph: The graph that holds the layer's constants.
+        node: A Conv or Gemm; it gets a bias if it has none.
+        shift: `(O,) float64`, one number per output channel; of a Gemm, before its factor alpha.
+
+    Raises:
+        ValueError: The bias is not constant.
+    """
     old = node.input[2] if len(node.input) > 2 else ""
     bias = next((numpy_helper.to_array(t) for t in graph.initializer if t.name == old), None)
     if old and bias is None:

@@ -105,14 +105,14 @@ class Int8Choice:
 
     Attributes:
         int8: Names of the layers, in graph order.
-        kept: Other layers with weights -> why they stay float.
+        float_layers: Other layers with weights -> why they stay float.
         tensors: Activations that need a range.
         mac_share: Share of all multiply-adds in INT8, 0 to 1.
         dense_share: The same for dense layers only.
     """
 
     int8: tuple[str, ...]
-    kept: Mapping[str, str]
+    float_layers: Mapping[str, str]
     tensors: tuple[str, ...]
     mac_share: float
     dense_share: float
@@ -246,12 +246,13 @@ def choose_int8_layers(
         The choice.
     """
     table = weighted_layers(model)
-    kept = {layer.name: GROUPED for layer in table if layer.groups > 1} | dict(float_layers or {})
-    chosen = [layer for layer in table if layer.name not in kept]
+    grouped = {layer.name: GROUPED for layer in table if layer.groups > 1}
+    floats = {**grouped, **(float_layers or {})}
+    chosen = [layer for layer in table if layer.name not in floats]
     dense = [layer for layer in table if layer.groups == 1]
     return Int8Choice(
         tuple(layer.name for layer in chosen),
-        kept,
+        floats,
         tuple(dict.fromkeys(layer.data for layer in chosen)),
         total_macs(chosen) / (total_macs(table) or 1),
         total_macs(chosen) / (total_macs(dense) or 1),

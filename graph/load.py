@@ -1,7 +1,8 @@
-"""Reads somebody's ONNX file and says what is wrong with it.
+"""Reads an ONNX file and checks that fr-edge can take it.
 
-Knows what fr-edge can take: one float32 face image `(N, 3, H, W)` in, one embedding out, operators
-of the ONNX standard, weights in float32.
+It takes one float32 face image `(N, 3, H, W)` in, one embedding out, operators of the ONNX standard,
+and finite weights in float32. NaN is checked here because later stages hide it: QuantizeLinear makes
+an integer of it, TensorRT builds an engine around it.
 """
 
 from collections.abc import Iterable
@@ -19,10 +20,13 @@ from ..faces.contract import InputSpec, spec_from_text
 from ..inference import first_line
 from .edit import all_nodes, attribute
 
-CONTRACT_KEY = "fr_edge.input"
-"""Metadata key of model.onnx that holds the input contract as JSON."""
+CONTRACT_KEY = "fr_edge.input"  # metadata of model.onnx that holds the input contract as JSON
 
-_QUANTISED = (
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+_COMPARISONS = ("Clip", "Max", "Min", "Where")  # infinity is valid there: no bound, or a mask
+
+_QUANTIZED = (
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
     *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
 )
@@ -30,7 +34,14 @@ _QUANTISED = (
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The image input of a network; a size is None where the graph leaves it open."""
+    """The image input of a network.
+
+    Attributes:
+        name: The input's name.
+        batch: Faces per run; None where the graph leaves it open, like the others.
+        height: Pixels.
+        width: Pixels.
+    """
 
     name: str
     batch: int | None
@@ -39,7 +50,17 @@ class ImageInput:
 
 
 def read_onnx(path: Path) -> ModelProto:
-    """The model with all its weights in memory; raises ModelError when the file holds none."""
+    """Read an ONNX file with its side files.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model with all its weights in memory, local functions inlined.
+
+    Raises:
+        ModelError: The file or a side file cannot be read, or is not an ONNX model.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -68,9 +89,16 @@ def read_onnx(path: Path) -> ModelProto:
 
 
 def image_input(model: ModelProto) -> ImageInput:
-    """Check that fr-edge can take the model; raises ModelError that says what it found instead.
+    """Check that fr-edge can take a model.
 
-    The model is one that tidy.py has seen.
+    Args:
+        model: A model from `export.canonicalize.tidy`.
+
+    Returns:
+        Its image input.
+
+    Raises:
+        ModelError: The model has other inputs, outputs, operators or types; the message names them.
     """
     _check_operators(model)
     graph = model.graph
@@ -96,17 +124,57 @@ def _check_weights(model: ModelProto) -> None:
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
             raise ModelError(
                 f"weight {tensor.name} is {_type(tensor.data_type)}; expected float32",
-                "export the float32 model; fr-edge makes the FP16 flavour itself",
+                "export the float32 model; fr-edge makes the FP16 model itself",
             )
     check_finite(model)
 
 
 def contract_of(model: ModelProto) -> InputSpec | None:
-    """The contract that fr-edge left in the model's metadata, if any."""
+    """Read the input contract in a model's metadata.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The contract; None for models that fr-edge did not write.
+
+    Raises:
+        DataError: The contract cannot be read.
+    """
     for item in model.metadata_props:
         if item.key == CONTRACT_KEY:
             return spec_from_text(item.value)
     return None
+
+
+def check_finite(model: ModelProto) -> None:
+    """Check that no weight holds NaN or infinity.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        ModelError: A weight does; the message names the first.
+    """
+    computed = {
+        name
+        for node in all_nodes(model.graph)
+        if node.op_type not in _COMPARISONS
+        for name in node.input
+    }
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in _FLOATS:
+            continue
+        values = to_array(tensor)
+        if np.isfinite(values).all():
+            continue
+        holds_nan = bool(np.isnan(values).any())
+        if holds_nan or tensor.name in computed:
+            raise ModelError(
+                f"weight {tensor.name} holds {'NaN' if holds_nan else 'infinity'}:"
+                f" {int((~np.isfinite(values)).sum())} of {values.size} numbers are not finite",
+                "the training diverged or the file is damaged: export it again",
+            )
 
 
 def _check_operators(model: ModelProto) -> None:
@@ -118,16 +186,16 @@ def _check_operators(model: ModelProto) -> None:
                 "export it again with opset_version=17",
             )
     for node in all_nodes(model.graph):
-        if node.op_type in _QUANTISED:
+        if node.op_type in _QUANTIZED:
             raise ModelError(
-                f"the model is already quantised (it has {node.op_type}); expected float32",
+                f"the model is already quantized (it has {node.op_type}); expected float32",
                 "export the float32 model; `fr-edge calibrate` makes the INT8 one",
             )
         if node.op_type == "BatchNormalization" and (
             attribute(node, "training_mode", 0) or any(node.output[1:])
         ):
             raise ModelError(
-                f"{node.name} normalises over the batch, as in training: a face's embedding would"
+                f"{node.name} normalizes over the batch, as in training: a face's embedding would"
                 " depend on its neighbours",
                 "export it again in inference mode (PyTorch: model.eval() first)",
             )
@@ -143,7 +211,7 @@ def _shape(value: ValueInfoProto) -> ImageInput:
     if tensor.elem_type != TensorProto.FLOAT:
         raise ModelError(
             f"input {value.name} is {_type(tensor.elem_type)}; expected float32",
-            "export it with a float32 input; fr-edge makes the FP16 and INT8 flavours itself",
+            "export it with a float32 input; fr-edge makes the FP16 and INT8 models itself",
         )
     sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     shown = "x".join("?" if size is None else str(size) for size in sizes) or "without a shape"
@@ -161,34 +229,3 @@ def _type(number: int) -> str:
 
 def _names(values: Iterable[ValueInfoProto]) -> str:
     return ", ".join(value.name for value in values) or "none"
-
-
-# No network with NaN among its weights goes on, from wherever it comes.
-#
-# NaN hides: QuantizeLinear makes an integer of it, TensorRT builds an engine around it.
-
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-
-_COMPARED = ("Clip", "Max", "Min", "Where")
-"""Operators for which infinity is a fair number: no bound, or a mask."""
-
-
-def check_finite(model: ModelProto) -> None:
-    """Raise ModelError that names the first weight with NaN or infinity in it."""
-    counted = {
-        name for node in all_nodes(model.graph) if node.op_type not in _COMPARED
-        for name in node.input
-    }  # fmt: skip
-    for tensor in model.graph.initializer:
-        if tensor.data_type not in _FLOATS:
-            continue
-        values = to_array(tensor)
-        if np.isfinite(values).all():
-            continue
-        holds_nan = bool(np.isnan(values).any())
-        if holds_nan or tensor.name in counted:
-            raise ModelError(
-                f"weight {tensor.name} holds {'NaN' if holds_nan else 'infinity'}:"
-                f" {int((~np.isfinite(values)).sum())} of {values.size} numbers are not finite",
-                "the training diverged or the file is damaged: export it again",
-            )

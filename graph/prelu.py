@@ -1,7 +1,7 @@
-"""PReLU in the forms that are fast: TensorRT's, bit for bit the same, and onnxruntime's on a CPU.
+"""PReLU in other operators: a form that TensorRT fuses, and one that is fast on onnxruntime's CPU.
 
-docs/decisions/0003 and docs/results/engines.md have the measurements. Models keep PRelu, which says
-what is meant; whoever compiles or runs one rewrites a copy.
+Models keep PRelu; what compiles or runs one rewrites a copy. docs/decisions/0003 and
+docs/results/engines.md have the measurements.
 """
 
 from collections.abc import Callable
@@ -13,18 +13,30 @@ from .edit import initializers, name_nodes
 
 
 def fusible(model: ModelProto) -> ModelProto:
-    """A copy of a float, FP16 or Q/DQ model with relu(x) - a relu(-x) for each PRelu.
+    """Write each PRelu as relu(x) - a relu(-x), which TensorRT fuses.
 
-    Exact in floating point, for every slope: one of the two sides is zero.
+    Exact in floating point for every slope, because one of the two terms is zero.
+
+    Args:
+        model: A float, FP16 or Q/DQ model.
+
+    Returns:
+        A copy without PRelu.
     """
     return _rewritten(model, _two_sides)
 
 
 def blended(model: ModelProto) -> ModelProto:
-    """A copy of a float32 or Q/DQ model with a x + (1 - a) relu(x) for each PRelu of constant slope.
+    """Write each PRelu of constant slope as a x + (1 - a) relu(x), fast on onnxruntime's CPU.
 
-    onnxruntime's CPU keeps its blocked layout through these operators; PRelu, slow by itself, forces
-    it out of it. Exact but for the rounding of one sum.
+    onnxruntime keeps its blocked layout through these operators; PRelu is slow by itself and leaves
+    the layout. Exact except for the rounding of one sum.
+
+    Args:
+        model: A float32 or Q/DQ model.
+
+    Returns:
+        A copy.
     """
     slopes = initializers(model.graph)
     rests: dict[str, str] = {}
@@ -44,7 +56,17 @@ def blended(model: ModelProto) -> ModelProto:
 
 
 def blend_nodes(node: NodeProto, x: str, slope: str, rest: str) -> list[NodeProto]:
-    """slope x + rest relu(x) in the place of a PRelu; `rest` names 1 - slope."""
+    """Make the nodes of slope x + rest relu(x), in the place of a PRelu.
+
+    Args:
+        node: The PRelu; its output and name are kept.
+        x: Name of the data.
+        slope: Name of the slope.
+        rest: Name of 1 - slope.
+
+    Returns:
+        Four nodes.
+    """
     y = node.output[0]
     return [
         helper.make_node("Relu", [x], [f"{y}#above"], f"{node.name}_above"),

@@ -1,5 +1,6 @@
-"""Types and shapes of a graph's tensors, inferred without its weights: a large network's would be
-copied twice otherwise, and are read by nothing that shapes depend on.
+"""Types and shapes of a graph's tensors, inferred without its weights.
+
+Shapes do not depend on weights, and onnx would copy those of a large network twice.
 """
 
 from math import prod
@@ -7,13 +8,23 @@ from math import prod
 import onnx
 from onnx import ModelProto, TypeProto, helper
 
-_LARGE = 256
-"""Numbers from which on a constant is a weight, and no shape, axis or scale."""
+_LARGE = 256  # numbers; a larger constant is a weight, not a shape, axis or scale
 
 
 def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, TypeProto.Tensor]:
-    """Tensor -> its type and shape, of inputs, outputs and what lies between, as far as they can be
-    inferred; `data_prop` follows shapes through arithmetic. Raises onnx's InferenceError."""
+    """Infer types and shapes.
+
+    Args:
+        model: Any model.
+        data_prop: Whether to follow shapes through arithmetic.
+
+    Returns:
+        Tensor -> type and shape, of inputs, outputs and what lies between, as far as they can be
+        inferred; constants are left out.
+
+    Raises:
+        onnx.shape_inference.InferenceError: Declared and inferred shapes contradict each other.
+    """
     graph = model.graph
     large = [tensor for tensor in graph.initializer if prod(tensor.dims) > _LARGE]
     weights = {tensor.name for tensor in large}
@@ -32,8 +43,8 @@ def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, Typ
         opset_imports=model.opset_import,
         functions=model.functions,
     )
-    found = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop).graph
-    values = (*found.value_info, *found.output, *graph.input)
+    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop).graph
+    values = (*inferred.value_info, *inferred.output, *graph.input)
     return {value.name: value.type.tensor_type for value in values}
 
 

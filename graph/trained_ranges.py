@@ -1,5 +1,6 @@
-"""Ranges that a network was trained on travel in its ONNX file: dense layer's input -> largest
-magnitude. Calibration reads them instead of looking for its own.
+"""INT8 ranges that a network was trained on, in the metadata of its ONNX file.
+
+A range is the largest magnitude of a dense layer's input; calibration takes it as it is.
 """
 
 import json
@@ -10,19 +11,25 @@ from onnx import ModelProto, helper
 
 from ..errors import ModelError
 from .edit import attribute
+from .layers import weighted_nodes
 
-RANGES_KEY = "fr_edge.ranges"
+RANGES_KEY = "fr_edge.ranges"  # metadata key; JSON, tensor -> range
 
 
 def write_trained_ranges(model: ModelProto, ranges: Sequence[float]) -> None:
-    """Write the ranges, one per dense layer in the graph's order, into the model's metadata.
+    """Write trained ranges into a model's metadata, in place.
 
-    Raises ModelError when the network has another number of them.
+    Args:
+        model: A float model.
+        ranges: One per dense layer, in graph order.
+
+    Raises:
+        ModelError: The network has another number of dense layers.
     """
     tensors = _dense_inputs(model)
     if len(tensors) != len(ranges):
         raise ModelError(
-            f"the weights bring {len(ranges)} INT8 ranges for {len(tensors)} dense layers",
+            f"the weights have {len(ranges)} INT8 ranges for {len(tensors)} dense layers",
             "train the network again",
         )
     texts = {entry.key: entry.value for entry in model.metadata_props}
@@ -31,9 +38,16 @@ def write_trained_ranges(model: ModelProto, ranges: Sequence[float]) -> None:
 
 
 def read_trained_ranges(model: ModelProto) -> dict[str, float]:
-    """Tensor -> the range it was trained on; empty for a network that was not.
+    """Read the ranges that a network was trained on.
 
-    Raises ModelError when they are no positive numbers.
+    Args:
+        model: A model that fr-edge exported.
+
+    Returns:
+        Tensor -> its range; empty for a network that was not trained so.
+
+    Raises:
+        ModelError: The ranges are not positive numbers.
     """
     text = next((e.value for e in model.metadata_props if e.key == RANGES_KEY), "{}")
     try:
@@ -42,15 +56,8 @@ def read_trained_ranges(model: ModelProto) -> dict[str, float]:
             return ranges
     except (ValueError, TypeError, AttributeError):
         pass
-    raise ModelError("the model's INT8 ranges are no positive numbers", "export it again")
+    raise ModelError("the model's INT8 ranges are not positive numbers", "export it again")
 
 
 def _dense_inputs(model: ModelProto) -> list[str]:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [
-        node.input[0]
-        for node in model.graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul")
-        and node.input[1] in constants
-        and attribute(node, "group", 1) == 1
-    ]
+    return [n.input[0] for n in weighted_nodes(model) if attribute(n, "group", 1) == 1]

@@ -1,6 +1,6 @@
-"""Pixels in: the input contract written into the network, so that a caller sends faces as they are.
+"""Writes the input contract into the network, so that it takes uint8 pixels.
 
-A quarter of the bytes cross to the GPU, and nobody has to retype a mean or a channel order.
+A quarter of the bytes cross to the GPU, and mean and channel order cannot be confused.
 """
 
 from typing import Any
@@ -12,14 +12,21 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ..errors import UsageError
 from ..faces.contract import ALIGNED_SIZE, InputSpec
 
-UINT8_SHAPE = (ALIGNED_SIZE, ALIGNED_SIZE, 3)
-"""Of an aligned face, RGB."""
+UINT8_SHAPE = (ALIGNED_SIZE, ALIGNED_SIZE, 3)  # an aligned face, RGB
 
 
 def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
-    """A copy with one input `pixels (N, 112, 112, 3) uint8`, RGB, that does what `preprocess` does.
+    """Put `faces.contract.preprocess` in front of a network.
 
-    Raises UsageError for contracts that scale the face: that is not a network's work.
+    Args:
+        model: A model with one input `(N, 3, H, W) float32`.
+        spec: Its input contract.
+
+    Returns:
+        A copy with one input `pixels (N, 112, 112, 3) uint8`, RGB.
+
+    Raises:
+        UsageError: The contract scales the face, which is not done in the network.
     """
     side = max(spec.height, spec.width)
     if side != ALIGNED_SIZE:

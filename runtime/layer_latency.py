@@ -138,7 +138,7 @@ def _naming(choice: Int8Choice) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        left_out = [name for name, why in choice.kept.items() if why != GROUPED]
+        left_out = [name for name, why in choice.float_layers.items() if why != GROUPED]
         some = f" ({', '.join(left_out[:3])}{', ...' if left_out[3:] else ''})" if left_out else ""
         raise ModelError(
             f"{len(choice.int8)} layers in INT8, {len(left_out)} left out{some}, cannot be timed:"

@@ -13,8 +13,8 @@ def test_dense_layers_are_chosen_and_depthwise_ones_not(model: onnx.ModelProto) 
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
     layers = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm")]
     depthwise = [n.name for n in layers if n.op_type == "Conv" and shapes[n.input[1]][1] == 1]
-    assert set(choice.kept) == set(depthwise)
-    assert set(choice.kept.values()) == {GROUPED}
+    assert set(choice.float_layers) == set(depthwise)
+    assert set(choice.float_layers.values()) == {GROUPED}
     assert list(choice.int8) == [n.name for n in layers if n.name not in depthwise]
     assert choice.dense_share == 1.0
     assert 0.5 < choice.mac_share < 1.0
@@ -32,7 +32,7 @@ def test_further_layers_stay_float_with_their_reason(model: onnx.ModelProto) -> 
     first = choose_int8_layers(model).int8[0]
     choice = choose_int8_layers(model, {first: "because"})
     assert first not in choice.int8
-    assert choice.kept[first] == "because"
+    assert choice.float_layers[first] == "because"
     assert choice.dense_share < 1.0
     assert choice.mac_share == pytest.approx(
         sum(x.macs for x in weighted_layers(model) if x.name in choice.int8)

@@ -74,7 +74,7 @@ def plugin(model: ModelProto) -> None:
     model.graph.node[2].op_type, model.graph.node[2].domain = "Mystery", "com.acme"
 
 
-def quantised(model: ModelProto) -> None:
+def quantized(model: ModelProto) -> None:
     nodes = [*model.graph.node]
     nodes[0].input[0] = "back"
     for name, value in (("scale", np.float32(0.02)), ("zero", np.int8(0))):
@@ -122,7 +122,7 @@ FAULTS: list[tuple[Callable[[ModelProto], None], str]] = [
     (unknown_operator, "Mystery"),
     (training, "over the batch, as in training"),
     (plugin, "com.acme"),
-    (quantised, "already quantised"),
+    (quantized, "already quantized"),
     (grey, "expected 3 channels"),
     (flat_input, "rank 4"),
     (shapeless, "rank 4"),
