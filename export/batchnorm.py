@@ -16,6 +16,7 @@ from ..graph.shapes import ranks
 from .graph_ir import (
     add_constant,
     constant_of,
+    input_of,
     ir,
     ir_passes,
     only_reader,
@@ -45,7 +46,7 @@ def fold_batchnorm(
     folded = to_ir(model)
     graph = folded.graph
     for node in list(graph):
-        if node.op_type == "MatMul" and rank.get(node.inputs[0].name) == 2:
+        if node.op_type == "MatMul" and rank.get(str(input_of(node).name)) == 2:
             _to_gemm(graph, node)
     count: Counter[str] = Counter()
     for norm in _norms(graph):
@@ -65,14 +66,14 @@ def _norms(graph: ir.Graph) -> list[ir.Node]:
 
 def _to_gemm(graph: ir.Graph, node: ir.Node) -> None:
     """MatMul by a constant matrix -> Gemm, with the Add of a constant row behind it."""
-    data, weight = node.inputs
+    data, weight = input_of(node, 0), input_of(node, 1)
     matrix = constant_of(weight)
     if matrix is None or matrix.ndim != 2:
         return
     inputs, last = [data, weight], node
     add = only_reader(node.outputs[0])
     if add is not None and add.op_type == "Add":
-        other = next(value for value in add.inputs if value is not node.outputs[0])
+        other = input_of(add, 1 if add.inputs[0] is node.outputs[0] else 0)
         row = constant_of(other)
         width = matrix.shape[1]
         if row is not None and row.shape in ((), (1,), (1, 1), (width,), (1, width)):
@@ -101,7 +102,7 @@ def _affine(norm: ir.Node) -> tuple[F64, F64] | None:
 
 def _fold_into_producer(graph: ir.Graph, norm: ir.Node) -> str:
     """Conv -> BN, Gemm -> BN, and Conv -> Flatten -> BN over one pixel; the kind, or ""."""
-    data = norm.inputs[0]
+    data = input_of(norm)
     layer = data.producer()
     affine = _affine(norm)
     if layer is None or affine is None or only_reader(data) is not norm:
@@ -109,7 +110,7 @@ def _fold_into_producer(graph: ir.Graph, norm: ir.Node) -> str:
     scale, shift = affine
     flat = _is_flatten(layer)
     if flat:
-        before, flatten = layer.inputs[0], layer
+        before, flatten = input_of(layer), layer
         layer = before.producer()
         if layer is None or layer.op_type != "Conv" or only_reader(before) is not flatten:
             return ""
@@ -164,7 +165,7 @@ def _fold_into_reader(graph: ir.Graph, norm: ir.Node) -> str:
         _set_weight(graph, layer, 2, bias + (weight * shifts).reshape(len(weight), -1).sum(1))
     else:
         return ""
-    norm.outputs[0].replace_all_uses_with(norm.inputs[0])
+    norm.outputs[0].replace_all_uses_with(input_of(norm))
     graph.remove(norm, safe=True)
     return f"BatchNormalization+{'Flatten+' if flat else ''}{layer.op_type}"
 
@@ -186,7 +187,7 @@ def _weights(layer: ir.Node) -> tuple[F64, F64] | None:
         if constant is None or constant.size != (constant.shape or (1,))[-1]:
             return None  # not constant, or not a row
         bias = constant.reshape(-1)
-    if weight is None or layer.attributes.get_int("transA", 0):
+    if weight is None or layer.attributes.get_int("transA", 0) != 0:
         return None
     alpha, beta = (layer.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
     return alpha * weight, beta * bias

@@ -24,6 +24,7 @@ from ..graph.shapes import ranks
 from .graph_ir import (
     add_constant,
     fold_constants_ir,
+    input_of,
     ir,
     ir_passes,
     to_ir,
@@ -248,12 +249,12 @@ def _open_reshapes(model: ir.Model) -> int:
     reshapes = [
         node
         for node in graph
-        if node.op_type in ("Reshape", "Flatten", "Squeeze") and node.inputs[0] in moving
+        if node.op_type in ("Reshape", "Flatten", "Squeeze") and input_of(node) in moving
     ]
-    shapes = _observe(model, [value for n in reshapes for value in (n.inputs[0], n.outputs[0])])
+    shapes = _observe(model, [value for n in reshapes for value in (input_of(n), n.outputs[0])])
     batch = shapes[INPUT][0]
     for node in reshapes:
-        before, after = shapes[node.inputs[0].name], shapes[node.outputs[0].name]
+        before, after = (shapes[str(v.name)] for v in (input_of(node), node.outputs[0]))
         if before[:1] == after[:1] == (batch,):
             _keep_batch(graph, node, after)
     return _flatten_output(graph, shapes[OUTPUT], batch)
@@ -284,7 +285,7 @@ def _observe(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, Shape]:
     """Tensor -> its shape in a run on zeros, of `values`, the input and the output."""
     probe = to_proto(model)
     shape = tuple(dim.dim_value for dim in probe.graph.input[0].type.tensor_type.shape.dim)
-    names = dict.fromkeys(value.name for value in values)
+    names = dict.fromkeys(str(value.name) for value in values)
     for name in names.keys() - {INPUT, OUTPUT}:
         probe.graph.output.append(ValueInfoProto(name=name))
     arrays = run_once(probe.SerializeToString(), np.zeros(shape, np.float32))

@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..graph.edit import initializers, reads
 from ..graph.layers import weighted_nodes
 from ..graph.run import activations, onnx_embedder, peaks
-from .graph_ir import ir, ir_passes, to_ir, to_proto
+from .graph_ir import input_of, ir, ir_passes, to_ir, to_proto
 from .parity import Parity, check_parity, measure_parity
 
 logger = logging.getLogger(__name__)
@@ -174,10 +174,10 @@ def _join_casts(model: ir.Model) -> None:
     for cast in model.graph:
         if not _is_cast(cast, TensorProto.FLOAT):
             continue
-        narrowing = cast.inputs[0].producer()
+        narrowing = input_of(cast).producer()
         if narrowing is None or not _is_cast(narrowing, TensorProto.FLOAT16):
             continue
-        source, result = narrowing.inputs[0], cast.outputs[0]
+        source, result = input_of(narrowing), cast.outputs[0]
         if result.is_graph_output():
             cast.op_type = "Identity"
             cast.attributes.clear()

@@ -22,6 +22,7 @@ __all__ = [
     "add_constant",
     "constant_of",
     "fold_constants_ir",
+    "input_of",
     "ir",
     "ir_passes",
     "only_reader",
@@ -108,9 +109,31 @@ def add_constant(graph: ir.Graph, name: str, array: F32 | I64) -> ir.Value:
         free = f"{name}_{number}"
     tensor = ir.tensor(array, name=free)
     value = ir.Value(
-        name=free, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=free,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.register_initializer(value)
+    return value
+
+
+def input_of(node: ir.Node, index: int = 0) -> ir.Value:
+    """Give a tensor that a node must read.
+
+    Args:
+        node: The node.
+        index: Which of its inputs.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ModelError: The node has no such input.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise ModelError(f"the network is not valid ONNX: {node.name} has no input {index}")
     return value
 
 
