@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +213,37 @@ def test_without_onnxsim(
     assert "signal 11" in caplog.text
     ops = {n.op_type for n in onnx.load(result.bundle.file("model.onnx")).graph.node}
     assert "BatchNormalization" not in ops
+
+
+WITHOUT = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None
+from fr_edge.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("missing", ["onnx_ir", "onnxscript"])
+def test_without_the_graph_libraries(missing: str, given: Path, tmp_path: Path) -> None:
+    """The base install has none of them: a word and a remedy, no traceback."""
+    arguments = ["export", str(given), "--out", str(tmp_path / "b"), "--preset", "raw"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 3
+    assert "pip install 'fr-edge[export]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_export_of_onnx_needs_no_torch(given: Path, tmp_path: Path) -> None:
+    arguments = ["export", str(given), "--out", str(tmp_path / "b"), "--preset", "raw"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, "torch,onnxsim", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert contract_of(onnx.load(tmp_path / "b" / "model.onnx")) == PRESETS["raw"]
 
 
 BREAK = """

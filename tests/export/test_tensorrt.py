@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from fr_edge.export.fp16 import fp16_model
+from fr_edge.export.fp16 import make_fp16_model
 from fr_edge.export.parity import probe_inputs
 from fr_edge.faces.contract import PRESETS
 from fr_edge.graph.prelu import fusible
@@ -59,7 +59,7 @@ NETS: dict[str, dict[str, Any]] = {
 def test_fp32_and_fp16_compile(name: str, tools: SimpleNamespace) -> None:
     model = tools.standard(tools.build(**NETS[name]))
     inputs = probe_inputs(PRESETS["insightface"])
-    half = fp16_model(model, inputs, tools.run(model, inputs), lambda _: None)
+    half = make_fp16_model(model, inputs, tools.run(model, inputs))
     assert half is not None
     _, table = compile_engine(model)
     assert "Half" not in table
@@ -77,9 +77,9 @@ def test_mixed_precision_compiles(tools: SimpleNamespace) -> None:
             array = numpy_helper.to_array(tensor) * np.float32(factor)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     inputs = probe_inputs(PRESETS["insightface"])
-    half = fp16_model(model, inputs, tools.run(model, inputs), lambda _: None)
+    half = make_fp16_model(model, inputs, tools.run(model, inputs))
     assert half is not None
-    assert "n_d" in half.kept_float
+    assert "n_d" in half.result.kept_float
     _, table = compile_engine(half.model)
     assert "Half" in table
     assert "Float" in table
