@@ -68,7 +68,7 @@ def exponential(random: np.random.Generator, n: int) -> np.ndarray:
 
 
 def queue(random: np.random.Generator, n: int, work: Draw, load: float) -> Latencies:
-    """Lindley's recursion, all at once; the memory as `arrivals.Queries` finds it."""
+    """Lindley's recursion, all at once; the memory as `PoissonLoad` finds it."""
     takes, gaps = work(random, n), random.exponential(1 / load, n)
     walk = np.concatenate([[0.0], np.cumsum(takes[:-1] - gaps[1:])])
     latency = walk - np.minimum.accumulate(walk) + takes
@@ -79,7 +79,7 @@ def queue(random: np.random.Generator, n: int, work: Draw, load: float) -> Laten
 
 def coverage(draw: Callable[[int], Latencies], n: int, long: int, trials: int) -> dict[str, dict]:
     """`percentile -> {held, stated}` over runs of n; the truth from one of `long`."""
-    truth = {q: draw(long).all.percentile(q) for q in QUANTILES}
+    truth = {q: draw(long).percentile(q) for q in QUANTILES}
     held, stated = dict.fromkeys(QUANTILES, 0), dict.fromkeys(QUANTILES, 0)
     for _ in range(trials):
         found = draw(n)

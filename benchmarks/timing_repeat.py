@@ -35,7 +35,7 @@ def main() -> None:
     subject = EngineUnderTest(
         open_bundle(args.bundle), args.engine, "onnxruntime", end_to_end=False
     )
-    work = subject.work(Setting(1, args.threads))
+    work = subject.workload(Setting(1, args.threads))
     runs = [
         time_runs(work.run, args.seconds, 100, warmup_s=1.0).latencies
         for _ in range(2 * args.pairs)

@@ -1,18 +1,20 @@
-"""Does a long benchmark's memory stay flat, and what does that cost?
+"""What does it cost to keep every latency of a long benchmark?
 
-As many latencies as an hour at half a millisecond gives, noisy, into the recorder that `benchmark`
-uses, and kept whole: the bytes of the arrays, CPU time an added run, and the percentiles of both.
+As many noisy latencies as an hour at half a millisecond gives, into the recorder that `benchmark`
+uses: the memory of the process before and after, CPU time per run added, and the time that the
+percentiles and their intervals take.
 
     python benchmarks/timing_soak.py [--runs 7200000] [--json]
 """
 
 import argparse
 import json
+import resource
 import time
 
 import numpy as np
 
-from fr_edge.runtime.benchmark.statistics import LatencyRecorder
+from fr_edge.runtime.benchmark.statistics import LatencyRecorder, percentile_interval
 
 CHUNK = 100_000
 
@@ -23,37 +25,36 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     random = np.random.default_rng(0)
-    recorder, plain = LatencyRecorder(), []
-    document: dict[str, dict[str, float]] = {"memory_mb": {}}
-    seconds = 0.0
-    for done in range(0, args.runs, CHUNK):
-        chunk = (5e5 * np.exp(random.normal(size=CHUNK) * 0.1)).astype(np.int64)
-        values = chunk.tolist()
-        plain.append(chunk)
+    recorder = LatencyRecorder()
+    before, seconds = peak_mb(), 0.0
+    for _ in range(0, args.runs, CHUNK):
+        values = (5e5 * np.exp(random.normal(size=CHUNK) * 0.1)).astype(np.int64).tolist()
         begin = time.process_time()
         for value in values:
             recorder.add(value)
         seconds += time.process_time() - begin
-        if done + CHUNK in (CHUNK, args.runs // 2, args.runs):
-            document["memory_mb"][f"after {done + CHUNK} runs"] = round(size_mb(recorder), 2)
-    found, all_ms = recorder.latencies(), np.concatenate(plain) / 1e6
-    for q in (50.0, 99.0, 99.9):
-        ours, theirs = found.all.percentile(q), float(np.percentile(all_ms, q))
-        document[f"p{q:g}_ms"] = {"kept": round(ours, 6), "of all runs": round(theirs, 6)}
-    document["whole_mb"] = {"of all runs": round(all_ms.nbytes / 1e6, 1)}
-    document["us_per_run"] = {"recorder": round(seconds / args.runs * 1e6, 2)}
-    document["resolution"] = {"stated": found.resolution}
+    recorded = peak_mb()
+    begin = time.process_time()
+    latencies = recorder.latencies()
+    ends = {f"p{q:g}_ms": percentile_interval(latencies, q) for q in (50.0, 99.0, 99.9)}
+    document = {
+        "runs": latencies.count,
+        "recorded_mb": round(recorded - before, 1),
+        "with_percentiles_mb": round(peak_mb() - before, 1),
+        "us_per_run": round(seconds / args.runs * 1e6, 3),
+        "percentiles_s": round(time.process_time() - begin, 2),
+        **ends,
+    }
     if args.json:
         print(json.dumps(document, indent=1))
         return
-    for what, row in document.items():
-        print(f"{what}: {', '.join(f'{key} {value}' for key, value in row.items())}")
+    for name, value in document.items():
+        print(f"{name}: {value}")
 
 
-def size_mb(recorder: LatencyRecorder) -> float:
-    """The arrays that a recorder holds."""
-    stretches = recorder.latencies().stretches
-    return sum(s.values_ms.nbytes + s.counts.nbytes for s in stretches) / 1e6
+def peak_mb() -> float:
+    """The process's largest resident memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

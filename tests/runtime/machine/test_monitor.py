@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from fr_edge.runtime.benchmark.result import BenchmarkRun
+from fr_edge.runtime.benchmark.result import summarize_run
 from fr_edge.runtime.benchmark.setting import Setting
 from fr_edge.runtime.benchmark.statistics import latencies_of
-from fr_edge.runtime.benchmark.timing import Timed
+from fr_edge.runtime.benchmark.timing import Timing
 from fr_edge.runtime.machine.monitor import (
     SensorTrace,
     anomalies,
@@ -65,20 +65,19 @@ def test_no_sensor_is_no_energy() -> None:
     assert mean_power(silent) is None
     assert energy(silent, silent, 1, 1.0) is None
     assert rest(0.1, Reading) is None
-    run = BenchmarkRun(
-        Setting(), Timed(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0), 10.0, 1.0, silent, None
-    )
-    assert run.to_json()["energy"] is None
+    timing = Timing(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0)
+    run = summarize_run(Setting(), timing, 10.0, 1.0, silent, None)
+    assert run.energy is None
     assert run.reasons == ()
 
 
 def test_a_throttled_board_spoils_the_run() -> None:
-    quiet = Timed(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0)
+    quiet = Timing(latencies_of(np.full(200, 5.0)), 0.1, True, 0.0)
     throttled = SensorTrace(
         [0.0, 1.0], [Reading(), Reading(throttled=("GPU 0: software thermal slowdown",))]
     )
-    run = BenchmarkRun(Setting(), quiet, 10.0, 1.0, throttled)
-    assert run.to_json()["verdict"] == "INVALID"
+    run = summarize_run(Setting(), quiet, 10.0, 1.0, throttled)
+    assert run.verdict == "INVALID"
     assert run.reasons == ("throttled: GPU 0: software thermal slowdown",)
     cores = SensorTrace(
         [0.0, 1.0],
