@@ -177,8 +177,8 @@ def run(model: ModelProto, faces: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    found: np.ndarray = session.run(None, {session.get_inputs()[0].name: faces})[0]
-    return found
+    outputs: np.ndarray = session.run(None, {session.get_inputs()[0].name: faces})[0]
+    return outputs
 
 
 def noise(count: int, *shape: int, seed: int = 5) -> np.ndarray:

@@ -156,3 +156,82 @@ def test_a_damaged_norm_stays() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), norm("n", "c", "y", 6, weights)]
     weights["n_var"][2] = -1
     assert fold_batchnorm(model(nodes, weights, (6, 7, 5)))[1] == {}
+
+
+def test_norms_in_a_row(tools: SimpleNamespace) -> None:
+    """Behind a convolution the first goes first; before one, the last."""
+    weights = {
+        "w": np.float32(RANDOM.normal(size=(6, 6, 3, 3))),
+        "v": np.float32(RANDOM.normal(size=(6, 6, 1, 1))),
+    }
+    nodes = [
+        norm("a", "x", "a", 6, weights),
+        norm("b", "a", "b", 6, weights),
+        helper.make_node("Conv", ["b", "w"], ["c"]),
+        norm("d", "c", "d", 6, weights),
+        norm("e", "d", "e", 6, weights),
+        helper.make_node("Conv", ["e", "v"], ["y"]),
+    ]
+    done = check(model(nodes, weights, (6, 7, 5)), (6, 7, 5), 0, tools)
+    assert done == {"Conv+BatchNormalization": 2, "BatchNormalization+Conv": 2}
+
+
+def test_only_into_producers(tools: SimpleNamespace) -> None:
+    """Trained ranges are of what the layer behind reads now."""
+    weights = {"w": np.float32(RANDOM.normal(size=(6, 6, 1, 1)))}
+    nodes = [norm("n", "x", "m", 6, weights), helper.make_node("Conv", ["m", "w"], ["y"])]
+    before = model(nodes, weights, (6, 7, 5))
+    assert fold_batchnorm(before, into_readers=False)[1] == {}
+    assert fold_batchnorm(before)[1] == {"BatchNormalization+Conv": 1}
+
+
+def test_a_bias_left_empty(tools: SimpleNamespace) -> None:
+    weights = {"w": np.float32(RANDOM.normal(size=(6, 6, 1, 1)))}
+    nodes = [helper.make_node("Conv", ["x", "w", ""], ["c"]), norm("n", "c", "y", 6, weights)]
+    check(model(nodes, weights, (6, 7, 5)), (6, 7, 5), 0, tools)
+
+
+def test_the_rounding_is_that_of_one_weight(tools: SimpleNamespace) -> None:
+    """Sums are made in float64: each folded weight is the float32 nearest to the exact one."""
+    weights = {"w": np.float32(RANDOM.normal(size=(6, 6, 1, 1)))}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), norm("n", "c", "y", 6, weights)]
+    after, _ = fold_batchnorm(model(nodes, weights, (6, 7, 5)))
+    w, gamma, var = (weights[name].astype(np.float64) for name in ("w", "n_gamma", "n_var"))
+    exact = w * (gamma / np.sqrt(var + np.float64(np.float32(1e-3)))).reshape(-1, 1, 1, 1)
+    folded = {t.name: numpy_helper.to_array(t) for t in after.graph.initializer}
+    np.testing.assert_array_equal(folded[after.graph.node[0].input[1]], exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (9,), (1, 9)])
+def test_matmul_and_a_row_become_gemm(shape: tuple[int, ...], tools: SimpleNamespace) -> None:
+    weights = {
+        "w": np.float32(RANDOM.normal(size=(6, 9))),
+        "b": np.float32(RANDOM.normal(size=shape)),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "product"),
+        helper.make_node("Add", ["b", "p"], ["y"]),
+    ]
+    before = model(nodes, weights, (6,))
+    after, _ = fold_batchnorm(before)
+    assert [(node.op_type, node.name) for node in after.graph.node] == [("Gemm", "product")]
+    x = tools.noise(5, 6)
+    np.testing.assert_allclose(tools.run(after, x), tools.run(before, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 9), (1, 1, 9)])
+def test_matmul_and_what_is_not_a_row(shape: tuple[int, ...], tools: SimpleNamespace) -> None:
+    """A column broadcasts the other way, and a row of rank 3 changes the rank."""
+    weights = {
+        "w": np.float32(RANDOM.normal(size=(6, 9))),
+        "b": np.float32(RANDOM.normal(size=shape)),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Add", ["p", "b"], ["y"]),
+    ]
+    before = model(nodes, weights, (6,))
+    after, _ = fold_batchnorm(before)
+    assert [node.op_type for node in after.graph.node] == ["Gemm", "Add"]
+    x = tools.noise(5, 6)
+    np.testing.assert_allclose(tools.run(after, x), tools.run(before, x), rtol=1e-4, atol=1e-5)

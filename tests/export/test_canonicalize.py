@@ -59,9 +59,9 @@ def test_same_function_in_one_form(name: str, opset: int, tools: SimpleNamespace
         [tools.run(given, theirs[i : i + size]) for i in range(0, 64, size)]
     ).reshape(64, -1)
     for count in (1, 7, 64):
-        found = tools.run(model, faces[:count])
-        assert found.shape == (count, 16)
-        assert tools.cosine(found, expected[:count]) > 0.999999
+        result = tools.run(model, faces[:count])
+        assert result.shape == (count, 16)
+        assert tools.cosine(result, expected[:count]) > 0.999999
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_one_face_squeezed_to_a_row(tools: SimpleNamespace) -> None:
     faces = tools.noise(3, 3, 112, 112)
     expected = original_embedder(tidy(given).SerializeToString())(faces)
     assert expected.shape == (3, 16)
-    found = tools.run(tools.standard(given), faces)
-    assert tools.cosine(found, expected) > 0.999999
+    result = tools.run(tools.standard(given), faces)
+    assert tools.cosine(result, expected) > 0.999999
 
 
 def test_shapes_written_down_for_slopes(tools: SimpleNamespace) -> None:
@@ -105,8 +105,8 @@ def test_shapes_written_down_for_slopes(tools: SimpleNamespace) -> None:
                 helper.make_tensor_value_info(weight.name, 1, list(weight.dims))
             )
     faces = tools.noise(3, 3, 112, 112)
-    found = tools.run(tools.standard(given), faces)
-    assert tools.cosine(found, tools.run(given, faces)) > 0.999999
+    result = tools.run(tools.standard(given), faces)
+    assert tools.cosine(result, tools.run(given, faces)) > 0.999999
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -315,6 +315,6 @@ def test_an_embedding_with_empty_dimensions(axes: list[int], tools: SimpleNamesp
     )
     model = tools.standard(given)
     faces = tools.noise(7, 3, 112, 112)
-    found = tools.run(model, faces)
-    assert found.shape == (7, 16)
-    assert tools.cosine(found, tools.run(given, faces).reshape(7, 16)) > 0.999999
+    result = tools.run(model, faces)
+    assert result.shape == (7, 16)
+    assert tools.cosine(result, tools.run(given, faces).reshape(7, 16)) > 0.999999

@@ -31,8 +31,8 @@ ARCH = "mobilefacenet-0.25"
 
 
 def embed(path: Path, inputs: np.ndarray) -> np.ndarray:
-    found: np.ndarray = onnxruntime.InferenceSession(str(path)).run(None, {"face": inputs})[0]
-    return found
+    embeddings: np.ndarray = onnxruntime.InferenceSession(str(path)).run(None, {"face": inputs})[0]
+    return embeddings
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,8 @@ def test_a_checkpoint(trained: Path, weights: Path, tools: SimpleNamespace) -> N
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(faces)).numpy()
     for count in (1, 5):
-        found = embed(bundle.file("model.onnx"), faces[:count])
-        assert tools.cosine(found, expected[:count]) > 0.999999
+        embeddings = embed(bundle.file("model.onnx"), faces[:count])
+        assert tools.cosine(embeddings, expected[:count]) > 0.999999
     np.testing.assert_allclose(
         open_torch_weights(bundle).network(faces), expected, rtol=1e-4, atol=1e-9
     )
@@ -156,8 +156,8 @@ def test_reports_stay_and_are_stale_when_the_network_is_another(
 def test_a_bundle_of_a_foreign_onnx(foreign: Path, tmp_path: Path, tools: SimpleNamespace) -> None:
     after = export_onnx(foreign, tmp_path / "copy.bundle").bundle
     faces = tools.noise(3, 3, 112, 112)
-    found = embed(after.file("model.onnx"), faces)
-    assert tools.cosine(found, embed(foreign / "model.onnx", faces)) > 0.999999
+    embeddings = embed(after.file("model.onnx"), faces)
+    assert tools.cosine(embeddings, embed(foreign / "model.onnx", faces)) > 0.999999
 
 
 def test_the_contract_of_a_bundle_stands(trained: Path, foreign: Path, tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_a_layer_that_overflows_stays_float(
     assert kinds["n_d"] == TensorProto.FLOAT
     assert kinds["n_a_conv"] == TensorProto.FLOAT16
     # No half tensor lies between the float nodes: the overflow would happen there.
-    found = activations(half.model, INPUTS[:2])
-    assert all(np.isfinite(v).all() for v in found.values() if v.dtype.kind == "f")
+    outputs = activations(half.model, INPUTS[:2])
+    assert all(np.isfinite(v).all() for v in outputs.values() if v.dtype.kind == "f")
     assert tools.cosine(tools.run(half.model, INPUTS), tools.run(loud, INPUTS)) > 0.999
 
 
@@ -132,9 +132,9 @@ def test_the_emulation_rounds_as_half_does(tools: SimpleNamespace) -> None:
 
 def test_peaks_are_the_largest_magnitudes(tools: SimpleNamespace) -> None:
     model = tools.standard(tools.build())
-    found, exact = peaks(model, INPUTS), activations(model, INPUTS)
+    tops, exact = peaks(model, INPUTS), activations(model, INPUTS)
     for name, array in exact.items():
-        assert found[name] == pytest.approx(np.abs(array).max(), rel=1e-5)
+        assert tops[name] == pytest.approx(np.abs(array).max(), rel=1e-5)
     assert LARGEST == 65504
     assert HEADROOM > 1
 

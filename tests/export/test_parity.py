@@ -35,10 +35,10 @@ def test_every_batch_is_run() -> None:
         return batch.reshape(len(batch), -1)[:, :4]
 
     inputs = RANDOM.normal(size=(16, 3, 8, 8)).astype(np.float32)
-    found = measure_parity(embed, inputs, inputs.reshape(16, -1)[:, :4])
+    result = measure_parity(embed, inputs, inputs.reshape(16, -1)[:, :4])
     assert set(sizes) == {1, 7}
     assert sum(sizes) == 16
-    assert (found.max_abs_difference, round(found.min_cosine, 9)) == (0, 1)
+    assert (result.max_abs_difference, round(result.min_cosine, 9)) == (0, 1)
 
 
 @pytest.mark.parametrize("row", [0, 6, 15])

@@ -60,9 +60,9 @@ FACES = patterns()
 def test_the_contract_is_named(name: str, channels: str) -> None:
     mean, std = NORMALIZATIONS[name]
     truth = InputSpec(channels=channels, mean=mean, std=std)
-    found = rank_contracts(network(truth), (112, 112), FACES)
-    assert found.separates
-    tied = {(c.name, c.channels) for c in found.ranking if c.tied and c.view == "upright"}
+    result = rank_contracts(network(truth), (112, 112), FACES)
+    assert result.separates
+    tied = {(c.name, c.channels) for c in result.ranking if c.tied and c.view == "upright"}
     near = {"insightface", "127.5/128"}
     colours = {"127.5/1", "imagenet mean/1"}  # shifts of colour that this network hardly notices
     if name in colours:
@@ -71,17 +71,17 @@ def test_the_contract_is_named(name: str, channels: str) -> None:
         assert {order for _, order in tied} == {channels}
     else:
         assert tied == {(each, channels) for each in (near if name in near else {name})}
-    assert found.best.view == "upright"
-    assert found.right is None
-    assert ("a tie" in found.verdict) == (len(tied) > 1)
+    assert result.best.view == "upright"
+    assert result.right is None
+    assert ("a tie" in result.verdict) == (len(tied) > 1)
 
 
 def test_of_a_tie_the_usual_is_named_first() -> None:
     truth = InputSpec(std=(128.0, 128.0, 128.0))
-    found = rank_contracts(network(truth), (112, 112), FACES)
-    assert found.best.name == "insightface"
-    assert found.verdict.startswith("trained with --preset insightface")
-    assert "(x - 127.5) / 128: a tie" in found.verdict
+    result = rank_contracts(network(truth), (112, 112), FACES)
+    assert result.best.name == "insightface"
+    assert result.verdict.startswith("trained with --preset insightface")
+    assert "(x - 127.5) / 128: a tie" in result.verdict
 
 
 def test_a_declared_contract_is_judged() -> None:
@@ -98,27 +98,27 @@ def test_a_declared_contract_is_judged() -> None:
 
 def test_an_unusual_contract_that_is_declared_is_tried() -> None:
     truth = InputSpec(mean=(90.0, 100.0, 110.0), std=(60.0, 61.0, 62.0))
-    found = rank_contracts(network(truth), (112, 112), FACES, truth)
-    assert found.right is True
-    assert found.best.name == "declared"
+    result = rank_contracts(network(truth), (112, 112), FACES, truth)
+    assert result.right is True
+    assert result.best.name == "declared"
 
 
 def test_faces_upside_down_are_noticed() -> None:
-    found = rank_contracts(
+    result = rank_contracts(
         network(PRESETS["insightface"]), (112, 112), patterns(lambda face: face[::-1])
     )
-    assert found.best.view == "upside down"
-    assert found.best.name == "insightface"
-    assert "faces are upside down" in found.verdict
+    assert result.best.view == "upside down"
+    assert result.best.name == "insightface"
+    assert "faces are upside down" in result.verdict
 
 
 def test_nothing_separates_strangers() -> None:
     shuffled = np.random.default_rng(1).permutation(FACES.labels)
     mixed = replace(FACES, labels=tuple(int(v) for v in shuffled))
-    found = rank_contracts(network(PRESETS["insightface"]), (112, 112), mixed, PRESETS["raw"])
-    assert not found.separates
-    assert found.right is None
-    assert found.verdict.startswith("no candidate separates these people")
+    result = rank_contracts(network(PRESETS["insightface"]), (112, 112), mixed, PRESETS["raw"])
+    assert not result.separates
+    assert result.right is None
+    assert result.verdict.startswith("no candidate separates these people")
 
 
 def test_too_few_people() -> None:
@@ -135,8 +135,8 @@ def test_the_number_of_images_is_limited() -> None:
         seen.append(len(inputs))
         return embed(inputs)
 
-    found = rank_contracts(counted, (112, 112), FACES, limit=32)
-    assert (found.images, found.identities) == (32, 16)
+    result = rank_contracts(counted, (112, 112), FACES, limit=32)
+    assert (result.images, result.identities) == (32, 16)
     assert sum(seen) <= len(NORMALIZATIONS) * 2 * 2 * 32 + (len(VIEWS) - 1) * 32
 
 
@@ -144,11 +144,11 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
     """The whole way: a file without a contract, faces on disk, the verdict in words and JSON."""
     path = tmp_path / "net.onnx"
     onnx.save(tools.build(), str(path))
-    found = find_preprocessing(path, open_faces("synthetic:10x3"), limit=20)
-    assert found.declared is None
-    assert {c.channels for c in found.ranking} == {"RGB", "BGR"}
-    assert len(found.ranking) == 2 * len(NORMALIZATIONS) + len(VIEWS) - 1
-    assert to_builtins(found)["ranking"][0]["input"]["height"] == 112
+    result = find_preprocessing(path, open_faces("synthetic:10x3"), limit=20)
+    assert result.declared is None
+    assert {c.channels for c in result.ranking} == {"RGB", "BGR"}
+    assert len(result.ranking) == 2 * len(NORMALIZATIONS) + len(VIEWS) - 1
+    assert to_builtins(result)["ranking"][0]["input"]["height"] == 112
 
 
 @pytest.mark.real
@@ -162,6 +162,6 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
 )
 def test_real_networks(file: str, names: list[str], real_data: Path) -> None:
     faces = open_faces(real_data / "faces_dev.tar")
-    found = find_preprocessing(real_data / file, faces, limit=160)
-    tied = [(c.name, c.channels) for c in found.ranking if c.tied and c.view == "upright"]
+    result = find_preprocessing(real_data / file, faces, limit=160)
+    tied = [(c.name, c.channels) for c in result.ranking if c.tied and c.view == "upright"]
     assert tied == [(name, "RGB") for name in names]

@@ -1,4 +1,4 @@
-"""NVIDIA's own parser and builder take every flavour (TensorRT-RTX compiles without a GPU)."""
+"""NVIDIA's own parser and builder take every model that export writes (TensorRT-RTX compiles without a GPU)."""
 
 from types import SimpleNamespace
 from typing import Any

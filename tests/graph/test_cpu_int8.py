@@ -1,4 +1,4 @@
-"""The CPU flavour computes what the model computes, with other operators."""
+"""The CPU form computes what the model computes, with other operators."""
 
 from collections import Counter
 
@@ -31,8 +31,8 @@ def operators(model: ModelProto) -> Counter:
 def test_it_computes_the_same(tiny, faces, kind, tolerance, count):
     model = tiny(**kind)
     expected = run(model, faces(count), optimise=False)
-    found = run(cpu_model(model), faces(count))
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+    result = run(cpu_model(model), faces(count))
+    assert np.abs(result - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def test_no_prelu_is_left_and_the_model_is_not_touched(tiny):
@@ -44,14 +44,14 @@ def test_no_prelu_is_left_and_the_model_is_not_touched(tiny):
 
 def test_pointwise_int8_convolutions_become_integer_products(tiny):
     model = cpu_model(tiny(int8=True))
-    found = operators(model)
+    result = operators(model)
     # c2, c4, c5 are 1x1; c1 is 3x3, c3 and c6 are depthwise
-    assert found["MatMulIntegerToFloat"] == 3
+    assert result["MatMulIntegerToFloat"] == 3
     layers = [n for n in model.graph.node if n.op_type == "Conv" and n.name]
     assert [n.name for n in layers] == ["c1", "c3", "c6"]
 
 
-def test_weights_are_not_dequantised_in_every_run(tiny):
+def test_weights_are_not_dequantized_in_every_run(tiny):
     model = cpu_model(tiny(int8=True))
     weights = {tensor.name for tensor in model.graph.initializer}
     assert not [
@@ -63,28 +63,28 @@ def test_activations_behind_a_nonzero_zero_point_stay_as_they_are(tiny, faces):
     model = tiny(int8=True)
     shifted = next(t for t in model.graph.initializer if t.name == "c1_act_zero")
     shifted.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), "c1_act_zero"))
-    flavour = cpu_model(model)
-    assert operators(flavour)["MatMulIntegerToFloat"] == 2
+    rewritten = cpu_model(model)
+    assert operators(rewritten)["MatMulIntegerToFloat"] == 2
     expected = run(model, faces(2), optimise=False)
-    assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(run(rewritten, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_integer_weights_are_taken_as_they_are(tiny, faces):
     """Some quantisers write int8 weights with DQ alone, where ours writes float weights, Q and DQ."""
     model = tiny(int8=True)
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    quantised = [
+    quantized = [
         n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in weights
     ]
-    for node in quantised:
+    for node in quantized:
         scale = weights[node.input[1]].reshape(-1, 1, 1, 1)
         steps = np.clip(np.rint(weights[node.input[0]] / scale), -128, 127).astype(np.int8)
         model.graph.initializer.append(numpy_helper.from_array(steps, node.output[0]))
         model.graph.node.remove(node)
-    flavour = cpu_model(model)
-    assert operators(flavour)["MatMulIntegerToFloat"] == 3
+    rewritten = cpu_model(model)
+    assert operators(rewritten)["MatMulIntegerToFloat"] == 3
     expected = run(model, faces(2), optimise=False)
-    assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(run(rewritten, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_strided_and_padded_1x1_convolutions_stay(tiny, faces):
@@ -109,31 +109,31 @@ def test_strided_and_padded_1x1_convolutions_stay(tiny, faces):
             helper.make_node("Flatten", ["flat"], ["flatter"]),
         )
         next(n for n in model.graph.node if n.op_type == "Gemm").input[0] = "flatter"
-        flavour = cpu_model(model)
-        assert operators(flavour)["MatMulIntegerToFloat"] == 2
+        rewritten = cpu_model(model)
+        assert operators(rewritten)["MatMulIntegerToFloat"] == 2
         expected = run(model, faces(2), optimise=False)
-        assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert np.abs(run(rewritten, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_a_skip_branch_shares_the_activation(tiny, faces):
     """Quantised residual adds: Q is computed once, for the convolution and for the sum."""
     model = tiny(int8=True)
     next(n for n in model.graph.node if n.op_type == "Add").input[0] = "c1_act_dq"
-    flavour = cpu_model(model)
-    assert operators(flavour)["MatMulIntegerToFloat"] == 3
-    quantised = [n.input[0] for n in flavour.graph.node if n.op_type == "QuantizeLinear"]
-    assert quantised.count("c1_act") == 1
+    rewritten = cpu_model(model)
+    assert operators(rewritten)["MatMulIntegerToFloat"] == 3
+    quantized = [n.input[0] for n in rewritten.graph.node if n.op_type == "QuantizeLinear"]
+    assert quantized.count("c1_act") == 1
     expected = run(model, faces(2), optimise=False)
-    assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(run(rewritten, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_an_activation_that_is_wanted_as_int8_stays_so(tiny, faces):
     model = tiny(int8=True)
     model.graph.output.append(helper.make_tensor_value_info("c1_act_q", 3, None))
-    flavour = cpu_model(model)
-    assert operators(flavour)["MatMulIntegerToFloat"] == 2
+    rewritten = cpu_model(model)
+    assert operators(rewritten)["MatMulIntegerToFloat"] == 2
     expected = run(model, faces(2), optimise=False)
-    assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(run(rewritten, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def float_reference(model: ModelProto, faces: np.ndarray, rounded: set[str]) -> np.ndarray:
@@ -158,19 +158,19 @@ def float_reference(model: ModelProto, faces: np.ndarray, rounded: set[str]) -> 
 )
 def test_layers_in_float_keep_their_int8_weights_and_round_nothing(tiny, faces, integer, rounded):
     model = tiny(int8=True)
-    flavour = cpu_model(model, integer)
-    assert operators(flavour)["MatMulIntegerToFloat"] == len(rounded)
-    assert operators(flavour)["QuantizeLinear"] == len(rounded)
+    rewritten = cpu_model(model, integer)
+    assert operators(rewritten)["MatMulIntegerToFloat"] == len(rounded)
+    assert operators(rewritten)["QuantizeLinear"] == len(rounded)
     expected = float_reference(model, faces(3), rounded)
-    assert np.abs(run(flavour, faces(3)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(run(rewritten, faces(3)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_a_tensor_that_an_integer_layer_reads_is_rounded_for_all(tiny, faces):
     model = tiny(int8=True)
     next(n for n in model.graph.node if n.op_type == "Add").input[0] = "c1_act_dq"
-    found = run(cpu_model(model, ("c2",)), faces(2))
+    result = run(cpu_model(model, ("c2",)), faces(2))
     expected = float_reference(model, faces(2), {"c1_act"})
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -184,10 +184,10 @@ def test_centres_go_back_into_the_bias(tiny, faces, bias):
     next(n for n in model.graph.node if n.output[0] == "c1_act_q").input[0] = "centred"
     if not bias:
         del next(n for n in model.graph.node if n.output[0] == "c2").input[2]
-    flavour = cpu_model(model, ())
-    assert operators(flavour)["Sub"] == 0
+    rewritten = cpu_model(model, ())
+    assert operators(rewritten)["Sub"] == 0
     expected = float_reference(model, faces(2), set())
-    assert np.abs(run(flavour, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(run(rewritten, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
     assert operators(cpu_model(model, ("c2",)))["Sub"] == 1
 
 
@@ -221,10 +221,10 @@ def test_the_last_layer_becomes_an_integer_product_too(tiny, faces, op, transpos
             helper.make_node(op, ["flat_dq", "gemm_dq", *bias], ["embedding"], **last),
         ]
     )
-    flavour = cpu_model(model)
-    assert operators(flavour)["MatMulIntegerToFloat"] == 4
+    rewritten = cpu_model(model)
+    assert operators(rewritten)["MatMulIntegerToFloat"] == 4
     assert integer_layers(model)["embedding"] == pytest.approx(12 * 5 / 17)
     expected = run(model, faces(3), optimise=False)
-    assert np.abs(run(flavour, faces(3)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(run(rewritten, faces(3)) - expected).max() <= 1e-4 * np.abs(expected).max()
     model.graph.node[-2].attribute[0].i = 1 - axis["axis"]  # along the other axis: 12, not 5
     assert "embedding" not in integer_layers(model)

@@ -46,9 +46,9 @@ def test_the_numbers_stay(tiny, faces, count):
     model = tiny(int8=True)
     mixed = int8_fp16_model(model)
     checker.check_model(mixed, full_check=True)
-    found, expected = run(mixed, faces(count)), run(model, faces(count))
-    assert found.dtype == np.float32
-    assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
+    result, expected = run(mixed, faces(count)), run(model, faces(count))
+    assert result.dtype == np.float32
+    assert np.abs(result - expected).max() <= CLOSE * np.abs(expected).max()
 
 
 def test_what_is_not_int8_is_fp16_and_names_stay(tiny):
@@ -76,9 +76,9 @@ def test_scales_too_small_for_fp16_do_not_become_zero(tiny, faces):
     mixed = int8_fp16_model(model)
     written = next(t for t in mixed.graph.initializer if t.name == "c2_w_scale_fp16")
     assert (numpy_helper.to_array(written) > 0).all()
-    found, expected = run(mixed, faces(2)), run(model, faces(2))
-    assert np.isfinite(found).all()
-    assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
+    result, expected = run(mixed, faces(2)), run(model, faces(2))
+    assert np.isfinite(result).all()
+    assert np.abs(result - expected).max() <= CLOSE * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_nodes_that_do_not_fit_stay_fp32(tiny, faces, wide):
     mixed = int8_fp16_model(model, wide)
     checker.check_model(mixed, full_check=True)
     assert wide_nodes(mixed) == wide
-    found, expected = run(mixed, faces(2)), run(model, faces(2))
-    assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
+    result, expected = run(mixed, faces(2)), run(model, faces(2))
+    assert np.abs(result - expected).max() <= CLOSE * np.abs(expected).max()
 
 
 def test_an_overflow_between_nodes_that_stay_fp32_does_not_happen(tiny, faces):
@@ -103,9 +103,9 @@ def test_an_overflow_between_nodes_that_stay_fp32_does_not_happen(tiny, faces):
     slope.CopyFrom(numpy_helper.from_array(np.full((16, 1, 3, 3), 1e-7, np.float32), "c3_w"))
     expected = run(model, faces(2))
     assert np.abs(run(int8_fp16_model(model), faces(2)) - expected).max() > 0.01
-    found = run(int8_fp16_model(model, {"c2", "c2_act", "c3"}), faces(2))
-    assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
+    result = run(int8_fp16_model(model, {"c2", "c2_act", "c3"}), faces(2))
+    assert np.abs(result - expected).max() <= CLOSE * np.abs(expected).max()
 
 
-def test_a_whole_fp16_flavour_has_no_wide_node(tiny):
+def test_a_whole_fp16_model_has_no_wide_node(tiny):
     assert wide_nodes(tiny(dtype=np.float16)) == set()

@@ -32,11 +32,11 @@ def shapes(values: list[onnx.ValueInfoProto]) -> dict[str, list[str]]:
 def test_as_with_the_weights() -> None:
     model = network(np.ones((16, 3, 5, 3), np.float32), np.array([0, -1]))
     whole = onnx.shape_inference.infer_shapes(model).graph
-    found = tensor_types(model)
+    result = tensor_types(model)
     expected = shapes([*whole.value_info, *whole.output, *whole.input])
-    assert {n: [str(d) for d in t.shape.dim] for n, t in found.items()} == expected
-    assert [d.dim_value for d in found["z"].shape.dim][1:] == [16 * 4 * 4]
-    assert found["y"].elem_type == TensorProto.FLOAT
+    assert {n: [str(d) for d in t.shape.dim] for n, t in result.items()} == expected
+    assert [d.dim_value for d in result["z"].shape.dim][1:] == [16 * 4 * 4]
+    assert result["y"].elem_type == TensorProto.FLOAT
 
 
 def test_weights_are_no_tensors_of_the_graph_and_stay_in_the_model() -> None:
