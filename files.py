@@ -6,6 +6,11 @@ from pathlib import Path
 
 
 def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal.
+
+    Args:
+        path: The file; it is read in pieces of 1 MiB.
+    """
     with path.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):
@@ -14,7 +19,12 @@ def sha256(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename: readers see the old content or the new."""
+    """Write a file so that readers see the old content or the new: temporary file, fsync, rename.
+
+    Args:
+        path: The file to write or replace, in a folder that exists.
+        data: Its content.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
@@ -28,7 +38,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Let a file or folder reach the disk."""
+    """Wait until a file or folder is on the disk.
+
+    Args:
+        path: A file or folder that exists.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

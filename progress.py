@@ -1,6 +1,6 @@
-"""How long work says where it stands: functions take a `track` and wrap their loops in it.
+"""Progress of long work: functions take a `track` and wrap their loops in it.
 
-The library's default says nothing; the command line passes one that draws bars or prints lines.
+The library's default shows nothing; the command line passes one that draws bars or prints lines.
 """
 
 from collections.abc import Iterable
@@ -16,5 +16,14 @@ class Track(Protocol):
 
 
 def silent(items: Iterable[T], label: str, total: int) -> Iterable[T]:
-    """A `Track` that says nothing."""
+    """A `Track` that shows nothing.
+
+    Args:
+        items: What the loop goes through.
+        label: What the work is.
+        total: Number of items.
+
+    Returns:
+        The items.
+    """
     return items

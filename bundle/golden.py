@@ -1,4 +1,4 @@
-"""The bundle's golden faces: what the original network says, for a machine that cannot run it."""
+"""The bundle's golden faces, with the original network's embeddings for machines that cannot run it."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,13 @@ ORIGINS = {"pytorch": "PyTorch", "onnx": "the original ONNX network"}
 
 @dataclass(frozen=True)
 class Golden:
-    """`faces (K, 112, 112, 3) uint8`, `embeddings (K, D) float32` of them by `origin`."""
+    """Golden faces and the original network's embeddings of them.
+
+    Attributes:
+        faces: `(K, 112, 112, 3) uint8`, RGB, aligned.
+        embeddings: `(K, D) float32`.
+        origin: What computed the embeddings.
+    """
 
     faces: npt.NDArray[np.uint8]
     embeddings: npt.NDArray[np.float32]
@@ -26,7 +32,14 @@ class Golden:
 
 
 def read_golden(bundle: Bundle) -> Golden:
-    """Raises BundleError when golden.npz is missing or is not what export writes."""
+    """Read a bundle's golden faces.
+
+    Args:
+        bundle: An open bundle.
+
+    Raises:
+        BundleError: golden.npz is missing or damaged.
+    """
     path = bundle.file("golden.npz")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:

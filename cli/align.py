@@ -1,4 +1,4 @@
-"""`fr-edge align`: photographs to the aligned crops that everything else takes."""
+"""`fr-edge align`: photographs to the aligned crops that the other commands take."""
 
 import click
 
@@ -9,15 +9,22 @@ from .output import Output
 @define_command("align", example="fr-edge align photos --out faces --detector det_10g.onnx")
 @click.argument("source", metavar="SRC")
 @click.option("--out", required=True, metavar="DIR", help="Where to write the 112x112 crops.")
-@click.option("--detector", required=True, metavar="FILE.onnx", help="Finds faces and five points.")
+@click.option(
+    "--detector",
+    required=True,
+    metavar="FILE.onnx",
+    help="Network that finds faces and five landmarks.",
+)
 @click.option(
     "--min-score",
     type=click.FloatRange(0, 1),
     metavar="X",
-    help="Of a face; unless said, what its layout is used with, 0.5 to 0.7.",
+    help="Smallest score of a face; by default its layout's, 0.5 to 0.7.",
 )
-@click.option("--mean", metavar="X|A,B,C", help="Where the detector's is not its layout's.")
-@click.option("--std", metavar="X|A,B,C", help="Divides after that.")
+@click.option(
+    "--mean", metavar="X|A,B,C", help="Subtracted from pixels, where the layout's default is wrong."
+)
+@click.option("--std", metavar="X|A,B,C", help="Divides after the subtraction.")
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
 @click.option(
     "--antialias",
@@ -43,8 +50,8 @@ def command(
     prominent is taken. Images without a face, or with several, are listed.
 
     The detector is an ONNX file of YuNet, SCRFD, RetinaFace, YOLO-face (v5, v7, v8 and later),
-    CenterFace, or one that gives boxes, scores and landmarks already suppressed; the shapes of its
-    outputs say which. How it was understood is printed.
+    CenterFace, or one with suppression inside (boxes, scores, landmarks). It is recognised by the
+    shapes of its outputs; the layout and preprocessing are printed.
     """
     from ..documents import to_builtins
     from ..faces.align import align_folder
@@ -56,10 +63,10 @@ def command(
         f"{out}: {len(report.written)} aligned faces",
         f"  detector: {opened.describe()}",
     ]
-    for what, names in (
+    for problem, names in (
         ("no face", report.none),
-        ("several faces, the most prominent taken", report.several),
+        ("several faces, took the most prominent", report.several),
         ("unreadable", tuple(report.unreadable)),
     ):
-        lines += [f"  {what}: {name}" for name in names]
+        lines += [f"  {problem}: {name}" for name in names]
     output.result({**to_builtins(report), "detector": opened.describe()}, "\n".join(lines))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from ..cli import options
+from . import options
 from .benchmark_text import as_markdown, as_text
 from .command import define_command
 from .compare import changes_text, fraction

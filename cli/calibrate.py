@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..cli import options
+from . import options
 from .command import define_command
 from .output import Output, table
 

@@ -2,7 +2,7 @@
 
 import click
 
-from ..cli import options
+from . import options
 from .command import define_command
 from .output import Output, table
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ..cli import options
+from . import options
 from .command import define_command
 from .output import Output, table
 from .verify import artifact_text, protocol_name

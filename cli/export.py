@@ -2,7 +2,7 @@
 
 import click
 
-from ..cli import options
+from . import options
 from .command import define_command
 from .output import Output
 
@@ -17,13 +17,17 @@ from .output import Output
 @click.argument("source", metavar="SOURCE")
 @click.option("--out", required=True, metavar="BUNDLE", help="The bundle to write.")
 @click.option("--arch", metavar="NAME", help="The network of a checkpoint that does not name it.")
-@click.option("--preset", metavar="NAME", help="Input contract: insightface, adadistill, raw, ...")
+@click.option(
+    "--preset", metavar="NAME", help="A known contract: insightface, adadistill, raw, ..."
+)
 @click.option("--mean", metavar="X|R,G,B", help="Subtracted from pixels 0..255.")
-@click.option("--std", metavar="X|R,G,B", help="Divides after that.")
+@click.option("--std", metavar="X|R,G,B", help="Divides after the subtraction.")
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
-@click.option("--size", metavar="HxW", help="Input size, 112x112 unless said.")
-@options.faces(what="Find the contract from faces of several people, where nobody declares it")
-@click.option("--golden", metavar="SRC", help="Keep these faces in the bundle, not drawn ones.")
+@click.option("--size", metavar="HxW", help="Input size; 112x112 by default.")
+@options.faces(what="Find an unknown contract from faces of several people")
+@click.option(
+    "--golden", metavar="SRC", help="Golden faces to keep in the bundle; synthetic by default."
+)
 def command(
     output: Output,
     source: str,
@@ -37,19 +41,19 @@ def command(
     faces: str | None,
     golden: str | None,
 ) -> None:
-    """Bring any face network into one clean ONNX, proved.
+    """Export any face network to one clean ONNX file.
 
-    SOURCE is a bundle, a checkpoint or an ONNX file.
-    The input contract says how a face becomes the input; whoever trained the network knows it. Where
-    nobody does, --faces finds it; it is never guessed.
+    SOURCE is a bundle, a checkpoint or an ONNX file. The export is compared with the original. The
+    input contract is how pixels become the network's input: it comes from the network's training and
+    is never guessed. When it is not known, --faces finds it.
     """
     from ..documents import to_builtins
     from ..export.export import export_onnx
     from ..faces.contract import make_spec
 
-    given = {"mean": mean, "std": std, "channels": channels, "size": size}
-    told = preset is not None or any(value is not None for value in given.values())
-    spec = make_spec(preset, **given) if told else None
+    overrides = {"mean": mean, "std": std, "channels": channels, "size": size}
+    declared = any(value is not None for value in (preset, *overrides.values()))
+    spec = make_spec(preset, **overrides) if declared else None
     result = export_onnx(
         source,
         out,
@@ -64,17 +68,12 @@ def command(
         f"{out}/model.onnx: {bundle.embedding_dim}-d embeddings, {bundle.spec.describe()}",
         f"  {summary.parameters:,} parameters, {summary.macs / 1e6:.1f} M multiply-adds,"
         f" {nodes.before} -> {nodes.after} nodes",
-        f"  the same function: cosine at least {check.min_cosine:.7f},"
+        f"  compared with the original: cosine at least {check.min_cosine:.7f},"
         f" largest difference {check.max_abs_difference:.2g}",
         f"  FP16 model: cosine at least {summary.fp16.check.min_cosine:.6f}"
         if summary.fp16
         else "  no FP16 model",
         f"next: fr-edge calibrate {out} --faces SRC",
     ]
-    document = {
-        "bundle": out,
-        "file": "model.onnx",
-        "input": bundle.spec.to_json(),
-        **to_builtins(summary),
-    }
-    output.result(document, "\n".join(lines))
+    document = {"bundle": out, "file": "model.onnx", "input": bundle.spec}
+    output.result(to_builtins({**document, **vars(summary)}), "\n".join(lines))

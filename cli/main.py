@@ -1,7 +1,7 @@
-"""`fr-edge`: finds the command, runs it, and turns what went wrong into a sentence and an exit code.
+"""`fr-edge`: finds a command, runs it, and turns an error into a message and an exit code.
 
-Exit codes: 0 done, 1 a gate failed, 2 usage, 3 this machine lacks what it takes, 4 the data or a
-file is bad, 130 interrupted. Knows nothing of what the commands do.
+Exit codes: 0 done, 1 a gate failed, 2 usage, 3 this machine lacks something, 4 the data or a file is
+bad, 130 interrupted.
 """
 
 import errno
@@ -40,8 +40,8 @@ COMMANDS = (
 ALIASES = {"plan": "targets", "check": "check-engine"}  # earlier names, which still work
 
 
-class Stages(click.Group):
-    """Commands in the order of the work, each imported when it is needed."""
+class LazyCommands(click.Group):
+    """The commands in the order of the work, each imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -64,14 +64,14 @@ class Stages(click.Group):
 
 
 @click.group(
-    cls=Stages,
+    cls=LazyCommands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="fr-edge")
 def root() -> None:
-    """Face recognition on the edge: teacher -> student -> ONNX -> INT8 engine -> proof.
+    """Face recognition on the edge: teacher -> student -> ONNX -> INT8 engine -> verification.
 
-    A bundle (a folder with a manifest) travels from stage to stage:
+    A bundle (a folder with a manifest) goes from stage to stage:
 
     \b
       fr-edge distill RECIPE --faces SRC --teacher FILE --out BUNDLE
@@ -80,17 +80,27 @@ def root() -> None:
       fr-edge build-engine BUNDLE --int8
       fr-edge verify BUNDLE --engine int8
 
-    `fr-edge demo` runs them all on drawn faces, without data, network or GPU.
+    `fr-edge demo` runs them all on synthetic faces; it needs no data, no network and no GPU.
     """
 
 
 def main() -> NoReturn:
-    """The entry point of `fr-edge` and `python -m fr_edge`."""
+    """Run `fr-edge` or `python -m fr_edge`, and exit."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(args: list[str]) -> int:
-    """Run one command line; returns the exit code. Bugs escape with their traceback."""
+    """Run one command line.
+
+    Args:
+        args: The command and its arguments.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        Exception: A bug, with its traceback.
+    """
     try:
         result = root.main(args, prog_name="fr-edge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -99,27 +109,27 @@ def run(args: list[str]) -> int:
     except click.ClickException as error:
         return _fail(args, error.format_message(), _usage_hint(error), 2)
     except (KeyboardInterrupt, click.Abort):
-        return _fail(args, "interrupted", "run the same command again to go on", 130)
+        return _fail(args, "interrupted", "run the same command again to continue", 130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader went away: nothing to say, and nobody to say it to
+        sys.stderr.close()  # the reader of the pipe has closed it
         return 0
     except FrEdgeError as error:
         return _fail(args, error.message, error.hint, error.exit_code, error)
     except MemoryError:
         return _fail(args, "out of memory", "close other programs, or use fewer faces", 3)
     except OSError as error:
-        if (known := _system(error)) is None:
+        if (refusal := _refusal(error)) is None:
             raise
-        return _fail(args, known.message, known.hint, known.exit_code, error)
+        return _fail(args, refusal.message, refusal.hint, refusal.exit_code, error)
     except Exception as error:
         if not _interrupted(error):
             raise
-        return _fail(args, "interrupted", "run the same command again to go on", 130)
+        return _fail(args, "interrupted", "run the same command again to continue", 130)
     return result if isinstance(result, int) else 0
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Ctrl-C while a library loads comes out as that library's failure to load."""
+    """Whether Ctrl-C caused it: pressed while a library loads, it appears as an ImportError."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -127,15 +137,15 @@ def _interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _system(error: OSError) -> MachineError | None:
-    """What the operating system refuses is the machine's fault, not a bug."""
+def _refusal(error: OSError) -> MachineError | None:
+    """The error as a lack of this machine, or None for a bug."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return MachineError(f"the disk is full{where}", "free some space; nothing was changed")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(f"no permission{where}: {error.strerror}", "check the folder's owner")
     if error.errno in (errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ENAMETOOLONG):
-        return MachineError(f"the system refuses{where}: {error.strerror}")
+        return MachineError(f"the operating system refuses{where}: {error.strerror}")
     return None
 
 
@@ -147,7 +157,7 @@ def _usage_hint(error: click.ClickException) -> str:
 def _fail(
     args: list[str], message: str, hint: str, code: int, cause: BaseException | None = None
 ) -> int:
-    """One message on stderr, one JSON document on stdout where that was asked for."""
+    """Print the message on stderr, and with `--json` a JSON document on stdout."""
     if "--json" in args:
         click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}))
     click.echo(f"fr-edge: {message}", err=True)

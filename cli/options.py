@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, said once."""
+"""Arguments and options that several commands share, and the faces that they name."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar

@@ -1,7 +1,4 @@
-"""What commands say: results on stdout, progress and notes on stderr.
-
-With `--json` stdout is one JSON document.
-"""
+"""What commands print: results on stdout; progress, notes and errors on stderr."""
 
 import json
 import sys
@@ -22,27 +19,34 @@ _DASHES = "\n".join(["    "] * 2 + [" -  "] + ["    "] * 5)  # rich's box: a rul
 
 @dataclass(frozen=True)
 class Output:
-    """How this run speaks; commands get one as their first argument."""
+    """How a command prints; it gets one as its first argument.
+
+    Attributes:
+        json: Print the result as one JSON document.
+        quiet: Print no progress and no notes.
+        verbose: Print details.
+    """
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
 
     def note(self, text: str) -> None:
+        """Print a line on stderr, unless the command is quiet."""
         if not self.quiet:
             click.echo(text, err=True)
 
     def result(self, document: Mapping[str, Any], text: str) -> None:
-        """The result, for programs or for people."""
+        """Print the result: the document with `--json`, else the text."""
         click.echo(json.dumps(document, indent=2) if self.json else text)
 
     def fail_gate(self, text: str) -> NoReturn:
-        """End the command with exit code 1, its result already said."""
+        """End the command, whose result is printed, with exit code 1."""
         click.echo(f"fr-edge: {text}", err=True)
         click.get_current_context().exit(1)
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
-        """A `progress.Track`: bars with ETA on a terminal, a line now and then elsewhere."""
+        """Show progress, as a `progress.Track`: a bar on a terminal, else a line every ten seconds."""
         if self.quiet:
             return items
         return _bar(items, label, total) if sys.stderr.isatty() else _lines(items, label, total)
@@ -95,7 +99,7 @@ def table(
 
 
 def size_text(size: int) -> str:
-    """Bytes as people read them: `4.1 MB`."""
+    """A number of bytes as text: `4.1 MB`."""
     value = float(size)
     for unit in ("B", "kB", "MB"):
         if value < 1000:
