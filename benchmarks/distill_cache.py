@@ -23,7 +23,7 @@ from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.teacher import open_teacher
 from fr_edge.distill.teacher_cache import TeacherEmbeddings, cached_embeddings
-from fr_edge.distill.train_step import kept_memory, start_training, train_step
+from fr_edge.distill.train_step import reuse_freed_memory, start_training, train_step
 from fr_edge.distill.weights import save_network
 from fr_edge.faces.sources import open_faces
 
@@ -35,7 +35,7 @@ def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | 
     recipe = Recipe(batch=batch, amp=amp)
     run = start_training(recipe, parts.classes, 512, Ranks())
     seconds: dict[str, list[float]] = {"cached": [], "streamed": []}
-    with tempfile.TemporaryDirectory() as folder, kept_memory():
+    with tempfile.TemporaryDirectory() as folder, reuse_freed_memory():
         path = Path(folder) / "teacher.pt"
         save_network(path, build_network("iresnet50").state_dict(), "iresnet50", 512)
         teacher = open_teacher(path)
@@ -50,7 +50,7 @@ def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | 
         for item in batches(pixels, recipe, Ranks(), 0, steps):
             for name, guide in guides.items():
                 started = time.perf_counter()
-                train_step(run, item.pixels, parts.labels[item.index], guide.embeddings(item), 0.01)
+                train_step(run, item.pixels, parts.labels[item.index], guide.of_batch(item), 0.01)
                 seconds[name].append((time.perf_counter() - started) / batch)
     cached, streamed = (float(np.min(seconds[name])) for name in ("cached", "streamed"))
     return {

@@ -77,14 +77,14 @@ def side(name: str, classes: int, batch: int, grads: Path, device: str) -> None:
         centres = torch.empty(classes, DIM, device=device)
     student, teacher, labels = (x.to(device) for x in inputs(centres, batch))
     if name == "ours":
-        head.renew()
+        head.update_lengths()
     kept = centres.clone() if classes < 1_000_000 else None
     weight = torch.nn.Parameter(centres, requires_grad=name == "plain")
     for _ in sys.stdin:
         if kept is not None:
             centres.copy_(kept)
             if name == "ours":
-                head.renew()
+                head.update_lengths()
         x = student.clone().requires_grad_()
         before, peak = held_mb(device), peak_mb(device)
         forget_peak(device)

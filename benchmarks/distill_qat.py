@@ -93,7 +93,7 @@ class Setting:
 def drawn(people: int, network: str, root: Path) -> Setting:
     faces = open_faces(f"synthetic:{people}x8@1")
     recipe = read_recipe("tiny-teacher", ["verify_identities=0"])
-    teacher = distill_student(recipe, faces, root / "teacher").root
+    teacher = distill_student(recipe, faces, root / "teacher").bundle.root
     changes = ("verify_identities=0", f"network={network}")
     return Setting(faces, open_faces(f"synthetic:{people}x6@2"), teacher, "tiny", changes)
 

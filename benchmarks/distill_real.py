@@ -45,7 +45,7 @@ def prepare(data: Path, work: Path) -> tuple[Path, Path]:
     return train, pairs
 
 
-def said(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+def progress_lines(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
     """Progress in ten lines on stderr."""
     for number, item in enumerate(items):
         if number % max(1, total // 10) == 0:
@@ -63,28 +63,31 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     train, pairs = prepare(args.data, args.work)
-    faces, found = open_faces(train), []
+    faces, rows = open_faces(train), []
     for seed in args.seeds.split(","):
         for method in args.methods.split(","):
             changes = [f"method={method}", f"seed={seed}", f"verify_pairs={pairs}"]
             changes += [f"cache={args.work / 'teacher'}", "dim=128", *args.changes]
             out = args.work / f"{method}-{seed}"
-            bundle = distill_student(
+            report = distill_student(
                 read_recipe("small-real", changes),
                 faces,
                 out,
                 teacher=args.data / "sface_fp32.onnx",
                 resume=True,
-                track=said,
-            )
-            report = json.loads(bundle.file("reports/training.json").read_text())
+                track=progress_lines,
+            ).report
             keys = ("accuracy", "untrained_accuracy", "teacher_accuracy", "seconds", "images_per_s")
-            row = {"method": method, "seed": int(seed), **{key: report[key] for key in keys}}
-            found.append(row)
+            row = {
+                "method": method,
+                "seed": int(seed),
+                **{key: getattr(report, key) for key in keys},
+            }
+            rows.append(row)
             if not args.json:
                 print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
     if args.json:
-        print(json.dumps({"images": len(faces), "identities": faces.identities, "runs": found}))
+        print(json.dumps({"images": len(faces), "identities": faces.identities, "runs": rows}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..distill.recipe import read_recipe, recipe_to_json
+from ..distill.recipe import read_recipe
 from ..documents import decode_json, encode_json, to_builtins
 from ..errors import DataError
 from ..files import write_atomic
@@ -102,6 +102,6 @@ def write_stages(home: Path, plan: DemoPlan, stages: Mapping[str, DemoStage]) ->
 
 def _key(plan: DemoPlan) -> dict[str, Any]:
     """A finished stage counts while this is equal."""
-    recipes = [recipe_to_json(read_recipe(name)) for name in ("tiny-teacher", "tiny")]
+    recipes = [read_recipe(name) for name in ("tiny-teacher", "tiny")]
     key: dict[str, Any] = to_builtins({"version": __version__, "recipes": recipes, "plan": plan})
     return key

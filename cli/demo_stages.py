@@ -161,18 +161,16 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[DemoGate, ...]:
 
 def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output: Output) -> Found:
     started = (out / "checkpoint").is_dir()
-    bundle = distill_student(
+    result = distill_student(
         read_recipe(recipe, plan.changes),
         open_faces(plan.training),
         out,
         teacher=teacher,
         resume=started,
         track=output.track,
-        notify=output.note,
     )
-    options = bundle.history[-1]["options"]
-    network = options.get("recipe", options).get("network", "")
-    return f"{out.name}/model.pt", f"{network}, {bundle.embedding_dim}-d", {}
+    network = result.report.recipe.network
+    return f"{out.name}/model.pt", f"{network}, {result.bundle.embedding_dim}-d", {}
 
 
 def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: Output) -> Found:

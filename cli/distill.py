@@ -1,12 +1,16 @@
 """`fr-edge distill`: a teacher's knowledge into a small network, or a teacher from scratch."""
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .command import define_command
 from .output import Output
+
+if TYPE_CHECKING:
+    from ..distill.train import TrainingReport
 
 
 @define_command(
@@ -35,20 +39,37 @@ def command(
     options.require_torch("training needs torch")
     from ..distill.recipe import read_recipe
     from ..distill.train import distill_student
+    from ..documents import to_builtins
 
-    bundle = distill_student(
+    result = distill_student(
         read_recipe(recipe, changes),
         options.load_faces(faces),
         out,
         teacher=teacher,
         resume=resume,
         track=output.track,
-        notify=output.note,
     )
-    if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
+    if int(os.environ.get("RANK", "0")):  # torchrun: the first process prints for all
         return
-    summary = dict(bundle.history[-1].get("summary", {}))
-    lines = [f"{out}: trained, {bundle.embedding_dim}-d embeddings, {bundle.spec.describe()}"]
-    lines += [f"  {key}: {value}" for key, value in summary.items()]
-    lines.append(f"next: fr-edge export {out} --out {out}")
-    output.result({"bundle": out, **summary}, "\n".join(lines))
+    bundle, report = result.bundle, result.report
+    names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
+    document = {"bundle": out, **{name: getattr(report, name) for name in names}}
+    lines = [
+        f"{out}: trained, {bundle.embedding_dim}-d embeddings, {bundle.spec.describe()}",
+        f"  {report.images:,} images of {report.identities:,} people in {report.seconds:,.0f} s,"
+        f" {report.images_per_s:,.0f} images/s",
+        f"  {_accuracy_text(report)}",
+        f"next: fr-edge export {out} --out {out}",
+    ]
+    output.result(to_builtins(document), "\n".join(lines))
+
+
+def _accuracy_text(report: "TrainingReport") -> str:
+    if report.accuracy is None:
+        return "accuracy: not measured, without people to verify on"
+    parts = [f"accuracy on people not trained on: {report.accuracy:.2%}"]
+    if report.untrained_accuracy is not None:
+        parts.append(f"{report.untrained_accuracy:.2%} untrained")
+    if report.teacher_accuracy is not None:
+        parts.append(f"the teacher's {report.teacher_accuracy:.2%}")
+    return ", ".join(parts)

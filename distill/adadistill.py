@@ -1,8 +1,8 @@
 """AdaDistill (ECCV 2024, arXiv 2407.01332): a margin softmax whose centres follow the teacher.
 
-The centres are not learned. Each is a running average of the teacher's embeddings of its class,
-and how much of it stays is decided per image: alpha' = cos(student, teacher) cos(centre, teacher).
-Over several ranks each holds a share of the classes; together they are one set of centres.
+The centres are not learned. Each is a running average of the teacher's embeddings of its class; how
+much of it stays is decided per image: alpha' = cos(student, teacher) cos(centre, teacher) (eq. 8).
+Over several ranks each holds a part of the classes; together they are one set of centres.
 """
 
 import torch
@@ -13,21 +13,39 @@ from ..errors import UsageError
 from .distributed import Ranks
 from .margin_softmax import MarginSoftmax
 
-_LEAST = 1e-6
-
-_TINY = 1e-12
-
-_BLOCK = 1 << 16
+_MIN_ALPHA = 1e-6
+_EPS = 1e-12  # smallest length to divide by
+_NOISE = 0.01  # standard deviation of the initial centres
+_BLOCK = 1 << 16  # classes drawn at once
 
 
 class AdaDistill(nn.Module):
-    """The head: `forward(student, teacher, labels)` moves the centres, then gives the loss.
+    """The head: `forward(student, teacher, labels)` moves the centres, then computes the loss.
 
-    `alpha`: "product" is the paper's alpha' (eq. 8), "cosine" its alpha (eq. 7), "fixed" leaves
-    the centres as loaded (eq. 4). `gradient="straight"` passes s through an ArcFace margin instead
-    of its true derivative. `compat="official"`: of several images of one class in a batch the last
-    alone moves the centre; otherwise all do, whatever their order. In eval mode nothing moves.
-    Raises UsageError for an unknown choice.
+    Of several images of one class in a batch all move its centre, whatever their order; in eval mode
+    no centre moves.
+
+    Args:
+        num_classes: C, number of identities in the data.
+        dim: D, embedding size.
+        margin: "arcface" or "cosface".
+        m: Margin: radians for ArcFace, cosine for CosFace.
+        s: Scale of the logits.
+        alpha: "product" is the paper's alpha' (eq. 8), "cosine" its alpha (eq. 7), "fixed" leaves the
+            centres as they were loaded (eq. 4).
+        gradient: "exact", or "straight" for s as the derivative of an ArcFace margin.
+        compat: "official": of several images of one class in a batch the last alone moves the centre.
+        ranks: The processes that share the classes; by default one.
+
+    Attributes:
+        raw: Running averages of this rank's classes, not normalised, `(C', D) float32`.
+        inverse: Their inverse lengths, `(C',) float32`.
+        first: This rank's first class.
+        last: One past this rank's last class.
+        stats: Means over the last batch: alpha, lambda = cos(centre, teacher), cosine.
+
+    Raises:
+        UsageError: A choice is unknown, or there are fewer classes than 2 or than ranks.
     """
 
     raw: Tensor
@@ -58,41 +76,52 @@ class AdaDistill(nn.Module):
         self.ranks = ranks or Ranks()
         if num_classes < max(2, self.ranks.size):
             raise UsageError(
-                f"{num_classes} classes; a margin softmax needs 2 or more, and one for each rank"
+                f"{num_classes} classes; a margin softmax needs at least 2, and one for each rank"
             )
         self.classes, self.margin, self.m, self.s = num_classes, margin, m, s
         self.alpha, self.gradient, self.compat = alpha, gradient, compat
-        self.first, self.last = self.ranks.share(num_classes)
-        raw = _noise(num_classes, dim, self.first, self.last)
+        self.first, self.last = self.ranks.shard(num_classes)
+        raw = _initial_centres(num_classes, dim, self.first, self.last)
         self.register_buffer("raw", raw)
-        self.register_buffer("inverse", _inverse(raw), persistent=False)
-        self.notes: dict[str, Tensor] = {}
-        """Means over the last batch: alpha, lambda, cosine."""
+        self.register_buffer("inverse", _inverse_lengths(raw), persistent=False)
+        self.stats: dict[str, Tensor] = {}
 
     def centres(self) -> Tensor:
-        """The raw running averages of this rank's classes, `(C, D) float32`, not of unit length."""
+        """The raw running averages of this rank's classes, `(C', D) float32`, not normalised."""
         return self.raw
 
     def load_centres(self, raw: Tensor) -> None:
-        """Set the raw running averages of all classes, `(C, D) float32`.
+        """Set the raw running averages of all classes.
 
-        Raises UsageError for another shape or values that are not finite.
+        Args:
+            raw: `(C, D) float32`.
+
+        Raises:
+            UsageError: Another shape, or values that are not finite.
         """
         expected = (self.classes, self.raw.shape[1])
         if tuple(raw.shape) != expected or not bool(raw.isfinite().all()):
             raise UsageError(f"centres are finite and {expected}; found {tuple(raw.shape)}")
         self.raw.copy_(raw[self.first : self.last])
-        self.renew()
+        self.update_lengths()
 
-    def renew(self) -> None:
-        """Compute all lengths anew, after `centres()` was written to."""
-        self.inverse.copy_(_inverse(self.raw))
+    def update_lengths(self) -> None:
+        """Compute all inverse lengths anew, after `centres()` was written to."""
+        self.inverse.copy_(_inverse_lengths(self.raw))
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """`student (B, D)`, `teacher (B, D)`, `labels (B,) int64` -> mean loss `()` float32.
+        """Move the centres (in train mode) and compute the loss.
 
-        Embeddings need not have unit length. Rows with label -1 take no part. With several ranks
-        the loss is that of all their rows. Raises UsageError for a label of no class.
+        Args:
+            student: Embeddings of any length, `(B, D)`.
+            teacher: Embeddings of any length, `(B, D)`.
+            labels: `(B,) int64`; rows with -1 take no part.
+
+        Returns:
+            Mean loss over the rows of all ranks, `() float32`.
+
+        Raises:
+            UsageError: The shapes do not fit, or a label is not a class.
         """
         dim = self.raw.shape[1]
         if student.shape != teacher.shape or student.shape[1:] != (dim,):
@@ -101,19 +130,19 @@ class AdaDistill(nn.Module):
                 f" must both be (B, {dim})"
             )
         with torch.autocast(student.device.type, enabled=False):
-            e = functional.normalize(student.float(), dim=1, eps=_TINY)
+            e = functional.normalize(student.float(), dim=1, eps=_EPS)
             with torch.no_grad():
-                t = functional.normalize(teacher.float(), dim=1, eps=_TINY)
-                everyone, t, labels = (self.ranks.gather(x) for x in (e.detach(), t, labels))
+                t = functional.normalize(teacher.float(), dim=1, eps=_EPS)
+                all_embeddings, t, labels = (self.ranks.gather(x) for x in (e.detach(), t, labels))
                 if len(labels) and int(labels.max()) >= self.classes:
                     raise UsageError(
                         f"label {int(labels.max())} does not fit {self.classes} classes",
                         "num_classes must be the number of identities in the data",
                     )
-                self._move(everyone, t, labels)
+                self._move_centres(all_embeddings, t, labels)
             loss: Tensor = MarginSoftmax.apply(  # type: ignore[no-untyped-call]
                 e,
-                everyone,
+                all_embeddings,
                 labels,
                 self.raw,
                 self.inverse,
@@ -126,60 +155,64 @@ class AdaDistill(nn.Module):
             )
         return loss
 
-    def _move(self, e: Tensor, t: Tensor, labels: Tensor) -> None:
-        """Pull the batch's centres towards its teacher embeddings; all read the old centres."""
+    def _move_centres(self, e: Tensor, t: Tensor, labels: Tensor) -> None:
+        """Move the batch's centres towards its teacher embeddings; all rows read the old centres."""
         rows = ((labels >= self.first) & (labels < self.last)).nonzero()[:, 0]
-        e, t, at = e[rows], t[rows], labels[rows] - self.first
-        old = self.raw[at]
+        e, t, classes = e[rows], t[rows], labels[rows] - self.first
+        old = self.raw[classes]
         cosine = (e * t).sum(1).clamp(-1.0, 1.0)
-        # Clipped on its own first: two negative factors must not make a large alpha.
-        near = ((old * t).sum(1) * self.inverse[at]).clamp(_LEAST, 1.0)
-        share = (cosine * near if self.alpha == "product" else cosine).clamp(_LEAST, 1.0)
-        sums = [share.sum(), near.sum(), cosine.sum(), share.new_tensor(float(len(rows)))]
-        means = self.ranks.sum(torch.stack(sums))
-        self.notes = dict(
-            zip(("alpha", "lambda", "cosine"), means / means[3].clamp_min(1), strict=False)
-        )
+        # Clipped by itself first: two negative factors must not make a large alpha.
+        centre_cosine = ((old * t).sum(1) * self.inverse[classes]).clamp(_MIN_ALPHA, 1.0)
+        alpha = cosine * centre_cosine if self.alpha == "product" else cosine
+        alpha = alpha.clamp(_MIN_ALPHA, 1.0)
+        count = alpha.new_tensor(float(len(rows)))
+        sums = torch.stack([alpha.sum(), centre_cosine.sum(), cosine.sum(), count])
+        means = self.ranks.sum(sums)
+        means = means / means[3].clamp_min(1)
+        self.stats = dict(zip(("alpha", "lambda", "cosine"), means, strict=False))
         if not self.training or self.alpha == "fixed":
             return
-        same = at[:, None] == at[None, :]
+        same = classes[:, None] == classes[None, :]
         if self.compat == "official":
             last = ~same.triu(1).any(1)
-            at, moved = at[last], torch.lerp(t, old, share[:, None])[last]
+            classes, moved = classes[last], torch.lerp(t, old, alpha[:, None])[last]
         else:
-            moved = _together(old, t, share, same.to(t.dtype))
-        self.raw[at] = moved
-        self.inverse[at] = _inverse(moved)
+            moved = _moved_centres(old, t, alpha, same.to(t.dtype))
+        self.raw[classes] = moved
+        self.inverse[classes] = _inverse_lengths(moved)
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.renew()
+        self.update_lengths()
 
 
-def _together(old: Tensor, t: Tensor, share: Tensor, same: Tensor) -> Tensor:
-    """The new centre of each row `(B, D)`; rows of one class agree on it.
+def _moved_centres(old: Tensor, t: Tensor, alpha: Tensor, same: Tensor) -> Tensor:
+    """The new centre of each row `(B, D)`; rows of one class get the same one.
 
-    What stays is the product of the class's shares, as if they came one after the other; the
-    rest is the mean of its embeddings weighted by 1 - share. `same (B, B)` is 1 for equal labels.
+    The part of the old centre is the product of the class's alphas, as if its images came one after
+    the other; the rest is the mean of its embeddings weighted by 1 - alpha. `same (B, B)` is 1 where
+    two rows have one class.
     """
-    stays = torch.exp(same @ share.log())[:, None]
-    weight = (1.0 - share)[:, None]
-    mean = (same @ (weight * t)) / (same @ weight).clamp_min(_TINY)
+    stays = torch.exp(same @ alpha.log())[:, None]
+    weight = (1.0 - alpha)[:, None]
+    mean = (same @ (weight * t)) / (same @ weight).clamp_min(_EPS)
     return stays * old + (1.0 - stays) * mean
 
 
-def _noise(classes: int, dim: int, first: int, last: int) -> Tensor:
-    """Rows `first..last` of small noise, the same whatever the ranks: the first teacher embedding
-    of a class replaces it almost wholly."""
+def _initial_centres(classes: int, dim: int, first: int, last: int) -> Tensor:
+    """Rows `first..last` of small noise, independent of the ranks.
+
+    The first teacher embedding of a class replaces it almost wholly.
+    """
     out = torch.empty(last - first, dim)
     for start in range(0, classes, _BLOCK):
-        block = torch.randn(min(_BLOCK, classes - start), dim).mul_(0.01)
+        block = torch.randn(min(_BLOCK, classes - start), dim).mul_(_NOISE)
         low, high = max(first, start), min(last, start + len(block))
         if low < high:
             out[low - first : high - first] = block[low - start : high - start]
     return out
 
 
-def _inverse(rows: Tensor) -> Tensor:
+def _inverse_lengths(rows: Tensor) -> Tensor:
     lengths: Tensor = rows.norm(dim=1)
-    return 1.0 / lengths.clamp_min(_TINY)
+    return 1.0 / lengths.clamp_min(_EPS)

@@ -1,7 +1,7 @@
-"""A run on disk: written whole or not at all, so the last good one always loads.
+"""Checkpoints of a training: each is written atomically, so the last complete one always loads.
 
 `last.pt` holds everything but the centres, which may be large and shared among ranks: each rank
-writes its own classes to `centres-STEP-FIRST.npy`. `last.pt` comes after them and names the step.
+writes its own classes to `centres-STEP-FIRST.npy`. `last.pt` is written after them and names the step.
 """
 
 import os
@@ -20,69 +20,86 @@ from .weights import load_tensors
 CHECKPOINT_NAME = "last.pt"
 
 
-def save_run(folder: Path, run: TrainState, key: Mapping[str, Any]) -> None:
-    """Write the run; the old checkpoint stays until the new one is complete.
+def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the previous one stays until this one is complete.
 
-    `key` is what a resumed run must agree on. Raises MachineError when it cannot be written.
+    Args:
+        folder: Of the checkpoint; made if it does not exist.
+        state: The training.
+        key: Options, teacher and data, which a resumed training must have too.
+
+    Raises:
+        MachineError: It cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    head, step = run.head, run.step
+    head, step = state.head, state.step
     if isinstance(head, AdaDistill):
         rows = head.raw.cpu().numpy()
         _write(folder / f"centres-{step}-{head.first}.npy", lambda file: np.save(file, rows))
-    run.ranks.wait()
-    if run.ranks.rank == 0:
-        state = {
+    state.ranks.barrier()
+    if state.ranks.rank == 0:
+        content = {
             "key": dict(key),
-            "network": run.network.state_dict(),
-            "head": _small(head),
-            "optimiser": run.optimiser.state_dict(),
-            "scaler": run.scaler.state_dict(),
-            "averaged": run.averaged,
+            "network": state.network.state_dict(),
+            "head": {k: v for k, v in head.state_dict().items() if k != "raw"},
+            "optimizer": state.optimizer.state_dict(),
+            "scaler": state.scaler.state_dict(),
+            "averaged": state.averaged,
             "rng": torch.get_rng_state(),
             "step": step,
-            "seconds": run.seconds,
-            "curve": run.curve,
-            "verification": run.verification,
+            "seconds": state.seconds,
+            "curve": state.curve,
+            "verification": state.verification,
         }
-        _write(folder / CHECKPOINT_NAME, lambda file: torch.save(state, file))
+        _write(folder / CHECKPOINT_NAME, lambda file: torch.save(content, file))
         for old in folder.glob("centres-*.npy"):
             if not old.name.startswith(f"centres-{step}-"):
                 old.unlink()
-    run.ranks.wait()
+    state.ranks.barrier()
 
 
-def restore_run(folder: Path, run: TrainState, key: Mapping[str, Any]) -> bool:
-    """Go on where the last checkpoint stands; False when there is none.
+def restore_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> bool:
+    """Continue where the last checkpoint stands; the number of ranks may have changed.
 
-    The number of ranks may differ from then. Raises UsageError when the checkpoint is of another
-    recipe, teacher or data, ModelError when it cannot be read.
+    Args:
+        folder: Of the checkpoint.
+        state: A training at step 0; it is overwritten.
+        key: Options, teacher and data.
+
+    Returns:
+        Whether there was a checkpoint.
+
+    Raises:
+        UsageError: The checkpoint has another key.
+        ModelError: It cannot be read.
     """
     if not (folder / CHECKPOINT_NAME).exists():
         return False
-    state = load_tensors(folder / CHECKPOINT_NAME)
+    content = load_tensors(folder / CHECKPOINT_NAME)
     for name, value in key.items():
-        if state["key"].get(name) != value:
+        if content["key"].get(name) != value:
             raise UsageError(
-                f"{folder} holds a training with {name} = {state['key'].get(name)!r};"
+                f"{folder} holds a training with {name} = {content['key'].get(name)!r};"
                 f" this one has {value!r}",
                 "resume with the same recipe, faces and teacher, or choose another --out",
             )
-    run.network.load_state_dict(state["network"])
-    run.head.load_state_dict(state["head"], strict=False)
-    run.optimiser.load_state_dict(state["optimiser"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.averaged = {k: v.to(run.ranks.device) for k, v in state["averaged"].items()}
-    torch.set_rng_state(state["rng"])
-    run.step, run.seconds = state["step"], state["seconds"]
-    run.curve, run.verification = state["curve"], state["verification"]
-    if isinstance(run.head, AdaDistill):
-        _read_centres(folder, run.head, run.step)
+    try:
+        state.network.load_state_dict(content["network"])
+        state.head.load_state_dict(content["head"], strict=False)
+        state.optimizer.load_state_dict(content["optimizer"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{folder} holds a checkpoint of another version of fr-edge: {error}",
+            f"remove {folder} and start again",
+        ) from error
+    state.scaler.load_state_dict(content["scaler"])
+    state.averaged = {k: v.to(state.ranks.device) for k, v in content["averaged"].items()}
+    torch.set_rng_state(content["rng"])
+    state.step, state.seconds = content["step"], content["seconds"]
+    state.curve, state.verification = content["curve"], content["verification"]
+    if isinstance(state.head, AdaDistill):
+        _read_centres(folder, state.head, state.step)
     return True
-
-
-def _small(head: torch.nn.Module) -> dict[str, Any]:
-    return {k: v for k, v in head.state_dict().items() if k != "raw"}
 
 
 def _read_centres(folder: Path, head: AdaDistill, step: int) -> None:
@@ -98,10 +115,11 @@ def _read_centres(folder: Path, head: AdaDistill, step: int) -> None:
             filled += high - low
     if filled != head.last - head.first:
         raise ModelError(f"{folder} lacks centres of step {step}", "remove it and start again")
-    head.renew()
+    head.update_lengths()
 
 
 def _write(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Atomically, as `files.write_atomic`, without holding the content in memory."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
@@ -109,7 +127,7 @@ def _write(target: Path, write: Callable[[BinaryIO], object]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
-    except (OSError, RuntimeError) as error:  # torch wraps a failed write into a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a failed write
         raise MachineError(
             f"the checkpoint {target} cannot be written: {error}",
             "make room, then go on with --resume from the one before",

@@ -1,7 +1,7 @@
-"""How other trainers name the weights of the same networks.
+"""Names that other trainers give to the weights of the same networks, converted to fr-edge's names.
 
-insightface's arcface_torch (IResNet, mbf) and the official AdaDistill repository (IResNet,
-MobileFaceNet) save state dicts; here their names become ours. Knows names, not values.
+They are the state dicts of insightface's arcface_torch (IResNet, mbf) and of the official AdaDistill
+repository (IResNet, MobileFaceNet).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,14 @@ _BLOCKS = {
 
 
 def to_our_names(state: Mapping[str, T]) -> tuple[str, dict[str, T]] | None:
-    """The network's name and the state under our names; None for a layout that is not known.
+    """Convert a state dict of another trainer.
 
-    What has no counterpart keeps its name, so that loading finds it left over.
+    Args:
+        state: Name -> value; only names are used.
+
+    Returns:
+        The network's name and the state under fr-edge's names; None for an unknown layout. Names
+        without a counterpart stay, so that loading reports them as left over.
     """
     if "conv_6_sep.conv.weight" in state:
         name, pairs = "mobilefacenet", _adadistill_mobilefacenet()
@@ -45,8 +50,7 @@ def to_our_names(state: Mapping[str, T]) -> tuple[str, dict[str, T]] | None:
 
 
 def _count(state: Mapping[str, T], prefix: str) -> int:
-    found = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-    return len(found)
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def _conv(theirs: str, ours: str) -> Names:

@@ -1,6 +1,6 @@
-"""Faces into batches, the same ones for the same (seed, step): a resumed run goes on exactly.
+"""Training images as batches that depend on the seed and the step alone, so runs resume exactly.
 
-Batches are pixels, never network inputs: student and teacher each have their own contract.
+Batches are pixels, not network inputs: student and teacher each have their own input contract.
 """
 
 import mmap
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..arrays import I64, U8
+from ..arrays import F64, I64, U8
 from ..errors import FacesError, UsageError
 from ..faces.contract import ALIGNED_SIZE
 from ..faces.sources import Faces
@@ -22,34 +22,55 @@ from .distributed import Ranks
 from .recipe import Recipe
 
 _FACE_BYTES = ALIGNED_SIZE * ALIGNED_SIZE * 3
-
-_TRIES = 100
+_MAX_BAD = 100  # unreadable images in a row
+_MIDDLE_GREY = 127.5
 
 
 @dataclass(frozen=True)
 class IdentitySplit:
-    """`train` and `held` index the source's faces; `labels` are of `train`, 0..classes-1."""
+    """Faces to train on, and faces of other people to verify on.
+
+    Attributes:
+        train: Indices into the source, `(N,) int64`.
+        labels: Their classes, 0..classes-1, `(N,) int64`.
+        classes: Number of identities trained on.
+        verification: Indices into the source, `(M,) int64`.
+    """
 
     train: I64
     labels: I64
     classes: int
-    held: I64
-    held_labels: I64
+    verification: I64
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`pixels (B, 112, 112, 3) uint8` after augmentation; `index` is into the training images;
-    `asked` differs from it where an image could not be read and the next one took its place."""
+    """Images of a step.
+
+    Attributes:
+        pixels: After augmentation, `(B, 112, 112, 3) uint8`.
+        index: Of each image among the training images, `(B,) int64`.
+        flipped: Whether it is mirrored, `(B,) bool`.
+        planned: Index that the order of the epoch has, `(B,) int64`; differs from `index` where that
+            image could not be read and the next one took its place.
+    """
 
     pixels: U8
     index: I64
     flipped: npt.NDArray[np.bool_]
-    asked: I64
+    planned: I64
 
 
 def split_identities(faces: Faces, verify_identities: int) -> IdentitySplit:
-    """Keep the last identities apart; raises UsageError when too few are left to train on."""
+    """Keep the last identities apart for verification.
+
+    Args:
+        faces: The source.
+        verify_identities: Number of identities to keep apart.
+
+    Raises:
+        UsageError: Fewer than two are left to train on.
+    """
     labels = np.asarray(faces.labels, np.int64)
     people = np.unique(labels)
     if len(people) - verify_identities < 2:
@@ -59,41 +80,65 @@ def split_identities(faces: Faces, verify_identities: int) -> IdentitySplit:
             "give more identities, or --set verify_identities=0",
         )
     border = people[len(people) - verify_identities - 1]
-    train, held = np.flatnonzero(labels <= border), np.flatnonzero(labels > border)
-    number = np.unique(labels[train], return_inverse=True)[1].astype(np.int64)
-    return IdentitySplit(train, number, len(people) - verify_identities, held, labels[held])
+    train, verification = np.flatnonzero(labels <= border), np.flatnonzero(labels > border)
+    classes = np.unique(labels[train], return_inverse=True)[1].astype(np.int64)
+    return IdentitySplit(train, classes, len(people) - verify_identities, verification)
 
 
 class Pixels:
-    """Reads training images, and keeps them decoded when all fit into `memory_mb`."""
+    """The training images, kept decoded in memory when all of them fit.
+
+    Args:
+        faces: The source.
+        picks: Indices of the training images, `(N,) int64`.
+        memory_mb: Memory for decoded images.
+    """
 
     def __init__(self, faces: Faces, picks: I64, memory_mb: int) -> None:
         self.faces, self.picks = faces, picks
         size = len(picks) * (_FACE_BYTES + 1)
-        self.kept: U8 | None = None
+        self._decoded: U8 | None = None
         if 0 < size <= memory_mb << 20:
             # Anonymous shared memory: worker processes fill it for one another.
             memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
-            self.kept = memory[: len(picks) * _FACE_BYTES].reshape(
+            self._decoded = memory[: len(picks) * _FACE_BYTES].reshape(
                 -1, ALIGNED_SIZE, ALIGNED_SIZE, 3
             )
-            self.have = memory[len(picks) * _FACE_BYTES :]
+            self._is_decoded = memory[len(picks) * _FACE_BYTES :]
 
     def __len__(self) -> int:
         return len(self.picks)
 
     def read(self, index: int) -> U8:
-        if self.kept is None:
+        """One image, `(112, 112, 3) uint8`.
+
+        Args:
+            index: Among the training images.
+
+        Raises:
+            FacesError: It cannot be read.
+        """
+        if self._decoded is None:
             return self.faces.read(int(self.picks[index]))
-        if not self.have[index]:
-            self.kept[index] = self.faces.read(int(self.picks[index]))
-            self.have[index] = 1
-        face: U8 = self.kept[index]
+        if not self._is_decoded[index]:
+            self._decoded[index] = self.faces.read(int(self.picks[index]))
+            self._is_decoded[index] = 1
+        face: U8 = self._decoded[index]
         return face
 
     def read_near(self, index: int) -> tuple[int, U8]:
-        """The image, or the next one that can be read; raises FacesError after 100 bad ones."""
-        for ahead in range(_TRIES):
+        """One image, or the next one that can be read.
+
+        Args:
+            index: Among the training images.
+
+        Returns:
+            The index that was read, and the image, `(112, 112, 3) uint8`.
+
+        Raises:
+            FacesError: A hundred images in a row cannot be read.
+        """
+        for ahead in range(_MAX_BAD):
             near = (index + ahead) % len(self)
             try:
                 return near, self.read(near)
@@ -102,17 +147,25 @@ class Pixels:
         raise last
 
     def block(self, start: int, stop: int) -> tuple[I64, U8]:
-        """Images `start..stop` in order, bad ones replaced: the indices read, and the pixels."""
-        found = [self.read_near(index) for index in range(start, stop)]
-        return np.array([i for i, _ in found], np.int64), np.stack([p for _, p in found])
+        """Images in order; unreadable ones are replaced by the next.
+
+        Args:
+            start: First image.
+            stop: One past the last.
+
+        Returns:
+            The indices that were read, `(N,) int64`, and the images, `(N, 112, 112, 3) uint8`.
+        """
+        images = [self.read_near(index) for index in range(start, stop)]
+        return np.array([i for i, _ in images], np.int64), np.stack([p for _, p in images])
 
 
 class _Steps(Dataset[Batch]):
-    """Item k is this rank's part of step k's batch, a function of the seed and k alone."""
+    """Item k is this rank's part of the batch of step k; it depends on the seed and k alone."""
 
     def __init__(self, pixels: Pixels, recipe: Recipe, ranks: Ranks) -> None:
         self.pixels, self.recipe = pixels, recipe
-        self.part = slice(*ranks.share(recipe.batch))
+        self.part = slice(*ranks.shard(recipe.batch))
         self.per_epoch = len(pixels) // recipe.batch
         self.order = lru_cache(2)(self._order)
 
@@ -122,22 +175,27 @@ class _Steps(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         recipe = self.recipe
         epoch, number = divmod(step, self.per_epoch)
-        asked = self.order(epoch)[number * recipe.batch : (number + 1) * recipe.batch][self.part]
-        found = [self.pixels.read_near(int(index)) for index in asked]
+        planned = self.order(epoch)[number * recipe.batch : (number + 1) * recipe.batch][self.part]
+        images = [self.pixels.read_near(int(index)) for index in planned]
         # Drawn for the whole batch on every rank: the number of ranks changes nothing.
         rng = np.random.default_rng([recipe.seed, 2, step])
         flipped = (rng.random(recipe.batch) < 0.5)[self.part]
         corners = rng.integers(0, 2 * recipe.shift + 1, (recipe.batch, 2))[self.part]
         tones = rng.uniform(-recipe.light, recipe.light, (recipe.batch, 2))[self.part]
-        pixels = np.stack([face for _, face in found])
+        pixels = np.stack([face for _, face in images])
         pixels[flipped] = pixels[flipped][:, :, ::-1]
-        pixels = relight(shifted(pixels, recipe.shift, corners), tones)
-        return Batch(pixels, np.array([i for i, _ in found], np.int64), flipped, asked)
+        pixels = relight(translate(pixels, recipe.shift, corners), tones)
+        return Batch(pixels, np.array([i for i, _ in images], np.int64), flipped, planned)
 
 
-def shifted(pixels: U8, shift: int, corners: I64) -> U8:
-    """Faces `(B, 112, 112, 3)` moved by `shift - corners (B, 2)` pixels down and right; edges
-    repeat."""
+def translate(pixels: U8, shift: int, corners: I64) -> U8:
+    """Move faces by up to `shift` pixels; border pixels repeat.
+
+    Args:
+        pixels: `(B, 112, 112, 3) uint8`.
+        shift: Largest move, in pixels.
+        corners: `(B, 2) int64`, 0..2 `shift`: a face moves by `shift - corner` down and right.
+    """
     if shift == 0:
         return pixels
     wide = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
@@ -149,42 +207,56 @@ def shifted(pixels: U8, shift: int, corners: I64) -> U8:
     )
 
 
-def relight(pixels: U8, tones: npt.NDArray[np.float64]) -> U8:
-    """Contrast and brightness changed by the shares `tones (B, 2)`, around the middle grey."""
+def relight(pixels: U8, tones: F64) -> U8:
+    """Change contrast and brightness around the middle grey.
+
+    Args:
+        pixels: `(B, 112, 112, 3) uint8`.
+        tones: Relative change of contrast and of brightness, `(B, 2) float64`.
+    """
     if not tones.any():
         return pixels
     gain, lift = (tones[:, k, None, None, None].astype(np.float32) for k in (0, 1))
-    out = (pixels.astype(np.float32) - 127.5) * (1 + gain) + 127.5 * (1 + lift)
+    out = (pixels.astype(np.float32) - _MIDDLE_GREY) * (1 + gain) + _MIDDLE_GREY * (1 + lift)
     return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
 
 def batches(pixels: Pixels, recipe: Recipe, ranks: Ranks, start: int, stop: int) -> Iterator[Batch]:
-    """This rank's batches of steps `start..stop`; raises FacesError past `bad_images` bad images.
+    """This rank's batches of some steps.
 
     Every epoch visits the images in a new order and drops the last, incomplete batch.
+
+    Args:
+        pixels: The training images.
+        recipe: Its batch, augmentation, seed, workers and limit of unreadable images.
+        ranks: The processes.
+        start: First step.
+        stop: One past the last step.
+
+    Raises:
+        FacesError: More than `bad_images` images cannot be read.
     """
     loader = DataLoader(
         _Steps(pixels, recipe, ranks),
         sampler=range(start, stop),
         batch_size=None,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        collate_fn=_unchanged,  # type: ignore[arg-type]
         num_workers=recipe.workers,
-        # Opening it draws a number: not from the generator that a resumed run must find again.
+        # Opening it draws a number, and not from the generator whose state a resumption restores.
         generator=torch.Generator(),
         multiprocessing_context="fork" if recipe.workers else None,
     )
     bad: set[int] = set()
     with warnings.catch_warnings():
-        # Python warns of forking with threads; the workers touch none of the parent's.
+        # Python warns of forking with threads; the workers use none of the parent's.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         for item in loader:
-            bad.update(item.asked[item.asked != item.index].tolist())
-            refuse_bad(pixels, bad, recipe.bad_images)
+            bad.update(item.planned[item.planned != item.index].tolist())
+            _check_bad_images(pixels, bad, recipe.bad_images)
             yield item
 
 
-def refuse_bad(pixels: Pixels, bad: set[int], limit: int) -> None:
-    """Raises FacesError that names the first images when more than `limit` cannot be read."""
+def _check_bad_images(pixels: Pixels, bad: set[int], limit: int) -> None:
     if len(bad) <= limit:
         return
     names = [pixels.faces.keys[int(pixels.picks[index])] for index in sorted(bad)[:3]]
@@ -194,5 +266,5 @@ def refuse_bad(pixels: Pixels, bad: set[int], limit: int) -> None:
     )
 
 
-def _as_it_is(item: Batch) -> Batch:
+def _unchanged(item: Batch) -> Batch:
     return item

@@ -1,6 +1,6 @@
-"""Which process of how many this is, and the few things processes tell one another.
+"""Ranks: which process of how many this is, and the collectives that training needs.
 
-One process is the common case: then nothing here talks to anyone. Knows nothing of networks.
+With one process, the common case, every collective returns its argument and no process group exists.
 """
 
 import os
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import DataError
 
-_PATIENCE = timedelta(hours=12)
-"""The others wait so long while the first one embeds millions of faces with the teacher."""
+_TIMEOUT = timedelta(hours=12)  # ranks wait while rank 0 embeds millions of faces with the teacher
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,14 @@ class Ranks:
     device: torch.device = torch.device("cpu")
 
     def gather(self, values: Tensor) -> Tensor:
-        """Rows of all ranks in their order, `(B, ...) -> (size * B, ...)`; B is the same on all."""
+        """Rows of all ranks in the order of the ranks.
+
+        Args:
+            values: `(B, ...)`; B is the same on every rank.
+
+        Returns:
+            `(size * B, ...)`, without gradient.
+        """
         if self.size == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.size)]
@@ -36,40 +43,67 @@ class Ranks:
         return torch.cat(parts)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Summed over the ranks, in place."""
+        """Sum over the ranks, in place.
+
+        Args:
+            values: Of the same shape on every rank.
+        """
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def largest(self, values: Tensor) -> Tensor:
-        """The largest over the ranks, as a new tensor."""
+    def all_max(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over the ranks, as a new tensor.
+
+        Args:
+            values: Of the same shape on every rank.
+        """
         values = values.clone()
         if self.size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-    def wait(self) -> None:
-        """Until every rank has come here."""
+    def barrier(self) -> None:
+        """Wait until every rank has reached this call."""
         if self.size > 1:
             dist.barrier()
 
-    def share(self, count: int) -> tuple[int, int]:
-        """Of `count` things in order, those of this rank: (first, one past the last)."""
+    def shard(self, count: int) -> tuple[int, int]:
+        """This rank's share of `count` items in order.
+
+        Args:
+            count: Number of items of all ranks together.
+
+        Returns:
+            Index of the first item, and one past the last.
+        """
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
-    def agree(self, what: str, digest: str) -> None:
-        """Raises DataError when the ranks hold different digests (hexadecimal) of `what`."""
-        mine = torch.tensor([int(digest[:8], 16), int(digest[8:15], 16)], device=self.device)
-        if not bool((self.gather(mine[None]) == mine).all()):
+    def check_equal(self, subject: str, digest: str) -> None:
+        """Compare a digest over the ranks.
+
+        Args:
+            subject: What the digest is of, for the error.
+            digest: Hexadecimal, 15 digits or more.
+
+        Raises:
+            DataError: The digests differ.
+        """
+        own = torch.tensor([int(digest[:8], 16), int(digest[8:15], 16)], device=self.device)
+        if not bool((self.gather(own[None]) == own).all()):
             raise DataError(
-                f"rank {self.rank} has other {what} than another rank",
-                "every process needs the same recipe, faces and teacher",
+                f"rank {self.rank} has another {subject} than another rank",
+                "give every process the same recipe, faces and teacher",
             )
 
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """The processes that torchrun started, by its environment; one process without it."""
+    """Join the processes that torchrun started, as its environment variables name them.
+
+    Yields:
+        This process's rank; a single one without torchrun. The process group is closed at the end.
+    """
     cuda = torch.cuda.is_available()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -77,11 +111,31 @@ def join_ranks() -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(device)
     if size == 1 or dist.is_initialized():
-        mine = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        yield Ranks(*mine, device)
+        joined = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        yield Ranks(*joined, device)
         return
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     try:
         yield Ranks(dist.get_rank(), size, device)
     finally:
         dist.destroy_process_group()
+
+
+def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """A module whose gradients are averaged over the ranks in each backward pass.
+
+    Buffers are not synchronised: BatchNorm's statistics are those of each rank's own images on a
+    CPU, and of all images on GPUs, where the student has SyncBatchNorm.
+
+    Args:
+        module: On the rank's device. Parameters that begin to need a gradient later are not covered.
+        ranks: The processes.
+
+    Returns:
+        torch's DistributedDataParallel around `module`; `module` itself with one rank, or when it
+        has nothing to learn.
+    """
+    if ranks.size == 1 or not any(p.requires_grad for p in module.parameters()):
+        return module
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)

@@ -1,11 +1,18 @@
-"""Margins on the target cosine, in closed form on B values.
+"""Margin softmax over constant class centres, chunk by chunk, without a B x C tensor.
 
-ArcFace (arXiv 1801.07698): cos(theta + m) = c cos m - sqrt(1 - c^2) sin m, whose derivative by c is
-cos m + c / sqrt(1 - c^2) sin m. CosFace (arXiv 1801.09414): c - m, derivative 1.
+With constant centres w_j the loss and its gradient by the embedding e need three running values per
+row over chunks of classes: the largest logit, the sum of exponentials, and the sum of exponentials
+times centres (online softmax, arXiv 1805.02867):
+
+    loss = log(sum_j exp z_j) - z_y
+    d loss / d e = sum_(j != y) p_j s w_j / |w_j|  +  (p_y - 1) dz_y/dcos w_y / |w_y|
+
+The target y gets its margin separately, on B values. Centres stay raw: their inverse lengths scale
+the logits, so no normalised copy exists. Each rank handles its own classes for the embeddings of all.
 """
 
+import logging
 import math
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -16,18 +23,38 @@ from torch.nn import functional
 
 from .distributed import Ranks
 
-_EDGE = 1.0 - 1e-7
-"""Cosines are kept this far inside -1..1, where the ArcFace derivative is finite."""
+logger = logging.getLogger(__name__)
+
+_MAX_COSINE = 1.0 - 1e-7  # inside -1..1, where the derivative of ArcFace's margin is finite
+_MIN_CHUNK = 64  # classes
+_CPU_CHUNK_BYTES = 1 << 20  # of a chunk of logits, which should stay in the cache
+_GPU_CHUNK_BYTES = 64 << 20
+
+Running = tuple[Tensor, Tensor, Tensor, Tensor]
+ChunkStep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Running]
 
 
 def margin_logit(
     cosine: Tensor, margin: str, m: float, s: float, gradient: str = "exact"
 ) -> tuple[Tensor, Tensor]:
-    """The target logit `(B,)` and its derivative by the cosine `(B,)`, from cosines `(B,)`.
+    """The target's logit with its margin, and the derivative by the cosine.
 
-    `gradient="straight"` takes s as the derivative of ArcFace, as insightface's trainer does.
+    ArcFace (arXiv 1801.07698, eq. 3): s cos(theta + m) = s (c cos m - sqrt(1 - c^2) sin m), with
+    derivative s (cos m + c / sqrt(1 - c^2) sin m). CosFace (arXiv 1801.09414, eq. 4): s (c - m),
+    derivative s.
+
+    Args:
+        cosine: Of embedding and target centre, `(B,) float32`.
+        margin: "arcface" or "cosface".
+        m: Margin: radians for ArcFace, cosine for CosFace.
+        s: Scale of the logits.
+        gradient: "exact", or "straight" for s as the derivative of ArcFace, as in insightface's
+            trainer.
+
+    Returns:
+        Logit and derivative, `(B,) float32` each.
     """
-    c = cosine.clamp(-_EDGE, _EDGE)
+    c = cosine.clamp(-_MAX_COSINE, _MAX_COSINE)
     if margin == "cosface":
         return s * (c - m), torch.full_like(c, s)
     sine = (1.0 - c * c).sqrt()
@@ -37,159 +64,160 @@ def margin_logit(
     return logit, s * (math.cos(m) + c / sine * math.sin(m))
 
 
-# The sweep for CUDA: what lies between its two matrix products becomes one kernel.
-#
-# On a CPU a chunk of logits stays in the cache and is worked on in place (sweep.py). On a GPU each
-# of those small operations would carry the chunk through memory once more: torch.compile makes one
-# of them, and where it cannot (no Triton, say) they run one by one, with a warning.
-
-_CHUNK_BYTES = 64 << 20
-
-Absorb = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-
-
-def absorb(
-    z: Tensor, lengths: Tensor, own: Tensor, largest: Tensor, total: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One chunk into the running values.
-
-    `z (B, K)` products with raw centres, `lengths (K,)` their inverse lengths, `own (B,)` the
-    row's own column (outside 0..K-1: not here), `largest (B,)` and `total (B,)` so far. Returns
-    the new two, what scales the older sums `(B,)`, and the weights of the centres `(B, K)`.
-    """
-    z = z * lengths
-    columns = torch.arange(z.shape[1], device=z.device)
-    z = torch.where(columns == own[:, None], -torch.inf, z)
-    high = torch.maximum(largest, z.amax(1))
-    # A row that has seen nothing but its own class has no largest logit yet.
-    shift = torch.where(high == -torch.inf, 0.0, high)
-    fade = (largest - shift).exp()
-    p = (z - shift[:, None]).exp()
-    return high, total * fade + p.sum(1), fade, p * lengths
-
-
-def fused_chunked_logsumexp(
-    e: Tensor,
-    raw: Tensor,
-    inverse: Tensor,
-    labels: Tensor,
-    s: float,
-    want_pull: bool,
-    step: Absorb | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `sweep.sweep`; `step` is `absorb` or a compiled form of it."""
-    step = step or _compiled()
-    batch, classes = len(e), len(raw)
-    width = max(64, _CHUNK_BYTES // (4 * max(1, batch)))
-    scaled = e * s
-    largest = e.new_full((batch,), -torch.inf)
-    total = torch.zeros_like(largest)
-    pull = torch.zeros_like(e)
-    for start in range(0, classes, width):
-        centres, lengths = raw[start : start + width], inverse[start : start + width]
-        z = scaled @ centres.T
-        largest, total, fade, p = step(z, lengths, labels - start, largest, total)
-        if want_pull:
-            pull = torch.addmm(pull * fade[:, None], p, centres)
-    return largest, total, pull
-
-
-@lru_cache(1)
-def _compiled() -> Absorb:
-    """`absorb` as one kernel, or as it is from the first time that this cannot be had."""
-    fused: Absorb = torch.compile(absorb, dynamic=True)
-    failed = False
-
-    def step(*given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        nonlocal failed
-        if not failed:
-            try:
-                return fused(*given)
-            except Exception as error:  # a missing compiler shows itself in many classes
-                failed = True
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                warnings.warn(
-                    f"the head runs uncompiled, and slower: {reason[0]}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-        return absorb(*given)
-
-    return step
-
-
-# Margin softmax over constant class centres in one sweep, without a B x C tensor.
-#
-# With constant centres w_j the loss and its gradient by the embedding e need three running values
-# per row over chunks of classes: the largest logit, the sum of exponentials, and the sum of
-# exponentials times centres (the online softmax of arXiv 1805.02867):
-#
-#     loss = log(sum_j exp z_j) - z_y
-#     d loss / d e = sum_(j != y) p_j s w_j / |w_j|  +  (p_y - 1) dz_y/dcos w_y / |w_y|
-#
-# The target y gets its margin apart, on B values. Centres stay raw: their inverse lengths scale the
-# logits, so no normalised copy exists. Each rank sweeps its own classes for everyone's embeddings.
-
-_CHUNK_BYTES_sweep = 1 << 20
-"""Of one chunk of logits: it should stay in the cache."""
-
-
 def chunked_logsumexp(
-    e: Tensor, raw: Tensor, inverse: Tensor, labels: Tensor, s: float, want_pull: bool
+    e: Tensor, raw: Tensor, inverse: Tensor, labels: Tensor, s: float, with_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Running values over all classes but each row's own.
+    """Softmax sums over all classes but each row's target.
 
-    `e (B, D)` unit length, `raw (C, D)`, `inverse (C,)` = 1/|raw|, `labels (B,)` (outside 0..C-1:
-    no own class here). Returns the largest logit `(B,)`, the sum `(B,)` of exp(z - largest), and
-    the sum `(B, D)` of exp(z - largest) w / |w|, which is zero unless wanted.
+    Args:
+        e: Unit embeddings, `(B, D) float32`.
+        raw: Centres of any length, `(C, D) float32`.
+        inverse: 1 / |centre|, `(C,) float32`.
+        labels: Target class, `(B,) int64`; outside 0..C-1 where it is not among these classes.
+        s: Scale of the logits.
+        with_grad: Whether the third result is wanted.
+
+    Returns:
+        The largest logit `(B,)`, the sum of exp(z - largest) `(B,)`, and the sum of
+        exp(z - largest) w / |w| `(B, D)`, which is zero without `with_grad`.
     """
     if e.is_cuda:
-        return fused_chunked_logsumexp(e, raw, inverse, labels, s, want_pull)
+        return fused_logsumexp(e, raw, inverse, labels, s, with_grad)
     batch, classes = len(e), len(raw)
-    step = max(64, _CHUNK_BYTES_sweep // (4 * max(1, batch)))
+    width = max(_MIN_CHUNK, _CPU_CHUNK_BYTES // (4 * max(1, batch)))
     scaled = e * s
     largest = e.new_full((batch,), -torch.inf)
     total = torch.zeros_like(largest)
-    pull = torch.zeros_like(e)
-    space = e.new_empty(batch * min(step, classes))
-    # Which rows have their own class in which chunk, found once on sorted labels.
+    grad_sum = torch.zeros_like(e)
+    buffer = e.new_empty(batch * min(width, classes))
+    # Which rows have their target in which chunk, by sorted labels.
     order = labels.sort()
-    bounds = torch.tensor([*range(0, classes, step), classes], device=e.device)
+    bounds = torch.tensor([*range(0, classes, width), classes], device=e.device)
     cuts = torch.searchsorted(order.values, bounds).tolist()
-    for number, start in enumerate(range(0, classes, step)):
-        stop = min(start + step, classes)
+    for number, start in enumerate(range(0, classes, width)):
+        stop = min(start + width, classes)
         centres, lengths = raw[start:stop], inverse[start:stop]
-        z = space[: batch * (stop - start)].view(batch, stop - start)
+        z = buffer[: batch * (stop - start)].view(batch, stop - start)
         torch.mm(scaled, centres.T, out=z)
         z.mul_(lengths)
         if cuts[number] < cuts[number + 1]:
             rows = order.indices[cuts[number] : cuts[number + 1]]
             z[rows, labels[rows] - start] = -torch.inf
-        high = torch.maximum(largest, z.amax(1))
-        # A row that has seen nothing but its own class has no largest logit yet.
-        shift = high.nan_to_num(neginf=0.0)
-        fade = (largest - shift).exp_()
+        new_largest = torch.maximum(largest, z.amax(1))
+        # A row whose only class so far is its target has no largest logit yet.
+        shift = new_largest.nan_to_num(neginf=0.0)
+        rescale = (largest - shift).exp_()
         z.sub_(shift[:, None]).exp_()
-        total.mul_(fade).add_(z.sum(1))
-        if want_pull:
-            torch.addmm(pull.mul_(fade[:, None]), z.mul_(lengths), centres, out=pull)
-        largest = high
-    return largest, total, pull
+        total.mul_(rescale).add_(z.sum(1))
+        if with_grad:
+            torch.addmm(grad_sum.mul_(rescale[:, None]), z.mul_(lengths), centres, out=grad_sum)
+        largest = new_largest
+    return largest, total, grad_sum
+
+
+def fused_logsumexp(
+    e: Tensor,
+    raw: Tensor,
+    inverse: Tensor,
+    labels: Tensor,
+    s: float,
+    with_grad: bool,
+    step: ChunkStep | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`chunked_logsumexp` for CUDA: what lies between its two matrix products is one kernel.
+
+    On a CPU a chunk of logits stays in the cache and is changed in place. On a GPU each of those
+    small operations would carry the chunk through memory once more.
+
+    Args:
+        e: As for `chunked_logsumexp`.
+        raw: The same.
+        inverse: The same.
+        labels: The same.
+        s: The same.
+        with_grad: The same.
+        step: A form of `online_softmax_step`; by default compiled, or as it is with a warning where
+            it cannot be compiled (without Triton, for example).
+
+    Returns:
+        As `chunked_logsumexp`.
+    """
+    step = step or _compiled_step()
+    batch, classes = len(e), len(raw)
+    width = max(_MIN_CHUNK, _GPU_CHUNK_BYTES // (4 * max(1, batch)))
+    scaled = e * s
+    largest = e.new_full((batch,), -torch.inf)
+    total = torch.zeros_like(largest)
+    grad_sum = torch.zeros_like(e)
+    for start in range(0, classes, width):
+        centres, lengths = raw[start : start + width], inverse[start : start + width]
+        z = scaled @ centres.T
+        largest, total, rescale, p = step(z, lengths, labels - start, largest, total)
+        if with_grad:
+            grad_sum = torch.addmm(grad_sum * rescale[:, None], p, centres)
+    return largest, total, grad_sum
+
+
+def online_softmax_step(
+    z: Tensor, lengths: Tensor, columns: Tensor, largest: Tensor, total: Tensor
+) -> Running:
+    """Add one chunk of classes to the running values.
+
+    Args:
+        z: Scaled embeddings times raw centres, `(B, K)`.
+        lengths: Inverse lengths of the centres, `(K,)`.
+        columns: Column of each row's target, `(B,)`; outside 0..K-1 where it is not in this chunk.
+        largest: Largest logit so far, `(B,)`.
+        total: Sum of exponentials so far, `(B,)`.
+
+    Returns:
+        The new two, the factor of earlier sums `(B,)`, and the weights of the raw centres `(B, K)`.
+    """
+    z = z * lengths
+    numbers = torch.arange(z.shape[1], device=z.device)
+    z = torch.where(numbers == columns[:, None], -torch.inf, z)
+    new_largest = torch.maximum(largest, z.amax(1))
+    # A row whose only class so far is its target has no largest logit yet.
+    shift = torch.where(new_largest == -torch.inf, 0.0, new_largest)
+    rescale = (largest - shift).exp()
+    p = (z - shift[:, None]).exp()
+    return new_largest, total * rescale + p.sum(1), rescale, p * lengths
+
+
+@lru_cache(1)
+def _compiled_step() -> ChunkStep:
+    """`online_softmax_step` as one kernel; as it is once compiling has failed."""
+    compiled: ChunkStep = torch.compile(online_softmax_step, dynamic=True)
+    failed = False
+
+    def step(*args: Tensor) -> Running:
+        nonlocal failed
+        if not failed:
+            try:
+                return compiled(*args)
+            except Exception as error:  # a missing compiler raises many classes
+                failed = True
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                logger.warning("the head runs uncompiled and slower: %s", reason[0])
+        return online_softmax_step(*args)
+
+    return step
 
 
 class MarginSoftmax(torch.autograd.Function):
-    """Mean margin cross-entropy `()` over all ranks' rows whose label is not -1.
+    """Mean margin cross-entropy `()` over the rows of all ranks whose label is not -1.
 
-    `e (B, D)` are this rank's unit embeddings, `everyone (size * B, D)` all ranks', with `labels`;
-    `raw (C', D)` and `inverse` are this rank's classes, numbered from `first`. The gradient is that
-    of the whole loss by this rank's rows.
+    Inputs: this rank's unit embeddings `e (B, D)`; `all_embeddings (size * B, D)` and `labels
+    (size * B,)` of all ranks; this rank's centres `raw (C', D)` with `inverse (C',)`, whose classes
+    are numbered from `first`; the ranks; margin, m, s and gradient as in `margin_logit`. The gradient
+    is that of the whole loss by this rank's rows.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         e: Tensor,
-        everyone: Tensor,
+        all_embeddings: Tensor,
         labels: Tensor,
         raw: Tensor,
         inverse: Tensor,
@@ -200,27 +228,29 @@ class MarginSoftmax(torch.autograd.Function):
         s: float,
         gradient: str,
     ) -> Tensor:
-        wanted = bool(ctx.needs_input_grad[0])
-        here = labels - first
-        owned = ((here >= 0) & (here < len(raw)))[:, None]
-        at = here.clamp(0, len(raw) - 1)
-        own = torch.where(owned, raw[at] * inverse[at, None], 0.0)
-        cosine = ranks.sum((everyone * own).sum(1))
+        with_grad = bool(ctx.needs_input_grad[0])
+        local = labels - first
+        is_local = ((local >= 0) & (local < len(raw)))[:, None]
+        rows = local.clamp(0, len(raw) - 1)
+        target_centre = torch.where(is_local, raw[rows] * inverse[rows, None], 0.0)
+        cosine = ranks.sum((all_embeddings * target_centre).sum(1))
         target, slope = margin_logit(cosine, margin, m, s, gradient)
-        largest, total, pull = chunked_logsumexp(everyone, raw, inverse, here, s, wanted)
-        top = ranks.largest(largest)
-        fade = (largest - top).exp()
-        others = top + ranks.sum(total * fade).log()
-        everything = torch.logaddexp(others, target)
-        known = (labels >= 0).to(e.dtype)
-        weight = known / known.sum().clamp_min(1.0)
-        if wanted:
-            # p_y - 1 is what the others have: no difference of near equals once p_y is near 1.
-            push = -(others - everything).exp() * slope
-            share = fade * (top - everything).exp() * s
-            pull = (pull * share[:, None] + own * push[:, None]) * weight[:, None]
+        largest, total, grad_sum = chunked_logsumexp(
+            all_embeddings, raw, inverse, local, s, with_grad
+        )
+        top = ranks.all_max(largest)
+        rescale = (largest - top).exp()
+        others = top + ranks.sum(total * rescale).log()
+        logsumexp = torch.logaddexp(others, target)
+        counted = (labels >= 0).to(e.dtype)
+        weight = counted / counted.sum().clamp_min(1.0)
+        if with_grad:
+            # p_y - 1 as what the other classes have: no difference of near equals for p_y near 1.
+            target_grad = -(others - logsumexp).exp() * slope
+            factor = rescale * (top - logsumexp).exp() * s
+            grads = grad_sum * factor[:, None] + target_centre * target_grad[:, None]
             start = ranks.rank * len(e)
-            ctx.save_for_backward(ranks.sum(pull)[start : start + len(e)])
+            ctx.save_for_backward(ranks.sum(grads * weight[:, None])[start : start + len(e)])
         return (functional.softplus(others - target) * weight).sum()
 
     @staticmethod

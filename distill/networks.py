@@ -1,7 +1,8 @@
-"""PReLU with a backward pass made of vectorised operations.
+"""The networks: MobileFaceNet (students) and IResNet (teachers).
 
-torch's own is computed number by number on a CPU and was 29 to 47 % of a MobileFaceNet step
-there (torch 2.13, AMD EPYC with AVX-512, 2026-11-24). Same parameters, same values.
+Both take `(N, 3, H, W) float32` and return `(N, D) float32` embeddings, not normalised. MobileFaceNet
+(arXiv 1804.07573) has the shape that AdaDistill trains (1,199,488 parameters at width 1); IResNet is
+ArcFace's improved residual network (arXiv 1801.07698).
 """
 
 from collections.abc import Callable
@@ -14,8 +15,13 @@ from ..errors import UsageError
 from .fake_quant import Conv2d, Linear
 
 
-class _Slope(torch.autograd.Function):
-    """`x (N, C, ...)`, `slope (C,)` -> x where it is positive, slope * x elsewhere."""
+class _PReLUFunction(torch.autograd.Function):
+    """`x (N, C, ...)`, `slope (C,)` -> x where it is positive, slope * x elsewhere.
+
+    torch's own backward pass is computed number by number on a CPU and was 29 to 47 % of a
+    MobileFaceNet step there (torch 2.13, AMD EPYC with AVX-512, 2026-11-24); this one is made of
+    vectorised operations.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
@@ -27,28 +33,21 @@ class _Slope(torch.autograd.Function):
         x, slope = ctx.saved_tensors
         positive = torch.ops.aten.threshold_backward(grads[0], x, 0)
         negative = grads[0] - positive
-        around = [1] * (x.ndim - 2)
-        given = positive.addcmul_(negative, slope.to(x.dtype).view(-1, *around))
-        others = [axis for axis in range(x.ndim) if axis != 1]
-        return given, negative.mul_(x).sum(others, dtype=torch.float32).to(slope.dtype)
+        spatial = [1] * (x.ndim - 2)
+        x_grad = positive.addcmul_(negative, slope.to(x.dtype).view(-1, *spatial))
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        return x_grad, negative.mul_(x).sum(axes, dtype=torch.float32).to(slope.dtype)
 
 
 class PReLU(nn.PReLU):
-    """One slope per channel."""
+    """One slope per channel; the same parameters and values as torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda or not torch.is_grad_enabled():
-            # Also what the ONNX exporter sees.
+            # The ONNX exporter takes this path too.
             return super().forward(x)
-        out: Tensor = _Slope.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        out: Tensor = _PReLUFunction.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return out
-
-
-# The networks: MobileFaceNet (students) and IResNet (teachers).
-#
-# Both take `(N, 3, H, W) float32` and return `(N, D) float32` embeddings, not normalised.
-# MobileFaceNet follows research published as arXiv 1804.07573 in the shape AdaDistill trains
-# (1,199,488 parameters at width 1); IResNet follows ArcFace's improved residual network.
 
 
 def _conv_bn(
@@ -84,17 +83,21 @@ class Bottleneck(nn.Module):
         y: Tensor = self.body(x)
         if not self.residual:
             return y
-        # What skips is what the first layer reads, rounded or not.
+        # The shortcut carries what the first layer reads, rounded or not.
         first: Conv2d = self.body[0][0]  # type: ignore[index]
-        return first.rounded(x) + y
+        return first.quantized_input(x) + y
 
 
 class MobileFaceNet(nn.Module):
-    """`(N, 3, 112, 112) -> (N, dim)`.
+    """`(N, 3, 112, 112) -> (N, dim)`, by arXiv 1804.07573.
 
-    `width` scales every channel count (to multiples of 8), `outer` those between the bottlenecks
-    alone; insightface's mbf has `outer=2`, scales after its last normalisation (`affine`) and keeps
-    64 groups in its second layer. `relu` is meant for INT8: PReLU costs it accuracy and speed.
+    Args:
+        dim: Embedding size.
+        width: Factor of every channel count, which becomes a multiple of 8.
+        outer: Factor of the channel counts between the bottlenecks; 2 in insightface's mbf, whose
+            second layer keeps 64 groups.
+        affine: Scale and shift after the last normalisation, as in insightface's mbf.
+        relu: ReLU instead of PReLU, which costs INT8 accuracy and speed.
     """
 
     def __init__(
@@ -160,9 +163,13 @@ class _IBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """`(N, 3, 112, 112) -> (N, dim)`; `blocks` per stage, `widths` of the stages.
+    """`(N, 3, 112, 112) -> (N, dim)`, by arXiv 1801.07698.
 
-    `stem_stride` 2 makes the small CPU teacher of the demo; the published networks use 1.
+    Args:
+        blocks: Number of blocks in each stage.
+        dim: Embedding size.
+        widths: Channels of each stage.
+        stem_stride: 1 in the published networks; 2 makes the demo's small teacher.
     """
 
     def __init__(
@@ -206,12 +213,27 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_network(name: str, dim: int = 512) -> nn.Module:
-    """A network by name, randomly initialised; raises UsageError for an unknown name."""
+    """A network with random weights.
+
+    Args:
+        name: A key of `NETWORKS`.
+        dim: Embedding size.
+
+    Raises:
+        UsageError: There is no network of that name.
+    """
     check_network(name)
     return NETWORKS[name](dim)
 
 
 def check_network(name: str) -> None:
-    """Raises UsageError for a name that no network has."""
+    """Check that a network exists.
+
+    Args:
+        name: A key of `NETWORKS`.
+
+    Raises:
+        UsageError: There is no network of that name.
+    """
     if name not in NETWORKS:
-        raise UsageError(f"no network {name!r}", f"networks: {', '.join(NETWORKS)}")
+        raise UsageError(f"there is no network {name!r}", f"networks: {', '.join(NETWORKS)}")

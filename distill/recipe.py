@@ -1,25 +1,23 @@
-"""Recipes: every knob of a training, in one flat TOML file.
+"""Recipes: the options of a training, in one flat TOML file. Without torch.
 
-`--set key=value` wins over the file, the file over the defaults below. Knows nothing of torch.
+`--set key=value` overrides the file, the file overrides the defaults below.
 """
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ..documents import parse_toml, read_toml
+from ..documents import convert, parse_toml, read_toml
 from ..errors import DataError, UsageError
 
-METHODS = ("adadistill", "centres", "features", "arcface", "cosface", "elasticface")
-
-FROM_SCRATCH = ("arcface", "cosface", "elasticface")
+_FROM_SCRATCH = ("arcface", "cosface", "elasticface")  # methods without a teacher
 
 _SHIPPED = Path(__file__).parent / "recipes"
 
 _CHOICES = {
-    "method": METHODS,
+    "method": ("adadistill", "centres", "features", *_FROM_SCRATCH),
     "margin": ("arcface", "cosface"),
     "alpha": ("product", "cosine"),
     "gradient": ("exact", "straight"),
@@ -60,38 +58,85 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple[int, ...]: "a list of whole numbers",
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One training. Lengths are in epochs, `lr` is the peak rate for `batch` as it stands."""
+    """The options of a training. Lengths are in epochs where no unit is named.
+
+    Attributes:
+        method: "adadistill"; "centres", whose centres stay the teacher's class means; "features", which
+            imitates embeddings; "arcface", "cosface" or "elasticface" from scratch.
+        network: A name in `networks.NETWORKS`.
+        dim: Embedding size; 0 is the teacher's, or 512 without one.
+        margin: Of AdaDistill: "arcface" or "cosface".
+        m: Margin: radians for ArcFace, cosine for CosFace.
+        s: Scale of the logits.
+        alpha: How much of a centre stays: "product" is the paper's alpha', "cosine" its alpha.
+        gradient: Of the ArcFace margin: "exact", or "straight" through as in insightface.
+        compat: "official": of several images of a person in a batch the last alone moves the centre.
+        sigma: Standard deviation of ElasticFace's margin.
+        feature_loss: "mse" or "cosine".
+        weight: Factor of the feature loss.
+        teacher_preset: Input contract of a teacher that carries none.
+        teacher_arch: Network of a teacher checkpoint that does not name it.
+        epochs: Passes over the training images.
+        batch: Images per step, over all ranks and accumulated parts.
+        accumulate: Parts of a batch whose gradients are added up before a step.
+        lr: Peak learning rate, for `batch` as it stands.
+        momentum: Of SGD.
+        weight_decay: Of SGD; not applied to INT8 scales.
+        schedule: "step", "polynomial", "cosine" or "constant".
+        milestones: Epochs, from 0, at which "step" multiplies the rate by `gamma`.
+        gamma: Factor of "step".
+        power: Exponent of "polynomial".
+        warmup: Share of all steps in which the rate rises.
+        clip: Largest L2 norm of the gradient; 0 does not clip.
+        ema: Decay of the averaged weights that are saved instead; 0 does not average.
+        qat: "int8": the last epochs train on the rounding that INT8 will do.
+        qat_epochs: Number of those epochs.
+        shift: Largest random translation in pixels; with it the teacher embeds every batch.
+        light: Largest random change of brightness and contrast, as a share; as `shift`.
+        amp: Precision of the student: "auto", "bf16", "fp16" or "off".
+        compile: Compile the student with torch.compile.
+        verify_identities: Number of last identities that are not trained on but verified.
+        verify_pairs: A pair list or .bin set to verify on instead.
+        verify_every: Epochs between two verifications.
+        tensorboard: A folder for TensorBoard's scalars.
+        bad_images: Number of unreadable images that are skipped; one more stops the training.
+        workers: Processes that read images.
+        memory_mb: Decoded faces are kept in memory when they all fit.
+        cache: Folder of the teacher's embeddings; by default with the checkpoint, until the end.
+        checkpoint_s: Seconds between two checkpoints.
+        seed: Of weights, order and augmentation.
+    """
 
     method: str = "adadistill"
     network: str = "mobilefacenet"
     dim: int = 0
-    """Embedding size; 0 is the teacher's, or 512 without one."""
 
     margin: str = "arcface"
     m: float = 0.45
     s: float = 64.0
     alpha: str = "product"
-    """How much of a centre stays: "product" is the paper's alpha', "cosine" its alpha."""
     gradient: str = "exact"
-    """Of the ArcFace margin: "exact", or "straight" through as insightface does."""
     compat: str = ""
-    """"official": of several images of one person in a batch the last moves the centre alone."""
     sigma: float = 0.0125
-    """ElasticFace: spread of the margin."""
     feature_loss: str = "mse"
     weight: float = 1.0
-    """Of the feature loss."""
 
     teacher_preset: str = ""
-    """The contract of a teacher that does not carry one."""
     teacher_arch: str = ""
-    """The network of a teacher checkpoint that does not name it."""
 
     epochs: int = 26
     batch: int = 512
-    """Images per step, over all ranks and accumulated parts."""
     accumulate: int = 1
     lr: float = 0.1
     momentum: float = 0.9
@@ -101,50 +146,35 @@ class Recipe:
     gamma: float = 0.1
     power: float = 1.0
     warmup: float = 0.0
-    """Share of all steps in which the rate climbs."""
     clip: float = 5.0
-    """Largest L2 norm of the gradient; 0 does not clip."""
     ema: float = 0.0
-    """Decay of the averaged weights that are saved instead; 0 does not average."""
 
     qat: str = ""
-    """"int8": the last epochs train on the rounding that INT8 will do."""
     qat_epochs: int = 2
 
     shift: int = 0
-    """Random translation in pixels; with it the teacher sees every image anew."""
     light: float = 0.0
-    """Random brightness and contrast, as a share; as `shift`."""
 
     amp: str = "auto"
     compile: bool = False
     verify_identities: int = 0
-    """The last so many identities are not trained on but verified."""
     verify_pairs: str = ""
-    """A pair list or .bin set to verify on instead."""
     verify_every: int = 1
-    """Epochs."""
     tensorboard: str = ""
-    """A folder for TensorBoard's scalars."""
     bad_images: int = 0
-    """So many images that cannot be read are skipped; one more stops the run."""
     workers: int = 0
     memory_mb: int = 1024
-    """Decoded faces are kept in memory when they all fit."""
     cache: str = ""
-    """Where the teacher's embeddings are kept; by default with the checkpoint, until the end."""
     checkpoint_s: float = 300.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
-                found = getattr(self, key)
                 names = ", ".join(repr(a) for a in allowed)
-                raise UsageError(f"recipe: {key} is one of {names}; found {found!r}")
+                raise UsageError(f"recipe: {key} is one of {names}; found {getattr(self, key)!r}")
         for key, (low, high) in _RANGES.items():
-            # Written so that NaN is refused too.
-            if not low <= getattr(self, key) <= high:
+            if not low <= getattr(self, key) <= high:  # refuses NaN too
                 raise UsageError(
                     f"recipe: {key} is {getattr(self, key)}, outside {low:g} to {high:g}"
                 )
@@ -162,24 +192,30 @@ class Recipe:
 
     @property
     def needs_teacher(self) -> bool:
-        return self.method not in FROM_SCRATCH
+        """Whether the method learns from a teacher."""
+        return self.method not in _FROM_SCRATCH
 
     @property
     def only_flips(self) -> bool:
-        """Whether an image has exactly two forms, so that the teacher need see each only once."""
+        """Whether augmentation only flips, so that two teacher embeddings per image suffice."""
         return self.shift == 0 and self.light == 0
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with fr-edge."""
+    """Names of the recipes that come with fr-edge, sorted."""
     return sorted(path.stem for path in _SHIPPED.glob("*.toml"))
 
 
 def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A shipped recipe by name, or a TOML file; `overrides` are texts `key=value`.
+    """Read a recipe.
 
-    Raises UsageError for a recipe that is not there, an unknown key (with the nearest one), or a
-    value of the wrong type or range.
+    Args:
+        name_or_path: A shipped recipe's name, or a TOML file.
+        overrides: Texts `key=value`; a later one overrides an earlier one.
+
+    Raises:
+        UsageError: The recipe does not exist, has an unknown key (the nearest one is named), or a
+            value of the wrong type or range.
     """
     path = _find(name_or_path)
     try:
@@ -190,28 +226,34 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set takes key=value, found {text!r}", "--set epochs=10")
-        values[key.strip()] = _value(value.strip())
-    return recipe_from_json(values)
+        values[key.strip()] = _parse_value(value.strip())
+    return make_recipe(values)
 
 
-def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain values; raises UsageError as `read_recipe` does."""
-    known = {f.name: f.default for f in fields(Recipe)}
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values, as TOML or a bundle's history holds them.
+
+    Args:
+        values: Key -> value; keys that are missing take their default.
+
+    Raises:
+        UsageError: As `read_recipe`.
+    """
+    types = get_type_hints(Recipe)
     checked: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.4)
+        if key not in types:
+            near = difflib.get_close_matches(key, types, 1, 0.4)
             raise UsageError(
                 f"a recipe has no key {key!r}",
-                f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(known)}",
+                f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(types)}",
             )
-        checked[key] = _typed(key, value, known[key])
+        try:
+            checked[key] = convert(value, types[key], "recipe")
+        except DataError as error:
+            kind = _KINDS[types[key]]
+            raise UsageError(f"recipe: {key} is {kind}; found {value!r}") from error
     return Recipe(**checked)
-
-
-def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """Every key with its value, as the bundle keeps it."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -227,22 +269,9 @@ def _find(name_or_path: str | Path) -> Path:
     )
 
 
-def _value(text: str) -> Any:
-    """As TOML would read it; what TOML cannot read is a string."""
+def _parse_value(text: str) -> Any:
+    """A value as TOML reads it; text that is not TOML is a string."""
     try:
         return parse_toml(f"value = {text}")["value"]
     except ValueError:
         return text
-
-
-def _typed(key: str, value: Any, default: Any) -> Any:
-    if isinstance(default, tuple):
-        if isinstance(value, list) and all(type(v) is int for v in value):
-            return tuple(value)
-        raise UsageError(f"recipe: {key} is a list of whole numbers; found {value!r}")
-    if type(default) is float and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        raise UsageError(f"recipe: {key} is {names[type(default)]}; found {value!r}")
-    return value

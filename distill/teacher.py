@@ -1,7 +1,7 @@
 """The teacher: a frozen network that embeds faces, from a bundle, an ONNX file or a checkpoint.
 
-A teacher that does not load, or embeds two different faces alike, stops the run: it is never
-random. Knows nothing of training.
+A teacher that does not load, or embeds different faces alike, stops the training: it is never
+replaced by random weights.
 """
 
 from collections.abc import Callable
@@ -10,46 +10,58 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from ..arrays import F32, U8
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import MANIFEST
 from ..errors import ModelError, UsageError
 from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec, make_spec, preprocess, spec_from_text
 from ..files import sha256
+from ..graph.load import CONTRACT_KEY
 from ..inference import make_session
 from .weights import load_network
 
-CONTRACT_KEY = "fr_edge.input"
+_BATCH = 64  # faces per run
+_MAX_COSINE = 0.9999  # of two different faces; above it they are embedded alike
 
-_BATCH = 64
-
-_ALIKE = 0.9999
-"""Cosine above which two faces count as embedded alike."""
-
-Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+_EmbedFaces = Callable[[U8], F32]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """`embed`: aligned RGB faces `(N, 112, 112, 3) uint8 -> (N, dim) float32`, unit length."""
+    """A frozen network that embeds faces.
+
+    Attributes:
+        where: The file or bundle, as the user named it.
+        spec: Its input contract.
+        dim: Embedding size.
+        sha256: Of the file with the weights.
+        embed: Aligned RGB faces `(N, 112, 112, 3) uint8` -> `(N, dim) float32`, unit length.
+    """
 
     where: str
     spec: InputSpec
     dim: int
     sha256: str
-    """Of the file with the weights."""
-    embed: Embed
+    embed: _EmbedFaces
 
 
 def open_teacher(
     source: str | Path, *, preset: str = "", arch: str = "", device: str = "cpu"
 ) -> Teacher:
-    """A teacher from a bundle, an ONNX file, or a checkpoint (`arch` names its network).
+    """Open a teacher.
 
-    `preset` is the contract of a file that carries none. Raises UsageError where one is missing,
-    ModelError for a file that cannot be used, BundleError for a bundle without weights.
+    Args:
+        source: A bundle, an ONNX file or a checkpoint.
+        preset: Input contract of a file that carries none.
+        arch: Network of a checkpoint that does not name it.
+        device: Of torch, for checkpoints.
+
+    Raises:
+        UsageError: The input contract or the network is not known.
+        ModelError: The file cannot be used.
+        BundleError: The bundle holds no weights.
     """
     path = Path(source)
     spec = make_spec(preset) if preset else None
@@ -62,20 +74,27 @@ def open_teacher(
             f"there is no teacher at {path}", "give a bundle, an ONNX file or a checkpoint"
         )
     if path.suffix == ".onnx":
-        found, spec = _onnx(path, spec)
+        run, spec = _onnx_runner(path, spec)
     else:
         network, name, _ = load_network(path, arch or None)
-        # fr-edge's own networks are trained with this contract, in every layout it reads.
+        # Every checkpoint layout that fr-edge reads is trained with this contract.
         spec = spec or make_spec("insightface")
-        found = _torch(network.to(device), device)
-    embed = _embedder(found, spec)
+        run = _torch_runner(network.to(device), device)
+    embed = _embedder(run, spec)
     probe = embed(np.zeros((1, ALIGNED_SIZE, ALIGNED_SIZE, 3), np.uint8))
     return Teacher(str(source), spec, probe.shape[1], sha256(path), embed)
 
 
-def check_teacher(teacher: Teacher, faces: npt.NDArray[np.uint8]) -> None:
-    """Raises ModelError when faces `(N, 112, 112, 3)` of different people are embedded alike, or
-    one of them as nothing at all."""
+def check_teacher(teacher: Teacher, faces: U8) -> None:
+    """Check that a teacher's embeddings are finite, not zero, and differ between people.
+
+    Args:
+        teacher: The teacher.
+        faces: Aligned RGB faces of N different people, `(N, 112, 112, 3) uint8`.
+
+    Raises:
+        ModelError: They are not.
+    """
     embeddings = teacher.embed(faces)
     if not np.isfinite(embeddings).all():
         raise ModelError(f"teacher {teacher.where} gives NaN or infinite embeddings")
@@ -86,37 +105,35 @@ def check_teacher(teacher: Teacher, faces: npt.NDArray[np.uint8]) -> None:
         )
     if len(faces) > 1:
         cosine = (embeddings @ embeddings.T)[np.triu_indices(len(faces), 1)]
-        if cosine.min() > _ALIKE:
+        if cosine.min() > _MAX_COSINE:
             raise ModelError(
                 f"teacher {teacher.where} embeds different faces alike (cosine {cosine.min():.5f})",
                 "are its weights trained, and is its input contract the right one?",
             )
 
 
-def _embedder(run: Callable[[Any], Any], spec: InputSpec) -> Embed:
-    def embed(faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _embedder(run: Callable[[F32], Any], spec: InputSpec) -> _EmbedFaces:
+    def embed(faces: U8) -> F32:
         parts = [
             run(preprocess(faces[start : start + _BATCH], spec))
             for start in range(0, len(faces), _BATCH)
         ]
         out = np.concatenate(parts).astype(np.float32)
-        unit: npt.NDArray[np.float32] = out / np.maximum(
-            np.linalg.norm(out, axis=1, keepdims=True), 1e-12
-        )
+        unit: F32 = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
         return unit
 
     return embed
 
 
-def _torch(network: torch.nn.Module, device: str) -> Callable[[Any], Any]:
-    def run(inputs: npt.NDArray[np.float32]) -> Any:
+def _torch_runner(network: torch.nn.Module, device: str) -> Callable[[F32], Any]:
+    def run(inputs: F32) -> Any:
         with torch.no_grad():
             return network(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
 
     return run
 
 
-def _onnx(path: Path, spec: InputSpec | None) -> tuple[Callable[[Any], Any], InputSpec]:
+def _onnx_runner(path: Path, spec: InputSpec | None) -> tuple[Callable[[F32], Any], InputSpec]:
     session = make_session(
         path,
         name=str(path),
@@ -133,7 +150,7 @@ def _onnx(path: Path, spec: InputSpec | None) -> tuple[Callable[[Any], Any], Inp
     face = session.get_inputs()[0]
     fixed = face.shape[0] if isinstance(face.shape[0], int) else 0
 
-    def run(inputs: npt.NDArray[np.float32]) -> Any:
+    def run(inputs: F32) -> Any:
         size = fixed or len(inputs)
         parts = []
         for start in range(0, len(inputs), size):

@@ -1,23 +1,23 @@
-"""The teacher's embeddings, computed once: two per image, as it is and flipped.
+"""Teacher embeddings for batches: cached, or recomputed when augmentation changes the pixels.
 
-A memory-mapped file, written block by block and resumed where it stopped, with a note beside it
-that says which teacher, contract and data it belongs to.
+The cache holds two embeddings per training image, as it is and flipped, in a memory-mapped file that
+is written block by block and resumed where it stopped. A note beside it says which teacher, input
+contract and data it belongs to.
 """
 
 import hashlib
-import json
+import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..arrays import F16
+from ..arrays import F16, F32, I64
+from ..documents import decode_json, encode_json
 from ..errors import DataError, MachineError, UsageError
 from ..files import write_atomic
 from ..progress import Track, silent
@@ -26,44 +26,184 @@ from .distributed import Ranks
 from .recipe import Recipe
 from .teacher import Teacher, check_teacher, open_teacher
 
-_BLOCK = 256
+logger = logging.getLogger(__name__)
 
-_PROBES = 64
+_BLOCK = 256  # images embedded between two writes of the note
+_PROBES = 64  # images whose pixels are part of the data's digest
+_CHECKED_PEOPLE = 8  # of whom one image each proves that the teacher tells people apart
+
+
+@dataclass(frozen=True)
+class TeacherEmbeddings:
+    """The teacher's embeddings of training images.
+
+    Attributes:
+        teacher: The teacher.
+        cached: Embeddings of each training image and its mirror, `(N, 2, D) float16`; None where the
+            teacher must embed every batch.
+    """
+
+    teacher: Teacher
+    cached: F16 | None
+
+    def of_batch(self, batch: Batch) -> F32:
+        """The teacher's embeddings of a batch, `(B, D) float32`.
+
+        Args:
+            batch: Of the training images.
+        """
+        if self.cached is None:
+            return self.teacher.embed(batch.pixels)
+        return self.cached[batch.index, batch.flipped.astype(np.int64)].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _CacheNote:
+    """`teacher.json`: what a cache belongs to, and how many images are embedded."""
+
+    teacher: str
+    contract: dict[str, Any]
+    data: str
+    shape: list[int]
+    done: int
+
+
+def choose_teacher(recipe: Recipe, source: str | Path, pixels: Pixels, labels: I64) -> Teacher:
+    """Open the teacher, and check that it tells the first images of up to eight people apart.
+
+    Args:
+        recipe: Its `teacher_preset`, `teacher_arch` and `dim`.
+        source: A bundle, an ONNX file or a checkpoint.
+        pixels: The training images.
+        labels: Their classes, `(N,) int64`.
+
+    Raises:
+        ModelError: The teacher cannot be used.
+        UsageError: Its embeddings have another size than the recipe's `dim`.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = open_teacher(
+        source, preset=recipe.teacher_preset, arch=recipe.teacher_arch, device=device
+    )
+    if recipe.dim not in (0, teacher.dim):
+        raise UsageError(
+            f"the teacher's embeddings have {teacher.dim} numbers, the recipe's dim is {recipe.dim}",
+            f"--set dim={teacher.dim}",
+        )
+    firsts = np.unique(labels, return_index=True)[1][:_CHECKED_PEOPLE]
+    check_teacher(teacher, np.stack([pixels.read_near(int(index))[1] for index in firsts]))
+    return teacher
+
+
+def open_teacher_embeddings(
+    recipe: Recipe, teacher: Teacher, pixels: Pixels, folder: Path, ranks: Ranks, track: Track
+) -> TeacherEmbeddings:
+    """The teacher's embeddings of the training images; rank 0 fills the cache, the others wait.
+
+    Args:
+        recipe: Its augmentation decides whether embeddings can be cached.
+        teacher: The teacher.
+        pixels: The training images.
+        folder: Of the cache.
+        ranks: The processes.
+        track: Progress of filling the cache.
+
+    Raises:
+        DataError: The cache belongs to another teacher, contract or data.
+        MachineError: There is no room for it.
+    """
+    if not recipe.only_flips:
+        if ranks.rank == 0:
+            logger.info(
+                "shift and light change every image: the teacher embeds each batch, uncached"
+            )
+        return TeacherEmbeddings(teacher, None)
+    if ranks.rank == 0:
+        cached_embeddings(folder, teacher, pixels, track)
+    ranks.barrier()
+    return TeacherEmbeddings(teacher, cached_embeddings(folder, teacher, pixels))
 
 
 def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Track = silent) -> F16:
-    """`(N, 2, D) float16`, memory-mapped: unit embeddings of each training image and its mirror.
+    """Embeddings of each training image and its mirror, filled in where an earlier call stopped.
 
-    Goes on where an earlier call stopped. Raises DataError for a cache of another teacher,
-    contract or data, MachineError where there is no room for one.
+    Args:
+        folder: Of the cache; made if it does not exist.
+        teacher: The teacher.
+        pixels: The training images.
+        track: Progress over blocks of images.
+
+    Returns:
+        `(N, 2, D) float16`, unit length, memory-mapped.
+
+    Raises:
+        DataError: The cache belongs to another teacher, contract or data, or is damaged.
+        MachineError: There is no room for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    store, note = folder / "teacher.npy", folder / "teacher.json"
+    store, note_file = folder / "teacher.npy", folder / "teacher.json"
     shape = (len(pixels), 2, teacher.dim)
-    key = {
-        "teacher": teacher.sha256,
-        "contract": teacher.spec.to_json(),
-        "data": data_digest(pixels),
-        "shape": list(shape),
-    }
-    done = _done(note, json.loads(json.dumps(key))) if store.exists() and note.exists() else 0
-    values: Any = np.lib.format.open_memmap(store, "r+" if done else "w+", np.float16, shape)
-    if not done:
+    digest = data_digest(pixels)
+    note = _CacheNote(teacher.sha256, teacher.spec.to_json(), digest, list(shape), 0)
+    if store.exists() and note_file.exists():
+        note = _resumed(note_file, note)
+    values: Any = np.lib.format.open_memmap(store, "r+" if note.done else "w+", np.float16, shape)
+    if not note.done:
         _reserve(store)
-    starts = range(done, len(pixels), _BLOCK)
+    starts = range(note.done, len(pixels), _BLOCK)
     for start in track(starts, "teacher", len(starts)):
         stop = min(start + _BLOCK, len(pixels))
         _, faces = pixels.block(start, stop)
         values[start:stop, 0] = teacher.embed(faces)
         values[start:stop, 1] = teacher.embed(np.ascontiguousarray(faces[:, :, ::-1]))
         values.flush()
-        write_atomic(note, json.dumps({**key, "done": stop}).encode())
-    held: F16 = values
-    return held
+        write_atomic(note_file, encode_json(replace(note, done=stop)))
+    cached: F16 = values
+    return cached
+
+
+def data_digest(pixels: Pixels) -> str:
+    """sha256 of the training images' names and of the pixels of 64 of them, evenly spread.
+
+    Hashing millions of images whole would take as long as embedding them.
+
+    Args:
+        pixels: The training images.
+    """
+    digest = hashlib.sha256()
+    for pick in pixels.picks:
+        digest.update(pixels.faces.keys[int(pick)].encode() + b"\n")
+    for index in np.unique(np.linspace(0, len(pixels) - 1, _PROBES).astype(int)):
+        digest.update(pixels.read_near(int(index))[1].tobytes())
+    return digest.hexdigest()
+
+
+def class_means(embeddings: TeacherEmbeddings, pixels: Pixels, split: IdentitySplit) -> Tensor:
+    """Mean teacher embedding of each class, over images and their mirrors.
+
+    Args:
+        embeddings: Of the training images.
+        pixels: The training images.
+        split: Their classes.
+
+    Returns:
+        `(C, D) float32`, unit length.
+    """
+    sums = torch.zeros(split.classes, embeddings.teacher.dim)
+    for start in range(0, len(pixels), _BLOCK):
+        stop = min(start + _BLOCK, len(pixels))
+        if embeddings.cached is None:
+            rows = embeddings.teacher.embed(pixels.block(start, stop)[1])
+        else:
+            rows = embeddings.cached[start:stop].astype(np.float32).mean(1)
+        sums.index_add_(0, torch.from_numpy(split.labels[start:stop]), torch.from_numpy(rows))
+    return nn.functional.normalize(sums)
 
 
 def _reserve(store: Path) -> None:
-    """Take the file's space now: a mapped page that finds none later kills the process."""
+    """Take the file's space now: a mapped page without room on the disk kills the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS and Windows
+        return
     size = store.stat().st_size
     try:
         with store.open("r+b") as stream:
@@ -77,103 +217,17 @@ def _reserve(store: Path) -> None:
         ) from error
 
 
-def data_digest(pixels: Pixels) -> str:
-    """sha256 of the training images' names and of 64 of them, evenly spread.
-
-    Hashing millions of images whole would take as long as embedding them.
-    """
-    digest = hashlib.sha256()
-    for pick in pixels.picks:
-        digest.update(pixels.faces.keys[int(pick)].encode() + b"\n")
-    for index in np.unique(np.linspace(0, len(pixels) - 1, _PROBES).astype(int)):
-        digest.update(pixels.read_near(int(index))[1].tobytes())
-    return digest.hexdigest()
-
-
-def _done(note: Path, key: Mapping[str, Any]) -> int:
+def _resumed(file: Path, expected: _CacheNote) -> _CacheNote:
+    """The cache's note; raises DataError when it belongs to something else than expected."""
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-        done = int(found.pop("done"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{note} is damaged: {error}", f"remove {note.parent}") from error
-    for name, value in key.items():
-        if found.get(name) != value:
+        note = decode_json(file.read_bytes(), _CacheNote, file)
+    except DataError as error:
+        raise DataError(error.message, f"remove {file.parent}") from error
+    wanted = decode_json(encode_json(expected), _CacheNote, file)  # rounded as the file is
+    for name in ("teacher", "contract", "data", "shape"):
+        if getattr(note, name) != getattr(wanted, name):
             raise DataError(
-                f"the teacher cache {note.parent} was made with another {name}",
+                f"the teacher cache {file.parent} was made with another {name}",
                 "give another --set cache=FOLDER, or remove this one",
             )
-    return done
-
-
-# What the teacher says about a batch: read from the cache, or asked anew when images change.
-
-_STRANGERS = 8
-
-
-@dataclass(frozen=True)
-class TeacherEmbeddings:
-    """`cached (N, 2, D) float16` holds the embeddings of each training image and its mirror, or
-    is None where the teacher must see every batch."""
-
-    teacher: Teacher
-    cached: F16 | None
-
-    def embeddings(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """The teacher's `(B, D) float32` of a batch's images."""
-        if self.cached is None:
-            return self.teacher.embed(batch.pixels)
-        return self.cached[batch.index, batch.flipped.astype(np.int64)].astype(np.float32)
-
-
-def choose_teacher(
-    recipe: Recipe, source: str | Path, pixels: Pixels, parts: IdentitySplit
-) -> Teacher:
-    """The opened teacher, proven to tell the first images of up to eight people apart.
-
-    Raises ModelError for a teacher that cannot be used, UsageError when its embeddings are of
-    another size than the recipe's.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = open_teacher(
-        source, preset=recipe.teacher_preset, arch=recipe.teacher_arch, device=device
-    )
-    if recipe.dim not in (0, teacher.dim):
-        raise UsageError(
-            f"the teacher's embeddings have {teacher.dim} numbers, the recipe's dim is {recipe.dim}",
-            f"--set dim={teacher.dim}",
-        )
-    firsts = np.unique(parts.labels, return_index=True)[1][:_STRANGERS]
-    check_teacher(teacher, np.stack([pixels.read_near(int(index))[1] for index in firsts]))
-    return teacher
-
-
-def open_teacher_embeddings(
-    recipe: Recipe,
-    teacher: Teacher,
-    pixels: Pixels,
-    folder: Path,
-    ranks: Ranks,
-    track: Track,
-    notify: Callable[[str], None],
-) -> TeacherEmbeddings:
-    """A guide with the teacher's embeddings in `folder`, made by rank 0 while the others wait."""
-    if not recipe.only_flips:
-        notify("shift and light make every image new: the teacher runs on each batch, uncached")
-        return TeacherEmbeddings(teacher, None)
-    if ranks.rank == 0:
-        cached_embeddings(folder, teacher, pixels, track)
-    ranks.wait()
-    return TeacherEmbeddings(teacher, cached_embeddings(folder, teacher, pixels))
-
-
-def class_means(guide: TeacherEmbeddings, pixels: Pixels, parts: IdentitySplit) -> Tensor:
-    """Mean teacher embedding of each class, over images and mirrors: `(C, D) float32`, unit length."""
-    sums = torch.zeros(parts.classes, guide.teacher.dim)
-    for start in range(0, len(pixels), _BLOCK):
-        stop = min(start + _BLOCK, len(pixels))
-        if guide.cached is None:
-            found = guide.teacher.embed(pixels.block(start, stop)[1])
-        else:
-            found = guide.cached[start:stop].astype(np.float32).mean(1)
-        sums.index_add_(0, torch.from_numpy(parts.labels[start:stop]), torch.from_numpy(found))
-    return nn.functional.normalize(sums)
+    return note

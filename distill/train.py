@@ -1,20 +1,27 @@
-"""What a training leaves behind: `reports/training.json`."""
+"""Train a student, or a teacher, by a recipe: from faces to a bundle with `model.pt`.
+
+A training can be killed at any moment: the checkpoint holds all that the next step depends on, and on
+a CPU the resumed training ends with the same bits.
+"""
 
 import copy
 import hashlib
-import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..bundle.bundle import open_bundle, transaction
+from ..arrays import I64
+from ..bundle.bundle import Transaction, open_bundle, transaction
 from ..bundle.manifest import Bundle
+from ..documents import encode_json, to_builtins
 from ..errors import FacesError, GateFailed, MachineError, UsageError
 from ..faces.pairs import Pairs, read_pairs
 from ..faces.sources import Faces
@@ -22,13 +29,12 @@ from ..metrics.accuracy import pair_accuracy
 from ..metrics.protocols import draw_pairs
 from ..progress import Track, silent
 from .adadistill import AdaDistill
-from .checkpoint import CHECKPOINT_NAME, restore_run, save_run
+from .checkpoint import CHECKPOINT_NAME, restore_checkpoint, save_checkpoint
 from .dataset import Batch, IdentitySplit, Pixels, batches, split_identities
 from .distributed import Ranks, join_ranks
-from .fake_quant import split_scales, start_fake_quant
+from .fake_quant import split_scales
 from .networks import check_network
-from .page import training_page
-from .recipe import Recipe, recipe_to_json
+from .recipe import Recipe
 from .teacher import Teacher
 from .teacher_cache import (
     TeacherEmbeddings,
@@ -38,57 +44,220 @@ from .teacher_cache import (
     open_teacher_embeddings,
 )
 from .train_step import (
-    SPEC,
+    STUDENT_SPEC,
     TrainState,
     embed_pixels,
     enable_fake_quant,
-    kept_memory,
     learning_rate,
+    reuse_freed_memory,
     start_training,
     student_weights,
     train_step,
 )
 from .weights import save_network
 
+logger = logging.getLogger(__name__)
 
-def training_report(
-    run: TrainState, faces: Faces, parts: IdentitySplit, teacher: float | None
-) -> dict[str, Any]:
-    """Accuracies are fractions, `teacher` the teacher's on the same pairs; the loss, lr and head's
-    means are averages over the steps since the point before."""
-    first = run.verification[0]["accuracy"] if run.verification else None
-    last = run.verification[-1]["accuracy"] if run.verification else None
-    seen = run.step * run.recipe.batch
+_VERIFICATION_BATCH = 128  # faces
+_CURVE_POINTS = 200  # of the training curve, about
+_DEFAULT_DIM = 512  # of a student without a teacher
+# Recipe keys that may differ between a training and its resumption.
+_MAY_CHANGE = ("cache", "tensorboard", "workers", "memory_mb", "checkpoint_s", "bad_images")
+
+_WriteScalars = Callable[[int, Mapping[str, float]], None]  # called with a step and values by name
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """How a training went: `reports/training.json`.
+
+    Attributes:
+        recipe: Its options.
+        faces: The source of faces.
+        device: torch's name of the device.
+        ranks: Number of processes.
+        precision: Of the student: float32, bfloat16 or float16.
+        images: Number of images trained on.
+        identities: Number of people trained on.
+        steps: Number of optimizer steps.
+        seconds: Training time.
+        images_per_s: Training speed.
+        accuracy: The student's on pairs of other people, a fraction; None where there were none.
+        untrained_accuracy: The same before the first step.
+        teacher_accuracy: The teacher's on the same pairs.
+        best: Step and accuracy of the best verification.
+        curve: Step, learning rate, and the means of loss and head's statistics since the last point.
+        verification: Step and accuracy of each verification.
+    """
+
+    recipe: Recipe
+    faces: str
+    device: str
+    ranks: int
+    precision: str
+    images: int
+    identities: int
+    steps: int
+    seconds: float
+    images_per_s: float
+    accuracy: float | None
+    untrained_accuracy: float | None
+    teacher_accuracy: float | None
+    best: Mapping[str, float] | None
+    curve: list[dict[str, float]]
+    verification: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What `distill_student` returns.
+
+    Attributes:
+        bundle: The bundle with the trained network.
+        report: How the training went. With several ranks, accuracies are measured on rank 0; None
+            elsewhere.
+    """
+
+    bundle: Bundle
+    report: TrainingReport
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a training reads: images, their classes, the teacher's embeddings, and pairs to verify."""
+
+    pixels: Pixels
+    split: IdentitySplit
+    embeddings: TeacherEmbeddings | None
+    pairs: Pairs | None
+
+
+@dataclass(frozen=True)
+class _CheckpointPlace:
+    """Where checkpoints go, and what a resumed training must have in common with them."""
+
+    folder: Path
+    key: Mapping[str, Any]
+
+
+def distill_student(
+    recipe: Recipe,
+    faces: Faces,
+    out: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    resume: bool = False,
+    track: Track = silent,
+) -> DistillResult:
+    """Train the recipe's network on faces and write it into a bundle.
+
+    Under torchrun every process makes this call with the same arguments.
+
+    Args:
+        recipe: The training's options.
+        faces: The source of training faces, with identities.
+        out: The bundle's folder; made if it does not exist.
+        teacher: A bundle, an ONNX file or a checkpoint; the margin methods need none.
+        resume: Continue from OUT/checkpoint where there is one.
+        track: Progress.
+
+    Raises:
+        UsageError: Recipe, faces and teacher do not fit.
+        ModelError: The teacher cannot be used.
+        FacesError: More than `bad_images` images cannot be read.
+        DataError: Ranks read different data.
+        GateFailed: The loss became NaN or infinite.
+        MachineError: A checkpoint cannot be written.
+    """
+    out = Path(out)
+    folder = out / "checkpoint"
+    check_network(recipe.network)
+    if recipe.needs_teacher and teacher is None:
+        raise UsageError(f"method {recipe.method} needs a teacher", "give --teacher FILE")
+    if (folder / CHECKPOINT_NAME).exists() and not resume:
+        raise UsageError(f"{out} holds an unfinished training", f"add --resume, or remove {folder}")
+    with join_ranks() as ranks:
+        if ranks.rank > 0:
+            track = silent
+        split, pixels = _training_images(recipe, faces, ranks)
+        opened = None
+        if recipe.needs_teacher and teacher is not None:
+            opened = choose_teacher(recipe, teacher, pixels, split.labels)
+        place = _CheckpointPlace(folder, _checkpoint_key(recipe, opened, pixels))
+        digest = hashlib.sha256(repr(place.key).encode()).hexdigest()
+        ranks.check_equal("recipe, data or teacher", digest)
+        options = {
+            "recipe": to_builtins(recipe),
+            "faces": faces.where,
+            "teacher": None if opened is None else {"file": opened.where, "sha256": opened.sha256},
+        }
+        with transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as change:
+            embeddings = None
+            if opened is not None:
+                cache = Path(recipe.cache) if recipe.cache else folder / "teacher"
+                embeddings = open_teacher_embeddings(recipe, opened, pixels, cache, ranks, track)
+            dim = opened.dim if opened else recipe.dim or _DEFAULT_DIM
+            state = start_training(recipe, split.classes, dim, ranks)
+            if restore_checkpoint(folder, state, place.key):
+                if ranks.rank == 0:
+                    logger.info("resumed at step %d", state.step)
+            elif recipe.method == "centres" and embeddings and isinstance(state.head, AdaDistill):
+                state.head.load_centres(class_means(embeddings, pixels, split))
+            pairs = _verification_pairs(recipe, faces, split.verification)
+            data = _Data(pixels, split, embeddings, pairs)
+            with reuse_freed_memory(), _scalar_writer(recipe, ranks, state.step) as scalars:
+                _train(state, data, place, scalars, track)
+            accuracy = _teacher_accuracy(opened, pairs) if ranks.rank == 0 else None
+            report = _report(state, faces, split, accuracy)
+            if change is not None:
+                _write_student(change, state, report)
+        if ranks.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        ranks.barrier()
+    return DistillResult(open_bundle(out), report)
+
+
+def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[IdentitySplit, Pixels]:
+    split = split_identities(faces, 0 if recipe.verify_pairs else recipe.verify_identities)
+    pixels = Pixels(faces, split.train, recipe.memory_mb)
+    if len(pixels) < recipe.batch:
+        raise UsageError(
+            f"{len(pixels)} images to train on, fewer than a batch of {recipe.batch}",
+            "give more images or --set batch=N",
+        )
+    if recipe.batch % (ranks.size * recipe.accumulate):
+        raise UsageError(
+            f"a batch of {recipe.batch} does not split evenly over {ranks.size} ranks"
+            f" x {recipe.accumulate} accumulated parts",
+            "choose another --set batch=N",
+        )
+    return split, pixels
+
+
+def _checkpoint_key(recipe: Recipe, teacher: Teacher | None, pixels: Pixels) -> dict[str, Any]:
     return {
-        "recipe": recipe_to_json(run.recipe),
-        "faces": faces.where,
-        "device": str(run.ranks.device),
-        "ranks": run.ranks.size,
-        "precision": str(run.amp or "torch.float32").removeprefix("torch."),
-        "images": len(parts.train),
-        "identities": parts.classes,
-        "steps": run.step,
-        "seconds": round(run.seconds, 2),
-        "images_per_s": round(seen / max(run.seconds, 1e-9), 1),
-        "accuracy": last,
-        "untrained_accuracy": first,
-        "teacher_accuracy": teacher,
-        "best": max(run.verification, key=lambda v: v["accuracy"], default=None),
-        "curve": run.curve,
-        "verification": run.verification,
+        **{key: value for key, value in asdict(recipe).items() if key not in _MAY_CHANGE},
+        "teacher": teacher.sha256 if teacher else "",
+        "data": data_digest(pixels),
     }
 
 
-# Scalars for TensorBoard, where the recipe names a folder for them.
-
-Scalars = Callable[[int, Mapping[str, float]], None]
-"""Called with a step and values by name."""
+def _verification_pairs(recipe: Recipe, faces: Faces, verification: I64) -> Pairs | None:
+    if recipe.verify_pairs:
+        return read_pairs(recipe.verify_pairs)
+    others = faces.subset(verification)
+    try:
+        return Pairs(others, **vars(draw_pairs(others.labels)))
+    except FacesError:  # too few people or images
+        return None
 
 
 @contextmanager
-def open_scalars(recipe: Recipe, ranks: Ranks, step: int) -> Iterator[Scalars]:
-    """Where the values go: event files on rank 0, or nowhere. Of an earlier, killed run what lies
-    past `step` is hidden. Raises MachineError without tensorboard."""
+def _scalar_writer(recipe: Recipe, ranks: Ranks, step: int) -> Iterator[_WriteScalars]:
+    """TensorBoard's event files on rank 0, where the recipe names a folder for them.
+
+    Values that an earlier, killed training wrote after `step` are hidden.
+    """
     if not recipe.tensorboard or ranks.rank != 0:
         yield lambda _step, _values: None
         return
@@ -107,220 +276,121 @@ def open_scalars(recipe: Recipe, ranks: Ranks, step: int) -> Iterator[Scalars]:
         yield write
 
 
-# `distill`: from a recipe and faces to a bundle with `model.pt`.
-#
-# It can be killed at any moment: the checkpoint holds all that the next step depends on, and on a
-# CPU the resumed run ends with the same bits.
-
-_CHUNK = 128
-
-_POINTS = 200
-"""About so many points has a loss curve."""
-
-_PLACES = ("cache", "tensorboard", "workers", "memory_mb", "checkpoint_s", "bad_images")
-"""Recipe keys that may change between a run and its resumption."""
-
-
-def _nothing(_: str) -> None:
-    pass
-
-
-def distill_student(
-    recipe: Recipe,
-    faces: Faces,
-    out: str | Path,
-    *,
-    teacher: str | Path | None = None,
-    resume: bool = False,
-    track: Track = silent,
-    notify: Callable[[str], None] = _nothing,
-) -> Bundle:
-    """Train the recipe's network on `faces` and write it into the bundle `out`.
-
-    `teacher` is a bundle, an ONNX file or a checkpoint; the margin methods train without one.
-    `resume` goes on from OUT/checkpoint if there is one. Under torchrun every process calls this
-    alike. Raises UsageError where recipe, faces and teacher do not fit, ModelError for a teacher
-    that cannot be used, FacesError past `bad_images`, DataError when ranks see different data,
-    GateFailed when the loss is no number, MachineError when a checkpoint cannot be written.
-    """
-    out = Path(out)
-    folder = out / "checkpoint"
-    check_network(recipe.network)
-    if recipe.needs_teacher and teacher is None:
-        raise UsageError(f"method {recipe.method} needs a teacher", "give --teacher FILE")
-    if (folder / CHECKPOINT_NAME).exists() and not resume:
-        raise UsageError(f"{out} holds an unfinished training", f"add --resume, or remove {folder}")
-    with join_ranks() as ranks:
-        if ranks.rank > 0:  # one voice is enough
-            track, notify = silent, _nothing
-        parts, pixels = _images(recipe, faces, ranks)
-        opened = None
-        if recipe.needs_teacher and teacher is not None:
-            opened = choose_teacher(recipe, teacher, pixels, parts)
-        key = _key(recipe, opened, pixels)
-        ranks.agree("recipe, data or teacher", hashlib.sha256(repr(key).encode()).hexdigest())
-        options = {
-            "recipe": recipe_to_json(recipe),
-            "faces": faces.where,
-            "teacher": None if opened is None else {"file": opened.where, "sha256": opened.sha256},
-        }
-        with transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as draft:
-            guide = None
-            if opened is not None:
-                place = Path(recipe.cache) if recipe.cache else folder / "teacher"
-                guide = open_teacher_embeddings(recipe, opened, pixels, place, ranks, track, notify)
-            dim = opened.dim if opened else recipe.dim or 512
-            run = start_training(recipe, parts.classes, dim, ranks)
-            if restore_run(folder, run, key):
-                notify(f"going on at step {run.step}")
-            elif recipe.method == "centres" and guide and isinstance(run.head, AdaDistill):
-                run.head.load_centres(class_means(guide, pixels, parts))
-            pairs = _pairs(recipe, faces, parts)
-            with kept_memory(), open_scalars(recipe, ranks, run.step) as scalars:
-                _train(run, pixels, parts, guide, pairs, folder, key, scalars, track)
-            if draft is not None:
-                judged = _teacher_accuracy(opened, pairs)
-                report = training_report(run, faces, parts, judged)
-                draft.spec, draft.embedding_dim = SPEC, dim
-                names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
-                draft.summary = {name: report[name] for name in names}
-                draft.remove("model.onnx")
-                state, ranges = split_scales(student_weights(run))
-                path = draft.path("model.pt", "weights")
-                save_network(path, state, recipe.network, dim, ranges)
-                for name, text in (
-                    ("reports/training.json", json.dumps(report, indent=2)),
-                    ("reports/training.html", training_page(report)),
-                ):
-                    draft.path(name, "report").write_text(text, encoding="utf-8")
-        if ranks.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-        ranks.wait()
-    return open_bundle(out)
-
-
-def _images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[IdentitySplit, Pixels]:
-    parts = split_identities(faces, 0 if recipe.verify_pairs else recipe.verify_identities)
-    pixels = Pixels(faces, parts.train, recipe.memory_mb)
-    if len(pixels) < recipe.batch:
-        raise UsageError(
-            f"{len(pixels)} images to train on, fewer than a batch of {recipe.batch}",
-            "give more images or --set batch=N",
-        )
-    if recipe.batch % (ranks.size * recipe.accumulate):
-        raise UsageError(
-            f"a batch of {recipe.batch} does not split evenly over {ranks.size} ranks"
-            f" x {recipe.accumulate} accumulated parts",
-            "choose another --set batch=N",
-        )
-    return parts, pixels
-
-
-def _key(recipe: Recipe, teacher: Teacher | None, pixels: Pixels) -> dict[str, Any]:
-    """What a checkpoint must agree on before a run goes on from it."""
-    return {
-        **{k: v for k, v in recipe_to_json(recipe).items() if k not in _PLACES},
-        "teacher": teacher.sha256 if teacher else "",
-        "data": data_digest(pixels),
-    }
-
-
-def _pairs(recipe: Recipe, faces: Faces, parts: IdentitySplit) -> Pairs | None:
-    if recipe.verify_pairs:
-        return read_pairs(recipe.verify_pairs)
-    held_out = faces.subset(parts.held)
-    try:
-        return Pairs(held_out, **vars(draw_pairs(held_out.labels)))
-    except FacesError:  # too few people or images to judge
-        return None
-
-
 def _train(
-    run: TrainState,
-    pixels: Pixels,
-    parts: IdentitySplit,
-    guide: TeacherEmbeddings | None,
-    pairs: Pairs | None,
-    folder: Path,
-    key: Mapping[str, Any],
-    scalars: Scalars,
-    track: Track,
+    state: TrainState, data: _Data, place: _CheckpointPlace, scalars: _WriteScalars, track: Track
 ) -> None:
-    recipe = run.recipe
-    per_epoch = len(pixels) // recipe.batch
+    """Train from the state's step to the end."""
+    recipe = state.recipe
+    per_epoch = len(data.pixels) // recipe.batch
     steps = recipe.epochs * per_epoch
-    every = max(1, steps // _POINTS)
-    rounding = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
-    if run.step > rounding:
-        start_fake_quant(run.network)
-    if run.step == 0:
-        _verify(run, pairs, scalars)
+    interval = max(1, steps // _CURVE_POINTS)
+    quantized_from = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
+    if state.step > quantized_from:
+        enable_fake_quant(state)
+    if state.step == 0:
+        _verify_student(state, data.pairs, scalars)
     sums: dict[str, float] = {}
-    begun = saved = time.monotonic()
-    feed = batches(pixels, recipe, run.ranks, run.step, steps)
-    for batch in track(feed, "training", steps - run.step):
-        lr = learning_rate(recipe, run.step, steps, per_epoch)
-        labels = parts.labels[batch.index]
-        vectors = None if guide is None else guide.embeddings(batch)
-        if run.step == rounding:
-            enable_fake_quant(run, batch.pixels)
+    started = saved = time.monotonic()
+    source = batches(data.pixels, recipe, state.ranks, state.step, steps)
+    for batch in track(source, "training", steps - state.step):
+        lr = learning_rate(recipe, state.step, steps, per_epoch)
+        labels = data.split.labels[batch.index]
+        teacher = None if data.embeddings is None else data.embeddings.of_batch(batch)
+        if state.step == quantized_from:
+            enable_fake_quant(state, batch.pixels)
         try:
-            found = train_step(run, batch.pixels, labels, vectors, lr)
+            means = train_step(state, batch.pixels, labels, teacher, lr)
         except GateFailed as error:
-            raise _kept(error, batch, labels, folder, run.ranks) from error
-        run.step += 1
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + value / every
+            raise _with_batch_saved(error, batch, labels, place.folder, state.ranks) from error
+        state.step += 1
+        for name, value in means.items():
+            sums[name] = sums.get(name, 0.0) + value / interval
         now = time.monotonic()
-        if run.step % every == 0:
-            run.curve.append({"step": run.step, "lr": lr, **sums})
-            scalars(run.step, {"lr": lr, **sums})
+        if state.step % interval == 0:
+            state.curve.append({"step": state.step, "lr": lr, **sums})
+            scalars(state.step, {"lr": lr, **sums})
             sums = {}
-        if run.step % (per_epoch * recipe.verify_every) == 0 or run.step == steps:
-            _verify(run, pairs, scalars)
-        # Between two points of the curve there is nothing else to save.
-        if run.step % every == 0 and _due(now - saved, run):
-            run.seconds, begun, saved = run.seconds + now - begun, now, now
-            save_run(folder, run, key)
-    run.seconds += time.monotonic() - begun
+        if state.step % (per_epoch * recipe.verify_every) == 0 or state.step == steps:
+            _verify_student(state, data.pairs, scalars)
+        # Only at a point of the curve, where `sums` is empty: a checkpoint does not hold it.
+        if state.step % interval == 0 and _checkpoint_due(now - saved, state):
+            state.seconds, started, saved = state.seconds + now - started, now, now
+            save_checkpoint(place.folder, state, place.key)
+    state.seconds += time.monotonic() - started
 
 
-def _due(waited_s: float, run: TrainState) -> bool:
+def _checkpoint_due(elapsed_s: float, state: TrainState) -> bool:
     """Whether it is time for a checkpoint, by the clock of rank 0."""
-    due = torch.tensor(float(waited_s >= run.recipe.checkpoint_s and run.ranks.rank == 0))
-    return bool(run.ranks.sum(due.to(run.ranks.device)) > 0)
+    due = torch.tensor(float(elapsed_s >= state.recipe.checkpoint_s and state.ranks.rank == 0))
+    return bool(state.ranks.sum(due.to(state.ranks.device)) > 0)
 
 
-def _kept(
-    error: GateFailed, batch: Batch, labels: np.ndarray, folder: Path, ranks: Ranks
+def _with_batch_saved(
+    error: GateFailed, batch: Batch, labels: I64, folder: Path, ranks: Ranks
 ) -> GateFailed:
-    """The same error, with the batch that made it on disk."""
+    """The same error, after writing the batch that caused it to disk."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"bad-batch-{ranks.rank}.npz"
     np.savez(path, pixels=batch.pixels, labels=labels)
     return GateFailed(error.message, f"{error.hint}; the batch is kept in {path}")
 
 
-def _verify(run: TrainState, pairs: Pairs | None, scalars: Scalars) -> None:
-    """Accuracy of the weights that would be saved now; rank 0 judges while the others wait."""
+def _verify_student(state: TrainState, pairs: Pairs | None, scalars: _WriteScalars) -> None:
+    """Accuracy of the weights that would be saved now, on rank 0 while the others wait."""
     if pairs is None:
         return
-    if run.ranks.rank == 0:
-        network = run.network
-        if run.averaged:
+    if state.ranks.rank == 0:
+        network = state.network
+        if state.averaged:
             network = copy.deepcopy(network)
-            network.load_state_dict(run.averaged)
+            network.load_state_dict(state.averaged)
         network.eval()
+        parts = pairs.faces.batches(_VERIFICATION_BATCH)
         with torch.no_grad():
-            found = [embed_pixels(run, network, part).cpu() for part in pairs.faces.batches(_CHUNK)]
-        accuracy = pair_accuracy(torch.cat(found).numpy(), pairs).mean
-        run.verification.append({"step": run.step, "accuracy": accuracy})
-        scalars(run.step, {"verification": accuracy})
-    run.ranks.wait()
+            rows = torch.cat([embed_pixels(state, network, part).cpu() for part in parts])
+        accuracy = pair_accuracy(rows.numpy(), pairs).mean
+        state.verification.append({"step": state.step, "accuracy": accuracy})
+        scalars(state.step, {"verification": accuracy})
+    state.ranks.barrier()
 
 
 def _teacher_accuracy(teacher: Teacher | None, pairs: Pairs | None) -> float | None:
     if teacher is None or pairs is None:
         return None
-    found = [teacher.embed(part) for part in pairs.faces.batches(_CHUNK)]
-    return pair_accuracy(np.concatenate(found), pairs).mean
+    parts = pairs.faces.batches(_VERIFICATION_BATCH)
+    return pair_accuracy(np.concatenate([teacher.embed(part) for part in parts]), pairs).mean
+
+
+def _report(
+    state: TrainState, faces: Faces, split: IdentitySplit, teacher_accuracy: float | None
+) -> TrainingReport:
+    points = state.verification
+    return TrainingReport(
+        recipe=state.recipe,
+        faces=faces.where,
+        device=str(state.ranks.device),
+        ranks=state.ranks.size,
+        precision=str(state.amp or torch.float32).removeprefix("torch."),
+        images=len(split.train),
+        identities=split.classes,
+        steps=state.step,
+        seconds=state.seconds,
+        images_per_s=state.step * state.recipe.batch / max(state.seconds, 1e-9),
+        accuracy=points[-1]["accuracy"] if points else None,
+        untrained_accuracy=points[0]["accuracy"] if points else None,
+        teacher_accuracy=teacher_accuracy,
+        best=max(points, key=lambda point: point["accuracy"], default=None),
+        curve=state.curve,
+        verification=points,
+    )
+
+
+def _write_student(change: Transaction, state: TrainState, report: TrainingReport) -> None:
+    change.spec, change.embedding_dim = STUDENT_SPEC, state.dim
+    names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
+    change.summary = {name: getattr(report, name) for name in names}
+    change.remove("model.onnx")
+    weights, ranges = split_scales(student_weights(state))
+    path = change.path("model.pt", "weights")
+    save_network(path, weights, state.recipe.network, state.dim, ranges)
+    change.path("reports/training.json", "report").write_bytes(encode_json(report))

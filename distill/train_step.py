@@ -1,67 +1,145 @@
-"""Memory that stays with the process while it trains.
-
-The C library returns large blocks to the system at once; every activation of every step then
-costs page faults anew. Keeping them took a third off a quarter-width MobileFaceNet step
-(2026-11-24, AMD EPYC, one thread). Does nothing where there is no glibc.
-"""
+"""A training in memory: student, head and optimizer, and one step of them. No files."""
 
 import ctypes
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ..arrays import F32, I64, U8
 from ..errors import GateFailed, MachineError, UsageError
 from ..faces.contract import InputSpec, preprocess
 from .adadistill import AdaDistill
-from .distributed import Ranks
-from .fake_quant import add_scales, init_scales, steady_scales
-from .heads import build_head
+from .distributed import Ranks, data_parallel
+from .fake_quant import add_scales, init_scales, limit_scale_change, start_fake_quant
+from .heads import Head, build_head
 from .networks import build_network
 from .recipe import Recipe
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
+STUDENT_SPEC = InputSpec()  # the input contract that students are trained with
 
-_USUAL = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 65536}
-
-_KEEP = {_TRIM_THRESHOLD: (1 << 31) - 1, _MMAP_MAX: 0}
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Within it freed blocks are used again rather than returned; after it they are returned."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):
-        yield
-        return
-    for name, value in _KEEP.items():
-        mallopt(name, value)
-    try:
-        yield
-    finally:
-        for name, value in _USUAL.items():
-            mallopt(name, value)
-        trim(0)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_MALLOC_DEFAULTS = {_M_TRIM_THRESHOLD: 128 << 10, _M_MMAP_MAX: 65536}
+_MALLOC_REUSE = {_M_TRIM_THRESHOLD: (1 << 31) - 1, _M_MMAP_MAX: 0}
 
 
-# The learning rate of a step.
+@dataclass
+class TrainState:
+    """What a training step reads and writes.
+
+    Attributes:
+        recipe: The training's options.
+        ranks: The processes.
+        dim: Embedding size.
+        amp: Autocast type; None computes in float32.
+        network: The student, without wrappers: what is verified and saved.
+        head: The loss, without wrappers.
+        forward: The student for training: data parallel and compiled where asked for.
+        loss: The head for training: data parallel.
+        replicas: The data parallel wrappers in `forward` and `loss`.
+        optimizer: SGD over the student and the head.
+        scaler: Loss scaler; does nothing unless `amp` is float16.
+        averaged: Exponential moving average of the student's state; empty without one.
+        step: Finished steps.
+        seconds: Training time up to the last checkpoint.
+        curve: Training curve: step, learning rate, loss and the head's statistics.
+        verification: Accuracy on pairs after some steps, measured on rank 0.
+    """
+
+    recipe: Recipe
+    ranks: Ranks
+    dim: int
+    amp: torch.dtype | None
+    network: nn.Module
+    head: Head
+    forward: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    replicas: tuple[DistributedDataParallel, ...]
+    optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    averaged: dict[str, Tensor]
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    verification: list[dict[str, float]] = field(default_factory=list)
+
+
+def start_training(recipe: Recipe, classes: int, dim: int, ranks: Ranks) -> TrainState:
+    """A training at step 0, the same on every rank.
+
+    Args:
+        recipe: The training's options; its seed decides the initial weights.
+        classes: Number of identities in the training data.
+        dim: Embedding size.
+        ranks: The processes.
+
+    Raises:
+        UsageError: The recipe names an unknown network, or float16 on a CPU.
+        MachineError: The recipe compiles on a CPU and there is no C++ compiler.
+    """
+    amp = _autocast_type(recipe.amp, ranks.device)
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe.network, dim)
+    scales = add_scales(network) if recipe.qat else []
+    network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if ranks.size > 1 and ranks.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    head = build_head(recipe, classes, dim, ranks).to(ranks.device)
+    weights = [p for p in (*network.parameters(), *head.parameters()) if p.ndim]
+    groups: list[dict[str, Any]] = [{"params": weights}]
+    if scales:  # decay would shrink ranges that are to stay
+        groups.append({"params": scales, "weight_decay": 0.0})
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=amp is torch.float16)
+    averaged = {k: v.clone() for k, v in network.state_dict().items()} if recipe.ema else {}
+    state = TrainState(
+        recipe, ranks, dim, amp, network, head, network, head, (), optimizer, scaler, averaged
+    )
+    _wrap_modules(state)
+    return state
+
+
+def embed_pixels(state: TrainState, network: Callable[[Tensor], Tensor], pixels: U8) -> Tensor:
+    """Embed faces in the training's precision.
+
+    Args:
+        state: The training.
+        network: Its student, in one of its forms.
+        pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
+
+    Returns:
+        `(B, D) float32`, not normalised.
+    """
+    device = state.ranks.device
+    inputs = torch.from_numpy(preprocess(pixels, STUDENT_SPEC)).to(device)
+    with torch.autocast(device.type, state.amp, enabled=state.amp is not None):
+        return network(inputs.contiguous(memory_format=torch.channels_last)).float()
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> float:
-    """Of step 0..steps-1: a straight climb over the warm-up, then the recipe's schedule.
+    """The learning rate of a step: linear warm-up, then the recipe's schedule.
 
-    "step" multiplies by gamma at each milestone epoch (0-based), "polynomial" is
-    (1 - progress)^power, "cosine" half a cosine, both to zero after the last step.
+    "step" multiplies by gamma at each milestone epoch (from 0), "polynomial" is
+    (1 - progress)^power, "cosine" half a cosine (SGDR, arXiv 1608.03983); the last two end at 0.
+
+    Args:
+        recipe: The training's options.
+        step: From 0 to `steps` - 1.
+        steps: Steps of the whole training.
+        per_epoch: Steps of an epoch.
     """
     warmup = round(recipe.warmup * steps)
     if step < warmup:
@@ -77,73 +155,148 @@ def learning_rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> floa
     return recipe.lr
 
 
-# One training in memory: network, head, optimiser and where it stands; and a step of it.
-#
-# Knows nothing of files.
+def train_step(
+    state: TrainState, pixels: U8, labels: I64, teacher: F32 | None, lr: float
+) -> dict[str, float]:
+    """One step of the optimizer on this rank's part of the batch.
 
-SPEC = InputSpec()
-"""The students' contract."""
+    Args:
+        state: The training; its weights and centres change.
+        pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
+        labels: Class of each face, `(B,) int64`.
+        teacher: The teacher's embeddings, `(B, D) float32`; None for heads that need none.
+        lr: Learning rate.
+
+    Returns:
+        "loss" and the head's statistics, means over the batch.
+
+    Raises:
+        GateFailed: The loss or its gradient is not finite; no weight has changed.
+    """
+    recipe, device = state.recipe, state.ranks.device
+    # Gradients are averaged over the ranks. AdaDistill's loss is already the mean over all ranks'
+    # rows, and each rank has the part of its gradient that its own rows make.
+    factor = state.ranks.size if isinstance(state.head, AdaDistill) else 1
+    state.network.train()
+    state.head.train()
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad(set_to_none=True)
+    sums = {"loss": torch.zeros((), device=device)}
+    parts = np.split(np.arange(len(labels)), recipe.accumulate)
+    for number, part in enumerate(parts, 1):
+        with _gradient_sync(state, enabled=number == len(parts)):
+            embeddings = embed_pixels(state, state.forward, pixels[part])
+            target = None if teacher is None else torch.from_numpy(teacher[part]).to(device)
+            y = torch.from_numpy(labels[part]).to(device)
+            loss = state.loss(embeddings, target, y) / recipe.accumulate
+            state.scaler.scale(loss * factor).backward()
+        stats = {name: value / recipe.accumulate for name, value in state.head.stats.items()}
+        for name, value in {"loss": loss.detach(), **stats}.items():
+            sums[name] = sums.get(name, 0.0) + value
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip or float("inf"))
+    means = {name: float(value) for name, value in sums.items()}
+    # A loss scaler recovers from gradients that overflow.
+    if not np.isfinite(means["loss"]) or not (state.scaler.is_enabled() or bool(norm.isfinite())):
+        raise GateFailed(
+            f"at step {state.step} the loss is {means['loss']}, the norm of its gradient"
+            f" {float(norm)}",
+            f"lower lr (now {lr:g}) or lengthen warmup",
+        )
+    with limit_scale_change(state.network):
+        state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if recipe.ema:
+        _update_average(state)
+    return means
 
 
-@dataclass
-class TrainState:
-    """What a step reads and writes. `forward` is the network, compiled if the recipe says so;
-    `averaged` holds the averaged weights where there are any."""
+def enable_fake_quant(state: TrainState, pixels: U8 | None = None) -> None:
+    """Train on INT8's rounding from now on.
 
-    recipe: Recipe
-    ranks: Ranks
-    dim: int
-    amp: torch.dtype | None
-    network: nn.Module
-    forward: Callable[[Tensor], Tensor]
-    head: nn.Module
-    optimiser: torch.optim.SGD
-    scaler: torch.amp.GradScaler
-    averaged: dict[str, Tensor]
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
-    verification: list[dict[str, float]] = field(default_factory=list)
+    Args:
+        state: The training.
+        pixels: This rank's batch, `(B, 112, 112, 3) uint8`, from which the layers take their first
+            scales; None where the scales are there already, as after a resumption.
+    """
+    if pixels is not None:
+        part = pixels[: max(1, len(pixels) // state.recipe.accumulate)]
+        with init_scales(state.network, state.ranks.all_max):
+            embed_pixels(state, state.network, part)
+        if state.averaged:
+            values = state.network.state_dict()
+            scales = {name: v.clone() for name, v in values.items() if name.endswith(".scale")}
+            state.averaged.update(scales)
+    start_fake_quant(state.network)
+    _wrap_modules(state)  # the scales are learned from now on
 
 
-def start_training(recipe: Recipe, classes: int, dim: int, ranks: Ranks) -> TrainState:
-    """A run at step 0; the same on every rank."""
-    amp = precision(recipe.amp, ranks.device)
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe.network, dim)
-    steps = add_scales(network) if recipe.qat else []
-    network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if ranks.size > 1 and ranks.device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    head = build_head(recipe, classes, dim, ranks).to(ranks.device)
-    learned = [p for p in (*network.parameters(), *head.parameters()) if p.ndim]
-    groups: list[dict[str, Any]] = [{"params": learned}]
-    if steps:  # decay would shrink a range that should stay
-        groups.append({"params": steps, "weight_decay": 0.0})
-    optimiser = torch.optim.SGD(
-        groups,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
-    scaler = torch.amp.GradScaler(ranks.device.type, enabled=amp is torch.float16)
-    averaged = {k: v.clone() for k, v in network.state_dict().items()} if recipe.ema else {}
-    forward = _compiled(network, ranks.device) if recipe.compile else network
-    return TrainState(recipe, ranks, dim, amp, network, forward, head, optimiser, scaler, averaged)
+def student_weights(state: TrainState) -> dict[str, Tensor]:
+    """The state dict that is verified and saved: averaged weights where the recipe averages.
+
+    Args:
+        state: The training.
+
+    Returns:
+        Name -> tensor on the CPU, contiguous.
+    """
+    values = state.averaged or state.network.state_dict()
+    return {name: value.detach().cpu().contiguous() for name, value in values.items()}
+
+
+@contextmanager
+def reuse_freed_memory() -> Iterator[None]:
+    """Keep freed memory in the process while it trains, and return it to the system at the end.
+
+    glibc returns large blocks at once, so the activations of every step cost page faults anew.
+    Reusing them took a third off a step of a quarter-width MobileFaceNet (2026-11-24, AMD EPYC, one
+    thread). Does nothing on systems without glibc.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):
+        yield
+        return
+    for name, value in _MALLOC_REUSE.items():
+        mallopt(name, value)
+    try:
+        yield
+    finally:
+        for name, value in _MALLOC_DEFAULTS.items():
+            mallopt(name, value)
+        trim(0)
+
+
+def _wrap_modules(state: TrainState) -> None:
+    """Set `forward`, `loss` and `replicas` for the parameters that need gradients now."""
+    forward = data_parallel(state.network, state.ranks)
+    loss = data_parallel(state.head, state.ranks)
+    state.replicas = tuple(m for m in (forward, loss) if isinstance(m, DistributedDataParallel))
+    state.forward = _compiled(forward, state.ranks.device) if state.recipe.compile else forward
+    state.loss = loss
 
 
 def _compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise MachineError("compile on a CPU needs a C++ compiler", "--set compile=false")
-    out: Callable[[Tensor], Tensor] = torch.compile(network)
-    return out
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network)
+    return compiled
 
 
-def precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type; "auto" is bfloat16 where the device computes in it, else none.
+@contextmanager
+def _gradient_sync(state: TrainState, *, enabled: bool) -> Iterator[None]:
+    """Gradients are exchanged once per step, in the backward pass of its last part."""
+    with ExitStack() as stack:
+        if not enabled:
+            for replica in state.replicas:
+                stack.enter_context(replica.no_sync())
+        yield
 
-    Raises UsageError for fp16 on a CPU.
-    """
+
+def _autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type; "auto" is bfloat16 where the device computes in it, else float32."""
     if amp == "fp16":
         if device.type == "cpu":
             raise UsageError("amp fp16 needs a GPU", "--set amp=bf16, or auto")
@@ -159,91 +312,9 @@ def precision(amp: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if amp == "bf16" else None
 
 
-def embed_pixels(
-    run: TrainState, network: Callable[[Tensor], Tensor], pixels: npt.NDArray[np.uint8]
-) -> Tensor:
-    """Faces `(B, 112, 112, 3) uint8` through a network in the run's precision: `(B, D) float32`."""
-    inputs = torch.from_numpy(preprocess(pixels, SPEC)).to(run.ranks.device)
-    with torch.autocast(run.ranks.device.type, run.amp, enabled=run.amp is not None):
-        return network(inputs.contiguous(memory_format=torch.channels_last)).float()
-
-
-def enable_fake_quant(run: TrainState, pixels: npt.NDArray[np.uint8]) -> None:
-    """Let the network round as INT8 does from now on, with first steps from this batch."""
-    with init_scales(run.network, run.ranks.largest):
-        embed_pixels(run, run.network, pixels[: max(1, len(pixels) // run.recipe.accumulate)])
-    found = {n: v.clone() for n, v in run.network.state_dict().items() if n.endswith(".step")}
-    if run.averaged:
-        run.averaged.update(found)
-
-
-def train_step(
-    run: TrainState,
-    pixels: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-    teacher: npt.NDArray[np.float32] | None,
-    lr: float,
-) -> dict[str, float]:
-    """One step on this rank's part of the batch; gives the loss and the head's notes.
-
-    `pixels (B, 112, 112, 3)`, `labels (B,)`, `teacher (B, D)`. Raises GateFailed, before any
-    weight has changed, when the loss or its gradient is not finite.
-    """
-    recipe, device = run.recipe, run.ranks.device
-    # AdaDistill's loss is that of all ranks together; the others know their own rows alone.
-    parts = recipe.accumulate * (1 if isinstance(run.head, AdaDistill) else run.ranks.size)
-    run.network.train()
-    run.head.train()
-    for group in run.optimiser.param_groups:
-        group["lr"] = lr
-    run.optimiser.zero_grad(set_to_none=True)
-    notes = {"loss": torch.zeros((), device=device)}
-    for part in np.split(np.arange(len(labels)), recipe.accumulate):
-        found = embed_pixels(run, run.forward, pixels[part])
-        target = None if teacher is None else torch.from_numpy(teacher[part]).to(device)
-        loss = run.head(found, target, torch.from_numpy(labels[part]).to(device)) / parts
-        run.scaler.scale(loss).backward()
-        seen: dict[str, Any] = {"loss": loss.detach() * (parts / recipe.accumulate)}
-        seen |= {k: v / recipe.accumulate for k, v in run.head.notes.items()}  # type: ignore[union-attr, operator]
-        notes = {k: notes.get(k, 0.0) + v for k, v in seen.items()}
-    _add_up_gradients(run)
-    run.scaler.unscale_(run.optimiser)
-    norm = nn.utils.clip_grad_norm_(run.network.parameters(), recipe.clip or float("inf"))
-    values = {name: float(value) for name, value in notes.items()}
-    # A loss scaler finds its own way out of gradients that are too large.
-    if not np.isfinite(values["loss"]) or not (run.scaler.is_enabled() or bool(norm.isfinite())):
-        raise GateFailed(
-            f"at step {run.step} the loss is {values['loss']}, the norm of its gradient {float(norm)}",
-            f"lower lr (now {lr:g}) or lengthen warmup",
-        )
-    with steady_scales(run.network):
-        run.scaler.step(run.optimiser)
-    run.scaler.update()
-    if recipe.ema:
-        _average(run)
-    return values
-
-
-def student_weights(run: TrainState) -> dict[str, Tensor]:
-    """The state dict that is verified and saved, on the CPU, in the usual memory layout."""
-    state = run.averaged or run.network.state_dict()
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-def _add_up_gradients(run: TrainState) -> None:
-    """Over the ranks, in one message. Centres have none."""
-    if run.ranks.size == 1:
-        return
-    grads = [p.grad for group in run.optimiser.param_groups for p in group["params"]]
-    grads = [grad for grad in grads if grad is not None]
-    flat = run.ranks.sum(torch.cat([grad.reshape(-1) for grad in grads]))
-    for grad, whole in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
-        grad.copy_(whole.view_as(grad))
-
-
-def _average(run: TrainState) -> None:
-    for name, value in run.network.state_dict().items():
+def _update_average(state: TrainState) -> None:
+    for name, value in state.network.state_dict().items():
         if value.is_floating_point():
-            run.averaged[name].lerp_(value, 1.0 - run.recipe.ema)
+            state.averaged[name].lerp_(value, 1.0 - state.recipe.ema)
         else:
-            run.averaged[name].copy_(value)
+            state.averaged[name].copy_(value)

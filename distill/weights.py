@@ -1,6 +1,7 @@
-"""PyTorch weights on disk: read without running anything the file holds, and written.
+"""PyTorch weights on disk: read without running code that a file holds, and written.
 
-Knows `model.pt` and bare state dicts, also inside a trainer's dict or behind a wrapper's prefix.
+Reads fr-edge's `model.pt` and bare state dicts, also inside a trainer's dictionary or with the name
+prefixes of wrappers.
 """
 
 import math
@@ -16,43 +17,49 @@ from ..errors import MachineError, ModelError, UsageError
 from .checkpoint_layouts import to_our_names
 from .networks import NETWORKS, build_network
 
-# Where trainers put the state dict among other things.
-_KEYS = (
+_KEYS = (  # under which trainers keep the state dict
     *("state", "state_dict", "model_state_dict", "state_dict_backbone"),
     *("model", "backbone", "network", "net", "ema"),
 )
-
-_WRAPPERS = ("module.", "_orig_mod.")
-
-_SHOWN = 4
+_WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of DistributedDataParallel and torch.compile
+_MAX_NAMES = 4  # of a kind in an error
+_MAX_DIM = 4096
 
 
 def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, int]:
-    """A network in eval mode, its name and its embedding size, from a checkpoint file.
+    """Load a network from a checkpoint.
 
-    The file is fr-edge's `model.pt`, which names its network, a state dict in a layout that
-    layouts.py knows, or one under our names, for which `arch` names the network; the last two also
-    inside a trainer's dict or behind a wrapper's prefix. Raises UsageError without a name, ModelError when the
-    file holds no weights, holds code, or the weights are another network's.
+    Args:
+        path: fr-edge's `model.pt`, which names its network; a state dict in a layout of
+            `checkpoint_layouts`; or one under fr-edge's names.
+        arch: Name of the network; needed for the last form.
+
+    Returns:
+        The network in eval mode, its name, and its embedding size.
+
+    Raises:
+        UsageError: The network's name is not known.
+        ModelError: The file holds no weights, holds code, or holds another network's weights.
     """
-    found = load_tensors(path)
-    if not isinstance(found, Mapping):
-        raise ModelError(f"{path} holds a {type(found).__name__}; expected a state dict")
-    state = _state(path, found)
-    named = found.get("network")
-    if other := to_our_names(state):
-        named, state = other
+    content = load_tensors(path)
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path} holds a {type(content).__name__}; expected a state dict")
+    state = _state_dict(path, content)
+    named = content.get("network")
+    if converted := to_our_names(state):
+        named, state = converted
     if arch is None and not isinstance(named, str):
         raise UsageError(
             f"{path} does not say which network its weights belong to",
             f"name it, one of {', '.join(NETWORKS)}",
         )
     name = arch or str(named)
-    first = state.get("embed.weight")
-    said = found.get("dim")
-    dim = said if isinstance(said, int) and 0 < said <= 4096 else 512
-    if first is not None and first.ndim == 2:
-        dim = int(first.shape[0])
+    embed = state.get("embed.weight")
+    dim = content.get("dim")
+    if not isinstance(dim, int) or not 0 < dim <= _MAX_DIM:
+        dim = 512
+    if embed is not None and embed.ndim == 2:
+        dim = int(embed.shape[0])
     network = build_network(name, dim)
     _fill(path, name, network, state)
     return network.eval(), name, dim
@@ -65,31 +72,51 @@ def save_network(
     dim: int,
     ranges: Mapping[str, float] | None = None,
 ) -> None:
-    """Write `model.pt`: the state dict with the network's name and embedding size.
+    """Write `model.pt`.
 
-    `ranges`, of a network trained on INT8's rounding: dense layer -> the largest magnitude of its
-    input, in the order in which they compute.
+    Args:
+        path: The file.
+        state: State dict.
+        name: The network's name.
+        dim: Embedding size.
+        ranges: Of a network trained on INT8's rounding: dense layer -> amax of its input, in the
+            order in which the layers compute.
     """
-    kept = {"ranges": dict(ranges)} if ranges else {}
-    torch.save({"network": name, "dim": dim, "state": dict(state), **kept}, path)
+    extra = {"ranges": dict(ranges)} if ranges else {}
+    torch.save({"network": name, "dim": dim, "state": dict(state), **extra}, path)
 
 
 def trained_ranges(path: Path) -> dict[str, float]:
-    """The ranges that `save_network` was given; empty where there are none.
+    """The INT8 ranges that a network was trained with.
 
-    Raises ModelError when they are no positive numbers.
+    Args:
+        path: A checkpoint.
+
+    Returns:
+        Dense layer -> amax of its input; empty where there are none.
+
+    Raises:
+        ModelError: They are not positive numbers.
     """
-    found = load_tensors(path)
-    ranges = found.get("ranges", {}) if isinstance(found, Mapping) else {}
+    content = load_tensors(path)
+    ranges = content.get("ranges", {}) if isinstance(content, Mapping) else {}
     if not isinstance(ranges, Mapping) or not all(
         isinstance(value, float) and 0.0 < value < math.inf for value in ranges.values()
     ):
-        raise ModelError(f"{path}: the INT8 ranges are no positive numbers", "train it again")
+        raise ModelError(f"{path}: the INT8 ranges are not positive numbers", "train it again")
     return {str(name): value for name, value in ranges.items()}
 
 
 def load_tensors(path: Path) -> Any:
-    """What a torch file holds, tensors and plain values only; raises ModelError otherwise."""
+    """The content of a torch or safetensors file: tensors and plain values only.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelError: It does not exist, is damaged, or holds code.
+        MachineError: safetensors is not installed.
+    """
     if not path.is_file():
         raise ModelError(f"there is no checkpoint at {path}")
     if path.suffix.lower() == ".safetensors":
@@ -99,13 +126,13 @@ def load_tensors(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling damaged data raises nearly anything
-        # A pickle that names something to call, or one that torch.save did not write.
-        if "GLOBAL" in str(error) or ("operand" in str(error) and _head(path) == b"\x80"):
+        # A pickle that calls something, or one that torch.save did not write.
+        if "GLOBAL" in str(error) or ("operand" in str(error) and _first_byte(path) == b"\x80"):
             raise ModelError(
                 f"{path} holds more than weights, and reading it could run code: refused",
                 "save the weights alone: torch.save(model.state_dict(), FILE)",
             ) from error
-        # torch's own text recommends reading the file with weights_only=False: not ours to pass on.
+        # torch's own message recommends weights_only=False, which would run the code.
         raise ModelError(
             f"{path} is not a PyTorch checkpoint, or is damaged",
             "expected what torch.save writes; download or copy the file again",
@@ -113,7 +140,6 @@ def load_tensors(path: Path) -> Any:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    """A format that holds tensors alone."""
     try:
         from safetensors.torch import load_file
     except ImportError as error:
@@ -123,31 +149,32 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # its error class derives from Exception alone
-        raise ModelError(f"{path} is no safetensors file, or is damaged: {error}") from error
+        raise ModelError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 
-def _head(path: Path) -> bytes:
+def _first_byte(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(1)
 
 
-def _state(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict without the prefixes that wrappers put before names."""
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict without the prefixes of wrappers."""
     for key in _KEYS:
-        if isinstance(found.get(key), Mapping):
-            found = found[key]
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
             break
     state: dict[str, Tensor] = {}
-    for name, value in found.items():
+    for name, value in content.items():
         while wrapper := next((w for w in _WRAPPERS if str(name).startswith(w)), None):
             name = name[len(wrapper) :]
         if isinstance(value, torch.Tensor):
             state[str(name)] = value
-    if any(name.startswith("backbone.") for name in state):  # beside a head, say
+    if any(name.startswith("backbone.") for name in state):  # beside a head, for example
         state = {n[9:]: value for n, value in state.items() if n.startswith("backbone.")}
     if not state:
+        names = ", ".join(map(str, list(content)[:5]))
         raise ModelError(
-            f"{path} holds no tensors; found {', '.join(map(str, list(found)[:5])) or 'nothing'}",
+            f"{path} holds no tensors; found {names or 'nothing'}",
             f"expected a state dict, alone or under one of {', '.join(_KEYS)}",
         )
     return state
@@ -158,24 +185,25 @@ def _fill(path: Path, name: str, network: nn.Module, state: dict[str, Tensor]) -
     wanted = network.state_dict()
     counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}
     state = {**counters, **state}
-    other = [
-        f"{key} {tuple(state[key].shape)} where {tuple(mine.shape)} is expected"
-        for key, mine in wanted.items()
-        if key in state and state[key].shape != mine.shape
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} where {tuple(value.shape)} is expected"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
     ]
     faults = {
         "missing": [key for key in wanted if key not in state],
         "too many": [key for key in state if key not in wanted],
-        "of other shape": other,
+        "of another shape": reshaped,
     }
-    said = [
-        f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
-        for what, keys in faults.items()
+    problems = [
+        f"{len(keys)} {fault} ({', '.join(keys[:_MAX_NAMES])}"
+        f"{', ...' if len(keys) > _MAX_NAMES else ''})"
+        for fault, keys in faults.items()
         if keys
     ]
-    if said:
+    if problems:
         raise ModelError(
-            f"{path} is not a {name}: of its keys, {', '.join(said)}",
+            f"{path} is not a {name}: of its keys, {', '.join(problems)}",
             "name the network that these weights belong to",
         )
     for key in wanted:

@@ -1,4 +1,4 @@
-"""What each process of test_ranks.py runs, with MODE, FOLDER and ENV as globals."""
+"""What each process of test_distributed.py runs, with MODE, FOLDER and ENV as globals."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fr_edge.distill.adadistill import AdaDistill
-from fr_edge.distill.checkpoint import restore_run, save_run
+from fr_edge.distill.checkpoint import restore_checkpoint, save_checkpoint
 from fr_edge.distill.distributed import Ranks, join_ranks
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.train import distill_student
@@ -36,7 +36,7 @@ def head_steps(ranks: Ranks, folder: Path) -> None:
     run = new_run(ranks)
     head = run.head
     assert isinstance(head, AdaDistill)
-    part, losses, grads = slice(*ranks.share(BATCH)), [], []
+    part, losses, grads = slice(*ranks.shard(BATCH)), [], []
     for step in range(STEPS):
         student, teacher, labels = (x[part] for x in batch(step))
         student = student.clone().requires_grad_()
@@ -45,14 +45,14 @@ def head_steps(ranks: Ranks, folder: Path) -> None:
         losses.append(loss.detach())
         grads.append(student.grad)
     run.step = STEPS
-    save_run(folder / "checkpoint", run, {})
-    found = {"losses": torch.stack(losses), "grads": torch.stack(grads), "raw": head.centres()}
-    torch.save({**found, "alpha": head.notes["alpha"]}, folder / f"rank-{ranks.rank}.pt")
+    save_checkpoint(folder / "checkpoint", run, {})
+    result = {"losses": torch.stack(losses), "grads": torch.stack(grads), "raw": head.centres()}
+    torch.save({**result, "alpha": head.stats["alpha"]}, folder / f"rank-{ranks.rank}.pt")
 
 
 def reload_centres(ranks: Ranks, folder: Path) -> None:
     run = new_run(ranks)
-    assert restore_run(folder / "checkpoint", run, {})
+    assert restore_checkpoint(folder / "checkpoint", run, {})
     torch.save(run.head.state_dict()["raw"], folder / f"again-{ranks.rank}-of-{ranks.size}.pt")
 
 

@@ -114,7 +114,7 @@ def test_centres_move_by_the_papers_rule_before_the_logits() -> None:
         expected[label] = alpha * centres[label] + (1 - alpha) * t[i]
         alphas.append(alpha)
     torch.testing.assert_close(head.centres(), expected, rtol=1e-5, atol=1e-6)
-    assert head.notes["alpha"].item() == pytest.approx(torch.stack(alphas).mean().item(), rel=1e-5)
+    assert head.stats["alpha"].item() == pytest.approx(torch.stack(alphas).mean().item(), rel=1e-5)
     moved = plain_loss(student, expected, labels, "arcface", 0.45, 64.0)
     assert loss.item() == pytest.approx(moved.item(), rel=1e-5)
     untouched = [c for c in range(50) if c not in labels.tolist()]
@@ -126,7 +126,7 @@ def test_two_negative_cosines_never_make_a_large_alpha() -> None:
     teacher, student = torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
     head = loaded(centres)
     head(student, teacher, torch.tensor([0]))
-    assert head.notes["alpha"].item() == pytest.approx(1e-6)
+    assert head.stats["alpha"].item() == pytest.approx(1e-6)
     torch.testing.assert_close(head.centres()[0], teacher[0], rtol=0, atol=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_alpha_cosine_leaves_the_centre_out() -> None:
     head = loaded(centres, alpha="cosine")
     head(student, teacher, labels)
     cosine = functional.cosine_similarity(student, teacher).clamp(1e-6, 1)
-    assert head.notes["alpha"].item() == pytest.approx(cosine.mean().item(), rel=1e-5)
+    assert head.stats["alpha"].item() == pytest.approx(cosine.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"alpha": "fixed"}, {}])
@@ -268,7 +268,7 @@ def test_centres_settle_where_the_authors_head_does() -> None:
         with torch.no_grad():
             head(student, t, labels)
         if step >= 30:
-            notes.append([head.notes[name].item() for name in ("alpha", "lambda", "cosine")])
+            notes.append([head.stats[name].item() for name in ("alpha", "lambda", "cosine")])
     alpha, near, cosine = torch.tensor(notes).mean(0).tolist()
     assert cosine == pytest.approx(0.857, abs=0.01)
     assert alpha == pytest.approx(0.53, abs=0.02)

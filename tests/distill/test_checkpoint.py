@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fr_edge.distill.adadistill import AdaDistill
-from fr_edge.distill.checkpoint import restore_run, save_run
+from fr_edge.distill.checkpoint import restore_checkpoint, save_checkpoint
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.train_step import TrainState, start_training
@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = new_run(3)
-    save_run(tmp_path, good, {})
+    save_checkpoint(tmp_path, good, {})
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -39,22 +39,22 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(name, full)
         with pytest.raises(MachineError, match="No space left"):
-            save_run(tmp_path, new_run(4), {})
+            save_checkpoint(tmp_path, new_run(4), {})
     again = new_run(0)
-    assert restore_run(tmp_path, again, {})
+    assert restore_checkpoint(tmp_path, again, {})
     assert again.step == 3
     assert torch.equal(centres(again), centres(good))
-    save_run(tmp_path, new_run(5), {})
+    save_checkpoint(tmp_path, new_run(5), {})
     assert [p.name for p in tmp_path.glob("centres-*")] == ["centres-5-0.npy"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    save_run(tmp_path, new_run(3), {})
+    save_checkpoint(tmp_path, new_run(3), {})
     next(tmp_path.glob("centres-*")).unlink()
     with pytest.raises(ModelError, match="centres of step 3"):
-        restore_run(tmp_path, new_run(0), {})
+        restore_checkpoint(tmp_path, new_run(0), {})
     data = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match=r"last\.pt"):
-        restore_run(tmp_path, new_run(0), {})
-    assert not restore_run(tmp_path / "nowhere", new_run(0), {})
+        restore_checkpoint(tmp_path, new_run(0), {})
+    assert not restore_checkpoint(tmp_path / "nowhere", new_run(0), {})

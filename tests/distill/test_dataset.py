@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fr_edge.distill.dataset import Batch, Pixels, batches, relight, shifted, split_identities
+from fr_edge.distill.dataset import Batch, Pixels, batches, relight, split_identities, translate
 from fr_edge.distill.distributed import Ranks
-from fr_edge.distill.heads import Features, MarginHead
+from fr_edge.distill.heads import FeatureLoss, MarginHead
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.train_step import learning_rate
 from fr_edge.errors import FacesError, UsageError
@@ -62,10 +62,10 @@ def test_half_the_images_are_mirrored_and_nothing_else(faces: Faces) -> None:
 
 def test_shift_and_light_do_what_they_say() -> None:
     face = np.arange(112 * 112 * 3, dtype=np.uint32).reshape(1, 112, 112, 3).astype(np.uint8)
-    moved = shifted(face, 4, np.array([[6, 1]]))
+    moved = translate(face, 4, np.array([[6, 1]]))
     assert np.array_equal(moved[0, :110, 3:], face[0, 2:, :109])
     assert np.array_equal(moved[0, :110, 0], face[0, 2:, 0])
-    assert shifted(face, 0, np.zeros((1, 2), np.int64)) is face
+    assert translate(face, 0, np.zeros((1, 2), np.int64)) is face
     grey = np.full((1, 112, 112, 3), 100, np.uint8)
     expected = round((100 - 127.5) * 1.2 + 127.5 * 0.9)
     assert abs(int(relight(grey, np.array([[0.2, -0.1]]))[0, 0, 0, 0]) - expected) <= 1
@@ -76,7 +76,7 @@ def test_the_last_people_are_kept_apart(faces: Faces) -> None:
     parts = split_identities(faces, 3)
     assert parts.classes == 7
     assert set(parts.labels) == set(range(7))
-    assert set(faces.labels[parts.held]) == {7, 8, 9}
+    assert set(faces.labels[parts.verification]) == {7, 8, 9}
     with pytest.raises(UsageError, match="fewer than 2"):
         split_identities(faces, 9)
 
@@ -115,7 +115,7 @@ def test_features_are_the_distance_of_unit_vectors(kind: str, scale: float) -> N
     labels = torch.tensor([0, 1, 2, -1, 3, 4, 5])
     known = labels >= 0
     distance = functional.normalize(student[known]) - functional.normalize(teacher[known])
-    loss = Features(kind, 3.0)(student, teacher, labels)
+    loss = FeatureLoss(kind, 3.0)(student, teacher, labels)
     assert loss.item() == pytest.approx(
         3.0 * scale * distance.square().sum(1).mean().item(), rel=1e-5
     )

@@ -39,8 +39,8 @@ def start(mode: str, folder: Path, size: int) -> list[int | None]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("alone")
     assert start("head", folder, 1) == [0]
-    found: dict[str, torch.Tensor] = torch.load(folder / "rank-0.pt", weights_only=True)
-    return found
+    result: dict[str, torch.Tensor] = torch.load(folder / "rank-0.pt", weights_only=True)
+    return result
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -73,5 +73,5 @@ def test_two_processes_train_one_student(teacher: Path, tmp_path: Path) -> None:
 def test_processes_that_see_different_faces_stop(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher, tmp_path / "teacher.bundle")
     assert start("differ", tmp_path, 2) == [4, 4]
-    assert "other recipe, data" in (tmp_path / "error-1").read_text()
+    assert "another recipe, data" in (tmp_path / "error-1").read_text()
     assert not (tmp_path / "out" / "bundle.json").exists()

@@ -21,8 +21,8 @@ from fr_edge.distill.fake_quant import (
     best_scale,
     fake_quant_layers,
     init_scales,
+    limit_scale_change,
     split_scales,
-    steady_scales,
 )
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe, read_recipe
@@ -56,10 +56,10 @@ def test_inputs_round_as_onnx_says_and_learn_as_lsq_says(shape: tuple[int, ...])
     x = (torch.randn(shape, generator=draw) * 3).requires_grad_()
     layer = Conv2d(shape[1], 2, 1)
     add_scales(layer)
-    layer.rounds = True
-    assert layer.step is not None
-    nn.init.constant_(layer.step, 0.03)
-    out = layer.rounded(x)
+    layer.enable()
+    assert layer.scale is not None
+    nn.init.constant_(layer.scale, 0.03)
+    out = layer.quantized_input(x)
     given = torch.randn(shape, generator=draw)
     out.backward(given)
     n = x.detach().numpy() / np.float32(0.03)
@@ -70,7 +70,7 @@ def test_inputs_round_as_onnx_says_and_learn_as_lsq_says(shape: tuple[int, ...])
     assert x.grad is not None
     np.testing.assert_array_equal(x.grad.numpy(), given.numpy() * inside)
     scale = 1 / np.sqrt(np.prod(shape[1:]) * 127)
-    np.testing.assert_allclose(float(layer.step.grad or 0), slope.sum() * scale, rtol=1e-4)
+    np.testing.assert_allclose(float(layer.scale.grad or 0), slope.sum() * scale, rtol=1e-4)
 
 
 def test_rounding_before_a_norm_is_rounding_what_export_folds() -> None:
@@ -81,16 +81,16 @@ def test_rounding_before_a_norm_is_rounding_what_export_folds() -> None:
     assert norm.running_var is not None
     norm.running_var.uniform_(0.1, 4)
     add_scales(layer)
-    layer.rounds = True
+    layer.enable()
     factor = (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None, None]
-    ours = (layer.rounded_weight() * factor).detach().numpy()
+    ours = (layer.quantized_weight() * factor).detach().numpy()
     folded = (layer.weight * factor).detach().numpy()
     for row, whole in zip(ours, folded, strict=True):
         np.testing.assert_allclose(row, plain(whole, np.abs(whole).max() / 127), atol=1e-6)
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 300.0])
-def test_the_first_step_errs_less_than_clipping_nothing(spread: float) -> None:
+def test_the_first_scale_errs_less_than_clipping_nothing(spread: float) -> None:
     x = torch.randn(40_000, generator=torch.Generator().manual_seed(3)).pow(3) * spread
     error = [
         float(np.square(plain(x.numpy(), step) - x.numpy()).sum())
@@ -135,10 +135,10 @@ def test_the_int8_file_is_the_network_that_rounds(name: str, faces: Faces, tmp_p
 def test_calibration_takes_the_ranges_that_were_trained(
     qat: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    trained = distill_student(qat, faces, tmp_path / "out", teacher=teacher)
+    trained = distill_student(qat, faces, tmp_path / "out", teacher=teacher).bundle
     ranges = trained_ranges(trained.file("model.pt"))
     assert 0.5 < ranges["features.0.0"] < 1.1  # pixels lie in -1..1
-    assert not any(key.endswith("step") for key in load_tensors(trained.file("model.pt"))["state"])
+    assert not any(key.endswith("scale") for key in load_tensors(trained.file("model.pt"))["state"])
     export_onnx(trained.root, trained.root)
     result = calibrate(trained.root, faces, limit=8)
     table = read_table(result.bundle.file("calibration.json"))
@@ -163,24 +163,24 @@ def test_dense_layers_are_named_in_order(name: str, tmp_path: Path) -> None:
         for n in model.graph.node
         if n.input[1:2] and n.input[1] in sizes and n.op_type in ("Conv", "Gemm")
     }
-    found = read_trained_ranges(model)
-    assert len(found) == len(ranges)
-    assert all(readers[tensor] + 1.0 == value for tensor, value in found.items())
+    ranges_read = read_trained_ranges(model)
+    assert len(ranges_read) == len(ranges)
+    assert all(readers[tensor] + 1.0 == value for tensor, value in ranges_read.items())
     # And they stay when the file goes on alone.
     again = export_onnx(bundle.file("model.onnx"), tmp_path / "again").bundle
     assert list(read_trained_ranges(onnx.load(again.file("model.onnx"))).values()) == list(
-        found.values()
+        ranges_read.values()
     )
 
 
-def test_a_large_gradient_moves_no_step_far() -> None:
+def test_a_large_gradient_moves_no_scale_far() -> None:
     layer = Conv2d(3, 4, 1)
     add_scales(layer)
-    assert layer.step is not None
-    nn.init.constant_(layer.step, 0.1)
-    with steady_scales(layer):
-        nn.init.constant_(layer.step, -7.0)
-    assert float(layer.step.detach()) == pytest.approx(0.1 / 1.05)
+    assert layer.scale is not None
+    nn.init.constant_(layer.scale, 0.1)
+    with limit_scale_change(layer):
+        nn.init.constant_(layer.scale, -7.0)
+    assert float(layer.scale.detach()) == pytest.approx(0.1 / 1.05)
 
 
 class _Killed(BaseException):
@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     qat: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     recipe = replace(qat, ema=0.9)
-    whole = distill_student(recipe, faces, tmp_path / "whole", teacher=teacher)
+    whole = distill_student(recipe, faces, tmp_path / "whole", teacher=teacher).bundle
 
     def stops_at(step: int) -> Any:
         def track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
@@ -212,7 +212,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
 
 
-def test_steps_of_several_ranks_become_one() -> None:
+def test_scales_of_several_ranks_become_one() -> None:
     network = build_network("mobilefacenet-0.25", 8)
     add_scales(network)
 

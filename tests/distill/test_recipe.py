@@ -6,18 +6,18 @@ import pytest
 
 from fr_edge.distill.recipe import (
     Recipe,
+    make_recipe,
     read_recipe,
-    recipe_from_json,
-    recipe_to_json,
     shipped_recipes,
 )
+from fr_edge.documents import to_builtins
 from fr_edge.errors import UsageError
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_reads(name: str) -> None:
     recipe = read_recipe(name)
-    assert recipe_from_json(recipe_to_json(recipe)) == recipe
+    assert make_recipe(to_builtins(recipe)) == recipe
 
 
 def test_there_are_the_promised_recipes() -> None:
@@ -63,8 +63,8 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     assert "small-real" in caught.value.hint
     broken = tmp_path / "broken.toml"
     broken.write_text("epochs = = 3")
-    with pytest.raises(UsageError, match="not a TOML recipe"):
+    with pytest.raises(UsageError, match="not a TOML file"):
         read_recipe(broken)
     broken.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="not a TOML recipe"):
+    with pytest.raises(UsageError, match="not a TOML file"):
         read_recipe(broken)

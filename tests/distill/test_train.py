@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,56 +16,55 @@ import torch
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
-from fr_edge.distill.recipe import Recipe, recipe_to_json
+from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.train import distill_student
 from fr_edge.distill.weights import load_network
+from fr_edge.documents import to_builtins
 from fr_edge.errors import DataError, FacesError, GateFailed, UsageError
 from fr_edge.faces.sources import Faces
 
 
+def train(recipe: Recipe, faces: Faces, out: Path, **options: Any) -> Bundle:
+    return distill_student(recipe, faces, out, **options).bundle
+
+
 def report(bundle: Bundle) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
+    document: dict[str, Any] = json.loads(
         bundle.file("reports/training.json").read_text(encoding="utf-8")
     )
-    return found
+    return document
 
 
-def same_weights(one: Bundle, other: Bundle) -> bool:
-    a, b = (load_network(x.file("model.pt"))[0].state_dict() for x in (one, other))
+def same_weights(first: Bundle, second: Bundle) -> bool:
+    a, b = (load_network(x.file("model.pt"))[0].state_dict() for x in (first, second))
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_student_is_a_bundle_with_its_story(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    bundle = distill_student(recipe, faces, tmp_path / "out", teacher=teacher)
+    result = distill_student(recipe, faces, tmp_path / "out", teacher=teacher)
+    bundle = result.bundle
     network, name, dim = load_network(bundle.file("model.pt"))
     assert (name, dim, bundle.embedding_dim) == ("mobilefacenet-0.25", 32, 32)
     assert network(torch.zeros(2, 3, 112, 112)).shape == (2, 32)
-    assert bundle.history[-1]["options"]["recipe"] == recipe_to_json(recipe)
-    told = report(bundle)
-    assert [point["step"] for point in told["curve"]] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "lr", "alpha", "lambda", "cosine"} <= set(told["curve"][0])
-    assert [v["step"] for v in told["verification"]] == [0, 3, 6]
-    assert told["accuracy"] == told["verification"][-1]["accuracy"]
-    assert told["teacher_accuracy"] is not None
+    assert bundle.history[-1]["options"]["recipe"] == to_builtins(recipe)
+    document = report(bundle)
+    assert document == to_builtins(result.report)
+    assert [point["step"] for point in document["curve"]] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "lr", "alpha", "lambda", "cosine"} <= set(document["curve"][0])
+    assert [v["step"] for v in document["verification"]] == [0, 3, 6]
+    assert document["accuracy"] == document["verification"][-1]["accuracy"]
+    assert document["teacher_accuracy"] is not None
     assert not (bundle.root / "checkpoint").exists()
-    page = bundle.file("reports/training.html").read_text(encoding="utf-8")
-    drawings = re.findall(r"<svg.*?</svg>", page)
-    # loss, accuracy, cosine, alpha, lambda, learning rate
-    assert len(drawings) == 6
-    for drawing in drawings:
-        line = ElementTree.fromstring(drawing).find("polyline")
-        assert line is not None
-        assert len(line.attrib["points"].split()) in (3, 6)
-    assert f"{told['accuracy']:.2%}" in page
+    assert set(bundle.files) == {"model.pt", "reports/training.json"}
 
 
 def test_a_student_learns_what_its_teacher_says(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     long = replace(recipe, epochs=5, lr=0.1, verify_identities=0)
-    curve = report(distill_student(long, faces, tmp_path / "out", teacher=teacher))["curve"]
+    curve = report(train(long, faces, tmp_path / "out", teacher=teacher))["curve"]
     assert curve[-1]["alpha"] > curve[0]["alpha"] + 0.05
     assert curve[-1]["loss"] < curve[0]["loss"] - 2
 
@@ -75,11 +72,11 @@ def test_a_student_learns_what_its_teacher_says(
 def test_the_seed_decides_and_the_memory_does_not(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    one = distill_student(recipe, faces, tmp_path / "one", teacher=teacher)
-    other = distill_student(
+    one = train(recipe, faces, tmp_path / "one", teacher=teacher)
+    other = train(
         replace(recipe, memory_mb=0, workers=1), faces, tmp_path / "other", teacher=teacher
     )
-    seeded = distill_student(replace(recipe, seed=1), faces, tmp_path / "seeded", teacher=teacher)
+    seeded = train(replace(recipe, seed=1), faces, tmp_path / "seeded", teacher=teacher)
     assert same_weights(one, other)
     assert not same_weights(one, seeded)
 
@@ -99,19 +96,21 @@ def test_every_method_trains(
     changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     changed = replace(recipe, epochs=3, lr=0.05, **changes)
-    bundle = distill_student(changed, faces, tmp_path / "out", teacher=teacher)
+    bundle = train(changed, faces, tmp_path / "out", teacher=teacher)
     curve = report(bundle)["curve"]
     assert curve[-1]["loss"] < curve[0]["loss"]
 
 
 def test_more_than_a_flip_asks_the_teacher_each_time(
-    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+    recipe: Recipe,
+    faces: Faces,
+    teacher: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said: list[str] = []
-    distill_student(
-        replace(recipe, shift=3), faces, tmp_path / "out", teacher=teacher, notify=said.append
-    )
-    assert any("uncached" in line for line in said)
+    with caplog.at_level("INFO"):
+        distill_student(replace(recipe, shift=3), faces, tmp_path / "out", teacher=teacher)
+    assert "uncached" in caplog.text
 
 
 class _Killed(BaseException):
@@ -133,12 +132,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, **changes)
-    whole = distill_student(recipe, faces, tmp_path / "whole", teacher=teacher)
+    whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
     out = tmp_path / "stopped"
     for step in (2, 1, 0):
         with pytest.raises(_Killed):
             distill_student(recipe, faces, out, teacher=teacher, resume=True, track=_stops_at(step))
-    resumed = distill_student(recipe, faces, out, teacher=teacher, resume=True)
+    resumed = train(recipe, faces, out, teacher=teacher, resume=True)
     assert same_weights(whole, resumed)
     assert report(whole)["curve"] == report(resumed)["curve"]
     assert report(whole)["verification"] == report(resumed)["verification"]
@@ -172,8 +171,8 @@ def test_kill_9_loses_nothing(recipe: Recipe, faces: Faces, teacher: Path, tmp_p
     assert (out / "checkpoint" / "last.pt").exists()
     with pytest.raises(UsageError, match="unfinished"):
         distill_student(recipe, faces, out, teacher=teacher)
-    resumed = distill_student(recipe, faces, out, teacher=teacher, resume=True)
-    whole = distill_student(recipe, faces, tmp_path / "whole", teacher=teacher)
+    resumed = train(recipe, faces, out, teacher=teacher, resume=True)
+    whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
     assert same_weights(whole, resumed)
 
 
@@ -192,7 +191,7 @@ def test_an_old_bundle_stays_until_the_new_one_is_whole(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    old = distill_student(recipe, faces, out, teacher=teacher)
+    old = train(recipe, faces, out, teacher=teacher)
     with pytest.raises(_Killed):
         distill_student(replace(recipe, seed=1), faces, out, teacher=teacher, track=_stops_at(2))
     assert open_bundle(out).files == old.files
@@ -241,5 +240,5 @@ def test_bad_images_are_skipped_up_to_the_limit_and_named(
     broken = replace(faces, read=read)
     with pytest.raises(FacesError, match=r"00000/003|00003/002"):
         distill_student(recipe, broken, tmp_path / "one", teacher=teacher)
-    done = distill_student(replace(recipe, bad_images=2), broken, tmp_path / "two", teacher=teacher)
+    done = train(replace(recipe, bad_images=2), broken, tmp_path / "two", teacher=teacher)
     assert "model.pt" in done
