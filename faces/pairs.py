@@ -112,7 +112,7 @@ def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.boo
                     mask = groups.setdefault(row["group"], np.zeros(len(keys), np.bool_))
                     mask[index] = True
     except FileNotFoundError as error:
-        raise FacesError(f"there is no list of groups at {file}") from error
+        raise FacesError(f"the list of groups {file} does not exist") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FacesError(f"{file} cannot be read as a list of groups: {error}") from error
     if not groups:
@@ -138,7 +138,7 @@ def _read_list(file: Path, root: Path) -> list[_Row]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise FacesError(f"there is no pair list at {file}") from error
+        raise FacesError(f"the pair list {file} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise FacesError(f"{file} cannot be read as a pair list: {error}") from error
     lines = text.splitlines()

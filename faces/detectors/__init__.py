@@ -1,1 +1,1 @@
-"""Networks that find faces: how each family lays out what it says."""
+"""Detector families: how the outputs of each are read."""

@@ -41,9 +41,9 @@ class Candidates:
     points: Floats
 
 
+# Outputs, canvas size and lowest score -> candidates of that score or more; None when the outputs,
+# by their shapes, are of another layout.
 Decode = Callable[[Outputs, Size, float], Candidates | None]
-"""Outputs, canvas size and lowest score -> candidates of that score or more; None when the outputs
-are of another layout, which their shapes alone decide."""
 
 
 @dataclass(frozen=True)
