@@ -25,13 +25,11 @@ _BATCH = 32  # faces that `embed_faces` decodes at a time
 
 
 class FaceEmbedder(Protocol):
-    """What `embed_faces` needs of a session.
+    """What `embed_faces` needs of a session."""
 
-    Attributes:
-        dim: Numbers per embedding.
-    """
-
-    dim: int
+    @property
+    def dim(self) -> int:
+        """Numbers per embedding."""
 
     def embed(self, images: U8) -> F32:
         """Aligned faces `(N, 112, 112, 3) uint8`, RGB -> `(N, D) float32`."""
