@@ -9,7 +9,7 @@ import click
 from . import options
 from .command import define_command
 from .output import Output, table
-from .verify import artifact_text, protocol_name
+from .verify import artifact_text
 
 if TYPE_CHECKING:
     from ..metrics.identification import IdentificationResult
@@ -72,7 +72,7 @@ def command(
     from ..faces.pairs import read_pairs
     from ..runtime.evaluation.evaluate import evaluate, evaluate_ijb
 
-    name = protocol_name(protocol)
+    name = options.source_name(protocol)
     if is_ijb(Path(protocol)):
         norm, detector, mirrored = flags or (True, True, flip)
         ijb = evaluate_ijb(

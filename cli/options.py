@@ -1,6 +1,7 @@
 """Arguments and options that several commands share, and the faces that they name."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -101,3 +102,18 @@ def load_judged(faces: str | None, pairs: str | None) -> "tuple[Faces | None, Pa
     if pairs:
         return None, read_pairs(pairs, faces)
     return (load_faces(faces), None) if faces else (None, None)
+
+
+def source_name(source: str | None) -> str:
+    """The name of a source of faces or a pair list in reports.
+
+    Args:
+        source: As `--faces`, `--pairs` or `--protocol` takes it.
+
+    Returns:
+        `lfw` for `sets/lfw.bin`, the name of a folder, a synthetic source as it is; "" for None.
+    """
+    if source is None or source.startswith("synthetic:"):
+        return source or ""
+    path = Path(source).resolve()
+    return path.name if path.is_dir() else path.stem

@@ -120,7 +120,7 @@ def command(
         policy=Path(policy) if policy else None,
         groups=Path(groups) if groups else None,
         degrade=degrade,
-        name=protocol_name(pairs or faces),
+        name=options.source_name(pairs or faces),
         track=output.track,
     )
     if junit:
@@ -129,14 +129,6 @@ def command(
     if not result.passed:
         failed = [gate.name for gate in result.gates if not gate.passed]
         output.fail_gate(f"gate failed: {', '.join(failed)}")
-
-
-def protocol_name(source: str | None) -> str:
-    """`lfw` of `sets/lfw.bin`; a folder's own name, from wherever it is looked at."""
-    if source is None or source.startswith("synthetic:"):
-        return source or ""
-    path = Path(source).resolve()
-    return path.name if path.is_dir() else path.stem
 
 
 def artifact_text(artifact: "OpenedFile | None", backend: str) -> str:

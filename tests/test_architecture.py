@@ -107,7 +107,6 @@ def repeated(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return {name: sorted(files) for name, files in by_name.items() if len(files) > 1}
 
 
-@pytest.mark.xfail(reason="the rooms are being rewritten")
 def test_a_public_name_stands_for_one_thing() -> None:
     """A file of `cli` defines the Click command of its name as `command`."""
     names = [
@@ -129,7 +128,6 @@ def test_file_names_stand_for_one_concept() -> None:
     assert shared - {"__init__.py"} <= commands
 
 
-@pytest.mark.xfail(reason="the rooms are being rewritten")
 def test_public_functions_document_their_arguments() -> None:
     missing = {
         f"{file.relative_to(ROOT).as_posix()}:{node.name}": names
@@ -156,7 +154,6 @@ def test_the_argument_check_sees_what_is_missing() -> None:
     assert undocumented(function) == ["b", "more"]
 
 
-@pytest.mark.xfail(reason="the rooms are being rewritten")
 def test_files_hold_one_concept_each() -> None:
     files = package_files()
     lengths = {file: len(file.read_text().splitlines()) for file in files}
@@ -168,7 +165,6 @@ def test_files_hold_one_concept_each() -> None:
     assert relative(file for file in files if not file.read_text().startswith('"""')) == []
 
 
-@pytest.mark.xfail(reason="the rooms are being rewritten")
 def test_variables_are_named_for_what_they_hold() -> None:
     text = "\n".join(file.read_text() for file in package_files())
     assert len(re.findall(r"\bfound(?:: [^=\n]+)? = ", text)) < 20
