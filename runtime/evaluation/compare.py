@@ -149,7 +149,7 @@ def read_report(path: Path) -> Report | None:
         "tar_at_far": IjbResult,
     }
     kind = next((kind for key, kind in kinds.items() if key in document), None)
-    if kind is None:
+    if kind is None or "curve" in document:  # a training has an accuracy too
         return None
     try:
         if kind is VerifyResult:
