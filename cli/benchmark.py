@@ -83,7 +83,7 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
     help="Faces in a run; auto doubles them while that pays.",
 )
 @click.option(
-    "--threads", metavar="N,...", callback=_numbers, help="onnxruntime's; all cores by default."
+    "--threads", metavar="N,...", callback=_numbers, help="onnxruntime's; one per core by default."
 )
 @click.option(
     "--streams",
@@ -98,7 +98,7 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
     "rates",
     metavar="N,...",
     callback=_numbers,
-    help="Queries a second that come at random; latency from then.",
+    help="Queries per second that arrive at random; latency counts from then.",
 )
 @click.option(
     "--duration",
@@ -106,18 +106,20 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
     show_default=True,
     metavar="TIME",
     callback=_seconds,
-    help="Of each line, as 10, 5m or 1h.",
+    help="Of each setting, such as 10, 5m or 1h.",
 )
 @click.option("--end-to-end", is_flag=True, help="Time decoding and preprocessing too.")
 @click.option("--layers", is_flag=True, help="The slowest layers, as the backend profiles them.")
-@click.option("--power-mode", metavar="NAME", help="INVALID in another, as nvpmodel names it.")
+@click.option(
+    "--power-mode", metavar="NAME", help="Runs in another power mode (nvpmodel's name) are INVALID."
+)
 @click.option("--log", metavar="FILE", help="A line of JSON every ten seconds, for long runs.")
 @click.option("--against", metavar="FILE", help="Compare with an earlier benchmark's JSON.")
 @click.option(
     "--max-regression", metavar="5%", callback=fraction, help="Gate: latency's rise over --against."
 )
 @click.option("--markdown", is_flag=True, help="Print a table for a README.")
-@click.option("--allow-invalid", is_flag=True, help="Exit 0 even when a figure is INVALID.")
+@click.option("--allow-invalid", is_flag=True, help="Exit 0 even when a run is INVALID.")
 def command(
     output: Output,
     bundle: str,

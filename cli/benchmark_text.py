@@ -56,8 +56,8 @@ def _reasons(result: "BenchmarkResult") -> list[str]:
 def _machine(device: Mapping[str, Any]) -> str:
     name = device["jetson"] or ", ".join(device["gpu"]) or device["cpu"]
     mode = f", power mode {device['power_mode']}" if device["power_mode"] else ""
-    held = [unit for unit, clocks in device["clocks"].items() if clocks["held"]]
-    clocks = f", clocks held: {', '.join(held)}" if held else ""
+    fixed = [unit for unit, clocks in device["clocks"].items() if clocks["held"]]
+    clocks = f", clocks held: {', '.join(fixed)}" if fixed else ""
     return f"{name}, {device['cores']} cores{mode}{clocks}"
 
 

@@ -1,4 +1,4 @@
-"""`fr-edge report`: what a bundle holds and what was found, on one page."""
+"""`fr-edge report`: what a bundle holds and what was measured, on one page."""
 
 import click
 
@@ -14,7 +14,8 @@ def command(output: Output, bundle: str, include_faces: str | None) -> None:
     """Write report.html, one file that opens offline.
 
     It shows what the stages left in BUNDLE: the verdict first, what was not measured last. It holds
-    no photograph unless --include-faces asks for them; drawn faces are nobody's, and shown.
+    no photograph unless --include-faces asks for them; synthetic faces are shown. Reports of files that
+    the bundle no longer holds are marked as stale.
     """
     from ..runtime.report.report import write_report
 
