@@ -115,7 +115,7 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
 
 
 def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
-    """Reports by kind; those of the bundle's present files first, INT8 before FP16 before FP32."""
+    """Reports by kind, in the order of `_order`."""
     stale, reports = stale_reports(bundle), _Reports()
     titles: Counter[tuple[type, str]] = Counter()
 
@@ -141,7 +141,7 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
             lacking = {"accuracy": None, "accuracy_std": None, "eer": None}
             reports.judged.append({**lacking, "interval_95_at_far": {}, **_fields(report), **facts})
     for group in (reports.verified, reports.judged, reports.timed):
-        group.sort(key=lambda row: (bool(row["stale"]), -PRECISIONS.index(row["engine"])))
+        group.sort(key=_order)
     return reports
 
 
@@ -185,6 +185,14 @@ def _verification(report: VerifyResult, faces: Faces | None, title: str) -> dict
         "score_plot": score_histogram(curves, title) if curves else "",
         "pictures": _pictures(report, faces),
     }
+
+
+def _order(row: Mapping[str, Any]) -> tuple[bool, int, bool, int]:
+    """Reports of the bundle's present files first, INT8 first, engines before graphs, and those of
+    many faces before those of few."""
+    graph = row["artifact"] is not None and row["artifact"].kind == "graph"
+    faces = row["cosine"].faces if "cosine" in row else 0
+    return bool(row["stale"]), -PRECISIONS.index(row["engine"]), graph, -faces
 
 
 def _fields(report: Report) -> dict[str, Any]:

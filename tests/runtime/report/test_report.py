@@ -235,6 +235,21 @@ def test_reports_of_an_earlier_engine_are_marked(judged: Path) -> None:
     assert "STALE: engines/onnxruntime-int8.onnx has changed since" in body
 
 
+def test_the_engine_on_most_faces_comes_first(judged: Path) -> None:
+    verify(judged, "int8")
+    verify(judged, "int8", artifact="graph")
+    body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
+    places = [
+        body.index(f"INT8 {what} against the reference, {name}")
+        for what, name in (
+            ("engine", "synthetic:12x4@9"),
+            ("engine", "golden"),
+            ("graph", "golden"),
+        )
+    ]
+    assert places == sorted(places)
+
+
 def test_a_judged_graph_is_named_as_one(mini: Path) -> None:
     verify(mini, "int8", artifact="graph")
     body = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
