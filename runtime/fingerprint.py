@@ -13,7 +13,7 @@ from typing import Any
 from ..bundle.manifest import Bundle
 from ..documents import convert, decode_json
 from ..errors import BundleError, DataError, MachineError
-from .machine.backends import COMPILE_ONLY, MODULES
+from .machine.backends import COMPILE_ONLY, MODULES, library_version, same_version
 from .machine.device import describe_device, find_gpus
 
 SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
@@ -71,7 +71,7 @@ def machine_fingerprint(backend: str) -> dict[str, Any]:
     """
     device = describe_device()
     module = MODULES[backend]
-    facts = {"backend": backend, module: device.packages.get(backend, ""), "arch": device.arch}
+    facts = {"backend": backend, module: library_version(backend), "arch": device.arch}
     if backend == "onnxruntime":
         return {**facts, "cpu": device.cpu}
     if backend in COMPILE_ONLY:  # built for a list of compute capabilities, not for this machine
@@ -97,7 +97,9 @@ def differences(facts: Mapping[str, Any]) -> Iterator[str]:
     free = {MODULES[backend]} if facts.get("version_compatible") else set()
     free |= {"gpu", "compute_capability"} if facts.get("hardware_compatible") else set()
     for key, here in machine_fingerprint(backend).items():
-        if key not in free and facts.get(key) != here:
+        there = facts.get(key)
+        same = here == there or (key == MODULES[backend] and same_version(str(there), str(here)))
+        if key not in free and not same:
             yield f"was built for {key} {facts.get(key)!r}, this machine has {here!r}"
 
 

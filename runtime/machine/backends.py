@@ -1,5 +1,7 @@
 """Which backends run here, or at least build here, and what the others lack."""
 
+import re
+from importlib import import_module
 from importlib.util import find_spec
 
 from ...errors import MachineError, UsageError
@@ -11,7 +13,46 @@ MODULES = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
+_MIN_NUMBERS = 3  # of a version: plans of 10.3.0 do not load in 10.3.1
 COMPILE_ONLY = ("tensorrt-rtx",)  # build without a GPU too; what they build does not run there
+
+
+def library_version(backend: str) -> str:
+    """The version that a backend's module names; loads the module.
+
+    The name of the distribution does not decide: `tensorrt-cu12` and JetPack's packages install the
+    module `tensorrt` too.
+
+    Args:
+        backend: One of `BACKENDS`.
+
+    Returns:
+        The module's `__version__`, "" where it cannot be loaded.
+    """
+    try:
+        return str(getattr(import_module(MODULES[backend]), "__version__", ""))
+    except (ImportError, OSError):
+        return ""
+
+
+def same_version(a: str, b: str) -> bool:
+    """Whether two texts name one version of TensorRT, in as many numbers as both have.
+
+    A plan's header holds four numbers (10.3.0.30) where JetPack's module names three (10.3.0).
+
+    Args:
+        a: A version, such as "10.3.0.30".
+        b: Another, such as "10.3.0"; both need three numbers at least, unless they are equal.
+    """
+    first, second = _numbers(a), _numbers(b)
+    size = min(len(first), len(second))
+    return a == b or (size >= _MIN_NUMBERS and first[:size] == second[:size])
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers: "8.6.1.post1" -> (8, 6, 1)."""
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def lacking(backend: str, *, build: bool = False) -> str:

@@ -7,6 +7,7 @@ the reason why there is no GPU is known before anything that would crash without
 import ctypes
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,8 @@ _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute numbers of cuda.h
 _STUB = 34  # CUDA_ERROR_STUB_LIBRARY of cuda.h
 
 _PACKAGES = ("onnxruntime", "onnx", "numpy", "torch", "onnxsim", "tensorrt", "tensorrt-rtx")
+_OTHER_NAMES = {"tensorrt": ("tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu11")}
+"""Distributions that install a package's module under another name."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,18 @@ def cores() -> int:
 
 
 def package_version(name: str) -> str:
-    """The installed version of a package.
+    """The installed version of a package, by its metadata; the package is not loaded.
 
     Args:
-        name: As on the package index.
+        name: As on the package index; "tensorrt" stands for `tensorrt-cu12` and its kin too.
 
     Returns:
         The version, "" where the package is not installed.
     """
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
+    for distribution in (name, *_OTHER_NAMES.get(name, ())):
+        with suppress(PackageNotFoundError):
+            return version(distribution)
+    return ""
 
 
 def jetson_name() -> str:

@@ -12,8 +12,7 @@ from typing import Any
 from ...errors import DataError, MachineError
 from ...files import sha256
 from ..fingerprint import differences
-from ..machine.backends import COMPILE_ONLY, lacking
-from ..machine.device import package_version
+from ..machine.backends import COMPILE_ONLY, lacking, library_version, same_version
 
 _TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 """The first four bytes: trtexec (TensorRT, samples/common/sampleEngines.cpp) checks for the first
@@ -162,15 +161,13 @@ def _damage(path: Path, header: PlanHeader, sidecar: dict[str, Any] | None) -> l
 
 
 def _versions(header: PlanHeader, sidecar: dict[str, Any] | None) -> list[str]:
-    """The header's version must be the installed library's, in as many numbers as it has."""
-    installed = package_version(header.backend)
+    """The header's version must be the library's, in as many numbers as both have."""
+    installed = library_version(header.backend)
     if not installed:
         return []  # `lacking` reports that
-    size = len(header.version)
-    parts = tuple(int(part) for part in installed.split(".")[:size] if part.isdigit())
-    if parts == header.version or (sidecar or {}).get("version_compatible"):
-        return []
     version = ".".join(map(str, header.version))
+    if same_version(version, installed) or (sidecar or {}).get("version_compatible"):
+        return []
     return [f"it was built with {header.backend} {version}, {installed} is installed here"]
 
 

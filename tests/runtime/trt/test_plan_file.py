@@ -1,7 +1,10 @@
 """Whether a plan will load is said before it is loaded."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -9,8 +12,12 @@ from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli.main import run
 from fr_edge.errors import DataError, MachineError
 from fr_edge.files import sha256
+from fr_edge.runtime import fingerprint
 from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.machine.device import find_gpus
+from fr_edge.runtime.fingerprint import differences, machine_fingerprint
+from fr_edge.runtime.machine import backends
+from fr_edge.runtime.machine.backends import same_version
+from fr_edge.runtime.machine.device import Gpu, GpuList, find_gpus
 from fr_edge.runtime.trt.plan_file import check_plan, ensure_loadable, read_header
 
 no_gpu = pytest.mark.skipif(bool(find_gpus().gpus), reason="says what a machine without GPU says")
@@ -142,3 +149,66 @@ class TestRealPlan:
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(DataError, match="cut or damaged"):
             ensure_loadable(path)
+
+
+class TestVersions:
+    """The header names four numbers, JetPack's module three, and the distribution may be another."""
+
+    @pytest.fixture(params=["10.3.0", "10.3.0.30"])
+    def installed(self, request, monkeypatch):
+        """A double of the module `tensorrt`, installed by no distribution of that name."""
+        module = ModuleType("tensorrt")
+        module.__version__ = request.param
+        module.__spec__ = ModuleSpec("tensorrt", None)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        gpu = Gpu("Orin", "8.7", 7620, integrated=True)
+        monkeypatch.setattr(backends, "find_gpus", lambda: GpuList((gpu,), "12.6", ""))
+        monkeypatch.setattr(fingerprint, "find_gpus", lambda: GpuList((gpu,), "12.6", ""))
+        return str(request.param)
+
+    def test_an_engine_loads_where_it_was_built(self, tmp_path, installed):
+        path = plan(tmp_path, header(b"ftrt", (10, 3, 0, 30)))
+        check = check_plan(path)
+        assert check.loads
+        assert check.problems == ()
+        path.with_name("engine.plan.json").write_text(
+            json.dumps({**machine_fingerprint("tensorrt"), "precision": "int8"})
+        )
+        assert machine_fingerprint("tensorrt")["tensorrt"] == installed
+        ensure_loadable(path)
+
+    @pytest.mark.parametrize("version", [(10, 3, 1, 30), (10, 13, 0, 30), (8, 6, 1, 6)])
+    def test_another_version_is_named(self, tmp_path, installed, version):
+        path = plan(tmp_path, header(b"ftrt", version))
+        text = ".".join(map(str, version))
+        with pytest.raises(MachineError, match=rf"built with tensorrt {text}, {installed} is"):
+            ensure_loadable(path)
+        path.with_name("engine.plan.json").write_text(
+            json.dumps(
+                {**machine_fingerprint("tensorrt"), "tensorrt": text, "version_compatible": True}
+            )
+        )
+        ensure_loadable(path)
+
+    def test_the_fingerprint_of_another_package_of_the_same_version(self, installed):
+        facts = {**machine_fingerprint("tensorrt"), "tensorrt": "10.3.0.26"}
+        assert list(differences(facts)) == (
+            [] if installed == "10.3.0" else
+            ["was built for tensorrt '10.3.0.26', this machine has '10.3.0.30'"]
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("10.3.0.30", "10.3.0", True),
+        ("8.6.1.6", "8.6.1.post1", True),
+        ("10.3.0.30", "10.3.0.26", False),
+        ("10.3.0.30", "10.3", False),
+        ("10.3.0.30", "10", False),
+        ("10.3.0.30", "", False),
+        ("", "", True),
+    ],
+)
+def test_versions_are_compared_in_the_numbers_that_both_have(a, b, same):
+    assert same_version(a, b) is same_version(b, a) is same
