@@ -15,9 +15,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def command(name: str) -> click.Command:
-    found = root.get_command(click.Context(root), name)
-    assert found is not None
-    return found
+    result = root.get_command(click.Context(root), name)
+    assert result is not None
+    return result
 
 
 def lines_in(page: Path) -> list[str]:
@@ -40,10 +40,10 @@ def test_cli_page_is_what_the_commands_say() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_help(name: str) -> None:
-    found = command(name)
-    assert found.help
-    assert len(found.get_short_help_str(limit=200)) < 65
-    for option in found.params:
+    result = command(name)
+    assert result.help
+    assert len(result.get_short_help_str(limit=200)) < 65
+    for option in result.params:
         if isinstance(option, click.Option):
             assert option.help or option.metavar, option.name
 
@@ -54,8 +54,8 @@ def test_every_line_in_the_documentation_parses(page: Path) -> None:
         words = shlex.split(line, comments=True)[1:]
         if not words or words[0].startswith("-"):
             continue
-        found = command(words[0])
-        found.make_context(f"fr-edge {words[0]}", words[1:])
+        result = command(words[0])
+        result.make_context(f"fr-edge {words[0]}", words[1:])
 
 
 def test_links_point_at_files() -> None:

@@ -31,12 +31,12 @@ def test_a_folder_of_photographs(album: Path, tmp_path: Path, capsys: Captured) 
     out = tmp_path / "faces"
     detector = write_bright_detector(tmp_path / "bright.onnx")
     assert run(["align", str(album), "--out", str(out), "--detector", str(detector), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert len(said["written"]) == 2
-    assert said["none"] == ["ann/none.png"]
-    assert said["several"] == ["ann/two.png"]
-    assert list(said["unreadable"]) == ["ann/torn.jpg"]
-    assert said["detector"] == "SCRFD, RGB 640x640, (x - 127.5) / 128, score from 0.5"
+    message = json.loads(capsys.readouterr().out)
+    assert len(message["written"]) == 2
+    assert message["none"] == ["ann/none.png"]
+    assert message["several"] == ["ann/two.png"]
+    assert list(message["unreadable"]) == ["ann/torn.jpg"]
+    assert message["detector"] == "SCRFD, RGB 640x640, (x - 127.5) / 128, score from 0.5"
     face = np.asarray(Image.open(out / "ann" / "one.png")).astype(int)
     # The points span the bright square, so it fills the middle of the crop.
     assert face[60:90, 45:65].min() > 200

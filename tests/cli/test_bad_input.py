@@ -54,7 +54,7 @@ def truncated_jpeg(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (nothing, "no faces at"),
         (empty, "no images"),
@@ -65,7 +65,7 @@ def truncated_jpeg(folder: Path) -> None:
 )
 @pytest.mark.parametrize("command", ["calibrate", "embed", "verify", "evaluate"])
 def test_faces_that_cannot_be_used(
-    command: str, spoil: Callable[[Path], None], said: str, bundle: Path, tmp_path: Path,
+    command: str, spoil: Callable[[Path], None], message: str, bundle: Path, tmp_path: Path,
     capsys: Captured,
 ) -> None:  # fmt: skip
     faces = tmp_path / "faces"
@@ -76,7 +76,7 @@ def test_faces_that_cannot_be_used(
     rest = ["--out", str(tmp_path / "e.npz")] if command == "embed" else []
     assert run([command, str(bundle), flag, str(faces), *rest]) == 4
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     assert content(bundle) == before
     assert not (tmp_path / "e.npz").exists()

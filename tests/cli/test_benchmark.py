@@ -31,8 +31,8 @@ SHORT = ["--engine", "fp32", "--duration", "0.2", "-q"]
 def _timed(bundle: Path, capsys: Captured, *args: str, code: int = 0) -> dict[str, Any]:
     line = ["benchmark", str(bundle), *SHORT, "--json", "--allow-invalid", *args]
     assert run(line) == code
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    values: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return values
 
 
 def _result(document: dict[str, Any]) -> BenchmarkResult:
@@ -54,11 +54,11 @@ def _slower(path: Path, times: float) -> None:
 
 def test_the_verdict_is_said_first(bundle: Path, capsys: Captured) -> None:
     assert run(["benchmark", str(bundle), *SHORT]) == 1
-    said = capsys.readouterr()
-    first, second = said.out.splitlines()[:2]
+    message = capsys.readouterr()
+    first, second = message.out.splitlines()[:2]
     assert first == "INVALID: 1 of 1 lines cannot be trusted."
     assert second.startswith("  batch 1: too short")
-    assert "--allow-invalid" in said.err
+    assert "--allow-invalid" in message.err
 
 
 def test_the_earlier_report_is_read_before_this_run_replaces_it(
@@ -70,31 +70,33 @@ def test_the_earlier_report_is_read_before_this_run_replaces_it(
     compare = ["--against", str(report), "--max-regression", "5%"]
     outside = bundle.parent / "earlier.json"
     outside.write_bytes(report.read_bytes())
-    found = _timed(bundle, capsys, *compare, code=1)
-    assert found["against"]["passed"] is False
-    assert found["against"]["first"] == str(report)
-    assert json.loads(report.read_text())["runs"][0]["latency_ms"] == found["runs"][0]["latency_ms"]
+    values = _timed(bundle, capsys, *compare, code=1)
+    assert values["against"]["passed"] is False
+    assert values["against"]["first"] == str(report)
+    assert (
+        json.loads(report.read_text())["runs"][0]["latency_ms"] == values["runs"][0]["latency_ms"]
+    )
     _slower(outside, 1e6)
     compare[1] = str(outside)
     assert _timed(bundle, capsys, *compare)["against"]["passed"] is True
 
 
 def test_sweeps(bundle: Path, capsys: Captured) -> None:
-    found = _timed(bundle, capsys, "--batch", "2,1,2", "--threads", "1,2")
-    settings = [(r["threads"], r["batch"]) for r in found["runs"]]
+    values = _timed(bundle, capsys, "--batch", "2,1,2", "--threads", "1,2")
+    settings = [(r["threads"], r["batch"]) for r in values["runs"]]
     assert settings == [(t, b) for t in (1, 2) for b in (2, 1)]
-    found = _timed(bundle, capsys, "--batch", "auto", "--end-to-end")
-    assert [r["batch"] for r in found["runs"]][:3] == [1, 2, 4]
-    assert "JPEG" in found["timed"]
+    values = _timed(bundle, capsys, "--batch", "auto", "--end-to-end")
+    assert [r["batch"] for r in values["runs"]][:3] == [1, 2, 4]
+    assert "JPEG" in values["timed"]
 
 
 def test_queries_at_random(bundle: Path, capsys: Captured) -> None:
-    found = _timed(bundle, capsys, "--rate", "20,40")
-    assert [r["rate"] for r in found["runs"]] == [20, 40]
-    text = as_text(_result(found))
+    values = _timed(bundle, capsys, "--rate", "20,40")
+    assert [r["rate"] for r in values["runs"]] == [20, 40]
+    text = as_text(_result(values))
     assert text.splitlines()[1].startswith("  batch 1, 20 queries/s: ")
     assert "batch 1, 40 queries/s: at work " in text
-    assert as_markdown(_result(found)).startswith("| batch | rate | p50 ms |")
+    assert as_markdown(_result(values)).startswith("| batch | rate | p50 ms |")
     report = bundle / "reports" / "benchmark-fp32-onnxruntime.json"
     again = _timed(bundle, capsys, "--rate", "20", "--against", str(report))["against"]["changes"]
     assert {change["name"] for change in again} >= {
@@ -106,24 +108,24 @@ def test_queries_at_random(bundle: Path, capsys: Captured) -> None:
 
 
 def test_markdown_holds_figures_machine_and_reasons(bundle: Path, capsys: Captured) -> None:
-    found = _timed(bundle, capsys, "--batch", "1,2", "--streams", "2")
-    lines = as_markdown(_result(found)).splitlines()
+    values = _timed(bundle, capsys, "--batch", "1,2", "--streams", "2")
+    lines = as_markdown(_result(values)).splitlines()
     assert lines[0].startswith("| batch | streams | p50 ms | 95 % interval |")
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert widths == {11}
     assert len([line for line in lines if line.startswith("| ")]) == 4
     assert any(line.startswith("- batch 1, streams 2: too short") for line in lines)
-    assert found["device"]["cpu"] in as_markdown(_result(found))
+    assert values["device"]["cpu"] in as_markdown(_result(values))
     assert run(["benchmark", str(bundle), *SHORT, "--allow-invalid", "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("| batch | p50 ms |")
 
 
 def test_what_a_board_tells_is_in_the_text(bundle: Path, capsys: Captured) -> None:
-    found = _timed(bundle, capsys, "--layers")
-    device = found["device"] | {"jetson": "Orin NX", "power_mode": "25W", "sensors_denied": ["/s"]}
+    values = _timed(bundle, capsys, "--layers")
+    device = values["device"] | {"jetson": "Orin NX", "power_mode": "25W", "sensors_denied": ["/s"]}
     device["clocks"] = {"gpu": {"governor": None, "min_mhz": 1.0, "max_mhz": 1.0, "held": True}}
-    one = found["runs"][0] | {"energy": ENERGY, "verdict": "VALID", "reasons": []}
-    text = as_text(_result({**found, "verdict": "VALID", "runs": [one], "device": device}))
+    one = values["runs"][0] | {"energy": ENERGY, "verdict": "VALID", "reasons": []}
+    text = as_text(_result({**values, "verdict": "VALID", "runs": [one], "device": device}))
     assert text.startswith("VALID")
     assert "power mode 25W, clocks held: gpu" in text
     assert "3.25" in text
@@ -132,8 +134,8 @@ def test_what_a_board_tells_is_in_the_text(bundle: Path, capsys: Captured) -> No
 
 
 def test_a_power_mode_that_this_machine_cannot_be_in(bundle: Path, capsys: Captured) -> None:
-    found = _timed(bundle, capsys, "--power-mode", "MAXN")
-    assert any("power mode MAXN is required" in reason for reason in found["runs"][0]["reasons"])
+    values = _timed(bundle, capsys, "--power-mode", "MAXN")
+    assert any("power mode MAXN is required" in reason for reason in values["runs"][0]["reasons"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -148,20 +150,22 @@ def test_what_has_run_survives_a_stop(
     log = bundle.parent / "log.jsonl"
     line = ["benchmark", str(bundle), "--engine", "fp32", "--duration", "1h", "--json"]
     assert run([*line, "--log", str(log)]) == 130
-    said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert "interrupted: what had run is above" in said.err
-    assert found["interrupted"] is True
-    assert found["runs"][0]["runs"] > 0
-    assert "stopped before its time" in found["runs"][0]["reasons"]
-    assert json.loads((bundle / "reports" / "benchmark-fp32-onnxruntime.json").read_text()) == found
+    message = capsys.readouterr()
+    values = json.loads(message.out)
+    assert "interrupted: what had run is above" in message.err
+    assert values["interrupted"] is True
+    assert values["runs"][0]["runs"] > 0
+    assert "stopped before its time" in values["runs"][0]["reasons"]
+    assert (
+        json.loads((bundle / "reports" / "benchmark-fp32-onnxruntime.json").read_text()) == values
+    )
     rows = [json.loads(row) for row in log.read_text().splitlines()]
-    assert abs(sum(row["runs"] for row in rows) - found["runs"][0]["runs"]) <= 1
+    assert abs(sum(row["runs"] for row in rows) - values["runs"][0]["runs"]) <= 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         (["--batch", "0"], 2, "from 1 up"),
         (["--batch", "1,x"], 2, "from 1 up"),
@@ -180,14 +184,14 @@ def test_what_has_run_survives_a_stop(
     ],
 )
 def test_bad_input_is_said_at_once(
-    args: list[str], code: int, said: str, bundle: Path, capsys: Captured
+    args: list[str], code: int, message: str, bundle: Path, capsys: Captured
 ) -> None:
     before = (bundle / "bundle.json").read_bytes()
     begin = time.monotonic()
     assert run(["benchmark", str(bundle), "--engine", "fp32", *args, "-q"]) == code
     assert time.monotonic() - begin < 8  # not after the ten seconds of a run
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     assert (bundle / "bundle.json").read_bytes() == before
 

@@ -31,22 +31,22 @@ def test_export_makes_the_normal_form(exported: Path, capsys: Captured) -> None:
     assert [value.name for value in model.graph.input] == ["face"]
     assert [value.name for value in model.graph.output] == ["embedding"]
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
-    found = asked(capsys, "inspect", str(exported))
-    assert found["embedding_dim"] == 32
-    assert found["problems"] == []
-    assert {"model.onnx", "golden.npz"} <= set(found["files"])
+    result = asked(capsys, "inspect", str(exported))
+    assert result["embedding_dim"] == 32
+    assert result["problems"] == []
+    assert {"model.onnx", "golden.npz"} <= set(result["files"])
 
 
 def test_calibrate_within_a_budget_shows_what_it_tried(bundle: Path, capsys: Captured) -> None:
     start = ("calibrate", str(bundle), "--faces", "synthetic:16x2@5", "-q")
     report = json.loads((bundle / "reports/calibration.json").read_text())
     worst = report["judged"]["cosine"]["min"]
-    found = asked(capsys, *start, "--min-cosine", str((3 * worst + 1) / 4))
-    assert len(found["trials"]) > 1
+    result = asked(capsys, *start, "--min-cosine", str((3 * worst + 1) / 4))
+    assert len(result["trials"]) > 1
     if not asked(capsys, "doctor")["backends"]["tensorrt"]["ready"]:
-        assert found["time_source"].endswith("counted")
-    assert found["trials"][-1]["loss"] == found["judged"]
-    assert found["kept_float"]["accuracy budget"] == len(found["trials"][-1]["float_layers"])
+        assert result["time_source"].endswith("counted")
+    assert result["trials"][-1]["loss"] == result["judged"]
+    assert result["kept_float"]["accuracy budget"] == len(result["trials"][-1]["float_layers"])
     assert run([*start, "--min-cosine", str((3 * worst + 1) / 4)]) == 0
     text = capsys.readouterr().out
     assert re.search(r"MACs in INT8 +left out +time .*TAR drop at 0.0001", text)
@@ -69,8 +69,8 @@ def test_a_budget_says_where_its_times_come_from(bundle: Path, capsys: Captured)
 def test_timing_engines_without_a_budget_or_a_backend(bundle: Path, capsys: Captured) -> None:
     start = ("calibrate", str(bundle), "--faces", "synthetic:16x2@5")
     before = (bundle / "bundle.json").read_bytes()
-    found = asked(capsys, *start, "--backend", "onnxruntime", code=2)
-    assert "--max-tar-drop" in found["error"]
+    result = asked(capsys, *start, "--backend", "onnxruntime", code=2)
+    assert "--max-tar-drop" in result["error"]
     start = (*start, "--min-cosine", "0", "--backend")
     assert "no backend 'tpu'" in asked(capsys, *start, "tpu", code=2)["error"]
     if not asked(capsys, "doctor")["backends"]["tensorrt"]["ready"]:
@@ -118,10 +118,10 @@ def constants_rows(constants: Any, makers: Any, name: str) -> int:
 
 def test_int8_differs_from_fp32_but_not_by_much(bundle: Path, capsys: Captured) -> None:
     for precision in ("fp32", "int8"):
-        found = asked(capsys, "build-engine", str(bundle), f"--{precision}")
-        assert found["precision"] == precision
-        assert found["backend"] == "onnxruntime"
-        assert bool(found["layers"]["int8"]) == (precision == "int8")
+        result = asked(capsys, "build-engine", str(bundle), f"--{precision}")
+        assert result["precision"] == precision
+        assert result["backend"] == "onnxruntime"
+        assert bool(result["layers"]["int8"]) == (precision == "int8")
     opened, faces = open_bundle(bundle), open_faces(PEOPLE)
     fp32, int8 = (embed_faces(open_session(opened, name), faces) for name in ("fp32", "int8"))
     unit = [e / np.linalg.norm(e, axis=1, keepdims=True) for e in (fp32, int8)]
@@ -133,47 +133,47 @@ def test_embed_verify_evaluate_benchmark_report(
     bundle: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     out = tmp_path / "e.npz"
-    found = asked(capsys, "embed", str(bundle), "--faces", PEOPLE, "--out", str(out))
-    assert (found["faces"], found["dim"], found["identities"]) == (96, 32, 24)
+    result = asked(capsys, "embed", str(bundle), "--faces", PEOPLE, "--out", str(out))
+    assert (result["faces"], result["dim"], result["identities"]) == (96, 32, 24)
     with np.load(out) as data:
         assert data["embeddings"].shape == (96, 32)
         assert data["embeddings"].dtype == np.float32
         assert len(set(data["keys"].tolist())) == 96
         assert data["labels"].tolist() == [i // 4 for i in range(96)]
 
-    found = asked(capsys, "verify", str(bundle), "--engine", "int8", "--faces", PEOPLE)
-    assert found["passed"] is True
-    assert found["cosine"]["min"] <= found["cosine"]["p1"] <= found["cosine"]["mean"] < 1
-    assert set(found["tar"]["1e-2"]) >= {"reference", "engine", "delta"}
-    assert all(gate["passed"] for gate in found["gates"])
+    result = asked(capsys, "verify", str(bundle), "--engine", "int8", "--faces", PEOPLE)
+    assert result["passed"] is True
+    assert result["cosine"]["min"] <= result["cosine"]["p1"] <= result["cosine"]["mean"] < 1
+    assert set(result["tar"]["1e-2"]) >= {"reference", "engine", "delta"}
+    assert all(gate["passed"] for gate in result["gates"])
 
-    found = asked(capsys, "evaluate", str(bundle), "--protocol", PEOPLE, "--engine", "int8")
-    assert 0.4 <= found["accuracy"] <= 1
-    assert found["pairs"] == {"genuine": 24 * 6, "impostor": 96 * 95 // 2 - 24 * 6}
-    assert found["tar_at_far"]["1e-6"] is None  # 4,416 impostor pairs do not resolve it
-    assert set(found["tar_at_far"]) == set(found["threshold_at_far"])
+    result = asked(capsys, "evaluate", str(bundle), "--protocol", PEOPLE, "--engine", "int8")
+    assert 0.4 <= result["accuracy"] <= 1
+    assert result["pairs"] == {"genuine": 24 * 6, "impostor": 96 * 95 // 2 - 24 * 6}
+    assert result["tar_at_far"]["1e-6"] is None  # 4,416 impostor pairs do not resolve it
+    assert set(result["tar_at_far"]) == set(result["threshold_at_far"])
 
-    found = asked(
+    result = asked(
         capsys, "benchmark", str(bundle), "--engine", "int8", "--batch", "1,3",
         "--duration", "0.5", "--allow-invalid",
     )  # fmt: skip
-    assert [run["batch"] for run in found["runs"]] == [1, 3]
-    for timed in found["runs"]:
+    assert [run["batch"] for run in result["runs"]] == [1, 3]
+    for timed in result["runs"]:
         latency = timed["latency_ms"]
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
         assert timed["verdict"] in ("VALID", "INVALID")
         assert bool(timed["reasons"]) == (timed["verdict"] == "INVALID")
 
-    found = asked(capsys, "report", str(bundle))
-    page = Path(found["report"]).read_text()
+    result = asked(capsys, "report", str(bundle))
+    page = Path(result["report"]).read_text()
     assert page.lower().startswith("<!doctype html>")
     assert not re.search(r"(src|href)=.?https?:|url\(.?https?:|@import", page)  # opens offline
 
 
 def test_a_gate_that_fails_exits_1(bundle: Path, capsys: Captured) -> None:
-    found = asked(capsys, "verify", str(bundle), "--min-cosine", "0.999999", code=1)
-    assert found["passed"] is False
-    assert [gate["passed"] for gate in found["gates"] if gate["name"] == "min cosine"] == [False]
+    result = asked(capsys, "verify", str(bundle), "--min-cosine", "0.999999", code=1)
+    assert result["passed"] is False
+    assert [gate["passed"] for gate in result["gates"] if gate["name"] == "min cosine"] == [False]
 
 
 def test_int8_is_never_calibrated_on_nothing(exported: Path, capsys: Captured) -> None:
@@ -192,11 +192,11 @@ def test_a_backend_this_machine_lacks_exits_3(
             if command == "build-engine"
             else ["--faces", PEOPLE, "--out", str(tmp_path / "e.npz")]
         )
-        found = asked(capsys, command, str(bundle), *rest, "--backend", "tensorrt", code=3)
-        assert "tensorrt" in found["error"]
+        result = asked(capsys, command, str(bundle), *rest, "--backend", "tensorrt", code=3)
+        assert "tensorrt" in result["error"]
 
 
 def test_doctor_says_what_there_is(capsys: Captured) -> None:
-    found = asked(capsys, "doctor")
-    assert found["backends"]["onnxruntime"]["ready"] is True
-    assert {"backends", "gpu", "jetson", "problems"} <= set(found)
+    result = asked(capsys, "doctor")
+    assert result["backends"]["onnxruntime"]["ready"] is True
+    assert {"backends", "gpu", "jetson", "problems"} <= set(result)

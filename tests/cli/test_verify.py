@@ -36,9 +36,9 @@ def test_embeddings_go_only_where_they_belong(
     assert run(["verify", str(bundle), "--reference", file, *args]) == 4
     assert "made by the int8 engine" in capsys.readouterr().err
     assert run(["verify", str(bundle), "--teacher", file, "--far", "1e-2", *args]) == 0
-    said = capsys.readouterr().out
-    assert "people enrolled with the teacher (e.npz): keep the gallery" in said
-    assert "match threshold at FAR 1e-2: original" in said
+    message = capsys.readouterr().out
+    assert "people enrolled with the teacher (e.npz): keep the gallery" in message
+    assert "match threshold at FAR 1e-2: original" in message
 
 
 def test_each_protocol_keeps_its_report(bundle: Path, capsys: Captured) -> None:
@@ -48,6 +48,6 @@ def test_each_protocol_keeps_its_report(bundle: Path, capsys: Captured) -> None:
     kept = sorted(path.name[:-14] for path in (bundle / "reports").glob("evaluate-*"))
     assert kept == ["evaluate-int8-synthetic-12x3-4", "evaluate-int8-synthetic-24x3"]
     assert run(["compare", str(bundle), str(bundle)]) == 0
-    said = capsys.readouterr().out
-    assert "evaluate int8 synthetic:12x3@4: TAR at 1e-2" in said
-    assert " to " in said  # intervals
+    message = capsys.readouterr().out
+    assert "evaluate int8 synthetic:12x3@4: TAR at 1e-2" in message
+    assert " to " in message  # intervals
