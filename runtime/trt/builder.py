@@ -13,7 +13,7 @@ from ...errors import MachineError, ModelError
 from ..machine.backends import MODULES
 from .config import EngineOptions, configure, set_timing_cache, strongly_typed
 from .errors import explain_refusal, out_of_memory
-from .layers import EngineLayer, layers_in_json, layers_in_log
+from .layers import EngineLayer, count_untyped, layers_in_json, layers_in_log
 
 if TYPE_CHECKING:
     import tensorrt
@@ -138,7 +138,7 @@ def _compile(
             raise _NoMemory
         raise explain_refusal("build", log.problems)
     plan = bytes(serialized)
-    layers = layers_in_log(log.table) or _inspected(trt, log, plan)
+    layers = _layers(trt, log, plan, options)
     cache = b"" if timing_cache is None else bytes(config.get_timing_cache().serialize())
     return Compiled(plan, tuple(layers), cache)
 
@@ -171,13 +171,50 @@ def _parsed(
     return network
 
 
-def _inspected(trt: Any, log: Any, plan: bytes) -> list[EngineLayer]:
-    """The layer table from the engine itself; loading it needs the GPU that just built it."""
-    engine: tensorrt.ICudaEngine | None = trt.Runtime(log).deserialize_cuda_engine(plan)
+def _layers(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[EngineLayer]:
+    """The layers by the log, or by the engine's inspector where the log lacks types."""
+    logged = layers_in_log(log.table)
+    if logged and not count_untyped(logged):
+        return logged
+    inspected = _inspected(trt, log, plan, options)
+    return max(inspected, logged, key=lambda rows: len(rows) - count_untyped(rows))
+
+
+def _inspected(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[EngineLayer]:
+    """The layer table from the engine itself; loading it needs the GPU that just built it.
+
+    Of an engine with a dynamic batch the inspector reports types only for a context whose input
+    has a shape (NvInferRuntime.h, `IEngineInspector::setExecutionContext`).
+    """
+    runtime = open_runtime(trt, log, host_code=options.version_compatible)
+    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return []
     inspector = engine.create_engine_inspector()
+    context: tensorrt.IExecutionContext | None = engine.create_execution_context()
+    if context is not None:
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        face = next(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
+        shape = tuple(engine.get_tensor_profile_shape(face, 0)[1])
+        if context.set_input_shape(face, shape):
+            inspector.execution_context = context
     return layers_in_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def open_runtime(trt: Any, log: Any, *, host_code: bool) -> "tensorrt.Runtime":
+    """A runtime that loads plans.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        log: A logger; it must live as long as the runtime.
+        host_code: Whether plans may bring code that runs on the CPU, as version-compatible ones do
+            (they carry NVIDIA's lean runtime). Only for a plan from a source that is trusted: it
+            can do whatever this program can.
+    """
+    runtime: tensorrt.Runtime = trt.Runtime(log)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    return runtime
 
 
 def _one_line(error: "tensorrt.ParserError") -> str:
@@ -206,7 +243,7 @@ def recorder(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (self.Severity.INTERNAL_ERROR, self.Severity.ERROR):
                 self.problems.append(message)
-            elif ", LayerType: " in message:
-                self.table = message
+            elif ", LayerType: " in message:  # one message of all layers, or one for each
+                self.table = message if "\nName: " in message else f"{self.table}\n{message}"
 
     return Recorder()

@@ -24,7 +24,7 @@ from ..machine.device import find_gpus
 from .builder import Compiled, compile_plan, load_library
 from .calibrator import cached_calibrator
 from .config import EngineOptions, strongly_typed
-from .layers import count_precisions, node_precisions, reformats
+from .layers import UNKNOWN, count_precisions, node_precisions, reformats
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def build_plan(
 
     Raises:
         ModelError: TensorRT refuses the network.
-        GateFailed: An INT8 engine computes no convolution in INT8.
+        GateFailed: An INT8 engine computes no convolution in INT8, or it is not known whether.
         MachineError: The library or the GPU does not suffice.
     """
     trt = load_library(backend)
@@ -62,6 +62,7 @@ def build_plan(
     precisions = node_precisions(model, compiled.layers)
     if precision == "int8":
         _require_int8(model, precisions)
+        _log_refused(model, precisions)
     layers = count_precisions(precisions.values())
     facts = {
         MODULES[backend]: str(trt.__version__),
@@ -140,14 +141,47 @@ def _serialized(model: ModelProto, implicit: bool) -> bytes:
 
 
 def _require_int8(model: ModelProto, precisions: Mapping[str, str]) -> None:
+    """An INT8 engine must be known to compute in INT8; "not reported" is not "not INT8"."""
     kind = "Conv" if any(node.op_type == "Conv" for node in model.graph.node) else "Gemm"
     names = [node.name for node in model.graph.node if node.op_type == kind]
-    if not any(precisions.get(name) == "int8" for name in names):
+    states = [precisions.get(name, UNKNOWN) for name in names]
+    if "int8" in states:
+        return
+    if unknown := states.count(UNKNOWN):
         raise GateFailed(
-            f"none of the engine's {len(names)} {kind} layers computes in INT8"
-            + ("" if precisions else ": TensorRT did not report its layers"),
-            "calibrate again and look at what it keeps in float: `fr-edge inspect BUNDLE`",
+            f"whether the engine computes in INT8 is not known: TensorRT reports the precision of"
+            f" {len(names) - unknown} of its {len(names)} {kind} layers, and none of these is INT8",
+            "build for one batch size, --batch 8,8,8, of which TensorRT reports more; free GPU"
+            " memory if there is little: the inspector needs an execution context",
         )
+    counts = ", ".join(f"{n} {name.upper()}" for name, n in count_precisions(states).items() if n)
+    raise GateFailed(
+        f"none of the engine's {len(names)} {kind} layers computes in INT8: {counts}",
+        "calibrate again and look at what it keeps in float: `fr-edge inspect BUNDLE`; if that is"
+        " little, this TensorRT finds FP16 faster: `fr-edge build-engine BUNDLE --fp16`",
+    )
+
+
+def _log_refused(model: ModelProto, precisions: Mapping[str, str]) -> None:
+    """Name the layers that the network wants in INT8 and that TensorRT built otherwise."""
+    dequantized = {
+        output
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        for output in node.output
+    }
+    for node in weighted_nodes(model):
+        built = precisions.get(node.name, "int8")
+        if node.input[0] in dequantized and built not in ("int8", UNKNOWN):
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            reason = (
+                "few TensorRT versions have INT8 kernels for grouped convolutions"
+                if groups > 1
+                else "TensorRT has no INT8 kernel for it, or measured this one as faster"
+            )
+            logger.warning(
+                "%s was to be INT8 and computes in %s: %s", node.name, built.upper(), reason
+            )
 
 
 def _log_layers(

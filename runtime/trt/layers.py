@@ -1,7 +1,9 @@
 """The layers of a compiled engine and the precisions they compute in, as TensorRT reports them.
 
 There are two sources: the builder's detailed log (the only one without a GPU) and the JSON of the
-engine inspector. Only their text is read here; the library is not loaded.
+engine inspector. Only their text is read here; the library is not loaded. Of an engine with a
+dynamic batch both may leave out the tensors' types; then those of the weights count, then the
+kernel's name, else the precision is unknown.
 """
 
 import json
@@ -14,6 +16,8 @@ from typing import Any
 from onnx import ModelProto
 
 from ...graph.layers import weighted_nodes
+
+UNKNOWN = "unknown"
 
 _PRECISIONS = ("int8", "fp16", "fp32")
 
@@ -28,7 +32,19 @@ _TYPES = {
     "fp32": r"float|fp32",
 }
 
+_NOT_REPORTED = re.compile(r"N/A\b|^\s*$", re.IGNORECASE)  # "N/A due to dynamic shapes"
+
+_TACTICS = {
+    "int8": r"i8i8|i8i32|i8f32|imma|int8",
+    "fp16": r"f16f16|h16816|h1688|h884|hmma|fp16",
+    "fp32": r"f32f32|sgemm|ffma|fp32",
+}
+"""Types in the names of NVIDIA's kernels: ..._i8i8_i8i32_f32_... multiplies INT8."""
+
 _PART = re.compile(r", (Inputs|Constants|Outputs): \[")
+
+_WEIGHTS = re.compile(r'"?Weights"?: \{[^}]*?"?\bType"?: "?(\w+)')
+"""TensorRT 10 writes `Weights: {"Type": "Int8", ...}`, 8 and RTX `Weights: {Type: Int8, ...}`."""
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
@@ -44,6 +60,7 @@ class EngineLayer:
         weights: Types of its weights.
         outputs: Types of its outputs.
         nodes: ONNX nodes that it computes at least a part of.
+        tactic: Name of its kernel, "" where none is reported.
     """
 
     name: str
@@ -52,11 +69,19 @@ class EngineLayer:
     weights: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[str, ...]
+    tactic: str = ""
 
     @property
     def precision(self) -> str:
-        """The type that it multiplies: its data's, and its weights' if it has any."""
-        types = {*self.inputs[:1], *self.weights[:1]}
+        """The type that it multiplies: its data's, and its weights' if it has any.
+
+        `UNKNOWN` where TensorRT reports neither of them, and its kernel's name has no type.
+        """
+        types = {*self.inputs[:1], *self.weights[:1]} - {UNKNOWN}
+        if not types:
+            return next(
+                (t for t, words in _TACTICS.items() if re.search(words, self.tactic)), UNKNOWN
+            )
         return types.pop() if len(types) == 1 else "fp32" if "fp32" in types else "mixed"
 
 
@@ -102,6 +127,15 @@ def node_precisions(model: ModelProto, layers: Sequence[EngineLayer]) -> dict[st
     return {name: precisions[name] for name in names if name in precisions}
 
 
+def count_untyped(layers: Sequence[EngineLayer]) -> int:
+    """How many layers lack the type of their data, or that of their weights.
+
+    Args:
+        layers: The engine's.
+    """
+    return sum(UNKNOWN in {*layer.inputs[:1], *layer.weights[:1]} for layer in layers)
+
+
 def count_precisions(precisions: Iterable[str]) -> dict[str, int]:
     """Count precisions.
 
@@ -129,11 +163,18 @@ def _from_line(line: str) -> EngineLayer:
     types = {key: _types_in(body.split("}]", 1)[0]) for key, body in parts.items()}
     name, kind = head.removeprefix("Name: ").rsplit(", LayerType: ", 1)
     weights = types.get("Constants", ())
-    if cask := re.search(r"Weights: \{[^}]*Type: (\w+)", line):
+    if cask := _WEIGHTS.search(line):
         weights = (_type(cask[1]),)
+    tactic = re.search(r"TacticName: ([^,]*)", line)
     nodes = tuple(_NODE.findall(line)) or tuple(name.split(" + "))
     return EngineLayer(
-        name, kind, types.get("Inputs", ()), weights, types.get("Outputs", ()), nodes
+        name,
+        kind,
+        types.get("Inputs", ()),
+        weights,
+        types.get("Outputs", ()),
+        nodes,
+        tactic[1] if tactic else "",
     )
 
 
@@ -149,7 +190,15 @@ def _from_object(row: dict[str, Any]) -> EngineLayer:
         for key in ("Inputs", "Outputs")
     )
     nodes = tuple(_NODE.findall(str(row.get("Metadata", "")))) or tuple(name.split(" + "))
-    return EngineLayer(name, str(row.get("LayerType", "")), inputs, tuple(weights), outputs, nodes)
+    return EngineLayer(
+        name,
+        str(row.get("LayerType", "")),
+        inputs,
+        tuple(weights),
+        outputs,
+        nodes,
+        str(row.get("TacticName", "")),
+    )
 
 
 def _types_in(body: str) -> tuple[str, ...]:
@@ -157,6 +206,8 @@ def _types_in(body: str) -> tuple[str, ...]:
 
 
 def _type(text: str) -> str:
+    if _NOT_REPORTED.search(text):
+        return UNKNOWN
     for name, pattern in _TYPES.items():
         if re.search(pattern, text, re.IGNORECASE):
             return name

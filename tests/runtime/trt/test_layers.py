@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 from fr_edge.runtime.trt.layers import (
     EngineLayer,
     count_precisions,
+    count_untyped,
     layers_in_json,
     layers_in_log,
     node_precisions,
@@ -63,7 +64,7 @@ def test_each_node_has_the_precision_it_was_built_in(layers):
 def test_the_log_is_read_field_by_field():
     layers = layers_in_log(LOG)
     assert layers[1] == EngineLayer(
-        "requantise [a]", "kgen", ("fp32",), ("fp32",), ("int8",), ("x_Q", "Conv_1")
+        "requantise [a]", "kgen", ("fp32",), ("fp32",), ("int8",), ("x_Q", "Conv_1"), "t"
     )
     assert layers[2].weights == ("int8", "fp32")
     assert layers[0].inputs == layers[0].outputs == ()
@@ -77,6 +78,45 @@ def test_reformats_are_counted():
 def test_an_inspector_without_details_tells_nothing():
     assert layers_in_json('{"Layers": ["Conv_1 + PRelu_2", "Conv_2"]}') == []
     assert layers_in_json('{"Bindings": []}') == []
+
+
+LOG_10 = """Layers:
+Name: Conv_1, LayerType: CaskConvolution, Inputs: [ { Name: q, Location: Device, Dimensions: [-1,3,8,8], Format/Datatype: %s }], Outputs: [ { Name: y, Location: Device, Dimensions: [-1,8,4,4], Format/Datatype: %s }], ParameterType: Convolution, Kernel: [3,3], Weights: %s, Bias: {"Type": "Float", "Count": 8}, Activation: NONE, TacticName: %s, TacticValue: 0x1, StreamId: 0, Metadata: [ONNX Layer: Conv_1]
+"""
+NOT_TOLD = "N/A due to dynamic shapes"
+INT8_FORM = "Thirty-two wide channel vectorized row major Int8 format"
+
+
+@pytest.mark.parametrize(
+    ("form", "weights", "tactic", "precision"),
+    [
+        (INT8_FORM, '{"Type": "Int8", "Count": 864}', "t", "int8"),
+        (INT8_FORM, "{Type: Int8, Count: 864}", "t", "int8"),
+        (NOT_TOLD, '{"Type": "Int8", "Count": 864}', "t", "int8"),
+        (NOT_TOLD, '{"Count": 864, "Type": "Half"}', "t", "fp16"),
+        (NOT_TOLD, "{}", "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32", "int8"),
+        (NOT_TOLD, "{}", "ampere_first_layer_filter3x3_imma_fwd", "int8"),
+        (NOT_TOLD, "{}", "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16", "fp16"),
+        (NOT_TOLD, "{}", "", "unknown"),
+        ("Row major linear FP32", '{"Type": "Float", "Count": 864}', "t", "fp32"),
+    ],
+)
+def test_what_is_not_reported_is_unknown_not_float(form, weights, tactic, precision):
+    logged = layers_in_log(LOG_10 % (form, form, weights, tactic))
+    pairs = (part.split(": ") for part in weights.strip("{}").replace('"', "").split(", ") if part)
+    row = {
+        "Name": "Conv_1",
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Name": "q", "Format/Datatype": form}],
+        "Outputs": [{"Name": "y", "Format/Datatype": form}],
+        "Weights": dict(pairs),
+        "TacticName": tactic,
+    }
+    inspected = layers_in_json(json.dumps({"Layers": [row]}))
+    for layers in (logged, inspected):
+        assert [layer.precision for layer in layers] == [precision]
+        assert count_untyped(layers) == (form == NOT_TOLD)
+        assert node_precisions(model(), layers) == {"Conv_1": precision}
 
 
 def test_counts_always_name_the_three():
