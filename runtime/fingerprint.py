@@ -14,7 +14,7 @@ from ..bundle.manifest import Bundle
 from ..documents import convert, decode_json
 from ..errors import BundleError, DataError, MachineError
 from .machine.backends import COMPILE_ONLY, MODULES, library_version, same_version
-from .machine.device import describe_device, find_gpus
+from .machine.device import describe_device, selected_gpu
 
 SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 PRECISIONS = tuple(SOURCES)
@@ -76,7 +76,7 @@ def machine_fingerprint(backend: str) -> dict[str, Any]:
         return {**facts, "cpu": device.cpu}
     if backend in COMPILE_ONLY:  # built for a list of compute capabilities, not for this machine
         return facts
-    gpu = next(iter(find_gpus().gpus), None)
+    gpu = selected_gpu()
     return {
         **facts,
         "gpu": device.jetson or (gpu.name if gpu else ""),

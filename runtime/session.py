@@ -201,6 +201,7 @@ def _open_engine(
             file=name,
             expected_sha256=sha256,
             int8_layers=facts["layers"].get("int8", 0),
+            version_compatible=bool(facts.get("version_compatible")),
         )
     return CpuSession(
         path,

@@ -3,9 +3,12 @@
 This project has not run it on a GPU yet; the tests marked `gpu` do on a machine that has one.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -20,17 +23,40 @@ from .cuda.interface import Buffer, Cuda, open_cuda
 from .fingerprint import read_expected
 from .onnxruntime_session import check_images, check_inputs
 from .profile import DeviceTimes, LayerTime
-from .trt.builder import load_library, recorder
+from .trt.builder import load_library, open_runtime, recorder
 
 if TYPE_CHECKING:
     import tensorrt
 
 
+logger = logging.getLogger(__name__)
+
+_MAX_GRAPHS = 8  # batch sizes with a graph; each has a context, and with it memory of its own
+_MAX_REPLAY_ERROR = 0.01  # of the largest number; kernels may add up in another order
+
+
+@dataclass
+class _Context:
+    """TensorRT's execution context, and the batch size that its input shape has now."""
+
+    trt: "tensorrt.IExecutionContext"
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """A recorded CUDA graph, and the context that has to live as long."""
+
+    context: _Context
+    launch: Callable[[], None]
+
+
 class GpuSession:
     """A `runtime.session.Session` on one GPU; from any thread, one call at a time.
 
-    A batch size that comes again is recorded as a CUDA graph and replayed, where the CUDA package
-    has graphs.
+    A batch size that comes again is recorded as a CUDA graph, with an execution context of its own
+    as NVIDIA advises, and replayed; where the CUDA package has no graphs, memory does not suffice
+    for the context, or the first replay does not repeat the plain run, it is queued call by call.
 
     Attributes: those of `Session`.
     """
@@ -45,6 +71,7 @@ class GpuSession:
         file: str = "",
         expected_sha256: str = "",
         int8_layers: int = 0,
+        version_compatible: bool = False,
     ) -> None:
         """Load a plan onto the GPU.
 
@@ -56,6 +83,9 @@ class GpuSession:
             file: The file's name for reports; by default that of `path`.
             expected_sha256: Of the plan's bytes; "" accepts any.
             int8_layers: Layers with INT8 weights.
+            version_compatible: The plan carries NVIDIA's lean runtime, that is code for the CPU.
+                TensorRT may load it only if `expected_sha256` is given: the plan is then the one of
+                the bundle's manifest, as trusted as the bundle.
 
         Raises:
             BundleError: The plan's sha256 is not the expected one.
@@ -70,15 +100,19 @@ class GpuSession:
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._cuda.current():
-                self._load(load_library(backend), plan)
+                trusted = version_compatible and bool(expected_sha256)
+                self._load(load_library(backend), plan, host_code=trusted)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: Any, plan: bytes) -> None:
+    def _load(self, trt: Any, plan: bytes, *, host_code: bool) -> None:
         assert self._cuda is not None  # for the type checker: `__init__` opened it
-        self._log = log = recorder(trt)
-        self._runtime: tensorrt.Runtime = trt.Runtime(log)
+        self._trt, self._log = trt, recorder(trt)
+        log = self._log
+        if host_code:
+            logger.info("%s is version-compatible: the code that it carries is loaded", self.file)
+        self._runtime = open_runtime(trt, log, host_code=host_code)
         engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise MachineError(
@@ -94,14 +128,6 @@ class GpuSession:
         self._shape = tuple(int(largest[i]) for i in range(1, len(largest)))
         self.dim = int(engine.get_tensor_shape(self._embedding)[1])
         self._engine = engine
-        context: tensorrt.IExecutionContext | None = engine.create_execution_context()
-        if context is None:
-            raise MachineError(
-                f"the GPU has too little memory to run {self.file}: {' '.join(log.problems)[:400]}",
-                "close other programs, or build with a smaller --batch",
-            )
-        self._context = context
-        self._count = 0
         # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
         uint8 = getattr(trt.DataType, "UINT8", None)
         self.uint8_input = engine.get_tensor_dtype(self._face) == uint8
@@ -109,10 +135,38 @@ class GpuSession:
         self._bytes = self._type.itemsize * prod(self._shape)
         self._faces: Buffer = self._cuda.buffer(self._max * self._bytes)
         self._embeddings: Buffer = self._cuda.buffer(4 * self._max * self.dim)
-        self._context.set_tensor_address(self._face, self._faces.address)
-        self._context.set_tensor_address(self._embedding, self._embeddings.address)
         self._stream = self._cuda.stream()
-        self._graphs: dict[int, Callable[[], None] | None] = {}
+        self._plain: _Context | None = self._new_context()
+        self._replays: dict[int, _Replay | None] = {}
+        self._records = True
+
+    def _new_context(self) -> "_Context":
+        """An execution context of the engine's profile that reads and writes the buffers."""
+        context: tensorrt.IExecutionContext | None = self._engine.create_execution_context()
+        if context is None:
+            raise MachineError(
+                f"the GPU has too little memory to run {self.file}: {self._problems()}",
+                "close other programs, or build with a smaller --batch",
+            )
+        # TensorRT 8 gives the profile to the first context only.
+        if context.active_optimization_profile != 0:
+            done = context.set_optimization_profile_async(0, self._stream)
+            self._require(done, "set the optimisation profile")
+        # Built with details, so that layers can be inspected; at run time they cost latency.
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
+        for name, buffer in ((self._face, self._faces), (self._embedding, self._embeddings)):
+            self._require(context.set_tensor_address(name, buffer.address), f"bind {name!r}")
+        return _Context(context)
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            raise MachineError(
+                f"TensorRT could not {what} of {self.file}: {self._problems()}",
+                f"build it again on this machine: `fr-edge build-engine BUNDLE --{self.precision}`",
+            )
+
+    def _problems(self) -> str:
+        return " ".join(self._log.problems)[-400:] or "it gives no reason"
 
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
@@ -150,36 +204,75 @@ class GpuSession:
         """At most the profile's largest batch; below its smallest the rest of the buffer is old data."""
         count = max(len(faces), self._min)
         self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
-        first, launch = count not in self._graphs, self._graphs.get(count)
-        if launch is None:
-            self._queue(cuda, count)
+        if replay := self._replays.get(count):
+            replay.launch()
         else:
-            launch()
+            self._queue(cuda, self._plain_context(), count)
         cuda.wait(self._stream)
-        if first:  # after a plain run: TensorRT sets up what may not be recorded
-            self._graphs[count] = cuda.record(self._stream, lambda: self._queue(cuda, count))
         out[:] = self._embeddings.array.view(np.float32)[: out.size].reshape(out.shape)
+        if count not in self._replays:
+            self._replays[count] = self._record(cuda, count)
 
-    def _queue(self, cuda: Cuda, count: int, mark: Callable[[], None] = lambda: None) -> None:
+    def _plain_context(self) -> "_Context":
+        if self._plain is None:
+            self._plain = self._new_context()
+        return self._plain
+
+    def _record(self, cuda: Cuda, count: int) -> "_Replay | None":
+        """Record the run that has just been; None where that is not possible."""
+        if not self._records or len(self._replays) >= _MAX_GRAPHS:
+            return None
+        size = 4 * count * self.dim
+        expected = self._embeddings.array[:size].view(np.float32).copy()
+        try:
+            context = self._new_context()
+            # A run before: TensorRT sets up what may not be recorded.
+            self._queue(cuda, context, count)
+            cuda.wait(self._stream)
+            launch = cuda.record(self._stream, lambda: self._queue(cuda, context, count))
+        except MachineError as error:
+            logger.info("batch %d is queued call by call, not replayed: %s", count, error.message)
+            return None
+        if launch is None:
+            self._records = cuda.name != "pycuda"
+            return None
+        self._embeddings.array[:size] = 0xFF  # not a number
+        cuda.push(self._embeddings, size, self._stream)
+        launch()
+        cuda.wait(self._stream)
+        replayed = self._embeddings.array[:size].view(np.float32)
+        largest = float(np.abs(expected).max())
+        if not np.abs(replayed - expected).max() <= _MAX_REPLAY_ERROR * largest:
+            logger.warning(
+                "the CUDA graph of batch %d does not compute what the same run computes without it;"
+                " runs are queued call by call",
+                count,
+            )
+            self._records = False
+            return None
+        return _Replay(context, launch)
+
+    def _queue(
+        self, cuda: Cuda, context: "_Context", count: int, mark: Callable[[], None] = lambda: None
+    ) -> None:
         mark()
         cuda.push(self._faces, count * self._bytes, self._stream)
-        if self._count != count:
-            self._context.set_input_shape(self._face, (count, *self._shape))
-            self._count = count
+        if context.count != count:
+            done = context.trt.set_input_shape(self._face, (count, *self._shape))
+            self._require(done, f"set the batch to {count}")
+            context.count = count
         mark()
-        if not self._context.execute_async_v3(self._stream):
-            raise MachineError(
-                "TensorRT could not run the engine", "build it again on this machine"
-            )
+        self._require(context.trt.execute_async_v3(self._stream), "run the engine")
         mark()
         cuda.pull(self._embeddings, 4 * count * self.dim, self._stream)
         mark()
 
-    def device_times(self, images: U8) -> DeviceTimes:
+    def device_times(self, images: U8) -> DeviceTimes | None:
         """One run in trtexec's terms; see `Session.device_times`.
 
         The three times on the GPU are those of events in a run that is queued call by call;
-        `enqueue_ms` is what `embed` does: replaying a CUDA graph where there is one.
+        `enqueue_ms` is what `embed` does: replaying a CUDA graph where there is one. None where
+        the GPU cannot be asked.
         """
         check_images(images)
         images = images[: self._max]
@@ -189,19 +282,28 @@ class GpuSession:
                 raise UsageError("the session is closed", "open a new one")
             cuda, count = self._cuda, max(len(faces), self._min)
             self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
+            replay = self._replays.get(count)
             with cuda.current():
+                plain = self._plain_context()
                 marks: list[Any] = []
-                self._queue(cuda, count, lambda: marks.append(cuda.mark(self._stream)))
-                cuda.wait(self._stream)
-                sent, computed, fetched = map(cuda.elapsed_ms, marks, marks[1:])
+                try:
+                    self._queue(cuda, plain, count, lambda: marks.append(cuda.mark(self._stream)))
+                    cuda.wait(self._stream)
+                    sent, computed, fetched = map(cuda.elapsed_ms, marks, marks[1:])
+                except MachineError as error:
+                    logger.warning("times on the GPU are not measured: %s", error.message)
+                    return None
                 start = time.perf_counter_ns()
-                (self._graphs.get(count) or partial(self._queue, cuda, count))()
+                (replay.launch if replay else partial(self._queue, cuda, plain, count))()
                 queued = time.perf_counter_ns() - start
                 cuda.wait(self._stream)
-            return DeviceTimes(queued / 1e6, sent, computed, fetched, bool(self._graphs.get(count)))
+            return DeviceTimes(queued / 1e6, sent, computed, fetched, replay is not None)
 
     def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
-        """TensorRT's own profile, of runs that wait for each layer; see `Session.layer_times`."""
+        """TensorRT's own profile, of runs that wait for each layer; see `Session.layer_times`.
+
+        Empty where the engine cannot be profiled.
+        """
         check_images(images)
         times: dict[str, float] = {}
         base: Any = load_library(self.backend).IProfiler
@@ -214,24 +316,31 @@ class GpuSession:
             if self._cuda is None:
                 raise UsageError("the session is closed", "open a new one")
             cuda, count = self._cuda, max(min(len(images), self._max), self._min)
-            plain = self._context
+            profiler = Profiler()  # outlives the context, which holds no reference to it
             with cuda.current():
-                # A context of its own: a profiler, once set, slows every later run.
-                self._context, self._count = self._engine.create_execution_context(), 0
                 try:
-                    self._context.set_tensor_address(self._face, self._faces.address)
-                    self._context.set_tensor_address(self._embedding, self._embeddings.address)
-                    self._queue(cuda, count)
-                    cuda.wait(self._stream)
-                    self._context.profiler = profiler = Profiler()
-                    for _ in range(runs):
-                        self._queue(cuda, count)
-                        cuda.wait(self._stream)
-                finally:
-                    self._context, self._count = plain, 0
-            del profiler  # it had to live until here
+                    self._profile(cuda, count, runs, profiler)
+                except MachineError as error:
+                    logger.warning("layers are not profiled: %s", error.message)
+                    return ()
             rows = [LayerTime(name, "", ms) for name, ms in times.items()]
         return tuple(sorted(rows, key=lambda row: -row.ms))
+
+    def _profile(self, cuda: Cuda, count: int, runs: int, profiler: Any) -> None:
+        """Run in a context of its own: a profiler, once set, slows every later run."""
+        context = None
+        with suppress(MachineError):
+            context = self._new_context()
+        if context is None:  # of TensorRT 8, whose profile serves one context at a time
+            self._replays.clear()
+            self._plain = None
+            context = self._new_context()
+        self._queue(cuda, context, count)
+        cuda.wait(self._stream)
+        context.trt.profiler = profiler
+        for _ in range(runs):
+            self._queue(cuda, context, count)
+            cuda.wait(self._stream)
 
     def __enter__(self) -> "GpuSession":
         return self
@@ -246,6 +355,7 @@ class GpuSession:
             if cuda is None:
                 return
             with cuda.current():
-                for name in ("_context", "_engine", "_runtime"):  # TensorRT wants this order
+                # TensorRT wants this order.
+                for name in ("_replays", "_plain", "_engine", "_runtime"):
                     vars(self).pop(name, None)
             cuda.close()

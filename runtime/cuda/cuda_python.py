@@ -3,16 +3,21 @@
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ...errors import MachineError
-from .interface import Buffer, Cuda
+from ..machine.device import find_gpus
+from .interface import Buffer, Cuda, cuda_python_install
 
 
-def open_cuda_python() -> Cuda:
-    """Open the first GPU.
+def open_cuda_python(index: int) -> Cuda:
+    """Open a GPU.
+
+    Args:
+        index: In the driver's order, from 0.
 
     Raises:
         ImportError: cuda-python is not installed.
@@ -26,7 +31,7 @@ def open_cuda_python() -> Cuda:
         take(driver.cuInit(0))
     except RuntimeError as error:  # cuda-python 13 loads the driver's library when it is needed
         raise MachineError(f"no NVIDIA driver: {error}", "see `fr-edge doctor`") from error
-    return _CudaPython(driver)
+    return _CudaPython(driver, index)
 
 
 def take(result: tuple[Any, ...]) -> Any:
@@ -52,39 +57,67 @@ def take(result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
+@cache
+def _driver_function(name: str) -> Any:
+    """A function of the driver's library itself, None where it is not there.
+
+    cuda-python 12.9 and 13 ask every driver for `cuEventElapsedTime_v2`, which is new in CUDA 12.8;
+    `cuEventElapsedTime` is in all of them.
+    """
+    try:
+        function = getattr(ctypes.CDLL("libcuda.so.1"), name)
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.POINTER(ctypes.c_float), ctypes.c_void_p, ctypes.c_void_p)
+    return function
+
+
 class _CudaPython:
     name = "cuda-python"
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any, index: int) -> None:
         self._driver = driver
-        self._device = take(driver.cuDeviceGet(0))
-        self._context = take(driver.cuDevicePrimaryCtxRetain(self._device))
+        self._device = self._call("cuDeviceGet", index)
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         integrated = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED
-        self._shared = bool(take(driver.cuDeviceGetAttribute(integrated, self._device)))
+        self._shared = bool(self._call("cuDeviceGetAttribute", integrated, self._device))
         self._streams: list[Any] = []
         self._graphs: list[Any] = []
         self._events: list[Any] = []
         self._buffers: list[Buffer] = []
 
+    def _call(self, name: str, *args: Any) -> Any:
+        """A driver function's value; a function that the driver lacks is a MachineError."""
+        try:
+            result = getattr(self._driver, name)(*args)
+        except (AttributeError, RuntimeError) as error:
+            driver = find_gpus().driver
+            raise MachineError(
+                f"the installed cuda-python cannot call {name} of this driver (CUDA {driver}):"
+                f" {error}",
+                f"{cuda_python_install(driver)}: not newer than the driver",
+            ) from error
+        return take(result)
+
     @contextmanager
     def current(self) -> Iterator[None]:
-        take(self._driver.cuCtxPushCurrent(self._context))
+        self._call("cuCtxPushCurrent", self._context)
         try:
             yield
         finally:
-            take(self._driver.cuCtxPopCurrent())
+            self._call("cuCtxPopCurrent")
 
     def buffer(self, size: int) -> Buffer:
         driver = self._driver
-        pointer = int(take(driver.cuMemHostAlloc(size, driver.CU_MEMHOSTALLOC_DEVICEMAP)))
+        pointer = int(self._call("cuMemHostAlloc", size, driver.CU_MEMHOSTALLOC_DEVICEMAP))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
         if self._shared:
-            address = int(take(driver.cuMemHostGetDevicePointer(pointer, 0)))
+            address = int(self._call("cuMemHostGetDevicePointer", pointer, 0))
         else:
             try:
-                address = int(take(driver.cuMemAlloc(size)))
+                address = int(self._call("cuMemAlloc", size))
             except MachineError:
-                take(driver.cuMemFreeHost(pointer))
+                self._call("cuMemFreeHost", pointer)
                 raise
         buffer = Buffer(array, address, self._shared, (pointer,))
         self._buffers.append(buffer)
@@ -93,38 +126,41 @@ class _CudaPython:
     def stream(self) -> int:
         # Not blocking: other work on the default stream does not wait for this stream.
         flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        stream = take(self._driver.cuStreamCreate(flags))
+        stream = self._call("cuStreamCreate", flags)
         self._streams.append(stream)
         return int(stream)
 
     def push(self, buffer: Buffer, size: int, stream: int) -> None:
         if not buffer.mapped:
             source = buffer.array.ctypes.data
-            take(self._driver.cuMemcpyHtoDAsync(buffer.address, source, size, stream))
+            self._call("cuMemcpyHtoDAsync", buffer.address, source, size, stream)
 
     def pull(self, buffer: Buffer, size: int, stream: int) -> None:
         if not buffer.mapped:
             target = buffer.array.ctypes.data
-            take(self._driver.cuMemcpyDtoHAsync(target, buffer.address, size, stream))
+            self._call("cuMemcpyDtoHAsync", target, buffer.address, size, stream)
 
     def mark(self, stream: int) -> Any:
-        event = take(self._driver.cuEventCreate(0))
+        event = self._call("cuEventCreate", 0)
         self._events.append(event)
-        take(self._driver.cuEventRecord(event, stream))
+        self._call("cuEventRecord", event, stream)
         return event
 
     def elapsed_ms(self, first: Any, second: Any) -> float:
-        # Its name since CUDA 12.8, where the old one is bound to the new call in CUDA 13.
-        elapsed = getattr(self._driver, "cuEventElapsedTime_v2", self._driver.cuEventElapsedTime)
-        return float(take(elapsed(first, second)))
+        milliseconds = ctypes.c_float()
+        if function := _driver_function("cuEventElapsedTime"):
+            status = function(ctypes.byref(milliseconds), int(first), int(second))
+            take((self._driver.CUresult(status),))
+            return milliseconds.value
+        return float(self._call("cuEventElapsedTime", first, second))
 
     def wait(self, stream: int) -> None:
-        take(self._driver.cuStreamSynchronize(stream))
+        self._call("cuStreamSynchronize", stream)
 
     def record(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        take(driver.cuStreamBeginCapture(stream, mode))
+        self._call("cuStreamBeginCapture", stream, mode)
         recorded = True
         try:
             work()
@@ -133,30 +169,29 @@ class _CudaPython:
         status, graph = driver.cuStreamEndCapture(stream)
         if int(status) or not recorded:
             return None
-        ready = take(driver.cuGraphInstantiate(graph, 0))
-        take(driver.cuGraphDestroy(graph))
+        ready = self._call("cuGraphInstantiate", graph, 0)
+        self._call("cuGraphDestroy", graph)
         self._graphs.append(ready)
 
         def launch() -> None:
-            take(driver.cuGraphLaunch(ready, stream))
+            self._call("cuGraphLaunch", ready, stream)
 
         return launch
 
     def close(self) -> None:
-        driver = self._driver
         with self.current():
             for graph in self._graphs:
-                take(driver.cuGraphExecDestroy(graph))
+                self._call("cuGraphExecDestroy", graph)
             for event in self._events:
-                take(driver.cuEventDestroy(event))
+                self._call("cuEventDestroy", event)
             for stream in self._streams:
-                take(driver.cuStreamDestroy(stream))
+                self._call("cuStreamDestroy", stream)
             for buffer in self._buffers:
                 if not buffer.mapped:
-                    take(driver.cuMemFree(buffer.address))
-                take(driver.cuMemFreeHost(buffer.owners[0]))
+                    self._call("cuMemFree", buffer.address)
+                self._call("cuMemFreeHost", buffer.owners[0])
         self._graphs.clear()
         self._events.clear()
         self._streams.clear()
         self._buffers.clear()
-        take(driver.cuDevicePrimaryCtxRelease(self._device))
+        self._call("cuDevicePrimaryCtxRelease", self._device)

@@ -1,8 +1,8 @@
 """Memory, streams and graphs of one GPU behind one small interface, and how it is opened.
 
-cuda-python is taken first, for it has CUDA graphs, else pycuda; neither is imported before a GPU is
-found. Everything runs in the device's primary context, which TensorRT uses too, and may be used
-from any thread.
+cuda-python is taken first, because it has CUDA graphs, else pycuda; neither is imported before a
+GPU is found. Everything runs in the device's primary context, which TensorRT uses too, and may be
+used from any thread.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ...arrays import U8
 from ...errors import MachineError
-from ..machine.device import find_gpus
+from ..machine.device import find_gpus, selected_index
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,19 @@ class Cuda(Protocol):
         """Free all buffers, streams, events and graphs."""
 
 
+def cuda_python_install(driver: str) -> str:
+    """The command that installs a cuda-python that a driver serves.
+
+    cuda-python asks the driver for functions of its own version; so it must not be newer.
+
+    Args:
+        driver: The CUDA version that the driver serves, such as "12.6".
+    """
+    return f"pip install 'cuda-python=={driver}.*'" if driver else "pip install cuda-python"
+
+
 def open_cuda() -> Cuda:
-    """Open the first GPU with the package that is installed.
+    """Open the selected GPU, by default the first, with the package that is installed.
 
     Raises:
         MachineError: There is no GPU, or no package to use it.
@@ -86,10 +97,10 @@ def open_cuda() -> Cuda:
     reasons = []
     for open_package in (open_cuda_python, open_pycuda):
         try:
-            return open_package()
+            return open_package(selected_index())
         except ImportError as error:
             reasons.append(str(error))
     raise MachineError(
         f"there is a GPU, but no package to use it: {'; '.join(reasons)}",
-        "pip install cuda-python, or pip install pycuda; `fr-edge doctor` shows what a build needs",
+        f"{cuda_python_install(find_gpus().driver)}; pycuda works too, without CUDA graphs",
     )

@@ -10,8 +10,11 @@ from ...errors import MachineError
 from .interface import Buffer, Cuda
 
 
-def open_pycuda() -> Cuda:
-    """Open the first GPU.
+def open_pycuda(index: int) -> Cuda:
+    """Open a GPU.
+
+    Args:
+        index: In the driver's order, from 0.
 
     Raises:
         ImportError: pycuda or one of its libraries is not installed.
@@ -21,7 +24,7 @@ def open_pycuda() -> Cuda:
 
     try:
         driver.init()
-        return _PyCuda(driver)
+        return _PyCuda(driver, index)
     except driver.Error as error:
         raise MachineError(
             f"pycuda finds no usable GPU: {error}", "see `fr-edge doctor`"
@@ -31,9 +34,9 @@ def open_pycuda() -> Cuda:
 class _PyCuda:
     name = "pycuda"
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any, index: int) -> None:
         self._driver = driver
-        device = driver.Device(0)
+        device = driver.Device(index)
         self._context = device.retain_primary_context()
         self._shared = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
         self._streams: dict[int, Any] = {}

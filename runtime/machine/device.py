@@ -7,17 +7,23 @@ the reason why there is no GPU is known before anything that would crash without
 import ctypes
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ...errors import MachineError, UsageError
+
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute numbers of cuda.h
 _STUB = 34  # CUDA_ERROR_STUB_LIBRARY of cuda.h
 
 _PACKAGES = ("onnxruntime", "onnx", "numpy", "torch", "onnxsim", "tensorrt", "tensorrt-rtx")
+_SELECTED: ContextVar[int] = ContextVar("selected GPU", default=0)
+
 _OTHER_NAMES = {"tensorrt": ("tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu11")}
 """Distributions that install a package's module under another name."""
 
@@ -31,12 +37,14 @@ class Gpu:
         compute: Compute capability, such as "8.7".
         memory_mb: Of the GPU.
         integrated: Whether it shares the CPU's memory.
+        bus_id: On the PCI bus, "0000:01:00.0", by which NVML finds it; "" where not reported.
     """
 
     name: str
     compute: str
     memory_mb: int
     integrated: bool
+    bus_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Device:
     Attributes:
         cores: Cores that this process may use.
         memory_gb: The machine's memory.
-        gpu: Names of the GPUs; on a Jetson that of the board.
+        gpu: Names of the GPUs, the selected one first; on a Jetson that of the board.
         jetson: The board's name, "" elsewhere.
         packages: Installed package -> version.
     """
@@ -127,10 +135,48 @@ def jetson_name() -> str:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs that the driver serves; a Jetson's is part of the board."""
+    """Names of the driver's GPUs, the selected one first; a Jetson's is part of the board."""
     if board := jetson_name():
         return (board,)
-    return tuple(gpu.name for gpu in find_gpus().gpus)
+    gpus, index = find_gpus().gpus, _SELECTED.get()
+    return tuple(gpu.name for gpu in (*gpus[index : index + 1], *gpus[:index], *gpus[index + 1 :]))
+
+
+@contextmanager
+def use_gpu(index: int) -> Iterator[None]:
+    """Build, run and watch on another GPU than the first while the block runs.
+
+    Sessions keep the GPU on which they were opened.
+
+    Args:
+        index: In the driver's order, from 0.
+
+    Raises:
+        MachineError: There is no GPU.
+        UsageError: There is no GPU of that number.
+    """
+    gpus = find_gpus()
+    if gpus.lack:
+        raise MachineError(gpus.lack, "leave --device out; see `fr-edge doctor`")
+    if not 0 <= index < len(gpus.gpus):
+        names = ", ".join(f"{n}: {gpu.name}" for n, gpu in enumerate(gpus.gpus))
+        raise UsageError(f"no GPU {index} here", f"GPUs: {names}")
+    token = _SELECTED.set(index)
+    try:
+        yield
+    finally:
+        _SELECTED.reset(token)
+
+
+def selected_index() -> int:
+    """The number of the GPU that `use_gpu` selected, else 0."""
+    return _SELECTED.get()
+
+
+def selected_gpu() -> Gpu | None:
+    """The GPU that `use_gpu` selected, else the first; None where there is none."""
+    gpus, index = find_gpus().gpus, _SELECTED.get()
+    return gpus[index] if index < len(gpus) else None
 
 
 @cache
@@ -162,11 +208,15 @@ def _gpu(cuda: Any, index: int) -> Gpu:
         cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
         return value.value
 
+    bus = ctypes.create_string_buffer(16)
+    ask_bus = getattr(cuda, "cuDeviceGetPCIBusId", None)
+    failed = ask_bus is None or ask_bus(bus, len(bus), device)
     return Gpu(
         name.value.decode(errors="replace"),
         f"{attribute(_MAJOR)}.{attribute(_MINOR)}",
         size.value >> 20,
         bool(attribute(_INTEGRATED)),
+        "" if failed else bus.value.decode(errors="replace"),
     )
 
 

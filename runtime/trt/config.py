@@ -119,10 +119,18 @@ def _set_types(trt: Any, config: "tensorrt.IBuilderConfig", precision: str, stro
             config.set_flag(getattr(trt.BuilderFlag, name))
 
 
+def _share_profile(trt: Any, config: "tensorrt.IBuilderConfig") -> None:
+    """In TensorRT 8.6 a profile serves several contexts only if that is asked for; later always."""
+    feature = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+    if feature is not None:
+        config.set_preview_feature(feature, True)
+
+
 def _set_limits(
     trt: Any, config: "tensorrt.IBuilderConfig", options: EngineOptions, workspace_mb: int | None
 ) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _share_profile(trt, config)
     if workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
     if options.level is not None:

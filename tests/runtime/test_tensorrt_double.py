@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ class CudaDouble:
     def __init__(self, *, graphs: bool) -> None:
         self.buffers: dict[int, np.ndarray] = {}
         self.graphs, self.closed, self.replays, self.clock = graphs, 0, 0, 0.0
+        self.replays_compute, self.times_events = True, True
+        self.engine: Any = None
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -55,6 +58,8 @@ class CudaDouble:
         return self.clock
 
     def elapsed_ms(self, first: float, second: float) -> float:
+        if not self.times_events:
+            raise MachineError("cuEventElapsedTime is missing")
         return second - first
 
     def wait(self, stream: int) -> None:
@@ -66,7 +71,8 @@ class CudaDouble:
 
         def launch() -> None:
             self.replays += 1
-            work()
+            if self.replays_compute:
+                work()
 
         return launch
 
@@ -82,7 +88,9 @@ class EngineDouble:
     def __init__(self, cuda: CudaDouble, *, uint8: bool) -> None:
         self.cuda, self.uint8 = cuda, uint8
         self.shape = (112, 112, 3) if uint8 else SPEC.shape
-        self.profiled: list[Any] = []
+        self.contexts: WeakSet[ContextDouble] = WeakSet()
+        self.made: list[int] = []  # batch sizes that each context ran, by its number
+        self.max_contexts, self.refuses = 100, ""
 
     def get_tensor_name(self, index: int) -> str:
         return ("face", "embedding")[index]
@@ -104,23 +112,46 @@ class EngineDouble:
 
 
 class ContextDouble:
-    """Runs the engine on the bytes that its input address holds."""
+    """Runs the engine on the bytes that its input address holds.
+
+    As in TensorRT 8, the first context has profile 0; others must ask for it, and get it as long as
+    the engine's `max_contexts` are not there.
+    """
 
     profiler: Any = None
+    nvtx_verbosity = "detailed"
 
     def __init__(self, engine: EngineDouble) -> None:
         self.engine = engine
         self.at: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
+        used = any(c.active_optimization_profile == 0 for c in engine.contexts)
+        self.active_optimization_profile = -1 if used else 0
+        engine.contexts.add(self)
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert (index, stream) == (0, 7)
+        users = [c for c in self.engine.contexts if c.active_optimization_profile == 0]
+        if len(users) >= self.engine.max_contexts:
+            return False
+        self.active_optimization_profile = 0
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.at[name] = address
+        return self.engine.refuses != "address"
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert MIN <= shape[0] <= MAX
         self.shape = shape
+        return self.engine.refuses != "shape"
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert self.active_optimization_profile == 0
+        assert self.nvtx_verbosity == "none"
+        self.engine.made.append(self.shape[0])
+        if self.engine.refuses == "run":
+            return False
         buffers, dtype = self.engine.cuda.buffers, np.uint8 if self.engine.uint8 else np.float32
         count, size = self.shape[0], int(np.prod(self.shape))
         faces = buffers[self.at["face"]].view(dtype)[:size].reshape(count, -1)
@@ -148,13 +179,16 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
             Runtime=lambda log: SimpleNamespace(
                 deserialize_cuda_engine=lambda data: engine if data == b"plan" else None
             ),
+            ProfilingVerbosity=SimpleNamespace(NONE="none"),
             TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
             DataType=SimpleNamespace(UINT8="uint8"),
         )
         monkeypatch.setattr(tensorrt_session, "open_cuda", lambda: cuda)
         monkeypatch.setattr(tensorrt_session, "load_library", lambda backend: trt)
         (tmp_path / "e.plan").write_bytes(b"plan")
-        return GpuSession(tmp_path / "e.plan", "int8", "tensorrt", SPEC, int8_layers=3), cuda
+        session = GpuSession(tmp_path / "e.plan", "int8", "tensorrt", SPEC, int8_layers=3)
+        cuda.engine = engine
+        return session, cuda
 
     return make
 
@@ -184,7 +218,7 @@ def test_a_batch_size_that_comes_again_is_replayed(opened: Open) -> None:
     session, cuda = opened()
     for _ in range(4):
         session.embed(_images(3))
-    assert cuda.replays == 3
+    assert cuda.replays == 1 + 3  # the first is compared with the plain run
     plain, without = opened(graphs=False)
     for _ in range(4):
         assert np.array_equal(plain.embed(_images(3)), _expected(_images(3), uint8=False))
@@ -214,6 +248,82 @@ def test_where_the_time_goes(opened: Open) -> None:
     layers = session.layer_times(_images(1), runs=4)
     assert [(layer.name, layer.ms) for layer in layers] == [("conv", 2.0), ("gemm", 0.5)]
     assert np.array_equal(session.embed(_images(3)), before)
+
+
+def test_each_graph_has_a_context_of_its_own(opened: Open) -> None:
+    session, cuda = opened()
+    for count in (2, 3, 2, 3):
+        session.embed(_images(count))
+    assert len(cuda.engine.contexts) == 1 + 2  # the one that queues call by call, and two graphs
+    before = cuda.replays
+    for seed, count in ((5, 2), (6, 3), (7, 2)):
+        images = np.random.default_rng(seed).integers(0, 256, (count, 112, 112, 3), np.uint8)
+        assert np.array_equal(session.embed(images), _expected(images, uint8=False))
+    assert cuda.replays == before + 3
+
+
+def test_replays_that_compute_nothing_are_not_used(opened: Open, caplog: Any) -> None:
+    session, cuda = opened()
+    cuda.replays_compute = False
+    for seed in range(3):
+        images = np.random.default_rng(seed).integers(0, 256, (3, 112, 112, 3), np.uint8)
+        assert np.array_equal(session.embed(images), _expected(images, uint8=False))
+    assert cuda.replays == 1
+    assert "graph of batch 3 does not compute what the same run computes" in caplog.text
+    assert not session.device_times(_images(3)).graph
+
+
+def test_a_profile_that_serves_one_context(opened: Open) -> None:
+    """TensorRT 8.6 without shared profiles: no graphs, and layers are profiled all the same."""
+    session, cuda = opened()
+    cuda.engine.max_contexts = 1
+    for _ in range(3):
+        assert np.array_equal(session.embed(_images(3)), _expected(_images(3), uint8=False))
+    assert cuda.replays == 0
+    assert len(session.layer_times(_images(3), runs=2)) == 2
+    assert np.array_equal(session.embed(_images(3)), _expected(_images(3), uint8=False))
+
+
+@pytest.mark.parametrize(
+    ("refuses", "message"),
+    [("shape", "set the batch to 3"), ("address", "bind 'face'"), ("run", "run the engine")],
+)
+def test_what_tensorrt_refuses_is_not_ignored(opened: Open, refuses: str, message: str) -> None:
+    session, cuda = opened()
+    session.layer_times(_images(3), runs=1)
+    cuda.engine.refuses = refuses
+    if refuses == "address":
+        assert session.layer_times(_images(3), runs=1) == ()
+        session._plain = None
+    with pytest.raises(MachineError, match=f"TensorRT could not {message} of e.plan"):
+        session.embed(_images(3))
+
+
+def test_times_that_the_driver_does_not_give_cost_no_run(opened: Open, caplog: Any) -> None:
+    session, cuda = opened()
+    cuda.times_events = False
+    assert session.device_times(_images(3)) is None
+    assert "not measured: cuEventElapsedTime is missing" in caplog.text
+    assert np.array_equal(session.embed(_images(3)), _expected(_images(3), uint8=False))
+
+
+def test_code_in_a_plan_is_loaded_from_a_trusted_bundle_only(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, cuda = opened()
+    allowed: list[bool] = []
+
+    def runtime(trt: Any, log: Any, *, host_code: bool) -> Any:
+        allowed.append(host_code)
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: cuda.engine)
+
+    monkeypatch.setattr(tensorrt_session, "open_runtime", runtime)
+    for compatible, digest in ((True, session.sha256), (True, ""), (False, session.sha256)):
+        GpuSession(
+            tmp_path / "e.plan", "int8", "tensorrt", SPEC,
+            expected_sha256=digest, version_compatible=compatible,
+        ).close()  # fmt: skip
+    assert allowed == [True, False, False]
 
 
 def test_what_it_opened_and_closing(opened: Open, tmp_path: Path) -> None:

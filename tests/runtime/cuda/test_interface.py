@@ -30,7 +30,7 @@ def test_no_package_is_asked_without_a_gpu():
 def test_cuda_python_itself_says_so():
     pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
     with pytest.raises(MachineError, match=r"no NVIDIA driver|the CUDA driver returned"):
-        open_cuda_python()
+        open_cuda_python(0)
 
 
 def test_statuses_of_cuda_python_have_names():

@@ -1,0 +1,135 @@
+"""The package that is taken, and what an older driver lacks, on doubles of the packages."""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fr_edge.errors import MachineError, UsageError
+from fr_edge.runtime.cuda import cuda_python, interface, pycuda_driver
+from fr_edge.runtime.machine import device
+from fr_edge.runtime.machine.device import Gpu, GpuList, gpu_names, selected_gpu, use_gpu
+
+ORIN = GpuList((Gpu("Orin", "8.7", 7620, integrated=True),), "12.6", "")
+
+
+class Status(IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_HANDLE = 400
+
+
+class DriverDouble(ModuleType):
+    """cuda.bindings.driver 13 over a driver of CUDA 12.6, which has no cuEventElapsedTime_v2."""
+
+    CUresult = Status
+    CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_INTEGRATED=18)
+
+    def __init__(self) -> None:
+        super().__init__("cuda.bindings.driver")
+        self.opened: list[int] = []
+
+    def cuInit(self, flags: int) -> tuple[Status]:  # noqa: N802
+        return (Status.CUDA_SUCCESS,)
+
+    def cuDeviceGet(self, index: int) -> tuple[Status, int]:  # noqa: N802
+        self.opened.append(index)
+        return Status.CUDA_SUCCESS, index
+
+    def cuDevicePrimaryCtxRetain(self, index: int) -> tuple[Status, int]:  # noqa: N802
+        return Status.CUDA_SUCCESS, 1
+
+    def cuDeviceGetAttribute(self, which: int, index: int) -> tuple[Status, int]:  # noqa: N802
+        return Status.CUDA_SUCCESS, 1
+
+    def cuEventElapsedTime(self, first: int, second: int) -> tuple[Status, float]:  # noqa: N802
+        raise RuntimeError('Function "cuEventElapsedTime_v2" not found')
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> DriverDouble:
+    double = DriverDouble()
+    for name in ("cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["cuda.bindings"].driver = double  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", double)
+    for module in (interface, cuda_python, device):
+        monkeypatch.setattr(module, "find_gpus", lambda: ORIN)
+    cuda_python._driver_function.cache_clear()
+    yield double
+    cuda_python._driver_function.cache_clear()
+
+
+@pytest.fixture
+def pycuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module, inner = ModuleType("pycuda"), ModuleType("pycuda.driver")
+    vars(inner).update(
+        init=lambda: None,
+        Error=type("Error", (Exception,), {}),
+        device_attribute=SimpleNamespace(INTEGRATED=18),
+        Device=lambda index: SimpleNamespace(
+            retain_primary_context=lambda: None, get_attribute=lambda which: index
+        ),
+    )
+    module.driver = inner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycuda", module)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", inner)
+    return inner
+
+
+def test_the_package_that_replays_graphs_is_taken(driver, pycuda, monkeypatch):
+    assert interface.open_cuda().name == "cuda-python"
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.driver"):
+        monkeypatch.setitem(sys.modules, name, None)  # as Python marks what cannot be imported
+    assert interface.open_cuda().name == "pycuda"
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(MachineError, match="no package to use it") as error:
+        interface.open_cuda()
+    assert "pip install 'cuda-python==12.6.*'" in error.value.hint
+
+
+def driver_library(elapsed: Callable[..., int] | None) -> Any:
+    """A double of libcuda.so.1, with or without cuEventElapsedTime."""
+    return lambda name: SimpleNamespace(**({"cuEventElapsedTime": elapsed} if elapsed else {}))
+
+
+def test_event_times_are_asked_of_the_driver_not_of_the_package(driver, monkeypatch):
+    def elapsed(target: Any, first: int, second: int) -> int:
+        target._obj.value = float(second - first)
+        return 0 if second > first else 400
+
+    monkeypatch.setattr(ctypes, "CDLL", driver_library(elapsed))
+    cuda = interface.open_cuda()
+    assert cuda.elapsed_ms(3, 10) == 7.0
+    with pytest.raises(MachineError, match="CUDA_ERROR_INVALID_HANDLE"):
+        cuda.elapsed_ms(10, 3)
+
+
+def test_what_the_package_cannot_call_is_an_error_with_the_right_package(driver, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", driver_library(None))
+    with pytest.raises(MachineError, match=r"cannot call cuEventElapsedTime .*CUDA 12\.6") as error:
+        interface.open_cuda().elapsed_ms(3, 10)
+    assert "'cuda-python==12.6.*'" in error.value.hint
+
+
+def test_another_gpu_is_opened_by_its_number(driver, pycuda, monkeypatch):
+    two = GpuList((*ORIN.gpus, Gpu("L4", "8.9", 23034, integrated=False)), "13.0", "")
+    for module in (interface, device):
+        monkeypatch.setattr(module, "find_gpus", lambda: two)
+    interface.open_cuda()
+    with use_gpu(1):
+        interface.open_cuda()
+        assert selected_gpu() == two.gpus[1]
+        assert gpu_names() == ("L4", "Orin")
+        assert pycuda_driver.open_pycuda(1)._shared is True
+    assert driver.opened == [0, 1]
+    assert selected_gpu() == two.gpus[0]
+    with pytest.raises(UsageError, match="no GPU 2 here") as error, use_gpu(2):
+        pass
+    assert "1: L4" in error.value.hint
+    monkeypatch.setattr(device, "find_gpus", lambda: GpuList((), "", "no NVIDIA driver"))
+    with pytest.raises(MachineError, match="no NVIDIA driver"), use_gpu(0):
+        pass
