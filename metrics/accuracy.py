@@ -13,8 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
-from .protocols import FOLDS, ListedPairs
+from .intervals import MIN_PEOPLE
+from .person_variance import REFUSED, PeoplePairs, score_interval, share_design, student_t
+from .protocols import FOLDS, PER_FOLD, ListedPairs
 from .verification import cosines, normalise
+
+MIN_FOLDS = 3  # fewer give no interval of the accuracy
 
 _THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances that insightface and facenet try
 
@@ -65,6 +69,69 @@ def pair_accuracy(embeddings: F32, pairs: ListedPairs) -> Accuracy:
     """
     scores = cosines(embeddings[pairs.first], embeddings[pairs.second])
     return _summary(fold_accuracy(scores, pairs.same, pairs.fold))
+
+
+def accuracy_interval(
+    embeddings: F32, pairs: ListedPairs, labels: I64
+) -> tuple[float, float] | None:
+    """95 % interval of `pair_accuracy`, with other people.
+
+    A score interval. Genuine pairs have the design effect of their people, impostor pairs their
+    variance over dyads of people, both at the threshold that is best for all pairs: where it is
+    best, accuracy hardly depends on it.
+
+    Args:
+        embeddings: `(N, D) float32` of any length, of the faces that the list indexes.
+        pairs: The list.
+        labels: Identity of each face, `(N,) int64`.
+
+    Returns:
+        `(low, high)`, fractions; None with fewer than `MIN_PEOPLE` people who have a genuine pair.
+    """
+    person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    faces = np.bincount(person).astype(np.float64)
+    first, second, same = pairs.first, pairs.second, pairs.same
+    genuine = PeoplePairs(first[same], second[same], person, faces)
+    if (genuine.pairs > 0).sum() < MIN_PEOPLE or same.all():
+        return None
+    scores = cosines(embeddings[first], embeddings[second])
+    mean = float(np.mean(fold_accuracy(scores, same, pairs.fold)))
+    threshold, share = best_threshold(scores, same), float(same.mean())
+    accepted = (scores[same] >= threshold).astype(np.float64)
+    often_refused = (scores[same] > np.quantile(scores[same], REFUSED)).astype(np.float64)
+    design = share_design(accepted, often_refused, genuine)
+    wrong = (scores[~same] >= threshold).astype(np.float64)
+    refused, false = 1 - float(accepted.mean()), float(wrong.mean())
+    errors = share * refused + (1 - share) * false
+    if not errors or not mean or mean == 1:
+        return score_interval(mean, share * design)
+    a, b = person[first[~same]], person[second[~same]]
+    variance = share**2 * refused * (1 - refused) * design
+    variance += (1 - share) ** 2 * _dyadic_variance(wrong - false, a, b, len(faces))
+    return score_interval(mean, variance / (errors * (1 - errors)))
+
+
+def fold_interval(folds: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean accuracy over folds that share no person, whoever the people are.
+
+    A t interval on the folds' accuracies, which need not be alike (Ibragimov and Mueller, 2010), as
+    a score interval. Needs folds of many people each; an error counts as at least half a pair of
+    `PER_FOLD` in each fold.
+
+    Args:
+        folds: Accuracy of each fold, fractions.
+
+    Returns:
+        `(low, high)`, fractions; None with fewer than `MIN_FOLDS` folds.
+    """
+    count = len(folds)
+    if count < MIN_FOLDS:
+        return None
+    mean = float(np.mean(folds))
+    design = 1 / (2 * PER_FOLD * count)
+    if 0 < mean < 1:
+        design = max(design, float(np.var(folds, ddof=1)) / count / (mean * (1 - mean)))
+    return score_interval(mean, design, quantile=student_t(count - 1))
 
 
 def best_threshold(scores: F32 | F64, same: npt.NDArray[np.bool_]) -> float:
@@ -162,3 +229,15 @@ def _consecutive_folds(count: int) -> Iterator[slice]:
         stop = start + size + (fold < rest)
         yield slice(start, stop)
         start = stop
+
+
+def _dyadic_variance(values: F64, person_a: I64, person_b: I64, people: int) -> float:
+    """Of the mean of values of pairs of people, at least as if the pairs were independent."""
+    key = np.unique(
+        np.minimum(person_a, person_b) * people + np.maximum(person_a, person_b),
+        return_inverse=True,
+    )[1]
+    person = np.bincount(person_a, values, people) + np.bincount(person_b, values, people)
+    dyads = float((np.bincount(key, values) ** 2).sum())
+    total = max(float((person**2).sum()) - dyads, float((values**2).sum()))
+    return total / len(values) ** 2

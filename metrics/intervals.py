@@ -1,14 +1,11 @@
-"""How much of a change of TAR is chance: a paired bootstrap over people, and a smoothed estimate.
+"""95 % intervals of verification rates: how far they would move with other people.
 
-Pairs share faces and faces share people, so pairs are not independent. Each bootstrap replicate
-draws the people anew, with replacement, and judges both networks on the same draw: a genuine pair
-counts as often as its person was drawn, an impostor pair as often as both people together, and both
-thresholds are found again.
-
-Drawing both people of an impostor pair counts the chance of that single pair three times (the
-pigeonhole bootstrap; Owen 2007). Where single pairs decide, at low FAR, intervals would come out
-too wide; `_softness` is the factor that softens the draw for impostors so that the variance is
-right.
+People are the sample, not pairs. The error of a TAR at a FAR is that of the genuine pairs at a
+fixed threshold, minus the slope of the ROC curve times the relative error of the FAR there (the
+influence of the threshold; Woodruff, 1952). The first part has the variance TAR (1 - TAR) times a
+design effect from correlations within people; intervals are score intervals (Wilson, 1927) with
+it, so a TAR of 1 has a lower end. The second part is the variance over dyads of people
+(`person_variance`). `benchmarks/interval_coverage.py` measures how often intervals hold the truth.
 """
 
 from collections.abc import Sequence
@@ -16,32 +13,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import F32, F64, I64
+from ..arrays import F32, F64, I32, I64
+from .person_variance import (
+    REFUSED,
+    Z_975,
+    FarError,
+    PairCorrelation,
+    PeoplePairs,
+    between_people,
+    design_effect,
+    far_error,
+    far_variance,
+    pair_correlation,
+    pair_moments,
+    score_interval,
+    share_design,
+)
 from .verification import (
     BINS,
-    ScoreList,
     Scores,
     allowed_impostors,
+    cosine_bins,
+    equal_error_rate,
     normalise,
     score_blocks,
     threshold_at_far,
 )
 
-REPLICATES = 1000  # draws of people
+MIN_PEOPLE = 10  # with two faces: fewer give no interval
 
-LEVEL = 0.95  # of the intervals
+FEW_PEOPLE = 20  # with fewer people who have two faces, an interval over people is wide
 
-FEW_PEOPLE = 20  # with fewer people who have two faces, an interval over people is not reliable
+MIN_ACCEPTED = 5  # impostor pairs above the threshold: fewer give no interval
 
-_SEED = 20
+_NEIGHBOURS = (1 / 8, 1 / 4, 1 / 2, 2, 4, 8)  # times the FAR: where changed decisions are counted
 
-_REACH = 3  # times the pairs of the largest FAR that are kept: a draw may need to look further down
+_CHANGE_PRIOR = PairCorrelation(face=0.1, person=0.05)  # of a decision's change
 
-_DENSE = 1 << 14  # highest impostor pairs kept one by one
+_CHANGE_PRIOR_PEOPLE = 0.5  # that the prior counts as
 
-_TAIL = (1, 2, 4, 8)  # times the rate: where the move of the threshold is measured
-
-_TAIL_PAIRS = 20  # impostor pairs above a threshold so that its move is not a few people's
+Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -54,30 +65,65 @@ class TarInterval:
         delta: Of engine minus reference.
     """
 
-    reference: tuple[float, float]
-    engine: tuple[float, float]
-    delta: tuple[float, float]
+    reference: Ends
+    engine: Ends
+    delta: Ends
+
+
+@dataclass(frozen=True)
+class RateIntervals:
+    """95 % intervals `(low, high)` of one network's rates, as fractions.
+
+    Attributes:
+        tar: Of TAR, by FAR; only of rates that the pairs resolve well enough.
+        eer: Of the equal error rate; None with too few people.
+    """
+
+    tar: dict[float, Ends]
+    eer: Ends | None
 
 
 @dataclass(frozen=True, eq=False)
-class _PersonScores:
-    """One network's scores by person.
+class _PairBins:
+    """Pairs of faces with the bins of their cosines by each network.
 
     Attributes:
-        key: `4 * person + cosine` of every genuine pair, ascending, `(G,)`.
-        start: Where each person's genuine pairs begin in `key`, `(people + 1,)`.
-        score: Cosines of the highest impostor pairs, descending, `(I,)`.
-        person_a: First person of each impostor pair, `(I,)`.
-        person_b: Second person of each impostor pair, `(I,)`.
-        stands: For how many pairs each of them counts, `(I,)`.
+        people: The genuine pairs.
+        genuine: Bin of each genuine pair by each network, `(networks, G) int32`.
+        impostors: By network the bin `(I,)` and both people `(2, I)` of the highest impostors.
+        scores: Counted pairs by network.
     """
 
-    key: F64
-    start: I64
-    score: F32
-    person_a: I64
-    person_b: I64
-    stands: F64
+    people: PeoplePairs
+    genuine: I32
+    impostors: list[tuple[I32, I32]]
+    scores: Sequence[Scores]
+
+    def accepted(self, network: int, first: int) -> F64:
+        """1 for each genuine pair in bin `first` or above, else 0, `(G,)`."""
+        return (self.genuine[network] >= first).astype(np.float64)
+
+    def far_error(self, network: int, first: int) -> FarError:
+        """The relative error of the FAR at a threshold."""
+        bins, persons = self.impostors[network]
+        above = persons[:, bins >= first].astype(np.int64)
+        return far_error(above[0], above[1], self.people.faces)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rate:
+    """One network at one FAR: its TAR, the effective inverse number of genuine pairs, the slope of
+    logit TAR over log FAR, and the error of the FAR."""
+
+    tar: float
+    design: float
+    slope: float
+    error: FarError
+
+    @property
+    def steepness(self) -> float:
+        """Slope of TAR over log FAR."""
+        return self.slope * self.tar * (1 - self.tar)
 
 
 def tar_intervals(
@@ -86,10 +132,8 @@ def tar_intervals(
     labels: I64,
     scores: tuple[Scores, Scores],
     fars: Sequence[float],
-    replicates: int = REPLICATES,
-    seed: int = _SEED,
 ) -> dict[float, TarInterval]:
-    """95 % intervals of two networks' TAR and of its change (percentile bootstrap; Efron 1979).
+    """95 % intervals of two networks' TAR and of its change on the same people.
 
     Args:
         reference: Embeddings `(N, D) float32` by the reference.
@@ -97,26 +141,29 @@ def tar_intervals(
         labels: Identity of each face, `(N,) int64`.
         scores: Counted pairs of the reference and of the engine.
         fars: False accept rates, 0 to 1.
-        replicates: Draws of people.
-        seed: Of the random generator.
 
     Returns:
-        The intervals of each rate that the pairs resolve. Empty with fewer than two people who
-        have two faces.
+        The intervals of each rate that `MIN_ACCEPTED` impostor pairs hold in both networks. Empty
+        with fewer than `MIN_PEOPLE` people who have two faces.
     """
-    draws = _draws((reference, engine), labels, scores, fars, replicates, seed)
-    return {
-        far: TarInterval(
-            _interval(tar[:, 0]), _interval(tar[:, 1]), _interval(tar[:, 1] - tar[:, 0])
+    pairs = _collect((reference, engine), labels, scores, fars)
+    if pairs is None:
+        return {}
+    intervals = {}
+    for far in _resolved(scores, fars):
+        rates = [_rate(pairs, network, far) for network in (0, 1)]
+        intervals[far] = TarInterval(
+            _tar_interval(rates[0], pairs),
+            _tar_interval(rates[1], pairs),
+            _change(rates, pairs, far),
         )
-        for far, tar in draws.items()
-    }
+    return intervals
 
 
-def tar_interval(
+def rate_intervals(
     embeddings: F32, labels: I64, scores: Scores, fars: Sequence[float]
-) -> dict[float, tuple[float, float]]:
-    """95 % intervals of one network's TAR, as `tar_intervals`.
+) -> RateIntervals:
+    """95 % intervals of one network's TAR and EER.
 
     Args:
         embeddings: `(N, D) float32`.
@@ -125,184 +172,188 @@ def tar_interval(
         fars: False accept rates, 0 to 1.
 
     Returns:
-        `(low, high)`, fractions, of each rate that the pairs resolve.
+        Intervals as `tar_intervals` gives them. The EER moves less than the TAR at its FAR by the
+        slope of the ROC curve there, since its FAR moves with it.
     """
-    draws = _draws((embeddings,), labels, (scores,), fars, REPLICATES, _SEED)
-    return {far: _interval(tar[:, 0]) for far, tar in draws.items()}
+    pairs = _collect((embeddings,), labels, (scores,), (*fars, equal_error_rate(scores)))
+    if pairs is None:
+        return RateIntervals({}, None)
+    tar = {far: _tar_interval(_rate(pairs, 0, far), pairs) for far in _resolved((scores,), fars)}
+    return RateIntervals(tar, _eer_interval(pairs))
 
 
-def smoothed_tar_drop(far: float, reference: ScoreList, engine: ScoreList) -> tuple[float, float]:
-    """The loss of true accepts expected on other people, from all pairs near the threshold.
-
-    The count of pairs that crossed the threshold moves by one pair at a time. Here each pair counts
-    by a smooth step, `tanh`, as wide as genuine scores scatter, and the sum is scaled by how many
-    pairs lie at the threshold itself (the density of a step half as wide). The threshold moves as
-    it does in the mean of several rates that enough impostors hold. A fraction of the variance for
-    little bias (docs/results/int8.md). Pairs are treated as independent, so the error is a lower
-    bound.
-
-    Args:
-        far: False accept rate, 0 to 1; the impostor pairs must resolve it.
-        reference: Pairs scored by the reference.
-        engine: The same pairs, in the same order, scored by the engine.
-
-    Returns:
-        The drop of TAR as a fraction, and its standard error.
-    """
-    first = max(far, _TAIL_PAIRS / reference.impostor_pairs)
-    moves = [
-        _threshold(engine, rate) - _threshold(reference, rate)
-        for rate in (first * times for times in _TAIL)
-        if rate < 1.0
-    ]
-    old, new = reference.genuine.astype(np.float64), engine.genuine.astype(np.float64)
-    width = float(old.std()) or 1.0
-    before = (old - _threshold(reference, far)) / width
-    after = before + (new - old - (np.mean(moves) if moves else 0.0)) / width
-    lost = (np.tanh(before) - np.tanh(after)) / 2 * _density(before, 0.5) / _density(before, 1.0)
-    error = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else 1.0
-    return float(lost.mean()), error
-
-
-def _threshold(scores: ScoreList, far: float) -> float:
-    threshold = threshold_at_far(scores, far)
-    if threshold is None:
-        raise ValueError(
-            f"FAR {far} needs {1 / far:.0f} impostor pairs, got {len(scores.impostor)}"
-        )
-    return threshold
-
-
-def _density(margins: F64, width: float) -> float:
-    """Density of the margins at 0, through a step of that width."""
-    return float((1 - np.tanh(margins / width) ** 2).mean()) / width or 1e-12
-
-
-def _draws(
-    networks: Sequence[F32],
-    labels: I64,
-    scores: Sequence[Scores],
-    fars: Sequence[float],
-    replicates: int,
-    seed: int,
-) -> dict[float, F64]:
-    """FAR -> TAR in each draw of people by each network, `(replicates, networks)`."""
+def _collect(
+    networks: Sequence[F32], labels: I64, scores: Sequence[Scores], fars: Sequence[float]
+) -> _PairBins | None:
+    """Genuine pairs and the highest impostors by all networks; None with too few people."""
     person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     order = np.argsort(person, kind="stable")
-    faces = np.bincount(person)
-    resolved = [far for far in fars if all(threshold_at_far(s, far) is not None for s in scores)]
-    if (faces > 1).sum() < 2 or not resolved:
-        return {}
-    sides = [
-        _person_scores(normalise(embeddings)[order], person[order], counted, max(resolved))
-        for embeddings, counted in zip(networks, scores, strict=True)
+    person = person[order]
+    faces = np.bincount(person).astype(np.float64)
+    if (faces > 1).sum() < MIN_PEOPLE:
+        return None
+    floors = [
+        min((_first_bin(counted, far) for far in _resolved(scores, fars)), default=BINS)
+        for counted in scores
     ]
-    pairs = scores[0].impostor_pairs
-    soft = [_softness(sides[0], round(far * pairs), len(faces)) for far in resolved]
-    reach = [
-        [int(np.searchsorted(np.cumsum(side.stands), _REACH * far * pairs)) + 1 for far in resolved]
-        for side in sides
-    ]
-    random = np.random.default_rng(seed)
-    tars = np.empty((len(resolved), replicates, len(sides)))
-    for replicate in range(replicates):
-        drawn = np.bincount(random.integers(0, len(faces), len(faces)), minlength=len(faces))
-        for number, side in enumerate(sides):
-            for row, far in enumerate(resolved):
-                tars[row, replicate, number] = _tar(
-                    side, drawn, faces, far, soft[row], reach[number][row]
-                )
-    return dict(zip(resolved, tars, strict=True))
-
-
-def _person_scores(unit: F32, person: I64, counted: Scores, far: float) -> _PersonScores:
-    floor = np.float32(_impostor_floor(counted, min(1.0, _REACH * far)))
-    keys, scores, persons_a, persons_b = [], [], [], []
-    for block in score_blocks(unit, person):
+    units = [normalise(embeddings)[order] for embeddings in networks]
+    rows_: list[I64] = []
+    columns_: list[I64] = []
+    genuine: list[list[I32]] = [[] for _ in networks]
+    bins: list[list[I32]] = [[] for _ in networks]
+    persons: list[list[I32]] = [[] for _ in networks]
+    for blocks in zip(*(score_blocks(unit, person) for unit in units), strict=True):
+        block = blocks[0]
         if block.genuine is not None:
             rows, columns = np.nonzero(block.genuine)
-            keys.append(4.0 * person[block.row + rows] + block.cosine[rows, columns])
-        high = block.cosine >= floor
-        if block.impostor is not None:
-            high &= block.impostor
-        rows, columns = np.nonzero(high)
-        scores.append(block.cosine[rows, columns])
-        persons_a.append(person[block.row + rows])
-        persons_b.append(person[block.column + columns])
-    key, score = np.sort(np.concatenate(keys)), np.concatenate(scores)
-    order = np.argsort(-score, kind="stable")
-    ranks, stands = _thin(len(order))
-    order = order[ranks]
-    people = np.arange(person.max() + 2)
-    return _PersonScores(
-        key,
-        np.searchsorted(key, 4.0 * people - 2.0),
-        score[order],
-        np.concatenate(persons_a)[order],
-        np.concatenate(persons_b)[order],
-        stands,
+            rows_.append(block.row + rows)
+            columns_.append(block.column + columns)
+        for network, block in enumerate(blocks):
+            index = cosine_bins(block.cosine)
+            if block.genuine is not None:
+                genuine[network].append(index[block.genuine].astype(np.int32))
+            high = index >= floors[network]
+            if block.impostor is not None:
+                high &= block.impostor
+            rows, columns = np.nonzero(high)
+            bins[network].append(index[high].astype(np.int32))
+            both = person[block.row + rows], person[block.column + columns]
+            persons[network].append(np.stack(both).astype(np.int32))
+    return _PairBins(
+        PeoplePairs(np.concatenate(rows_), np.concatenate(columns_), person, faces),
+        np.stack([np.concatenate(part) for part in genuine]),
+        [
+            (np.concatenate(b), np.concatenate(p, axis=1))
+            for b, p in zip(bins, persons, strict=True)
+        ],
+        scores,
     )
 
 
-def _impostor_floor(scores: Scores, far: float) -> float:
-    """A cosine below those of the impostors that `far` accepts and of the first that it refuses.
+def _resolved(scores: Sequence[Scores], fars: Sequence[float]) -> list[float]:
+    return [far for far in fars if allowed_impostors(far, scores[0].impostor_pairs) >= MIN_ACCEPTED]
 
-    One bin is left for float32: a cosine is counted up to half a unit in the last place of the
-    bin's number away from its place, and the highest one can lie in the last bin and be below 1.
+
+def _first_bin(scores: Scores, far: float) -> int:
+    """The lowest bin that a FAR, at least of one pair, accepts."""
+    threshold = threshold_at_far(scores, min(1.0, far))
+    return BINS if threshold is None else round((threshold + 1.0) / 2.0 * BINS)
+
+
+def _rate(pairs: _PairBins, network: int, far: float) -> _Rate:
+    first = _first_bin(pairs.scores[network], far)
+    accepted = pairs.accepted(network, first)
+    half, twice = (
+        _logit(_accepted_share(pairs, network, far * times), len(accepted)) for times in (0.5, 2.0)
+    )
+    return _Rate(
+        float(accepted.mean()),
+        share_design(accepted, _refused(pairs, network), pairs.people),
+        max(0.0, (twice - half) / np.log(4)),
+        pairs.far_error(network, first),
+    )
+
+
+def _accepted_share(pairs: _PairBins, network: int, far: float) -> float:
+    return float((pairs.genuine[network] >= _first_bin(pairs.scores[network], far)).mean())
+
+
+def _logit(share: float, count: int) -> float:
+    """Of a share, half a pair away from 0 and 1 at the least."""
+    share = min(max(share, 0.5 / count), 1 - 0.5 / count)
+    return float(np.log(share / (1 - share)))
+
+
+def _refused(pairs: _PairBins, network: int) -> F64:
+    """1 for each genuine pair above the threshold that refuses `_REFUSED` of them, else 0."""
+    cut = np.quantile(pairs.genuine[network], REFUSED)
+    return (pairs.genuine[network] > cut).astype(np.float64)
+
+
+def _tar_interval(rate: _Rate, pairs: _PairBins, scale: float = 1.0) -> Ends:
+    variance = far_variance([(1.0, rate.error)], pairs.people.faces)
+    variance = max(variance, 1 / max(1, rate.error.accepted))
+    return score_interval(rate.tar, rate.design * scale**2, (rate.slope * scale) ** 2 * variance)
+
+
+def _eer_interval(pairs: _PairBins) -> Ends:
+    """Of the EER: 1 - EER is the TAR at a FAR that moves with it."""
+    eer = equal_error_rate(pairs.scores[0])
+    if _resolved(pairs.scores, (eer,)):
+        rate = _rate(pairs, 0, eer)
+        low, high = _tar_interval(rate, pairs, 1 / (1 + min(1.0, rate.steepness / eer)))
+    else:  # few errors: those of genuine pairs decide
+        first = _first_bin(pairs.scores[0], MIN_ACCEPTED / pairs.scores[0].impostor_pairs)
+        low, high = score_interval(
+            1 - eer, share_design(pairs.accepted(0, first), _refused(pairs, 0), pairs.people)
+        )
+    return 1 - high, 1 - low
+
+
+def _change(rates: Sequence[_Rate], pairs: _PairBins, far: float) -> Ends:
+    """Of the second TAR minus the first."""
+    before, after = rates
+    changes = pairs.accepted(1, _first_bin(pairs.scores[1], far))
+    changes -= pairs.accepted(0, _first_bin(pairs.scores[0], far))
+    change = after.tar - before.tar
+    genuine = max(
+        _changed_share(rates, pairs, far, changes), between_people(changes - change, pairs.people)
+    )
+    terms = [(after.steepness, after.error), (-before.steepness, before.error)]
+    threshold = far_variance(terms, pairs.people.faces)
+    # Every impostor pair that only one network accepts moves the threshold by itself.
+    single = _single_impostors(before.error, after.error) / max(1, before.error.accepted) ** 2
+    threshold = max(threshold, ((before.steepness + after.steepness) / 2) ** 2 * single)
+    half = Z_975 * float(np.sqrt(genuine + threshold))
+    return change - half, change + half
+
+
+def _changed_share(rates: Sequence[_Rate], pairs: _PairBins, far: float, changes: F64) -> float:
+    """Variance of the share of changed decisions, had people other faces and other errors.
+
+    Few decisions change at one threshold, so their rate and correlations are those at FARs around
+    it as well, the rate scaled by TAR (1 - TAR). Where none changes anywhere, by how far scores
+    moved as a share of how far they scatter.
     """
-    needed = allowed_impostors(far, scores.impostor_pairs) + 1
-    bins = int(np.searchsorted(scores.highest_impostors, needed)) + 2
-    return 1.0 - 2.0 * bins / BINS if bins < BINS else -2.0
+    moments = pair_moments(changes, pairs.people)
+    around, spread = 0.0, 0.0
+    for times in _NEIGHBOURS:
+        if allowed_impostors(far * times, pairs.scores[0].impostor_pairs) < 1:
+            continue
+        a, b = (
+            pairs.accepted(network, _first_bin(pairs.scores[network], far * times))
+            for network in (0, 1)
+        )
+        moments += pair_moments(b - a, pairs.people)
+        around += float(((b - a) ** 2).mean())
+        spread += _spread(float(a.mean()), float(b.mean()))
+    design = design_effect(
+        pairs.people, pair_correlation(moments, _CHANGE_PRIOR, _CHANGE_PRIOR_PEOPLE)
+    )
+    moved = np.diff(pairs.genuine.astype(np.float64), axis=0)[0]
+    scatter = float(pairs.genuine[0].std()) or 1.0
+    ratio = max(
+        around / spread if spread else 0.0, float(np.abs(moved - np.median(moved)).mean()) / scatter
+    )
+    # A rate drawn towards 1/2 as if one more effective pair had been seen: never 0 or 1.
+    tars = [(rate.tar + rate.design / 2) / (1 + rate.design) for rate in rates]
+    expected = ratio * _spread(*tars)
+    if not expected:
+        return 0.0
+    # Gamma prior of one change at the expected rate, over effective pairs.
+    effective = 1 / design
+    rate = (float((changes**2).mean()) * effective + 1) / (effective + 1 / expected)
+    return rate * design
 
 
-def _thin(count: int) -> tuple[I64, F64]:
-    """Ranks to keep, all of the first 16,384 and then every 2nd, 4th, ... per doubling, and how
-    many ranks each stands for: millions of impostors become a hundred thousand."""
-    ranks, stands = [np.arange(min(count, _DENSE))], [np.ones(min(count, _DENSE))]
-    start, step = _DENSE, 2
-    while start < count:
-        part = np.arange(start, min(count, 2 * start), step)
-        ranks.append(part)
-        stands.append(np.full(len(part), float(step)))
-        start, step = 2 * start, 2 * step
-    return np.concatenate(ranks), np.concatenate(stands)
+def _spread(a: float, b: float) -> float:
+    return (a * (1 - a) + b * (1 - b)) / 2
 
 
-def _softness(side: _PersonScores, accepted: int, people: int) -> float:
-    """The factor on a draw's departure from 1 that makes an impostor count's variance right.
-
-    Its variance is `lone` (of single pairs of people) + `shared` (of people who are like many);
-    a draw softened by c gives `c^2 (shared + 2 lone) + c^4 lone`. Both come from who is accepted.
-    """
-    top = int(np.searchsorted(np.cumsum(side.stands), accepted, side="right"))
-    a, b, stands = side.person_a[:top], side.person_b[:top], side.stands[:top]
-    both = np.minimum(a, b) * people + np.maximum(a, b)
-    lone = float((np.bincount(np.unique(both, return_inverse=True)[1], stands) ** 2).sum())
-    if not lone:
-        return 1.0
-    each = np.bincount(a, stands, people) + np.bincount(b, stands, people)
-    shared = max(0.0, float(((each - each.mean()) ** 2).sum()) - 2 * lone)
-    r = lone / (lone + shared)
-    return float(np.sqrt((np.sqrt((1 + r) ** 2 + 4 * r) - 1 - r) / (2 * r)))
-
-
-def _tar(side: _PersonScores, drawn: I64, faces: I64, far: float, soft: float, reach: int) -> float:
-    """TAR at one FAR when person i counts `drawn[i]` times, softened for impostors, of whom the
-    first `reach` are looked at."""
-    weight = 1 + soft * (drawn - 1.0)
-    size = weight * faces
-    total = (size.sum() ** 2 - (size**2).sum()) / 2
-    top = slice(reach)
-    accepted = np.cumsum(side.stands[top] * weight[side.person_a[top]] * weight[side.person_b[top]])
-    # The first impostor that must stay out: all genuine pairs above it are accepted.
-    out = int(np.searchsorted(accepted, far * total, side="right"))
-    threshold = float(side.score[min(out, len(accepted) - 1)])
-    genuine = np.diff(side.start)
-    people = 4.0 * np.arange(len(genuine)) + threshold
-    passed = side.start[1:] - np.searchsorted(side.key, people, side="right")
-    return float((drawn * passed).sum()) / max(1.0, float((drawn * genuine).sum()))
-
-
-def _interval(values: F64) -> tuple[float, float]:
-    low, high = np.percentile(values, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
-    return float(low), float(high)
+def _single_impostors(a: FarError, b: FarError) -> float:
+    """Accepted impostor pairs by which two networks differ, counted by people."""
+    keys = np.union1d(a.key, b.key)
+    counts = np.zeros(len(keys))
+    counts[np.searchsorted(keys, a.key)] += a.share * a.accepted
+    counts[np.searchsorted(keys, b.key)] -= b.share * b.accepted
+    return float(np.abs(counts).sum())

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, F64, I64
-from .intervals import TarInterval, smoothed_tar_drop
+from .intervals import Ends, TarInterval
+from .person_variance import PeoplePairs
+from .smoothed_drop import PairPeople, SmoothedDrop, smoothed_tar_drop
 from .verification import (
     FARS,
     ScoreList,
@@ -67,7 +69,8 @@ class RateChange:
         threshold: The thresholds of both.
         threshold_kept: What the engine accepts at the reference's threshold.
         smoothed_drop: The loss expected on other people (`smoothed_tar_drop`), from listed scores.
-        smoothed_drop_error: Its standard error.
+        smoothed_drop_error: Its standard error, over people.
+        smoothed_drop_interval_95: Its 95 % interval; None with too few people or impostor pairs.
         reason: Why there are no rates; empty where there are.
         low_confidence: Why the rates depend on a handful of pairs; empty where they do not.
     """
@@ -81,6 +84,7 @@ class RateChange:
     threshold_kept: ThresholdKept = ThresholdKept()
     smoothed_drop: float | None = None
     smoothed_drop_error: float | None = None
+    smoothed_drop_interval_95: Ends | None = None
     reason: str = ""
     low_confidence: str = ""
 
@@ -192,6 +196,7 @@ def compare_rates(
     engine: Scores | ScoreList,
     fars: Sequence[float],
     intervals: Mapping[float, TarInterval] | None = None,
+    people: PairPeople | None = None,
 ) -> list[RateChange]:
     """Rates of two models at false accept rates.
 
@@ -200,13 +205,14 @@ def compare_rates(
         engine: The same pairs scored by the engine.
         fars: False accept rates, 0 to 1.
         intervals: 95 % intervals by FAR.
+        people: The people of listed scores' pairs, for the smoothed drop.
 
     Returns:
-        One per rate, the largest first; listed scores give the smoothed drop too.
+        One per rate, the largest first.
     """
     intervals = intervals or {}
     return [
-        _rate_change(reference, engine, far, intervals.get(far))
+        _rate_change(reference, engine, far, intervals.get(far), people)
         for far in sorted(set(fars), reverse=True)
     ]
 
@@ -271,7 +277,8 @@ def compare_embeddings(
             scores = np.asarray((unit @ unit.T)[first, second])
             both.append(ScoreList(scores[same], scores[~same]))
         fars = (*FARS, *([extra_far] if extra_far else []))
-        rates = [rate for rate in compare_rates(both[0], both[1], fars) if not rate.reason]
+        rates = compare_rates(both[0], both[1], fars, people=_pair_people(first, second, labels))
+        rates = [rate for rate in rates if not rate.reason]
     return EmbeddingLoss(
         len(labels),
         len(np.unique(labels)),
@@ -326,11 +333,21 @@ def measure_drift(reference: F32, engine: F32, keys: Sequence[str]) -> CosineDri
     )
 
 
+def _pair_people(first: I64, second: I64, labels: I64) -> PairPeople:
+    """The people of the pairs of faces `first` and `second`, genuine and impostor ones apart."""
+    person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    faces = np.bincount(person).astype(np.float64)
+    same = person[first] == person[second]
+    genuine = PeoplePairs(first[same], second[same], person, faces)
+    return PairPeople(genuine, person[first[~same]], person[second[~same]])
+
+
 def _rate_change(
     reference: Scores | ScoreList,
     engine: Scores | ScoreList,
     far: float,
     interval: TarInterval | None,
+    people: PairPeople | None,
 ) -> RateChange:
     old, new = threshold_at_far(reference, far), threshold_at_far(engine, far)
     pairs = reference.impostor_pairs
@@ -338,9 +355,9 @@ def _rate_change(
         return RateChange(far, reason="no two faces are of the same person")
     if old is None or new is None:
         return RateChange(far, reason=f"{pairs:,} impostor pairs, {round(1 / far):,} needed")
-    smoothed: tuple[float | None, float | None] = (None, None)
-    if isinstance(reference, ScoreList) and isinstance(engine, ScoreList):
-        smoothed = smoothed_tar_drop(far, reference, engine)
+    smoothed: SmoothedDrop | None = None
+    if people and isinstance(reference, ScoreList) and isinstance(engine, ScoreList):
+        smoothed = smoothed_tar_drop(far, reference, engine, people)
     before, after = rates_at(reference, old)[0], rates_at(engine, new)[0]
     return RateChange(
         far,
@@ -350,6 +367,6 @@ def _rate_change(
         interval,
         ThresholdChange(old, new),
         ThresholdKept(*rates_at(engine, old)),
-        *smoothed,
+        *((smoothed.drop, smoothed.error, smoothed.interval_95) if smoothed else ()),
         low_confidence=few_impostors(pairs, far),
     )

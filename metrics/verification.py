@@ -136,7 +136,7 @@ def count_scores(cosine: F32 | F64, same: npt.NDArray[np.bool_]) -> Scores:
         cosine: Cosines of P pairs, `(P,)`.
         same: Whether each pair is of one person, `(P,) bool`.
     """
-    index = _bins(cosine.astype(np.float32))
+    index = cosine_bins(cosine.astype(np.float32))
     return Scores(
         np.bincount(index[same], minlength=BINS).astype(np.int64),
         np.bincount(index[~same], minlength=BINS).astype(np.int64),
@@ -180,7 +180,7 @@ def all_pairs(embeddings: F32, labels: Sequence[int] | I64, probes: F32 | None =
     other = None if probes is None else normalise(probes)[order]
     genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
     for block in score_blocks(unit, person, other):
-        index = _bins(block.cosine)
+        index = cosine_bins(block.cosine)
         if block.genuine is None or block.impostor is None:
             impostor += np.bincount(index.ravel(), minlength=BINS)
         else:
@@ -301,7 +301,15 @@ def equal_error_rate(scores: Scores) -> float:
     return float((far[at] + frr[at]) / 2)
 
 
-def _bins(cosine: F32) -> npt.NDArray[np.intp]:
+def cosine_bins(cosine: F32) -> npt.NDArray[np.intp]:
+    """The bins in which `Scores` counts cosines.
+
+    Args:
+        cosine: Cosines of any shape, float32.
+
+    Returns:
+        Numbers of the same shape, 0 at cosine -1 to `BINS` - 1 at cosine 1.
+    """
     scaled = cosine * np.float32(BINS / 2)
     scaled += np.float32(BINS / 2)
     index: npt.NDArray[np.intp] = scaled.astype(np.intp)

@@ -1,0 +1,179 @@
+"""The loss of true accepts to expect on other people, from all pairs near the threshold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..arrays import F64, I64
+from .intervals import MIN_ACCEPTED, MIN_PEOPLE, Ends
+from .person_variance import (
+    REFUSED,
+    Z_975,
+    FarError,
+    PairCorrelation,
+    PeoplePairs,
+    between_people,
+    design_effect,
+    far_error,
+    far_variance,
+    pair_correlation,
+    pair_moments,
+    share_design,
+)
+from .verification import ScoreList, allowed_impostors, threshold_at_far
+
+_TAIL = (1, 2, 4, 8)  # times the rate: where the move of the threshold is measured
+
+_TAIL_PAIRS = 20  # impostor pairs above a threshold so that its move is not a few people's
+
+_PRIOR = PairCorrelation(face=0.2, person=0.06)  # of lost true accepts
+
+
+@dataclass(frozen=True, eq=False)
+class PairPeople:
+    """The people of listed pairs, in the order of a `ScoreList`.
+
+    Attributes:
+        genuine: The genuine pairs.
+        impostor_a: First person of each impostor pair, `(I,) int64`.
+        impostor_b: Second person of each impostor pair, `(I,) int64`.
+    """
+
+    genuine: PeoplePairs
+    impostor_a: I64
+    impostor_b: I64
+
+
+@dataclass(frozen=True)
+class SmoothedDrop:
+    """The loss of TAR expected on other people.
+
+    Attributes:
+        drop: Reference minus engine, a fraction.
+        error: Its standard error, over people.
+        interval_95: `(low, high)`; None with fewer people or impostor pairs than intervals need.
+    """
+
+    drop: float
+    error: float
+    interval_95: Ends | None
+
+
+def smoothed_tar_drop(
+    far: float, reference: ScoreList, engine: ScoreList, people: PairPeople
+) -> SmoothedDrop:
+    """The loss of true accepts expected on other people, from all pairs near the threshold.
+
+    The count of pairs that crossed the threshold moves by one pair at a time. Here each pair counts
+    by a smooth step, `tanh`, as wide as genuine scores scatter, and the sum is scaled by how many
+    pairs lie at the threshold itself (the density of a step half as wide). The threshold moves as
+    it does in the mean of several rates that enough impostors hold. A fraction of the variance for
+    some bias (docs/results/int8.md); what the data show of the bias widens the interval.
+
+    Args:
+        far: False accept rate, 0 to 1; the impostor pairs must resolve it.
+        reference: Pairs scored by the reference.
+        engine: The same pairs, in the same order, scored by the engine.
+        people: Their people.
+    """
+    first = max(far, _TAIL_PAIRS / reference.impostor_pairs)
+    rates = [first * times for times in _TAIL if first * times < 1.0] or [far]
+    moves = [_threshold(engine, rate) - _threshold(reference, rate) for rate in rates]
+    old, new = reference.genuine.astype(np.float64), engine.genuine.astype(np.float64)
+    width = float(old.std()) or 1.0
+    margin, moved = old - _threshold(reference, far), new - old - float(np.mean(moves))
+    lost, slope = _lost(margin, moved, width)
+    values = _with_density(lost, margin, width)
+    variance = _genuine_variance(values, people.genuine) * _unseen(margin, people.genuine)
+    terms = _move_terms(reference, engine, people, rates, slope)
+    variance += far_variance(terms, people.genuine.faces)
+
+    narrow = _with_density(_lost(margin, moved, width / 2)[0], margin, width / 2)
+    bias = _beyond(
+        float(values.mean() - narrow.mean()), _genuine_variance(values - narrow, people.genuine)
+    )
+    here = _threshold(engine, rates[0]) - _threshold(reference, rates[0])
+    local = _move_terms(reference, engine, people, rates[:1], -slope)
+    bias += _beyond(
+        slope * (here - float(np.mean(moves))),
+        far_variance([*terms, *local], people.genuine.faces),
+    )
+    drop, error = float(lost.mean()), float(np.sqrt(variance))
+    half = Z_975 * float(np.sqrt(variance + bias))
+    several = int((people.genuine.faces > 1).sum())
+    enough = several >= MIN_PEOPLE and (
+        allowed_impostors(far, reference.impostor_pairs) >= MIN_ACCEPTED
+    )
+    return SmoothedDrop(drop, error, (drop - half, drop + half) if enough else None)
+
+
+def _lost(margin: F64, moved: F64, width: float) -> tuple[F64, float]:
+    """What each genuine pair loses, `(G,)`, and the loss of TAR when the threshold rises by 1."""
+    before, after = margin / width, (margin + moved) / width
+    scale = _density(margin, width / 2) / _density(margin, width)
+    lost = (np.tanh(before) - np.tanh(after)) / 2 * scale
+    return lost, float((1 - np.tanh(after) ** 2).mean()) / (2 * width) * scale
+
+
+def _with_density(lost: F64, margin: F64, width: float) -> F64:
+    """The losses with the influence of each pair on the density that scales them."""
+    narrow, wide = (1 - np.tanh(margin / w) ** 2 for w in (width / 2, width))
+    ratio = narrow / max(float(narrow.mean()), 1e-12) - wide / max(float(wide.mean()), 1e-12)
+    return lost + lost.mean() * ratio
+
+
+def _density(margin: F64, width: float) -> float:
+    """Density of the margins at 0, through a step of that width."""
+    return float((1 - np.tanh(margin / width) ** 2).mean()) / width or 1e-12
+
+
+def _genuine_variance(values: F64, pairs: PeoplePairs) -> float:
+    """Of the mean of pair values: by correlations within people, or by how people differ."""
+    moments = pair_moments(values, pairs)
+    design = design_effect(pairs, pair_correlation(moments, _PRIOR, 1.0, 1.0))
+    return max(moments.pair * design, between_people(values - values.mean(), pairs))
+
+
+def _unseen(margin: F64, pairs: PeoplePairs) -> float:
+    """How much larger the variance is with people who are refused more often than those seen: the
+    ratio of TAR (1 - TAR) with one more effective pair that counts as half accepted, to that without.
+    """
+    accepted = (margin >= 0).astype(np.float64)
+    often_refused = (margin > np.quantile(margin, REFUSED)).astype(np.float64)
+    design = share_design(accepted, often_refused, pairs)
+    tar = min(max(float(accepted.mean()), 0.5 / len(margin)), 1 - 0.5 / len(margin))
+    drawn = (tar + design / 2) / (1 + design)
+    return max(1.0, drawn * (1 - drawn) / (tar * (1 - tar)))
+
+
+def _beyond(difference: float, variance: float) -> float:
+    """The square of a difference beyond what chance makes of it."""
+    return max(0.0, difference**2 - variance)
+
+
+def _move_terms(
+    reference: ScoreList,
+    engine: ScoreList,
+    people: PairPeople,
+    rates: Sequence[float],
+    slope: float,
+) -> list[tuple[float, FarError]]:
+    """Weights and errors of the FARs that the mean move of the threshold at `rates` hangs on."""
+    terms = []
+    for rate in rates:
+        for scores, sign in ((engine, 1.0), (reference, -1.0)):
+            threshold = _threshold(scores, rate)
+            above = scores.impostor >= threshold
+            error = far_error(
+                people.impostor_a[above], people.impostor_b[above], people.genuine.faces
+            )
+            half, twice = (_threshold(scores, min(1.0, rate * times)) for times in (0.5, 2.0))
+            per_log_far = (half - twice) / np.log(4)
+            terms.append((sign * slope * per_log_far / len(rates), error))
+    return terms
+
+
+def _threshold(scores: ScoreList, far: float) -> float:
+    threshold = threshold_at_far(scores, max(far, 1 / scores.impostor_pairs))
+    return 1.0 if threshold is None else threshold
