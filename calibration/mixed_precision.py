@@ -297,7 +297,7 @@ def bisect_float_layers(count: int, judge: Callable[[int], EmbeddingLoss], budge
         losses = f"cosine {last.cosine.min:.4f}"
         if rate:
             losses += f", TAR drop {rate.drop:.4f}, likely {rate.smoothed_drop:+.4f}"
-            losses += f" ± {rate.smoothed_drop_error:.4f}"
+            losses += f", standard error {rate.smoothed_drop_error:.4f}"
         raise GateFailed(
             f"no assignment holds {budget.describe()}: with one layer in INT8, {losses}",
             "allow more (what was judged is remembered), or build FP16:"

@@ -66,9 +66,10 @@ def command(
 
     Ranges go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an
     image. What INT8 loses is measured on people held out from calibration; the likely loss is an
-    estimate for other people from all pairs near the threshold. With a budget, layers go back to
-    float (FP16 in TensorRT's engine), those that cost most first, until it holds; exit code 1 if
-    no assignment holds it. A search that was interrupted continues.
+    estimate for other people from all pairs near the threshold, with its 95 % interval where the
+    people suffice. With a budget, layers go back to float (FP16 in TensorRT's engine), those that
+    cost most first, until it holds; exit code 1 if no assignment holds it. A search that was
+    interrupted continues.
     """
     from ..bundle.bundle import open_bundle
     from ..calibration.calibrate import calibrate
@@ -139,7 +140,9 @@ def _rates(rates: "tuple[RateChange, ...]") -> str:
 
 
 def _likely_loss(rate: "RateChange") -> str:
-    return f"{rate.smoothed_drop:+.4f} ± {rate.smoothed_drop_error:.4f}"
+    interval = rate.smoothed_drop_interval_95
+    text = f"{rate.smoothed_drop:+.4f}"
+    return f"{text} ± {(interval[1] - interval[0]) / 2:.4f}" if interval else text
 
 
 def _trials(report: "CalibrationReport", far: float) -> str:

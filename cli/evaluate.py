@@ -120,8 +120,9 @@ def _text(bundle: str, result: "EvaluateResult") -> str:
         f"{bundle}: {result.engine} on {result.backend}, {protocol.faces} faces of"
         f" {protocol.identities} people",
         f"  {artifact_text(result.artifact, result.backend)}",
-        f"  accuracy {100 * result.accuracy:.2f} % +- {100 * result.accuracy_std:.2f} over"
-        f" {protocol.pairs} pairs ({protocol.kind}), EER {100 * result.eer:.2f} %",
+        f"  accuracy {100 * result.accuracy:.2f} %{_percent(result.accuracy_interval_95)} over"
+        f" {protocol.pairs} pairs ({protocol.kind})",
+        f"  EER {100 * result.eer:.2f} %{_percent(result.eer_interval_95)}",
         f"  all pairs: {pairs.genuine:,} genuine, {pairs.impostor:,} impostor",
     ]
     if legacy := result.accuracy_insightface:
@@ -139,6 +140,10 @@ def _text(bundle: str, result: "EvaluateResult") -> str:
     if result.identification:
         lines.append(_identification(result.identification))
     return "\n".join([*lines, *result.notes, f"report: {result.report}"])
+
+
+def _percent(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else " ({:.2f} to {:.2f})".format(*(100 * v for v in interval))
 
 
 def _identification(result: "IdentificationResult") -> str:

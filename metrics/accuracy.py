@@ -111,7 +111,7 @@ def accuracy_interval(
     return score_interval(mean, variance / (errors * (1 - errors)))
 
 
-def fold_interval(folds: Sequence[float]) -> tuple[float, float] | None:
+def fold_interval(accuracy: Accuracy) -> tuple[float, float] | None:
     """95 % interval of the mean accuracy over folds that share no person, whoever the people are.
 
     A t interval on the folds' accuracies, which need not be alike (Ibragimov and Mueller, 2010), as
@@ -119,18 +119,17 @@ def fold_interval(folds: Sequence[float]) -> tuple[float, float] | None:
     `PER_FOLD` in each fold.
 
     Args:
-        folds: Accuracy of each fold, fractions.
+        accuracy: Over the folds.
 
     Returns:
         `(low, high)`, fractions; None with fewer than `MIN_FOLDS` folds.
     """
-    count = len(folds)
+    count, mean = accuracy.folds, accuracy.mean
     if count < MIN_FOLDS:
         return None
-    mean = float(np.mean(folds))
     design = 1 / (2 * PER_FOLD * count)
     if 0 < mean < 1:
-        design = max(design, float(np.var(folds, ddof=1)) / count / (mean * (1 - mean)))
+        design = max(design, accuracy.std**2 / (count - 1) / (mean * (1 - mean)))
     return score_interval(mean, design, quantile=student_t(count - 1))
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ..arrays import F32, I64
 from .accuracy import pair_accuracy
-from .intervals import FEW_PEOPLE, tar_intervals
+from .intervals import few_people, tar_intervals
 from .protocols import ListedPairs
 from .rates import RateChange, ScoreCurves, compare_rates, score_curves
 from .strata import Stratum, compare_strata
@@ -105,7 +105,7 @@ def compare_verification(
         mixed = compare_rates(before, all_pairs(reference, labels, engine), fars)
         judged = _strata_rate(rates, far)
         strata = compare_strata(reference, engine, labels, measures, judged, groups)
-        notes = _notes(labels)
+        notes = (note,) if (note := few_people(labels)) else ()
     elif pairs is not None:
         before, after = _listed(reference, pairs), _listed(engine, pairs)
         rates, mixed, strata, judged = compare_rates(before, after, fars), [], [], None
@@ -140,10 +140,3 @@ def _strata_rate(rates: Sequence[RateChange], far: float) -> RateChange | None:
     """The wanted FAR, or the nearest larger one that has enough pairs."""
     solid = [r for r in rates if r.far >= far and r.delta is not None and not r.low_confidence]
     return solid[-1] if solid else None
-
-
-def _notes(labels: I64) -> tuple[str, ...]:
-    several = int((np.unique(labels, return_counts=True)[1] > 1).sum())
-    if several >= FEW_PEOPLE:
-        return ()
-    return (f"trustworthy intervals: {several} people have two faces, {FEW_PEOPLE} needed",)

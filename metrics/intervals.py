@@ -101,7 +101,8 @@ class _PairBins:
 
     def accepted(self, network: int, first: int) -> F64:
         """1 for each genuine pair in bin `first` or above, else 0, `(G,)`."""
-        return (self.genuine[network] >= first).astype(np.float64)
+        accepted: F64 = (self.genuine[network] >= first).astype(np.float64)
+        return accepted
 
     def far_error(self, network: int, first: int) -> FarError:
         """The relative error of the FAR at a threshold."""
@@ -180,6 +181,23 @@ def rate_intervals(
         return RateIntervals({}, None)
     tar = {far: _tar_interval(_rate(pairs, 0, far), pairs) for far in _resolved((scores,), fars)}
     return RateIntervals(tar, _eer_interval(pairs))
+
+
+def few_people(labels: I64) -> str:
+    """Why intervals are missing or wide.
+
+    Args:
+        labels: Identity of each face, `(N,) int64`.
+
+    Returns:
+        A sentence; empty where the people suffice.
+    """
+    several = int((np.unique(labels, return_counts=True)[1] > 1).sum())
+    if several < MIN_PEOPLE:
+        return f"intervals: {several} people have two faces, {MIN_PEOPLE} needed"
+    if several < FEW_PEOPLE:
+        return f"narrow intervals: {several} people have two faces, {FEW_PEOPLE} needed"
+    return ""
 
 
 def _collect(
@@ -267,7 +285,8 @@ def _logit(share: float, count: int) -> float:
 def _refused(pairs: _PairBins, network: int) -> F64:
     """1 for each genuine pair above the threshold that refuses `_REFUSED` of them, else 0."""
     cut = np.quantile(pairs.genuine[network], REFUSED)
-    return (pairs.genuine[network] > cut).astype(np.float64)
+    accepted: F64 = (pairs.genuine[network] > cut).astype(np.float64)
+    return accepted
 
 
 def _tar_interval(rate: _Rate, pairs: _PairBins, scale: float = 1.0) -> Ends:
@@ -296,20 +315,26 @@ def _change(rates: Sequence[_Rate], pairs: _PairBins, far: float) -> Ends:
     changes = pairs.accepted(1, _first_bin(pairs.scores[1], far))
     changes -= pairs.accepted(0, _first_bin(pairs.scores[0], far))
     change = after.tar - before.tar
-    genuine = max(
-        _changed_share(rates, pairs, far, changes), between_people(changes - change, pairs.people)
-    )
+    unit, variance = _changed_share(rates, pairs, far, changes)
+    variance = max(variance, between_people(changes - change, pairs.people))
     terms = [(after.steepness, after.error), (-before.steepness, before.error)]
     threshold = far_variance(terms, pairs.people.faces)
     # Every impostor pair that only one network accepts moves the threshold by itself.
     single = _single_impostors(before.error, after.error) / max(1, before.error.accepted) ** 2
     threshold = max(threshold, ((before.steepness + after.steepness) / 2) ** 2 * single)
-    half = Z_975 * float(np.sqrt(genuine + threshold))
-    return change - half, change + half
+    half = Z_975 * float(np.sqrt(variance + threshold))
+    # A larger change would be of more decisions and vary more (the score interval of a Poisson rate).
+    skew = Z_975**2 * unit / 2
+    wide = skew + float(np.sqrt(skew**2 + half**2))
+    low, high = (wide if change <= 0 else half), (wide if change >= 0 else half)
+    return max(-1.0, change - low), min(1.0, change + high)
 
 
-def _changed_share(rates: Sequence[_Rate], pairs: _PairBins, far: float, changes: F64) -> float:
-    """Variance of the share of changed decisions, had people other faces and other errors.
+def _changed_share(
+    rates: Sequence[_Rate], pairs: _PairBins, far: float, changes: F64
+) -> tuple[float, float]:
+    """Changed decisions of the genuine pairs: the share that one more of them, drawn independently,
+    would be; and the variance of their mean.
 
     Few decisions change at one threshold, so their rate and correlations are those at FARs around
     it as well, the rate scaled by TAR (1 - TAR). Where none changes anywhere, by how far scores
@@ -339,11 +364,10 @@ def _changed_share(rates: Sequence[_Rate], pairs: _PairBins, far: float, changes
     tars = [(rate.tar + rate.design / 2) / (1 + rate.design) for rate in rates]
     expected = ratio * _spread(*tars)
     if not expected:
-        return 0.0
+        return 0.0, 0.0
     # Gamma prior of one change at the expected rate, over effective pairs.
-    effective = 1 / design
-    rate = (float((changes**2).mean()) * effective + 1) / (effective + 1 / expected)
-    return rate * design
+    unit = 1 / (1 / design + 1 / expected)
+    return unit, (float((changes**2).mean()) / design + 1) * unit * design
 
 
 def _spread(a: float, b: float) -> float:

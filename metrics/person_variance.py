@@ -51,7 +51,8 @@ class PeoplePairs:
         """Ordered couples of each person's pairs that share a face, `(P,) float64`."""
         degree = np.bincount(self.face_a, minlength=len(self.person))
         degree += np.bincount(self.face_b, minlength=len(self.person))
-        return np.bincount(self.person, degree * (degree - 1.0), len(self.faces))
+        couples = np.bincount(self.person, degree * (degree - 1.0), len(self.faces))
+        return couples.astype(np.float64)
 
     @property
     def apart(self) -> F64:
@@ -61,7 +62,8 @@ class PeoplePairs:
     @property
     def weights(self) -> F64:
         """Share of each person in the pairs, `(P,)`."""
-        return self.pairs / self.pairs.sum()
+        share: F64 = self.pairs / self.pairs.sum()
+        return share
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def sum_by_person(values: F64, pairs: PeoplePairs) -> F64:
     Returns:
         `(P,) float64`.
     """
-    return np.bincount(pairs.person[pairs.face_a], values, len(pairs.faces))
+    sums = np.bincount(pairs.person[pairs.face_a], values, len(pairs.faces))
+    return sums.astype(np.float64)
 
 
 def pair_moments(values: F64, pairs: PeoplePairs) -> PairMoments:
@@ -347,4 +350,5 @@ def student_t(freedom: int) -> float:
         return _T_975[freedom - 1]
     z, n = Z_975, freedom
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / n + second / n**2
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3

@@ -367,6 +367,8 @@ def _rate_change(
         interval,
         ThresholdChange(old, new),
         ThresholdKept(*rates_at(engine, old)),
-        *((smoothed.drop, smoothed.error, smoothed.interval_95) if smoothed else ()),
+        smoothed.drop if smoothed else None,
+        smoothed.error if smoothed else None,
+        smoothed.interval_95 if smoothed else None,
         low_confidence=few_impostors(pairs, far),
     )

@@ -120,7 +120,8 @@ def _with_density(lost: F64, margin: F64, width: float) -> F64:
     """The losses with the influence of each pair on the density that scales them."""
     narrow, wide = (1 - np.tanh(margin / w) ** 2 for w in (width / 2, width))
     ratio = narrow / max(float(narrow.mean()), 1e-12) - wide / max(float(wide.mean()), 1e-12)
-    return lost + lost.mean() * ratio
+    values: F64 = lost + lost.mean() * ratio
+    return values
 
 
 def _density(margin: F64, width: float) -> float:

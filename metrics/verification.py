@@ -64,6 +64,12 @@ class ScoreList:
     genuine: F32 | F64
     impostor: F32 | F64
 
+    @cached_property
+    def sorted_impostors(self) -> F32 | F64:
+        """Cosines of the impostor pairs, ascending, `(I,)`."""
+        ascending: F32 | F64 = np.sort(self.impostor)
+        return ascending
+
     @property
     def genuine_pairs(self) -> int:
         """Number of genuine pairs."""
@@ -219,8 +225,7 @@ def threshold_at_far(scores: Scores | ScoreList, far: float) -> float | None:
         return 1.0 - 2.0 * bins / BINS
     if allowed >= scores.impostor_pairs:
         return -1.0
-    refused = scores.impostor_pairs - allowed - 1
-    highest_refused = np.partition(scores.impostor, refused)[refused]
+    highest_refused = scores.sorted_impostors[-allowed - 1]
     return float(np.nextafter(highest_refused, scores.impostor.dtype.type(2)))
 
 

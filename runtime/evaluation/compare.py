@@ -7,7 +7,6 @@ A difference counts where the 95 % intervals do not overlap. What makes the two 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from .result import EvaluateResult, IjbResult, VerifyResult
 Report = VerifyResult | EvaluateResult | IjbResult | BenchmarkResult
 Ends = tuple[float, float]
 
-_STUDENT_T = 2.262  # for 95 % and ten folds
 _MEDIAN = "p50 ms"  # a figure's name ends so
 _THROUGHPUT = " faces per second"
 _MADE = ("model.pt", "model.onnx", "model.fp16.onnx", "calibration.json", "model.int8.onnx")
@@ -287,9 +285,8 @@ def _evaluation_figures(report: EvaluateResult | IjbResult) -> Iterator[tuple[st
     intervals: Mapping[str, Ends] = {}
     if isinstance(report, EvaluateResult):
         mean, intervals = report.accuracy, report.interval_95_at_far
-        half = _STUDENT_T * report.accuracy_std / sqrt(max(1, report.folds))
-        yield "accuracy", _Figure(mean, (mean - half, min(1.0, mean + half)), True)
-        yield "EER", _Figure(report.eer, None, False)
+        yield "accuracy", _Figure(mean, report.accuracy_interval_95, True)
+        yield "EER", _Figure(report.eer, report.eer_interval_95, False)
     for far, tar in report.tar_at_far.items():
         if tar is not None:
             yield f"TAR at {far}", _Figure(tar, intervals.get(far), True)

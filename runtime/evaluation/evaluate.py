@@ -15,12 +15,14 @@ from ...faces.pairs import Pairs
 from ...faces.sources import Faces
 from ...metrics.accuracy import (
     Accuracy,
+    accuracy_interval,
+    fold_interval,
     insightface_accuracy,
     nearest_tar,
     pair_accuracy,
 )
 from ...metrics.identification import identify
-from ...metrics.intervals import tar_interval
+from ...metrics.intervals import RateIntervals, few_people, rate_intervals
 from ...metrics.protocols import draw_pairs
 from ...metrics.rates import few_impostors
 from ...metrics.verification import (
@@ -109,6 +111,14 @@ def evaluate(
         )
     accuracy = pair_accuracy(embeddings, pairs)
     legacy = insightface_accuracy(embeddings[pairs.first], embeddings[pairs.second], pairs.same)
+    if named:
+        labels = np.asarray(faces.labels, np.int64)
+        intervals = rate_intervals(embeddings, labels, scores, FARS)
+        accuracy_ends = accuracy_interval(embeddings, pairs, labels)
+        few = few_people(labels)
+    else:
+        intervals, few = RateIntervals({}, None), ""
+        accuracy_ends = fold_interval(accuracy)
     name = name or protocol_name(faces)
     result = EvaluateResult(
         engine=session.precision,
@@ -127,13 +137,15 @@ def evaluate(
         accuracy_std=accuracy.std,
         folds=accuracy.folds,
         accuracy_insightface=AccuracyMean(legacy.mean, legacy.std),
+        accuracy_interval_95=accuracy_ends,
+        eer_interval_95=intervals.eer,
         eer=equal_error_rate(scores),
         tar_at_far={far_name(far): tar_at_far(scores, far) for far in FARS},
-        interval_95_at_far=_intervals(embeddings, faces, scores) if named else {},
+        interval_95_at_far={far_name(far): ends for far, ends in intervals.tar.items()},
         threshold_at_far={far_name(far): threshold_at_far(scores, far) for far in FARS},
         pairs=PairCounts(scores.genuine_pairs, scores.impostor_pairs),
         identification=identify(embeddings, faces.labels) if named else None,
-        notes=tuple(_notes(scores, accuracy, named)),
+        notes=tuple(filter(None, (*_notes(scores, accuracy, named), few))),
         report=report_name("evaluate", session, name, faces, pairs, {"flip": flip}),
     )
     save_result(bundle, "evaluate", result, summary={"accuracy": result.accuracy})
@@ -220,11 +232,6 @@ def _embed_images(session: Session, ijb: Ijb, flip: bool, track: Track) -> Itera
         check_embeddings(rows, ijb.faces.keys[done : done + len(rows)], session.file)
         done += len(rows)
         yield rows
-
-
-def _intervals(embeddings: F32, faces: Faces, scores: Scores) -> dict[str, tuple[float, float]]:
-    intervals = tar_interval(embeddings, np.asarray(faces.labels, np.int64), scores, FARS)
-    return {far_name(far): ends for far, ends in intervals.items()}
 
 
 def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:

@@ -151,7 +151,9 @@ class EvaluateResult:
         engine: The precision: "fp32", "fp16" or "int8".
         accuracy: Mean over the pair list's folds, a fraction.
         accuracy_insightface: The same by insightface's convention of 400 thresholds.
+        accuracy_interval_95: 95 % interval of the accuracy; None with too few people or folds.
         eer: Equal error rate.
+        eer_interval_95: 95 % interval of the equal error rate; None with too few people with names.
         tar_at_far: FAR by name -> TAR over all pairs among the faces, or over the listed pairs
             where the faces have no names; None where the pairs do not resolve it.
         threshold_at_far: FAR by name -> match threshold, a cosine.
@@ -175,6 +177,8 @@ class EvaluateResult:
     pairs: PairCounts
     artifact: OpenedFile | None = None
     accuracy_insightface: AccuracyMean | None = None
+    accuracy_interval_95: tuple[float, float] | None = None
+    eer_interval_95: tuple[float, float] | None = None
     interval_95_at_far: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     identification: IdentificationResult | None = None
     notes: tuple[str, ...] = ()

@@ -1,11 +1,29 @@
-"""Intervals by people: against a plain resampling loop, and against the truth."""
+"""Intervals over people: the simulated coverage, the variances against plain loops, the edges."""
+
+import sys
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fr_edge.metrics import intervals as bootstrap
-from fr_edge.metrics.intervals import tar_intervals
-from fr_edge.metrics.verification import all_pairs, tar_at_far
+from fr_edge.metrics.accuracy import Accuracy, accuracy_interval, fold_interval, pair_accuracy
+from fr_edge.metrics.intervals import few_people, rate_intervals, tar_intervals
+from fr_edge.metrics.person_variance import (
+    PairCorrelation,
+    PeoplePairs,
+    design_effect,
+    far_error,
+    far_variance,
+    pair_moments,
+    score_interval,
+    student_t,
+)
+from fr_edge.metrics.protocols import draw_pairs
+from fr_edge.metrics.verification import all_pairs, equal_error_rate, tar_at_far
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from interval_coverage import SCENARIOS, coverage, draw, find_truth, measure_coverage
 
 DIM = 24
 
@@ -22,115 +40,198 @@ def _draw(people: int, images: int, seed: int) -> tuple[np.ndarray, np.ndarray, 
     return old.astype(np.float32), new.astype(np.float32), labels
 
 
-def _plain_tar(
-    embeddings: np.ndarray, labels: np.ndarray, drawn: np.ndarray, soft: float, far: float
-) -> float:
-    """TAR when person i is there `drawn[i]` times: all pairs with their weights, in a loop."""
-    unit = embeddings.astype(np.float64)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    weight = 1 + soft * (drawn - 1)
-    genuine, impostor = [], []
-    for i in range(len(unit)):
-        for j in range(i + 1, len(unit)):
-            a, b = labels[i], labels[j]
-            if a == b:
-                genuine.append((unit[i] @ unit[j], drawn[a]))
-            else:
-                impostor.append((unit[i] @ unit[j], weight[a] * weight[b]))
-    allowed = far * sum(weight for _, weight in impostor)
-    threshold, taken = 2.0, 0
-    for score, pair in sorted(impostor, reverse=True):
-        threshold = score
-        if taken + pair > allowed:
-            break
-        taken += pair
-    return sum(w for s, w in genuine if s > threshold) / sum(w for _, w in genuine)
+def _people_pairs(faces: list[int]) -> PeoplePairs:
+    """All pairs of people with so many photographs each."""
+    person = np.repeat(np.arange(len(faces)), faces)
+    pairs = [(i, j) for i, j in combinations(range(len(person)), 2) if person[i] == person[j]]
+    first, second = np.array(pairs).T
+    return PeoplePairs(first, second, person, np.array(faces, float))
 
 
-def test_each_draw_is_judged_as_a_plain_loop_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new, labels = _draw(14, 3, seed=5)
-    order = np.random.default_rng(0).permutation(len(labels))  # labels need not be sorted
-    old, new, labels = old[order], new[order], labels[order]
-    calls = []
-    plain = bootstrap._tar
-
-    def spy(side: object, drawn: np.ndarray, *rest: object) -> float:
-        tar = plain(side, drawn, *rest)  # type: ignore[arg-type]
-        calls.append((drawn, *rest, tar))
-        return tar
-
-    monkeypatch.setattr(bootstrap, "_tar", spy)
-    scores = all_pairs(old, labels), all_pairs(new, labels)
-    tar_intervals(old, new, labels, scores, (0.1, 0.02), replicates=6)
-    assert len(calls) == 24
-    for number, (drawn, _, far, soft, _, tar) in enumerate(calls):
-        embeddings = new if number % 4 > 1 else old
-        assert tar == pytest.approx(_plain_tar(embeddings, labels, drawn, soft, far), abs=1e-9)
+@pytest.mark.parametrize("name", ["uneven", "alike"])
+def test_intervals_hold_the_truth_95_times_in_100(name: str) -> None:
+    """benchmarks/interval_coverage.py does it at length. Each bound has 3 Monte-Carlo errors."""
+    people, trials = 40, 100
+    truth = find_truth(SCENARIOS[name], people=6000, faces=5000)
+    tables = measure_coverage(SCENARIOS[name], people, trials, truth, (1e-2, 1e-3))
+    assert len(tables) == 8
+    for interval, table in tables.items():
+        assert len(table) > 0.9 * trials, interval
+        slack = 3 * np.sqrt(0.93 * 0.07 / len(table))
+        assert coverage(table) > 0.93 - slack, interval
+        assert coverage(table) < 0.98 + slack, interval
 
 
-def test_softening_follows_what_decides() -> None:
-    def softness(one: list[int], other: list[int]) -> float:
-        count = len(one)
-        side = bootstrap._PersonScores(
-            np.zeros(0),
-            np.zeros(41, np.int64),
-            np.linspace(1, 0, count, dtype=np.float32),
-            np.array(one),
-            np.array(other),
-            np.ones(count),
-        )
-        return bootstrap._softness(side, count, 40)
-
-    # Single pairs of people who have nothing else in common: sqrt(sqrt(2) - 1).
-    assert softness(list(range(0, 40, 2)), list(range(1, 40, 2))) == pytest.approx(0.6436, abs=1e-3)
-    # One person whom everybody is taken for: the draw of people says it all.
-    assert softness([0] * 39, list(range(1, 40))) > 0.95
-
-
-def test_thinning_millions_of_impostors_changes_next_to_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    old, new, labels = _draw(150, 4, seed=1)
-    scores = all_pairs(old, labels), all_pairs(new, labels)
-    whole = tar_intervals(old, new, labels, scores, (1e-2,), replicates=60)[1e-2]
-    monkeypatch.setattr(bootstrap, "_DENSE", 512)
-    thin = tar_intervals(old, new, labels, scores, (1e-2,), replicates=60)[1e-2]
-    assert np.abs(np.subtract(whole.delta, thin.delta)).max() < 5e-3
-
-
-def test_the_interval_holds_the_truth_about_95_times_in_100() -> None:
-    """30 trials only: nearly all must hold it. benchmarks/bootstrap_coverage.py does it at length."""
-    old, new, labels = _draw(700, 4, seed=99)
-    before, after = (
-        tar_at_far(all_pairs(old, labels), 1e-2),
-        tar_at_far(all_pairs(new, labels), 1e-2),
-    )
-    assert before is not None
-    assert after is not None
-    inside = 0
-    for trial in range(30):
-        old, new, labels = _draw(60, 4, seed=trial)
+def test_tar_intervals_are_about_as_wide_as_tar_scatters() -> None:
+    """An interval that is too wide covers as well."""
+    tars, widths = [], []
+    for trial in range(40):
+        old, new, labels = draw(60, SCENARIOS["uneven"], np.random.default_rng(trial))
         scores = all_pairs(old, labels), all_pairs(new, labels)
-        low, high = tar_intervals(old, new, labels, scores, (1e-2,), 80, trial)[1e-2].delta
-        inside += low <= after - before <= high
-    assert 25 <= inside <= 30
+        interval = tar_intervals(old, new, labels, scores, (1e-3,))[1e-3]
+        tars.append((tar_at_far(scores[0], 1e-3), tar_at_far(scores[1], 1e-3)))
+        widths.append([np.ptp(interval.reference), np.ptp(interval.delta)])
+    before, after = np.array(tars, float).T
+    expected = 2 * 1.96 * np.array([before.std(), (after - before).std()])
+    assert (np.median(widths, axis=0) < 1.6 * expected).all()
+    assert (np.median(widths, axis=0) > 0.7 * expected).all()
+
+
+def test_moments_of_pairs_by_a_plain_loop() -> None:
+    """Every person counts about as much as another; pairs sharing a face and others apart."""
+    pairs = _people_pairs([4, 4, 4])
+    values = np.random.default_rng(0).normal(size=len(pairs.face_a))
+    centred = values - values.mean()
+    shared, apart = [], []
+    both = list(zip(pairs.face_a, pairs.face_b, strict=True))
+    for i, j in combinations(range(len(values)), 2):
+        if pairs.person[both[i][0]] == pairs.person[both[j][0]]:
+            group = shared if set(both[i]) & set(both[j]) else apart
+            group.append(centred[i] * centred[j])
+    moments = pair_moments(values, pairs)
+    leverage = 1 - 1 / 3  # three people of equal weight
+    assert moments.face == pytest.approx(np.mean(shared) / leverage)
+    assert moments.person == pytest.approx(np.mean(apart) / leverage)
+    assert moments.pair == pytest.approx(np.mean(centred**2))
+
+
+def test_design_effect_by_a_plain_loop() -> None:
+    pairs = _people_pairs([2, 5, 1, 3])
+    both = list(zip(pairs.face_a, pairs.face_b, strict=True))
+    total = 0.0
+    for a in both:
+        for b in both:
+            if pairs.person[a[0]] != pairs.person[b[0]]:
+                continue
+            total += 1.0 if a == b else 0.4 if set(a) & set(b) else 0.1
+    assert design_effect(pairs, PairCorrelation(0.4, 0.1)) == pytest.approx(total / len(both) ** 2)
+    # Each person accepted or refused as a whole: the inverse of the effective number of people.
+    whole = design_effect(pairs, PairCorrelation(1.0, 1.0))
+    assert whole == pytest.approx((pairs.weights**2).sum())
+
+
+def test_variance_of_a_far_by_a_plain_loop() -> None:
+    """Couples of pairs of people that share a person, every couple once (dyadic clusters)."""
+    faces = np.array([2.0, 3.0, 1.0, 4.0])
+    a, b = np.array([0, 0, 1, 3, 2]), np.array([1, 1, 3, 2, 0])
+    error = far_error(a, b, faces)
+    people = list(combinations(range(4), 2))
+    total = sum(faces[i] * faces[j] for i, j in people)
+    e = {
+        (i, j): sum({x, y} == {i, j} for x, y in zip(a, b, strict=True)) / len(a)
+        - faces[i] * faces[j] / total
+        for i, j in people
+    }
+    share = faces * (faces.sum() - faces) / total
+    expected = -sum(value**2 for value in e.values())
+    for person in range(4):
+        each = sum(value for pair, value in e.items() if person in pair)
+        assert error.person[person] == pytest.approx(each)
+        expected += each**2 / (1 - share[person])
+    assert far_variance([(1.0, error)], faces) == pytest.approx(max(0.0, expected))
+    assert far_variance([(2.0, error)], faces) == pytest.approx(4 * max(0.0, expected))
+    assert far_variance([(1.0, error), (-1.0, error)], faces) == 0
+
+
+def test_a_score_interval_is_wilsons() -> None:
+    """19 of 20 independent trials: the interval of R's prop.test(19, 20, correct = FALSE)."""
+    assert score_interval(0.95, 1 / 20) == pytest.approx((0.763869, 0.991119), abs=1e-5)
+    low, high = score_interval(1.0, 1 / 30)
+    assert (low, high) == (pytest.approx(1 / (1 + 1.959964**2 / 30)), 1.0)
+    assert score_interval(0.0, 1 / 30) == (0.0, pytest.approx(1 - low))
+    wide = score_interval(0.95, 1 / 20, logit_variance=1.0)
+    assert wide[0] < 0.75
+    assert wide[1] > 0.992
+
+
+def test_students_t() -> None:
+    """Against tables of Student's distribution."""
+    table = {1: 12.7062, 2: 4.3027, 4: 2.7764, 9: 2.2622, 11: 2.2010, 15: 2.1314, 30: 2.0423}
+    for freedom, quantile in table.items():
+        assert student_t(freedom) == pytest.approx(quantile, abs=1.1e-3)
 
 
 def test_equal_networks_have_no_change() -> None:
     old, _, labels = _draw(40, 3, seed=2)
     scores = all_pairs(old, labels)
-    intervals = tar_intervals(old, old, labels, (scores, scores), (1e-1, 1e-2, 1e-6), replicates=50)
+    intervals = tar_intervals(old, old, labels, (scores, scores), (1e-1, 1e-2, 1e-6))
     assert set(intervals) == {1e-1, 1e-2}  # 1e-6 is not resolved by 7,020 pairs
     for interval in intervals.values():
         assert interval.delta == (0, 0)
         assert interval.reference[0] < interval.reference[1]
 
 
-def test_one_person_with_two_faces_is_no_sample() -> None:
-    old, new, labels = _draw(30, 2, seed=3)
-    labels = np.where(labels == 0, 0, np.arange(len(labels)))
+def test_networks_that_decide_alike_can_differ_on_other_people() -> None:
+    old, _, labels = _draw(40, 3, seed=2)
+    noise = np.random.default_rng(0).normal(size=old.shape).astype(np.float32)
+    new = old + 1e-5 * noise
     scores = all_pairs(old, labels), all_pairs(new, labels)
-    assert tar_intervals(old, new, labels, scores, (1e-2,)) == {}
+    low, high = tar_intervals(old, new, labels, scores, (1e-1,))[1e-1].delta
+    assert -1e-3 < low < 0 < high < 1e-3
+
+
+def test_labels_need_not_be_sorted_or_counted() -> None:
+    old, new, labels = _draw(40, 3, seed=4)
+    scores = all_pairs(old, labels), all_pairs(new, labels)
+    order = np.random.default_rng(0).permutation(len(labels))
+    a = tar_intervals(old, new, labels, scores, (1e-2,))[1e-2]
+    b = tar_intervals(old[order], new[order], 7 * labels[order] - 3, scores, (1e-2,))[1e-2]
+    assert a.delta == pytest.approx(b.delta, abs=1e-9)
+    assert a.engine == pytest.approx(b.engine, abs=1e-9)
+
+
+def test_no_errors_leave_a_lower_end() -> None:
+    """Nobody was refused: that is little proof with few people, and more with many."""
+    ends = []
+    for people in (20, 200):
+        labels = np.repeat(np.arange(people), 4)
+        embeddings = np.eye(people, dtype=np.float32)[labels]
+        embeddings += 0.01 * np.random.default_rng(0).random(embeddings.shape, np.float32)
+        scores = all_pairs(embeddings, labels)
+        assert tar_at_far(scores, 1e-2) == 1.0
+        rates = rate_intervals(embeddings, labels, scores, (1e-2,))
+        assert rates.tar[1e-2][1] == 1.0
+        assert rates.eer is not None
+        assert rates.eer[0] == 0.0
+        assert rates.eer[1] > 0
+        ends.append((rates.tar[1e-2][0], rates.eer[1]))
+    assert ends[0][0] < ends[1][0] < 1
+    assert ends[0][1] > ends[1][1]
+
+
+def test_the_eer_is_inside_its_interval() -> None:
+    old, _, labels = _draw(60, 5, seed=1)
+    scores = all_pairs(old, labels)
+    ends = rate_intervals(old, labels, scores, (1e-2,)).eer
+    assert ends is not None
+    assert ends[0] < equal_error_rate(scores) < ends[1]
+
+
+def test_accuracy_of_people_and_of_folds() -> None:
+    old, _, labels = _draw(100, 5, seed=1)
+    pairs = draw_pairs(labels)
+    accuracy = pair_accuracy(old, pairs)
+    by_people, by_folds = accuracy_interval(old, pairs, labels), fold_interval(accuracy)
+    assert by_people is not None
+    assert by_folds is not None
+    for low, high in (by_people, by_folds):
+        assert 0.5 < low < accuracy.mean < high < 1
+    assert fold_interval(Accuracy(0.99, 0.01, 2)) is None
+    low, high = fold_interval(Accuracy(1.0, 0.0, 10)) or (0, 0)
+    assert 0.999 < low < high == 1
+
+
+def test_few_people_or_impostors_give_no_interval() -> None:
+    old, new, labels = _draw(9, 4, seed=3)
+    scores = all_pairs(old, labels), all_pairs(new, labels)
+    assert tar_intervals(old, new, labels, scores, (1e-1,)) == {}
+    assert rate_intervals(old, labels, scores[0], (1e-1,)).eer is None
+    assert accuracy_interval(old, draw_pairs(labels), labels) is None
+    assert "9 people have two faces, 10 needed" in few_people(labels)
+    assert few_people(np.repeat(np.arange(20), 2)) == ""
+    old, new, labels = _draw(30, 2, seed=3)  # 1,740 impostor pairs: 1.7 at 1e-3
+    scores = all_pairs(old, labels), all_pairs(new, labels)
+    assert set(tar_intervals(old, new, labels, scores, (1e-2, 1e-3))) == {1e-2}
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-5, 0.0])
@@ -143,21 +244,8 @@ def test_embeddings_that_are_nearly_all_equal(noise: float) -> None:
         (base + noise * random.normal(size=(len(labels), DIM))).astype(np.float32) for _ in range(2)
     )
     scores = all_pairs(old, labels), all_pairs(new, labels)
-    intervals = tar_intervals(old, new, labels, scores, (1e-1, 1e-2), replicates=20)
+    intervals = tar_intervals(old, new, labels, scores, (1e-1, 1e-2))
     assert set(intervals) == {1e-1, 1e-2}
     for interval in intervals.values():
         assert 0 <= interval.reference[0] <= interval.reference[1] <= 1
-
-
-@pytest.mark.parametrize("noise", [0.5, 1e-2, 1e-3, 1e-4])
-@pytest.mark.parametrize("far", [0.3, 0.1, 1e-2, 1e-3])
-def test_the_highest_impostors_lie_above_the_floor(noise: float, far: float) -> None:
-    random = np.random.default_rng(6)
-    labels = np.repeat(np.arange(60), 2)
-    embeddings = random.normal(size=DIM) + noise * random.normal(size=(len(labels), DIM))
-    scores = all_pairs(embeddings.astype(np.float32), labels)
-    unit = bootstrap.normalise(embeddings.astype(np.float32))
-    cosine = unit @ unit.T
-    impostors = cosine[labels[:, None] < labels[None, :]]
-    floor = bootstrap._impostor_floor(scores, far)
-    assert (impostors >= np.float32(floor)).sum() > far * len(impostors)
+        assert -1 <= interval.delta[0] <= interval.delta[1] <= 1

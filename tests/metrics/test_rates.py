@@ -5,8 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fr_edge.metrics.intervals import smoothed_tar_drop
+from fr_edge.metrics.person_variance import PeoplePairs
 from fr_edge.metrics.rates import compare_embeddings, unseparated_warning
+from fr_edge.metrics.smoothed_drop import PairPeople, smoothed_tar_drop
 from fr_edge.metrics.verification import ScoreList
 
 
@@ -97,9 +98,17 @@ def test_the_smoothed_drop_is_nearer_to_the_truth_than_counting() -> None:
 
     truth = counted(*draw(1_000_000, 1_000_000))
     draws = [draw(250, 60_000) for _ in range(60)]
-    smoothed = np.array(
-        [smoothed_tar_drop(1e-3, ScoreList(a, b), ScoreList(c, d)) for a, b, c, d in draws]
+    # 250 people with two faces; impostor pairs are of 500 others.
+    person = np.concatenate([np.repeat(np.arange(250), 2), np.arange(250, 750)])
+    own = PeoplePairs(
+        np.arange(0, 500, 2), np.arange(1, 500, 2), person, np.bincount(person).astype(float)
     )
+    first, second = np.triu_indices(500, 1)
+    people = PairPeople(own, 250 + first[:60_000], 250 + second[:60_000])
+    drops = [
+        smoothed_tar_drop(1e-3, ScoreList(a, b), ScoreList(c, d), people) for a, b, c, d in draws
+    ]
+    smoothed = np.array([(drop.drop, drop.error) for drop in drops])
     simple = np.array([counted(*scores) for scores in draws])
     assert np.sqrt(((smoothed[:, 0] - truth) ** 2).mean()) < 0.5 * np.sqrt(
         ((simple - truth) ** 2).mean()
@@ -112,4 +121,5 @@ def test_the_same_scores_lose_nothing() -> None:
     exact, _, labels = two_models()
     for rate in compare_embeddings(exact, exact, labels).rates:
         assert (rate.drop, rate.smoothed_drop, rate.smoothed_drop_error) == (0, 0, 0)
+        assert rate.smoothed_drop_interval_95 == ((0, 0) if rate.far == 1e-2 else None)
         assert rate.upper_tar_drop == 0
