@@ -67,7 +67,8 @@ class ScoreList:
     @cached_property
     def sorted_impostors(self) -> F32 | F64:
         """Cosines of the impostor pairs, ascending, `(I,)`."""
-        ascending: F32 | F64 = np.sort(self.impostor)
+        ascending = self.impostor.copy()
+        ascending.sort()
         return ascending
 
     @property
