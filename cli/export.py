@@ -11,7 +11,15 @@ from .output import Output
     "export",
     example="fr-edge export backbone.onnx --out mine.bundle --preset insightface",
     option_groups={
-        "Input contract": ("--preset", "--mean", "--std", "--channels", "--size", "--faces")
+        "Input contract": (
+            "--preset",
+            "--mean",
+            "--std",
+            "--channels",
+            "--size",
+            "--faces",
+            "--force",
+        )
     },
 )
 @click.argument("source", metavar="SOURCE")
@@ -24,7 +32,8 @@ from .output import Output
 @click.option("--std", metavar="X|R,G,B", help="Divides after the subtraction.")
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
 @click.option("--size", metavar="HxW", help="Input size; 112x112 by default.")
-@options.faces(what="Find an unknown contract from faces of several people")
+@options.faces(what="Find or check the contract on faces of several people")
+@click.option("--force", is_flag=True, help="Export although the contract looks wrong.")
 @click.option(
     "--golden", metavar="SRC", help="Golden faces to keep in the bundle; synthetic by default."
 )
@@ -40,12 +49,14 @@ def command(
     size: str | None,
     faces: str | None,
     golden: str | None,
+    force: bool,
 ) -> None:
     """Export any face network to one clean ONNX file.
 
     SOURCE is a bundle, a checkpoint or an ONNX file. The export is compared with the original. The
     input contract is how pixels become the network's input: it comes from the network's training and
-    is never guessed. When it is not known, --faces finds it.
+    is never guessed. When it is not known, --faces finds it; when it is declared, --faces checks it.
+    A contract that contradicts the network or the faces is refused.
     """
     from ..documents import to_builtins
     from ..export.export import export_onnx
@@ -61,6 +72,7 @@ def command(
         spec=spec,
         golden=golden,
         faces=options.load_faces(faces) if faces else None,
+        force=force,
     )
     bundle, summary = result.bundle, result.summary
     check, nodes = summary.check, summary.nodes

@@ -24,6 +24,7 @@ from ..graph.run import onnx_embedder
 from ..graph.trained_ranges import write_trained_ranges
 from .batchnorm import fold_batchnorm
 from .canonicalize import finish, normal_form
+from .contract_check import ContractCheck, check_contract
 from .fp16 import Fp16Result, make_fp16_model
 from .golden import golden_faces, write_golden
 from .parity import Parity, check_parity, first_difference, probe_inputs, reference_embeddings
@@ -60,6 +61,7 @@ class ExportSummary:
         folded: Kind of fold (for example `Conv+BatchNormalization`) -> how often.
         norms_left: BatchNormalizations that no layer could take.
         check: How far `model.onnx` is from the original.
+        contract: How the input contract was checked.
         fp16: How FP16 suits the network; None when there is no FP16 model.
         parameters: Weights in `model.onnx`.
         macs: Multiply-accumulates for one face.
@@ -71,6 +73,7 @@ class ExportSummary:
     folded: Mapping[str, int]
     norms_left: int
     check: Parity
+    contract: ContractCheck
     fp16: Fp16Result | None
     parameters: int
     macs: int
@@ -107,6 +110,7 @@ def export_onnx(
     spec: InputSpec | None = None,
     golden: str | Path | None = None,
     faces: Faces | None = None,
+    force: bool = False,
 ) -> ExportResult:
     """Export a bundle's weights, a checkpoint or an ONNX file into a bundle.
 
@@ -118,14 +122,17 @@ def export_onnx(
         spec: The input contract of a checkpoint or ONNX file. Bundles and ONNX files of fr-edge
             have their own.
         golden: A source of faces to keep in the bundle; None draws them.
-        faces: Faces of known identity, from which a contract that is not declared is found.
+        faces: Faces of known identity, on which a declared contract is checked and one that is not
+            declared is found.
+        force: Export although the contract looks wrong; a warning is logged.
 
     Returns:
         The bundle and what was done.
 
     Raises:
         UsageError: The arguments do not fit the source.
-        ModelError: The network cannot be used, or the result does not compute what it does.
+        ModelError: The network cannot be used, its input contract is wrong, or the result does not
+            compute what it does.
         MachineError: torch is missing for weights, or onnx-ir for anything.
     """
     options = {
@@ -134,16 +141,30 @@ def export_onnx(
         "spec": spec.to_json() if spec else None,
         "golden": Path(golden).name if golden else None,
         "faces": faces.where if faces else None,
+        "force": force or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
     with transaction(out, "export", given) as change:
         opened = open_source(Path(source), Path(out), SourceOptions(arch, spec, faces))
-        summary = _export(opened, change, golden)
+        contract = _check_contract(opened, faces, force)
+        summary = _export(opened, contract, change, golden)
         change.summary = to_builtins(summary)
     return ExportResult(open_bundle(out, check="manifest"), summary)
 
 
-def _export(source: ExportSource, change: Transaction, golden: str | Path | None) -> ExportSummary:
+def _check_contract(source: ExportSource, faces: Faces | None, force: bool) -> ContractCheck:
+    """The check of a declared contract; one that was found on faces is right for them."""
+    if source.search is None:
+        return check_contract(source.model, source.embed, source.spec, faces, force=force)
+    return ContractCheck((), faces.where if faces else None, source.search.verdict, True)
+
+
+def _export(
+    source: ExportSource,
+    contract: ContractCheck,
+    change: Transaction,
+    golden: str | Path | None,
+) -> ExportSummary:
     inputs = probe_inputs(source.spec)
     expected = reference_embeddings(source.embed, inputs)
     lengths = np.linalg.norm(expected, axis=1)
@@ -171,6 +192,7 @@ def _export(source: ExportSource, change: Transaction, golden: str | Path | None
         folded=standard.folded,
         norms_left=sum(node.op_type == "BatchNormalization" for node in model.graph.node),
         check=standard.parity,
+        contract=contract,
         fp16=half.result if half else None,
         parameters=sum(layer.parameters for layer in table),
         macs=total_macs(table),

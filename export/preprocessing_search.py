@@ -200,6 +200,47 @@ def same_input(a: InputSpec, b: InputSpec) -> bool:
     return replace(a, l2_normalised=False) == replace(b, l2_normalised=False)
 
 
+def describe_contract(candidate: ContractCandidate) -> str:
+    """Describe a candidate to people.
+
+    Args:
+        candidate: The candidate.
+
+    Returns:
+        Its contract, with its preset where it has one.
+    """
+    text, preset = candidate.input.describe(), _preset_of(candidate.input)
+    return f"--preset {preset} ({text})" if preset and candidate.channels == "RGB" else text
+
+
+def contract_options(spec: InputSpec) -> str:
+    """Give the options of `fr-edge export` that declare a contract.
+
+    Args:
+        spec: The contract.
+
+    Returns:
+        `--preset raw`, or mean, std, channels and size.
+    """
+    preset = _preset_of(spec)
+    mean, std = (",".join(f"{v:g}" for v in values) for values in (spec.mean, spec.std))
+    options = [f"--preset {preset}" if preset else f"--mean {mean} --std {std}"]
+    if spec.channels != "RGB":
+        options.append(f"--channels {spec.channels}")
+    if (spec.height, spec.width) != (ALIGNED_SIZE, ALIGNED_SIZE):
+        options.append(f"--size {spec.height}x{spec.width}")
+    return " ".join(options)
+
+
+def _preset_of(spec: InputSpec) -> str | None:
+    """The preset for aligned faces with this mean and std."""
+    for name, preset in PRESETS.items():
+        side = max(preset.height, preset.width)
+        if (preset.mean, preset.std, side) == (spec.mean, spec.std, ALIGNED_SIZE):
+            return name
+    return None
+
+
 def _score(trial: _Trial) -> float:
     return trial.d_prime
 
@@ -248,7 +289,7 @@ def _judge(
     if declared is not None and separates:
         right = any(same_input(candidate.input, declared) for candidate in tied)
     if separates:
-        verdict = f"trained with {' or '.join(map(_describe, tied))}"
+        verdict = f"trained with {' or '.join(map(describe_contract, tied))}"
         if len(tied) > 1:
             verdict += f": a tie, d' {best.d_prime:.2f}, the faces cannot tell them apart"
         if best.view not in ("upright", "mirrored"):
@@ -261,13 +302,6 @@ def _judge(
             " aligned, the labels are wrong, or the network does not recognize people"
         )
     return PreprocessingResult(verdict, right, separates, declared, identities, images, ranking)
-
-
-def _describe(candidate: ContractCandidate) -> str:
-    text = candidate.input.describe()
-    if candidate.name in PRESETS and candidate.channels == "RGB":
-        return f"--preset {candidate.name} ({text})"
-    return text
 
 
 def _pick_images(faces: Faces, limit: int) -> tuple[list[int], I64]:

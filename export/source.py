@@ -20,7 +20,7 @@ from ..graph.load import contract_of, image_input, read_onnx
 from ..graph.run import Embed, original_embedder
 from ..graph.trained_ranges import read_trained_ranges
 from .canonicalize import tidy
-from .preprocessing_search import rank_contracts
+from .preprocessing_search import PreprocessingResult, rank_contracts
 from .torch_network import exact_embedder, module_embedder
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class ExportSource:
         save_weights: Writes the PyTorch weights, if the bundle is to get them.
         exact: The original in double precision, where it is PyTorch.
         ranges: Range of each dense layer's input, where the network was trained on INT8 rounding.
+        search: How `spec` was found on faces; None where it is declared.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class ExportSource:
     save_weights: Callable[[Path], None] | None = None
     exact: Callable[[F32], F64] | None = None
     ranges: tuple[float, ...] = ()
+    search: PreprocessingResult | None = None
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,14 @@ def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSo
 
     network, name, dim = load_torch_network(path, options.arch)
     embed = module_embedder(network)
-    spec = options.spec or _find_contract(path, embed, (ALIGNED_SIZE, ALIGNED_SIZE), options)
+    size = (ALIGNED_SIZE, ALIGNED_SIZE)
+    spec, search = _declared_or_found(path, embed, size, options.spec, options)
     model = network_to_onnx(network, name, spec)
     ranges = load_ranges(path)
     save = saver(network, name, dim, ranges) if keep else None
     exact = exact_embedder(network)
-    return ExportSource("pytorch", path, model, embed, spec, save, exact, tuple(ranges.values()))
+    trained = tuple(ranges.values())
+    return ExportSource("pytorch", path, model, embed, spec, save, exact, trained, search)
 
 
 def _open_onnx(path: Path, options: SourceOptions) -> ExportSource:
@@ -140,22 +144,35 @@ def _open_onnx(path: Path, options: SourceOptions) -> ExportSource:
     own = contract_of(model)
     _check_same_contract(path, own, options.spec)
     size = (face.height or ALIGNED_SIZE, face.width or ALIGNED_SIZE)
-    spec = own or options.spec or _find_contract(path, embed, size, options)
+    spec, search = _declared_or_found(path, embed, size, own or options.spec, options)
     size = (face.height or spec.height, face.width or spec.width)
     if size != (spec.height, spec.width):
         raise UsageError(
             f"the network takes {size[0]}x{size[1]}, the contract says {spec.height}x{spec.width}",
             f"add --size {size[0]}x{size[1]}",
         )
-    return ExportSource(
-        "onnx", path, model, embed, spec, ranges=tuple(read_trained_ranges(given).values())
-    )
+    ranges = tuple(read_trained_ranges(given).values())
+    return ExportSource("onnx", path, model, embed, spec, ranges=ranges, search=search)
+
+
+def _declared_or_found(
+    path: Path,
+    embed: Embed,
+    size: tuple[int, int],
+    declared: InputSpec | None,
+    options: SourceOptions,
+) -> tuple[InputSpec, PreprocessingResult | None]:
+    """The contract, and the search that it comes from where it is not declared."""
+    if declared is not None:
+        return declared, None
+    search = _find_contract(path, embed, size, options)
+    return search.best.input, search
 
 
 def _find_contract(
     path: Path, embed: Embed, size: tuple[int, int], options: SourceOptions
-) -> InputSpec:
-    """The contract that the faces show, or an error that asks for it."""
+) -> PreprocessingResult:
+    """The contracts on the faces, or an error that asks for a declaration."""
     why = f"{path} does not say how a face becomes its input (channel order, mean, std)"
     hint = (
         f"add --preset NAME, one of {', '.join(PRESETS)}, or --mean and --std, as the network was"
@@ -169,7 +186,7 @@ def _find_contract(
             f"{why}, and {options.faces.where} does not show it: {result.verdict}", hint
         )
     logger.info("%s: %s", path.name, result.verdict)
-    return result.best.input
+    return result
 
 
 def _check_same_contract(path: Path, own: InputSpec | None, given: InputSpec | None) -> None:
