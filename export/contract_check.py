@@ -30,10 +30,7 @@ logger = logging.getLogger(__name__)
 
 _PASSING = ("Transpose", "Cast", "Identity", "Gather", "Resize")  # keep (x - mean) / std as it is
 
-_NORMALIZED_WIDTH = (
-    0.5,
-    12.0,
-)  # highest minus lowest value of normalized pixels; ImageNet's is 4.7
+_NORMALIZED_WIDTH = (0.5, 12.0)  # of normalized pixels, highest minus lowest; ImageNet's is 4.7
 
 _RAW_ZERO = (-30.0, 225.0)  # grey level 0..255 that a network for pixels maps to 0
 
