@@ -73,6 +73,7 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
 @options.bundle
 @options.engine()
 @options.backend
+@options.device
 @click.option(
     "--batch",
     "batches",

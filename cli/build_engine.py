@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     help="The same by name; auto builds each, verifies it, and keeps the fastest that passes.",
 )
 @options.backend
+@options.device
 @options.faces(what="Calibrate on these first if the bundle is not calibrated")
 @click.option("--batch", metavar="MIN,OPT,MAX", help="TensorRT: faces per run, by default 1,8,32.")
 @click.option("--workspace", type=int, metavar="MB", help="TensorRT: memory for the build.")

@@ -2,6 +2,7 @@
 
 import click
 
+from . import options
 from .command import HelpPageGroup, define_command
 from .find_preprocessing import command as find_preprocessing
 from .output import Output, table
@@ -13,6 +14,7 @@ from .output import Output, table
     invoke_without_command=True,
     example="fr-edge doctor --self-test",
 )
+@options.device
 @click.option("--self-test", is_flag=True, help="Run a tiny network through every backend.")
 def command(output: Output, self_test: bool) -> None:
     """Show what this machine can run.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @options.faces(required=True)
 @click.option("--out", required=True, metavar="FILE.npz", help="The file to write.")
 @options.engine()
+@options.device
 @click.option(
     "--backend",
     default="auto",

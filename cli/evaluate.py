@@ -49,6 +49,7 @@ def _pooling(
 )
 @options.engine()
 @options.backend
+@options.device
 @options.artifact
 def command(
     output: Output,

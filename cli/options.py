@@ -34,6 +34,24 @@ def backend(body: Body) -> Body:
     )(body)
 
 
+def _select_gpu(context: click.Context, _: click.Parameter, index: int | None) -> None:
+    from ..runtime.machine.device import use_gpu
+
+    if index is not None:
+        context.with_resource(use_gpu(index))
+
+
+def device(body: Body) -> Body:
+    return click.option(
+        "--device",
+        type=click.IntRange(min=0),
+        metavar="N",
+        expose_value=False,
+        callback=_select_gpu,
+        help="The GPU to use where there are several, in the driver's order; by default 0.",
+    )(body)
+
+
 def artifact(body: Body) -> Body:
     return click.option(
         "--artifact",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     help="The engine to judge.",
 )
 @options.backend
+@options.device
 @options.artifact
 @options.faces(what="Faces of people to judge on, one folder per identity")
 @click.option("--pairs", metavar="FILE", help="Judge on this pair list (fold,path1,path2,same).")

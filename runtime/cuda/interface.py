@@ -5,8 +5,8 @@ GPU is found. Everything runs in the device's primary context, which TensorRT us
 used from any thread.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,3 +104,21 @@ def open_cuda() -> Cuda:
         f"there is a GPU, but no package to use it: {'; '.join(reasons)}",
         f"{cuda_python_install(find_gpus().driver)}; pycuda works too, without CUDA graphs",
     )
+
+
+@contextmanager
+def on_selected_gpu() -> Iterator[None]:
+    """Let libraries work on the selected GPU while the block runs; by themselves they take 0.
+
+    Raises:
+        MachineError: As `open_cuda`.
+    """
+    if selected_index() == 0:
+        yield
+        return
+    cuda = open_cuda()
+    try:
+        with cuda.current():
+            yield
+    finally:
+        cuda.close()

@@ -13,7 +13,7 @@ import numpy as np
 
 from .nvml import NvidiaCards
 from .sensors import Reading, read_sysfs, throttle_counts
-from .tegrastats import power_mode, read_tegrastats
+from .tegrastats import Tegrastats, power_mode
 
 MAX_CLOCK_STEP_S = 0.5  # between wall clock and monotonic clock
 MAX_CLOCK_DROP = 0.05  # share of the highest clock
@@ -107,8 +107,8 @@ def board_reader() -> Iterator[Callable[[], Reading]]:
     Yields:
         A function that reads all sensors now.
     """
-    with NvidiaCards() as cards:
-        yield lambda: _read_all(cards)
+    with NvidiaCards() as cards, Tegrastats() as tegrastats:
+        yield lambda: _read_all(cards, tegrastats)
 
 
 def read_board() -> Reading:
@@ -273,10 +273,10 @@ def anomalies(trace: SensorTrace, warmup_s: float = 0.0) -> list[str]:
     return reasons
 
 
-def _read_all(cards: NvidiaCards) -> Reading:
+def _read_all(cards: NvidiaCards, tegrastats: Tegrastats) -> Reading:
     kernel, card = read_sysfs(), cards.read()
     if not kernel.power_mw and not card.power_mw:
-        tool = read_tegrastats()
+        tool = tegrastats.read()
         kernel = replace(
             kernel,
             power_mw=tool.power_mw,

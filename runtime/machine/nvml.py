@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from .device import selected_gpu
 from .sensors import Reading
 
 _THROTTLED = {
@@ -22,12 +23,16 @@ _THROTTLED = {
 
 
 class NvidiaCards:
-    """The machine's NVIDIA cards with NVML handles that are opened once; close it after use."""
+    """NVIDIA cards with NVML handles that are opened once; close it after use.
+
+    These are the card that `use_gpu` selected, else CUDA's first; all of the machine's where CUDA
+    finds none.
+    """
 
     def __init__(self) -> None:
         """Open NVML; where that is not possible there are no cards."""
         self._nvml: Any = None
-        self._handles: list[Any] = []
+        self._handles: dict[int, Any] = {}  # by NVML's own number of the card
         try:
             nvml = import_module("pynvml")
         except ImportError:
@@ -37,15 +42,22 @@ class NvidiaCards:
         except nvml.NVMLError:
             return
         self._nvml = nvml
+        # NVML numbers cards by the PCI bus, CUDA the fastest first: the bus identifies a card.
+        gpu = selected_gpu()
+        if gpu and gpu.bus_id:
+            handle = self._ask(nvml.nvmlDeviceGetHandleByPciBusId, gpu.bus_id)
+            index = None if handle is None else self._ask(nvml.nvmlDeviceGetIndex, handle)
+            self._handles = {} if index is None else {index: handle}
+            return
         count = self._ask(nvml.nvmlDeviceGetCount) or 0
-        handles = (self._ask(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count))
-        self._handles = [handle for handle in handles if handle is not None]
+        handles = {n: self._ask(nvml.nvmlDeviceGetHandleByIndex, n) for n in range(count)}
+        self._handles = {n: handle for n, handle in handles.items() if handle is not None}
 
     def read(self) -> Reading:
-        """Power, clocks, temperature, memory in use and throttling of every card now."""
+        """Power, clocks, temperature, memory in use and throttling of the cards now."""
         power, clocks, temperatures, memory = {}, {}, {}, {}
         throttled: list[str] = []
-        for index, handle in enumerate(self._handles):
+        for index, handle in self._handles.items():
             nvml, card = self._nvml, f"gpu {index}"
             if (milliwatts := self._ask(nvml.nvmlDeviceGetPowerUsage, handle)) is not None:
                 power[f"GPU {index}"] = float(milliwatts)
@@ -72,7 +84,7 @@ class NvidiaCards:
     def processes(self) -> tuple[str, ...]:
         """Programs that compute on a card now, as "name (pid)"."""
         programs: dict[int, str] = {}
-        for handle in self._handles:
+        for handle in self._handles.values():
             for process in self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ():
                 name = self._ask(self._nvml.nvmlSystemGetProcessName, process.pid)
                 if isinstance(name, bytes):
@@ -82,7 +94,7 @@ class NvidiaCards:
 
     def close(self) -> None:
         """Close NVML; closing twice does nothing."""
-        nvml, self._nvml, self._handles = self._nvml, None, []
+        nvml, self._nvml, self._handles = self._nvml, None, {}
         if nvml is not None:
             with suppress(nvml.NVMLError):
                 nvml.nvmlShutdown()

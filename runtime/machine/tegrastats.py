@@ -1,11 +1,15 @@
 """A Jetson's own tools, tegrastats and nvpmodel, for what its files do not report."""
 
+import os
 import re
+import select
 import shutil
 import subprocess
 
 from .sensors import Reading
 
+_FIRST_LINE_S = 2.0  # tegrastats may take to write its first line
+_MAX_TEXT = 1 << 14  # bytes kept of what it wrote
 _COLDEST_C = -50  # a sensor that is off reports -256
 
 
@@ -43,23 +47,55 @@ def parse_tegrastats(line: str) -> Reading:
     )
 
 
-def read_tegrastats() -> Reading:
-    """The next line of tegrastats; an empty reading where there is no tegrastats or no line."""
+class Tegrastats:
+    """tegrastats, started when it is first read and running until it is closed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = False
+        self._text = b""
+
+    def read(self) -> Reading:
+        """The newest line; an empty reading where there is no tegrastats or no line."""
+        if not self._started:
+            self._started = True
+            self._process = _start()
+        if self._process is None or self._process.stdout is None:
+            return Reading()
+        stream = self._process.stdout
+        wait_s = 0.0 if b"\n" in self._text else _FIRST_LINE_S
+        while select.select([stream], [], [], wait_s)[0]:
+            block = os.read(stream.fileno(), 1 << 16)
+            if not block:
+                break
+            self._text = (self._text + block)[-_MAX_TEXT:]
+            wait_s = 0.0 if b"\n" in self._text else _FIRST_LINE_S
+        lines = self._text.split(b"\n")[:-1]  # the last may not be complete
+        return parse_tegrastats(lines[-1].decode(errors="replace")) if lines else Reading()
+
+    def close(self) -> None:
+        """End tegrastats; closing twice does nothing."""
+        process, self._process = self._process, None
+        if process is not None:
+            with process:
+                process.kill()
+
+    def __enter__(self) -> "Tegrastats":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _start() -> "subprocess.Popen[bytes] | None":
     if not (tool := shutil.which("tegrastats")):
-        return Reading()
+        return None
     try:
-        process = subprocess.Popen(
-            [tool, "--interval", "100"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
+        return subprocess.Popen(
+            [tool, "--interval", "100"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
     except OSError:
-        return Reading()
-    with process:
-        line = process.stdout.readline() if process.stdout else ""
-        process.kill()
-    return parse_tegrastats(line)
+        return None
 
 
 def power_mode() -> str:

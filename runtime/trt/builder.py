@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...errors import MachineError, ModelError
+from ..cuda.interface import on_selected_gpu
 from ..machine.backends import MODULES
 from .config import EngineOptions, configure, set_timing_cache, strongly_typed
 from .errors import explain_refusal, out_of_memory
@@ -91,9 +92,10 @@ def compile_plan(
         if problems:
             logger.warning("out of GPU memory: the workspace is cut to %d MB", size)
         try:
-            return _compile(
-                trt, log, model, shape, precision, options, size, timing_cache, calibrator
-            )
+            with on_selected_gpu():
+                return _compile(
+                    trt, log, model, shape, precision, options, size, timing_cache, calibrator
+                )
         except _NoMemory:
             problems = log.problems
     raise MachineError(

@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -133,3 +134,22 @@ def test_another_gpu_is_opened_by_its_number(driver, pycuda, monkeypatch):
     monkeypatch.setattr(device, "find_gpus", lambda: GpuList((), "", "no NVIDIA driver"))
     with pytest.raises(MachineError, match="no NVIDIA driver"), use_gpu(0):
         pass
+
+
+def test_a_build_works_on_the_selected_gpu(monkeypatch):
+    made: list[str] = []
+
+    @contextmanager
+    def current() -> Iterator[None]:
+        made.append("current")
+        yield
+        made.append("left")
+
+    cuda = SimpleNamespace(current=current, close=lambda: made.append("closed"))
+    monkeypatch.setattr(interface, "open_cuda", lambda: cuda)
+    with interface.on_selected_gpu():
+        assert made == []  # libraries take the first by themselves
+    monkeypatch.setattr(device, "find_gpus", lambda: GpuList(ORIN.gpus * 2, "13.0", ""))
+    with use_gpu(1), interface.on_selected_gpu():
+        assert made == ["current"]
+    assert made == ["current", "left", "closed"]

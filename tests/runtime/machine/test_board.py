@@ -1,12 +1,14 @@
 """Sensors read from recorded lines and files; what is not told is missing, never zero."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from fr_edge.runtime.machine.monitor import watch
 from fr_edge.runtime.machine.sensors import Reading, denied, read_sysfs, throttle_counts
-from fr_edge.runtime.machine.tegrastats import parse_tegrastats, power_mode, read_tegrastats
+from fr_edge.runtime.machine.tegrastats import Tegrastats, parse_tegrastats, power_mode
 
 # Recorded on boards and published: the first three in a Prometheus exporter's tests, ORIN_NANO in
 # henrygd/beszel's agent/gpu_test.go, AGX_ORIN_JETPACK_7 in rbonghi/jetson_stats' tests, ORIN_NX and
@@ -235,16 +237,30 @@ def test_a_sensor_that_may_not_be_read_is_missing(tmp_path: Path) -> None:
     assert denied(root) == (str(root / name),)
 
 
+ORIN_STEPS = (
+    f"echo '{ORIN_NANO_JETPACK_6}'; sleep 0.3; while true; do"
+    f" echo '{ORIN_NANO_JETPACK_6.replace('4824mW/', '9999mW/')}'; sleep 0.1; done"
+)
+
+
 def test_the_tools_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in (
-        ("tegrastats", f"while true; do echo '{ORIN_NANO_JETPACK_6}'; sleep 0.1; done"),
+        ("tegrastats", f"echo >>{tmp_path}/starts; {ORIN_STEPS}"),
         ("nvpmodel", "echo 'NV Power Mode: 15W'; echo 0"),
     ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert read_tegrastats().total_mw() == ("VDD_IN", 4824)
+    with Tegrastats() as tool:
+        assert tool.read().total_mw() == ("VDD_IN", 4824)
+        time.sleep(0.5)
+        assert tool.read().total_mw() == ("VDD_IN", 9999)  # the newest line, not the next
     assert power_mode() == "15W"
+    with watch() as trace:
+        time.sleep(1.2)
+    assert len(trace.readings) >= 3
+    assert (tmp_path / "starts").read_text().count("\n") <= 2  # one for each that reads
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert read_tegrastats() == Reading()
+    with Tegrastats() as tool:
+        assert tool.read() == Reading()
     assert power_mode() == ""

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fr_edge.runtime.machine.device import find_gpus
+from fr_edge.runtime.machine import device
+from fr_edge.runtime.machine.device import Gpu, GpuList, find_gpus, use_gpu
 from fr_edge.runtime.machine.monitor import watch
 from fr_edge.runtime.machine.nvml import NvidiaCards, gpu_processes
 from fr_edge.runtime.machine.sensors import Reading
@@ -43,6 +44,13 @@ class NvmlDouble(ModuleType):
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         return len(self.cards)
+
+    def nvmlDeviceGetHandleByPciBusId(self, bus: str) -> int:  # noqa: N802
+        self.handles += 1
+        return {"0000:01:00.0": 0, "0000:41:00.0": 1}[bus]
+
+    def nvmlDeviceGetIndex(self, card: int) -> int:  # noqa: N802
+        return card
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
         self.handles += 1
@@ -96,6 +104,22 @@ def test_cards(nvml: NvmlDouble) -> None:
     assert reading.memory_mb == {"gpu 0": 512, "gpu 1": 2048}
     assert reading.throttled == ("GPU 1: power cap", "GPU 1: software thermal slowdown")
     assert (nvml.inits, nvml.shutdowns) == (1, 1)
+
+
+def test_only_the_selected_card_counts(nvml: NvmlDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's first card is NVML's second: numbers differ, the PCI bus does not."""
+    fast = Gpu("H100", "9.0", 81559, integrated=False, bus_id="0000:41:00.0")
+    slow = Gpu("T4", "7.5", 15360, integrated=False, bus_id="0000:01:00.0")
+    monkeypatch.setattr(device, "find_gpus", lambda: GpuList((fast, slow), "12.6", ""))
+    with NvidiaCards() as cards:
+        assert cards.read().total_mw() == ("GPU 1", 350_100)
+        assert cards.read().throttled == ("GPU 1: power cap", "GPU 1: software thermal slowdown")
+        assert cards.processes() == ("/usr/bin/python3 (4711)",)
+    with use_gpu(1), NvidiaCards() as cards:
+        reading = cards.read()
+    assert reading.total_mw() == ("GPU 0", 71_230)
+    assert reading.throttled == ()
+    assert reading.clock_mhz == {"gpu 0": 1980, "memory 0": 2619}
 
 
 def test_programs_on_a_card(nvml: NvmlDouble) -> None:

@@ -1,5 +1,7 @@
 """Every call that decides an engine's types, and how its layers are asked for, on a double."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from fr_edge.errors import GateFailed
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.machine import backends
 from fr_edge.runtime.machine.device import GpuList
-from fr_edge.runtime.trt import bundle_plan
+from fr_edge.runtime.trt import builder, bundle_plan
 from fr_edge.runtime.trt.builder import Compiled, compile_plan
 from fr_edge.runtime.trt.calibrator import make_calibrator
 from fr_edge.runtime.trt.config import EngineOptions
@@ -162,3 +164,19 @@ def test_layers_that_were_to_be_int8_are_named(library, bundle, caplog):
     assert build_engine(bundle, "int8", "tensorrt").layers == {"int8": 5, "fp16": 1, "fp32": 0}
     assert "c2 was to be INT8 and computes in FP16" in caplog.text
     assert "c1 was" not in caplog.text
+
+
+def test_the_build_runs_on_the_selected_gpu(tiny, monkeypatch):
+    trt, order = LibraryDouble("10.3.0"), []
+
+    @contextmanager
+    def on_selected_gpu() -> Iterator[None]:
+        order.append("in")
+        yield
+        order.append([name for name, *_ in trt.calls][-1])
+
+    monkeypatch.setattr(builder, "on_selected_gpu", on_selected_gpu)
+    built(trt, tiny(), "fp32")
+    assert order[0] == "in"
+    assert trt.called("build_serialized_network") == [[]]
+    assert len(order) == 2
