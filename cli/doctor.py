@@ -15,7 +15,11 @@ from .output import Output, table
     example="fr-edge doctor --self-test",
 )
 @options.device
-@click.option("--self-test", is_flag=True, help="Run a tiny network through every backend.")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Build, check, open and run a small network in FP32 and INT8 on every backend.",
+)
 def command(output: Output, self_test: bool) -> None:
     """Show what this machine can run.
 
@@ -31,7 +35,11 @@ def command(output: Output, self_test: bool) -> None:
     report = examine_system()
     device = report.device
     tests = run_self_test() if self_test else []
-    states = [[name, state.lacks or "ready"] for name, state in report.backends.items()]
+    untried = "" if self_test else ", not tried: --self-test does"
+    states = [
+        [name, state.lacks or (f"ready{untried}" if name != "onnxruntime" else "ready")]
+        for name, state in report.backends.items()
+    ]
     lines = [
         f"{device.cpu}, {device.cores} cores, {device.memory_gb:g} GB, {device.os}, {device.arch}",
         f"GPU: {', '.join(device.gpu) or 'none'}",

@@ -29,7 +29,12 @@ def _pooling(
 
 
 @define_command(
-    "evaluate", example="fr-edge evaluate mine.bundle --protocol faces/pairs.csv --engine int8"
+    "evaluate",
+    example="fr-edge evaluate mine.bundle --protocol faces/pairs.csv --engine int8",
+    option_groups={
+        "Faces": ("--protocol", "--faces", "--flip", "--ijb"),
+        "Engine": ("--engine", "--backend", "--device", "--artifact"),
+    },
 )
 @options.bundle
 @click.option(

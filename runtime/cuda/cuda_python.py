@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import MachineError
-from ..machine.device import find_gpus
-from .interface import Buffer, Cuda, cuda_python_install
+from ..machine.device import cuda_python_install, find_gpus
+from .interface import Buffer, Cuda
 
 
 def open_cuda_python(index: int) -> Cuda:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ...arrays import U8
 from ...errors import MachineError
-from ..machine.device import find_gpus, selected_index
+from ..machine.device import cuda_python_install, find_gpus, selected_index
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,6 @@ class Cuda(Protocol):
 
     def close(self) -> None:
         """Free all buffers, streams, events and graphs."""
-
-
-def cuda_python_install(driver: str) -> str:
-    """The command that installs a cuda-python that a driver serves.
-
-    cuda-python asks the driver for functions of its own version; so it must not be newer.
-
-    Args:
-        driver: The CUDA version that the driver serves, such as "12.6".
-    """
-    return f"pip install 'cuda-python=={driver}.*'" if driver else "pip install cuda-python"
 
 
 def open_cuda() -> Cuda:

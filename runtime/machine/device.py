@@ -179,6 +179,17 @@ def selected_gpu() -> Gpu | None:
     return gpus[index] if index < len(gpus) else None
 
 
+def cuda_python_install(driver: str) -> str:
+    """The command that installs a cuda-python that a driver serves.
+
+    cuda-python asks the driver for functions of its own version; so it must not be newer.
+
+    Args:
+        driver: The CUDA version that the driver serves, such as "12.6".
+    """
+    return f"pip install 'cuda-python=={driver}.*'" if driver else "pip install cuda-python"
+
+
 @cache
 def find_gpus() -> GpuList:
     """Ask NVIDIA's driver for its GPUs, once per process."""

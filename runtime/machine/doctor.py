@@ -11,9 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .backends import BACKENDS, lacking
-from .device import Device, describe_device, find_gpus, package_version
+from .device import (
+    Device,
+    cuda_python_install,
+    describe_device,
+    find_gpus,
+    package_version,
+)
 from .sensors import read_text
-from .tegrastats import power_mode
+from .tegrastats import fastest_mode, power_mode, power_modes
 
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = (
@@ -32,6 +38,7 @@ class SystemInfo:
         jetson: Whether this is a Jetson.
         l4t: First line of a Jetson's release file.
         power_mode: Such as "15W"; "" where it is not reported.
+        power_modes: Number -> name of the board's power modes.
         card: Whether an NVIDIA card sits on the PCI bus.
         gpu: Whether the driver serves a GPU.
         driver: The CUDA version that the driver serves, "" without a driver.
@@ -47,6 +54,7 @@ class SystemInfo:
     jetson: bool = False
     l4t: str = ""
     power_mode: str = ""
+    power_modes: Mapping[int, str] | None = None
     card: bool = False
     gpu: bool = False
     driver: str = ""
@@ -105,6 +113,7 @@ def examine_system() -> SystemReport:
         jetson=jetson,
         l4t=_first_line(Path("/etc/nv_tegra_release")) if jetson else "",
         power_mode=power_mode() if jetson else "",
+        power_modes=power_modes() if jetson else None,
         card=_has_card(),
         gpu=bool(gpus.gpus),
         driver=gpus.driver,
@@ -117,6 +126,10 @@ def examine_system() -> SystemReport:
         memory_gb=device.memory_gb,
     )
     lacks = {name: lacking(name) for name in BACKENDS}
+    if not info.modules & {"pycuda", "cuda"}:
+        no_package = "neither cuda-python nor pycuda is installed"
+        for name in set(BACKENDS) - {"onnxruntime"}:
+            lacks[name] = "; ".join(filter(None, (lacks[name], no_package)))
     return SystemReport(
         backends={name: BackendState(not lack, lack) for name, lack in lacks.items()},
         gpu=device.gpu,
@@ -142,13 +155,27 @@ def diagnose_system(info: SystemInfo) -> Iterator[str]:
     if info.gpu or info.jetson:
         yield from _tensorrt(info)
         yield from _packages(info)
-    if info.power_mode and "MAXN" not in info.power_mode.upper():
-        yield (
-            f"power mode {info.power_mode}: latencies measured now are this mode's;"
-            " `sudo nvpmodel -m 0 && sudo jetson_clocks` before you measure"
-        )
+    yield from _power_mode(info)
     if 0 < info.memory_gb < _SMALL_GB:
         yield f"{info.memory_gb:g} GB of memory: calibrate on another machine and copy the bundle"
+
+
+def _power_mode(info: SystemInfo) -> Iterator[str]:
+    fastest = fastest_mode(info.power_modes or {})
+    if not info.power_mode or "MAXN" in info.power_mode.upper() and not fastest:
+        return
+    if fastest and fastest[1].upper() == info.power_mode.upper():
+        return
+    remedy = (
+        f"`sudo nvpmodel -m {fastest[0]}` sets {fastest[1]}, the fastest of this board, then"
+        if fastest
+        else "`grep POWER_MODEL /etc/nvpmodel.conf` lists the board's modes, `sudo nvpmodel -m`"
+        " with the number sets one, then"
+    )
+    yield (
+        f"power mode {info.power_mode}: latencies measured now are this mode's; {remedy}"
+        " `sudo jetson_clocks` before you measure"
+    )
 
 
 def _driver(info: SystemInfo) -> Iterator[str]:
@@ -196,7 +223,12 @@ def _tensorrt(info: SystemInfo) -> Iterator[str]:
 
 def _packages(info: SystemInfo) -> Iterator[str]:
     if not info.modules & {"pycuda", "cuda"}:
-        yield f"neither pycuda nor cuda-python is installed: {_cuda_remedy(info.cuda_root)}"
+        yield f"neither cuda-python nor pycuda is installed: {_cuda_remedy(info)}"
+    elif "cuda" not in info.modules:
+        yield (
+            "pycuda is installed, which has no CUDA graphs, and cuda-python is not:"
+            f" {cuda_python_install(info.driver)}; it is taken where both are there"
+        )
     torch = (info.versions or {}).get("torch", "")
     if torch.endswith("+cpu"):
         yield (
@@ -205,13 +237,14 @@ def _packages(info: SystemInfo) -> Iterator[str]:
         )
 
 
-def _cuda_remedy(root: str) -> str:
+def _cuda_remedy(info: SystemInfo) -> str:
+    install, root = cuda_python_install(info.driver), info.cuda_root
     if not root:
-        return "pip install cuda-python (pycuda would need the CUDA toolkit to build)"
+        return f"{install} (pycuda would need the CUDA toolkit to build)"
     # pycuda finds the toolkit by the first nvcc, which a link in /usr/local/bin leads astray
     return (
-        f"CUDA_ROOT={root} CPATH={root}/include LIBRARY_PATH={root}/lib64:{root}/lib64/stubs"
-        " pip install pycuda, or pip install cuda-python"
+        f"{install}, or, without CUDA graphs, CUDA_ROOT={root} CPATH={root}/include"
+        f" LIBRARY_PATH={root}/lib64:{root}/lib64/stubs pip install pycuda"
     )
 
 

@@ -5,8 +5,10 @@ import re
 import select
 import shutil
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 
-from .sensors import Reading
+from .sensors import Reading, read_text
 
 _FIRST_LINE_S = 2.0  # tegrastats may take to write its first line
 _MAX_TEXT = 1 << 14  # bytes kept of what it wrote
@@ -96,6 +98,42 @@ def _start() -> "subprocess.Popen[bytes] | None":
         )
     except OSError:
         return None
+
+
+def power_modes(root: Path = Path("/")) -> dict[int, str]:
+    """The power modes of this board's nvpmodel table: number -> name.
+
+    Args:
+        root: Of the file system.
+
+    Returns:
+        For example {0: "15W", 1: "25W", 2: "MAXN_SUPER"}; empty where there is no table.
+    """
+    rows = re.findall(
+        r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>",
+        read_text(root / "etc" / "nvpmodel.conf"),
+        re.MULTILINE,
+    )
+    return {int(number): name for number, name in rows}
+
+
+def fastest_mode(modes: Mapping[int, str]) -> tuple[int, str] | None:
+    """The power mode without a limit (MAXN_SUPER, else MAXN), else the one of most watts.
+
+    Args:
+        modes: Number -> name, as `power_modes` reads them. The numbers differ between boards: 0 is
+            MAXN on an AGX Orin, and 15W on an Orin Nano Super.
+
+    Returns:
+        Number and name, None where there is no mode.
+    """
+
+    def rank(mode: tuple[int, str]) -> tuple[bool, bool, int]:
+        name = mode[1].upper()
+        watts = re.search(r"(\d+)W", name)
+        return "MAXN_SUPER" in name, "MAXN" in name, int(watts[1]) if watts else 0
+
+    return max(modes.items(), key=rank, default=None)
 
 
 def power_mode() -> str:

@@ -8,13 +8,14 @@ import pytest
 from fr_edge.documents import encode_json
 from fr_edge.runtime.machine.backends import BACKENDS
 from fr_edge.runtime.machine.doctor import SystemInfo, diagnose_system, examine_system
+from fr_edge.runtime.machine.tegrastats import fastest_mode, power_modes
 from fr_edge.runtime.selftest import self_test
 
 DESKTOP = SystemInfo(
     card=True,
     gpu=True,
     driver="13.0",
-    modules=frozenset({"tensorrt", "pycuda"}),
+    modules=frozenset({"tensorrt", "cuda"}),
     versions={"tensorrt": "11.4.0", "tensorrt-cu13": "11.4.0"},
     memory_gb=32.0,
 )
@@ -25,7 +26,7 @@ JETSON = SystemInfo(
     gpu=True,
     driver="12.6",
     in_environment=True,
-    modules=frozenset({"tensorrt", "pycuda"}),
+    modules=frozenset({"tensorrt", "cuda"}),
     memory_gb=8.0,
 )
 
@@ -56,14 +57,14 @@ def test_the_healthy_have_no_problems(info):
         (
             replace(
                 JETSON,
-                modules=frozenset({"pycuda"}),
+                modules=frozenset({"cuda"}),
                 system_tensorrt="/usr/lib/python3.10/dist-packages/tensorrt",
             ),
             "outside this virtual environment",
             "--system-site-packages",
         ),
         (
-            replace(JETSON, modules=frozenset({"pycuda"}), in_environment=False),
+            replace(JETSON, modules=frozenset({"cuda"}), in_environment=False),
             "tensorrt is not installed",
             "apt install python3-libnvinfer",
         ),
@@ -84,20 +85,35 @@ def test_the_healthy_have_no_problems(info):
         ),
         (
             replace(DESKTOP, modules=frozenset({"tensorrt"}), cuda_root="/usr/local/cuda"),
-            "neither pycuda nor cuda-python",
+            "neither cuda-python nor pycuda",
             "CUDA_ROOT=/usr/local/cuda CPATH=/usr/local/cuda/include",
         ),
         (
             replace(DESKTOP, modules=frozenset({"tensorrt"})),
-            "neither pycuda nor cuda-python",
-            "pip install cuda-python",
+            "neither cuda-python nor pycuda",
+            "pip install 'cuda-python==13.0.*'",
         ),
         (
             replace(DESKTOP, versions={"torch": "2.13.0+cpu"}),
             "built for the CPU",
             "pytorch.org",
         ),
-        (replace(JETSON, power_mode="15W"), "power mode 15W", "nvpmodel -m 0"),
+        (replace(JETSON, power_mode="15W"), "power mode 15W", "grep POWER_MODEL"),
+        (
+            replace(JETSON, power_mode="15W", power_modes={0: "15W", 1: "25W", 2: "MAXN_SUPER"}),
+            "power mode 15W",
+            "`sudo nvpmodel -m 2` sets MAXN_SUPER",
+        ),
+        (
+            replace(JETSON, power_mode="MODE_30W", power_modes={0: "MAXN", 2: "MODE_30W"}),
+            "power mode MODE_30W",
+            "`sudo nvpmodel -m 0` sets MAXN,",
+        ),
+        (
+            replace(JETSON, modules=frozenset({"tensorrt", "pycuda"})),
+            "has no CUDA graphs",
+            "pip install 'cuda-python==12.6.*'",
+        ),
         (SystemInfo(memory_gb=1.0), "1 GB of memory", "copy the bundle"),
     ],
 )  # fmt: skip
@@ -129,9 +145,29 @@ def test_the_self_test_sees_a_wrong_kernel(monkeypatch):
 
     build = module._network
 
-    def wrong(weights):
-        return build({**weights, "slope": weights["slope"] * 2})
+    def wrong(weights, steps):
+        return build({**weights, "slope": weights["slope"] * 2}, steps)
 
     monkeypatch.setattr(module, "_network", wrong)
     tried = {one.backend: one.outcome for one in self_test()}
     assert tried["onnxruntime"] == "failed"
+
+
+SUPER = """# FRIENDLY NAMES
+< POWER_MODEL ID=0 NAME=15W >
+CPU_ONLINE CORE_0 1
+< POWER_MODEL ID=1 NAME=25W >
+< POWER_MODEL ID=2 NAME=MAXN_SUPER >
+< PM_CONFIG DEFAULT=1 >
+"""
+
+
+def test_the_fastest_mode_goes_by_the_boards_own_table(tmp_path):
+    assert power_modes(tmp_path) == {}
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "nvpmodel.conf").write_text(SUPER)
+    assert power_modes(tmp_path) == {0: "15W", 1: "25W", 2: "MAXN_SUPER"}
+    assert fastest_mode(power_modes(tmp_path)) == (2, "MAXN_SUPER")
+    assert fastest_mode({0: "MAXN", 1: "MODE_15W", 3: "MODE_50W"}) == (0, "MAXN")
+    assert fastest_mode({0: "7W", 1: "15W"}) == (1, "15W")
+    assert fastest_mode({}) is None
