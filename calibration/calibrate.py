@@ -1,8 +1,8 @@
 """Calibration: faces -> statistics -> calibration table -> INT8 model, judged and in the bundle."""
 
 import logging
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import onnx
 
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import Bundle
+from ..bundle.provenance import with_digests
 from ..documents import encode_json, to_builtins
 from ..errors import ModelError, UsageError
 from ..faces.quality import alignment_warning
@@ -19,7 +20,7 @@ from ..faces.sources import Faces
 from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
 from ..graph.trained_ranges import read_trained_ranges
-from ..metrics.rates import EmbeddingLoss, unseparated_warning
+from ..metrics.rates import unseparated_warning
 from ..progress import Track, silent
 from .activation_shift import channel_shifts, snap_to_grid
 from .clipping import METHODS
@@ -29,8 +30,9 @@ from .equalization import channel_scales, quantized_inputs, tensor_ranges
 from .gptq import RoundedWeight, round_weights
 from .histogram import MAX_FACES, Histogram
 from .latency_model import LatencyOf, counted_latency
-from .mixed_precision import Assignment, Budget, HeldOutJudge, SearchResult, search_assignment
+from .mixed_precision import Budget, HeldOutJudge, SearchResult, search_assignment
 from .qdq import quantize_onnx
+from .report import CalibrationReport, make_report
 from .subset import (
     CalibrationSubset,
     FaceStatistics,
@@ -54,7 +56,8 @@ logger = logging.getLogger(__name__)
 _HELD_OUT = 64  # faces of other people that the INT8 model is judged on
 _HELD_OUT_FOR_BUDGET = 2048  # the same with a budget, whose true accepts need many pairs
 _ALIGNMENT_FACES = 64  # calibration faces kept decoded, to look at their alignment afterwards
-_NOT_IN_HISTORY = ("budget", "time_source", "trials")  # fields of the report
+_ROLES = {"calibration.json": "calibration table", "model.int8.onnx": "INT8 model (Q/DQ)"}
+_NOT_IN_HISTORY = ("budget", "time_source", "trials", "provenance")  # fields of the report
 
 
 @dataclass(frozen=True)
@@ -76,45 +79,6 @@ class CalibrationSteps:
 
 ALL_STEPS = CalibrationSteps()
 RANGES_ONLY = CalibrationSteps(False, False, False, False)
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """What calibration did and what INT8 loses: `reports/calibration.json`.
-
-    Attributes:
-        method: How ranges were chosen.
-        faces: Number of faces that calibrated; 0 for a network with trained ranges.
-        identities: Number of people among them.
-        synthetic_faces: The faces are synthetic.
-        equalized_tensors: Number of tensors that equalization scales.
-        shifted_tensors: Number of tensors with an activation shift.
-        int8_layers: Number of layers in INT8.
-        int8_mac_share: Share of all multiply-adds in INT8, 0..1.
-        int8_dense_share: The same of the dense layers' multiply-adds.
-        kept_float: Why layers with weights are in float -> how many.
-        judged: The INT8 model against the float model on held-out people; None without any.
-        warnings: What is suspicious, a sentence each.
-        budget: The accuracy budget as text.
-        time_source: Where the times of `trials` come from.
-        trials: The assignments of INT8 to layers that were judged; the last one is taken.
-    """
-
-    method: str
-    faces: int
-    identities: int
-    synthetic_faces: bool
-    equalized_tensors: int
-    shifted_tensors: int
-    int8_layers: int
-    int8_mac_share: float
-    int8_dense_share: float
-    kept_float: Mapping[str, int]
-    judged: EmbeddingLoss | None
-    warnings: tuple[str, ...]
-    budget: str | None
-    time_source: str
-    trials: tuple[Assignment, ...]
 
 
 @dataclass(frozen=True)
@@ -187,6 +151,7 @@ def calibrate(
     held_out = _HELD_OUT_FOR_BUDGET if budget else _HELD_OUT
     subset = select_subset(faces, limit, held_out, pairs=budget is not None)
     stride = max(1, len(subset.calibration) // _ALIGNMENT_FACES)
+    faces, images = with_digests(faces)
     faces = faces.cached((*subset.held_out, *subset.calibration[::stride][:_ALIGNMENT_FACES]))
     stats = FaceStatistics()
     fit = _fit(model, rule, bundle, faces, subset, stats, method, steps, cache_version, track)
@@ -197,13 +162,17 @@ def calibrate(
     warnings = _warnings(faces, subset, stats, search, budget)
     for warning in warnings:
         logger.warning(warning)
-    report = _report(search, choice, faces.synthetic, warnings, budget)
+    quantized = quantize_onnx(model, search.table, choice, fit.rounded)
+    files = {
+        "calibration.json": table_to_json(search.table).encode(),
+        "model.int8.onnx": quantized.SerializeToString(),
+    }
+    report = make_report(bundle, search, choice, faces.synthetic, warnings, budget, images, files)
     options: dict[str, Any] = {"method": method, "limit": limit}
     options |= {"budget": budget.describe()} if budget else {}
     options |= {"trt_cache": trt_cache} if trt_cache else {}
     options |= {name: False for name, used in asdict(steps).items() if not used}
-    quantized = quantize_onnx(model, search.table, choice, fit.rounded)
-    _write(bundle, options, search.table, quantized, report, fit.cache)
+    _write(bundle, options, files, report, fit.cache)
     return CalibrationResult(
         open_bundle(bundle.root, check="manifest"), search.table, choice, report
     )
@@ -339,38 +308,10 @@ def _warnings(
     return tuple(filter(None, warnings))
 
 
-def _report(
-    search: SearchResult,
-    choice: Int8Choice,
-    synthetic: bool,
-    warnings: Sequence[str],
-    budget: Budget | None,
-) -> CalibrationReport:
-    table, assignments = search.table, search.assignments
-    return CalibrationReport(
-        method=table.method,
-        faces=table.faces,
-        identities=table.identities,
-        synthetic_faces=synthetic,
-        equalized_tensors=len(table.scales),
-        shifted_tensors=len(table.shifts),
-        int8_layers=len(choice.int8),
-        int8_mac_share=choice.mac_share,
-        int8_dense_share=choice.dense_share,
-        kept_float=Counter(choice.float_layers.values()),
-        judged=assignments[-1].loss if assignments else None,
-        warnings=tuple(warnings),
-        budget=budget.describe() if budget else None,
-        time_source=search.time_source,
-        trials=assignments,
-    )
-
-
 def _write(
     bundle: Bundle,
     options: Mapping[str, Any],
-    table: CalibrationTable,
-    quantized: onnx.ModelProto,
+    files: Mapping[str, bytes],
     report: CalibrationReport,
     cache: str,
 ) -> None:
@@ -379,9 +320,8 @@ def _write(
             change.path("calibration.cache", "TensorRT calibration cache").write_text(cache)
         else:
             change.remove("calibration.cache")
-        change.path("calibration.json", "calibration table").write_text(table_to_json(table))
-        target = change.path("model.int8.onnx", "INT8 model (Q/DQ)")
-        target.write_bytes(quantized.SerializeToString())
+        for name, data in files.items():
+            change.path(name, _ROLES[name]).write_bytes(data)
         target = change.path("reports/calibration.json", "calibration report")
         target.write_bytes(encode_json(report))
         summary = to_builtins(report)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..arrays import I64
 from ..errors import FacesError, UsageError
+from ..files import sha256
 from .bin_sets import connected_labels, read_bin
 from .images import SUFFIXES
 from .sources import Faces, bin_faces, folder_faces, open_faces
@@ -39,6 +40,7 @@ class Pairs:
         first: Index of the first face, `(P,) int64`.
         second: Index of the second face, `(P,) int64`.
         same: Whether both are one person, `(P,) bool`.
+        sha256: Of the list's file, "" for sampled pairs.
     """
 
     faces: Faces
@@ -46,6 +48,7 @@ class Pairs:
     first: I64
     second: I64
     same: npt.NDArray[np.bool_]
+    sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.same)
@@ -83,7 +86,8 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
     if not np.array_equal(faces.labels[first] == faces.labels[second], same):
         labels = connected_labels(len(faces), first[same], second[same])
         faces = replace(faces, labels=labels, labelled=False)
-    return Pairs(faces, np.array([row.fold for row in rows], np.int64), first, second, same)
+    fold = np.array([row.fold for row in rows], np.int64)
+    return Pairs(faces, fold, first, second, same, sha256(file))
 
 
 def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -228,7 +232,8 @@ def _bin_pairs(file: Path) -> Pairs:
         )
     parts = np.array_split(stored.same, _BIN_FOLDS)
     fold = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
-    return Pairs(bin_faces(file, stored), fold, stored.first, stored.second, stored.same)
+    columns = (fold, stored.first, stored.second, stored.same)
+    return Pairs(bin_faces(file, stored), *columns, sha256(file))
 
 
 def _named_faces(file: Path, rows: list[_Row], source: str | Path) -> Faces:

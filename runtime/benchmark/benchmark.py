@@ -4,6 +4,7 @@ One caller runs one batch after the other (MLPerf's SingleStream), several at th
 (MultiStream), or queries arrive at random (Server).
 """
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +14,12 @@ from typing import Any
 
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.manifest import Bundle
-from ...documents import encode_json
+from ...bundle.provenance import digest_images
+from ...documents import decode_json, encode_json
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
-from ..evaluation.gates import min_cosine_floor
+from ..evaluation.gates import POLICY_NAME, min_cosine_floor
+from ..evaluation.provenance import session_provenance
 from ..evaluation.result import check_unchanged, opened_file
 from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch
@@ -56,7 +59,7 @@ def benchmark(
     power_mode: str | None = None,
     log: Path | None = None,
 ) -> BenchmarkResult:
-    """Time an engine on the golden faces and write `reports/benchmark-PRECISION-BACKEND.json`.
+    """Time an engine on the golden faces and write its report, `reports/benchmark-...json`.
 
     Every batch size runs with every number of threads and of streams. Figures that conditions
     spoiled, or of an engine whose golden embeddings fail the verification floor, are marked INVALID
@@ -133,8 +136,15 @@ def benchmark(
         interrupted=interrupted,
         time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         device=_describe_machine(),
-        report=f"reports/benchmark-{session.precision}-{session.backend}.json",
+        provenance=session_provenance(
+            bundle,
+            session,
+            images=digest_images(golden.faces),
+            also=("golden.npz", POLICY_NAME),
+        ),
     )
+    timed = (duration_s, settings, end_to_end, required_mode)
+    result = replace(result, report=_report_name(bundle, result, timed))
     _write(bundle, result)
     if interrupted:
         raise BenchmarkInterrupted(result)
@@ -223,14 +233,33 @@ def _describe_machine() -> dict[str, Any]:
     }
 
 
+def _report_name(bundle: Bundle, result: BenchmarkResult, timed: object) -> str:
+    """A name for the engine's bytes, the machine and the settings.
+
+    Only an INVALID run has another name than the VALID one that the bundle holds already.
+    """
+    provenance = result.provenance
+    evidence = (result.artifact, provenance.device if provenance else {}, timed)
+    digest = hashlib.sha256(encode_json(evidence, indent=0)).hexdigest()[:8]
+    name = f"reports/benchmark-{result.engine}-{result.backend}-{digest}"
+    if result.verdict != "VALID" and f"{name}.json" in bundle:
+        earlier = decode_json(bundle.path(f"{name}.json").read_bytes(), dict[str, Any], name)
+        if earlier.get("verdict") == "VALID":
+            return f"{name}-invalid.json"
+    return f"{name}.json"
+
+
 def _write(bundle: Bundle, result: BenchmarkResult) -> None:
     options = {
         "engine": result.engine,
         "backend": result.backend,
         "batch": list(dict.fromkeys(run.batch for run in result.runs)),
     }
-    with transaction(bundle.root, "benchmark", options) as change:
-        judged = check_unchanged(bundle, result.artifact)
-        path = change.path(result.report, "benchmark", of=(*judged, "golden.npz"))
+    of = tuple(result.provenance.files) if result.provenance else ()
+    with transaction(bundle, "benchmark", options) as change:
+        check_unchanged(bundle, result.artifact)
+        if result.verdict == "VALID":
+            change.remove(result.report.replace(".json", "-invalid.json"))
+        path = change.path(result.report, "benchmark", of=of)
         path.write_bytes(encode_json(result))
         change.summary.update(verdict=result.verdict)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._version import __version__
+from ...bundle.provenance import Provenance
 from ..evaluation.result import OpenedFile
 from ..machine.monitor import (
     FaceEnergy,
@@ -140,6 +141,7 @@ class BenchmarkResult:
     time: str = ""
     device: Mapping[str, Any] = field(default_factory=dict)
     report: str = ""
+    provenance: Provenance | None = None
     fr_edge: str = __version__
     schema: int = BENCHMARK_SCHEMA
 

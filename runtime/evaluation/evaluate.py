@@ -9,6 +9,7 @@ import numpy as np
 from ...arrays import F32
 from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
+from ...bundle.provenance import digest_pairs, with_digests
 from ...errors import FacesError
 from ...faces.ijb import Ijb, pool_templates, template_cosines
 from ...faces.pairs import Pairs
@@ -39,6 +40,7 @@ from ...metrics.verification import (
 from ...progress import Track, silent
 from ..session import Artifact, Session, embed_faces, open_session
 from .embeddings_file import check_embeddings
+from .provenance import session_provenance
 from .result import (
     AccuracyMean,
     EvaluateResult,
@@ -93,6 +95,7 @@ def evaluate(
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     listed = isinstance(protocol, Pairs)
     faces = protocol.faces if isinstance(protocol, Pairs) else protocol
+    faces, images = with_digests(faces)
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         embeddings = _embed(session, faces, flip, track)
@@ -147,6 +150,13 @@ def evaluate(
         identification=identify(embeddings, faces.labels) if named else None,
         notes=tuple(filter(None, (*_notes(scores, accuracy, named), few))),
         report=report_name("evaluate", session, name, faces, pairs, {"flip": flip}),
+        provenance=session_provenance(
+            bundle,
+            session,
+            images=images,
+            pairs=pairs,
+            list_sha256=protocol.sha256 if isinstance(protocol, Pairs) else "",
+        ),
     )
     save_result(bundle, "evaluate", result, summary={"accuracy": result.accuracy})
     return result
@@ -189,6 +199,8 @@ def evaluate_ijb(
         ModelError: An embedding is zero or not finite.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    images, digests = with_digests(ijb.faces)
+    ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         batches = _embed_images(session, ijb, flip, track)
         templates, numbers = pool_templates(batches, ijb, norm=norm, detector=detector)
@@ -208,6 +220,10 @@ def evaluate_ijb(
         notes=tuple(note for far in _IJB_FARS if (note := few_impostors(impostor, far))),
         report=report_name(
             "evaluate", session, f"{name}-{flags}", ijb.faces, None, (ijb.first, ijb.second)
+        ),
+        provenance=replace(
+            session_provenance(bundle, session, images=digests),
+            pairs=digest_pairs(np.zeros(len(ijb.same), np.int64), ijb.first, ijb.second, ijb.same),
         ),
     )
     save_result(bundle, "evaluate", result, options={"flags": flags})

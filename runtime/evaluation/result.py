@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 from ..._version import __version__
 from ...bundle.bundle import transaction
 from ...bundle.manifest import Bundle, read_manifest
+from ...bundle.provenance import Provenance
 from ...documents import encode_json
 from ...errors import BundleError
 from ...faces.sources import Faces
@@ -22,6 +23,7 @@ from ...metrics.identification import IdentificationResult
 from ...metrics.protocols import ListedPairs
 from ...metrics.rates import CosineDrift, RateChange
 from ...metrics.strata import Stratum
+from ..fingerprint import machine_fingerprint
 from ..session import Session
 from .gallery import GalleryMigration
 from .gates import GalleryAdvice, Gate
@@ -105,6 +107,7 @@ class VerifyResult:
     report: str = ""
     fr_edge: str = __version__
     device: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ class EvaluateResult:
     notes: tuple[str, ...] = ()
     report: str = ""
     fr_edge: str = __version__
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,7 @@ class IjbResult:
     notes: tuple[str, ...] = ()
     report: str = ""
     fr_edge: str = __version__
+    provenance: Provenance | None = None
 
 
 def opened_file(session: Session) -> OpenedFile:
@@ -274,14 +279,15 @@ def report_name(
 
     Returns:
         For example "reports/verify-int8-lfw-1a2b3c4d.json"; the digits are of a digest over all of
-        it, the source's folder included.
+        it: the source's folder, the bytes that were judged, the backend and the machine.
     """
     source: tuple[object, ...] = (faces,)
     if isinstance(faces, Faces):
         where = faces.where if faces.synthetic else str(Path(faces.where).resolve())
         source = (where, faces.keys, faces.labels)
     listed = (pairs.first, pairs.second, pairs.same, pairs.fold) if pairs else ()
-    evidence = (source, listed, flags, session.artifact, session.backend)
+    machine = machine_fingerprint(session.backend)
+    evidence = (source, listed, flags, session.artifact, session.sha256, machine)
     digest = hashlib.sha256(encode_json(evidence, indent=0)).hexdigest()[:8]
     slug = _NOT_IN_A_NAME.sub("-", name).strip("-.")[:_MAX_SLUG] or "faces"
     return f"reports/{stage}-{session.precision}-{slug}-{digest}.json"
@@ -312,8 +318,9 @@ def save_result(
         BundleError: The artifact's bytes changed while it was judged.
     """
     recorded = {"engine": result.engine, "backend": result.backend, **(options or {})}
-    with transaction(bundle.root, stage, recorded) as change:
-        judged = check_unchanged(bundle, result.artifact)
+    judged = tuple(result.provenance.files) if result.provenance else ()
+    with transaction(bundle, stage, recorded) as change:
+        judged += check_unchanged(bundle, result.artifact)
         for name, data in (files or {}).items():
             change.path(name, "policy").write_bytes(data)
         path = change.path(result.report, stage, of=(*judged, *of))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ...bundle.bundle import open_bundle
 from ...bundle.golden import Golden, read_golden
 from ...bundle.manifest import Bundle
+from ...bundle.provenance import ImageDigests, digest_images, with_digests
 from ...errors import FacesError, UsageError
 from ...faces.pairs import Pairs, read_groups
 from ...faces.quality import DEGRADATIONS, STRATA, degraded
@@ -37,6 +38,7 @@ from .gates import (
     judge_gates,
     read_policy,
 )
+from .provenance import session_provenance
 from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
 from .result import (
     VerifyResult,
@@ -114,6 +116,9 @@ def verify(
     asked = Limits(min_cosine, p1_cosine, max_tar_drop, max_stratum_drop, far)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     faces = pairs.faces if pairs is not None else faces
+    images = ImageDigests()
+    if faces is not None:
+        faces, images = with_digests(faces)
     _check_sources(faces, pairs, reference, teacher)
     with (
         open_session(bundle, engine, backend, artifact=artifact) as session,
@@ -125,6 +130,8 @@ def verify(
             else bundle_policy(bundle, session.precision)
         )
         sides = _Sides(bundle, read_golden(bundle), fp32, session, track)
+        if faces is None:
+            images = digest_images(sides.golden.faces)
         golden = check_reference(sides.golden, fp32, session)
         measured = _Measured(golden.original, golden.engine)
         if faces is not None:
@@ -162,6 +169,16 @@ def verify(
             "verify", session, name, sides.golden.keys if faces is None else faces, pairs, flags
         ),
         device=asdict(describe_device()),
+        provenance=session_provenance(
+            bundle,
+            session,
+            images=images,
+            pairs=pairs,
+            list_sha256=pairs.sha256 if pairs else "",
+            reads={"reference": reference, "teacher": teacher, "groups": groups},
+            also=("golden.npz", POLICY_NAME),
+            policy=policy,
+        ),
     )
     if comparison is not None:
         result = replace(

@@ -85,7 +85,7 @@ def test_a_real_engine(mini: Path) -> None:
         assert run["min_cosine_during"] > 0.9999
         assert any("too short" in reason for reason in run["reasons"])
     assert report["golden_min_cosine"] > 0.9999
-    assert json.loads((mini / "reports/benchmark-fp32-onnxruntime.json").read_text()) == report
+    assert json.loads((mini / report["report"]).read_text()) == report
     assert open_bundle(mini).history[-1]["summary"]["verdict"] == "INVALID"
 
 
@@ -114,7 +114,7 @@ def test_ctrl_c_keeps_what_has_run(mini: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "open_session", lambda *_, **__: session)
     with pytest.raises(BenchmarkInterrupted) as stopped:
         benchmark(mini, "fp32", batches=(1, 2), duration_s=600, warmup_s=0.1)
-    report = json.loads((mini / "reports/benchmark-fp32-onnxruntime.json").read_text())
+    report = json.loads((mini / stopped.value.result.report).read_text())
     assert [run["batch"] for run in report["runs"]] == [1]
     assert report["runs"][0]["runs"] > 5
     assert any("stopped" in reason for reason in report["runs"][0]["reasons"])

@@ -1,0 +1,193 @@
+"""Provenance: which bytes, machine and versions a report speaks of, bound by sha256.
+
+Digests are over pixels and indices, so that a report can be shared without the names of people.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._version import __version__
+from ..arrays import I64, U8
+from ..faces.sources import Faces
+from .manifest import Bundle
+
+_DECODERS = {"PIL": "Pillow", "cv2": "opencv-python-headless"}  # module -> package
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a report speaks of.
+
+    Attributes:
+        files: Path within the bundle -> sha256 of what was judged, and of what that was made of.
+        inputs: What else was read ("pairs", "reference", ...) -> sha256 of the file.
+        images: One sha256 over the sha256 of the judged images' pixels, in order; None without
+            images.
+        image_count: How many images that digest is over.
+        pairs: One sha256 over the pairs' indices, folds and answers; None where all pairs count.
+        device: Fingerprint of the machine: the backend, its version, and the CPU or GPU.
+        packages: Library that was used -> version.
+        fr_edge: The version that wrote the report.
+        time: UTC, ISO 8601.
+    """
+
+    files: Mapping[str, str]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    images: str | None = None
+    image_count: int = 0
+    pairs: str | None = None
+    device: Mapping[str, Any] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    fr_edge: str = ""
+    time: str = ""
+
+
+@dataclass
+class ImageDigests:
+    """The sha256 of each image's pixels, collected while images are read.
+
+    Attributes:
+        by_index: Index of the image -> digest, 32 bytes.
+    """
+
+    by_index: dict[int, bytes] = field(default_factory=dict)
+
+    def add(self, index: int, image: U8) -> None:
+        """Record an image the first time that it is read.
+
+        Args:
+            index: Of the image in its source.
+            image: `(112, 112, 3) uint8` RGB.
+        """
+        if index not in self.by_index:
+            self.by_index[index] = hashlib.sha256(image.tobytes()).digest()
+
+    @property
+    def sha256(self) -> str | None:
+        """One digest over all of them in the order of their indices; None without images."""
+        if not self.by_index:
+            return None
+        ordered = (self.by_index[index] for index in sorted(self.by_index))
+        return hashlib.sha256(b"".join(ordered)).hexdigest()
+
+
+def with_digests(faces: Faces) -> tuple[Faces, ImageDigests]:
+    """The same faces, whose images are digested as they are read.
+
+    Args:
+        faces: A source of faces.
+
+    Returns:
+        The faces to read from, and their digests so far.
+    """
+    digests = ImageDigests()
+
+    def read(index: int) -> U8:
+        image = faces.read(index)
+        digests.add(index, image)
+        return image
+
+    return replace(faces, read=read), digests
+
+
+def digest_images(images: U8) -> ImageDigests:
+    """Digest images that are in memory.
+
+    Args:
+        images: `(N, 112, 112, 3) uint8`.
+    """
+    digests = ImageDigests()
+    for index, image in enumerate(images):
+        digests.add(index, image)
+    return digests
+
+
+def digest_pairs(fold: I64, first: I64, second: I64, same: npt.NDArray[np.bool_]) -> str:
+    """One sha256 over a list of P pairs, listed or sampled.
+
+    Args:
+        fold: `(P,) int64`.
+        first: Index of the first image, `(P,) int64`.
+        second: Index of the second image, `(P,) int64`.
+        same: Whether both are one person, `(P,) bool`.
+    """
+    digest = hashlib.sha256()
+    for column in (fold, first, second, same):
+        digest.update(np.asarray(column, np.dtype("<i8")).tobytes())
+    return digest.hexdigest()
+
+
+def make_provenance(
+    bundle: Bundle,
+    files: Iterable[str],
+    *,
+    images: ImageDigests | None = None,
+    pairs: str | None = None,
+    inputs: Mapping[str, str] | None = None,
+    device: Mapping[str, Any] | None = None,
+    packages: Iterable[str] = (),
+) -> Provenance:
+    """The provenance of a report that is made now.
+
+    Args:
+        bundle: The bundle as it was opened for the work.
+        files: Paths within it that were judged or decide the result; others are left out.
+        images: Digests of the images that were judged.
+        pairs: What `digest_pairs` returned, where there is a list.
+        inputs: What else was read -> sha256 of the file.
+        device: Fingerprint of the machine.
+        packages: Libraries that did the work, besides numpy and the image decoders.
+    """
+    decoders = [package for module, package in _DECODERS.items() if module in sys.modules]
+    return Provenance(
+        files={name: bundle.files[name].sha256 for name in dict.fromkeys(files) if name in bundle},
+        inputs=dict(inputs or {}),
+        images=images.sha256 if images else None,
+        image_count=len(images.by_index) if images else 0,
+        pairs=pairs,
+        device=dict(device or {}),
+        packages=_versions(("numpy", *decoders, *packages)),
+        fr_edge=__version__,
+        time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def foreign_reason(provenance: Provenance | None, bundle: Bundle) -> str:
+    """Why a report does not speak of the files that a bundle holds.
+
+    The manifest records what its reports judged. This compares what a report says itself, so a
+    report that was copied from another bundle is recognized.
+
+    Args:
+        provenance: Of the report; None for a report of an earlier fr-edge.
+        bundle: An open bundle; only its manifest is used.
+
+    Returns:
+        A sentence, "" for a report of this bundle.
+    """
+    if provenance is None:
+        return "an earlier fr-edge made it, without recording what it judged"
+    for name, sha256 in provenance.files.items():
+        if name not in bundle:
+            return f"{name} is not in the bundle"
+        if bundle.files[name].sha256 != sha256:
+            return f"it judged another {name} than the bundle holds"
+    return ""
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    versions = {}
+    for package in dict.fromkeys(packages):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
