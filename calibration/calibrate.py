@@ -23,6 +23,7 @@ from ..graph.trained_ranges import read_trained_ranges
 from ..metrics.rates import unseparated_warning
 from ..progress import Track, silent
 from .activation_shift import channel_shifts, snap_to_grid
+from .calibration_report import CalibrationReport, make_report
 from .clipping import METHODS
 from .collect import collect_histograms
 from .covariance import CovarianceCollector
@@ -32,7 +33,6 @@ from .histogram import MAX_FACES, Histogram
 from .latency_model import LatencyOf, counted_latency
 from .mixed_precision import Budget, HeldOutJudge, SearchResult, search_assignment
 from .qdq import quantize_onnx
-from .report import CalibrationReport, make_report
 from .subset import (
     CalibrationSubset,
     FaceStatistics,

@@ -19,7 +19,7 @@ from ...documents import decode_json, encode_json
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
 from ..evaluation.gates import POLICY_NAME, min_cosine_floor
-from ..evaluation.provenance import session_provenance
+from ..evaluation.judged_files import session_provenance
 from ..evaluation.result import check_unchanged, opened_file
 from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch

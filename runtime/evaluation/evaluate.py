@@ -40,7 +40,7 @@ from ...metrics.verification import (
 from ...progress import Track, silent
 from ..session import Artifact, Session, embed_faces, open_session
 from .embeddings_file import check_embeddings
-from .provenance import session_provenance
+from .judged_files import session_provenance
 from .result import (
     AccuracyMean,
     EvaluateResult,

@@ -38,7 +38,7 @@ from .gates import (
     judge_gates,
     read_policy,
 )
-from .provenance import session_provenance
+from .judged_files import session_provenance
 from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
 from .result import (
     VerifyResult,

@@ -64,8 +64,7 @@ def test_the_verdict_is_said_first(bundle: Path, capsys: Captured) -> None:
 def test_the_earlier_report_is_read_before_this_run_replaces_it(
     bundle: Path, capsys: Captured
 ) -> None:
-    _timed(bundle, capsys)
-    report = bundle / "reports" / "benchmark-fp32-onnxruntime.json"
+    report = bundle / _timed(bundle, capsys)["report"]
     _slower(report, 1e-3)
     compare = ["--against", str(report), "--max-regression", "5%"]
     outside = bundle.parent / "earlier.json"
@@ -97,7 +96,7 @@ def test_queries_at_random(bundle: Path, capsys: Captured) -> None:
     assert text.splitlines()[1].startswith("  batch 1, 20 queries/s: ")
     assert "batch 1, 40 queries/s: at work " in text
     assert as_markdown(_result(values)).startswith("| batch | rate | p50 ms |")
-    report = bundle / "reports" / "benchmark-fp32-onnxruntime.json"
+    report = bundle / values["report"]
     again = _timed(bundle, capsys, "--rate", "20", "--against", str(report))["against"]["changes"]
     assert {change["name"] for change in again} >= {
         "benchmark: batch 1, 20 queries/s p50 ms",
@@ -156,9 +155,7 @@ def test_what_has_run_survives_a_stop(
     assert values["interrupted"] is True
     assert values["runs"][0]["runs"] > 0
     assert "stopped before its time" in values["runs"][0]["reasons"]
-    assert (
-        json.loads((bundle / "reports" / "benchmark-fp32-onnxruntime.json").read_text()) == values
-    )
+    assert json.loads((bundle / values["report"]).read_text()) == values
     rows = [json.loads(row) for row in log.read_text().splitlines()]
     assert abs(sum(row["runs"] for row in rows) - values["runs"][0]["runs"]) <= 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
