@@ -1,6 +1,8 @@
 """Open what runs a bundle here: an engine that was built, or the ONNX graph itself."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -9,10 +11,19 @@ import numpy as np
 from ..arrays import F32, U8
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import Bundle
+from ..bundle.provenance import ImageDigests, Provenance, digest_pairs, make_provenance
 from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
+from ..files import sha256
+from ..metrics.protocols import ListedPairs
 from ..progress import Track, silent
-from .fingerprint import PRECISIONS, SOURCES, check_fingerprint, engine_name
+from .fingerprint import (
+    PRECISIONS,
+    SOURCES,
+    check_fingerprint,
+    engine_name,
+    machine_fingerprint,
+)
 from .machine.backends import pick_backend
 from .onnxruntime_session import ONNXRUNTIME, CpuSession
 from .profile import DeviceTimes, LayerTime
@@ -21,6 +32,7 @@ from .trt.plan_file import ensure_loadable
 
 Artifact = Literal["engine", "graph"]
 
+_DRIVER_PACKAGES = {"cuda": ("cuda-python", "cuda-bindings"), "pycuda": ("pycuda",)}
 _BATCH = 32  # faces that `embed_faces` decodes at a time
 
 
@@ -260,6 +272,55 @@ def embed(
     """
     with open_session(bundle, engine, backend) as session:
         return session.embed(np.asarray(images))
+
+
+def session_provenance(
+    bundle: Bundle,
+    session: Session,
+    *,
+    images: ImageDigests | None = None,
+    pairs: ListedPairs | None = None,
+    list_sha256: str = "",
+    reads: Mapping[str, Path | None] | None = None,
+    also: Iterable[str] = (),
+    instead: Mapping[str, Path | None] | None = None,
+) -> Provenance:
+    """The provenance of a report about an open session.
+
+    Args:
+        bundle: The bundle as it was opened.
+        session: What was judged or timed.
+        images: Digests of the images.
+        pairs: The pair list, where there is one.
+        list_sha256: Of the pair list's file.
+        reads: Name -> another file that was read, None where it was not given.
+        also: Other files of the bundle that decide the result: golden faces, policy.
+        instead: File of the bundle -> what was read in its place, None where it was not given.
+    """
+    files = [session.file, "model.onnx", SOURCES[session.precision]]
+    files += [f"{session.file}.json"] if session.artifact == "engine" else []
+    files += ["calibration.json"] if session.precision == "int8" else []
+    files += also
+    inputs = {name: sha256(path) for name, path in (reads or {}).items() if path is not None}
+    if list_sha256:
+        inputs["pairs"] = list_sha256
+    packages = [ONNXRUNTIME]  # runs the reference, where it does not run the engine itself
+    if session.backend != ONNXRUNTIME:
+        packages.append(session.backend)
+        for module, names in _DRIVER_PACKAGES.items():
+            packages += names if module in sys.modules else ()
+    provenance = make_provenance(
+        bundle,
+        files,
+        images=images,
+        pairs=digest_pairs(pairs.fold, pairs.first, pairs.second, pairs.same) if pairs else None,
+        inputs=inputs,
+        device=machine_fingerprint(session.backend),
+        packages=packages,
+    )
+    judged = {**provenance.files, session.file: session.sha256}  # exactly the bytes it opened
+    judged |= {name: sha256(path) for name, path in (instead or {}).items() if path is not None}
+    return replace(provenance, files=judged)
 
 
 def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:

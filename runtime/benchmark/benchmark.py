@@ -19,13 +19,13 @@ from ...documents import decode_json, encode_json
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
 from ..evaluation.gates import POLICY_NAME, min_cosine_floor
-from ..evaluation.judged_files import session_provenance
 from ..evaluation.result import check_unchanged, opened_file
 from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch
 from ..machine.nvml import gpu_processes
 from ..machine.sensors import clock_settings, denied
 from ..machine.tegrastats import power_mode as current_power_mode
+from ..session import session_provenance
 from .breakdown import measure_breakdown
 from .conditions import other_gpu_load, power_mode_problems, required_power_mode
 from .result import (

@@ -38,9 +38,8 @@ from ...metrics.verification import (
     threshold_at_far,
 )
 from ...progress import Track, silent
-from ..session import Artifact, Session, embed_faces, open_session
+from ..session import Artifact, Session, embed_faces, open_session, session_provenance
 from .embeddings_file import check_embeddings
-from .judged_files import session_provenance
 from .result import (
     AccuracyMean,
     EvaluateResult,

@@ -27,7 +27,7 @@ from ...metrics.strata import compare_degraded
 from ...progress import Track, silent
 from ..machine.device import describe_device
 from ..onnxruntime_session import ONNXRUNTIME
-from ..session import Artifact, Session, open_session
+from ..session import Artifact, Session, open_session, session_provenance
 from .error_analysis import explain_all, label_doubts, strata_doubts
 from .gallery import compare_gallery
 from .gates import (
@@ -38,7 +38,6 @@ from .gates import (
     judge_gates,
     read_policy,
 )
-from .judged_files import session_provenance
 from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
 from .result import (
     VerifyResult,
@@ -177,7 +176,7 @@ def verify(
             list_sha256=pairs.sha256 if pairs else "",
             reads={"reference": reference, "teacher": teacher, "groups": groups},
             also=("golden.npz", POLICY_NAME),
-            policy=policy,
+            instead={POLICY_NAME: policy},
         ),
     )
     if comparison is not None:
