@@ -11,7 +11,7 @@ from .output import Output
     "--target",
     required=True,
     metavar="BOARD[@RELEASE]",
-    help="Such as orin-nano@jetpack6.2, thor, t4@tensorrt10.13.",
+    help="Such as orin-nano@jetpack6.2, thor, t4@tensorrt10.13, rtx-40@tensorrt-rtx1.7.",
 )
 def command(output: Output, target: str) -> None:
     """Show what a board or GPU will take, without having it.

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
+from .machine.device import cuda_python_install
 
-AS_OF = "2026-11-24"  # when the table was last compared with its sources
+AS_OF = "2026-11-27"  # when the table was last compared with its sources
 
 _MIN_TENSORRT = (8, 6)  # that fr-edge drives
 _MIN_PYTHON = (3, 10)
+_MIN_BLACKWELL = (10, 8)  # the release that added these GPUs
+_BLACKWELL = ("10.0", "12.0")
+_MIN_RTX = (1, 3)
+_RTX_COMPUTE = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # ComputeCapability of RTX 1.7.1
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ TARGETS = {
         Target("l40s", "8.9"),
         Target("h100", "9.0"),
         Target("h200", "9.0"),
+        Target("b200", "10.0"),
         Target("rtx-20", "7.5"),
         Target("rtx-30", "8.6"),
         Target("rtx-40", "8.9"),
@@ -82,7 +88,7 @@ JETPACKS = {
     "6.2": JetPack("10.3", "12.6", "3.10"),
     "7.0": JetPack("10.13", "13.0", "3.12"),
     "7.1": JetPack("10.13", "13.0", "3.12"),
-    "7.2": JetPack("10", "13", "3.12"),
+    "7.2": JetPack("10.16", "13.2", "3.12"),
     "7.2.2": JetPack("11.4", "13", "3.12"),
 }
 
@@ -126,7 +132,7 @@ def compatibility_of(text: str) -> Compatibility:
     """What a board or GPU will take.
 
     Args:
-        text: `board`, `board@jetpack6.2` or `gpu@tensorrt10.3`.
+        text: `board`, `board@jetpack6.2`, `gpu@tensorrt10.3` or `gpu@tensorrt-rtx1.7`.
 
     Returns:
         The answer; its verdict is "unknown" for a board or release that the table lacks.
@@ -142,14 +148,50 @@ def compatibility_of(text: str) -> Compatibility:
         return _on_jetpack(text, target, runtime)
     if runtime and not runtime.startswith("tensorrt"):
         raise UsageError(f"{name} runs no {runtime}", f"for example {name}@tensorrt10.13")
-    version = _version(runtime.removeprefix("tensorrt"), text) if runtime else ()
-    if not version:
+    library = "tensorrt-rtx" if runtime.startswith("tensorrt-rtx") else "tensorrt"
+    number = runtime.removeprefix(library)
+    version = _version(number, text) if number else ()
+    if len(version) < 2:  # 10 alone may have a DLA or none: one number is not a version
         return _unknown(
             text,
             f"{name} runs the TensorRT that is installed beside its driver",
-            f"name the version: {name}@tensorrt10.13 or {name}@tensorrt11.4",
+            f"name two numbers of its version: {name}@tensorrt10.13 or {name}@tensorrt-rtx1.7",
         )
+    if library == "tensorrt-rtx":
+        return _on_rtx(text, target, version)
     return _with_version(text, target, version)
+
+
+def _on_rtx(text: str, target: Target, version: tuple[int, ...]) -> Compatibility:
+    facts: dict[str, Any] = {
+        "tensorrt": f"RTX {'.'.join(map(str, version))}",
+        "compute": target.compute,
+        "dla": "no: it has none",
+    }
+    problems = []
+    if version < _MIN_RTX:
+        problems.append(f"TensorRT-RTX {'.'.join(map(str, version))}: fr-edge drives 1.3 and later")
+    if target.compute not in _RTX_COMPUTE:
+        problems.append(
+            f"TensorRT-RTX compiles for compute capability {', '.join(_RTX_COMPUTE)}, and"
+            f" {target.name} has {target.compute}"
+        )
+    if problems:
+        steps = (f"use TensorRT: {target.name}@tensorrt10.13",)
+        return Compatibility(text, "fails", problems=tuple(problems), steps=steps, **facts)
+    return Compatibility(
+        text,
+        "works",
+        typing="strong: types as in the ONNX file",
+        opset=19,
+        flavours=_flavours(strong=True),
+        steps=(
+            "pip install tensorrt-rtx on x86-64 (there is no wheel for aarch64)",
+            "fr-edge build-engine BUNDLE --int8 --backend tensorrt-rtx; it compiles without a GPU"
+            f" too: --compute {target.compute}",
+        ),
+        **facts,
+    )
 
 
 def _on_jetpack(text: str, target: Target, runtime: str) -> Compatibility:
@@ -194,7 +236,7 @@ def _with_version(
         "compute": target.compute,
         "dla": _dla(target, version),
     }
-    problems = _problems(version, python)
+    problems = _problems(target, version, python)
     if problems:
         steps = (
             "flash a newer JetPack if the board has one",
@@ -208,14 +250,18 @@ def _with_version(
         typing="strong: types as in the ONNX file" if strong else "flags: FP16 and INT8 allowed",
         opset=19 if strong else 17,
         flavours=_flavours(strong),
-        steps=_steps(target, strong),
+        steps=_steps(target, strong, cuda),
         **facts,
     )
 
 
-def _problems(version: tuple[int, ...], python: str) -> tuple[str, ...]:
+def _problems(target: Target, version: tuple[int, ...], python: str) -> tuple[str, ...]:
     problems = []
-    if version < _MIN_TENSORRT and version != _MIN_TENSORRT[:1]:
+    if target.compute in _BLACKWELL and version < _MIN_BLACKWELL:
+        problems.append(
+            f"TensorRT {'.'.join(map(str, version))}: {target.name} needs 10.8 and later"
+        )
+    if version < _MIN_TENSORRT:
         problems.append(f"TensorRT {'.'.join(map(str, version))}: fr-edge drives 8.6 and later")
     if python and _version(python, python) < _MIN_PYTHON:
         problems.append(f"Python {python}: fr-edge needs 3.10 and later")
@@ -239,20 +285,24 @@ def _flavours(strong: bool) -> dict[str, str]:
 def _dla(target: Target, version: tuple[int, ...]) -> str:
     if target.dla_cores == "0":
         return "no: it has none"
-    if (10, 8) <= version < (11, 4) and len(version) > 1:
+    if (10, 8) <= version < (11, 4):
         return f"no: TensorRT {'.'.join(map(str, version))} has no DLA support"
     if version >= (11, 4):
         return "yes, FP16 or INT8 with one batch size; not tried"
     return "FP16 only, with one batch size: it takes no explicit Q/DQ before TensorRT 11; not tried"
 
 
-def _steps(target: Target, strong: bool) -> tuple[str, ...]:
+def _steps(target: Target, strong: bool, cuda: str) -> tuple[str, ...]:
     steps = ["copy the bundle there; an engine is built on the machine that runs it"]
     if target.jetpack:
-        steps.append("sudo nvpmodel -m 0 && sudo jetson_clocks before any latency is measured")
+        steps.append(
+            "set the fastest power mode before any latency is measured, then sudo jetson_clocks;"
+            " its number differs between boards: `fr-edge doctor` there names it"
+        )
         steps.append(
             "python3 -m venv --system-site-packages .venv, so that JetPack's tensorrt is seen"
         )
+        steps.append(f"{cuda_python_install(cuda)}: not newer than the driver, for CUDA graphs")
     steps.append("fr-edge build-engine BUNDLE --int8 --backend tensorrt")
     steps.append(
         "fr-edge build-engine BUNDLE --fp16 --backend tensorrt, and benchmark both: INT8 is not always faster"

@@ -8,7 +8,14 @@ import pytest
 
 from fr_edge.documents import to_builtins
 from fr_edge.errors import UsageError
-from fr_edge.runtime.compatibility import AS_OF, JETPACKS, TARGETS, _dla, compatibility_of
+from fr_edge.runtime.compatibility import (
+    _RTX_COMPUTE,
+    AS_OF,
+    JETPACKS,
+    TARGETS,
+    _dla,
+    compatibility_of,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
 
@@ -43,7 +50,40 @@ def test_only_two_boards_have_tensorrt_11_on_jetpack():
     assert compatibility_of("agx-orin@jetpack7.2.2").tensorrt == "11.4"
     assert compatibility_of("agx-orin@jetpack7.2.2").dla.startswith("yes")
     assert compatibility_of("thor@jetpack7.2.2").tensorrt == "11.4"
-    assert compatibility_of("orin-nano@jetpack7.2.2").tensorrt == "10"
+    assert compatibility_of("orin-nano@jetpack7.2.2").tensorrt == "10.16"
+    assert compatibility_of("agx-orin@jetpack7.2").dla == "no: TensorRT 10.16 has no DLA support"
+
+
+def test_one_number_is_no_version():
+    for text in ("l4@tensorrt10", "l4@tensorrt8", "rtx-40@tensorrt-rtx1", "rtx-40@tensorrt-rtx"):
+        assert compatibility_of(text).verdict == "unknown"
+    assert all("." in pack.tensorrt for pack in JETPACKS.values())
+
+
+def test_tensorrt_rtx_goes_by_the_compute_capability():
+    result = compatibility_of("rtx-50@tensorrt-rtx1.7")
+    assert (result.verdict, result.tensorrt, result.opset) == ("works", "RTX 1.7", 19)
+    assert "--compute 12.0" in result.steps[1]
+    assert "9.0" in compatibility_of("h100@tensorrt-rtx1.7").problems[0]
+    assert compatibility_of("rtx-50@tensorrt-rtx1.2").verdict == "fails"
+    rtx = pytest.importorskip("tensorrt_rtx", reason="compares with the real library")
+    if not rtx.__version__.startswith("1.7."):
+        pytest.skip(f"the table is of 1.7, installed is {rtx.__version__}")
+    known = [n[2:] for n in dir(rtx.ComputeCapability) if n.startswith("SM")]
+    assert sorted(known) == sorted(text.replace(".", "") for text in _RTX_COMPUTE)
+
+
+def test_blackwell_needs_tensorrt_10_8():
+    for name in ("b200", "rtx-50"):
+        assert "needs 10.8" in compatibility_of(f"{name}@tensorrt10.7").problems[0]
+        assert compatibility_of(f"{name}@tensorrt10.8").verdict == "works"
+
+
+def test_power_modes_and_cuda_python_go_by_the_board():
+    steps = " ".join(compatibility_of("orin-nano@jetpack6.2").steps)
+    assert "nvpmodel -m 0" not in steps
+    assert "'cuda-python==12.6.*'" in steps
+    assert "'cuda-python==13.0.*'" in " ".join(compatibility_of("thor@jetpack7.0").steps)
 
 
 def test_dla_is_gone_between_10_8_and_11_3():
