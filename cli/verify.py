@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..runtime.evaluation.result import OpenedFile, VerifyResult
 
 
+_SHORT = {"PASSED": "pass", "FAILED": "FAIL", "CANNOT JUDGE": "????"}
+
+
 @define_command(
     "verify",
     example="fr-edge verify mine.bundle --engine int8 --pairs faces/pairs.csv",
@@ -128,8 +131,10 @@ def command(
         write_atomic(Path(junit), junit_xml(result).encode())
     output.result(to_builtins(result), _text(bundle, result))
     if not result.passed:
-        failed = [gate.name for gate in result.gates if not gate.passed]
-        output.fail_gate(f"gate failed: {', '.join(failed)}")
+        names = [gate.name for gate in result.gates if gate.verdict == result.verdict]
+        reasons = [r.reason for r in result.reasons if r.verdict == result.verdict]
+        what = "gate failed" if result.verdict == "FAILED" and names else result.verdict
+        output.fail_gate(f"{what}: {', '.join(names) or '; '.join(reasons)}")
 
 
 def artifact_text(artifact: "OpenedFile | None", backend: str) -> str:
@@ -174,18 +179,40 @@ def _text(bundle: str, result: "VerifyResult") -> str:
         lines.append(_gallery(f"the teacher ({result.teacher.file})", result.teacher.gallery))
     rows = [
         [
-            "pass" if gate.passed else "FAIL",
+            _SHORT[gate.verdict],
             gate.name,
             "not measured" if gate.value is None else f"{gate.value:.5f}",
-            f"limit {gate.limit:g}",
+            "" if gate.interval_95 is None else "{:.5f} to {:.5f}".format(*gate.interval_95),
+            f"at {gate.at} {gate.limit:g}",
         ]
         for gate in result.gates
     ]
     lines.append(table(rows))
     lines += [f"not measured: {note}" for note in result.not_measured]
     lines.append(f"report: {result.report}")
-    lines.append("PASSED" if result.passed else "FAILED")
+    lines += _verdict_lines(result)
     return "\n".join(lines)
+
+
+def _verdict_lines(result: "VerifyResult") -> Iterator[str]:
+    """The verdict with what it is about, or with its reasons and their cures."""
+    for reason in result.reasons:
+        yield f"{reason.verdict}: {reason.reason}"
+        if reason.cure:
+            yield f"  cure: {reason.cure}"
+    yield f"{result.verdict}: {judged_text(result)}"
+
+
+def judged_text(result: "VerifyResult") -> str:
+    """What a verdict is about: the golden faces' embeddings alone, or people."""
+    faces = result.faces
+    if faces is None:
+        return (
+            f"embeddings of {result.cosine.faces} golden faces, compared with the original's;"
+            " people were not judged"
+        )
+    drawn = "synthetic " if faces.drawn else ""
+    return f"{faces.count} {drawn}faces of {faces.identities} people"
 
 
 def _thresholds(result: "VerifyResult") -> Iterator[str]:

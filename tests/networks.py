@@ -62,3 +62,19 @@ def write_network(path: Path, *, dim: int = 32, batch: int | str = 1, seed: int 
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def write_distinct_people(folder: Path, people: int = 40, faces: int = 4) -> Path:
+    """People whom a network of random weights tells apart: noisy copies of one face each."""
+    from PIL import Image
+
+    from fr_edge.faces.sources import open_faces
+
+    source, random = open_faces(f"synthetic:{people}x1@9"), np.random.default_rng(0)
+    for person in range(people):
+        (folder / f"person{person:03}").mkdir(parents=True)
+        base = source.read(person)
+        for face in range(faces):
+            noisy = np.clip(base + random.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / f"person{person:03}" / f"{face}.png")
+    return folder

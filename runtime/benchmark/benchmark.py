@@ -18,7 +18,7 @@ from ...bundle.provenance import digest_images
 from ...documents import decode_json, encode_json
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
-from ..evaluation.gates import POLICY_NAME, min_cosine_floor
+from ..evaluation.limits import POLICY_NAME, min_cosine_floor
 from ..evaluation.result import check_unchanged, opened_file
 from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch

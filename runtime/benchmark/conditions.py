@@ -6,7 +6,7 @@ from pathlib import Path
 from ...bundle.manifest import Bundle
 from ...documents import read_toml
 from ...errors import DataError
-from ..evaluation.gates import POLICY_NAME
+from ..evaluation.limits import POLICY_NAME
 from ..machine.monitor import SensorTrace
 from ..machine.sensors import Reading
 

@@ -28,6 +28,7 @@ _UNRELATED = 0.2  # cosine below which embeddings have nothing in common
 _ODD = 10.0  # faces whose error is so many times the median's are not the tail of noise
 
 _MIXED_LABELS = 0.3  # share of doubtful faces from which labels and network cannot be told apart
+_MANY_WRONG = 0.05  # share of faces in the wrong folder from which rates prove nothing
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
@@ -75,7 +76,7 @@ def explain(suspect: F32, expected: F32, faces: U8, reference: Session, spec: In
     return _describe_error(suspect, expected)
 
 
-def strata_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> str:
+def strata_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> tuple[str, Stratum | None]:
     """Whether one kind of face moved far more than the others.
 
     Args:
@@ -83,7 +84,7 @@ def strata_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> str:
         drift: The cosines of all faces.
 
     Returns:
-        A sentence about the worst kind; empty where none stands out.
+        A sentence about the worst kind, and that kind; empty and None where none stands out.
     """
     doubts: list[tuple[float, Stratum]] = []
     for stratum in strata:
@@ -93,15 +94,16 @@ def strata_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> str:
             if error > max(_FAR_MORE * rest, _MIN_ERROR):
                 doubts.append((error / max(rest, 1e-9), stratum))
     if not doubts:
-        return ""
+        return "", None
     times, worst = max(doubts, key=lambda pair: pair[0])
-    return (
+    text = (
         f"{worst.name} faces alone go wrong: mean cosine {worst.cosine.mean:.4f}, "
         f"their error is {min(times, 999):.0f} times that of the other faces"
     )
+    return text, worst
 
 
-def label_doubts(embeddings: F32, labels: I64, keys: Sequence[str]) -> str:
+def label_doubts(embeddings: F32, labels: I64, keys: Sequence[str]) -> tuple[str, bool]:
     """Whether faces look more like another person than like their own.
 
     A few do by chance. A few that do by far, with a network that tells the others apart, are in the
@@ -113,30 +115,33 @@ def label_doubts(embeddings: F32, labels: I64, keys: Sequence[str]) -> str:
         keys: Names of the faces.
 
     Returns:
-        A sentence; empty where the labels look right.
+        A sentence, empty where the labels look right, and whether so many faces are affected that
+        rates on them prove nothing.
     """
     person = np.unique(labels, return_inverse=True)[1]
     count = np.bincount(person)
     several = np.flatnonzero(count[person] > 1)
     if not len(several) or len(count) < 2:
-        return ""
+        return "", False
     own, other = _own_and_other(normalise(embeddings), person, several)
     doubtful = several[other > own]
     share = len(doubtful) / len(several)
     gap = float(np.median(own) - np.median(other))
     sure = several[other - own > gap / 2]
     if share < _MIXED_LABELS and gap > 0 and len(sure) and len(sure) >= len(doubtful) / 2:
-        return (
+        text = (
             f"labels: {len(sure)} of {len(several)} faces look like another person by far, "
             f"the first is {keys[sure[0]]}: they lie in the wrong folder"
         )
+        return text, len(sure) >= _MANY_WRONG * len(several)
     if share < _MIXED_LABELS:
-        return ""
-    return (
+        return "", False
+    text = (
         f"labels: {share:.0%} of the faces look more like another person than like their own "
         f"(the first is {keys[doubtful[0]]}): labels are mixed up, or the reference network does "
         "not know these people"
     )
+    return text, True
 
 
 def _own_and_other(unit: F32, person: I64, several: I64) -> tuple[F32, F32]:

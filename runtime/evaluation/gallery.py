@@ -12,7 +12,8 @@ from ...metrics.comparison import rates_by_name
 from ...metrics.rates import RateChange, compare_rates
 from ...metrics.verification import FARS, all_pairs
 from .embeddings_file import EmbeddingOrigin, read_embeddings
-from .gates import GalleryAdvice, Limits, gallery_advice
+from .gates import GalleryAdvice, gallery_advice
+from .limits import Limits
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class GalleryMigration:
     gallery: GalleryAdvice | None
 
 
-def compare_gallery(file: Path, faces: Faces, engine: F32, limits: Limits) -> GalleryMigration:
+def compare_gallery(
+    file: Path, faces: Faces, engine: F32, limits: Limits, cannot_judge: bool = False
+) -> GalleryMigration:
     """Match a teacher's gallery with the engine's probes.
 
     Args:
@@ -42,6 +45,7 @@ def compare_gallery(file: Path, faces: Faces, engine: F32, limits: Limits) -> Ga
         faces: N faces with known people.
         engine: The engine's embeddings, `(N, D) float32`.
         limits: The FAR, and the loss that is allowed.
+        cannot_judge: Whether the faces allow no judgement.
 
     Raises:
         FacesError: The file is not of these faces, or holds embeddings of another size.
@@ -58,5 +62,5 @@ def compare_gallery(file: Path, faces: Faces, engine: F32, limits: Limits) -> Ga
         teacher.origin,
         rates_by_name(rates),
         mixed_gallery,
-        gallery_advice(limits, mixed_gallery),
+        gallery_advice(limits, mixed_gallery, cannot_judge=cannot_judge),
     )

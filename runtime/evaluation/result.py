@@ -28,6 +28,7 @@ from ..session import Session
 from .gallery import GalleryMigration
 from .gates import GalleryAdvice, Gate
 from .reference import ReferenceCheck
+from .verdict import VerdictReason
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _MAX_SLUG = 60  # characters of a protocol's name in a file name
@@ -63,8 +64,11 @@ class VerifyResult:
     """What `verify` measured.
 
     Attributes:
-        passed: Whether all gates passed.
+        passed: Whether the verdict is PASSED.
         engine: The precision: "fp32", "fp16" or "int8".
+        verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; empty in reports of earlier versions.
+            PASSED without `faces` is about the golden faces alone.
+        reasons: Why the verdict is not PASSED; empty when it is.
         reference: What speaks for the original network, in words.
         cosine: Cosines of engine and reference over the given faces, or the golden ones without.
         gates: Every limit with its verdict.
@@ -78,7 +82,7 @@ class VerifyResult:
         degraded: Copies of faces made worse on purpose.
         gallery: Whether people enrolled with the reference may stay.
         teacher: Whether people enrolled with another network may stay.
-        findings: What is wrong, where something is, in words.
+        findings: What looks wrong and its causes, in words.
         not_measured: In words.
         report: The report's path within the bundle.
     """
@@ -90,6 +94,8 @@ class VerifyResult:
     cosine: CosineDrift
     gates: tuple[Gate, ...]
     golden: ReferenceCheck
+    verdict: str = ""
+    reasons: tuple[VerdictReason, ...] = ()
     artifact: OpenedFile | None = None
     name: str = ""
     tar: Mapping[str, RateChange] = field(default_factory=dict)

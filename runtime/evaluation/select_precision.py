@@ -135,7 +135,7 @@ def _build_and_verify(
         raise  # the next precision would meet it too
     except FrEdgeError as error:
         return PrecisionCandidate(precision, error.message)
-    failed = "; ".join(gate.describe() for gate in verified.gates if not gate.passed)
+    failed = "; ".join(f"{reason.verdict}: {reason.reason}" for reason in verified.reasons)
     return PrecisionCandidate(precision, failed, verified.cosine.min)
 
 

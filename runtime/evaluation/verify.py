@@ -30,14 +30,8 @@ from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Artifact, Session, open_session, session_provenance
 from .error_analysis import explain_all, label_doubts, strata_doubts
 from .gallery import compare_gallery
-from .gates import (
-    POLICY_NAME,
-    Limits,
-    bundle_policy,
-    gallery_advice,
-    judge_gates,
-    read_policy,
-)
+from .gates import gallery_advice, gate_reasons, judge_gates, reference_doubt
+from .limits import POLICY_NAME, Limits, bundle_policy, merge_limits, read_policy
 from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
 from .result import (
     VerifyResult,
@@ -47,6 +41,7 @@ from .result import (
     save_result,
     summarize_faces,
 )
+from .verdict import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, overall_verdict
 
 _SAMPLE = 64  # faces that are looked at for the cause of a failure
 _DEGRADED = 512  # faces that are copied and made worse
@@ -67,6 +62,11 @@ def verify(
     max_tar_drop: float | None = None,
     max_stratum_drop: float | None = None,
     far: float | None = None,
+    min_tar: float | None = None,
+    min_accuracy: float | None = None,
+    max_eer: float | None = None,
+    min_kept_tar: float | None = None,
+    max_kept_far: float | None = None,
     policy: Path | None = None,
     groups: Path | None = None,
     degrade: bool = False,
@@ -75,8 +75,9 @@ def verify(
 ) -> VerifyResult:
     """Compare an engine with the original network and write `reports/verify-PRECISION-PROTOCOL.json`.
 
-    A failed gate does not raise: look at `passed`. Limits left None come from `policy`, else from
-    the bundle's policy, else from the defaults. Runs on other faces, pairs, limits, backends or
+    A failed gate does not raise: look at `verdict`. It is CANNOT JUDGE where the faces or the
+    reference prove nothing. Limits left None come from `policy`, else from the bundle's policy,
+    else from the defaults. Runs on other faces, pairs, limits, backends or
     artifacts have reports of their own.
 
     Args:
@@ -94,7 +95,13 @@ def verify(
         p1_cosine: Floor of the 1st percentile of the cosines.
         max_tar_drop: Largest loss of TAR, a fraction.
         max_stratum_drop: Largest loss of TAR in any kind of face, a fraction.
-        far: The false accept rate at which TAR is judged.
+        far: The false accept rate at which TAR is judged; by default 1e-4, or the lowest above
+            that the pairs show.
+        min_tar: Floor of the engine's TAR.
+        min_accuracy: Floor of the engine's accuracy over the pair list's folds, a fraction.
+        max_eer: Ceiling of the engine's equal error rate.
+        min_kept_tar: Floor of the engine's TAR at the reference's threshold.
+        max_kept_far: Ceiling of the engine's FAR at that threshold.
         policy: A TOML file with limits, which the bundle keeps.
         groups: A CSV file `path,group` that adds groups of faces to the kinds.
         degrade: Whether to judge copies of some faces too, made small, blurred, noisy and dark.
@@ -112,7 +119,18 @@ def verify(
         FacesError: The faces cannot be used.
         ModelError: An embedding is zero or not finite.
     """
-    asked = Limits(min_cosine, p1_cosine, max_tar_drop, max_stratum_drop, far)
+    asked = Limits(
+        min_cosine=min_cosine,
+        p1_cosine=p1_cosine,
+        max_tar_drop=max_tar_drop,
+        max_stratum_drop=max_stratum_drop,
+        far=far,
+        min_tar=min_tar,
+        min_accuracy=min_accuracy,
+        max_eer=max_eer,
+        min_kept_tar=min_kept_tar,
+        max_kept_far=max_kept_far,
+    )
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     faces = pairs.faces if pairs is not None else faces
     images = ImageDigests()
@@ -123,10 +141,11 @@ def verify(
         open_session(bundle, engine, backend, artifact=artifact) as session,
         open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
     ):
-        limits = asked.over(
-            read_policy(policy, session.precision)
+        limits = merge_limits(
+            asked,
+            read_policy(policy, session.precision, Limits)
             if policy
-            else bundle_policy(bundle, session.precision)
+            else bundle_policy(bundle, session.precision, Limits),
         )
         sides = _Sides(bundle, read_golden(bundle), fp32, session, track)
         if faces is None:
@@ -141,17 +160,21 @@ def verify(
         gates, not_measured = judge_gates(
             limits, session.precision, golden, measured.drift, measured.comparison
         )
-        findings = _doubts(faces, measured)
-        if not all(gate.passed for gate in gates):
+        doubts, findings = _doubts(faces, measured, limits)
+        reasons = gate_reasons(gates) + doubts
+        verdict = overall_verdict(reason.verdict for reason in reasons)
+        if verdict == FAILED:
             findings += _causes(sides, faces, measured)
     comparison, embeddings = measured.comparison, measured.embeddings
-    migration = None
+    migration, in_doubt = None, any(doubt.verdict == CANNOT_JUDGE for doubt in doubts)
     if teacher is not None and faces is not None and embeddings is not None:
-        migration = compare_gallery(teacher, faces, embeddings.engine, limits)
+        migration = compare_gallery(teacher, faces, embeddings.engine, limits, in_doubt)
     name = name or protocol_name(faces)
     flags = {"degrade": degrade, "limits": limits, "files": _digests(reference, teacher, groups)}
     result = VerifyResult(
-        passed=all(gate.passed for gate in gates),
+        passed=verdict == PASSED,
+        verdict=verdict,
+        reasons=tuple(reasons),
         engine=session.precision,
         backend=session.backend,
         artifact=opened_file(session),
@@ -189,14 +212,14 @@ def verify(
             degraded=comparison.degraded,
             accuracy=comparison.accuracy,
             curves=comparison.curves,
-            gallery=gallery_advice(limits, comparison.mixed_gallery),
+            gallery=gallery_advice(limits, comparison.mixed_gallery, cannot_judge=in_doubt),
         )
     save_result(
         bundle,
         "verify",
         result,
         of=("model.onnx", "golden.npz"),
-        summary={"passed": result.passed, "min_cosine": result.cosine.min},
+        summary={"passed": result.passed, "verdict": verdict, "min_cosine": result.cosine.min},
         files={POLICY_NAME: policy.read_bytes()} if policy else None,
     )
     return result
@@ -287,14 +310,35 @@ def _measure_degraded(sides: _Sides, faces: Faces, measured: _Measured) -> _Meas
     return replace(measured, comparison=replace(comparison, degraded=tuple(strata)))
 
 
-def _doubts(faces: Faces | None, measured: _Measured) -> list[str]:
-    """What looks wrong in the faces and their labels, whether gates fail or not."""
-    doubts = []
-    if measured.comparison is not None:
-        doubts.append(strata_doubts(measured.comparison.strata, measured.drift))
+def _doubts(
+    faces: Faces | None, measured: _Measured, limits: Limits
+) -> tuple[list[VerdictReason], list[str]]:
+    """What in the reference, the faces and their labels decides the verdict, and what only looks
+    wrong."""
+    decide: list[VerdictReason] = []
+    others: list[str] = []
+    comparison = measured.comparison
+    if comparison is not None:
+        if reason := reference_doubt(limits, comparison):
+            decide.append(reason)
+        text, stratum = strata_doubts(comparison.strata, measured.drift)
+        limit = limits.tar_drop if limits.max_stratum_drop is None else limits.max_stratum_drop
+        if stratum is not None and stratum.drop is None:
+            cure = f"give more faces of that kind: {stratum.pairs} genuine pairs have one"
+            decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
+        elif stratum is not None and stratum.drop is not None and stratum.drop > limit:
+            text += f"; they lose {stratum.drop:.4f} of TAR, at most {limit:g}"
+            decide.append(VerdictReason(FAILED, text))
+        elif text:
+            others.append(text)
     if faces is not None and faces.labelled and measured.embeddings is not None:
-        doubts.append(label_doubts(measured.embeddings.reference, faces.labels, faces.keys))
-    return [doubt for doubt in doubts if doubt]
+        text, decides = label_doubts(measured.embeddings.reference, faces.labels, faces.keys)
+        if decides:
+            cure = "correct the labels, or give people whom the original network tells apart"
+            decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
+        elif text:
+            others.append(text)
+    return decide, others
 
 
 def _causes(sides: _Sides, faces: Faces | None, measured: _Measured) -> list[str]:

@@ -42,6 +42,14 @@ def built(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle
 
 
+@pytest.fixture(scope="session")
+def distinct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 people whom a network of random weights tells apart."""
+    from networks import write_distinct_people
+
+    return write_distinct_people(tmp_path_factory.mktemp("people"))
+
+
 @pytest.fixture
 def bundle(built: Path, tmp_path: Path) -> Path:
     """A calibrated bundle with engines, which the test may change."""

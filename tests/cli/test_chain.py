@@ -130,7 +130,7 @@ def test_int8_differs_from_fp32_but_not_by_much(bundle: Path, capsys: Captured) 
 
 
 def test_embed_verify_evaluate_benchmark_report(
-    bundle: Path, tmp_path: Path, capsys: Captured
+    bundle: Path, distinct: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     out = tmp_path / "e.npz"
     result = asked(capsys, "embed", str(bundle), "--faces", PEOPLE, "--out", str(out))
@@ -141,8 +141,9 @@ def test_embed_verify_evaluate_benchmark_report(
         assert len(set(data["keys"].tolist())) == 96
         assert data["labels"].tolist() == [i // 4 for i in range(96)]
 
-    result = asked(capsys, "verify", str(bundle), "--engine", "int8", "--faces", PEOPLE)
+    result = asked(capsys, "verify", str(bundle), "--engine", "int8", "--faces", str(distinct))
     assert result["passed"] is True
+    assert result["verdict"] == "PASSED"
     assert result["cosine"]["min"] <= result["cosine"]["p1"] <= result["cosine"]["mean"] < 1
     assert set(result["tar"]["1e-2"]) >= {"reference", "engine", "delta"}
     assert all(gate["passed"] for gate in result["gates"])

@@ -27,11 +27,11 @@ def test_one_person_is_no_judge(bundle: Path, capsys: Captured) -> None:
 
 
 def test_embeddings_go_only_where_they_belong(
-    bundle: Path, tmp_path: Path, capsys: Captured
+    bundle: Path, distinct: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     """A file of the engine's own is no reference; as a gallery it may be tried."""
     file = str(tmp_path / "e.npz")
-    args = ["--faces", PEOPLE, "--engine", "int8", "-q"]
+    args = ["--faces", str(distinct), "--engine", "int8", "-q"]
     assert run(["embed", str(bundle), "--out", file, *args]) == 0
     assert run(["verify", str(bundle), "--reference", file, *args]) == 4
     assert "made by the int8 engine" in capsys.readouterr().err
@@ -39,6 +39,23 @@ def test_embeddings_go_only_where_they_belong(
     message = capsys.readouterr().out
     assert "people enrolled with the teacher (e.npz): keep the gallery" in message
     assert "match threshold at FAR 1e-2: original" in message
+
+
+def test_three_verdicts_on_the_command_line(bundle: Path, distinct: Path, capsys: Captured) -> None:
+    args = ["verify", str(bundle), "-q"]
+    assert run([*args, "--faces", str(distinct)]) == 0
+    assert "PASSED: 160 faces of 40 people" in capsys.readouterr().out
+    assert run(args) == 0
+    assert "PASSED: embeddings of 32 golden faces" in (out := capsys.readouterr().out)
+    assert "people were not judged" in out
+    assert run([*args, "--min-cosine", "1"]) == 1
+    assert "\nFAILED: " in capsys.readouterr().out
+    assert run([*args, "--faces", PEOPLE]) == 1
+    told = capsys.readouterr()
+    assert "\nCANNOT JUDGE: the reference itself hardly tells these people apart" in told.out
+    assert "\n  cure: " in told.out
+    assert "keep the gallery" not in told.out
+    assert told.err.startswith("fr-edge: CANNOT JUDGE: ")
 
 
 def test_each_protocol_keeps_its_report(bundle: Path, capsys: Captured) -> None:

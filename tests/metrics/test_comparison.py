@@ -7,7 +7,9 @@ from fr_edge.faces.sources import Faces
 from fr_edge.metrics.comparison import VerificationComparison, compare_verification
 from fr_edge.metrics.rates import compare_rates, few_impostors
 from fr_edge.metrics.verification import all_pairs
-from fr_edge.runtime.evaluation.gates import Limits, gallery_advice, judge_gates
+from fr_edge.runtime.evaluation.gates import gallery_advice, judge_gates
+from fr_edge.runtime.evaluation.limits import Limits
+from fr_edge.runtime.evaluation.verdict import overall_verdict
 
 DIM = 16
 
@@ -104,12 +106,20 @@ def test_a_loss_within_the_limit_passes_and_beyond_it_fails() -> None:
     comparison, drift = _separate(old, new, faces), measure_drift(old, new, faces.keys)
     drop = -(comparison.at(1e-2).delta or 0)
     assert drop > 0.02
-    for limit, passed in ((drop + 0.001, True), (drop - 0.001, False)):
+    interval = comparison.at(1e-2).interval_95
+    assert interval is not None
+    low, high = -interval.delta[1], -interval.delta[0]
+    assert 0 < low < drop < high
+    for limit, verdict in (
+        (high + 0.001, "PASSED"),
+        (drop, "CANNOT JUDGE"),
+        (low - 0.001, "FAILED"),
+    ):
         limits = Limits(min_cosine=-1, p1_cosine=-1, max_tar_drop=limit, far=1e-2)
         gates, _ = judge_gates(
             limits, "int8", ReferenceCheck("PyTorch", 1.0, drift), drift, comparison
         )
-        assert all(gate.passed for gate in gates) is passed
+        assert overall_verdict(gate.verdict for gate in gates) == verdict
 
 
 def test_rates_from_largest_to_smallest() -> None:

@@ -27,6 +27,18 @@ def people() -> Faces:
 
 
 @pytest.fixture(scope="session")
+def distinct() -> Faces:
+    """40 people whom a network of random weights tells apart: 4 noisy copies of a face each."""
+    source, random = open_faces("synthetic:40x4@9"), np.random.default_rng(0)
+    base = [source.read(4 * person) for person in range(40)]
+    pixels = [
+        np.clip(base[i // 4] + random.normal(0, 4, base[0].shape), 0, 255).astype(np.uint8)
+        for i in range(len(source))
+    ]
+    return replace(source, read=lambda index: pixels[index])
+
+
+@pytest.fixture(scope="session")
 def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mini")
     network = write_network(folder / "mini.onnx")

@@ -11,7 +11,7 @@ from fr_edge.runtime.benchmark.conditions import (
     power_mode_problems,
     required_power_mode,
 )
-from fr_edge.runtime.evaluation.gates import Limits, read_policy
+from fr_edge.runtime.evaluation.limits import Limits, read_policy
 from fr_edge.runtime.machine.monitor import SensorTrace
 from fr_edge.runtime.machine.sensors import Reading
 
@@ -26,7 +26,7 @@ def test_one_policy_serves_verify_and_benchmark(mini: Path) -> None:
     assert required_power_mode(open_bundle(mini)) is None
     path = _with_policy(mini, 'far = 1e-3\n[benchmark]\npower_mode = "15W"\n')
     assert required_power_mode(open_bundle(mini)) == "15W"
-    assert read_policy(path, "int8") == Limits(far=1e-3)
+    assert read_policy(path, "int8", Limits) == Limits(far=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.errors import DataError, UsageError
 from fr_edge.faces.sources import Faces
-from fr_edge.runtime.evaluation.gates import Limits, read_policy
+from fr_edge.runtime.evaluation.limits import Limits, read_policy
 from fr_edge.runtime.evaluation.verify import verify
 
 
@@ -29,8 +29,8 @@ def test_impossible_limits(limits: dict[str, float]) -> None:
 def test_a_precisions_own_table_goes_before_the_general(tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text("far = 1e-3\nmin_cosine = 0.9\n[fp16]\nmin_cosine = 0.99\n")
-    assert read_policy(file, "fp16") == Limits(min_cosine=0.99, far=1e-3)
-    assert read_policy(file, "int8") == Limits(min_cosine=0.9, far=1e-3)
+    assert read_policy(file, "fp16", Limits) == Limits(min_cosine=0.99, far=1e-3)
+    assert read_policy(file, "int8", Limits) == Limits(min_cosine=0.9, far=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_a_precisions_own_table_goes_before_the_general(tmp_path: Path) -> None:
 def test_policies_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(DataError, match=message):
-        read_policy(tmp_path / "p.toml", "int8")
+        read_policy(tmp_path / "p.toml", "int8", Limits)
 
 
 def test_the_bundle_keeps_its_policy_and_flags_go_before_it(
-    mini: Path, people: Faces, tmp_path: Path
+    mini: Path, distinct: Faces, tmp_path: Path
 ) -> None:
     file = tmp_path / "strict.toml"
     file.write_text("min_cosine = 1.0\n")
-    assert not verify(mini, "int8", artifact="graph", faces=people, policy=file).passed
+    assert not verify(mini, "int8", artifact="graph", faces=distinct, policy=file).passed
     assert (mini / "policy.toml").read_text() == file.read_text()
-    found = verify(mini, "int8", artifact="graph", faces=people)
+    found = verify(mini, "int8", artifact="graph", faces=distinct)
     assert [g.limit for g in found.gates if g.name == "min cosine"] == [1.0]
     assert verify(
-        mini, "int8", artifact="graph", faces=people, min_cosine=0.1, p1_cosine=0.1
+        mini, "int8", artifact="graph", faces=distinct, min_cosine=0.1, p1_cosine=0.1
     ).passed
     assert "policy.toml" in open_bundle(mini)

@@ -45,15 +45,16 @@ def _scale_weights(
     return edit
 
 
-def test_fp32_is_itself(mini: Path, people: Faces) -> None:
-    found = verify(mini, "fp32", artifact="graph", faces=people)
+def test_fp32_is_itself(mini: Path, distinct: Faces) -> None:
+    found = verify(mini, "fp32", artifact="graph", faces=distinct)
     assert found.passed
+    assert (found.verdict, found.reasons) == ("PASSED", ())
     report = to_builtins(found)
     assert report["cosine"]["min"] > 0.99999
     assert report["tar"]["1e-2"]["delta"] == 0
-    assert report["faces"]["count"] == len(people)
+    assert report["faces"]["count"] == len(distinct)
     assert json.loads((mini / found.report).read_text()) == report
-    assert found.report.startswith("reports/verify-fp32-synthetic-12x4-9-")
+    assert found.report.startswith("reports/verify-fp32-synthetic-40x4-9-")
     assert open_bundle(mini).history[-1]["summary"]["passed"] is True
 
 
@@ -167,15 +168,15 @@ def test_one_network_in_two_forms_may_speak_for_itself(mini: Path, people: Faces
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_teachers_gallery_is_matched_on_purpose(
-    own: bool, mini: Path, people: Faces, tmp_path: Path
+    own: bool, mini: Path, distinct: Faces, tmp_path: Path
 ) -> None:
     """Any network's file will do: one of the same space may stay, one of a turned space not."""
-    near = embed_faces(open_session(mini, "fp32", artifact="graph"), people)
+    near = embed_faces(open_session(mini, "fp32", artifact="graph"), distinct)
     turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(near.shape[1],) * 2))
     teacher = near if own else (near @ turn).astype(np.float32)
-    np.savez(tmp_path / "t.npz", keys=np.array(people.keys), embeddings=teacher)
+    np.savez(tmp_path / "t.npz", keys=np.array(distinct.keys), embeddings=teacher)
     found = verify(
-        mini, "int8", artifact="graph", faces=people, teacher=tmp_path / "t.npz", far=1e-2
+        mini, "int8", artifact="graph", faces=distinct, teacher=tmp_path / "t.npz", far=1e-2
     )
     told = to_builtins(found)["teacher"]
     assert told["gallery"]["verdict"] == ("keep the gallery" if own else "enrol again")
@@ -208,11 +209,52 @@ def test_a_teacher_of_another_size_or_without_faces_is_refused(
         )
 
 
-def test_a_tar_gate_that_was_asked_for_and_cannot_be_measured_fails(mini: Path) -> None:
-    assert verify(mini, "fp32", artifact="graph").passed
+def test_a_tar_gate_that_was_asked_for_and_cannot_be_measured(mini: Path) -> None:
+    """Golden faces alone pass, and say that people were not judged."""
+    golden = verify(mini, "fp32", artifact="graph")
+    assert golden.passed
+    assert any("people" in note for note in golden.not_measured)
     found = verify(mini, "fp32", artifact="graph", max_tar_drop=0.01)
+    assert found.verdict == "CANNOT JUDGE"
     assert not found.passed
     assert found.gates[-1].value is None
+    assert "--faces" in found.reasons[0].cure
+
+
+def test_a_reference_that_hardly_tells_people_apart_proves_nothing(
+    mini: Path, people: Faces
+) -> None:
+    """A network of random weights: nothing can be lost, so an engine equal to it must not pass."""
+    result = verify(mini, "fp32", artifact="graph", faces=people)
+    assert all(gate.passed for gate in result.gates)
+    assert (result.passed, result.verdict) == (False, "CANNOT JUDGE")
+    reasons = " ".join(reason.reason for reason in result.reasons)
+    assert "hardly tells these people apart" in reasons
+    assert "look more like another person" in reasons
+    assert all(reason.cure for reason in result.reasons)
+    assert result.gallery is not None
+    assert result.gallery.verdict == "cannot judge"
+    history = open_bundle(mini).history[-1]["summary"]
+    assert (history["passed"], history["verdict"]) == (False, "CANNOT JUDGE")
+
+
+def test_mixed_labels_cannot_be_judged(mini: Path, distinct: Faces) -> None:
+    labels = np.random.default_rng(1).permutation(distinct.labels)
+    result = verify(mini, "fp32", artifact="graph", faces=replace(distinct, labels=labels))
+    assert result.verdict == "CANNOT JUDGE"
+    assert any("labels" in reason.reason for reason in result.reasons)
+
+
+def test_by_default_the_lowest_far_that_the_pairs_show_is_judged(
+    mini: Path, distinct: Faces
+) -> None:
+    result = verify(mini, "fp32", artifact="graph", faces=distinct)
+    assert result.gates[-1].name == "TAR drop at FAR 1e-3"
+    assert any("1e-4, the default" in note for note in result.not_measured)
+    asked = verify(mini, "fp32", artifact="graph", faces=distinct, far=1e-5)
+    assert asked.verdict == "CANNOT JUDGE"
+    assert asked.gates[-1].name == "TAR drop at FAR 1e-5"
+    assert "1,000,000 impostor pairs" in asked.gates[-1].cure
 
 
 def test_too_few_pairs_are_said_not_guessed(mini: Path, people: Faces) -> None:
