@@ -61,6 +61,12 @@ def test_the_bundle_keeps_its_policy_and_flags_go_before_it(
     found = verify(mini, "int8", artifact="graph", faces=distinct)
     assert [g.limit for g in found.gates if g.name == "min cosine"] == [1.0]
     assert verify(
-        mini, "int8", artifact="graph", faces=distinct, min_cosine=0.1, p1_cosine=0.1
+        mini,
+        "int8",
+        artifact="graph",
+        faces=distinct,
+        min_cosine=0.1,
+        p1_cosine=0.1,
+        max_tar_drop=0.1,
     ).passed
     assert "policy.toml" in open_bundle(mini)
