@@ -61,8 +61,20 @@ def test_a_student_that_has_not_learned_fails_the_gates(home: Path) -> None:
     done = run_demo(home, QUIET, SMALL)
     assert not done.passed
     assert [g.passed for g in done.gates if g.name == "student learned"] == [False]
-    engines = [g.passed for g in done.gates if "engine" in g.name]
-    assert engines == [True, True]  # the engines are true to it all the same
+    engines = {g.name: g.passed for g in done.gates if "matches PyTorch" in g.name}
+    assert list(engines) == [
+        f"{n} matches PyTorch" for n in ("fp16 engine", "int8 engine", "int8 graph")
+    ]
+    assert all(engines.values())  # they match the student that has not learned
+
+
+def test_the_int8_rounding_is_judged(home: Path) -> None:
+    """Whether or not this CPU computes INT8 layers in float."""
+    done = run_demo(home, QUIET, SMALL)
+    reports = {stage.stage: stage.made for stage in done.stages}
+    for stage, kind in (("verify int8", "engine"), ("verify int8 graph", "graph")):
+        report = json.loads((done.bundle / reports[stage]).read_text())
+        assert report["artifact"]["kind"] == kind
 
 
 def test_the_example_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
