@@ -14,7 +14,7 @@ from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import Bundle
 from ..bundle.provenance import with_digests
 from ..documents import encode_json, to_builtins
-from ..errors import ModelError, UsageError
+from ..errors import FacesError, ModelError, UsageError
 from ..faces.quality import alignment_warning
 from ..faces.sources import Faces
 from ..graph.layers import Int8Choice, choose_int8_layers
@@ -109,6 +109,7 @@ def calibrate(
     budget: Budget | None = None,
     trt_cache: str | None = None,
     latency: LatencyOf = counted_latency,
+    force: bool = False,
 ) -> CalibrationResult:
     """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json` into a bundle.
 
@@ -127,10 +128,12 @@ def calibrate(
         trt_cache: A TensorRT version: write `calibration.cache` too, for implicit INT8, with the
             ranges of all activations by `method` (entropy for auto), without the other steps.
         latency: How long assignments take; the fastest that holds the budget is kept.
+        force: Replace an earlier calibration even when the faces look unusable.
 
     Raises:
         UsageError: The method or limit does not exist.
-        FacesError: Faces cannot be read, are blank, or are too few.
+        FacesError: Faces cannot be read, are blank, or are too few; or they are not aligned or
+            their people not separated, and the bundle has a calibration that is kept.
         ModelError: The network has no dense layer, or overflows.
         BundleError: The bundle has no `model.onnx`.
         GateFailed: No assignment holds the budget.
@@ -159,7 +162,14 @@ def calibrate(
     judge = HeldOutJudge(model, bundle.spec, faces, picks, fit.rounded, track)
     search = search_assignment(fit.table, judge, budget, bundle.root, latency)
     choice = choose_int8_layers(model, search.table.float_layers)
-    warnings = _warnings(faces, subset, stats, search, budget)
+    unusable = _unusable(faces, stats, search)
+    if unusable and "calibration.json" in bundle and not force:
+        raise FacesError(
+            f"{faces.where} cannot replace the bundle's calibration, which is kept: "
+            + "; ".join(unusable),
+            "give aligned faces with a folder per person, or --force to replace it all the same",
+        )
+    warnings = [*_warnings(faces, subset, stats, search, budget), *unusable]
     for warning in warnings:
         logger.warning(warning)
     quantized = quantize_onnx(model, search.table, choice, fit.rounded)
@@ -286,6 +296,14 @@ def _trained_table(
     return CalibrationTable("trained", 0, 0, model_sha256, used)
 
 
+def _unusable(faces: Faces, stats: FaceStatistics, search: SearchResult) -> list[str]:
+    """Why ranges of these faces are not those of aligned faces, a sentence each."""
+    reasons = [alignment_warning(faces, stats.used)]
+    if search.assignments and not faces.synthetic:
+        reasons.append(unseparated_warning(search.assignments[-1].loss))
+    return [reason for reason in reasons if reason]
+
+
 def _warnings(
     faces: Faces,
     subset: CalibrationSubset,
@@ -295,10 +313,8 @@ def _warnings(
 ) -> tuple[str, ...]:
     warnings = [f"the INT8 model was not judged: {subset.reason}"] if subset.reason else []
     warnings += subset_warnings(faces, stats)
-    warnings.append(alignment_warning(faces, stats.used))
     if search.assignments:
         loss = search.assignments[-1].loss
-        warnings.append("" if faces.synthetic else unseparated_warning(loss))
         drop = budget.max_tar_drop if budget else None
         if drop is not None and loss.genuine_pairs * drop < 1.0:
             warnings.append(

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     metavar="VERSION",
     help="Write calibration.cache for this TensorRT (8.6.1, 10.3.0) too.",
 )
+@click.option(
+    "--force", is_flag=True, help="Replace a calibration even by faces that look unusable."
+)
 def command(
     output: Output,
     bundle: str,
@@ -61,6 +64,7 @@ def command(
     far: float,
     backend: str,
     trt_cache: str | None,
+    force: bool,
 ) -> None:
     """Find INT8 ranges on faces; write the Q/DQ model.
 
@@ -69,7 +73,8 @@ def command(
     estimate for other people from all pairs near the threshold, with its 95 % interval where the
     people suffice. With a budget, layers go back to float (FP16 in TensorRT's engine), those that
     cost most first, until it holds; exit code 1 if no assignment holds it. A search that was
-    interrupted continues.
+    interrupted continues. Faces that are not aligned, or whose people the float network hardly tells
+    apart, replace no earlier calibration (exit code 4) unless --force is given.
     """
     from ..bundle.bundle import open_bundle
     from ..calibration.calibrate import calibrate
@@ -91,6 +96,7 @@ def command(
         budget=Budget(max_tar_drop, min_cosine, far) if has_budget else None,
         trt_cache=trt_cache,
         latency=latency_here(opened, backend),
+        force=force,
     ).report
     output.result({"bundle": bundle, **to_builtins(report)}, _text(bundle, report, far))
 

@@ -97,11 +97,41 @@ def test_labels_that_the_network_does_not_know(
         read=lambda index: faces.read(order[index] % 40),
     )
     for synthetic in (True, False):
-        done = calibrate(bundle, replace(mixed, synthetic=synthetic), limit=8)
+        done = calibrate(bundle, replace(mixed, synthetic=synthetic), limit=8, force=True)
         logged = [record.message for record in caplog.records]
         assert list(done.report.warnings) == logged
         assert synthetic != any(text.startswith("the float network accepts") for text in logged)
         caplog.clear()
+
+
+def test_unusable_faces_replace_no_calibration(bundle: Path, faces: Faces) -> None:
+    """People that the network does not know, and faces that are shifted, after a good calibration."""
+    order = np.random.default_rng(1).permutation(120)
+    mixed = replace(
+        faces,
+        keys=[str(i) for i in range(120)],
+        labels=np.repeat(np.arange(15), 8),
+        read=lambda index: faces.read(order[index] % 40),
+        synthetic=False,
+    )
+
+    def shifted(index: int) -> np.ndarray:
+        return np.roll(faces.read(index), (index * 13 % 112, index * 29 % 112), (0, 1))
+
+    calibrate(bundle, faces)
+    names = ("calibration.json", "model.int8.onnx", "reports/calibration.json", "bundle.json")
+    before = {name: (bundle / name).read_bytes() for name in names}
+    for unusable, reason in (
+        (mixed, "float network accepts"),
+        (replace(faces, read=shifted, synthetic=False), "do not look aligned"),
+    ):
+        with pytest.raises(FacesError, match=reason) as refused:
+            calibrate(bundle, unusable)
+        assert (refused.value.exit_code, "--force" in refused.value.hint) == (4, True)
+        assert {name: (bundle / name).read_bytes() for name in names} == before
+    done = calibrate(bundle, mixed, force=True)
+    assert any("float network accepts" in text for text in done.report.warnings)
+    assert (bundle / "calibration.json").read_bytes() != before["calibration.json"]
 
 
 def test_twice_is_the_same(bundle: Path, faces: Faces) -> None:
