@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= train,report
+GPU_VENV ?= .venv-gpu
 BIN := $(VENV)/bin
 ROOMS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
 # With the folders: theirs is the time at which a file was removed.
@@ -31,14 +32,14 @@ types: build/.typed  ## mypy --strict over the package; needs torch
 unit: $(VENV)/.dev  ## the tests
 	$(BIN)/python -m pytest
 
-test-gpu: $(VENV)/.dev  ## what needs a GPU; writes docs/results/<device>.json
-	$(BIN)/python tests/acceptance.py
+test-gpu: $(GPU_VENV)/.ready  ## what needs a GPU; without torch; writes docs/results/<device>.json
+	$(GPU_VENV)/bin/python tests/acceptance.py
 
 docs: $(VENV)/.dev  ## write docs/cli.md from the commands
 	$(BIN)/python docs/write_cli.py
 
 clean:  ## remove what make made
-	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 build/.linted: $(CHECKED) pyproject.toml $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -58,6 +59,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt setuptools
 	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	touch $@
+
+# With the system's packages, for JetPack's tensorrt is one of them; without torch, whose wheels are
+# large and of no use to an engine. constraints.txt pins CI's cuda-bindings; a board needs one that
+# is not newer than its driver, hence the second call.
+$(GPU_VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install -c constraints.txt -e . pytest
+	$(GPU_VENV)/bin/pip install "$$($(GPU_VENV)/bin/python -c 'from fr_edge.runtime.machine.device \
+	import cuda_python_requirement as r, find_gpus as g; print(r(g().driver))')"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.ready

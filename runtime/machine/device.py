@@ -179,15 +179,25 @@ def selected_gpu() -> Gpu | None:
     return gpus[index] if index < len(gpus) else None
 
 
-def cuda_python_install(driver: str) -> str:
-    """The command that installs a cuda-python that a driver serves.
+def cuda_python_requirement(driver: str) -> str:
+    """The cuda-python that a driver serves, as pip takes it.
 
     cuda-python asks the driver for functions of its own version; so it must not be newer.
 
     Args:
         driver: The CUDA version that the driver serves, such as "12.6".
     """
-    return f"pip install 'cuda-python=={driver}.*'" if driver else "pip install cuda-python"
+    return f"cuda-python=={driver}.*" if driver else "cuda-python"
+
+
+def cuda_python_install(driver: str) -> str:
+    """The command that installs the cuda-python that a driver serves.
+
+    Args:
+        driver: The CUDA version that the driver serves, such as "12.6".
+    """
+    requirement = cuda_python_requirement(driver)
+    return f"pip install '{requirement}'" if driver else f"pip install {requirement}"
 
 
 @cache

@@ -66,5 +66,6 @@ def test_a_compiled_plan_is_not_run_without_a_gpu(bundle):
 
 @pytest.mark.gpu
 def test_a_backend_without_its_engine_says_how_to_build_it(bundle, gpu_backend):
-    with pytest.raises(BundleError, match="build-engine"):
+    with pytest.raises(BundleError, match=f"no int8 engine for {gpu_backend}") as error:
         open_session(bundle, "int8", gpu_backend)
+    assert f"build-engine {bundle.root} --int8 --backend {gpu_backend}" in error.value.hint
