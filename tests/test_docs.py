@@ -9,6 +9,8 @@ import click
 import pytest
 
 from fr_edge.cli.main import COMMANDS, root
+from fr_edge.runtime.compatibility import JETPACKS
+from fr_edge.runtime.machine.device import cuda_python_requirement
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,3 +72,26 @@ def test_the_readme_names_every_folder() -> None:
         assert folder in text
     for target in ("make demo", "make test"):
         assert target in text
+
+
+def test_the_jetson_commands_fit_the_table_of_jetpacks() -> None:
+    """The packages are those that `fr-edge doctor` names on a board with that JetPack."""
+    page, readme = (ROOT / "docs" / "jetson.md").read_text(), (ROOT / "README.md").read_text()
+    for name, pack in JETPACKS.items():
+        if pack.cuda >= "12" and name != "7.2.2":
+            row = next(
+                line for line in page.splitlines()
+                if line.startswith("| ") and name in line.split("|")[1].replace(" ", "").split(",")
+            )  # fmt: skip
+            assert f'"{cuda_python_requirement(pack.cuda)}"' in row
+    for text in (page, readme):
+        assert f'pip install "{cuda_python_requirement(JETPACKS["6.2"].cuda)}"' in text
+        assert "--system-site-packages" in text
+        assert "python3-venv" in text
+        assert "nvpmodel -m 0" not in text
+        assert not re.search(r"pip install fr-edge\b", text)
+        # constraints.txt pins CI's cuda-bindings, which no JetPack 6 driver serves.
+        assert not re.search(r"pip install.*constraints\.txt.*cuda-python", text)
+    for block in re.findall(r"```bash\n(.*?)```", page + readme, re.DOTALL):
+        if "venv --system-site-packages" in block:
+            assert "/bin/activate\n" in block  # `fr-edge` is found only in an active environment

@@ -5,8 +5,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, load, numpy_helper, save
 
-from fr_edge.bundle.bundle import open_bundle
-from fr_edge.bundle.golden import read_golden
+from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.errors import UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
 from fr_edge.graph.uint8_input import with_uint8_input
@@ -63,11 +62,6 @@ def test_a_contract_that_scales_is_refused(tmp_path):
         with_uint8_input(load(file_for(spec, tmp_path)), spec)
 
 
-@pytest.fixture
-def mini_pixels(mini):
-    return read_golden(open_bundle(mini)).faces[:5]
-
-
 def test_nvidias_compiler_takes_pixels(mini):
     pytest.importorskip("tensorrt_rtx", reason="the compile check needs tensorrt-rtx")
     built = build_engine(mini, "int8", "tensorrt-rtx", options=EngineOptions(uint8_input=True))
@@ -84,12 +78,17 @@ def test_the_cpu_has_no_pixels_in_engine(mini):
 
 
 @pytest.mark.gpu
-def test_a_gpu_takes_pixels(mini, mini_pixels, gpu_backend):
-    build_engine(mini, "fp32", gpu_backend, options=EngineOptions(uint8_input=True))
-    bundle = open_bundle(mini)
-    expected = open_session(bundle, "fp32", artifact="graph").embed(mini_pixels)
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_gpu_takes_pixels(tmp_path, pixels, spec, gpu_backend):
+    root = tmp_path / "pixels.bundle"
+    with transaction(root, "export", {}) as draft:
+        draft.spec, draft.embedding_dim = spec, 6
+        draft.path("model.onnx", "model").write_bytes(file_for(spec, tmp_path).read_bytes())
+    build_engine(root, "fp32", gpu_backend, options=EngineOptions(uint8_input=True))
+    bundle = open_bundle(root)
+    expected = open_session(bundle, "fp32", artifact="graph").embed(pixels)
     session = open_session(bundle, "fp32", gpu_backend)
     assert session.uint8_input
-    assert np.abs(session.embed(mini_pixels) - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert np.abs(session.embed(pixels) - expected).max() <= 1e-3 * np.abs(expected).max()
     with pytest.raises(UsageError, match="takes pixels"):
-        session.embed_tensor(preprocess(mini_pixels, bundle.spec))
+        session.embed_tensor(preprocess(pixels, bundle.spec))
