@@ -101,6 +101,9 @@ class Ranks:
 def join_ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun started, as its environment variables name them.
 
+    torchrun's processes can join once. Who trains several times in one of them calls
+    `torch.distributed.init_process_group` before, and that group is used.
+
     Yields:
         This process's rank; a single one without torchrun. The process group is closed at the end.
     """
@@ -124,8 +127,8 @@ def join_ranks() -> Iterator[Ranks]:
 def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     """A module whose gradients are averaged over the ranks in each backward pass.
 
-    Buffers are not synchronised: BatchNorm's statistics are those of each rank's own images on a
-    CPU, and of all images on GPUs, where the student has SyncBatchNorm.
+    Buffers, such as BatchNorm's running statistics, are rank 0's: of its own images on a CPU, and of all
+    images on GPUs, where the student has SyncBatchNorm.
 
     Args:
         module: On the rank's device. Parameters that begin to need a gradient later are not covered.
@@ -138,4 +141,4 @@ def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    return DistributedDataParallel(module, device_ids=devices)

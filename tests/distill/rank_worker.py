@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fr_edge.distill.adadistill import AdaDistill
@@ -11,7 +12,14 @@ from fr_edge.distill.checkpoint import restore_checkpoint, save_checkpoint
 from fr_edge.distill.distributed import Ranks, join_ranks
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.train import distill_student
-from fr_edge.distill.train_step import TrainState, start_training
+from fr_edge.distill.train_step import (
+    TrainState,
+    embed_pixels,
+    enable_fake_quant,
+    start_training,
+    student_weights,
+    train_step,
+)
 from fr_edge.errors import DataError
 from fr_edge.faces.sources import open_faces
 
@@ -56,6 +64,37 @@ def reload_centres(ranks: Ranks, folder: Path) -> None:
     torch.save(run.head.state_dict()["raw"], folder / f"again-{ranks.rank}-of-{ranks.size}.pt")
 
 
+def gradients(ranks: Ranks, folder: Path) -> None:
+    """A step's gradients, and the same by plain backward passes added up over the ranks."""
+    draw = np.random.default_rng(ranks.rank)
+    pixels = draw.integers(0, 256, (4, 112, 112, 3), np.uint8)
+    labels, teacher = np.arange(4), draw.normal(size=(4, DIM)).astype(np.float32)
+    for method in ("adadistill", "arcface"):
+        changes = [f"method={method}", "amp=off", "clip=0", "qat=int8", "epochs=3"]
+        recipe = read_recipe("tiny", changes)
+        state, plain = (start_training(recipe, CLASSES, DIM, ranks) for _ in range(2))
+        enable_fake_quant(state, pixels)
+        enable_fake_quant(plain, pixels)
+        train_step(state, pixels, labels, teacher, 0.1)
+        embeddings = embed_pixels(plain, plain.network, pixels)
+        plain.head(embeddings, torch.from_numpy(teacher), torch.from_numpy(labels)).backward()
+        share = 1 if method == "adadistill" else ranks.size
+        for name, one in (("network", state.network), ("head", state.head)):
+            for key, parameter in one.named_parameters():
+                expected = dict(getattr(plain, name).named_parameters())[key].grad
+                assert parameter.grad is not None, key
+                torch.testing.assert_close(
+                    parameter.grad, ranks.sum(expected.clone()) / share, rtol=1e-4, atol=1e-6
+                )
+        # A second step in two parts: gradients are exchanged once, and weights stay equal.
+        state.recipe = read_recipe("tiny", [*changes, "accumulate=2"])
+        train_step(state, pixels, labels, teacher, 0.1)
+        weights = torch.cat([p.detach().flatten() for p in state.network.parameters()])
+        assert torch.equal(weights, ranks.gather(weights[None])[0])
+        assert not any(name.startswith("module.") for name in student_weights(state))
+    (folder / f"passed-{ranks.rank}").touch()
+
+
 def main(mode: str, folder: Path) -> None:
     torch.set_num_threads(1)
     if mode in ("train", "differ"):
@@ -69,7 +108,7 @@ def main(mode: str, folder: Path) -> None:
             sys.exit(error.exit_code)
         return
     with join_ranks() as ranks:
-        (head_steps if mode == "head" else reload_centres)(ranks, folder)
+        {"head": head_steps, "reload": reload_centres, "gradients": gradients}[mode](ranks, folder)
 
 
 if __name__ == "__main__":

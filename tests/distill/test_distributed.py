@@ -63,6 +63,11 @@ def test_the_loss_and_the_centres_are_those_of_one_process(
             assert torch.equal(again, torch.cat([p["raw"] for p in parts]))
 
 
+def test_gradients_are_those_of_all_processes(tmp_path: Path) -> None:
+    assert start("gradients", tmp_path, 2) == [0, 0]
+    assert (tmp_path / "passed-1").exists()
+
+
 def test_two_processes_train_one_student(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher, tmp_path / "teacher.bundle")
     assert start("train", tmp_path, 2) == [0, 0]
