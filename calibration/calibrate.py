@@ -283,7 +283,9 @@ def _fit(
         activations = {name: histograms[name] for name in plain}
         ranges = plain_ranges(activations, "entropy" if method == "auto" else method)
         cache = cache_text(TrtCache(cache_version, ALGORITHM, ranges))
-    return _Fit(table, round_weights(model, table, covariances.moments), cache)
+    correct = steps.bias_correction
+    rounded = round_weights(model, table, covariances.moments, correct_biases=correct)
+    return _Fit(table, rounded, cache)
 
 
 def _trained_table(

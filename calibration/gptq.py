@@ -35,7 +35,11 @@ class RoundedWeight:
 
 
 def round_weights(
-    model: onnx.ModelProto, table: CalibrationTable, moments: Mapping[str, InputCovariance]
+    model: onnx.ModelProto,
+    table: CalibrationTable,
+    moments: Mapping[str, InputCovariance],
+    *,
+    correct_biases: bool = True,
 ) -> dict[str, RoundedWeight]:
     """Round the weights of layers for their real inputs.
 
@@ -44,6 +48,7 @@ def round_weights(
         table: Its scales and ranges.
         moments: Layer -> moments of its unscaled inputs. Layers whose moments overflowed are left
             out.
+        correct_biases: Whether biases take back the mean error; without it, it counts as an error.
 
     Returns:
         Layer -> its rounded weights.
@@ -60,7 +65,8 @@ def round_weights(
         channel_scale = table.scales.get(node.input[0], np.ones(1))
         input_scale = np.repeat(channel_scale, flat.shape[1] // len(channel_scale))
         inputs = moments[node.name]
-        hessian = inputs.covariance(node.op_type != "MatMul") / np.outer(input_scale, input_scale)
+        corrected = correct_biases and node.op_type != "MatMul"
+        hessian = inputs.covariance(corrected) / np.outer(input_scale, input_scale)
         if not np.isfinite(hessian).all():
             continue
         # The rounding of the inputs adds independent errors of up to half a step each.
@@ -73,7 +79,8 @@ def round_weights(
             rows = rows.reshape(weight.shape)
         else:
             rows = rows[:, :, 0] if output_axis(node, 2) == 0 else rows[:, :, 0].T
-        rounded[node.name] = RoundedWeight(np.ascontiguousarray(rows), (flat - result) @ mean)
+        shift = (flat - result) @ mean * corrected
+        rounded[node.name] = RoundedWeight(np.ascontiguousarray(rows), shift)
     return rounded
 
 
