@@ -21,7 +21,7 @@ from fr_edge.faces.sources import open_faces
 SPEC = PRESETS["insightface"]
 SEEDS = (2, 6, 7)
 FACES = open_faces("synthetic:24x2@7").cached()
-BOUND = 0.0  # set from measurements
+BOUND = 0.019  # measured .0162; without one step .0215 (biases) to .068 (ranges)
 
 
 class Bench:
@@ -52,7 +52,6 @@ class Bench:
             shutil.rmtree(copy)
             spread = expected - expected.mean(axis=0)
             losses.append(np.linalg.norm(result - expected) / np.linalg.norm(spread))
-        print(method, steps, losses)
         return float(np.exp(np.mean(np.log(losses))))
 
 
@@ -69,6 +68,7 @@ def test_all_steps_together_hold_the_bound(bench: Bench) -> None:
     "step", ["equalization", "activation_shift", "bias_correction", "gptq", "ranges"]
 )
 def test_every_step_is_needed(bench: Bench, step: str) -> None:
+    """Without one of them INT8 loses more than the bound."""
     if step == "ranges":
         loss = bench.loss("minmax")
     else:

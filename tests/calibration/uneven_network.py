@@ -46,7 +46,9 @@ class _Graph:
         return name
 
     def prelu(self, x: str) -> str:
-        return self.node("PRelu", [x, self.weight(f"{x}_s", np.full((WIDTH, 1, 1), 0.25))], f"{x}_a")
+        return self.node(
+            "PRelu", [x, self.weight(f"{x}_s", np.full((WIDTH, 1, 1), 0.25))], f"{x}_a"
+        )
 
     def model(self, end: str, shape: tuple[object, ...] | None = None) -> ModelProto:
         face = helper.make_tensor_value_info("face", 1, ("N", 3, 112, 112))
