@@ -232,9 +232,10 @@ def _verify(
         artifact=artifact,
         track=output.track,
     )
-    text = f"cosine mean {result.cosine.mean:.4f}, min {result.cosine.min:.4f}"
-    numbers = {f"{engine} {artifact}": {"passed": result.passed, "text": text}}
-    return result.report, text, numbers
+    figure = f"cosine mean {result.cosine.mean:.4f}, min {result.cosine.min:.4f}"
+    reasons = [f"{reason.verdict}: {reason.reason}" for reason in result.reasons]
+    gate = {"passed": result.passed, "text": "; ".join([figure, *reasons])}
+    return result.report, figure, {f"{engine} {artifact}": gate}
 
 
 def _evaluate(student: Path, judged: Pairs, output: Output) -> Found:
