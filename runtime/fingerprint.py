@@ -5,6 +5,7 @@ the bundle before an engine is opened.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,13 +52,50 @@ class _Required:
 
 
 def engine_name(backend: str, precision: str) -> str:
-    """The engine's path within a bundle.
+    """The path within a bundle of the engine that is built here.
+
+    TensorRT's has the library's version and the GPU in its name, so that one bundle serves many
+    boards: "engines/tensorrt-10.3.0-orin-int8.plan".
 
     Args:
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         precision: "fp32", "fp16" or "int8".
     """
-    return f"engines/{backend}-{precision}.{'onnx' if backend == 'onnxruntime' else 'plan'}"
+    if backend != "tensorrt":
+        return f"engines/{backend}-{precision}.{'onnx' if backend == 'onnxruntime' else 'plan'}"
+    facts = machine_fingerprint(backend)
+    words = (backend, facts[MODULES[backend]], _slug(facts["gpu"]), precision)
+    return f"engines/{'-'.join(filter(None, words))}.plan"
+
+
+def find_engine(bundle: Bundle, backend: str, precision: str) -> str | None:
+    """The bundle's engine for this machine.
+
+    Args:
+        bundle: An open bundle.
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        precision: "fp32", "fp16" or "int8".
+
+    Returns:
+        The path within the bundle of the engine that was built here, else of one that may be used
+        here, else of one that was built elsewhere; None where there is no engine.
+    """
+    own = engine_name(backend, precision)
+    if own in bundle or backend != "tensorrt":
+        return own if own in bundle else None
+    names = [
+        name
+        for name in sorted(bundle.files)
+        if name.startswith(f"engines/{backend}-")
+        and not name.startswith("engines/tensorrt-rtx-")
+        and name.endswith(f"-{precision}.plan")
+    ]
+    usable = (n for n in names if not any(differences(read_fingerprint(bundle, n))))
+    return next(usable, names[0]) if names else None
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 def machine_fingerprint(backend: str) -> dict[str, Any]:

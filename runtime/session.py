@@ -22,6 +22,7 @@ from .fingerprint import (
     SOURCES,
     check_fingerprint,
     engine_name,
+    find_engine,
     machine_fingerprint,
 )
 from .machine.backends import pick_backend
@@ -200,7 +201,7 @@ def _open_graph(bundle: Bundle, precision: str, threads: int | None) -> CpuSessi
 def _open_engine(
     bundle: Bundle, precision: str, backend: str, threads: int | None
 ) -> CpuSession | GpuSession:
-    name = engine_name(backend, precision)
+    name = find_engine(bundle, backend, precision) or engine_name(backend, precision)
     facts = check_fingerprint(bundle, name)
     path, sha256 = bundle.file(name), bundle.files[name].sha256
     if backend != ONNXRUNTIME:
@@ -214,6 +215,7 @@ def _open_engine(
             expected_sha256=sha256,
             int8_layers=facts["layers"].get("int8", 0),
             version_compatible=bool(facts.get("version_compatible")),
+            dla=facts.get("dla"),
         )
     return CpuSession(
         path,
@@ -326,4 +328,4 @@ def session_provenance(
 def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:
     """The precisions of `engine` that were built, the best first."""
     wanted = PRECISIONS[::-1] if engine == "auto" else (engine,)
-    return [p for p in wanted if engine_name(backend, p) in bundle]
+    return [p for p in wanted if find_engine(bundle, backend, p)]

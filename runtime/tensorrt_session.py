@@ -72,6 +72,7 @@ class GpuSession:
         expected_sha256: str = "",
         int8_layers: int = 0,
         version_compatible: bool = False,
+        dla: int | None = None,
     ) -> None:
         """Load a plan onto the GPU.
 
@@ -86,6 +87,7 @@ class GpuSession:
             version_compatible: The plan carries NVIDIA's lean runtime, that is code for the CPU.
                 TensorRT may load it only if `expected_sha256` is given: the plan is then the one of
                 the bundle's manifest, as trusted as the bundle.
+            dla: The DLA core that it was built for, None for the GPU.
 
         Raises:
             BundleError: The plan's sha256 is not the expected one.
@@ -101,18 +103,18 @@ class GpuSession:
         try:
             with self._cuda.current():
                 trusted = version_compatible and bool(expected_sha256)
-                self._load(load_library(backend), plan, host_code=trusted)
+                self._load(load_library(backend), plan, host_code=trusted, dla=dla)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: Any, plan: bytes, *, host_code: bool) -> None:
+    def _load(self, trt: Any, plan: bytes, *, host_code: bool, dla: int | None) -> None:
         assert self._cuda is not None  # for the type checker: `__init__` opened it
         self._trt, self._log = trt, recorder(trt)
         log = self._log
         if host_code:
             logger.info("%s is version-compatible: the code that it carries is loaded", self.file)
-        self._runtime = open_runtime(trt, log, host_code=host_code)
+        self._runtime = open_runtime(trt, log, host_code=host_code, dla=dla)
         engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise MachineError(

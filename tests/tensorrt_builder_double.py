@@ -173,7 +173,7 @@ class _Parser:
 
 
 class _Runtime(_Recorded):
-    _settable = ("engine_host_code_allowed",)
+    _settable = ("engine_host_code_allowed", "DLA_core")
 
     def deserialize_cuda_engine(self, plan: bytes) -> "_Engine":
         return _Engine(self.library, plan[28:])

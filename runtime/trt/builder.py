@@ -188,7 +188,7 @@ def _inspected(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[
     Of an engine with a dynamic batch the inspector reports types only for a context whose input
     has a shape (NvInferRuntime.h, `IEngineInspector::setExecutionContext`).
     """
-    runtime = open_runtime(trt, log, host_code=options.version_compatible)
+    runtime = open_runtime(trt, log, host_code=options.version_compatible, dla=options.dla)
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return []
@@ -203,7 +203,9 @@ def _inspected(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[
     return layers_in_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def open_runtime(trt: Any, log: Any, *, host_code: bool) -> "tensorrt.Runtime":
+def open_runtime(
+    trt: Any, log: Any, *, host_code: bool, dla: int | None = None
+) -> "tensorrt.Runtime":
     """A runtime that loads plans.
 
     Args:
@@ -212,10 +214,13 @@ def open_runtime(trt: Any, log: Any, *, host_code: bool) -> "tensorrt.Runtime":
         host_code: Whether plans may bring code that runs on the CPU, as version-compatible ones do
             (they carry NVIDIA's lean runtime). Only for a plan from a source that is trusted: it
             can do whatever this program can.
+        dla: The DLA core that the plan was built for; TensorRT would take 0.
     """
     runtime: tensorrt.Runtime = trt.Runtime(log)
     if host_code:
         runtime.engine_host_code_allowed = True
+    if dla is not None:
+        runtime.DLA_core = dla
     return runtime
 
 

@@ -73,6 +73,7 @@ def build_plan(
         "uint8_input": options.uint8_input,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
+        "dla": options.dla,
         "typing": "strong" if strong else "flags",
         "implicit": options.implicit,
         "reformats": reformats(compiled.layers),

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from tensorrt_builder_double import CudaDouble, LibraryDouble
 
+from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli.main import run
 from fr_edge.runtime import fingerprint, selftest, tensorrt_session
 from fr_edge.runtime.cuda import interface
+from fr_edge.runtime.fingerprint import find_engine
 from fr_edge.runtime.machine import backends, device
 from fr_edge.runtime.machine.device import Gpu, GpuList
 from fr_edge.runtime.session import open_session
@@ -93,6 +95,38 @@ def test_build_verify_and_benchmark(board: Board, mini: Path, capsys: Any) -> No
     assert {"h2d", "compute", "d2h", "enqueue"} <= set(timed["breakdown_ms"])
     assert timed["layers"][0]["name"] == "conv"
     assert replayed(board) > 0
+
+
+def test_one_bundle_serves_many_boards(board: Board, mini: Path, capsys: Any) -> None:
+    def build() -> str:
+        assert run(["build-engine", str(mini), "--fp32", "--backend", "tensorrt", "--json"]) == 0
+        return str(json.loads(capsys.readouterr().out)["engine"])
+
+    def opened() -> str:
+        with open_session(mini, "fp32", "tensorrt") as session:
+            return session.file
+
+    orin, version = build(), board.trt.__version__
+    assert orin == f"engines/tensorrt-{version}-orin-fp32.plan"
+    first, board.gpus = board.gpus, GpuList((Gpu("L4", "8.9", 23034, integrated=False),), "", "")
+    assert build() == f"engines/tensorrt-{version}-l4-fp32.plan" == opened()
+    board.gpus = first
+    assert opened() == orin
+    bundle = open_bundle(mini)
+    assert find_engine(bundle, "tensorrt", "int8") is None
+    assert find_engine(bundle, "tensorrt-rtx", "fp32") is None
+
+
+def test_a_dla_engine_is_opened_on_its_core(board: Board, mini: Path) -> None:
+    if board.trt.__version__.startswith("10.13"):
+        pytest.skip("TensorRT 10.8 to 11.3 have no DLA")
+    board.trt.dla_cores = 2
+    line = ["build-engine", str(mini), "--fp16", "--backend", "tensorrt", "--dla", "1"]
+    assert run([*line, "--batch", "2,2,2"]) == 0
+    board.trt.calls.clear()
+    board.trt.calls.append(("set_shape", "face", *[(2, 3, 112, 112)] * 3))
+    open_session(mini, "fp16", "tensorrt").close()
+    assert board.trt.called("DLA_core") == [[1]]
 
 
 def test_the_self_test_runs_and_replays(board: Board) -> None:

@@ -313,7 +313,7 @@ def test_code_in_a_plan_is_loaded_from_a_trusted_bundle_only(
     session, cuda = opened()
     allowed: list[bool] = []
 
-    def runtime(trt: Any, log: Any, *, host_code: bool) -> Any:
+    def runtime(trt: Any, log: Any, *, host_code: bool, dla: int | None) -> Any:
         allowed.append(host_code)
         return SimpleNamespace(deserialize_cuda_engine=lambda data: cuda.engine)
 

@@ -70,7 +70,7 @@ def test_a_dla_core_is_chosen_with_the_gpu_beside_it(tiny, version, core, weak):
     trt = LibraryDouble(version, dla_cores=2)
     built(trt, tiny(), "fp16", dla=core, batch=(2, 2, 2))
     assert trt.called("default_device_type") == [["DLA"]]
-    assert trt.called("DLA_core") == [[core]]
+    assert trt.called("DLA_core") == [[core], [core]]  # the builder's, and the runtime's
     assert flags(trt) == ({"FP16", "GPU_FALLBACK"} if weak else {"GPU_FALLBACK"})
     creation = "EXPLICIT_BATCH" if weak else "STRONGLY_TYPED"
     assert trt.called("create_network") == [[{creation}]]
