@@ -1,4 +1,4 @@
-"""Training with the teacher's embeddings kept, against asking an IResNet-50 on every image.
+"""Training with the teacher's embeddings cached, against an IResNet-50 on every image.
 
     python benchmarks/distill_cache.py [--batch 32] [--steps 2] [--epochs 26] [--amp auto] [--json]
 
@@ -41,16 +41,16 @@ def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | 
         teacher = open_teacher(path)
         teacher.embed(pixels.block(0, batch)[1])  # warm
         started = time.perf_counter()
-        kept = cached_embeddings(Path(folder), teacher, pixels)
+        values = cached_embeddings(Path(folder), teacher, pixels)
         filling = (time.perf_counter() - started) / batch
-        guides = {
-            "cached": TeacherEmbeddings(teacher, kept),
+        sources = {
+            "cached": TeacherEmbeddings(teacher, values),
             "streamed": TeacherEmbeddings(teacher, None),
         }
         for item in batches(pixels, recipe, Ranks(), 0, steps):
-            for name, guide in guides.items():
+            for name, source in sources.items():
                 started = time.perf_counter()
-                train_step(run, item.pixels, parts.labels[item.index], guide.of_batch(item), 0.01)
+                train_step(run, item.pixels, parts.labels[item.index], source.of_batch(item), 0.01)
                 seconds[name].append((time.perf_counter() - started) / batch)
     cached, streamed = (float(np.min(seconds[name])) for name in ("cached", "streamed"))
     return {
@@ -75,11 +75,11 @@ def main() -> None:
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args.batch, args.steps, args.epochs, args.amp)
+    result = measure(args.batch, args.steps, args.epochs, args.amp)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
     else:
-        for name, value in found.items():
+        for name, value in result.items():
             print(f"{name:24} {value:.2f}" if isinstance(value, float) else f"{name:24} {value}")
 
 

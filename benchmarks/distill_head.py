@@ -78,16 +78,16 @@ def side(name: str, classes: int, batch: int, grads: Path, device: str) -> None:
     student, teacher, labels = (x.to(device) for x in inputs(centres, batch))
     if name == "ours":
         head.update_lengths()
-    kept = centres.clone() if classes < 1_000_000 else None
+    initial = centres.clone() if classes < 1_000_000 else None
     weight = torch.nn.Parameter(centres, requires_grad=name == "plain")
     for _ in sys.stdin:
-        if kept is not None:
-            centres.copy_(kept)
+        if initial is not None:
+            centres.copy_(initial)
             if name == "ours":
                 head.update_lengths()
         x = student.clone().requires_grad_()
-        before, peak = held_mb(device), peak_mb(device)
-        forget_peak(device)
+        before, peak = used_mb(device), peak_mb(device)
+        reset_peak(device)
         wall, cpu = time.perf_counter(), time.process_time()
         loss = (
             head(x, teacher, labels)
@@ -116,7 +116,7 @@ def memory_mb(key: str) -> float:
     return float(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
-def held_mb(device: str) -> float:
+def used_mb(device: str) -> float:
     return torch.cuda.memory_allocated() / 2**20 if device == "cuda" else memory_mb("VmRSS")
 
 
@@ -124,7 +124,7 @@ def peak_mb(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else memory_mb("VmHWM")
 
 
-def forget_peak(device: str) -> None:
+def reset_peak(device: str) -> None:
     """The peak counts from here."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -148,7 +148,7 @@ def compare(
             )
             for name in sides
         }
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        answers: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         warm = device == "cuda"
         for _ in range(repeats + warm):
             for name, child in children.items():
@@ -156,12 +156,12 @@ def compare(
                 assert child.stdout is not None
                 child.stdin.write("step\n")
                 child.stdin.flush()
-                found[name].append(json.loads(child.stdout.readline()))
+                answers[name].append(json.loads(child.stdout.readline()))
         for child in children.values():
             child.communicate()
         out: dict[str, Any] = {"classes": classes, "batch": batch, "dim": DIM, "repeats": repeats}
         out["threads"], out["torch"] = torch.get_num_threads(), torch.__version__
-        for name, steps in found.items():
+        for name, steps in answers.items():
             steps = steps[warm:]
             out[name] = {
                 "seconds": min(step["seconds"] for step in steps),
@@ -201,15 +201,15 @@ def main() -> None:
         side(args.side, args.classes, args.batch, args.grads, args.device)
         return
     sides = ["ours"] if args.only_ours else list(SIDES)
-    found = compare(args.classes, args.batch, args.repeats, sides, args.device)
+    result = compare(args.classes, args.batch, args.repeats, sides, args.device)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
         return
     print(
-        f"C={args.classes} B={args.batch} D={DIM}, best of {args.repeats}, {found['threads']} threads"
+        f"C={args.classes} B={args.batch} D={DIM}, best of {args.repeats}, {result['threads']} threads"
     )
     for name in sides:
-        row = found[name]
+        row = result[name]
         text = f"{name:6} {row['seconds']:8.3f} s {row['cpu_seconds']:8.3f} CPU s"
         text += f" {row['beyond_mb']:8.0f} MB beyond, {row['peak_mb']:.0f} MB in all"
         if name != "ours":

@@ -61,17 +61,17 @@ def tar(rows: F32, labels: I64) -> float:
     return float((cosine[same] > np.quantile(cosine[~same], 1 - FAR)).mean())
 
 
-def judged(bundle: Path, pixels: U8, told: F32, labels: I64) -> dict[str, float]:
+def judge_bundle(bundle: Path, pixels: U8, teacher_rows: F32, labels: I64) -> dict[str, float]:
     inputs = preprocess(pixels, open_teacher(bundle).spec)
-    whole = embedded(bundle / "model.onnx", inputs)
-    small = embedded(bundle / "model.int8.onnx", inputs)
-    cosine = (whole * small).sum(1)
-    tars = tar(whole, labels), tar(small, labels)
+    float_rows = embedded(bundle / "model.onnx", inputs)
+    int8_rows = embedded(bundle / "model.int8.onnx", inputs)
+    cosine = (float_rows * int8_rows).sum(1)
+    tars = tar(float_rows, labels), tar(int8_rows, labels)
     return {
         "int8_cosine_mean": float(cosine.mean()),
         "int8_cosine_min": float(cosine.min()),
-        "teacher_cosine_fp32": float((whole * told).sum(1).mean()),
-        "teacher_cosine_int8": float((small * told).sum(1).mean()),
+        "teacher_cosine_fp32": float((float_rows * teacher_rows).sum(1).mean()),
+        "teacher_cosine_int8": float((int8_rows * teacher_rows).sum(1).mean()),
         "tar_fp32": tars[0],
         "tar_int8": tars[1],
         "loss": tars[0] - tars[1],
@@ -108,8 +108,8 @@ def real(data: Path, work: Path) -> Setting:
 def measure(setting: Setting, seeds: int, root: Path) -> dict[str, Any]:
     faces, labels = setting.faces, setting.others.labels
     pixels = np.concatenate(list(setting.others.batches(64)))
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
-    told = open_teacher(setting.teacher, preset=setting.preset).embed(pixels)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    teacher_rows = open_teacher(setting.teacher, preset=setting.preset).embed(pixels)
     for seed in range(seeds):
         for qat in ("", "int8"):
             bundle = root / f"student{seed}{qat}"
@@ -119,14 +119,14 @@ def measure(setting: Setting, seeds: int, root: Path) -> dict[str, Any]:
             export_onnx(bundle, bundle)
             for name in ("trained",) if qat else ("ranges only", "calibrated"):
                 calibrate(bundle, faces, steps=SIDES[name])
-                found[name].append(judged(bundle, pixels, told, labels))
+                results[name].append(judge_bundle(bundle, pixels, teacher_rows, labels))
     return {
         "seeds": seeds,
         "far": FAR,
-        "teacher_tar": tar(told, labels),
+        "teacher_tar": tar(teacher_rows, labels),
         **{
             name: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-            for name, rows in found.items()
+            for name, rows in results.items()
         },
     }
 
@@ -145,13 +145,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = args.work or Path(place)
         setting = real(args.real, root) if args.real else drawn(args.people, args.network, root)
-        found = measure(setting, args.seeds, root)
+        result = measure(setting, args.seeds, root)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
         return
-    print(f"{setting.faces.where}, {args.seeds} seeds; teacher's tar {found['teacher_tar']:.4f}")
+    print(f"{setting.faces.where}, {args.seeds} seeds; teacher's tar {result['teacher_tar']:.4f}")
     for name in SIDES:
-        print(name, *(f"{key} {value:.5f}" for key, value in found[name].items()), sep="\n  ")
+        print(name, *(f"{key} {value:.5f}" for key, value in result[name].items()), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -199,8 +199,8 @@ def test_label_minus_one_takes_no_part() -> None:
     assert torch.equal(head.centres(), other.centres())
     assert mine.grad is not None
     assert not mine.grad[~known].any()
-    nobody = head(mine, teacher, torch.full((8,), -1))
-    assert nobody.item() == 0.0
+    empty = head(mine, teacher, torch.full((8,), -1))
+    assert empty.item() == 0.0
 
 
 def test_embeddings_at_the_edge_give_finite_gradients() -> None:
@@ -259,7 +259,7 @@ def test_centres_settle_where_the_authors_head_does() -> None:
     classes, dim = 64, 512
     mean = functional.normalize(torch.randn(classes, dim))
     head = AdaDistill(classes, dim)
-    notes = []
+    stats = []
     for step in range(60):
         labels = torch.arange(classes)
         t = functional.normalize(mean + functional.normalize(torch.randn(classes, dim)))
@@ -268,8 +268,8 @@ def test_centres_settle_where_the_authors_head_does() -> None:
         with torch.no_grad():
             head(student, t, labels)
         if step >= 30:
-            notes.append([head.stats[name].item() for name in ("alpha", "lambda", "cosine")])
-    alpha, near, cosine = torch.tensor(notes).mean(0).tolist()
+            stats.append([head.stats[name].item() for name in ("alpha", "lambda", "cosine")])
+    alpha, near, cosine = torch.tensor(stats).mean(0).tolist()
     assert cosine == pytest.approx(0.857, abs=0.01)
     assert alpha == pytest.approx(0.53, abs=0.02)
     assert near == pytest.approx(0.62, abs=0.02)

@@ -40,9 +40,9 @@ def qat(recipe: Recipe) -> Recipe:
     return replace(recipe, qat="int8", qat_epochs=1)
 
 
-def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.asarray((one * other).sum(1) / lengths)
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(1) / lengths)
 
 
 def plain(x: np.ndarray, step: float) -> np.ndarray:
@@ -85,8 +85,8 @@ def test_rounding_before_a_norm_is_rounding_what_export_folds() -> None:
     factor = (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None, None]
     ours = (layer.quantized_weight() * factor).detach().numpy()
     folded = (layer.weight * factor).detach().numpy()
-    for row, whole in zip(ours, folded, strict=True):
-        np.testing.assert_allclose(row, plain(whole, np.abs(whole).max() / 127), atol=1e-6)
+    for row, weights in zip(ours, folded, strict=True):
+        np.testing.assert_allclose(row, plain(weights, np.abs(weights).max() / 127), atol=1e-6)
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 300.0])
@@ -109,7 +109,7 @@ def test_the_int8_file_is_the_network_that_rounds(name: str, faces: Faces, tmp_p
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # what is folded is what the faces say
     add_scales(network)
-    with init_scales(network, lambda step: step):
+    with init_scales(network, lambda scale: scale):
         network(torch.from_numpy(inputs))
     state, ranges = split_scales(network.state_dict())
     save_network(tmp_path / "model.pt", state, name, 32, ranges)
@@ -117,7 +117,7 @@ def test_the_int8_file_is_the_network_that_rounds(name: str, faces: Faces, tmp_p
     bundle = calibrate(tmp_path / "out", faces, limit=8).bundle
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(inputs)).numpy()
-    whole, small = (
+    float_out, int8_out = (
         onnxruntime.InferenceSession(
             str(bundle.file(file)),
             providers=["CPUExecutionProvider"],
@@ -128,8 +128,8 @@ def test_the_int8_file_is_the_network_that_rounds(name: str, faces: Faces, tmp_p
     )
     # Most faces agree to the last digits; in some a sum in another order came to lie beyond the
     # border of a step, which an untrained network makes much of.
-    assert np.median(cosines(small, expected)) > 0.999
-    assert np.square(small - expected).sum() < 0.2 * np.square(small - whole).sum()
+    assert np.median(cosines(int8_out, expected)) > 0.999
+    assert np.square(int8_out - expected).sum() < 0.2 * np.square(int8_out - float_out).sum()
 
 
 def test_calibration_takes_the_ranges_that_were_trained(
@@ -207,20 +207,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         with pytest.raises(_Killed):
             distill_student(recipe, faces, out, teacher=teacher, resume=True, track=stops_at(step))
     distill_student(recipe, faces, out, teacher=teacher, resume=True)
-    one, other = (load_tensors(open_bundle(p).file("model.pt")) for p in (whole.root, out))
-    assert one["ranges"] == other["ranges"]
-    assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
+    a, b = (load_tensors(open_bundle(p).file("model.pt")) for p in (whole.root, out))
+    assert a["ranges"] == b["ranges"]
+    assert all(torch.equal(a["state"][name], b["state"][name]) for name in a["state"])
 
 
 def test_scales_of_several_ranks_become_one() -> None:
     network = build_network("mobilefacenet-0.25", 8)
     add_scales(network)
 
-    def agree(step: Tensor) -> Tensor:
-        return step * 2
+    def combine(scale: Tensor) -> Tensor:
+        return scale * 2
 
     x = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
-    with init_scales(network, agree):
+    with init_scales(network, combine):
         network(x)
     _, ranges = split_scales(network.state_dict())
     assert ranges["features.0.0"] == pytest.approx(254 * float(best_scale(x)))

@@ -1,4 +1,4 @@
-"""Teachers: loaded from everywhere, checked, and their embeddings kept."""
+"""Teachers: loaded from everywhere, checked, and their embeddings cached."""
 
 import errno
 import json
@@ -53,11 +53,11 @@ def test_an_onnx_teacher_embeds_any_number_of_faces(
 ) -> None:
     path = write_onnx(tmp_path / "t.onnx", batch)
     teacher = open_teacher(path, preset="raw")
-    found = teacher.embed(pictures(faces, 7))
+    embeddings = teacher.embed(pictures(faces, 7))
     blocks = preprocess(pictures(faces, 7), teacher.spec).reshape(7, 3, 4, 28, 4, 28)
     plain = blocks.mean((3, 5)).reshape(7, 48)
     plain /= np.linalg.norm(plain, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, plain, atol=1e-5)
+    np.testing.assert_allclose(embeddings, plain, atol=1e-5)
     assert teacher.dim == 48
 
 
@@ -97,24 +97,26 @@ def test_a_teacher_that_cannot_be_used_is_refused(tmp_path: Path, faces: Faces) 
 
 
 @pytest.fixture
-def guide(faces: Faces, tmp_path: Path) -> tuple[Teacher, Pixels]:
+def teacher_and_pixels(faces: Faces, tmp_path: Path) -> tuple[Teacher, Pixels]:
     teacher = open_teacher(write_onnx(tmp_path / "t.onnx"), preset="raw")
     return teacher, Pixels(faces, split_identities(faces, 0).train, 64)
 
 
-def test_the_cache_is_what_the_teacher_says(guide: tuple[Teacher, Pixels], tmp_path: Path) -> None:
-    teacher, pixels = guide
-    kept = cached_embeddings(tmp_path / "cache", teacher, pixels)
+def test_the_cache_is_what_the_teacher_says(
+    teacher_and_pixels: tuple[Teacher, Pixels], tmp_path: Path
+) -> None:
+    teacher, pixels = teacher_and_pixels
+    cached = cached_embeddings(tmp_path / "cache", teacher, pixels)
     faces = pixels.block(0, len(pixels))[1]
-    assert kept.shape == (50, 2, 48)
-    np.testing.assert_allclose(kept[:, 0], teacher.embed(faces), atol=5e-4)
-    np.testing.assert_allclose(kept[:, 1], teacher.embed(faces[:, :, ::-1]), atol=5e-4)
+    assert cached.shape == (50, 2, 48)
+    np.testing.assert_allclose(cached[:, 0], teacher.embed(faces), atol=5e-4)
+    np.testing.assert_allclose(cached[:, 1], teacher.embed(faces[:, :, ::-1]), atol=5e-4)
 
 
 def test_a_cache_goes_on_where_it_stopped(
-    guide: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher_and_pixels: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher, pixels = guide
+    teacher, pixels = teacher_and_pixels
     monkeypatch.setattr("fr_edge.distill.teacher_cache._BLOCK", 16)
     asked = []
 
@@ -127,16 +129,16 @@ def test_a_cache_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         cached_embeddings(tmp_path / "cache", replace(teacher, embed=embed), pixels)
     asked = [0] * 10
-    kept = cached_embeddings(tmp_path / "cache", replace(teacher, embed=embed), pixels)
+    cached = cached_embeddings(tmp_path / "cache", replace(teacher, embed=embed), pixels)
     assert sum(asked) == 2 * (50 - 32)
     whole = cached_embeddings(tmp_path / "whole", teacher, pixels)
-    np.testing.assert_array_equal(kept, whole)
+    np.testing.assert_array_equal(cached, whole)
 
 
 def test_a_stale_cache_is_refused_by_name(
-    guide: tuple[Teacher, Pixels], faces: Faces, tmp_path: Path
+    teacher_and_pixels: tuple[Teacher, Pixels], faces: Faces, tmp_path: Path
 ) -> None:
-    teacher, pixels = guide
+    teacher, pixels = teacher_and_pixels
     folder = tmp_path / "cache"
     cached_embeddings(folder, teacher, pixels)
     with pytest.raises(DataError, match="another teacher"):
@@ -152,12 +154,12 @@ def test_a_stale_cache_is_refused_by_name(
 
 
 def test_a_full_disk_is_said_before_the_teacher_runs(
-    guide: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher_and_pixels: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    teacher, pixels = guide
+    teacher, pixels = teacher_and_pixels
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(MachineError, match="No space left"):

@@ -72,13 +72,13 @@ def test_a_student_learns_what_its_teacher_says(
 def test_the_seed_decides_and_the_memory_does_not(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    one = train(recipe, faces, tmp_path / "one", teacher=teacher)
-    other = train(
+    first = train(recipe, faces, tmp_path / "one", teacher=teacher)
+    second = train(
         replace(recipe, memory_mb=0, workers=1), faces, tmp_path / "other", teacher=teacher
     )
     seeded = train(replace(recipe, seed=1), faces, tmp_path / "seeded", teacher=teacher)
-    assert same_weights(one, other)
-    assert not same_weights(one, seeded)
+    assert same_weights(first, second)
+    assert not same_weights(first, seeded)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
     with pytest.raises(GateFailed, match="step") as caught:
         distill_student(replace(wild, schedule="constant"), faces, tmp_path / "out")
     assert "bad-batch" in caught.value.hint
-    with np.load(tmp_path / "out" / "checkpoint" / "bad-batch-0.npz") as kept:
-        assert kept["pixels"].shape == (8, 112, 112, 3)
+    with np.load(tmp_path / "out" / "checkpoint" / "bad-batch-0.npz") as batch:
+        assert batch["pixels"].shape == (8, 112, 112, 3)
     assert not (tmp_path / "out" / "bundle.json").exists()
 
 
@@ -216,16 +216,16 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
     def refused(kind: type[Exception], match: str, **changes: Any) -> None:
-        guide = changes.pop("guide", teacher)
+        source = changes.pop("source", teacher)
         with pytest.raises(kind, match=match):
-            distill_student(replace(recipe, **changes), faces, tmp_path / "out", teacher=guide)
+            distill_student(replace(recipe, **changes), faces, tmp_path / "out", teacher=source)
         assert not (tmp_path / "out").exists()
 
-    refused(UsageError, "teacher", guide=None)
+    refused(UsageError, "teacher", source=None)
     refused(UsageError, "batch", batch=64)
     refused(UsageError, "identities", verify_identities=9)
     refused(UsageError, "dim is 64", dim=64)
-    refused(DataError, "no teacher", guide=tmp_path / "missing.onnx")
+    refused(DataError, "no teacher", source=tmp_path / "missing.onnx")
     refused(UsageError, "network", network="mobilenot")
 
 

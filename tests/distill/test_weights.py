@@ -121,8 +121,8 @@ def test_other_trainers_checkpoints_load(name: str, wrap: str, tmp_path: Path) -
     network, state = foreign(name, LAYOUTS[name]())
     saved = {wrap + key: value for key, value in state.items()}
     torch.save({"state_dict": saved, "epoch": 3} if wrap else saved, tmp_path / "backbone.pth")
-    loaded, found, dim = load_network(tmp_path / "backbone.pth")
-    assert (found, dim) == (name, 48)
+    loaded, network_name, dim = load_network(tmp_path / "backbone.pth")
+    assert (network_name, dim) == (name, 48)
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
 
@@ -133,10 +133,10 @@ def test_deep_iresnets_are_told_apart() -> None:
     for name, blocks in deep.items():
         with torch.device("meta"):
             ours = build_network(name).state_dict()
-        found = to_our_names(dict.fromkeys(iresnet_names(blocks), 0))
-        assert found is not None
-        assert found[0] == name
-        assert set(found[1]) == set(ours)
+        converted = to_our_names(dict.fromkeys(iresnet_names(blocks), 0))
+        assert converted is not None
+        assert converted[0] == name
+        assert set(converted[1]) == set(ours)
 
 
 @pytest.mark.parametrize("change", ["missing", "left over", "shape", "nan"])
