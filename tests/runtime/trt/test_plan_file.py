@@ -12,10 +12,9 @@ from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli.main import run
 from fr_edge.errors import DataError, MachineError
 from fr_edge.files import sha256
-from fr_edge.runtime import fingerprint
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.fingerprint import differences, machine_fingerprint
-from fr_edge.runtime.machine import backends
+from fr_edge.runtime.machine import backends, device
 from fr_edge.runtime.machine.backends import same_version
 from fr_edge.runtime.machine.device import Gpu, GpuList, find_gpus
 from fr_edge.runtime.trt.plan_file import check_plan, ensure_loadable, read_header
@@ -163,7 +162,7 @@ class TestVersions:
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         gpu = Gpu("Orin", "8.7", 7620, integrated=True)
         monkeypatch.setattr(backends, "find_gpus", lambda: GpuList((gpu,), "12.6", ""))
-        monkeypatch.setattr(fingerprint, "find_gpus", lambda: GpuList((gpu,), "12.6", ""))
+        monkeypatch.setattr(device, "find_gpus", lambda: GpuList((gpu,), "12.6", ""))
         return str(request.param)
 
     def test_an_engine_loads_where_it_was_built(self, tmp_path, installed):
