@@ -43,13 +43,12 @@ class NvidiaCards:
             return
         self._nvml = nvml
         # NVML numbers cards by the PCI bus, CUDA the fastest first: the bus identifies a card.
-        gpu = selected_gpu()
-        if gpu and gpu.bus_id:
+        gpu, count = selected_gpu(), self._ask(nvml.nvmlDeviceGetCount) or 0
+        if gpu and gpu.bus_id and count > 1:
             handle = self._ask(nvml.nvmlDeviceGetHandleByPciBusId, gpu.bus_id)
             index = None if handle is None else self._ask(nvml.nvmlDeviceGetIndex, handle)
             self._handles = {} if index is None else {index: handle}
             return
-        count = self._ask(nvml.nvmlDeviceGetCount) or 0
         handles = {n: self._ask(nvml.nvmlDeviceGetHandleByIndex, n) for n in range(count)}
         self._handles = {n: handle for n, handle in handles.items() if handle is not None}
 

@@ -47,7 +47,10 @@ class NvmlDouble(ModuleType):
 
     def nvmlDeviceGetHandleByPciBusId(self, bus: str) -> int:  # noqa: N802
         self.handles += 1
-        return {"0000:01:00.0": 0, "0000:41:00.0": 1}[bus]
+        cards = {"0000:01:00.0": 0, "0000:41:00.0": 1}
+        if bus not in cards:
+            raise self.NVMLError("Not Found")
+        return cards[bus]
 
     def nvmlDeviceGetIndex(self, card: int) -> int:  # noqa: N802
         return card
@@ -120,6 +123,17 @@ def test_only_the_selected_card_counts(nvml: NvmlDouble, monkeypatch: pytest.Mon
     assert reading.total_mw() == ("GPU 0", 71_230)
     assert reading.throttled == ()
     assert reading.clock_mhz == {"gpu 0": 1980, "memory 0": 2619}
+
+
+def test_the_only_card_needs_no_bus(nvml: NvmlDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Jetson's GPU is on no PCI bus; whatever CUDA reports for it, NVML finds nothing there."""
+    orin = Gpu("Orin", "8.7", 7620, integrated=True, bus_id="0000:00:00.0")
+    monkeypatch.setattr(device, "find_gpus", lambda: GpuList((orin,), "12.6", ""))
+    with NvidiaCards() as cards:
+        assert cards.read().power_mw == {}  # none of several cards is it
+    del nvml.cards[1:]
+    with NvidiaCards() as cards:
+        assert cards.read().power_mw == {"GPU 0": 71_230}
 
 
 def test_programs_on_a_card(nvml: NvmlDouble) -> None:
