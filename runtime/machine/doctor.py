@@ -27,6 +27,13 @@ _NVIDIA, _DISPLAY = (
     "0x03",
 )  # PCI vendor, and the class that display controllers begin with
 _PACKAGES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "torch")
+_MODULES = {
+    "tensorrt": ("tensorrt",),
+    "pycuda": ("pycuda",),
+    # The folder `cuda` alone may be another package's, as cuda-pathfinder's, which torch brings.
+    "cuda": ("cuda.bindings.driver", "cuda.cuda"),
+}
+"""Name in `SystemInfo.modules` -> modules of which one must be there."""
 _SMALL_GB = 2  # of memory: calibration takes 250 MB beside onnxruntime and the network
 
 
@@ -119,7 +126,7 @@ def examine_system() -> SystemReport:
         driver=gpus.driver,
         driver_lack=gpus.lack,
         in_environment=sys.prefix != sys.base_prefix,
-        modules=frozenset(m for m in ("tensorrt", "pycuda", "cuda") if find_spec(m)),
+        modules=frozenset(name for name, paths in _MODULES.items() if any(map(_finds, paths))),
         versions={name: number for name in _PACKAGES if (number := package_version(name))},
         system_tensorrt=_system_tensorrt(),
         cuda_root=_cuda_root(),
@@ -246,6 +253,13 @@ def _cuda_remedy(info: SystemInfo) -> str:
         f"{install}, or, without CUDA graphs, CUDA_ROOT={root} CPATH={root}/include"
         f" LIBRARY_PATH={root}/lib64:{root}/lib64/stubs pip install pycuda"
     )
+
+
+def _finds(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is not there
+        return False
 
 
 def _has_card() -> bool:

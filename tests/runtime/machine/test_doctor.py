@@ -1,13 +1,21 @@
 """Each problem is found and has its remedy; no GPU is not a problem."""
 
+import importlib
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 
 from fr_edge.documents import encode_json
 from fr_edge.runtime.machine.backends import BACKENDS
-from fr_edge.runtime.machine.doctor import SystemInfo, diagnose_system, examine_system
+from fr_edge.runtime.machine.doctor import (
+    _MODULES,
+    SystemInfo,
+    _finds,
+    diagnose_system,
+    examine_system,
+)
 from fr_edge.runtime.machine.tegrastats import fastest_mode, power_modes
 from fr_edge.runtime.selftest import self_test
 
@@ -171,3 +179,18 @@ def test_the_fastest_mode_goes_by_the_boards_own_table(tmp_path):
     assert fastest_mode({0: "MAXN", 1: "MODE_15W", 3: "MODE_50W"}) == (0, "MAXN")
     assert fastest_mode({0: "7W", 1: "15W"}) == (1, "15W")
     assert fastest_mode({}) is None
+
+
+def test_a_folder_named_cuda_is_not_cuda_python(tmp_path, monkeypatch):
+    """torch brings cuda-pathfinder, which lies in the same namespace."""
+    (tmp_path / "cuda" / "pathfinder").mkdir(parents=True)
+    for name in [name for name in sys.modules if name.split(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not any(map(_finds, _MODULES["cuda"]))
+    (tmp_path / "cuda" / "bindings").mkdir()
+    (tmp_path / "cuda" / "bindings" / "driver.py").touch()
+    importlib.invalidate_caches()
+    for name in [name for name in sys.modules if name.split(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert any(map(_finds, _MODULES["cuda"]))
