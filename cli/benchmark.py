@@ -66,6 +66,10 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
             "--power-mode",
             "--against",
             "--max-regression",
+            "--max-p99-ms",
+            "--min-throughput",
+            "--max-energy-mj",
+            "--junit",
             "--allow-invalid",
         ),
     },
@@ -119,6 +123,10 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
 @click.option(
     "--max-regression", metavar="5%", callback=fraction, help="Gate: latency's rise over --against."
 )
+@click.option("--max-p99-ms", type=float, metavar="X", help="Gate: p99 of each line's latency.")
+@click.option("--min-throughput", type=float, metavar="X", help="Gate: each line's faces a second.")
+@click.option("--max-energy-mj", type=float, metavar="X", help="Gate: each line's energy per face.")
+@options.junit
 @click.option("--markdown", is_flag=True, help="Print a table for a README.")
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 even when a run is INVALID.")
 def command(
@@ -137,6 +145,10 @@ def command(
     log: str | None,
     against: str | None,
     max_regression: float | None,
+    max_p99_ms: float | None,
+    min_throughput: float | None,
+    max_energy_mj: float | None,
+    junit: str | None,
     markdown: bool,
     allow_invalid: bool,
 ) -> None:
@@ -173,6 +185,9 @@ def command(
                 end_to_end=end_to_end,
                 layers=layers,
                 power_mode=power_mode,
+                max_p99_ms=max_p99_ms,
+                min_throughput=min_throughput,
+                max_energy_mj=max_energy_mj,
                 log=Path(log) if log else None,
             )
         except BenchmarkInterrupted as stop:
@@ -184,10 +199,14 @@ def command(
         document["against"] = to_builtins(comparison)
         lines += ["", f"A is {against}, B this run", changes_text(comparison)]
         slower = not comparison.passed
+    if junit:
+        _write_junit(Path(junit), result)
     output.result(document, "\n".join(lines))
     if interrupted:
         output.note("interrupted: what had run is above, and in the bundle's reports")
         click.get_current_context().exit(130)
+    if result.passed is False and result.gates_verdict == "FAILED":
+        output.fail_gate(_failed(result))
     if slower:
         output.fail_gate(f"slower than {against} by more than allowed")
     invalid = sum(run.verdict != "VALID" for run in result.runs)
@@ -195,6 +214,30 @@ def command(
         output.fail_gate(
             f"INVALID: {invalid} of {len(result.runs)} lines; --allow-invalid exits 0 all the same"
         )
+    if result.passed is False:
+        output.fail_gate(_failed(result))
+
+
+def _failed(result: "BenchmarkResult") -> str:
+    reasons = [r.reason for r in result.reasons if r.verdict == result.gates_verdict]
+    return f"{result.gates_verdict}: {'; '.join(reasons)}"
+
+
+def _write_junit(path: Path, result: "BenchmarkResult") -> None:
+    from ..files import write_atomic
+    from ..runtime.benchmark.performance_gates import skipped_gates
+    from ..runtime.evaluation.junit import junit_xml
+    from ..runtime.evaluation.verdict import CANNOT_JUDGE, VerdictReason
+
+    invalid = [
+        VerdictReason(CANNOT_JUDGE, f"{run.setting.label} is INVALID: {'; '.join(run.reasons)}")
+        for run in result.runs
+        if run.reasons
+    ]
+    title = f"{result.engine} on {result.backend}"
+    reasons = (*result.reasons, *invalid)
+    text = junit_xml("benchmark", title, result.gates, reasons, skipped_gates(result))
+    write_atomic(path, text.encode())
 
 
 def _read_earlier(path: Path, max_regression: float | None) -> "BenchmarkResult":

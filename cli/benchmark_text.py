@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .output import table
-from .verify import artifact_text
+from .verify import artifact_text, gates_text, reason_lines
 
 if TYPE_CHECKING:
     from ..runtime.benchmark.result import BenchmarkResult, BenchmarkRun, LoadSummary
@@ -22,6 +22,9 @@ def as_text(result: "BenchmarkResult") -> str:
         lines.append(
             f"a batch above {result.saturation_batch} brings less than 10 % more faces per second"
         )
+    if result.gates:
+        lines += [gates_text(result.gates), *reason_lines(result.reasons)]
+        lines += [str(result.gates_verdict)]
     for run in result.runs:
         lines += _load(run.setting.label, run.load) if run.load else []
     for run in result.runs:

@@ -9,7 +9,7 @@ import click
 from . import options
 from .command import define_command
 from .output import Output, table
-from .verify import artifact_text
+from .verify import artifact_text, gates_text, reason_lines
 
 if TYPE_CHECKING:
     from ..metrics.identification import IdentificationResult
@@ -52,6 +52,9 @@ def _pooling(
     callback=_pooling,
     help="IJB: images count by norm (N), detector's score (D), with mirror image (F). [N1D1F0]",
 )
+@options.absolute_gates
+@options.far
+@options.junit
 @options.engine()
 @options.backend
 @options.device
@@ -63,6 +66,11 @@ def command(
     faces: str | None,
     flip: bool,
     flags: tuple[bool, bool, bool] | None,
+    min_tar: float | None,
+    min_accuracy: float | None,
+    max_eer: float | None,
+    far: float | None,
+    junit: str | None,
     engine: str,
     backend: str,
     artifact: Literal["engine", "graph"],
@@ -71,7 +79,8 @@ def command(
 
     10-fold accuracy on a pair list, and TAR at each FAR over all pairs of its images.
     One crop, no flip unless asked for. A FAR that the impostor pairs cannot resolve is "not measured".
-    Each protocol keeps its own report in the bundle.
+    Each protocol keeps its own report in the bundle. Gates hold when their whole 95 % interval does;
+    exit code 1 when one is FAILED or CANNOT JUDGE.
     """
     from ..documents import to_builtins
     from ..faces.ijb import is_ijb, read_ijb
@@ -80,6 +89,8 @@ def command(
 
     name = options.source_name(protocol)
     if is_ijb(Path(protocol)):
+        if min_accuracy is not None or max_eer is not None:
+            raise click.UsageError("IJB has no accuracy and no EER: gate its --min-tar")
         norm, detector, mirrored = flags or (True, True, flip)
         ijb = evaluate_ijb(
             bundle,
@@ -91,18 +102,58 @@ def command(
             norm=norm,
             detector=detector,
             flip=mirrored,
+            min_tar=min_tar,
+            far=far,
             name=name,
         )
+        _write_junit(junit, ijb)
         output.result(to_builtins(ijb), _ijb_text(bundle, ijb))
+        _exit(output, ijb)
         return
     if flags is not None:
         raise click.UsageError(f"--ijb is for IJB folders, and {protocol} is not one")
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
     judged = read_pairs(protocol, faces) if is_list else options.load_faces(protocol)
     result = evaluate(
-        bundle, judged, engine, backend, output.track, artifact=artifact, flip=flip, name=name
+        bundle,
+        judged,
+        engine,
+        backend,
+        output.track,
+        artifact=artifact,
+        flip=flip,
+        min_tar=min_tar,
+        min_accuracy=min_accuracy,
+        max_eer=max_eer,
+        far=far,
+        name=name,
     )
+    _write_junit(junit, result)
     output.result(to_builtins(result), _text(bundle, result))
+    _exit(output, result)
+
+
+def _write_junit(junit: str | None, result: "EvaluateResult | IjbResult") -> None:
+    from ..files import write_atomic
+    from ..runtime.evaluation.junit import junit_xml
+
+    if junit:
+        title = f"{result.engine} on {result.backend}, {result.protocol.name}"
+        skipped = [f"TAR at FAR {far}" for far, tar in result.tar_at_far.items() if tar is None]
+        text = junit_xml("evaluate", title, result.gates, result.reasons, skipped)
+        write_atomic(Path(junit), text.encode())
+
+
+def _exit(output: Output, result: "EvaluateResult | IjbResult") -> None:
+    if result.passed is False:
+        reasons = [r.reason for r in result.reasons if r.verdict == result.verdict]
+        output.fail_gate(f"{result.verdict}: {'; '.join(reasons)}")
+
+
+def _verdict_lines(result: "EvaluateResult | IjbResult") -> list[str]:
+    if not result.gates:
+        return []
+    return [gates_text(result.gates), *reason_lines(result.reasons), str(result.verdict)]
 
 
 def _ijb_text(bundle: str, result: "IjbResult") -> str:
@@ -116,6 +167,7 @@ def _ijb_text(bundle: str, result: "IjbResult") -> str:
         table(rows, ("FAR", "TAR")),
         *result.notes,
         f"report: {result.report}",
+        *_verdict_lines(result),
     ]
     return "\n".join(lines)
 
@@ -145,7 +197,8 @@ def _text(bundle: str, result: "EvaluateResult") -> str:
     lines.append(table(rows, ("FAR", "TAR", "95 % interval", "at cosine")))
     if result.identification:
         lines.append(_identification(result.identification))
-    return "\n".join([*lines, *result.notes, f"report: {result.report}"])
+    lines += [*result.notes, f"report: {result.report}", *_verdict_lines(result)]
+    return "\n".join(lines)
 
 
 def _percent(interval: tuple[float, float] | None) -> str:

@@ -135,3 +135,28 @@ def source_name(source: str | None) -> str:
         return source or ""
     path = Path(source).resolve()
     return path.name if path.is_dir() else path.stem
+
+
+_GATES = {
+    "--min-tar": "Gate: floor of the TAR at --far.",
+    "--min-accuracy": "Gate: floor of the 10-fold accuracy, a fraction.",
+    "--max-eer": "Gate: ceiling of the equal error rate, a fraction.",
+}
+
+
+def absolute_gates(body: Body) -> Body:
+    for name, text in reversed(_GATES.items()):
+        body = click.option(name, type=float, metavar="X", help=text)(body)
+    return body
+
+
+def far(body: Body) -> Body:
+    return click.option(
+        "--far", type=float, metavar="X", help="The FAR at which TAR is gated.  [default: 1e-4]"
+    )(body)
+
+
+def junit(body: Body) -> Body:
+    return click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML too.")(
+        body
+    )

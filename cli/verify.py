@@ -1,6 +1,6 @@
 """`fr-edge verify`: does the engine still tell people apart as the original does?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,11 +12,10 @@ from .output import Output, table
 
 if TYPE_CHECKING:
     from ..metrics.intervals import TarInterval
-    from ..runtime.evaluation.gates import GalleryAdvice
+    from ..runtime.evaluation.gates import Gate
+    from ..runtime.evaluation.judgement import GalleryAdvice
     from ..runtime.evaluation.result import OpenedFile, VerifyResult
-
-
-_SHORT = {"PASSED": "pass", "FAILED": "FAIL", "CANNOT JUDGE": "????"}
+    from ..runtime.evaluation.verdict import VerdictReason
 
 
 @define_command(
@@ -38,6 +37,11 @@ _SHORT = {"PASSED": "pass", "FAILED": "FAIL", "CANNOT JUDGE": "????"}
             "--p1-cosine",
             "--max-tar-drop",
             "--max-stratum-drop",
+            "--min-tar",
+            "--min-accuracy",
+            "--max-eer",
+            "--min-kept-tar",
+            "--max-kept-far",
             "--far",
             "--policy",
             "--junit",
@@ -67,13 +71,18 @@ _SHORT = {"PASSED": "pass", "FAILED": "FAIL", "CANNOT JUDGE": "????"}
 @click.option("--p1-cosine", type=float, metavar="X", help="Gate: 99 % of the faces' cosines.")
 @click.option("--max-tar-drop", type=float, metavar="X", help="Gate: loss of TAR at --far.")
 @click.option("--max-stratum-drop", type=float, metavar="X", help="Gate: loss in any kind of face.")
+@options.absolute_gates
 @click.option(
-    "--far", type=float, metavar="X", help="The FAR at which TAR is gated.  [default: 1e-4]"
+    "--min-kept-tar", type=float, metavar="X", help="Gate: TAR if the old threshold is kept."
 )
+@click.option(
+    "--max-kept-far", type=float, metavar="X", help="Gate: FAR if the old threshold is kept."
+)
+@options.far
 @click.option("--policy", metavar="FILE.toml", help="Gates from a file, which the bundle keeps.")
 @click.option("--groups", metavar="FILE.csv", help="path,group: judge each group of faces too.")
 @click.option("--degrade", is_flag=True, help="Judge small, blurred, noisy and dark copies too.")
-@click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML too.")
+@options.junit
 def command(
     output: Output,
     bundle: str,
@@ -88,6 +97,11 @@ def command(
     p1_cosine: float | None,
     max_tar_drop: float | None,
     max_stratum_drop: float | None,
+    min_tar: float | None,
+    min_accuracy: float | None,
+    max_eer: float | None,
+    min_kept_tar: float | None,
+    max_kept_far: float | None,
     far: float | None,
     policy: str | None,
     groups: str | None,
@@ -99,11 +113,12 @@ def command(
     Without faces the bundle's golden ones are compared; with --faces or --pairs, true accept rates
     (TAR) at false accept rates (FAR) too. --reference is a file of `fr-edge embed --backend torch`
     by this bundle's own network; --teacher is one by another network, and shows whether people
-    enrolled with it may stay. Exit code 1 when a gate fails.
+    enrolled with it may stay. The verdict is PASSED, FAILED or CANNOT JUDGE: a gate on people holds
+    when its whole 95 % interval does. Exit code 1 for FAILED and CANNOT JUDGE.
     """
     from ..documents import to_builtins
     from ..files import write_atomic
-    from ..runtime.evaluation.result import junit_xml
+    from ..runtime.evaluation.junit import junit_xml
     from ..runtime.evaluation.verify import verify
 
     source, listed = options.load_judged(faces, pairs)
@@ -121,6 +136,11 @@ def command(
         max_tar_drop=max_tar_drop,
         max_stratum_drop=max_stratum_drop,
         far=far,
+        min_tar=min_tar,
+        min_accuracy=min_accuracy,
+        max_eer=max_eer,
+        min_kept_tar=min_kept_tar,
+        max_kept_far=max_kept_far,
         policy=Path(policy) if policy else None,
         groups=Path(groups) if groups else None,
         degrade=degrade,
@@ -128,13 +148,13 @@ def command(
         track=output.track,
     )
     if junit:
-        write_atomic(Path(junit), junit_xml(result).encode())
+        title = f"{result.engine} on {result.backend}, {judged_text(result)}"
+        text = junit_xml("verify", title, result.gates, result.reasons, result.not_measured)
+        write_atomic(Path(junit), text.encode())
     output.result(to_builtins(result), _text(bundle, result))
     if not result.passed:
-        names = [gate.name for gate in result.gates if gate.verdict == result.verdict]
         reasons = [r.reason for r in result.reasons if r.verdict == result.verdict]
-        what = "gate failed" if result.verdict == "FAILED" and names else result.verdict
-        output.fail_gate(f"{what}: {', '.join(names) or '; '.join(reasons)}")
+        output.fail_gate(f"{result.verdict}: {'; '.join(reasons)}")
 
 
 def artifact_text(artifact: "OpenedFile | None", backend: str) -> str:
@@ -177,17 +197,7 @@ def _text(bundle: str, result: "VerifyResult") -> str:
         lines.append(_gallery("the original", result.gallery))
     if result.teacher:
         lines.append(_gallery(f"the teacher ({result.teacher.file})", result.teacher.gallery))
-    rows = [
-        [
-            _SHORT[gate.verdict],
-            gate.name,
-            "not measured" if gate.value is None else f"{gate.value:.5f}",
-            "" if gate.interval_95 is None else "{:.5f} to {:.5f}".format(*gate.interval_95),
-            f"at {gate.at} {gate.limit:g}",
-        ]
-        for gate in result.gates
-    ]
-    lines.append(table(rows))
+    lines.append(gates_text(result.gates))
     lines += [f"not measured: {note}" for note in result.not_measured]
     lines.append(f"report: {result.report}")
     lines += _verdict_lines(result)
@@ -196,11 +206,34 @@ def _text(bundle: str, result: "VerifyResult") -> str:
 
 def _verdict_lines(result: "VerifyResult") -> Iterator[str]:
     """The verdict with what it is about, or with its reasons and their cures."""
-    for reason in result.reasons:
+    yield from reason_lines(result.reasons)
+    yield f"{result.verdict}: {judged_text(result)}"
+
+
+_SHORT = {"PASSED": "pass", "FAILED": "FAIL", "CANNOT JUDGE": "????"}
+
+
+def gates_text(gates: "Sequence[Gate]") -> str:
+    """A line for each gate."""
+    rows = [
+        [
+            _SHORT[gate.verdict],
+            gate.name,
+            "not measured" if gate.value is None else f"{gate.value:.5f}",
+            "" if gate.interval_95 is None else "{:.5f} to {:.5f}".format(*gate.interval_95),
+            f"at {gate.at} {gate.limit:g}",
+        ]
+        for gate in gates
+    ]
+    return table(rows)
+
+
+def reason_lines(reasons: "Sequence[VerdictReason]") -> Iterator[str]:
+    """Why a verdict is not PASSED, and what to do."""
+    for reason in reasons:
         yield f"{reason.verdict}: {reason.reason}"
         if reason.cure:
             yield f"  cure: {reason.cure}"
-    yield f"{result.verdict}: {judged_text(result)}"
 
 
 def judged_text(result: "VerifyResult") -> str:

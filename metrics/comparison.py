@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, I64
-from .accuracy import pair_accuracy
-from .intervals import few_people, tar_intervals
+from .accuracy import accuracy_interval, fold_interval, pair_accuracy
+from .fold_intervals import fold_intervals
+from .intervals import few_people, rate_intervals, tar_intervals
 from .protocols import ListedPairs
 from .rates import RateChange, ScoreCurves, compare_rates, score_curves
 from .strata import Stratum, compare_strata
@@ -17,10 +18,11 @@ from .verification import FARS, Scores, all_pairs, cosines, count_scores, far_na
 
 @dataclass(frozen=True)
 class AccuracyChange:
-    """Mean accuracy over the folds of a pair list, as fractions."""
+    """Mean accuracy over the folds of a pair list, and the engine's 95 % interval, as fractions."""
 
     reference: float
     engine: float
+    engine_interval_95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class VerificationComparison:
         curves: For plots.
         notes: What is missing or not reliable, and why.
         degraded: Degraded copies of faces, where they were tried.
+        eer_interval_95: Of the engine's equal error rate, where it was asked for.
     """
 
     tar: dict[str, RateChange]
@@ -56,6 +59,7 @@ class VerificationComparison:
     curves: CurvesChange
     notes: tuple[str, ...]
     degraded: tuple[Stratum, ...] = ()
+    eer_interval_95: tuple[float, float] | None = None
 
     @property
     def strata_rate(self) -> RateChange | None:
@@ -75,6 +79,8 @@ def compare_verification(
     measures: Mapping[tuple[str, str], F32],
     far: float,
     groups: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+    *,
+    eer_interval: bool = False,
 ) -> VerificationComparison | None:
     """Compare two models' embeddings of the same faces.
 
@@ -88,16 +94,22 @@ def compare_verification(
         measures: Names of the lowest and the highest quarter -> a value per face, `(N,)`.
         far: A false accept rate beside `FARS`, whose thresholds the strata use.
         groups: Name -> which faces belong to it, `(N,) bool`.
+        eer_interval: Whether to add the interval of the engine's equal error rate.
 
     Returns:
         None where neither identities of several people nor pairs are known.
     """
     fars = (*FARS, far)
-    accuracy = (
-        AccuracyChange(pair_accuracy(reference, pairs).mean, pair_accuracy(engine, pairs).mean)
-        if pairs is not None
-        else None
-    )
+    accuracy, eer_ends = None, None
+    if pairs is not None:
+        judged_accuracy = pair_accuracy(engine, pairs)
+        accuracy = AccuracyChange(
+            pair_accuracy(reference, pairs).mean,
+            judged_accuracy.mean,
+            fold_interval(judged_accuracy)
+            if labels is None
+            else accuracy_interval(engine, pairs, labels),
+        )
     if labels is not None and len(np.unique(labels)) > 1:
         before, after = all_pairs(reference, labels), all_pairs(engine, labels)
         intervals = tar_intervals(reference, engine, labels, (before, after), fars)
@@ -106,10 +118,16 @@ def compare_verification(
         judged = _strata_rate(rates, far)
         strata = compare_strata(reference, engine, labels, measures, judged, groups)
         notes = (note,) if (note := few_people(labels)) else ()
+        if eer_interval:
+            eer_ends = rate_intervals(engine, labels, after, ()).eer
     elif pairs is not None:
         before, after = _listed(reference, pairs), _listed(engine, pairs)
-        rates, mixed, strata, judged = compare_rates(before, after, fars), [], [], None
-        notes = ("intervals, mixed gallery and strata: the pair list does not say who is who",)
+        scored = tuple(cosines(e[pairs.first], e[pairs.second]) for e in (reference, engine))
+        rates = compare_rates(
+            before, after, fars, fold_intervals(scored[0], scored[1], pairs.same, pairs.fold, fars)
+        )
+        mixed, strata, judged = [], [], None
+        notes = ("mixed gallery and strata: the pair list does not say who is who",)
     else:
         return None
     return VerificationComparison(
@@ -120,6 +138,7 @@ def compare_verification(
         accuracy,
         CurvesChange(score_curves(before), score_curves(after)),
         notes,
+        eer_interval_95=eer_ends,
     )
 
 

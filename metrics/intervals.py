@@ -63,11 +63,13 @@ class TarInterval:
         reference: Of the reference's TAR.
         engine: Of the engine's TAR.
         delta: Of engine minus reference.
+        kept_far: Of the engine's FAR at the reference's threshold; None where no pair shows it.
     """
 
     reference: Ends
     engine: Ends
     delta: Ends
+    kept_far: Ends | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,22 @@ def tar_intervals(
             _tar_interval(rates[0], pairs),
             _tar_interval(rates[1], pairs),
             _change(rates, pairs, far),
+            _kept_far(pairs, far),
         )
     return intervals
+
+
+def _kept_far(pairs: _PairBins, far: float) -> Ends | None:
+    """Interval of the second network's FAR at the first one's threshold, on a logarithmic scale."""
+    first = _first_bin(pairs.scores[0], far)
+    listed = pairs.impostors[1][0]
+    accepted = int(pairs.scores[1].impostor[first:].sum())
+    if accepted < MIN_ACCEPTED or (listed >= first).sum() != accepted:
+        return None
+    error = pairs.far_error(1, first)
+    half = Z_975 * float(np.sqrt(far_variance([(1.0, error)], pairs.people.faces)))
+    rate = accepted / pairs.scores[1].impostor_pairs
+    return rate * float(np.exp(-half)), min(1.0, rate * float(np.exp(half)))
 
 
 def rate_intervals(

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import F32, I64
+from ..arrays import F32, F64, I64
+from .intervals import MIN_PEOPLE
+from .person_variance import student_t
 from .rates import RateChange
 from .verification import cosines, normalise
 
@@ -32,12 +34,14 @@ class StratumCosine:
 class StratumTar:
     """TAR in a stratum at the thresholds of all faces, as fractions, and engine minus reference.
 
-    All None with fewer than 50 genuine pairs.
+    All None with fewer than 50 genuine pairs; the 95 % interval of the change with fewer than
+    `MIN_PEOPLE` people too.
     """
 
     reference: float | None = None
     engine: float | None = None
     delta: float | None = None
+    interval_95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,13 @@ class Stratum:
     @property
     def drop(self) -> float | None:
         """Loss of TAR, a fraction; None with too few pairs."""
-        return None if self.tar.delta is None else -self.tar.delta
+        return None if self.tar.delta is None else 0.0 - self.tar.delta
+
+    @property
+    def drop_interval_95(self) -> tuple[float, float] | None:
+        """95 % interval of the loss; None with too few pairs or people."""
+        ends = self.tar.interval_95
+        return None if ends is None else (0.0 - ends[1], 0.0 - ends[0])
 
 
 def compare_strata(
@@ -95,7 +105,7 @@ def compare_strata(
         count = int(touched.sum())
         tar = StratumTar()
         if rate is not None and count >= MIN_STRATUM_PAIRS:
-            tar = _tar(float(pairs.old[touched].mean()), float(pairs.new[touched].mean()))
+            tar = _tar(pairs.old[touched], pairs.new[touched], labels[pairs.first[touched]])
         strata.append(Stratum(name, int(inside.sum()), _summary(cosine[inside]), count, tar))
     return sorted(strata, key=lambda s: (-(s.drop or 0.0), s.cosine.p5))
 
@@ -124,12 +134,11 @@ def compare_degraded(
     tar = StratumTar()
     if rate is not None and len(probe) >= MIN_STRATUM_PAIRS:
         thresholds = (rate.threshold.reference, rate.threshold.engine)
-        tar = _tar(
-            *(
-                None if t is None else float((cosines(d[probe], c[other]) >= t).mean())
-                for t, d, c in zip(thresholds, degraded, clean, strict=True)
-            )
-        )
+        accepted = [
+            None if t is None else cosines(d[probe], c[other]) >= t
+            for t, d, c in zip(thresholds, degraded, clean, strict=True)
+        ]
+        tar = _tar(accepted[0], accepted[1], labels[other])
     return Stratum(name, len(picks), _summary(cosines(*degraded)), len(probe), tar)
 
 
@@ -190,7 +199,27 @@ def _summary(cosine: npt.NDArray[np.float64]) -> StratumCosine:
     return StratumCosine(float(cosine.mean()), float(np.percentile(cosine, 5)), float(cosine.min()))
 
 
-def _tar(reference: float | None, engine: float | None) -> StratumTar:
-    if reference is None or engine is None:
-        return StratumTar(reference, engine)
-    return StratumTar(reference, engine, engine - reference)
+def _tar(
+    old: npt.NDArray[np.bool_] | None, new: npt.NDArray[np.bool_] | None, person: I64
+) -> StratumTar:
+    """Rates of pairs by whether each network accepts them, `(G,) bool`; `person` is of each pair."""
+    if old is None or new is None:
+        return StratumTar(*(None if a is None else float(a.mean()) for a in (old, new)))
+    before, after = float(old.mean()), float(new.mean())
+    change = new.astype(np.float64) - old
+    delta = float(change.mean())
+    return StratumTar(before, after, delta, _change_interval(change, delta, person))
+
+
+def _change_interval(change: F64, delta: float, person: I64) -> tuple[float, float] | None:
+    """95 % interval of a mean over pairs from its differences between people (the jackknife; Efron,
+    1982), at least as if one pair had changed."""
+    number = np.unique(person, return_inverse=True)[1]
+    pairs = np.bincount(number)
+    if len(pairs) < MIN_PEOPLE:
+        return None
+    influence = np.bincount(number, change - delta) / len(change)
+    share = pairs / len(change)
+    variance = float(((influence / np.maximum(1 - share, 1e-3)) ** 2).sum())
+    half = student_t(len(pairs) - 1) * max(float(np.sqrt(variance)), 1 / len(change))
+    return max(-1.0, delta - half), min(1.0, delta + half)

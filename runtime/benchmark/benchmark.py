@@ -18,7 +18,13 @@ from ...bundle.provenance import digest_images
 from ...documents import decode_json, encode_json
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
-from ..evaluation.limits import POLICY_NAME, min_cosine_floor
+from ..evaluation.limits import (
+    POLICY_NAME,
+    BenchmarkLimits,
+    bundle_policy,
+    merge_limits,
+    min_cosine_floor,
+)
 from ..evaluation.result import check_unchanged, opened_file
 from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch
@@ -28,6 +34,7 @@ from ..machine.tegrastats import power_mode as current_power_mode
 from ..session import session_provenance
 from .breakdown import measure_breakdown
 from .conditions import other_gpu_load, power_mode_problems, required_power_mode
+from .performance_gates import judge_performance
 from .result import (
     MIN_RUNS,
     BenchmarkInterrupted,
@@ -57,6 +64,9 @@ def benchmark(
     end_to_end: bool = False,
     layers: bool = False,
     power_mode: str | None = None,
+    max_p99_ms: float | None = None,
+    min_throughput: float | None = None,
+    max_energy_mj: float | None = None,
     log: Path | None = None,
 ) -> BenchmarkResult:
     """Time an engine on the golden faces and write its report, `reports/benchmark-...json`.
@@ -82,6 +92,10 @@ def benchmark(
         layers: Whether to add the backend's profile of the layers.
         power_mode: Runs in another mode are INVALID, as nvpmodel names it; by default the one that
             the bundle's policy requires in [benchmark].
+        max_p99_ms: Gate: ceiling of the 99th percentile of latency of each run, milliseconds.
+            Limits left None come from the bundle's policy.
+        min_throughput: Gate: floor of the throughput, faces per second.
+        max_energy_mj: Gate: ceiling of the energy of a face, millijoules.
         log: A file that gets a line of JSON every ten seconds.
 
     Returns:
@@ -95,11 +109,13 @@ def benchmark(
         BenchmarkInterrupted: Ctrl-C came; what had run is written, and is its `result`.
     """
     check_options(batches, threads, streams, rates, duration_s)
+    asked = BenchmarkLimits(max_p99_ms, min_throughput, max_energy_mj)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     required_mode = power_mode or required_power_mode(bundle)
     board, processes = read_board(), gpu_processes()  # before a session of ours is there
     subject = EngineUnderTest(bundle, engine, backend, end_to_end=end_to_end)
     session, golden = subject.first, subject.golden
+    limits = merge_limits(asked, bundle_policy(bundle, session.precision, BenchmarkLimits))
     cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
     problems = _golden_problems(cosine, min_cosine_floor(bundle, session.precision))
     if not subject.on_cpu:
@@ -143,6 +159,7 @@ def benchmark(
             also=("golden.npz", POLICY_NAME),
         ),
     )
+    result = judge_performance(limits, result)
     timed = (duration_s, settings, end_to_end, required_mode)
     result = replace(result, report=_report_name(bundle, result, timed))
     _write(bundle, result)

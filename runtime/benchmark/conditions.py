@@ -6,7 +6,7 @@ from pathlib import Path
 from ...bundle.manifest import Bundle
 from ...documents import read_toml
 from ...errors import DataError
-from ..evaluation.limits import POLICY_NAME
+from ..evaluation.limits import POLICY_NAME, BenchmarkLimits, read_policy
 from ..machine.monitor import SensorTrace
 from ..machine.sensors import Reading
 
@@ -28,6 +28,7 @@ def required_power_mode(bundle: Bundle) -> str | None:
     if POLICY_NAME not in bundle:
         return None
     path = bundle.file(POLICY_NAME)
+    read_policy(path, "int8", BenchmarkLimits)  # checks the keys of every table
     return _power_mode(read_toml(path).get("benchmark", {}), path)
 
 
@@ -68,8 +69,8 @@ def other_gpu_load(before: Reading, processes: tuple[str, ...]) -> tuple[str, ..
 
 
 def _power_mode(table: object, path: Path) -> str | None:
-    if not isinstance(table, dict) or set(table) - {"power_mode"}:
-        raise DataError(f"{path}: [benchmark] holds {table}, expected power_mode alone")
+    if not isinstance(table, dict):
+        raise DataError(f"{path}: [benchmark] holds {table!r}, expected a table")
     mode = table.get("power_mode")
     if mode is not None and not isinstance(mode, str):
         raise DataError(f"{path}: power_mode is a text such as MAXN, found {mode!r}")

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..._version import __version__
 from ...bundle.provenance import Provenance
+from ..evaluation.gates import Gate
 from ..evaluation.result import OpenedFile
+from ..evaluation.verdict import VerdictReason
 from ..machine.monitor import (
     FaceEnergy,
     SensorTrace,
@@ -124,6 +126,10 @@ class BenchmarkResult:
         artifact: The file that was timed.
         saturation_batch: The batch from which a larger one brings less than 10 % more faces per
             second.
+        gates: Limits that were asked for, of each run, with their verdicts.
+        gates_verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for.
+        passed: Whether that is PASSED; None where no limit was asked for.
+        reasons: Why it is not PASSED.
         interrupted: Whether Ctrl-C came before the end.
         time: Of the end, UTC, ISO 8601.
         report: The report's path within the bundle.
@@ -137,6 +143,10 @@ class BenchmarkResult:
     artifact: OpenedFile | None = None
     timed: str = ""
     saturation_batch: int | None = None
+    gates: tuple[Gate, ...] = ()
+    gates_verdict: str | None = None
+    passed: bool | None = None
+    reasons: tuple[VerdictReason, ...] = ()
     interrupted: bool = False
     time: str = ""
     device: Mapping[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
 from ..session import Session
-from .gates import MIN_REFERENCE_COSINE
+from .judgement import MIN_REFERENCE_COSINE
 
 _EXPLAINED = 0.98  # cosine from which a mistake explains what was seen
 _SAME = 0.9999  # cosine from which it is the same arithmetic: no further mistake is tried

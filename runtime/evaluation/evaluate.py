@@ -40,6 +40,8 @@ from ...metrics.verification import (
 from ...progress import Track, silent
 from ..session import Artifact, Session, embed_faces, open_session, session_provenance
 from .embeddings_file import check_embeddings
+from .evaluation_gates import evaluation_gates, with_verdict
+from .limits import EvaluateLimits, bundle_policy, merge_limits
 from .result import (
     AccuracyMean,
     EvaluateResult,
@@ -66,6 +68,10 @@ def evaluate(
     *,
     artifact: Artifact = "engine",
     flip: bool = False,
+    min_tar: float | None = None,
+    min_accuracy: float | None = None,
+    max_eer: float | None = None,
+    far: float | None = None,
     name: str = "",
 ) -> EvaluateResult:
     """Judge an engine on a pair list or a folder of people.
@@ -83,20 +89,28 @@ def evaluate(
             onnxruntime with every rounding that its Q/DQ nodes ask for.
         flip: Whether an embedding is the sum of the face's and its mirror image's, as papers
             report; a device that embeds once has the figures without.
+        min_tar: Gate: floor of the TAR at `far`. Limits left None come from the bundle's policy.
+        min_accuracy: Gate: floor of the accuracy, a fraction.
+        max_eer: Gate: ceiling of the equal error rate.
+        far: The false accept rate of `min_tar`, 1e-4 by default.
         name: The protocol's name in the report; by default that of the faces.
 
     Raises:
+        UsageError: Impossible limits.
+        DataError: The bundle's policy cannot be read.
         BundleError: The engine was not built, or a file was changed.
         MachineError: The backend cannot run here.
         FacesError: The faces hold no genuine or no impostor pair.
         ModelError: An embedding is zero or not finite.
     """
+    asked = EvaluateLimits(min_tar, min_accuracy, max_eer, far)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     listed = isinstance(protocol, Pairs)
     faces = protocol.faces if isinstance(protocol, Pairs) else protocol
     faces, images = with_digests(faces)
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
+        limits = merge_limits(asked, bundle_policy(bundle, session.precision, EvaluateLimits))
         embeddings = _embed(session, faces, flip, track)
     check_embeddings(embeddings, faces.keys, session.file)
     named = faces.labelled
@@ -111,11 +125,12 @@ def evaluate(
             "impostor pairs among its faces, expected both",
             "one folder per person: the folder's name is the identity",
         )
+    fars = sorted({*FARS, limits.judged_far}, reverse=True)
     accuracy = pair_accuracy(embeddings, pairs)
     legacy = insightface_accuracy(embeddings[pairs.first], embeddings[pairs.second], pairs.same)
     if named:
         labels = np.asarray(faces.labels, np.int64)
-        intervals = rate_intervals(embeddings, labels, scores, FARS)
+        intervals = rate_intervals(embeddings, labels, scores, fars)
         accuracy_ends = accuracy_interval(embeddings, pairs, labels)
         few = few_people(labels)
     else:
@@ -142,13 +157,15 @@ def evaluate(
         accuracy_interval_95=accuracy_ends,
         eer_interval_95=intervals.eer,
         eer=equal_error_rate(scores),
-        tar_at_far={far_name(far): tar_at_far(scores, far) for far in FARS},
-        interval_95_at_far={far_name(far): ends for far, ends in intervals.tar.items()},
-        threshold_at_far={far_name(far): threshold_at_far(scores, far) for far in FARS},
+        tar_at_far={far_name(rate): tar_at_far(scores, rate) for rate in fars},
+        interval_95_at_far={far_name(rate): ends for rate, ends in intervals.tar.items()},
+        threshold_at_far={far_name(rate): threshold_at_far(scores, rate) for rate in fars},
         pairs=PairCounts(scores.genuine_pairs, scores.impostor_pairs),
         identification=identify(embeddings, faces.labels) if named else None,
         notes=tuple(filter(None, (*_notes(scores, accuracy, named), few))),
-        report=report_name("evaluate", session, name, faces, pairs, {"flip": flip}),
+        report=report_name(
+            "evaluate", session, name, faces, pairs, {"flip": flip, "limits": limits}
+        ),
         provenance=session_provenance(
             bundle,
             session,
@@ -157,7 +174,9 @@ def evaluate(
             list_sha256=protocol.sha256 if isinstance(protocol, Pairs) else "",
         ),
     )
-    save_result(bundle, "evaluate", result, summary={"accuracy": result.accuracy})
+    result = with_verdict(result, evaluation_gates(limits, result))
+    summary = {"accuracy": result.accuracy, "verdict": result.verdict}
+    save_result(bundle, "evaluate", result, summary=summary)
     return result
 
 
@@ -172,6 +191,8 @@ def evaluate_ijb(
     norm: bool = True,
     detector: bool = True,
     flip: bool = True,
+    min_tar: float | None = None,
+    far: float | None = None,
     name: str = "ijb",
 ) -> IjbResult:
     """Judge an engine on IJB-B or IJB-C: TAR over pairs of templates of many images.
@@ -189,18 +210,24 @@ def evaluate_ijb(
         norm: Whether an image counts by its embedding's norm.
         detector: Whether an image counts by its detector's score.
         flip: Whether the mirror image's embedding is added.
+        min_tar: Gate: floor of the TAR at `far`. Limits left None come from the bundle's policy.
+        far: The false accept rate of `min_tar`, one of the table's; 1e-4 by default.
         name: The protocol's name in the report.
 
     Raises:
+        UsageError: Impossible limits.
+        DataError: The bundle's policy cannot be read.
         BundleError: The engine was not built, or a file was changed.
         MachineError: The backend cannot run here.
         FacesError: An image is damaged.
         ModelError: An embedding is zero or not finite.
     """
+    asked = EvaluateLimits(min_tar=min_tar, far=far)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     images, digests = with_digests(ijb.faces)
     ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
+        limits = merge_limits(asked, bundle_policy(bundle, session.precision, EvaluateLimits))
         batches = _embed_images(session, ijb, flip, track)
         templates, numbers = pool_templates(batches, ijb, norm=norm, detector=detector)
     tar = nearest_tar(template_cosines(templates, numbers, ijb), ijb.same, _IJB_FARS)
@@ -218,13 +245,14 @@ def evaluate_ijb(
         pairs=PairCounts(int(ijb.same.sum()), impostor),
         notes=tuple(note for far in _IJB_FARS if (note := few_impostors(impostor, far))),
         report=report_name(
-            "evaluate", session, f"{name}-{flags}", ijb.faces, None, (ijb.first, ijb.second)
+            "evaluate", session, f"{name}-{flags}", ijb.faces, None, (ijb.first, ijb.second, limits)
         ),
         provenance=replace(
             session_provenance(bundle, session, images=digests),
             pairs=digest_pairs(np.zeros(len(ijb.same), np.int64), ijb.first, ijb.second, ijb.same),
         ),
     )
+    result = with_verdict(result, evaluation_gates(limits, result))
     save_result(bundle, "evaluate", result, options={"flags": flags})
     return result
 

@@ -12,7 +12,7 @@ from ...metrics.comparison import rates_by_name
 from ...metrics.rates import RateChange, compare_rates
 from ...metrics.verification import FARS, all_pairs
 from .embeddings_file import EmbeddingOrigin, read_embeddings
-from .gates import GalleryAdvice, gallery_advice
+from .judgement import GalleryAdvice, gallery_advice
 from .limits import Limits
 
 

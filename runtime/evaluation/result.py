@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from ..._version import __version__
 from ...bundle.bundle import transaction
@@ -26,7 +25,8 @@ from ...metrics.strata import Stratum
 from ..fingerprint import machine_fingerprint
 from ..session import Session
 from .gallery import GalleryMigration
-from .gates import GalleryAdvice, Gate
+from .gates import Gate
+from .judgement import GalleryAdvice
 from .reference import ReferenceCheck
 from .verdict import VerdictReason
 
@@ -171,6 +171,10 @@ class EvaluateResult:
         artifact: The file that was judged.
         identification: One-to-many search among people with names.
         notes: What was not measured or depends on few pairs, in words.
+        gates: Limits that were asked for, with their verdicts.
+        verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for.
+        passed: Whether the verdict is PASSED; None where no limit was asked for.
+        reasons: Why the verdict is not PASSED.
         report: The report's path within the bundle.
     """
 
@@ -191,6 +195,10 @@ class EvaluateResult:
     interval_95_at_far: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     identification: IdentificationResult | None = None
     notes: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    verdict: str | None = None
+    passed: bool | None = None
+    reasons: tuple[VerdictReason, ...] = ()
     report: str = ""
     fr_edge: str = __version__
     provenance: Provenance | None = None
@@ -217,6 +225,10 @@ class IjbResult:
             pairs are fewer than 1 / FAR.
         artifact: The file that was judged.
         notes: What depends on few pairs, in words.
+        gates: Limits that were asked for, with their verdicts.
+        verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for.
+        passed: Whether the verdict is PASSED; None where no limit was asked for.
+        reasons: Why the verdict is not PASSED.
         report: The report's path within the bundle.
     """
 
@@ -227,6 +239,10 @@ class IjbResult:
     pairs: PairCounts
     artifact: OpenedFile | None = None
     notes: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    verdict: str | None = None
+    passed: bool | None = None
+    reasons: tuple[VerdictReason, ...] = ()
     report: str = ""
     fr_edge: str = __version__
     provenance: Provenance | None = None
@@ -355,35 +371,3 @@ def check_unchanged(bundle: Bundle, artifact: OpenedFile | None) -> tuple[str, .
             f"{artifact.file} was replaced while it was judged", "run the command again"
         )
     return (artifact.file,)
-
-
-def junit_xml(result: VerifyResult) -> str:
-    """Gates as JUnit XML, for CI systems.
-
-    Args:
-        result: What `verify` returned.
-
-    Returns:
-        An XML document with a test case for each gate.
-    """
-    failures = sum(not gate.passed for gate in result.gates)
-    suite = ElementTree.Element(
-        "testsuite",
-        name=f"fr-edge verify {result.engine} on {result.backend}",
-        tests=str(len(result.gates)),
-        failures=str(failures),
-        errors="0",
-    )
-    for gate in result.gates:
-        case = ElementTree.SubElement(suite, "testcase", classname="fr-edge.verify")
-        case.set("name", gate.name)
-        value = gate.reason or "not measured" if gate.value is None else f"{gate.value:.6g}"
-        message = f"found {value}, expected at {gate.at} {gate.limit:g}"
-        if gate.passed:
-            ElementTree.SubElement(case, "system-out").text = message
-        else:
-            ElementTree.SubElement(case, "failure", message=message).text = message
-    ElementTree.indent(suite)
-    return (
-        '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, "unicode") + "\n"
-    )

@@ -30,7 +30,8 @@ from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Artifact, Session, open_session, session_provenance
 from .error_analysis import explain_all, label_doubts, strata_doubts
 from .gallery import compare_gallery
-from .gates import gallery_advice, gate_reasons, judge_gates, reference_doubt
+from .gates import gate_reasons
+from .judgement import gallery_advice, judge_gates, reference_doubt
 from .limits import POLICY_NAME, Limits, bundle_policy, merge_limits, read_policy
 from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
 from .result import (
@@ -283,6 +284,7 @@ def _measure(
         dict(zip(STRATA.values(), both.quality.T, strict=True)),
         limits.judged_far,
         groups,
+        eer_interval=limits.max_eer is not None,
     )
     words = f"model.onnx in FP32 on this machine, which is {golden.original} on golden faces"
     return _Measured(

@@ -1,25 +1,64 @@
-"""Gates fail on what is bad and on what nobody measured."""
+"""Gates fail on what is bad, and cannot judge what was not measured or not measured well enough."""
 
 import pytest
 
-from fr_edge.runtime.evaluation.gates import ceiling_gate, floor_gate
+from fr_edge.runtime.evaluation.gates import ceiling_gate, floor_gate, people_gate
+from fr_edge.runtime.evaluation.verdict import overall_verdict
+
+UNKNOWN = "CANNOT JUDGE"
 
 
 @pytest.mark.parametrize(
-    ("value", "limit", "most", "passed"),
+    ("value", "limit", "most", "verdict"),
     [
-        (0.99, 0.99, False, True),
-        (0.98, 0.99, False, False),
-        (0.01, 0.01, True, True),
-        (0.02, 0.01, True, False),
-        (-0.5, 0.01, True, True),
-        (None, 0.0, True, False),
-        (None, 0.0, False, False),
-        (float("nan"), 0.0, False, False),
-        (float("nan"), 0.0, True, False),
+        (0.99, 0.99, False, "PASSED"),
+        (0.98, 0.99, False, "FAILED"),
+        (0.01, 0.01, True, "PASSED"),
+        (0.02, 0.01, True, "FAILED"),
+        (-0.5, 0.01, True, "PASSED"),
+        (None, 0.0, True, UNKNOWN),
+        (None, 0.0, False, UNKNOWN),
+        (float("nan"), 0.0, False, UNKNOWN),
+        (float("nan"), 0.0, True, UNKNOWN),
     ],
 )
-def test_verdict(value: float | None, limit: float, most: bool, passed: bool) -> None:
+def test_verdict_of_a_value(value: float | None, limit: float, most: bool, verdict: str) -> None:
     gate = (ceiling_gate if most else floor_gate)("g", value, limit)
-    assert gate.passed is passed
+    assert gate.verdict == verdict
+    assert gate.passed is (verdict == "PASSED")
     assert gate.at == ("most" if most else "least")
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-0.01, 0.009), "PASSED"),
+        ((0.0, 0.02), UNKNOWN),
+        ((0.011, 0.02), "FAILED"),
+        (None, UNKNOWN),
+    ],
+)
+def test_the_intervals_bound_decides(interval: tuple[float, float] | None, verdict: str) -> None:
+    """The same value of .005 against a limit of .01: what other people could show counts."""
+    ceiling = people_gate("drop", 0.005, 0.01, "most", interval)
+    assert ceiling.verdict == verdict
+    mirrored = None if interval is None else (1 - interval[1], 1 - interval[0])
+    floor = people_gate("TAR", 0.995, 0.99, "least", mirrored)
+    assert floor.verdict == verdict
+    assert bool(ceiling.cure) == bool(ceiling.reason) == (verdict == UNKNOWN)
+
+
+def test_the_cure_names_how_many_people() -> None:
+    gate = people_gate("drop", 0.0, 0.01, "most", (-0.02, 0.02))
+    assert "4 times as many people" in gate.cure
+    assert "0.0200" in gate.cure
+
+
+def test_a_reason_forbids_a_verdict() -> None:
+    assert people_gate("drop", 0.0, 0.01, "most", (0.0, 0.0), "few impostors").verdict == UNKNOWN
+
+
+def test_failed_goes_before_cannot_judge() -> None:
+    assert overall_verdict([]) == "PASSED"
+    assert overall_verdict(["PASSED", UNKNOWN]) == UNKNOWN
+    assert overall_verdict([UNKNOWN, "FAILED", "PASSED"]) == "FAILED"

@@ -7,7 +7,7 @@ import pytest
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.errors import DataError, UsageError
 from fr_edge.faces.sources import Faces
-from fr_edge.runtime.evaluation.limits import Limits, read_policy
+from fr_edge.runtime.evaluation.limits import BenchmarkLimits, EvaluateLimits, Limits, read_policy
 from fr_edge.runtime.evaluation.verify import verify
 
 
@@ -19,6 +19,8 @@ from fr_edge.runtime.evaluation.verify import verify
         {"max_tar_drop": -0.1},
         {"max_stratum_drop": 2},
         {"far": 0},
+        {"min_tar": 1.5},
+        {"max_kept_far": 0},
     ],
 )
 def test_impossible_limits(limits: dict[str, float]) -> None:
@@ -33,6 +35,29 @@ def test_a_precisions_own_table_goes_before_the_general(tmp_path: Path) -> None:
     assert read_policy(file, "int8", Limits) == Limits(min_cosine=0.9, far=1e-3)
 
 
+def test_a_table_per_command_and_precision(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        "far = 1e-3\n[verify]\nmin_tar = 0.8\n[verify.int8]\nmin_tar = 0.7\n"
+        "[evaluate]\nmax_eer = 0.02\n[evaluate.fp16]\nmax_eer = 0.01\n"
+        "[benchmark]\npower_mode = 'MAXN'\nmax_p99_ms = 9\n[benchmark.int8]\nmax_p99_ms = 4\n"
+    )
+    assert read_policy(file, "int8", Limits) == Limits(min_tar=0.7, far=1e-3)
+    assert read_policy(file, "fp16", Limits) == Limits(min_tar=0.8, far=1e-3)
+    assert read_policy(file, "int8", EvaluateLimits) == EvaluateLimits(max_eer=0.02)
+    assert read_policy(file, "fp16", EvaluateLimits) == EvaluateLimits(max_eer=0.01)
+    assert read_policy(file, "int8", BenchmarkLimits) == BenchmarkLimits(max_p99_ms=4)
+    assert read_policy(file, "fp32", BenchmarkLimits) == BenchmarkLimits(max_p99_ms=9)
+
+
+def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path) -> None:
+    """A mistake in another command's table is found too."""
+    (tmp_path / "p.toml").write_text("[benchmark.int8]\nmax_p99 = 4\n")
+    with pytest.raises(DataError, match=r"'max_p99' in \[benchmark.int8\]") as error:
+        read_policy(tmp_path / "p.toml", "fp32", Limits)
+    assert error.value.hint == "did you mean 'max_p99_ms'?"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -42,6 +67,9 @@ def test_a_precisions_own_table_goes_before_the_general(tmp_path: Path) -> None:
         ("min_cosine = 7", "-1 to 1"),
         ("[int8]\nfast = 1", "fast"),
         ("int8 = 3", "expected"),
+        ("evaluate = 3", "expected"),
+        ("[evaluate]\nmin_cosine = 0.9", "min_cosine"),
+        ("[benchmark]\nmin_throughput = 0", "above 0"),
         ("min_cosine 0.9", "TOML"),
     ],
 )

@@ -1,0 +1,273 @@
+"""Which gates an engine must pass, judged from what `verify` measured."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ...metrics.comparison import VerificationComparison
+from ...metrics.intervals import TarInterval
+from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange
+from ...metrics.strata import MIN_STRATUM_PAIRS
+from ...metrics.verification import far_name
+from .gates import MORE_PEOPLE, Gate, ceiling_gate, floor_gate, people_gate
+from .limits import COSINE_FLOORS, Limits
+from .reference import ReferenceCheck
+from .verdict import CANNOT_JUDGE, FAILED, PASSED, VerdictReason
+
+MIN_REFERENCE_COSINE = 0.9999  # from which model.onnx on this machine is the original network
+
+_NO_PEOPLE = "no faces of several known people were given"
+_GIVE_PEOPLE = "give --faces, a folder per person, or --pairs"
+_NO_LIST = "no pair list was given"
+
+# A reference below these hardly tells people apart, so a loss against it proves nothing. Trained
+# networks have an EER under .05 and accept 90 % of the genuine pairs at FAR 1e-2.
+_MAX_REFERENCE_EER = 0.2
+_MIN_REFERENCE_TAR = 0.5  # at FAR 1e-2
+_MIN_JUDGED_TAR = 0.1  # at the judged FAR
+_WRONG_CONTRACT = (
+    "are the faces aligned, the labels right, the input contract the network's"
+    " (`fr-edge find-preprocessing`)?"
+)
+
+
+@dataclass(frozen=True)
+class GalleryAdvice:
+    """Whether people enrolled with another network may be matched by the engine.
+
+    Attributes:
+        verdict: "keep the gallery", "enrol again" or "cannot judge".
+        far: The FAR by name.
+        delta: Change of TAR of mixed pairs, a fraction.
+        threshold: The match threshold of mixed pairs, a cosine.
+    """
+
+    verdict: str
+    far: str
+    delta: float
+    threshold: float
+
+
+def judge_gates(
+    limits: Limits,
+    precision: str,
+    golden: ReferenceCheck,
+    drift: CosineDrift,
+    comparison: VerificationComparison | None,
+) -> tuple[list[Gate], list[str]]:
+    """Judge what was measured.
+
+    Args:
+        limits: What the engine must satisfy.
+        precision: "fp32", "fp16" or "int8".
+        golden: The golden faces' answer.
+        drift: Cosines of engine and reference.
+        comparison: Rates of both, where faces of several people were given.
+
+    Returns:
+        The gates, and in words what was not measured.
+    """
+    minimum, p1 = COSINE_FLOORS[precision]
+    gates = [
+        floor_gate(
+            "fp32 model is the original: min cosine", golden.fp32_min_cosine, MIN_REFERENCE_COSINE
+        ),
+        floor_gate(
+            "min cosine", drift.min, minimum if limits.min_cosine is None else limits.min_cosine
+        ),
+        floor_gate("p1 cosine", drift.p1, p1 if limits.p1_cosine is None else limits.p1_cosine),
+    ]
+    if comparison is None:
+        not_measured = [f"people, TAR and FAR: {_NO_PEOPLE}"]
+        gates += _unmeasured_gates(limits)
+    else:
+        rate = judged_rate(limits, comparison.tar)
+        gates += _rate_gates(limits, rate)
+        not_measured = []
+        if rate.far != limits.judged_far:
+            wanted = comparison.tar[far_name(limits.judged_far)]
+            why = wanted.reason or wanted.low_confidence
+            not_measured.append(
+                f"TAR at FAR {far_name(wanted.far)}, the default; FAR {far_name(rate.far)} was"
+                f" judged: {why}"
+            )
+        if limits.max_stratum_drop is not None:
+            gates.append(_stratum_gate(limits.max_stratum_drop, comparison))
+        if limits.max_eer is not None:
+            eer, ends = comparison.curves.engine.eer, comparison.eer_interval_95
+            gates.append(people_gate("equal error rate", eer, limits.max_eer, "most", ends))
+        if limits.min_accuracy is not None:
+            gates.append(_accuracy_gate(limits.min_accuracy, comparison))
+        not_measured += comparison.notes
+    if comparison is None or comparison.accuracy is None:
+        not_measured.append(f"10-fold accuracy: {_NO_LIST}")
+    return gates, not_measured
+
+
+def judged_rate(limits: Limits, rates: Mapping[str, RateChange]) -> RateChange:
+    """The rates at the FAR that was asked for, or by default at the lowest from 1e-4 on that the
+    pairs show.
+
+    Args:
+        limits: With the FAR.
+        rates: FAR by name -> rates, with the judged FAR among them.
+    """
+    wanted = rates[far_name(limits.judged_far)]
+    if limits.far is not None or _solid(wanted):
+        return wanted
+    larger = [rate for rate in rates.values() if rate.far > wanted.far and _solid(rate)]
+    return min(larger, key=lambda rate: rate.far, default=wanted)
+
+
+def reference_doubt(limits: Limits, comparison: VerificationComparison) -> VerdictReason | None:
+    """Whether the reference itself hardly tells people apart, so that nothing can be lost.
+
+    Args:
+        limits: With the FAR.
+        comparison: Rates of reference and engine.
+
+    Returns:
+        A reason for CANNOT JUDGE; None where the reference tells people apart.
+    """
+    eer, rate = comparison.curves.reference.eer, judged_rate(limits, comparison.tar)
+    lenient = comparison.tar[far_name(1e-2)]
+    if lenient.reference is not None and lenient.reference < _MIN_REFERENCE_TAR:
+        fact = f"it accepts {lenient.reference:.1%} of the genuine pairs at FAR 1e-2"
+    elif eer > _MAX_REFERENCE_EER:
+        fact = f"its equal error rate is {eer:.1%}"
+    elif rate.reference is not None and rate.reference < _MIN_JUDGED_TAR:
+        fact = (
+            f"it accepts {rate.reference:.1%} of the genuine pairs at FAR {far_name(rate.far)}; a"
+            " larger --far may be judged"
+        )
+    else:
+        return None
+    return VerdictReason(
+        CANNOT_JUDGE,
+        f"the reference itself hardly tells these people apart: {fact}",
+        _WRONG_CONTRACT,
+    )
+
+
+def gallery_advice(
+    limits: Limits, rates: Mapping[str, RateChange], *, cannot_judge: bool = False
+) -> GalleryAdvice | None:
+    """May people enrolled with another network be matched by the engine, or must they enrol again?
+
+    They may stay when mixed pairs lose no more TAR than the engine's own pairs may.
+
+    Args:
+        limits: What the engine must satisfy.
+        rates: FAR by name -> TAR of the other network alone, and of mixed pairs.
+        cannot_judge: Whether the other network or the faces allow no judgement.
+
+    Returns:
+        The advice, None where the pairs are too few.
+    """
+    if not rates:
+        return None
+    mixed = judged_rate(limits, rates)
+    if mixed.reference is None or mixed.delta is None or mixed.threshold.engine is None:
+        return None
+    stays = -mixed.delta <= limits.tar_drop
+    if cannot_judge or mixed.reference < _MIN_JUDGED_TAR:
+        verdict = "cannot judge"
+    else:
+        verdict = "keep the gallery" if stays else "enrol again"
+    return GalleryAdvice(verdict, far_name(mixed.far), mixed.delta, mixed.threshold.engine)
+
+
+def _unmeasured_gates(limits: Limits) -> Iterator[Gate]:
+    """Gates that were asked for and need people."""
+    for key, name in _names(far_name(limits.judged_far)).items():
+        limit = getattr(limits, key)
+        if limit is not None:
+            make = floor_gate if key.startswith("min") else ceiling_gate
+            yield make(name, None, limit, _NO_PEOPLE, cure=_GIVE_PEOPLE)
+
+
+def _names(far: str) -> dict[str, str]:
+    """Limit -> its gate's name, of limits that need people."""
+    return {
+        "max_tar_drop": f"TAR drop at FAR {far}",
+        "min_tar": f"TAR at FAR {far}",
+        "min_kept_tar": f"TAR at the threshold kept from FAR {far}",
+        "max_kept_far": f"FAR at the threshold kept from FAR {far}",
+        "max_stratum_drop": "worst stratum's TAR drop",
+        "max_eer": "equal error rate",
+        "min_accuracy": "10-fold accuracy",
+    }
+
+
+def _solid(rate: RateChange) -> bool:
+    return rate.delta is not None and not rate.low_confidence
+
+
+def _rate_gates(limits: Limits, rate: RateChange) -> Iterator[Gate]:
+    """The loss of TAR, and the rates that were asked for."""
+    names, interval = _names(far_name(rate.far)), rate.interval_95
+    reason = rate.reason or rate.low_confidence
+    if rate.delta is None or rate.engine is None:
+        for key in ("max_tar_drop", "min_tar", "min_kept_tar", "max_kept_far"):
+            limit = limits.tar_drop if key == "max_tar_drop" else getattr(limits, key)
+            if limit is not None:
+                make = floor_gate if key.startswith("min") else ceiling_gate
+                yield make(names[key], None, limit, reason, cure=_more_impostors(rate.far))
+        return
+    drop = (0.0 - interval.delta[1], 0.0 - interval.delta[0]) if interval else None
+    name = names["max_tar_drop"]
+    yield people_gate(name, 0.0 - rate.delta, limits.tar_drop, "most", drop, reason)
+    ends = interval.engine if interval else None
+    if limits.min_tar is not None:
+        yield people_gate(names["min_tar"], rate.engine, limits.min_tar, "least", ends, reason)
+    kept = rate.threshold_kept
+    if limits.min_kept_tar is not None and kept.tar is not None:
+        # The threshold does not move with the faces, so the interval is a little too wide.
+        moved = kept.tar - rate.engine
+        around = (max(0.0, ends[0] + moved), min(1.0, ends[1] + moved)) if ends else None
+        name = names["min_kept_tar"]
+        yield people_gate(name, kept.tar, limits.min_kept_tar, "least", around, reason)
+    if limits.max_kept_far is not None and kept.far is not None:
+        yield _kept_far_gate(names["max_kept_far"], kept.far, limits.max_kept_far, interval)
+
+
+def _kept_far_gate(name: str, value: float, limit: float, interval: TarInterval | None) -> Gate:
+    ends = interval.kept_far if interval else None
+    return people_gate(name, value, limit, "most", ends)
+
+
+def _more_impostors(far: float) -> str:
+    return (
+        f"give faces of more people, {round(SOLID_IMPOSTORS / far):,} impostor pairs among them,"
+        " or a larger --far"
+    )
+
+
+def _stratum_gate(limit: float, comparison: VerificationComparison) -> Gate:
+    strata = [
+        stratum
+        for stratum in (*comparison.strata, *comparison.degraded)
+        if comparison.strata_far is not None and stratum.drop is not None
+    ]
+    if not strata:
+        reason = f"no stratum has {MIN_STRATUM_PAIRS} pairs"
+        return ceiling_gate("worst stratum's TAR drop", None, limit, reason, cure=MORE_PEOPLE)
+    gates = [
+        people_gate(
+            f"TAR drop at FAR {comparison.strata_far} of the worst stratum: {stratum.name}",
+            stratum.drop or 0.0,
+            limit,
+            "most",
+            stratum.drop_interval_95,
+        )
+        for stratum in strata
+    ]
+    order = (FAILED, CANNOT_JUDGE, PASSED)
+    return min(gates, key=lambda gate: (order.index(gate.verdict), -(gate.value or 0.0)))
+
+
+def _accuracy_gate(limit: float, comparison: VerificationComparison) -> Gate:
+    accuracy = comparison.accuracy
+    if accuracy is None:
+        return floor_gate("10-fold accuracy", None, limit, _NO_LIST, cure="give --pairs")
+    interval = accuracy.engine_interval_95
+    return people_gate("10-fold accuracy", accuracy.engine, limit, "least", interval)
