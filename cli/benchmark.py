@@ -226,8 +226,7 @@ def _failed(result: "BenchmarkResult") -> str:
 def _write_junit(path: Path, result: "BenchmarkResult") -> None:
     from ..files import write_atomic
     from ..runtime.benchmark.performance_gates import skipped_gates
-    from ..runtime.evaluation.junit import junit_xml
-    from ..runtime.evaluation.verdict import CANNOT_JUDGE, VerdictReason
+    from ..runtime.evaluation.gates import CANNOT_JUDGE, VerdictReason, junit_xml
 
     invalid = [
         VerdictReason(CANNOT_JUDGE, f"{run.setting.label} is INVALID: {'; '.join(run.reasons)}")

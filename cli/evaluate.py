@@ -135,7 +135,7 @@ def command(
 
 def _write_junit(junit: str | None, result: "EvaluateResult | IjbResult") -> None:
     from ..files import write_atomic
-    from ..runtime.evaluation.junit import junit_xml
+    from ..runtime.evaluation.gates import junit_xml
 
     if junit:
         title = f"{result.engine} on {result.backend}, {result.protocol.name}"

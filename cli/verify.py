@@ -12,10 +12,9 @@ from .output import Output, table
 
 if TYPE_CHECKING:
     from ..metrics.intervals import TarInterval
-    from ..runtime.evaluation.gates import Gate
+    from ..runtime.evaluation.gates import Gate, VerdictReason
     from ..runtime.evaluation.judgement import GalleryAdvice
     from ..runtime.evaluation.result import OpenedFile, VerifyResult
-    from ..runtime.evaluation.verdict import VerdictReason
 
 
 @define_command(
@@ -118,7 +117,7 @@ def command(
     """
     from ..documents import to_builtins
     from ..files import write_atomic
-    from ..runtime.evaluation.junit import junit_xml
+    from ..runtime.evaluation.gates import junit_xml
     from ..runtime.evaluation.verify import verify
 
     source, listed = options.load_judged(faces, pairs)

@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, I64
-from .accuracy import accuracy_interval, fold_interval, pair_accuracy
-from .fold_intervals import fold_intervals
+from .accuracy import accuracy_interval, fold_interval, fold_intervals, pair_accuracy
 from .intervals import few_people, rate_intervals, tar_intervals
 from .protocols import ListedPairs
 from .rates import RateChange, ScoreCurves, compare_rates, score_curves

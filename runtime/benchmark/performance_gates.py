@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ..evaluation.gates import Gate, ceiling_gate, floor_gate, gate_reasons
+from ..evaluation.gates import PASSED, Gate, ceiling_gate, floor_gate, gate_reasons, overall_verdict
 from ..evaluation.limits import BenchmarkLimits
-from ..evaluation.verdict import PASSED, overall_verdict
 from .result import BenchmarkResult, BenchmarkRun
 
 _LONGER = "lengthen --duration"

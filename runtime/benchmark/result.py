@@ -9,9 +9,8 @@ from typing import Any
 
 from ..._version import __version__
 from ...bundle.provenance import Provenance
-from ..evaluation.gates import Gate
+from ..evaluation.gates import Gate, VerdictReason
 from ..evaluation.result import OpenedFile
-from ..evaluation.verdict import VerdictReason
 from ..machine.monitor import (
     FaceEnergy,
     SensorTrace,

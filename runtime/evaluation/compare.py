@@ -141,7 +141,7 @@ def read_report(path: Path) -> Report | None:
     if not isinstance(document, dict):
         return None
     kinds: dict[str, type[Report]] = {
-        "gates": VerifyResult,
+        "cosine": VerifyResult,
         "runs": BenchmarkResult,
         "accuracy": EvaluateResult,
         "tar_at_far": IjbResult,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,8 +25,9 @@ from ...metrics.accuracy import (
 )
 from ...metrics.identification import identify
 from ...metrics.intervals import RateIntervals, few_people, rate_intervals
+from ...metrics.person_variance import score_interval
 from ...metrics.protocols import draw_pairs
-from ...metrics.rates import few_impostors
+from ...metrics.rates import SOLID_IMPOSTORS, few_impostors
 from ...metrics.verification import (
     FARS,
     Scores,
@@ -40,7 +42,15 @@ from ...metrics.verification import (
 from ...progress import Track, silent
 from ..session import Artifact, Session, embed_faces, open_session, session_provenance
 from .embeddings_file import check_embeddings
-from .evaluation_gates import evaluation_gates, with_verdict
+from .gates import (
+    PASSED,
+    Gate,
+    ceiling_gate,
+    floor_gate,
+    gate_reasons,
+    overall_verdict,
+    people_gate,
+)
 from .limits import EvaluateLimits, bundle_policy, merge_limits
 from .result import (
     AccuracyMean,
@@ -57,6 +67,9 @@ from .result import (
 
 _IJB_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _BATCH = 32  # images of IJB embedded at a time
+_OTHER = "evaluate a pair list or a folder of people"
+
+Evaluated = TypeVar("Evaluated", EvaluateResult, IjbResult)
 
 
 def evaluate(
@@ -174,7 +187,7 @@ def evaluate(
             list_sha256=protocol.sha256 if isinstance(protocol, Pairs) else "",
         ),
     )
-    result = with_verdict(result, evaluation_gates(limits, result))
+    result = _with_verdict(result, _evaluation_gates(limits, result))
     summary = {"accuracy": result.accuracy, "verdict": result.verdict}
     save_result(bundle, "evaluate", result, summary=summary)
     return result
@@ -252,7 +265,7 @@ def evaluate_ijb(
             pairs=digest_pairs(np.zeros(len(ijb.same), np.int64), ijb.first, ijb.second, ijb.same),
         ),
     )
-    result = with_verdict(result, evaluation_gates(limits, result))
+    result = _with_verdict(result, _evaluation_gates(limits, result))
     save_result(bundle, "evaluate", result, options={"flags": flags})
     return result
 
@@ -286,3 +299,56 @@ def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
     if accuracy.folds < 2:
         yield "a single fold is judged at its own best threshold, so its accuracy is too high"
     yield from (note for far in FARS if (note := few_impostors(scores.impostor_pairs, far)))
+
+
+def _evaluation_gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> list[Gate]:
+    """The gates that were asked for."""
+    return list(_gates(limits, result))
+
+
+def _with_verdict(result: Evaluated, gates: list[Gate]) -> Evaluated:
+    """A result with its gates and their verdict; with none there is no verdict."""
+    if not gates:
+        return result
+    verdict = overall_verdict(gate.verdict for gate in gates)
+    return replace(
+        result,
+        gates=tuple(gates),
+        verdict=verdict,
+        passed=verdict == PASSED,
+        reasons=tuple(gate_reasons(gates)),
+    )
+
+
+def _gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> Iterator[Gate]:
+    if limits.min_tar is not None:
+        yield _tar_gate(limits.min_tar, limits.judged_far, result)
+    if limits.min_accuracy is not None:
+        name = "10-fold accuracy"
+        if isinstance(result, EvaluateResult):
+            ends = result.accuracy_interval_95
+            yield people_gate(name, result.accuracy, limits.min_accuracy, "least", ends)
+        else:
+            yield floor_gate(name, None, limits.min_accuracy, "IJB has none", cure=_OTHER)
+    if limits.max_eer is not None:
+        name = "equal error rate"
+        if isinstance(result, EvaluateResult):
+            yield people_gate(name, result.eer, limits.max_eer, "most", result.eer_interval_95)
+        else:
+            yield ceiling_gate(name, None, limits.max_eer, "IJB has none", cure=_OTHER)
+
+
+def _tar_gate(limit: float, far: float, result: EvaluateResult | IjbResult) -> Gate:
+    name, impostor = far_name(far), result.pairs.impostor
+    tar, reason = result.tar_at_far.get(name), few_impostors(impostor, far)
+    title = f"TAR at FAR {name}"
+    if tar is None or reason:
+        needed = f"{round(SOLID_IMPOSTORS / far):,} impostor pairs"
+        cure = f"give faces of more people, {needed} among them, or a larger --far"
+        reason = reason or f"the protocol has no FAR {name}"
+        return floor_gate(title, tar, limit, reason, cure=cure)
+    if isinstance(result, EvaluateResult):
+        return people_gate(title, tar, limit, "least", result.interval_95_at_far.get(name))
+    # The folder does not say whose templates they are: a person counts for one genuine pair.
+    ends = score_interval(tar, 2 / min(result.pairs.genuine, result.protocol.templates))
+    return people_gate(title, tar, limit, "least", ends)

@@ -1,4 +1,4 @@
-"""Gates: measured values, their limits and verdicts.
+"""Gates: measured values, their limits and three verdicts, in JSON and as JUnit XML.
 
 A gate whose value has a 95 % interval holds when the whole interval keeps the limit, fails when
 none of it does, and cannot be judged when the interval holds the limit. Without an interval the
@@ -6,15 +6,43 @@ value alone decides.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
-from .verdict import CANNOT_JUDGE, FAILED, PASSED, VerdictReason
+PASSED = "PASSED"
+FAILED = "FAILED"
+CANNOT_JUDGE = "CANNOT JUDGE"
 
 Ends = tuple[float, float]
 
 MORE_PEOPLE = "give more people with two photographs or more"
 _MANY_TIMES = 20  # as many people as given, up to which the cure names a number
+
+
+@dataclass(frozen=True)
+class VerdictReason:
+    """Why a verdict is not PASSED.
+
+    Attributes:
+        verdict: "FAILED" or "CANNOT JUDGE".
+        reason: What was found, in words.
+        cure: What to do next, in words; empty where the reason names it.
+    """
+
+    verdict: str
+    reason: str
+    cure: str = ""
+
+
+def overall_verdict(verdicts: Iterable[str]) -> str:
+    """The verdict of several: FAILED before CANNOT JUDGE before PASSED.
+
+    Args:
+        verdicts: The single ones.
+    """
+    given = set(verdicts)
+    return FAILED if FAILED in given else CANNOT_JUDGE if CANNOT_JUDGE in given else PASSED
 
 
 @dataclass(frozen=True)
@@ -138,6 +166,52 @@ def gate_reasons(gates: Iterable[Gate]) -> list[VerdictReason]:
     ]
 
 
+def junit_xml(
+    command: str,
+    title: str,
+    gates: Sequence[Gate],
+    reasons: Iterable[VerdictReason],
+    not_measured: Sequence[str],
+) -> str:
+    """A test case for each gate, for each other reason of the verdict, and for what was not measured.
+
+    Args:
+        command: "verify", "evaluate" or "benchmark".
+        title: Name of the test suite, such as "int8 on onnxruntime".
+        gates: A failure each that is FAILED, an error each that cannot be judged.
+        reasons: Of the verdict; those of gates may be among them.
+        not_measured: In words; skipped cases.
+
+    Returns:
+        An XML document.
+    """
+    suite = ElementTree.Element("testsuite", name=f"fr-edge {command} {title}")
+    for gate in gates:
+        case = _case(suite, command, gate.name)
+        value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+        if gate.interval_95:
+            value += " ({:.6g} to {:.6g})".format(*gate.interval_95)
+        message = f"found {value}, expected at {gate.at} {gate.limit:g}"
+        if gate.passed:
+            ElementTree.SubElement(case, "system-out").text = message
+        else:
+            _problem(case, VerdictReason(gate.verdict, f"{message} {gate.reason}", gate.cure))
+    names = tuple(gate.name for gate in gates)
+    for reason in reasons:
+        if not reason.reason.startswith(names):
+            _problem(_case(suite, command, reason.reason.partition(":")[0]), reason)
+    for note in not_measured:
+        case = _case(suite, command, note.partition(":")[0])
+        ElementTree.SubElement(case, "skipped", message=note)
+    suite.set("tests", str(len(suite)))
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(len(suite.findall(f"*/{tag}"))))
+    ElementTree.indent(suite)
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, "unicode") + "\n"
+    )
+
+
 def _gate(
     name: str,
     value: float | None,
@@ -159,3 +233,16 @@ def _gate(
     cure = cure if verdict == CANNOT_JUDGE else ""
     value = value if known else None
     return Gate(name, value, limit, at, verdict == PASSED, reason, verdict, interval, cure)
+
+
+def _case(suite: ElementTree.Element, command: str, name: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", classname=f"fr-edge.{command}", name=name)
+
+
+def _problem(case: ElementTree.Element, reason: VerdictReason) -> None:
+    """FAILED as a failure, CANNOT JUDGE as an error: CI systems count both as not passed."""
+    assert reason.verdict != PASSED
+    tag = "failure" if reason.verdict == FAILED else "error"
+    text = f"{reason.verdict}: {reason.reason}".strip()
+    problem = ElementTree.SubElement(case, tag, message=text, type=reason.verdict)
+    problem.text = f"{text}\n{reason.cure}" if reason.cure else text

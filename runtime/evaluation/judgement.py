@@ -8,10 +8,19 @@ from ...metrics.intervals import TarInterval
 from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange
 from ...metrics.strata import MIN_STRATUM_PAIRS
 from ...metrics.verification import far_name
-from .gates import MORE_PEOPLE, Gate, ceiling_gate, floor_gate, people_gate
+from .gates import (
+    CANNOT_JUDGE,
+    FAILED,
+    MORE_PEOPLE,
+    PASSED,
+    Gate,
+    VerdictReason,
+    ceiling_gate,
+    floor_gate,
+    people_gate,
+)
 from .limits import COSINE_FLOORS, Limits
 from .reference import ReferenceCheck
-from .verdict import CANNOT_JUDGE, FAILED, PASSED, VerdictReason
 
 MIN_REFERENCE_COSINE = 0.9999  # from which model.onnx on this machine is the original network
 

@@ -25,10 +25,9 @@ from ...metrics.strata import Stratum
 from ..fingerprint import machine_fingerprint
 from ..session import Session
 from .gallery import GalleryMigration
-from .gates import Gate
+from .gates import Gate, VerdictReason
 from .judgement import GalleryAdvice
 from .reference import ReferenceCheck
-from .verdict import VerdictReason
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _MAX_SLUG = 60  # characters of a protocol's name in a file name

@@ -30,7 +30,7 @@ from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Artifact, Session, open_session, session_provenance
 from .error_analysis import explain_all, label_doubts, strata_doubts
 from .gallery import compare_gallery
-from .gates import gate_reasons
+from .gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, gate_reasons, overall_verdict
 from .judgement import gallery_advice, judge_gates, reference_doubt
 from .limits import POLICY_NAME, Limits, bundle_policy, merge_limits, read_policy
 from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
@@ -42,7 +42,6 @@ from .result import (
     save_result,
     summarize_faces,
 )
-from .verdict import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, overall_verdict
 
 _SAMPLE = 64  # faces that are looked at for the cause of a failure
 _DEGRADED = 512  # faces that are copied and made worse

@@ -7,9 +7,9 @@ from fr_edge.faces.sources import Faces
 from fr_edge.metrics.comparison import VerificationComparison, compare_verification
 from fr_edge.metrics.rates import compare_rates, few_impostors
 from fr_edge.metrics.verification import all_pairs
+from fr_edge.runtime.evaluation.gates import overall_verdict
 from fr_edge.runtime.evaluation.judgement import gallery_advice, judge_gates
 from fr_edge.runtime.evaluation.limits import Limits
-from fr_edge.runtime.evaluation.verdict import overall_verdict
 
 DIM = 16
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from fr_edge.runtime.evaluation.gates import ceiling_gate, floor_gate, people_gate
-from fr_edge.runtime.evaluation.verdict import overall_verdict
+from fr_edge.runtime.evaluation.gates import ceiling_gate, floor_gate, overall_verdict, people_gate
 
 UNKNOWN = "CANNOT JUDGE"
 

@@ -2,9 +2,13 @@
 
 from xml.etree import ElementTree
 
-from fr_edge.runtime.evaluation.gates import ceiling_gate, floor_gate, gate_reasons
-from fr_edge.runtime.evaluation.junit import junit_xml
-from fr_edge.runtime.evaluation.verdict import VerdictReason
+from fr_edge.runtime.evaluation.gates import (
+    VerdictReason,
+    ceiling_gate,
+    floor_gate,
+    gate_reasons,
+    junit_xml,
+)
 
 
 def test_gates_other_reasons_and_what_was_not_measured_are_cases() -> None:
