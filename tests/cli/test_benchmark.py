@@ -201,3 +201,20 @@ def test_against_something_else(text: str, bundle: Path, tmp_path: Path, capsys:
     line = ["benchmark", str(bundle), *SHORT, "--against", str(tmp_path / "other.json")]
     assert run(line) == 4
     assert "other.json" in capsys.readouterr().err
+
+
+def test_gates_of_each_run(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
+    """What an undisturbed run would pass cannot be judged by a disturbed one, and fails otherwise."""
+    file = tmp_path / "b.xml"
+    gates = ["--max-p99-ms", "1e-6", "--min-throughput", "1e-3", "--max-energy-mj", "1e9"]
+    args = ["benchmark", str(bundle), "--engine", "int8", "--duration", "0.2", "--allow-invalid"]
+    assert run([*args, *gates, "--junit", str(file), "--json", "-q"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is False
+    names = [gate["name"].split(",")[0] for gate in report["gates"]]
+    assert names == ["p99 ms", "faces per second", "mJ per face"]
+    # 0.2 s are INVALID, so that no gate may pass or fail by them.
+    assert {gate["verdict"] for gate in report["gates"]} == {"CANNOT JUDGE"}
+    assert report["gates_verdict"] == "CANNOT JUDGE"
+    assert 'errors="0"' not in file.read_text()
+    assert run([*args, "--max-p99-ms", "0"]) == 2
