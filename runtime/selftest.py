@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -145,7 +146,7 @@ def _network(weights: dict[str, F32], steps: dict[str, F32]) -> ModelProto:
         step = [f"{name}_step", f"{name}_zero"]
         tensors[step[0]] = steps[name]
         tensors[step[1]] = np.zeros(steps[name].shape, np.int8)
-        axis = {"axis": 0} if steps[name].ndim else {}
+        axis: dict[str, Any] = {"axis": 0} if steps[name].ndim else {}
         for op, source, target in (
             ("QuantizeLinear", name, f"{name}_q"),
             ("DequantizeLinear", f"{name}_q", f"{name}_dq"),
