@@ -1,0 +1,212 @@
+"""Numbers that others publish or that certificates depend on, against values written out here.
+
+None of them is read from the package: a constant that is changed, by mistake or on purpose, fails
+here and must be changed in two places.
+"""
+
+import inspect
+from types import ModuleType
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+
+from fr_edge.bundle import golden
+from fr_edge.calibration import (
+    calibrate,
+    clipping,
+    equalization,
+    histogram,
+    latency_model,
+    mixed_precision,
+    subset,
+    trt_cache,
+)
+from fr_edge.cli.main import root
+from fr_edge.export import contract_check, opset, parity, preprocessing_search
+from fr_edge.faces import contract, quality
+from fr_edge.metrics import accuracy, identification, protocols, rates, strata, verification
+from fr_edge.runtime.benchmark import result as benchmark
+from fr_edge.runtime.benchmark import statistics, workload
+from fr_edge.runtime.evaluation import evaluate, judgement, limits, verify
+
+
+def test_arcface_template() -> None:
+    """SphereFace's landmarks for 96x112 faces, 8 pixels to the right: insightface's `arcface_dst`."""
+    sphereface = np.array(
+        [
+            (30.2946, 51.6963),
+            (65.5318, 51.5014),
+            (48.0252, 71.7366),
+            (33.5493, 92.3655),
+            (62.7299, 92.2041),
+        ]
+    )
+    np.testing.assert_allclose(contract.ARCFACE_TEMPLATE, sphereface + (8, 0), atol=1e-9)
+    assert contract.ALIGNED_SIZE == 112
+
+
+PIXELS = np.arange(256, dtype=np.float64)[:, None]  # every grey level, three channels
+PUBLISHED = {  # name -> side, and the arithmetic of the code that the networks were trained by
+    # insightface, arcface_torch: ToTensor(), Normalize(mean=0.5, std=0.5)
+    "insightface": (112, (PIXELS / 255 - 0.5) / 0.5 + np.zeros(3)),
+    # AdaDistill: the same transform
+    "adadistill": (112, (PIXELS / 255 - 0.5) / 0.5 + np.zeros(3)),
+    "raw": (112, PIXELS + np.zeros(3)),
+    # facenet-pytorch: fixed_image_standardization
+    "facenet": (160, (PIXELS - 127.5) / 128 + np.zeros(3)),
+    # torchvision: ToTensor(), Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    "imagenet": (112, (PIXELS / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)),
+}
+
+
+@pytest.mark.parametrize("name", [*contract.PRESETS, *PUBLISHED])
+def test_presets_are_the_published_arithmetic(name: str) -> None:
+    side, wanted = PUBLISHED[name]
+    spec = contract.PRESETS[name]
+    assert (spec.height, spec.width, spec.channels, spec.layout) == (side, side, "RGB", "NCHW")
+    np.testing.assert_allclose((PIXELS - spec.mean) / np.array(spec.std), wanted, atol=1e-9)
+
+
+def test_normalizations_that_are_searched() -> None:
+    half = (127.5,) * 3
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    assert dict(contract.NORMALIZATIONS) == {
+        "insightface": (half, half),
+        "raw": ((0.0,) * 3, (1.0,) * 3),
+        "127.5/128": (half, (128.0,) * 3),
+        "/255": ((0.0,) * 3, (255.0,) * 3),
+        "imagenet": (mean, std),
+        "127.5/1": (half, (1.0,) * 3),
+        "imagenet mean/1": (mean, (1.0,) * 3),
+    }
+
+
+def test_default_limits_of_every_gate() -> None:
+    assert limits.COSINE_FLOORS == {
+        "int8": (0.95, 0.97),
+        "fp16": (0.999, 0.9995),
+        "fp32": (0.9999, 0.9999),
+    }
+    default = limits.Limits()
+    assert (default.judged_far, default.tar_drop) == (1e-4, 0.01)
+    assert limits.EvaluateLimits().judged_far == 1e-4
+    for kind in (limits.Limits, limits.EvaluateLimits, limits.BenchmarkLimits):
+        assert set(vars(kind()).values()) == {None}, "a gate that nobody asked for"
+
+
+CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
+    # What a certificate is judged by.
+    (
+        judgement,
+        {
+            "MIN_REFERENCE_COSINE": 0.9999,
+            "_MAX_REFERENCE_EER": 0.2,
+            "_MIN_REFERENCE_TAR": 0.5,
+            "_MIN_JUDGED_TAR": 0.1,
+        },
+    ),
+    (verify, {"_SAMPLE": 64, "_DEGRADED": 512}),
+    (evaluate, {"_IJB_FARS": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)}),  # of IJB's papers
+    (verification, {"FARS": (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)}),
+    (identification, {"FPIRS": (1e-1, 1e-2, 1e-3)}),
+    (rates, {"SOLID_IMPOSTORS": 10, "_SEPARATED_TAR": 0.5, "_SEPARATED_PAIRS": 20}),
+    (strata, {"MIN_STRATUM_PAIRS": 50}),
+    (protocols, {"FOLDS": 10, "PER_FOLD": 300}),  # LFW: 10 folds of 300 and 300 pairs
+    (golden, {"ORIGINS": {"pytorch": "PyTorch", "onnx": "the original ONNX network"}}),
+    # When a benchmark is INVALID.
+    (
+        benchmark,
+        {
+            "MIN_RUNS": 100,
+            "_MIN_DURATION_S": 1.0,
+            "_MAX_VARIATION": 0.10,
+            "_MAX_DRIFT": 0.10,
+            "_MAX_CPU_WAIT": 0.05,
+            "_MAX_LATE": 0.05,
+            "_SAME_COSINE": 0.9999,
+        },
+    ),
+    (statistics, {"PERCENTILES": (50.0, 90.0, 95.0, 99.0, 99.9)}),
+    (workload, {"_JPEG_QUALITY": 95}),
+    # Calibration.
+    (
+        calibrate,
+        {"_HELD_OUT": 64, "_HELD_OUT_FOR_BUDGET": 2048, "_ALIGNMENT_FACES": 64},
+    ),
+    (clipping, {"CLIPPING_WEIGHT": 8.0, "_LEVELS": 128, "_PERCENTILE": 99.99}),
+    (
+        equalization,
+        {
+            "_EXPONENTS": (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0),
+            "_WEIGHT_ERROR_FACTOR": 4.0,
+            "_MIN_RELATIVE_PEAK": 1e-3,
+        },
+    ),
+    (histogram, {"HALF_BINS": 512, "MAX_FACES": 100_000, "_LOG_HALF_BINS": 9}),
+    (latency_model, {"_INT8_SPEED": 2.0, "_CONVERSION": 250.0}),
+    (mixed_precision, {"_SENSITIVITY_FACES": 24}),
+    (
+        subset,
+        {
+            "ENOUGH_FACES": 128,
+            "_MIN_FACES": 4,
+            "_MIN_PEOPLE": 16,
+            "_HOLD_OUT_EVERY": 5,
+            "_HOLD_OUT_FOR_PAIRS": 2,
+            "_MAX_IMAGES": 8,
+            "_BLANK_STD": 2.0,
+        },
+    ),
+    (trt_cache, {"ALGORITHM": "EntropyCalibration2", "_LAST_MAJOR": 10}),
+    # Export.
+    (parity, {"MIN_COSINE": 0.99999, "BATCHES": (1, 7)}),
+    (opset, {"OPSET": 17, "IR_VERSION": 8}),
+    (preprocessing_search, {"SEPARATES": 1.5, "_TIE": 0.01, "_MIN_IDENTITIES": 8}),
+    (contract_check, {"_CLEAR_LEAD": 0.05}),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "wanted"), CONSTANTS, ids=[module.__name__ for module, _ in CONSTANTS]
+)
+def test_constants(module: ModuleType, wanted: dict[str, Any]) -> None:
+    assert {name: getattr(module, name) for name in wanted} == wanted
+
+
+def test_arrays_of_constants() -> None:
+    # insightface and facenet: np.arange(0, 4, 0.01), squared distances
+    np.testing.assert_allclose(accuracy._THRESHOLDS, np.arange(400) / 100, atol=1e-12)
+    np.testing.assert_allclose(clipping._AUTO_SHARES[[0, -1]], (0.15, 1.0))
+    assert len(clipping._AUTO_SHARES) == 40
+    # ITU-R BT.601
+    np.testing.assert_allclose(quality._LUMA, (0.299, 0.587, 0.114), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("calibrate", {"method": "auto", "limit": 512, "far": 1e-4}),
+        ("verify", {"engine": "int8", "artifact": "engine", "far": None, "max_tar_drop": None}),
+        ("evaluate", {"engine": "auto", "artifact": "engine"}),
+        ("find-preprocessing", {"limit": 160}),
+        ("benchmark", {"batches": "1", "duration": "10"}),
+    ],
+)
+def test_defaults_of_the_commands(command: str, defaults: dict[str, object]) -> None:
+    result = root.get_command(click.Context(root), command)
+    assert result is not None
+    values = {parameter.name: parameter.default for parameter in result.params}
+    shown = {name: values[name] for name in defaults}
+    assert {
+        k: v if isinstance(v, str | float | int) else None for k, v in shown.items()
+    } == defaults
+
+
+def test_defaults_of_the_functions() -> None:
+    parameters = inspect.signature(calibrate.calibrate).parameters
+    assert (parameters["method"].default, parameters["limit"].default) == ("auto", 512)
+    assert parameters["steps"].default == calibrate.CalibrationSteps(True, True, True, True)
+    assert mixed_precision.Budget(min_cosine=0.5).far == 1e-4
+    assert inspect.signature(verify.verify).parameters["engine"].default == "int8"
