@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 from bright_detector import write_bright_detector
+from networks import write_distinct_people
 from PIL import Image
 
 from fr_edge.cli.main import COMMANDS, root, run
@@ -18,6 +19,7 @@ from fr_edge.faces.synthetic.render import draw_face
 from fr_edge.runtime.machine.backends import lacking
 
 PEOPLE, IMAGES = 12, 3
+JUDGED = 40  # people, whom the network tells apart
 
 
 def examples(name: str) -> list[str]:
@@ -37,11 +39,11 @@ def write_people(folder: Path, seed: int) -> None:
 
 def write_pairs(file: Path, folder: str) -> None:
     lines = ["fold,path1,path2,same"]
-    for person in range(PEOPLE):
-        other = (person + 1) % PEOPLE
-        first, fold = f"{folder}/person{person}/0.png", person % 3
-        lines.append(f"{fold},{first},{folder}/person{person}/1.png,1")
-        lines.append(f"{fold},{first},{folder}/person{other}/1.png,0")
+    for person in range(JUDGED):
+        other = (person + 1) % JUDGED
+        first, fold = f"{folder}/person{person:03}/0.png", person % 3
+        lines.append(f"{fold},{first},{folder}/person{person:03}/1.png,1")
+        lines.append(f"{fold},{first},{folder}/person{other:03}/1.png,0")
     file.write_text("\n".join(lines) + "\n")
 
 
@@ -54,8 +56,8 @@ def files(built: Path, network: Path, tmp_path_factory: pytest.TempPathFactory) 
     for name in ("other", "t"):
         shutil.copytree(home / "mine.bundle", home / f"{name}.bundle")
     shutil.copy(network, home / "backbone.onnx")
-    for number, part in enumerate(("calibration", "judging")):
-        write_people(home / "faces" / part, 1000 * (number + 1))
+    write_people(home / "faces" / "calibration", 1000)
+    write_distinct_people(home / "faces" / "judging", JUDGED, IMAGES)
     write_pairs(home / "faces" / "pairs.csv", "judging")
     write_bright_detector(home / "det_10g.onnx")
     photo = np.full((640, 640, 3), 60, np.uint8)
