@@ -6,7 +6,7 @@
 Three sides: calibrated with ranges and nothing else, calibrated as `fr-edge calibrate` does, and
 trained on the rounding (`qat=int8`), whose ranges are its own.
 
-Drawn faces: a teacher is trained on some people, students learn from it on the same people with
+Synthetic faces: a teacher is trained on some people, students learn from it on the same people with
 the same budget, and all are judged on others. With `--real`: students of SFace by the recipe
 `small-real`, on the people and pairs of distill_real.py; half an hour on two cores.
 

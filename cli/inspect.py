@@ -11,6 +11,7 @@ from .output import Output, size_text, table
 
 if TYPE_CHECKING:
     from ..graph.layers import ModelSummary
+    from ..runtime.report.report import ReportRow
 
 
 @define_command("inspect", example="fr-edge inspect mine.bundle")
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 def command(output: Output, source: str, layers: bool) -> None:
     """Show what a bundle holds, and check its hashes.
 
-    Input contract, files, sizes, parameters, multiply-adds, history, and the reports that judged
-    earlier files. Exit code 4 when a file is missing or was changed. SOURCE may be an ONNX file.
+    Input contract, files, sizes, parameters, multiply-adds, history, and the reports: each with its
+    verdict, what it judged, and whether the bundle still holds that. Exit code 4 when a file is missing or was changed. SOURCE may be an ONNX file.
     """
     from ..documents import to_builtins
     from ..graph.layers import summarize_model
@@ -38,9 +39,12 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..documents import to_builtins
     from ..errors import BundleError
     from ..graph.layers import summarize_model
+    from ..runtime.report.report import list_reports
 
     opened = open_bundle(bundle, check="manifest")
     damages, stale = list(problems(opened)), stale_reports(opened)
+    reports = () if damages else list_reports(opened)
+    stale |= {row.file: row.stale for row in reports if row.stale}
     model = None
     if "model.onnx" in opened and not damages:
         model = summarize_model(opened.file("model.onnx"))
@@ -49,6 +53,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         "input": opened.spec,
         "embedding_dim": opened.embedding_dim,
         "files": opened.files,
+        "reports": reports,
         "stale": stale,
         "history": opened.history,
         "model": model,
@@ -64,6 +69,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         "",
         table(rows, ("file", "role", "size", "sha256")),
         "",
+        *_report_lines(reports),
         *[_stage(entry) for entry in opened.history],
         *_last_change(opened.history),
         *[f"stale: {name}: {reason}" for name, reason in stale.items()],
@@ -73,6 +79,25 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         raise BundleError("; ".join(damages), "restore the file, or run its stage again")
     lines += ["", "all hashes match"]
     output.result(to_builtins(document), "\n".join(lines))
+
+
+def _report_lines(reports: "Sequence[ReportRow]") -> Iterator[str]:
+    """Each report with its verdict, what it judged, and whether the bundle still holds that."""
+    if not reports:
+        return
+    rows = [
+        [
+            Path(row.file).stem,
+            row.verdict,
+            f"{row.engine} {row.judged} on {row.backend}",
+            row.protocol,
+            row.faces,
+            "stale" if row.stale else "current",
+        ]
+        for row in reports
+    ]
+    yield table(rows, ("report", "verdict", "judged", "protocol", "on", "state"))
+    yield ""
 
 
 def _last_change(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -25,7 +25,7 @@ then stdout is exactly one JSON document, and people's text goes to stderr.
 | 130 | interrupted |
 
 Faces (`SRC`) are a folder of aligned 112x112 images (the identity is the image's folder, at any
-depth), an InsightFace RecordIO folder, `.tar` shards, or `synthetic:IDSxIMAGES` (drawn; `@SEED`
+depth), an InsightFace RecordIO folder, `.tar` shards, or `synthetic:IDSxIMAGES` (synthetic people; `@SEED`
 gives other people).
 
 Completion: `eval "$(_FR_EDGE_COMPLETE=bash_source fr-edge)"` (or `zsh_source`, `fish_source`).

@@ -1,6 +1,6 @@
 """Golden faces: inputs with the original network's embeddings of them, for machines without it.
 
-They are drawn unless the user gives photographs: a bundle holds none that were not asked for.
+They are synthetic unless the user gives photographs: a bundle holds none that were not asked for.
 """
 
 import logging

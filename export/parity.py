@@ -1,6 +1,6 @@
 """Measures that an exported network computes what the original does, and where two differ.
 
-Drawn faces and uniform noise go through both, one at a time and seven at a time.
+Synthetic faces and uniform noise go through both, one at a time and seven at a time.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Parity:
 
 
 def probe_inputs(spec: InputSpec) -> F32:
-    """Make inputs to compare networks on: drawn faces, then as much uniform noise.
+    """Make inputs to compare networks on: synthetic faces, then as much uniform noise.
 
     Args:
         spec: The input contract.
@@ -74,7 +74,7 @@ def reference_embeddings(embed: Embed, inputs: F32) -> F32:
         )
     if not np.isfinite(embeddings).all():
         raise ModelError(
-            "the network's embedding of a drawn face is not finite",
+            "the network's embedding of a synthetic face is not finite",
             "its weights are damaged (NaN or infinite), or the input contract is wrong",
         )
     faces = embeddings[: len(embeddings) // 2]

@@ -149,6 +149,9 @@ def read_report(path: Path) -> Report | None:
     kind = next((kind for key, kind in kinds.items() if key in document), None)
     if kind is None or "curve" in document:  # a training has an accuracy too
         return None
+    for part in (document.get("faces"), document.get("protocol")):
+        if isinstance(part, dict) and "drawn" in part:  # the word of earlier versions
+            part["synthetic"] = part.pop("drawn")
     try:
         if kind is VerifyResult:
             _upgrade(document)

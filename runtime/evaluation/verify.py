@@ -185,7 +185,7 @@ def verify(
         golden=golden,
         teacher=migration,
         findings=tuple(findings),
-        faces=summarize_faces(faces),
+        faces=summarize_faces(faces, pairs),
         not_measured=(*not_measured, *_arithmetic_notes(session)),
         report=report_name(
             "verify", session, name, sides.golden.keys if faces is None else faces, pairs, flags

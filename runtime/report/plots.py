@@ -3,6 +3,7 @@
 Lines and letters have the page's own colour, so one drawing serves light, dark and paper.
 """
 
+import html
 import io
 import math
 import re
@@ -19,7 +20,9 @@ _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 
 _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
 
-_PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", "fp32": _SECOND}
+INT8_IN_FLOAT = "int8 in float"  # INT8 weights, computed in float on this CPU
+_PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", INT8_IN_FLOAT: "#9a7fc0", "fp32": _SECOND}
+_NAMES = {"int8": "INT8 in integer kernels", INT8_IN_FLOAT: "INT8 weights, float sums"}
 
 _LOG_RATIO = 10.0  # largest over smallest latency, from which a linear axis hides the small ones
 MAX_LINES = 6  # in one plot, as many as can be told apart
@@ -114,7 +117,8 @@ def layer_precision_chart(layers: Sequence[tuple[str, int, str]], title: str) ->
     """Layers in order as bars of their multiply-adds, coloured by precision.
 
     Args:
-        layers: `(name, multiply-adds, precision)` of each.
+        layers: `(name, multiply-adds, precision)` of each; a precision is a name of TensorRT's or
+            `INT8_IN_FLOAT`.
         title: Begins the plot's name.
     """
     total = max(1, sum(macs for _, macs, _ in layers))
@@ -126,7 +130,8 @@ def layer_precision_chart(layers: Sequence[tuple[str, int, str]], title: str) ->
             ]
             if own:
                 share = 1e6 * sum(macs for _, macs in own) / total
-                label = f"{precision.upper()}: {len(own)} layers, {share:.1%}"
+                name = _NAMES.get(precision, precision.upper())
+                label = f"{name}: {len(own)} layers, {share:.1%}"
                 colour = _PRECISIONS.get(precision, "#888888")
                 axes.bar(*zip(*own, strict=True), width=0.9, color=colour, label=label)
         axes.set_xlabel("layer, from face to embedding")
@@ -281,6 +286,7 @@ def _svg(name: str, draw: Callable[[Any], None], height: float = _SIZE[1]) -> st
     colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     # The salt makes element ids equal from run to run.
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "axes.grid": True}
+    settings |= {"text.parse_math": False}  # a name with $ in it is text
     settings |= dict.fromkeys(colours, _INK)
     settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none")
     with rc_context({**settings, "grid.alpha": 0.25}):
@@ -295,8 +301,8 @@ def _svg(name: str, draw: Callable[[Any], None], height: float = _SIZE[1]) -> st
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     # Ids must differ between the plots of one page.
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name.replace(' ', '-')}-", text)
+    prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", text)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{name}"', text, count=1
-    )
+    label = f' role="img" aria-label="{html.escape(name)}"'
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', lambda match: match[1] + label, text, count=1)

@@ -6,7 +6,7 @@ It reads the manifest and the JSON reports of the other commands; it measures no
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,20 @@ from ..._version import __version__
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.derived import is_report, stale_reports
 from ...bundle.manifest import Bundle
+from ...bundle.provenance import foreign_reason
 from ...documents import decode_json
-from ...errors import FacesError, MachineError
+from ...errors import DataError, FacesError, MachineError
 from ...faces.sources import Faces, synthetic_faces
 from ...graph.layers import summarize_model
+from ...graph.load import read_onnx
 from ..benchmark.result import BenchmarkResult
 from ..evaluation.compare import Report, read_report
 from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
-from ..fingerprint import PRECISIONS, SOURCES
+from ..fingerprint import PRECISIONS, SOURCES, read_fingerprint
 from ..machine.device import describe_device
+from ..onnxruntime_session import ONNXRUNTIME
 from .plots import (
+    INT8_IN_FLOAT,
     MAX_LINES,
     LatencyLine,
     cosine_histogram,
@@ -43,7 +47,7 @@ _HEADLINE_FARS = ("1e-4", "1e-3", "1e-2")  # the first that the pairs resolve is
 
 @dataclass
 class _Reports:
-    """The bundle's reports with what the page shows beside each: plots, pictures, staleness."""
+    """The reports of the bundle's present files with what the page shows of each: plots, pictures."""
 
     verified: list[dict[str, Any]] = field(default_factory=list)
     judged: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +58,7 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
     """Write `report.html` into the bundle.
 
     The worst faces are shown as keys; as pictures only where they are synthetic, or taken from
-    `faces` when the user asks. Reports of earlier files are marked as stale.
+    `faces` when the user asks. Reports of earlier files are listed as stale.
 
     Args:
         bundle: An open bundle or its folder.
@@ -89,14 +93,100 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
     return bundle.root / "report.html"
 
 
+@dataclass(frozen=True)
+class ReportRow:
+    """One report of a bundle at a glance, with the shape of its JSON document.
+
+    Attributes:
+        file: Path within the bundle.
+        kind: "verify", "evaluate" or "benchmark".
+        verdict: "PASSED", "VALID", ...; of an evaluation its accuracy or TAR.
+        engine: The precision.
+        judged: "engine" or "graph".
+        protocol: The name of what it was judged on.
+        faces: What that holds, in words.
+        stale: Why it does not speak of the bundle's present files, "" where it does.
+    """
+
+    file: str
+    kind: str
+    verdict: str
+    engine: str
+    backend: str
+    judged: str
+    protocol: str
+    faces: str
+    stale: str
+
+
+def list_reports(bundle: Bundle) -> tuple[ReportRow, ...]:
+    """The bundle's reports, and whether each still speaks of the files that the bundle holds.
+
+    Args:
+        bundle: An open bundle.
+
+    Raises:
+        DataError: A report is damaged.
+    """
+    return tuple(_row(*judgement) for judgement in _judgements(bundle))
+
+
+def _judgements(bundle: Bundle) -> Iterator[tuple[str, Report, str]]:
+    """Path of each report, the report, and why it is stale."""
+    stale = stale_reports(bundle)
+    for name in filter(is_report, bundle.files):
+        path = bundle.file(name)
+        report = read_report(path)
+        if report is None:
+            continue
+        if report.engine not in PRECISIONS:
+            raise DataError(f"{path} is damaged: there is no engine {report.engine!r}")
+        reason = stale.get(name, "")
+        if report.provenance is not None:
+            reason = reason or foreign_reason(report.provenance, bundle)
+        yield name, report, reason
+
+
+def _row(name: str, report: Report, stale: str) -> ReportRow:
+    protocol, faces = "golden", ""
+    if isinstance(report, VerifyResult):
+        kind, verdict = "verify", report.verdict or ("PASSED" if report.passed else "FAILED")
+        protocol, faces = report.name, f"{report.cosine.faces} golden faces"
+        if on := report.faces:
+            pairs = f", {on.genuine_pairs} + {on.impostor_pairs} pairs" if on.genuine_pairs else ""
+            faces = f"{on.count} {_real(on.synthetic)}faces of {on.identities} people{pairs}"
+    elif isinstance(report, BenchmarkResult):
+        kind, verdict = "benchmark", report.verdict
+        faces = "batch " + ", ".join(dict.fromkeys(str(run.batch) for run in report.runs))
+    else:
+        kind, protocol = "evaluate", report.protocol.name
+        pairs = f"{report.pairs.genuine} + {report.pairs.impostor} pairs"
+        if isinstance(report, IjbResult):
+            verdict = "see TAR"
+            faces = f"{report.protocol.templates} templates, {pairs}"
+        else:
+            verdict, on_people = f"{100 * report.accuracy:.2f} %", report.protocol
+            faces = f"{on_people.faces} {_real(on_people.synthetic)}faces of {on_people.identities}"
+            faces += f" people, {pairs}"
+    judged = report.artifact.kind if report.artifact else ""
+    return ReportRow(
+        name, kind, verdict, report.engine, report.backend, judged, protocol, faces, stale
+    )
+
+
+def _real(synthetic: bool) -> str:
+    return "synthetic " if synthetic else ""
+
+
 def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
     reports = _read_reports(bundle, faces)
     engines = [
-        {"file": name[: -len(".json")], "plot": _layer_chart(bundle, facts), **facts}
-        for name in bundle.files
-        if name.startswith("engines/") and name.endswith(".json")
-        for facts in [_read_json(bundle, name)]
+        {**facts, "file": name, "plot": _layer_chart(bundle, facts)}
+        for name in (file[: -len(".json")] for file in bundle.files if _is_sidecar(file))
+        for facts in [read_fingerprint(bundle, name)]
+        if name in bundle
     ]
+    certified = {row["artifact"].file for row in reports.verified if row["artifact"]}
     fars = {far for report in reports.judged for far in report["tar_at_far"]}
     return {
         "name": bundle.root.resolve().name,
@@ -107,6 +197,8 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         "judged": reports.judged,
         "fars": sorted(fars, key=float, reverse=True),
         "engines": engines,
+        "unjudged": [engine for engine in engines if engine["file"] not in certified],
+        "earlier": [row for row in list_reports(bundle) if row.stale],
         "calibrated": _read_json(bundle, "reports/calibration.json"),
         "training": _training(_read_json(bundle, "reports/training.json")),
         "device": describe_device(),
@@ -115,8 +207,8 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
 
 
 def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
-    """Reports by kind, in the order of `_order`."""
-    stale, reports = stale_reports(bundle), _Reports()
+    """The reports of the bundle's present files by kind, in the order of `_order`."""
+    reports = _Reports()
     titles: Counter[tuple[type, str]] = Counter()
 
     def title(kind: type, name: str) -> str:
@@ -125,9 +217,10 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
         count = titles[kind, name]
         return name if count == 1 else f"{name} ({count})"
 
-    for name in filter(is_report, bundle.files):
-        report = read_report(bundle.file(name))
-        facts = {"report": name, "stale": stale.get(name, "")}
+    for name, report, stale in _judgements(bundle):
+        if stale:
+            continue  # a row of the table of earlier reports
+        facts = {"report": name}
         if isinstance(report, VerifyResult):
             reports.verified.append(
                 {**_verification(report, faces, title(VerifyResult, _title(report))), **facts}
@@ -146,18 +239,28 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
 
 
 def _layer_chart(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
-    """Each layer's precision as TensorRT built it, else as the engine's ONNX file has it."""
-    source = SOURCES.get(str(fingerprint.get("precision")), "")
+    """Each layer's precision as the engine's own record has it, else as its ONNX file has it."""
+    source = SOURCES[fingerprint["precision"]]
     if source not in bundle:
         return ""
     built = fingerprint.get("precisions") or {}
-    rows = [
-        (layer.name, layer.macs, built.get(layer.name, "merged" if built else layer.precision))
-        for layer in summarize_model(bundle.file(source)).layers
-        if layer.macs
-    ]
-    name = f"{fingerprint['precision']} {fingerprint.get('backend', '')}"
+    outputs: dict[str, str] = {}
+    if fingerprint["precision"] == "int8" and fingerprint["backend"] == ONNXRUNTIME:
+        outputs = {node.name: node.output[0] for node in read_onnx(bundle.file(source)).graph.node}
+    integer = fingerprint.get("integer_layers") or ()
+    rows = []
+    for layer in summarize_model(bundle.file(source)).layers:
+        precision = built.get(layer.name, "merged" if built else layer.precision)
+        if precision == "int8" and outputs and outputs.get(layer.name) not in integer:
+            precision = INT8_IN_FLOAT
+        if layer.macs:
+            rows.append((layer.name, layer.macs, precision))
+    name = f"{fingerprint['precision']} {fingerprint['backend']}"
     return layer_precision_chart(rows, name) if rows else ""
+
+
+def _is_sidecar(name: str) -> bool:
+    return name.startswith("engines/") and name.endswith(".json")
 
 
 def _read_json(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -176,6 +279,8 @@ def _verification(report: VerifyResult, faces: Faces | None, title: str) -> dict
     far = next((far for far in wanted if far in rates), None)
     return {
         **_fields(report),
+        "verdict": report.verdict or ("PASSED" if report.passed else "FAILED"),
+        "machine": _machine(report.device, report.backend),
         "headline_far": far,
         "headline": rates[far] if far else None,
         "cosine_plot": cosine_histogram(histogram.edges, histogram.counts, report.cosine.p1, title),
@@ -187,12 +292,11 @@ def _verification(report: VerifyResult, faces: Faces | None, title: str) -> dict
     }
 
 
-def _order(row: Mapping[str, Any]) -> tuple[bool, int, bool, int]:
-    """Reports of the bundle's present files first, INT8 first, engines before graphs, and those of
-    many faces before those of few."""
+def _order(row: Mapping[str, Any]) -> tuple[int, bool, int]:
+    """INT8 first, engines before graphs, and reports of many faces before those of few."""
     graph = row["artifact"] is not None and row["artifact"].kind == "graph"
     faces = row["cosine"].faces if "cosine" in row else 0
-    return bool(row["stale"]), -PRECISIONS.index(row["engine"]), graph, -faces
+    return -PRECISIONS.index(row["engine"]), graph, -faces
 
 
 def _fields(report: Report) -> dict[str, Any]:
@@ -208,7 +312,7 @@ def _title(report: VerifyResult) -> str:
 def _pictures(report: VerifyResult, faces: Faces | None) -> dict[str, str]:
     """Face keys -> PNG data URLs of the worst faces that may be shown."""
     summary = report.faces
-    if faces is None and summary and summary.drawn:
+    if faces is None and summary and summary.synthetic:
         try:
             faces = synthetic_faces(summary.where)
         except FacesError:
@@ -218,6 +322,12 @@ def _pictures(report: VerifyResult, faces: Faces | None) -> dict[str, str]:
     index = {key: number for number, key in enumerate(faces.keys)}
     shown = [worst.face for worst in report.cosine.worst if worst.face in index]
     return {key: _png(faces, index[key]) for key in shown}
+
+
+def _machine(device: Mapping[str, Any], backend: str) -> str:
+    """The board, GPU or CPU that ran a backend."""
+    gpu = device.get("gpu") if backend != ONNXRUNTIME else None
+    return str(device.get("jetson") or ", ".join(gpu or ()) or device.get("cpu") or "")
 
 
 def _png(faces: Faces, index: int) -> str:
@@ -260,12 +370,12 @@ def _is_plain(value: object) -> bool:
 
 
 def _not_measured(reports: _Reports, engines: Sequence[Any]) -> list[str]:
-    notes = [note for row in reports.verified if not row["stale"] for note in row["not_measured"]]
-    if not any(not row["stale"] for row in reports.verified):
+    notes = [note for row in reports.verified for note in row["not_measured"]]
+    if not reports.verified:
         notes.append("agreement with the original network: run `fr-edge verify`")
-    if not any(not row["stale"] for row in reports.judged):
+    if not reports.judged:
         notes.append("accuracy of its own: run `fr-edge evaluate`")
-    if not any(not row["stale"] for row in reports.timed):
+    if not reports.timed:
         notes.append("latency: run `fr-edge benchmark`")
     if not engines:
         notes.append("no engine was built: run `fr-edge build-engine`")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,12 +15,13 @@ from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.errors import DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
+from fr_edge.graph.load import read_onnx
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.evaluate import evaluate
 from fr_edge.runtime.evaluation.verify import verify
-from fr_edge.runtime.report.report import write_report
+from fr_edge.runtime.report.report import list_reports, write_report
 
 _VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -55,6 +57,16 @@ def _verification(bundle: Path) -> Path:
     """The bundle's only report of `verify`."""
     (report,) = (bundle / "reports").glob("verify-*.json")
     return report
+
+
+def _let_pass(bundle: Path, report: Path) -> None:
+    """Another verdict in a report: the tests' network tells nobody apart."""
+    name = f"reports/{report.name}"
+    of = open_bundle(bundle).files[name].of
+    document = {**json.loads(report.read_text()), "verdict": "PASSED", "passed": True}
+    with transaction(bundle, "tamper", {}) as draft:
+        target = draft.path(name, "verify", of=of)
+        target.write_text(json.dumps({**document, "reasons": []}))
 
 
 def _benchmark(bundle: Path) -> str:
@@ -93,7 +105,7 @@ def test_page_is_whole_and_stands_alone(judged: Path) -> None:
     text = path.read_text(encoding="utf-8")
     page = _Page(text)
     body = " ".join(" ".join(page.text).split())
-    assert body.index("PASSED") < 400
+    assert body.index("CANNOT JUDGE INT8 engine") < 400  # these weights tell nobody apart
     named = {a["aria-label"] for tag, a in page.tags if tag == "svg"}
     assert named == {
         *(f"int8 {what}" for what in ("cosines", "kinds of faces", "ROC", "DET", "scores")),
@@ -191,16 +203,18 @@ def test_what_calibration_found_and_its_budget_tried(mini: Path) -> None:
         assert f"{rate['threshold']['engine']:.4f}" in body[at:]
 
 
-def test_drawn_faces_are_shown_and_other_peoples_are_not(judged: Path, people: Faces) -> None:
+def test_synthetic_faces_are_shown_and_other_peoples_are_not(judged: Path, people: Faces) -> None:
     def pictures() -> int:
         page = _Page(write_report(judged).read_text(encoding="utf-8"))
         return sum(tag == "img" for tag, _ in page.tags)
 
     assert pictures() == 12
     report = json.loads(_verification(judged).read_text())
-    report["faces"]["drawn"] = False
+    report["faces"]["synthetic"] = False
     with transaction(judged, "tamper", {}) as draft:
-        draft.path(f"reports/{_verification(judged).name}", "verify").write_text(json.dumps(report))
+        name = f"reports/{_verification(judged).name}"
+        of = open_bundle(judged).files[name].of
+        draft.path(name, "verify", of=of).write_text(json.dumps(report))
     assert pictures() == 0
     page = _Page(write_report(judged, people).read_text(encoding="utf-8"))
     assert sum(tag == "img" for tag, _ in page.tags) == 12
@@ -229,7 +243,7 @@ def test_a_report_of_an_earlier_version_is_shown(judged: Path) -> None:
         draft.path("reports/verify-int8.json", "verify").write_text(json.dumps(report))
         draft.remove(f"reports/{_verification(judged).name}")
     body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
-    assert "PASSED" in body
+    assert "CANNOT JUDGE" in body
     assert "STALE: an earlier fr-edge made it" in body
 
 
@@ -243,6 +257,108 @@ def test_reports_of_an_earlier_engine_are_marked(judged: Path) -> None:
         draft.path("engines/onnxruntime-int8.onnx", "engine").write_bytes(engine + b"\0")
     body = " ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text)
     assert "STALE: engines/onnxruntime-int8.onnx has changed since" in body
+
+
+def test_an_engine_that_was_not_built_or_judged_is_said(mini: Path, people: Faces) -> None:
+    def banner() -> str:
+        page = _Page(write_report(mini).read_text(encoding="utf-8"))
+        return " ".join(" ".join(page.text).split())[:1500]
+
+    verify(mini, "int8", artifact="graph", faces=people, min_cosine=0.5, p1_cosine=0.5)
+    _let_pass(mini, _verification(mini))
+    assert banner().index("NOT BUILT") < banner().index("INT8 graph on onnxruntime")
+    assert '<div class="verdict good">' not in (mini / "report.html").read_text()
+    build_engine(mini, "int8", "onnxruntime")
+    assert "NOT BUILT" not in banner()
+    assert "NOT VERIFIED INT8 engine for onnxruntime" in banner()
+    golden = verify(mini, "int8", min_cosine=0.5, p1_cosine=0.5)
+    assert golden.verdict == "PASSED"
+    assert "NOT VERIFIED" not in banner()
+    assert re.search(r"Only \d+ golden faces were compared", banner())
+    assert '<div class="verdict good">' not in (mini / "report.html").read_text()
+    result = verify(mini, "int8", faces=people, min_cosine=0.5, p1_cosine=0.5)
+    _let_pass(mini, mini / result.report)
+    write_report(mini)
+    assert (mini / "report.html").read_text().count('<div class="verdict good">') == 1
+
+
+def test_the_banner_names_faces_pairs_machine_and_what_was_not_judged(judged: Path) -> None:
+    body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
+    banner = body[: body.index("INT8 engine against the reference")]
+    assert "48 synthetic faces of 12 people: 72 genuine and 1,056 impostor pairs" in banner
+    assert "Not judged: " in banner
+    assert json.loads(_verification(judged).read_text())["device"]["cpu"] in banner
+
+
+def test_a_report_of_another_bundle_counts_for_nothing(
+    judged: Path, calibrated_mini: Path, tmp_path: Path
+) -> None:
+    """The copy's entry in the manifest agrees; the report itself tells what it judged."""
+    other = tmp_path / "other.bundle"
+    shutil.copytree(calibrated_mini, other)
+    build_engine(other, "fp32", "onnxruntime")
+    report = _verification(judged)
+    with transaction(other, "copy", {}) as draft:
+        target = draft.path(f"reports/{report.name}", "verify", of=("model.onnx",))
+        target.write_bytes(report.read_bytes())
+    (row,) = list_reports(open_bundle(other))
+    assert (row.verdict, row.stale) == (
+        "CANNOT JUDGE",
+        "engines/onnxruntime-int8.onnx is not in the bundle",
+    )
+    body = " ".join(" ".join(_Page(write_report(other).read_text(encoding="utf-8")).text).split())
+    assert "NOT VERIFIED No report judges the files" in body
+    assert "STALE: engines/onnxruntime-int8.onnx is not in the bundle" in body
+    assert list_reports(open_bundle(judged))[-1].stale == ""
+
+
+def test_the_chart_shows_what_the_engine_computes_in(judged: Path) -> None:
+    name = "engines/onnxruntime-int8.onnx"
+    for integer in (True, False):
+        fingerprint = json.loads((judged / f"{name}.json").read_text())
+        graph = read_onnx(judged / "model.int8.onnx").graph
+        outputs = [n.output[0] for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+        fingerprint["integer_layers"] = outputs if integer else []
+        with transaction(judged, "tamper", {}) as draft:
+            draft.path(f"{name}.json", "engine fingerprint").write_text(json.dumps(fingerprint))
+        text = write_report(judged).read_text(encoding="utf-8")
+        plot = text[text.index('aria-label="int8 onnxruntime layers"') :]
+        plot = plot[: plot.index("</svg>")]
+        assert ("INT8 in integer kernels" in plot) == integer
+        assert ("INT8 weights, float sums" in plot) != integer
+
+
+def test_the_page_allows_no_script_and_files_write_no_markup(judged: Path) -> None:
+    """Fingerprint and report come with the bundle; neither may add markup to the page."""
+    evil = '"><script>alert(1)</script>'
+    name, report = "engines/onnxruntime-int8.onnx", _verification(judged)
+    fingerprint = json.loads((judged / f"{name}.json").read_text())
+    verified = json.loads(report.read_text())
+    verified["strata"][0]["name"] = verified["findings"] = [evil, "$x$ $"]
+    verified["strata"][0]["name"] = f"{evil} $a$ b$"
+    verified["backend"] = verified["name"] = verified["device"]["cpu"] = evil
+    with transaction(judged, "tamper", {}) as draft:
+        sidecar = draft.path(f"{name}.json", "engine fingerprint")
+        sidecar.write_text(json.dumps({**fingerprint, "plot": evil, "file": evil}))
+    with transaction(judged, "tamper", {}) as draft:
+        target = draft.path(f"reports/{report.name}", "verify", of=(name,))
+        verified["provenance"] = None
+        target.write_text(json.dumps(verified))
+    text = write_report(judged).read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") + text.count("&#34;&gt;&lt;script") >= 4
+    policy = [a for t, a in _Page(text).tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == [
+        {
+            "http-equiv": "Content-Security-Policy",
+            "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+        }
+    ]
+    with transaction(judged, "tamper", {}) as draft:
+        target = draft.path(f"reports/{report.name}", "verify", of=(name,))
+        target.write_text(json.dumps({**verified, "engine": evil}))
+    with pytest.raises(DataError, match="no engine"):
+        write_report(judged)
 
 
 def test_the_engine_on_most_faces_comes_first(judged: Path) -> None:
