@@ -9,7 +9,7 @@ from .command import define_command
 from .output import Output, table
 
 if TYPE_CHECKING:
-    from ..calibration.calibrate import CalibrationReport
+    from ..calibration.calibration_report import CalibrationReport
     from ..metrics.rates import RateChange
 
 

@@ -243,8 +243,8 @@ def judged_text(result: "VerifyResult") -> str:
             f"embeddings of {result.cosine.faces} golden faces, compared with the original's;"
             " people were not judged"
         )
-    drawn = "synthetic " if faces.drawn else ""
-    return f"{faces.count} {drawn}faces of {faces.identities} people"
+    synthetic = "synthetic " if faces.synthetic else ""
+    return f"{faces.count} {synthetic}faces of {faces.identities} people"
 
 
 def _thresholds(result: "VerifyResult") -> Iterator[str]:

@@ -10,6 +10,7 @@ from ...bundle.golden import ORIGINS, Golden
 from ...bundle.manifest import Bundle
 from ...faces.quality import measure_quality
 from ...faces.sources import Faces
+from ...metrics.protocols import ListedPairs
 from ...metrics.rates import CosineDrift, measure_drift
 from ...progress import Track
 from ..session import Session
@@ -46,6 +47,29 @@ class PairedEmbeddings:
     reference: F32
     engine: F32
     quality: F32
+
+
+@dataclass(frozen=True)
+class FacesSummary:
+    """The faces that an engine was judged on.
+
+    Attributes:
+        where: The source's name.
+        count: Faces.
+        identities: People.
+        synthetic: Whether the faces are of no real person.
+        genuine_pairs: Pairs of one person that the rates are over; 0 in reports of earlier versions.
+        impostor_pairs: Pairs of two people.
+        listed_pairs: Pairs of the list; 0 without one.
+    """
+
+    where: str
+    count: int
+    identities: int
+    synthetic: bool
+    genuine_pairs: int = 0
+    impostor_pairs: int = 0
+    listed_pairs: int = 0
 
 
 def check_reference(golden: Golden, reference: Session, engine: Session) -> ReferenceCheck:
@@ -108,6 +132,29 @@ def embed_both(
     check_embeddings(pair.reference, faces.keys, reference.file if file is None else str(file))
     check_embeddings(pair.engine, faces.keys, engine.file)
     return pair
+
+
+def summarize_faces(faces: Faces | None, pairs: ListedPairs | None = None) -> FacesSummary | None:
+    """A source of faces as reports name it, without the folders above it.
+
+    Args:
+        faces: The source, or None.
+        pairs: The pair list, where there is one.
+    """
+    if faces is None:
+        return None
+    where = faces.where if faces.synthetic else Path(faces.where).name
+    listed = 0 if pairs is None else len(pairs.same)
+    if pairs is not None and not faces.labelled:
+        genuine, total = int(pairs.same.sum()), listed
+    else:
+        counts = np.bincount(np.asarray(faces.labels, np.int64))
+        genuine = int((counts * (counts - 1) // 2).sum())
+        total = len(faces) * (len(faces) - 1) // 2
+    people = faces.identities
+    return FacesSummary(
+        where, len(faces), people, faces.synthetic, genuine, total - genuine, listed
+    )
 
 
 def _read_reference(bundle: Bundle, faces: Faces, file: Path) -> F32:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..._version import __version__
 from ...bundle.bundle import transaction
 from ...bundle.manifest import Bundle, read_manifest
@@ -29,7 +27,7 @@ from ..session import Session
 from .gallery import GalleryMigration
 from .gates import Gate, VerdictReason
 from .judgement import GalleryAdvice
-from .reference import ReferenceCheck
+from .reference import FacesSummary, ReferenceCheck
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _MAX_SLUG = 60  # characters of a protocol's name in a file name
@@ -48,29 +46,6 @@ class OpenedFile:
     kind: str
     file: str
     sha256: str
-
-
-@dataclass(frozen=True)
-class FacesSummary:
-    """The faces that an engine was judged on.
-
-    Attributes:
-        where: The source's name.
-        count: Faces.
-        identities: People.
-        synthetic: Whether the faces are of no real person.
-        genuine_pairs: Pairs of one person that the rates are over; 0 in reports of earlier versions.
-        impostor_pairs: Pairs of two people.
-        listed_pairs: Pairs of the list; 0 without one.
-    """
-
-    where: str
-    count: int
-    identities: int
-    synthetic: bool
-    genuine_pairs: int = 0
-    impostor_pairs: int = 0
-    listed_pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -269,29 +244,6 @@ def opened_file(session: Session) -> OpenedFile:
         session: An open session.
     """
     return OpenedFile(session.artifact, session.file, session.sha256)
-
-
-def summarize_faces(faces: Faces | None, pairs: ListedPairs | None = None) -> FacesSummary | None:
-    """A source of faces as reports name it, without the folders above it.
-
-    Args:
-        faces: The source, or None.
-        pairs: The pair list, where there is one.
-    """
-    if faces is None:
-        return None
-    where = faces.where if faces.synthetic else Path(faces.where).name
-    listed = 0 if pairs is None else len(pairs.same)
-    if pairs is not None and not faces.labelled:
-        genuine, total = int(pairs.same.sum()), listed
-    else:
-        counts = np.bincount(np.asarray(faces.labels, np.int64))
-        genuine = int((counts * (counts - 1) // 2).sum())
-        total = len(faces) * (len(faces) - 1) // 2
-    people = faces.identities
-    return FacesSummary(
-        where, len(faces), people, faces.synthetic, genuine, total - genuine, listed
-    )
 
 
 def protocol_name(faces: Faces | None) -> str:

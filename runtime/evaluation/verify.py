@@ -33,14 +33,19 @@ from .gallery import compare_gallery
 from .gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, gate_reasons, overall_verdict
 from .judgement import gallery_advice, judge_gates, reference_doubt
 from .limits import POLICY_NAME, Limits, bundle_policy, merge_limits, read_policy
-from .reference import PairedEmbeddings, ReferenceCheck, check_reference, embed_both
+from .reference import (
+    PairedEmbeddings,
+    ReferenceCheck,
+    check_reference,
+    embed_both,
+    summarize_faces,
+)
 from .result import (
     VerifyResult,
     opened_file,
     protocol_name,
     report_name,
     save_result,
-    summarize_faces,
 )
 
 _SAMPLE = 64  # faces that are looked at for the cause of a failure
