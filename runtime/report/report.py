@@ -100,7 +100,7 @@ class ReportRow:
     Attributes:
         file: Path within the bundle.
         kind: "verify", "evaluate" or "benchmark".
-        verdict: "PASSED", "VALID", ...; of an evaluation its accuracy or TAR.
+        verdict: "PASSED", "VALID", ...; of an evaluation without gates its accuracy.
         engine: The precision.
         judged: "engine" or "graph".
         protocol: The name of what it was judged on.
@@ -162,10 +162,11 @@ def _row(name: str, report: Report, stale: str) -> ReportRow:
         kind, protocol = "evaluate", report.protocol.name
         pairs = f"{report.pairs.genuine} + {report.pairs.impostor} pairs"
         if isinstance(report, IjbResult):
-            verdict = "see TAR"
+            verdict = report.verdict or "-"
             faces = f"{report.protocol.templates} templates, {pairs}"
         else:
-            verdict, on_people = f"{100 * report.accuracy:.2f} %", report.protocol
+            on_people = report.protocol
+            verdict = report.verdict or f"{100 * report.accuracy:.2f} %"
             faces = f"{on_people.faces} {_real(on_people.synthetic)}faces of {on_people.identities}"
             faces += f" people, {pairs}"
     judged = report.artifact.kind if report.artifact else ""
