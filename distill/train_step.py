@@ -190,7 +190,7 @@ def train_step(
             target = None if teacher is None else torch.from_numpy(teacher[part]).to(device)
             y = torch.from_numpy(labels[part]).to(device)
             loss = state.loss(embeddings, target, y) / recipe.accumulate
-            state.scaler.scale(loss * factor).backward()
+            state.scaler.scale(loss * factor).backward()  # type: ignore[no-untyped-call]
         stats = {name: value / recipe.accumulate for name, value in state.head.stats.items()}
         for name, value in {"loss": loss.detach(), **stats}.items():
             sums[name] = sums.get(name, 0.0) + value
