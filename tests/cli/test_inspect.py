@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ Captured = pytest.CaptureFixture[str]
 ENGINE = "engines/onnxruntime-int8.onnx"
 
 
-def inspect(bundle: Path, capsys: Captured) -> dict[str, object]:
+def inspect(bundle: Path, capsys: Captured) -> dict[str, Any]:
     capsys.readouterr()
     assert run(["inspect", str(bundle), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -39,6 +40,20 @@ def test_a_report_of_another_engine_is_stale(bundle: Path, capsys: Captured) -> 
     text = capsys.readouterr().out
     assert "calibrate removed" not in text  # the last command removed nothing
     assert f"stale: {report}: " in text
+
+
+def test_each_report_has_a_row(bundle: Path, capsys: Captured) -> None:
+    assert run(["verify", str(bundle), "--engine", "int8", "-q"]) == 0
+    (row,) = (r for r in inspect(bundle, capsys)["reports"] if r["kind"] == "verify")
+    assert (row["verdict"], row["judged"], row["protocol"]) == ("PASSED", "engine", "golden")
+    assert (row["backend"], row["stale"]) == ("onnxruntime", "")
+    assert run(["inspect", str(bundle)]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.strip().endswith("current"))
+    assert "PASSED" in line
+    assert "golden faces" in line
+    assert run(["calibrate", str(bundle), "--faces", "synthetic:16x2@6", "-q"]) == 0
+    (row,) = (r for r in inspect(bundle, capsys)["reports"] if r["kind"] == "verify")
+    assert row["stale"].startswith(ENGINE) or "changed" in row["stale"]
 
 
 def test_a_changed_file_is_named(bundle: Path, capsys: Captured) -> None:
