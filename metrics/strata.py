@@ -204,7 +204,8 @@ def _tar(
 ) -> StratumTar:
     """Rates of pairs by whether each network accepts them, `(G,) bool`; `person` is of each pair."""
     if old is None or new is None:
-        return StratumTar(*(None if a is None else float(a.mean()) for a in (old, new)))
+        rates = [None if accepted is None else float(accepted.mean()) for accepted in (old, new)]
+        return StratumTar(rates[0], rates[1])
     before, after = float(old.mean()), float(new.mean())
     change = new.astype(np.float64) - old
     delta = float(change.mean())
