@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= train,report
-GPU_VENV ?= .venv-gpu
+GPU_VENV ?= build/gpu-venv
 BIN := $(VENV)/bin
 ROOMS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
 # With the folders: theirs is the time at which a file was removed.
