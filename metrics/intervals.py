@@ -48,9 +48,9 @@ MIN_ACCEPTED = 5  # impostor pairs above the threshold: fewer give no interval
 
 _NEIGHBOURS = (1 / 8, 1 / 4, 1 / 2, 2, 4, 8)  # times the FAR: where changed decisions are counted
 
-_CHANGE_PRIOR = PairCorrelation(face=0.1, person=0.05)  # of a decision's change
+_CHANGE_PRIOR = PairCorrelation(face=0.05, person=0.02)  # of a decision's change
 
-_CHANGE_PRIOR_PEOPLE = 0.5  # that the prior counts as
+_CHANGE_PRIOR_PEOPLE = 0.3  # that the prior counts as
 
 Ends = tuple[float, float]
 

@@ -69,7 +69,7 @@ def smoothed_tar_drop(
     by a smooth step, `tanh`, as wide as genuine scores scatter, and the sum is scaled by how many
     pairs lie at the threshold itself (the density of a step half as wide). The threshold moves as
     it does in the mean of several rates that enough impostors hold. A fraction of the variance for
-    some bias (docs/results/int8.md); what the data show of the bias widens the interval.
+    some bias (docs/results/int8.md), whose size the interval estimates and includes.
 
     Args:
         far: False accept rate, 0 to 1; the impostor pairs must resolve it.
@@ -85,22 +85,17 @@ def smoothed_tar_drop(
     margin, moved = old - _threshold(reference, far), new - old - float(np.mean(moves))
     lost, slope = _lost(margin, moved, width)
     values = _with_density(lost, margin, width)
-    variance = _genuine_variance(values, people.genuine) * _unseen(margin, people.genuine)
+    genuine = _genuine_variance(values, people.genuine)
     terms = _move_terms(reference, engine, people, rates, slope)
-    variance += far_variance(terms, people.genuine.faces)
+    threshold = far_variance(terms, people.genuine.faces)
 
-    narrow = _with_density(_lost(margin, moved, width / 2)[0], margin, width / 2)
-    bias = _beyond(
-        float(values.mean() - narrow.mean()), _genuine_variance(values - narrow, people.genuine)
-    )
-    here = _threshold(engine, rates[0]) - _threshold(reference, rates[0])
-    local = _move_terms(reference, engine, people, rates[:1], -slope)
-    bias += _beyond(
-        slope * (here - float(np.mean(moves))),
-        far_variance([*terms, *local], people.genuine.faces),
-    )
-    drop, error = float(lost.mean()), float(np.sqrt(variance))
-    half = Z_975 * float(np.sqrt(variance + bias))
+    # How much a narrower step and the move at the first rate alone would change the result.
+    narrow, _ = _lost(margin, moved, width / 2)
+    bias = float(lost.mean() - narrow.mean()) ** 2
+    bias += (slope * (moves[0] - float(np.mean(moves)))) ** 2
+    drop, error = float(lost.mean()), float(np.sqrt(genuine + threshold))
+    genuine *= _unseen(margin, people.genuine)
+    half = Z_975 * float(np.sqrt(genuine + threshold + bias))
     several = int((people.genuine.faces > 1).sum())
     enough = several >= MIN_PEOPLE and (
         allowed_impostors(far, reference.impostor_pairs) >= MIN_ACCEPTED
@@ -138,19 +133,14 @@ def _genuine_variance(values: F64, pairs: PeoplePairs) -> float:
 
 def _unseen(margin: F64, pairs: PeoplePairs) -> float:
     """How much larger the variance is with people who are refused more often than those seen: the
-    ratio of TAR (1 - TAR) with one more effective pair that counts as half accepted, to that without.
+    ratio of TAR (1 - TAR) with half an effective pair more, half accepted, to that without.
     """
     accepted = (margin >= 0).astype(np.float64)
     often_refused = (margin > np.quantile(margin, REFUSED)).astype(np.float64)
     design = share_design(accepted, often_refused, pairs)
     tar = min(max(float(accepted.mean()), 0.5 / len(margin)), 1 - 0.5 / len(margin))
-    drawn = (tar + design / 2) / (1 + design)
+    drawn = (tar + design / 4) / (1 + design / 2)
     return max(1.0, drawn * (1 - drawn) / (tar * (1 - tar)))
-
-
-def _beyond(difference: float, variance: float) -> float:
-    """The square of a difference beyond what chance makes of it."""
-    return max(0.0, difference**2 - variance)
 
 
 def _move_terms(
