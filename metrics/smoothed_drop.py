@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F64, I64
-from .intervals import MIN_ACCEPTED, MIN_PEOPLE, Ends
+from .intervals import FEW_PEOPLE, MIN_ACCEPTED, Ends
 from .person_variance import (
     REFUSED,
     Z_975,
@@ -52,7 +52,8 @@ class SmoothedDrop:
     Attributes:
         drop: Reference minus engine, a fraction.
         error: Its standard error, over people.
-        interval_95: `(low, high)`; None with fewer people or impostor pairs than intervals need.
+        interval_95: `(low, high)`; None with fewer than `FEW_PEOPLE` people who have two faces or
+            `MIN_ACCEPTED` impostor pairs above the threshold.
     """
 
     drop: float
@@ -97,7 +98,7 @@ def smoothed_tar_drop(
     genuine *= _unseen(margin, people.genuine)
     half = Z_975 * float(np.sqrt(genuine + threshold + bias))
     several = int((people.genuine.faces > 1).sum())
-    enough = several >= MIN_PEOPLE and (
+    enough = several >= FEW_PEOPLE and (
         allowed_impostors(far, reference.impostor_pairs) >= MIN_ACCEPTED
     )
     return SmoothedDrop(drop, error, (drop - half, drop + half) if enough else None)
