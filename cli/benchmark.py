@@ -225,7 +225,7 @@ def _failed(result: "BenchmarkResult") -> str:
 
 def _write_junit(path: Path, result: "BenchmarkResult") -> None:
     from ..files import write_atomic
-    from ..runtime.benchmark.performance_gates import skipped_gates
+    from ..runtime.benchmark.result import skipped_gates
     from ..runtime.evaluation.gates import CANNOT_JUDGE, VerdictReason, junit_xml
 
     invalid = [

@@ -22,7 +22,10 @@ from ..graph.load import CONTRACT_KEY, image_input
 from ..graph.run import run_once
 from ..graph.shapes import ranks
 from .graph_ir import (
+    IR_VERSION,
+    OPSET,
     add_constant,
+    at_opset,
     fold_constants_ir,
     input_of,
     ir,
@@ -30,7 +33,6 @@ from .graph_ir import (
     to_ir,
     to_proto,
 )
-from .opset import IR_VERSION, OPSET, at_opset
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from ..arrays import F32
 from ..bundle.bundle import Transaction, open_bundle, transaction
+from ..bundle.golden import golden_faces, write_golden
 from ..bundle.manifest import Bundle
 from ..documents import to_builtins
 from ..errors import ModelError
@@ -26,7 +27,6 @@ from .batchnorm import fold_batchnorm
 from .canonicalize import finish, normal_form
 from .contract_check import ContractCheck, check_contract
 from .fp16 import Fp16Result, make_fp16_model
-from .golden import golden_faces, write_golden
 from .parity import Parity, check_parity, first_difference, probe_inputs, reference_embeddings
 from .simplify import simplify
 from .source import ExportSource, SourceOptions, open_source
@@ -176,7 +176,10 @@ def _export(
 
     change.spec, change.embedding_dim = spec, expected.shape[1]
     change.path("model.onnx", "model").write_bytes(model.SerializeToString())
-    write_golden(change.path("golden.npz", "golden"), faces, preprocess(faces, spec), source)
+    golden_inputs = preprocess(faces, spec)
+    exact = source.exact(golden_inputs) if source.exact else None
+    path = change.path("golden.npz", "golden")
+    write_golden(path, faces, source.embed(golden_inputs), source.kind, exact)
     if half:
         path = change.path("model.fp16.onnx", "FP16 model")
         path.write_bytes(half.model.SerializeToString())

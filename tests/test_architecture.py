@@ -121,7 +121,7 @@ def test_a_public_name_stands_for_one_thing() -> None:
 def test_file_names_stand_for_one_concept() -> None:
     """A command's file is named like the function that it calls; the other files' names differ."""
     files = [f for f in package_files() if f.name != "__init__.py" and f.parent.name != "cli"]
-    twice = {f"{stem}.py" for stem in ("errors", "golden", "layers", "result")}
+    twice = {f"{stem}.py" for stem in ("errors", "layers", "result")}
     assert set(repeated((f.name, str(f)) for f in files)) == twice
     commands = {f"{name.replace('-', '_')}.py" for name in COMMANDS}
     shared = {f.name for f in files} & {f.name for f in (ROOT / "cli").glob("*.py")}

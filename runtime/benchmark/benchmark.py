@@ -34,12 +34,12 @@ from ..machine.tegrastats import power_mode as current_power_mode
 from ..session import session_provenance
 from .breakdown import measure_breakdown
 from .conditions import other_gpu_load, power_mode_problems, required_power_mode
-from .performance_gates import judge_performance
 from .result import (
     MIN_RUNS,
     BenchmarkInterrupted,
     BenchmarkResult,
     BenchmarkRun,
+    judge_performance,
     saturation_batch,
     summarize_run,
 )
