@@ -24,7 +24,7 @@ from fr_edge.calibration import (
     trt_cache,
 )
 from fr_edge.cli.main import root
-from fr_edge.export import contract_check, opset, parity, preprocessing_search
+from fr_edge.export import contract_check, graph_ir, parity, preprocessing_search
 from fr_edge.faces import contract, quality
 from fr_edge.metrics import accuracy, identification, protocols, rates, strata, verification
 from fr_edge.runtime.benchmark import result as benchmark
@@ -162,7 +162,7 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
     (trt_cache, {"ALGORITHM": "EntropyCalibration2", "_LAST_MAJOR": 10}),
     # Export.
     (parity, {"MIN_COSINE": 0.99999, "BATCHES": (1, 7)}),
-    (opset, {"OPSET": 17, "IR_VERSION": 8}),
+    (graph_ir, {"OPSET": 17, "IR_VERSION": 8}),
     (preprocessing_search, {"SEPARATES": 1.5, "_TIE": 0.01, "_MIN_IDENTITIES": 8}),
     (contract_check, {"_CLEAR_LEAD": 0.05}),
 ]
