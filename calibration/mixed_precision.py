@@ -219,7 +219,7 @@ def search_assignment(
 ) -> SearchResult:
     """Judge INT8 in all dense layers and, with a budget, find the fastest assignment that holds it.
 
-    Without a budget one assignment is judged, or none where nobody is held out, and times are
+    Without a budget one assignment is judged, or none without held-out people, and times are
     counted. A search that was interrupted continues; its log lies beside the bundle.
 
     Args:

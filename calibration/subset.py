@@ -29,7 +29,7 @@ class CalibrationSubset:
     Attributes:
         calibration: Faces that calibrate.
         held_out: Faces that the INT8 model is judged on; empty if `reason` says why.
-        reason: Why nobody could be held out, or "".
+        reason: Why no people could be held out, or "".
     """
 
     calibration: tuple[int, ...]
@@ -61,7 +61,7 @@ def select_subset(
 
     Every fifth identity is held out, with `pairs` every second where that leaves `limit` faces: the
     same faces are always split the same way. With fewer than five people, or where the source does
-    not label identities, nobody is held out.
+    not label identities, no people are held out.
 
     Args:
         faces: A source of faces.

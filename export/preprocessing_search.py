@@ -28,7 +28,7 @@ from .canonicalize import tidy
 
 SEPARATES = 1.5  # d' below this is no recognition: about 23 % equal error rate for normal scores
 
-_TIE = 0.01  # of d': a lead that nobody would notice
+_TIE = 0.01  # of d': smaller leads count as a tie
 
 _SCOUTS = 48  # images on which every variant is tried
 
