@@ -131,7 +131,7 @@ def test_safetensors(network: torch.nn.Module, tmp_path: Path) -> None:
     assert (name, dim) == (ARCH, 48)
     torch.testing.assert_close(found.state_dict(), network.state_dict())
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="no safetensors file, or is damaged"):
+    with pytest.raises(ModelError, match="not a safetensors file, or is damaged"):
         load_torch_network(path, ARCH)
 
 
