@@ -28,7 +28,7 @@ _UNRELATED = 0.2  # cosine below which embeddings have nothing in common
 _ODD = 10.0  # faces whose error is so many times the median's are not the tail of noise
 
 _MIXED_LABELS = 0.3  # share of doubtful faces from which labels and network cannot be told apart
-_MANY_WRONG = 0.05  # share of faces in the wrong folder from which rates prove nothing
+_MANY_WRONG = 0.15  # share of faces in the wrong folder from which rates prove nothing
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
