@@ -177,7 +177,7 @@ def _is_flatten(node: ir.Node) -> bool:
 def _weights(layer: ir.Node) -> tuple[F64, F64] | None:
     """Constant weights and bias of a Conv or of a Gemm `x @ W + row`, factors multiplied in.
 
-    The bias is `(O,)`, or `(1,)` where one number serves all outputs or there is none.
+    The bias is `(O,)`, or `(1,)` where one number serves all outputs or the bias is absent.
     """
     if layer.op_type not in ("Conv", "Gemm"):
         return None

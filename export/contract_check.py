@@ -100,7 +100,7 @@ def own_normalization(model: ModelProto) -> OwnNormalization | None:
         model: A model from `export.canonicalize.tidy`.
 
     Returns:
-        Its scale and offset; None where the first operation is none.
+        Its scale and offset; None if the first operation does not normalise.
     """
     graph, constants = model.graph, _constants(model)
     tensor = graph.input[0].name

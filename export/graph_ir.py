@@ -157,7 +157,7 @@ def only_reader(value: ir.Value) -> ir.Node | None:
         value: A tensor of the graph.
 
     Returns:
-        The node; None if there is none, if there are several, or if the graph gives the tensor out.
+        The node; None if no node or several nodes read it, or if the graph gives the tensor out.
     """
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():

@@ -41,7 +41,7 @@ class VerificationComparison:
         mixed_gallery: The same with the reference's embeddings enrolled and the engine's as probes;
             empty where only listed pairs are known.
         strata_far: Name of the FAR whose thresholds the strata use: the wanted one, or the nearest
-            larger one with enough pairs; None where there is none.
+            larger one with enough pairs; None if no FAR has enough pairs.
         strata: Kinds of faces, the largest drop first.
         accuracy: Accuracy over the folds of the pair list; None without one.
         curves: For plots.

@@ -50,7 +50,7 @@ class ThresholdChange:
 
 @dataclass(frozen=True)
 class ThresholdKept:
-    """Rates of the engine at the reference's threshold, as fractions; None where there is none."""
+    """Rates of the engine at the reference's threshold, as fractions; None without one."""
 
     tar: float | None = None
     far: float | None = None

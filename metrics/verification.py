@@ -163,7 +163,7 @@ def score_blocks(unit: F32, person: I64, probes: F32 | None = None) -> Iterator[
     rows = max(1, _BLOCK // max(1, len(unit)))
     for start in range(0, len(unit), rows):
         stop = min(start + rows, len(unit))
-        # Beyond this column there is none of the rows' people: no mask is needed.
+        # Columns beyond this one hold other people only: no mask is needed.
         edge = int(np.searchsorted(person, person[stop - 1], side="right"))
         near = unit[start:stop] @ probes[start:edge].T
         later = np.triu(np.ones(near.shape, bool), 1)

@@ -41,7 +41,7 @@ def take(result: tuple[Any, ...]) -> Any:
         result: What the call returned: status, then values.
 
     Returns:
-        The first value, None where there is none.
+        The first value; None if the call returned no value.
 
     Raises:
         MachineError: The status is an error; the message names it.

@@ -28,7 +28,7 @@ _UNRELATED = 0.2  # cosine below which embeddings have nothing in common
 _ODD = 10.0  # faces whose error is so many times the median's are not the tail of noise
 
 _MIXED_LABELS = 0.3  # share of doubtful faces from which labels and network cannot be told apart
-_MANY_WRONG = 0.15  # share of faces in the wrong folder from which rates prove nothing
+_MANY_WRONG = 0.05  # share of faces in the wrong folder from which rates prove nothing
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
@@ -103,7 +103,9 @@ def strata_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> tuple[str, S
     return text, worst
 
 
-def label_doubts(embeddings: F32, labels: I64, keys: Sequence[str]) -> tuple[str, bool]:
+def label_doubts(
+    embeddings: F32, labels: I64, keys: Sequence[str], *, synthetic: bool = False
+) -> tuple[str, bool]:
     """Whether faces look more like another person than like their own.
 
     A few do by chance. A few that do by far, with a network that tells the others apart, are in the
@@ -113,6 +115,7 @@ def label_doubts(embeddings: F32, labels: I64, keys: Sequence[str]) -> tuple[str
         embeddings: `(N, D) float32`.
         labels: `(N,)`, the faces' people.
         keys: Names of the faces.
+        synthetic: Whether the labels are right by construction, as synthetic faces' are.
 
     Returns:
         A sentence, empty where the labels look right, and whether so many faces are affected that
@@ -131,9 +134,11 @@ def label_doubts(embeddings: F32, labels: I64, keys: Sequence[str]) -> tuple[str
     if share < _MIXED_LABELS and gap > 0 and len(sure) and len(sure) >= len(doubtful) / 2:
         text = (
             f"labels: {len(sure)} of {len(several)} faces look like another person by far, "
-            f"the first is {keys[sure[0]]}: they lie in the wrong folder"
+            f"the first is {keys[sure[0]]}: "
         )
-        return text, len(sure) >= _MANY_WRONG * len(several)
+        if synthetic:
+            return text + "the network confuses them, since synthetic labels are right", False
+        return text + "they lie in the wrong folder", len(sure) >= _MANY_WRONG * len(several)
     if share < _MIXED_LABELS:
         return "", False
     text = (

@@ -338,7 +338,8 @@ def _doubts(
         elif text:
             others.append(text)
     if faces is not None and faces.labelled and measured.embeddings is not None:
-        text, decides = label_doubts(measured.embeddings.reference, faces.labels, faces.keys)
+        reference = measured.embeddings.reference
+        text, decides = label_doubts(reference, faces.labels, faces.keys, synthetic=faces.synthetic)
         if decides:
             cure = "correct the labels, or give people whom the original network tells apart"
             decide.append(VerdictReason(CANNOT_JUDGE, text, cure))

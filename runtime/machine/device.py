@@ -174,7 +174,7 @@ def selected_index() -> int:
 
 
 def selected_gpu() -> Gpu | None:
-    """The GPU that `use_gpu` selected, else the first; None where there is none."""
+    """The GPU that `use_gpu` selected, else the first; None without a GPU."""
     gpus, index = find_gpus().gpus, _SELECTED.get()
     return gpus[index] if index < len(gpus) else None
 

@@ -16,6 +16,7 @@ from fr_edge.cli.demo_stages import run_demo
 from fr_edge.cli.main import root, run
 from fr_edge.cli.output import Output
 from fr_edge.errors import DataError
+from fr_edge.runtime.evaluation.gates import ceiling_gate
 
 SMALL = DemoPlan(
     training="synthetic:24x4@1",
@@ -101,3 +102,12 @@ def test_a_demo_of_other_recipes_is_not_mixed_in(
         run_demo(home, QUIET, DemoPlan())
     assert run(["demo", "--out", str(home)]) == 4
     assert "choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("drop", "passes"), [(0.0, True), (0.01, True), (0.011, False), (None, False)]
+)
+def test_the_drop_as_counted_stays_below_a_point(drop: float | None, passes: bool) -> None:
+    gate = ceiling_gate("TAR drop at FAR 1e-4", drop, 0.03, "" if drop is not None else "few pairs")
+    assert (demo_stages._counted_drops([gate]) == []) == passes
+    assert demo_stages._counted_drops([]) != []

@@ -153,7 +153,13 @@ def test_a_few_swapped_labels_are_counted(people: int, images: int, swapped: int
     moved = np.arange(swapped) * (len(labels) // swapped)
     mixed = labels.copy()
     mixed[moved] = (labels[moved] + people // 2) % people
-    said = label_doubts(found.astype(np.float32), mixed, keys)[0]
+    said, decides = label_doubts(found.astype(np.float32), mixed, keys)
+    assert decides == (swapped >= 0.05 * len(labels))
+    # Of synthetic faces the labels are right: it is the network that confuses them.
+    confused, decides = label_doubts(found.astype(np.float32), mixed, keys, synthetic=True)
+    assert not decides
+    assert "the network confuses them" in confused
+    assert "wrong folder" not in confused
     assert re.match(rf"labels: {swapped} of {len(labels)} faces .* the first is 000:", said), said
     assert label_doubts(found.astype(np.float32), labels, keys)[0] == ""
     # A network that knows nobody accuses no folder.
