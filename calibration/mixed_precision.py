@@ -325,8 +325,10 @@ def _search(
             json.dumps(list(float_layers)),
             lambda: asdict(judge.assess(table, float_layers, budget.far, cost)),
         )
-        assignments.append(convert(result, Assignment, "the search log"))
-        return assignments[-1].loss
+        assignment = convert(result, Assignment, "the search log")
+        if assignment not in assignments:
+            assignments.append(assignment)
+        return assignment.loss
 
     def saving(layer: str) -> float:
         """The time that INT8 saves in this layer while the others are INT8."""
@@ -349,6 +351,10 @@ def _search(
     }
     savings = _above_noise(savings, noise, judge.model, 1.0 - assignments[0].cost)
     order = rank_layers(errors, savings)
+    if len(order) > 1 and not budget.holds(attempt(order[:-1])):
+        # The layer that saves most time may lose more than the budget; the one that loses least
+        # is the last that INT8 has to offer.
+        order = sorted(errors, key=lambda layer: -errors[layer])
     bisect_float_layers(len(order), lambda k: attempt(order[:k]), budget)
     return assignments
 

@@ -40,6 +40,39 @@ def test_a_search_by_engines_that_ran(mini: Path, people: Faces) -> None:
     assert report.trials[-1].loss.cosine.min >= budget.min_cosine
 
 
+def test_a_fast_layer_that_loses_too_much_does_not_end_the_search(
+    mini: Path, people: Faces
+) -> None:
+    """Times say to keep the most sensitive layer in INT8 to the last; another one holds."""
+    bundle = open_bundle(mini)
+    model = onnx.load(bundle.file("model.onnx"))
+    layers = choose_int8_layers(model).int8
+    worst = bundle.history[-1]["summary"]["judged"]["cosine"]["min"]
+    losses = {}
+    for fast in layers:  # each in turn is the only one that is worth its INT8
+
+        def latency(
+            model: onnx.ModelProto, quantised: QuantizeChoice, fast: str = fast
+        ) -> LatencyModel:
+            def cost(choice: Int8Choice) -> float:
+                return 1.0 - sum(1e3 if name == fast else 1e-3 for name in choice.int8) / 1e4
+
+            return LatencyModel(f"{fast} is fast", cost, lambda: 0.0)
+
+        done = calibrate(
+            bundle, people, budget=Budget(min_cosine=1 - 0.3 * (1 - worst)), latency=latency
+        )
+        losses[fast] = {t.float_layers: t.loss.cosine.min for t in done.report.trials}
+        bundle = done.bundle
+    budget = 1 - 0.3 * (1 - worst)
+    alone = {
+        fast: next(loss for kept, loss in trials.items() if set(kept) == set(layers) - {fast})
+        for fast, trials in losses.items()
+    }
+    assert min(alone.values()) < budget, "no layer loses the budget alone: the test shows nothing"
+    assert all(list(trials.values())[-1] >= budget for trials in losses.values())
+
+
 def test_what_was_measured_before_an_interruption_is_not_measured_again(
     mini: Path, people: Faces
 ) -> None:
