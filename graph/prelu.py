@@ -12,6 +12,15 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from .edit import initializers, name_nodes
 
 
+def has_prelu(model: ModelProto) -> bool:
+    """Whether a network has a PRelu.
+
+    Args:
+        model: The network.
+    """
+    return any(node.op_type == "PRelu" for node in model.graph.node)
+
+
 def fusible(model: ModelProto) -> ModelProto:
     """Write each PRelu as relu(x) - a relu(-x), which TensorRT fuses.
 

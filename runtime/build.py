@@ -16,7 +16,7 @@ from .cpu_kernel_selection import build_cpu_engine
 from .fingerprint import PRECISIONS, SOURCES, engine_name, machine_fingerprint
 from .machine.backends import COMPILE_ONLY, pick_backend
 from .onnxruntime_session import ONNXRUNTIME
-from .trt.bundle_plan import build_plan
+from .prelu_race import build_fastest_plan
 from .trt.calibrator import cache_version
 from .trt.config import EngineOptions
 
@@ -117,7 +117,7 @@ def _build(bundle: Bundle, precision: str, backend: str, options: EngineOptions)
             built = build_cpu_engine(source, target, precision)
         else:
             known = bundle.file(cache).read_bytes() if cache in bundle else b""
-            plan, built = build_plan(bundle, precision, backend, options, known)
+            plan, built = build_fastest_plan(bundle, precision, backend, options, known)
             target.write_bytes(plan)
             if built.timing_cache:
                 change.path(cache, "timing cache").write_bytes(built.timing_cache)

@@ -21,6 +21,7 @@ from ..build import build_engine
 from ..cpu_kernel_selection import interleaved_min_times
 from ..fingerprint import PRECISIONS, engine_name
 from ..machine.backends import pick_backend
+from ..onnxruntime_session import ONNXRUNTIME
 from ..session import open_session
 from ..trt.config import EngineOptions
 from .verify import verify
@@ -73,7 +74,8 @@ def select_precision(
 ) -> PrecisionChoice:
     """Keep the fastest of the fp32, fp16 and int8 engines that passes `verify`.
 
-    The others' engines of this backend are removed, so `--engine auto` means the chosen one.
+    The others' engines of this backend are removed, so `--engine auto` means the chosen one. Of
+    TensorRT's two forms of PReLU each engine has the faster one; its fingerprint names it.
 
     Args:
         bundle: An open bundle or its folder.
@@ -91,6 +93,8 @@ def select_precision(
         MachineError: The backend cannot run here.
     """
     chosen_backend = pick_backend(backend)
+    if chosen_backend != ONNXRUNTIME:
+        options = replace(options or EngineOptions(), prelu="fastest")
     root = bundle.root if isinstance(bundle, Bundle) else Path(bundle)
     candidates = [
         _build_and_verify(root, precision, chosen_backend, faces, pairs, options)

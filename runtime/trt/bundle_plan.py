@@ -16,7 +16,7 @@ from ...errors import GateFailed
 from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
 from ...graph.layers import weighted_nodes
 from ...graph.load import check_finite, read_onnx
-from ...graph.prelu import fusible
+from ...graph.prelu import fusible, has_prelu
 from ...graph.uint8_input import UINT8_SHAPE, with_uint8_input
 from ..fingerprint import SOURCES, BackendBuild
 from ..machine.backends import COMPILE_ONLY, MODULES
@@ -57,7 +57,8 @@ def build_plan(
         model = with_uint8_input(model, bundle.spec)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
     shape = UINT8_SHAPE if options.uint8_input else bundle.spec.shape
-    data = _serialized(model, options.implicit)
+    split = options.prelu != "native" and options.dla is None and not options.implicit
+    data = _serialized(model, split)
     compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
     precisions = node_precisions(model, compiled.layers)
     if precision == "int8":
@@ -76,6 +77,7 @@ def build_plan(
         "dla": options.dla,
         "typing": "strong" if strong else "flags",
         "implicit": options.implicit,
+        "prelu": ("split" if split else "native") if has_prelu(model) else "none",
         "reformats": reformats(compiled.layers),
         "precisions": precisions,
         "engine_layers": [asdict(layer) for layer in compiled.layers],
@@ -110,7 +112,7 @@ def compile_variant(
     quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     precision = "int8" if quantised else "fp16"
     cache = None if backend in COMPILE_ONLY else timing_cache
-    data = _serialized(typed, implicit=False)
+    data = _serialized(typed, split=True)
     return compile_plan(trt, data, bundle.spec.shape, precision, options, cache)
 
 
@@ -134,10 +136,9 @@ def _with_fp16(bundle: Bundle, model: ModelProto) -> ModelProto:
     return int8_fp16_model(model, wide)
 
 
-def _serialized(model: ModelProto, implicit: bool) -> bytes:
-    # TensorRT fuses this form of PReLU into the convolution (docs/decisions/0003). Implicitly
-    # quantised, each step of it would need a range of its own.
-    data: bytes = (model if implicit else fusible(model)).SerializeToString()
+def _serialized(model: ModelProto, split: bool) -> bytes:
+    # TensorRT-RTX fuses the split form of PReLU into the convolution (docs/decisions/0003).
+    data: bytes = (fusible(model) if split else model).SerializeToString()
     return data
 
 

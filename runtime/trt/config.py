@@ -4,9 +4,11 @@ Options that this TensorRT does not have are refused by name; which it has is fo
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import MachineError, UsageError
+
+PreluForm = Literal["split", "native", "fastest"]
 
 if TYPE_CHECKING:
     import tensorrt
@@ -26,6 +28,9 @@ class EngineOptions:
         compute: Compute capabilities to compile for ("8.6"), where the library can.
         uint8_input: The engine takes pixels and applies the input contract itself.
         implicit: TensorRT 8 or 10 places INT8 itself, by the bundle's calibration.cache.
+        prelu: PReLU as relu(x) - a relu(-x) ("split"), as it is ("native"), or what is faster of
+            the two on this GPU ("fastest"). A DLA has PReLU itself, and implicit INT8 would need a
+            range for each step of it: both always get it as it is.
     """
 
     batch: tuple[int, int, int] = (1, 8, 32)
@@ -37,6 +42,7 @@ class EngineOptions:
     compute: tuple[str, ...] = ()
     uint8_input: bool = False
     implicit: bool = False
+    prelu: PreluForm = "split"
 
     def __post_init__(self) -> None:
         smallest, typical, largest = self.batch

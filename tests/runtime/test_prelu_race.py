@@ -1,0 +1,180 @@
+"""Both forms of PReLU are built and timed, on doubles of TensorRT and CUDA: which is kept, which words.
+
+The doubles compute with onnxruntime: that the forms agree is shown here, not which is faster.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tensorrt_builder_double import CudaDouble, LibraryDouble
+
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.errors import GateFailed, MachineError
+from fr_edge.runtime import prelu_race, tensorrt_session
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.evaluation.select_precision import select_precision
+from fr_edge.runtime.fingerprint import engine_name, read_fingerprint
+from fr_edge.runtime.machine import backends, device
+from fr_edge.runtime.machine.device import Gpu, GpuList
+from fr_edge.runtime.session import open_session
+from fr_edge.runtime.trt import bundle_plan
+from fr_edge.runtime.trt.config import EngineOptions
+
+ORIN = GpuList((Gpu("Orin", "8.7", 7620, integrated=True),), "12.6", "")
+
+
+def row(node: Any, shaped: bool) -> dict[str, Any]:
+    form = f"Row major {'Int8' if shaped else 'N/A due to dynamic shapes'} format"
+    return {
+        "Name": node.name,
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Name": "x", "Format/Datatype": form}],
+        "Weights": {"Type": "Int8"},
+    }
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> LibraryDouble:
+    library = LibraryDouble("10.3.0", dla_cores=2)
+    library.header, library.row = (10, 3, 0, 30), row
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    for module in (backends, device, bundle_plan):
+        monkeypatch.setattr(module, "find_gpus", lambda: ORIN)
+    monkeypatch.setattr(tensorrt_session, "open_cuda", CudaDouble)
+    monkeypatch.setattr(prelu_race, "_TIMING_S", 0.1)
+    return library
+
+
+@pytest.fixture
+def networks(trt: LibraryDouble, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The operators of each network that the builder got, in order."""
+    got: list[set[str]] = []
+    compile_plan = bundle_plan.compile_plan
+
+    def recorded(library: Any, model: bytes, *args: Any) -> Any:
+        got.append({node.op_type for node in onnx.load_from_string(model).graph.node})
+        return compile_plan(library, model, *args)
+
+    monkeypatch.setattr(bundle_plan, "compile_plan", recorded)
+    return got
+
+
+def timed(times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopwatch double: times of the forms in the order in which they are built."""
+
+    def stopwatch(runs: list[Any], batch: Any, seconds: float) -> list[float]:
+        first, second = (np.asarray(run(batch)) for run in runs)
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-3 * np.abs(first).max())
+        return times
+
+    monkeypatch.setattr(prelu_race, "interleaved_min_times", stopwatch)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(("times", "kept"), [([1e-3, 2e-3], "split"), ([2e-3, 1e-3], "native")])
+def test_both_forms_are_built_and_the_faster_one_is_kept(
+    networks: list[set[str]], mini: Path, monkeypatch: Any, precision: str, times: Any, kept: str
+) -> None:
+    timed(times, monkeypatch)
+    build_engine(mini, precision, "tensorrt", options=EngineOptions(prelu="fastest"))
+    split, native = networks
+    assert "PRelu" not in split
+    assert "Neg" in split
+    assert "PRelu" in native
+    assert "Neg" not in native
+    name = engine_name("tensorrt", precision)
+    facts = read_fingerprint(open_bundle(mini), name)
+    assert facts["prelu"] == kept
+    assert facts["prelu_ms"] == dict(
+        zip(("split", "native"), (1e3 * t for t in times), strict=True)
+    )
+    plan = onnx.load_from_string((mini / name).read_bytes()[28:])  # as the double serialises it
+    assert ("PRelu" in {node.op_type for node in plan.graph.node}) is (kept == "native")
+    with open_session(mini, precision, "tensorrt") as session:
+        assert session.embed(np.zeros((1, 112, 112, 3), np.uint8)).shape == (1, 32)
+
+
+def test_the_choice_of_a_precision_times_both_forms(
+    networks: list[set[str]], mini: Path, caplog: Any
+) -> None:
+    with caplog.at_level("INFO", "fr_edge"):
+        select_precision(mini, "tensorrt", duration_s=0.1)
+    assert ["PRelu" in ops for ops in networks] == [False, True] * 3
+    assert len(re.findall(r"batch 1: .* is kept", caplog.text)) == 3
+    facts = [
+        read_fingerprint(open_bundle(mini), name.removesuffix(".json"))
+        for name in open_bundle(mini).files
+        if name.startswith("engines/tensorrt") and name.endswith(".plan.json")
+    ]
+    assert [set(f["prelu_ms"]) for f in facts] == [{"split", "native"}]
+
+
+def test_a_plain_build_has_one_form_and_names_it(networks: list[set[str]], mini: Path) -> None:
+    build_engine(mini, "fp16", "tensorrt")
+    assert ["PRelu" in ops for ops in networks] == [False]
+    name = engine_name("tensorrt", "fp16")
+    assert read_fingerprint(open_bundle(mini), name)["prelu"] == "split"
+
+
+@pytest.mark.parametrize("prelu", ["split", "fastest"])
+def test_a_dla_gets_prelu_as_it_is(networks: list[set[str]], mini: Path, prelu: Any) -> None:
+    """PReLU is an operator of the DLA; Neg and Relu would be left to the GPU."""
+    options = EngineOptions(batch=(1, 1, 1), dla=0, prelu=prelu)
+    build_engine(mini, "fp16", "tensorrt", options=options)
+    assert ["PRelu" in ops for ops in networks] == [True]
+    assert read_fingerprint(open_bundle(mini), engine_name("tensorrt", "fp16"))["prelu"] == "native"
+
+
+def test_a_network_without_prelu_is_built_once(
+    networks: list[set[str]], bundle: Any, tiny: Any
+) -> None:
+    model = tiny()
+    for node in model.graph.node:
+        if node.op_type == "PRelu":
+            node.op_type = "Relu"
+            del node.input[1:]
+    bundle.file("model.onnx").write_bytes(model.SerializeToString())
+    plan = prelu_race.build_fastest_plan(
+        open_unchecked(bundle), "fp32", "tensorrt", EngineOptions(prelu="fastest"), b""
+    )
+    assert len(networks) == 1
+    assert plan[1].facts["prelu"] == "none"
+
+
+def open_unchecked(bundle: Any) -> Any:
+    return open_bundle(bundle.root, check="manifest")
+
+
+def test_a_form_that_is_refused_or_not_timed_does_not_cost_the_engine(
+    trt: LibraryDouble, mini: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    build_plan, refused = prelu_race.build_plan, ["split"]
+
+    def refusing(*args: Any) -> Any:
+        if args[3].prelu in refused:
+            raise GateFailed("no convolution computes in INT8")
+        return build_plan(*args)
+
+    monkeypatch.setattr(prelu_race, "build_plan", refusing)
+    options = EngineOptions(prelu="fastest")
+    build_engine(mini, "int8", "tensorrt", options=options)
+    name = engine_name("tensorrt", "int8")
+    assert read_fingerprint(open_bundle(mini), name)["prelu"] == "native"
+    refused[:] = ["split", "native"]
+    with pytest.raises(GateFailed, match="no convolution"):
+        build_engine(mini, "int8", "tensorrt", options=options)
+    refused.clear()
+
+    def full(*args: Any, **keywords: Any) -> Any:
+        raise MachineError("no memory for a second engine")
+
+    monkeypatch.setattr(prelu_race, "GpuSession", full)
+    build_engine(mini, "int8", "tensorrt", options=options)
+    facts = read_fingerprint(open_bundle(mini), name)
+    assert (facts["prelu"], facts["prelu_ms"]) == ("split", {})
+    assert "not timed: no memory" in caplog.text
