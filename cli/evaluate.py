@@ -34,6 +34,7 @@ def _pooling(
     option_groups={
         "Faces": ("--protocol", "--faces", "--flip", "--ijb"),
         "Engine": ("--engine", "--backend", "--device", "--artifact"),
+        "Gates": ("--min-tar", "--min-accuracy", "--max-eer", "--far", "--policy", "--junit"),
     },
 )
 @options.bundle
@@ -54,6 +55,7 @@ def _pooling(
 )
 @options.absolute_gates
 @options.far
+@options.policy
 @options.junit
 @options.engine()
 @options.backend
@@ -70,6 +72,7 @@ def command(
     min_accuracy: float | None,
     max_eer: float | None,
     far: float | None,
+    policy: str | None,
     junit: str | None,
     engine: str,
     backend: str,
@@ -104,6 +107,7 @@ def command(
             flip=mirrored,
             min_tar=min_tar,
             far=far,
+            policy=Path(policy) if policy else None,
             name=name,
         )
         _write_junit(junit, ijb)
@@ -126,6 +130,7 @@ def command(
         min_accuracy=min_accuracy,
         max_eer=max_eer,
         far=far,
+        policy=Path(policy) if policy else None,
         name=name,
     )
     _write_junit(junit, result)

@@ -156,6 +156,12 @@ def far(body: Body) -> Body:
     )(body)
 
 
+def policy(body: Body) -> Body:
+    return click.option(
+        "--policy", metavar="FILE.toml", help="Gates from a file, which the bundle keeps."
+    )(body)
+
+
 def junit(body: Body) -> Body:
     return click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML too.")(
         body

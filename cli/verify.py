@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     "--max-kept-far", type=float, metavar="X", help="Gate: FAR if the old threshold is kept."
 )
 @options.far
-@click.option("--policy", metavar="FILE.toml", help="Gates from a file, which the bundle keeps.")
+@options.policy
 @click.option("--groups", metavar="FILE.csv", help="path,group: judge each group of faces too.")
 @click.option("--degrade", is_flag=True, help="Judge small, blurred, noisy and dark copies too.")
 @options.junit

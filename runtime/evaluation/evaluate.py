@@ -19,6 +19,7 @@ from ...metrics.accuracy import (
     Accuracy,
     accuracy_interval,
     fold_interval,
+    fold_intervals,
     insightface_accuracy,
     nearest_tar,
     pair_accuracy,
@@ -46,12 +47,13 @@ from .gates import (
     PASSED,
     Gate,
     ceiling_gate,
+    eer_gate,
     floor_gate,
     gate_reasons,
     overall_verdict,
     people_gate,
 )
-from .limits import EvaluateLimits, bundle_policy, merge_limits
+from .limits import POLICY_NAME, EvaluateLimits, kept_policy, merged_policy
 from .result import (
     AccuracyMean,
     EvaluateResult,
@@ -85,6 +87,7 @@ def evaluate(
     min_accuracy: float | None = None,
     max_eer: float | None = None,
     far: float | None = None,
+    policy: Path | None = None,
     name: str = "",
 ) -> EvaluateResult:
     """Judge an engine on a pair list or a folder of people.
@@ -102,10 +105,12 @@ def evaluate(
             onnxruntime with every rounding that its Q/DQ nodes ask for.
         flip: Whether an embedding is the sum of the face's and its mirror image's, as papers
             report; a device that embeds once has the figures without.
-        min_tar: Gate: floor of the TAR at `far`. Limits left None come from the bundle's policy.
+        min_tar: Gate: floor of the TAR at `far`. Limits left None come from `policy`, else from the
+            bundle's policy.
         min_accuracy: Gate: floor of the accuracy, a fraction.
         max_eer: Gate: ceiling of the equal error rate.
         far: The false accept rate of `min_tar`, 1e-4 by default.
+        policy: A TOML file with limits, which the bundle keeps.
         name: The protocol's name in the report; by default that of the faces.
 
     Raises:
@@ -123,7 +128,7 @@ def evaluate(
     faces, images = with_digests(faces)
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
-        limits = merge_limits(asked, bundle_policy(bundle, session.precision, EvaluateLimits))
+        limits = merged_policy(asked, bundle, policy, session.precision)
         embeddings = _embed(session, faces, flip, track)
     check_embeddings(embeddings, faces.keys, session.file)
     named = faces.labelled
@@ -147,7 +152,9 @@ def evaluate(
         accuracy_ends = accuracy_interval(embeddings, pairs, labels)
         few = few_people(labels)
     else:
-        intervals, few = RateIntervals({}, None), ""
+        by_fold = fold_intervals(cosine, cosine, pairs.same, pairs.fold, fars)
+        intervals = RateIntervals({rate: ends.engine for rate, ends in by_fold.items()}, None)
+        few = ""
         accuracy_ends = fold_interval(accuracy)
     name = name or protocol_name(faces)
     result = EvaluateResult(
@@ -185,11 +192,13 @@ def evaluate(
             images=images,
             pairs=pairs,
             list_sha256=protocol.sha256 if isinstance(protocol, Pairs) else "",
+            also=(POLICY_NAME,),
+            instead={POLICY_NAME: policy},
         ),
     )
     result = _with_verdict(result, _evaluation_gates(limits, result))
     summary = {"accuracy": result.accuracy, "verdict": result.verdict}
-    save_result(bundle, "evaluate", result, summary=summary)
+    save_result(bundle, "evaluate", result, summary=summary, files=kept_policy(policy))
     return result
 
 
@@ -206,6 +215,7 @@ def evaluate_ijb(
     flip: bool = True,
     min_tar: float | None = None,
     far: float | None = None,
+    policy: Path | None = None,
     name: str = "ijb",
 ) -> IjbResult:
     """Judge an engine on IJB-B or IJB-C: TAR over pairs of templates of many images.
@@ -223,8 +233,10 @@ def evaluate_ijb(
         norm: Whether an image counts by its embedding's norm.
         detector: Whether an image counts by its detector's score.
         flip: Whether the mirror image's embedding is added.
-        min_tar: Gate: floor of the TAR at `far`. Limits left None come from the bundle's policy.
+        min_tar: Gate: floor of the TAR at `far`. Limits left None come from `policy`, else from the
+            bundle's policy.
         far: The false accept rate of `min_tar`, one of the table's; 1e-4 by default.
+        policy: A TOML file with limits, which the bundle keeps.
         name: The protocol's name in the report.
 
     Raises:
@@ -240,7 +252,7 @@ def evaluate_ijb(
     images, digests = with_digests(ijb.faces)
     ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
-        limits = merge_limits(asked, bundle_policy(bundle, session.precision, EvaluateLimits))
+        limits = merged_policy(asked, bundle, policy, session.precision)
         batches = _embed_images(session, ijb, flip, track)
         templates, numbers = pool_templates(batches, ijb, norm=norm, detector=detector)
     tar = nearest_tar(template_cosines(templates, numbers, ijb), ijb.same, _IJB_FARS)
@@ -261,12 +273,18 @@ def evaluate_ijb(
             "evaluate", session, f"{name}-{flags}", ijb.faces, None, (ijb.first, ijb.second, limits)
         ),
         provenance=replace(
-            session_provenance(bundle, session, images=digests),
+            session_provenance(
+                bundle,
+                session,
+                images=digests,
+                also=(POLICY_NAME,),
+                instead={POLICY_NAME: policy},
+            ),
             pairs=digest_pairs(np.zeros(len(ijb.same), np.int64), ijb.first, ijb.second, ijb.same),
         ),
     )
     result = _with_verdict(result, _evaluation_gates(limits, result))
-    save_result(bundle, "evaluate", result, options={"flags": flags})
+    save_result(bundle, "evaluate", result, options={"flags": flags}, files=kept_policy(policy))
     return result
 
 
@@ -293,8 +311,8 @@ def _embed_images(session: Session, ijb: Ijb, flip: bool, track: Track) -> Itera
 def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
     if not named:
         yield (
-            "not measured: all pairs, intervals and one to many, since the pair list does not name"
-            " the people"
+            "not measured: all pairs, the interval of the EER and one to many, since the pair list"
+            " does not name the people; other intervals are over its folds"
         )
     if accuracy.folds < 2:
         yield "a single fold is judged at its own best threshold, so its accuracy is too high"
@@ -333,7 +351,8 @@ def _gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> Iterat
     if limits.max_eer is not None:
         name = "equal error rate"
         if isinstance(result, EvaluateResult):
-            yield people_gate(name, result.eer, limits.max_eer, "most", result.eer_interval_95)
+            named, ends = result.identification is not None, result.eer_interval_95
+            yield eer_gate(result.eer, limits.max_eer, ends, named=named)
         else:
             yield ceiling_gate(name, None, limits.max_eer, "IJB has none", cure=_OTHER)
 

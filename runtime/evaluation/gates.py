@@ -121,7 +121,13 @@ def ceiling_gate(
 
 
 def people_gate(
-    name: str, value: float, limit: float, at: str, interval: Ends | None, reason: str = ""
+    name: str,
+    value: float,
+    limit: float,
+    at: str,
+    interval: Ends | None,
+    reason: str = "",
+    cure: str = MORE_PEOPLE,
 ) -> Gate:
     """A gate of a value that people are the sample of: without an interval it cannot be judged.
 
@@ -132,8 +138,8 @@ def people_gate(
         at: "least" for a floor, "most" for a ceiling.
         interval: 95 % interval of the value; None with too few people.
         reason: Why the value proves nothing.
+        cure: What would let it be judged.
     """
-    cure = MORE_PEOPLE
     if interval is None and not reason:
         reason = "too few people for a 95 % interval"
     elif interval is not None and interval[0] <= limit <= interval[1]:
@@ -145,6 +151,39 @@ def people_gate(
         if times <= _MANY_TIMES:
             cure = f"give about {max(2, times)} times as many people, or a limit of {bound:.4f}"
     return _gate(name, value, limit, at, reason, interval, cure)
+
+
+def eer_gate(value: float, limit: float, interval: Ends | None, *, named: bool) -> Gate:
+    """The gate of an equal error rate.
+
+    Args:
+        value: The rate, a fraction.
+        limit: Its ceiling.
+        interval: 95 % interval of the rate; None where there is none.
+        named: Whether it is known who is who. Pairs that share people are not independent, so a
+            pair list that does not name them gives no interval.
+    """
+    return people_gate(
+        "equal error rate", value, limit, "most", interval, *nameless(named, interval)
+    )
+
+
+def nameless(named: bool, interval: Ends | None) -> tuple[str, str]:
+    """Why a rate of a pair list has no interval, and the cure.
+
+    Args:
+        named: Whether it is known who is who.
+        interval: 95 % interval of the rate; None where there is none.
+
+    Returns:
+        Reason and cure for `people_gate`; the reason is empty where names are not what is missing.
+    """
+    if named or interval is not None:
+        return "", MORE_PEOPLE
+    return (
+        "the pair list does not name the people, so the rate has no 95 % interval",
+        "give the faces in a folder per person",
+    )
 
 
 def gate_reasons(gates: Iterable[Gate]) -> list[VerdictReason]:

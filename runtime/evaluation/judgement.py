@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ...metrics.comparison import VerificationComparison
-from ...metrics.intervals import TarInterval
 from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange
 from ...metrics.strata import MIN_STRATUM_PAIRS
 from ...metrics.verification import far_name
@@ -16,7 +15,9 @@ from .gates import (
     Gate,
     VerdictReason,
     ceiling_gate,
+    eer_gate,
     floor_gate,
+    nameless,
     people_gate,
 )
 from .limits import COSINE_FLOORS, Limits
@@ -90,7 +91,8 @@ def judge_gates(
         gates += _unmeasured_gates(limits)
     else:
         rate = judged_rate(limits, comparison.tar)
-        gates += _rate_gates(limits, rate)
+        named = bool(comparison.mixed_gallery)  # else only listed pairs are known
+        gates += _rate_gates(limits, rate, named)
         not_measured = []
         if rate.far != limits.judged_far:
             wanted = comparison.tar[far_name(limits.judged_far)]
@@ -103,7 +105,7 @@ def judge_gates(
             gates.append(_stratum_gate(limits.max_stratum_drop, comparison))
         if limits.max_eer is not None:
             eer, ends = comparison.curves.engine.eer, comparison.eer_interval_95
-            gates.append(people_gate("equal error rate", eer, limits.max_eer, "most", ends))
+            gates.append(eer_gate(eer, limits.max_eer, ends, named=named))
         if limits.min_accuracy is not None:
             gates.append(_accuracy_gate(limits.min_accuracy, comparison))
         not_measured += comparison.notes
@@ -211,7 +213,7 @@ def _solid(rate: RateChange) -> bool:
     return rate.delta is not None and not rate.low_confidence
 
 
-def _rate_gates(limits: Limits, rate: RateChange) -> Iterator[Gate]:
+def _rate_gates(limits: Limits, rate: RateChange, named: bool) -> Iterator[Gate]:
     """The loss of TAR, and the rates that were asked for."""
     names, interval = _names(far_name(rate.far)), rate.interval_95
     reason = rate.reason or rate.low_confidence
@@ -236,12 +238,9 @@ def _rate_gates(limits: Limits, rate: RateChange) -> Iterator[Gate]:
         name = names["min_kept_tar"]
         yield people_gate(name, kept.tar, limits.min_kept_tar, "least", around, reason)
     if limits.max_kept_far is not None and kept.far is not None:
-        yield _kept_far_gate(names["max_kept_far"], kept.far, limits.max_kept_far, interval)
-
-
-def _kept_far_gate(name: str, value: float, limit: float, interval: TarInterval | None) -> Gate:
-    ends = interval.kept_far if interval else None
-    return people_gate(name, value, limit, "most", ends)
+        around = interval.kept_far if interval else None
+        name, limit = names["max_kept_far"], limits.max_kept_far
+        yield people_gate(name, kept.far, limit, "most", around, *nameless(named, around))
 
 
 def _more_impostors(far: float) -> str:

@@ -3,12 +3,12 @@
 A policy is a TOML file that the bundle keeps, with a table per command and precision:
 
     far = 1e-4                  # of `verify`: where TAR is judged
-    max_tar_drop = 0.005        # half a point
+    max_tar_drop = 0.005        # half a point; a precision's own value goes before it
 
     [int8]                      # of `verify`, for this precision only; also [fp16], [fp32]
     min_cosine = 0.96
 
-    [evaluate]                  # also [evaluate.int8]; [verify] and [verify.int8] work as above
+    [evaluate]                  # also [evaluate.int8]; [verify] is the same as the top level
     min_accuracy = 0.99
 
     [benchmark]                 # also [benchmark.int8]
@@ -157,19 +157,41 @@ def read_policy(path: Path, precision: str, kind: type[AnyLimits]) -> AnyLimits:
         kind: `Limits` of `verify`, `EvaluateLimits` or `BenchmarkLimits`.
 
     Raises:
-        DataError: The file is missing, not TOML, or holds a key or value that is no limit.
+        DataError: The file is missing, not TOML, holds a key or value that is no limit, or two
+            values of one limit.
     """
     data = read_toml(path)
     commands = {name: data.pop(name, {}) for name in _COMMANDS}
     parsed = {"": _tables(data, path, "", "verify")}
     for name, table in commands.items():
         parsed[name] = _tables(table, path, f"[{name}]", name)
+    _refuse_two_values(parsed[""], parsed["verify"], path)
     command = next(name for name, limits in _COMMANDS.items() if limits is kind)
     result = kind()
-    for name in ("", "verify") if command == "verify" else (command,):
-        for table in ("", precision):
+    for table in ("", precision):
+        for name in ("", "verify") if command == "verify" else (command,):
             result = merge_limits(kind(**parsed[name][table]), result)
     return result
+
+
+def merged_policy(
+    asked: AnyLimits, bundle: Bundle, policy: Path | None, precision: str
+) -> AnyLimits:
+    """The limits that hold: those asked for, else those of a policy file, else of the bundle's.
+
+    Args:
+        asked: Go before the policy.
+        bundle: An open bundle.
+        policy: A TOML file that takes the place of the bundle's own policy; None for the latter.
+        precision: "fp32", "fp16" or "int8".
+
+    Raises:
+        DataError: The policy cannot be read.
+    """
+    kind = type(asked)
+    if policy is None:
+        return merge_limits(asked, bundle_policy(bundle, precision, kind))
+    return merge_limits(asked, read_policy(policy, precision, kind))
 
 
 def bundle_policy(bundle: Bundle, precision: str, kind: type[AnyLimits]) -> AnyLimits:
@@ -186,6 +208,15 @@ def bundle_policy(bundle: Bundle, precision: str, kind: type[AnyLimits]) -> AnyL
     if POLICY_NAME not in bundle:
         return kind()
     return read_policy(bundle.file(POLICY_NAME), precision, kind)
+
+
+def kept_policy(policy: Path | None) -> dict[str, bytes]:
+    """The file to write where a policy shall stay in the bundle; empty without one.
+
+    Args:
+        policy: The policy that was read.
+    """
+    return {POLICY_NAME: policy.read_bytes()} if policy else {}
 
 
 def min_cosine_floor(bundle: Bundle, precision: str) -> float:
@@ -232,6 +263,22 @@ def _tables(data: Any, path: Path, where: str, command: str) -> dict[str, dict[s
             raise DataError(f"{path}: {section} holds {own!r}, expected a table")
         parsed[name] = _limits(own, path, section, command)
     return parsed
+
+
+def _refuse_two_values(
+    top: dict[str, dict[str, float]], verify: dict[str, dict[str, float]], path: Path
+) -> None:
+    """The file's top level and `[verify]` are one table: both may hold a limit with one value only."""
+    for table, limits in top.items():
+        places = (f"[{table}]", f"[verify.{table}]") if table else ("the top level", "[verify]")
+        for name, value in limits.items():
+            other = verify[table].get(name, value)
+            if other != value:
+                raise DataError(
+                    f"{path} contradicts itself: {name} is {value:g} in {places[0]} and {other:g}"
+                    f" in {places[1]}, which both are of `verify`",
+                    "keep one of them",
+                )
 
 
 def _limits(data: dict[str, Any], path: Path, where: str, command: str) -> dict[str, float]:

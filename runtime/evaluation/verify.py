@@ -32,7 +32,7 @@ from .error_analysis import explain_all, label_doubts, strata_doubts
 from .gallery import compare_gallery
 from .gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, gate_reasons, overall_verdict
 from .judgement import gallery_advice, judge_gates, reference_doubt
-from .limits import POLICY_NAME, Limits, bundle_policy, merge_limits, read_policy
+from .limits import POLICY_NAME, Limits, kept_policy, merged_policy
 from .reference import (
     PairedEmbeddings,
     ReferenceCheck,
@@ -146,12 +146,7 @@ def verify(
         open_session(bundle, engine, backend, artifact=artifact) as session,
         open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
     ):
-        limits = merge_limits(
-            asked,
-            read_policy(policy, session.precision, Limits)
-            if policy
-            else bundle_policy(bundle, session.precision, Limits),
-        )
+        limits = merged_policy(asked, bundle, policy, session.precision)
         sides = _Sides(bundle, read_golden(bundle), fp32, session, track)
         if faces is None:
             images = digest_images(sides.golden.faces)
@@ -225,7 +220,7 @@ def verify(
         result,
         of=("model.onnx", "golden.npz"),
         summary={"passed": result.passed, "verdict": verdict, "min_cosine": result.cosine.min},
-        files={POLICY_NAME: policy.read_bytes()} if policy else None,
+        files=kept_policy(policy),
     )
     return result
 

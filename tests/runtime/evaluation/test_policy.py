@@ -50,6 +50,13 @@ def test_a_table_per_command_and_precision(tmp_path: Path) -> None:
     assert read_policy(file, "fp32", BenchmarkLimits) == BenchmarkLimits(max_p99_ms=9)
 
 
+def test_a_precisions_table_goes_before_the_commands(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text("[int8]\nmin_cosine = 0.96\n[verify]\nmin_cosine = 0.9\nfar = 1e-3\n")
+    assert read_policy(file, "int8", Limits) == Limits(min_cosine=0.96, far=1e-3)
+    assert read_policy(file, "fp16", Limits) == Limits(min_cosine=0.9, far=1e-3)
+
+
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path) -> None:
     """A mistake in another command's table is found too."""
     (tmp_path / "p.toml").write_text("[benchmark.int8]\nmax_p99 = 4\n")
