@@ -22,6 +22,7 @@ from ..documents import decode_json, encode_json
 from ..errors import BundleError, DataError, MachineError, UsageError
 from ..faces.contract import InputSpec
 from ..files import sha256, sync, write_atomic
+from ..interruption import deferred_signals, interrupted
 from .derived import is_report, removed_by, sources_of, stale_files, with_sources
 from .manifest import (
     MANIFEST,
@@ -168,9 +169,18 @@ def transaction(
             old = read_manifest(root) if _is_bundle(root) else None
             _empty_staging(root)
             change = Transaction(root)
+            committed = False
             try:
                 yield change
-                _commit(change, base, old, stage, options)
+                with deferred_signals():
+                    _commit(change, base, old, stage, options)
+                    committed = True
+            except KeyboardInterrupt as error:
+                stop = interrupted(error)
+                if committed or not stop.kept:
+                    said = "is complete in" if committed else "changed nothing in"
+                    raise interrupted(stop, f"{stage} {said} {root}") from error
+                raise
             finally:
                 if not (root / _JOURNAL).exists():  # else its files are still to be moved
                     shutil.rmtree(root / STAGED, ignore_errors=True)

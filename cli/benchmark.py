@@ -1,11 +1,8 @@
 """`fr-edge benchmark`: latency and throughput of an engine on this machine, or INVALID."""
 
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -156,9 +153,10 @@ def command(
 
     Percentiles of latency, throughput, and where the time goes.
     A run is INVALID when it was too short, too noisy or disturbed, or when the engine is not the
-    original network any more; the exit code is then 1. Ctrl-C keeps what has run.
+    original network any more; the exit code is then 1. Ctrl-C and SIGTERM keep what has run.
     """
     from ..documents import to_builtins
+    from ..interruption import interruptible
     from ..runtime.benchmark.benchmark import benchmark
     from ..runtime.benchmark.result import BenchmarkInterrupted
 
@@ -169,8 +167,8 @@ def command(
     earlier = _read_earlier(Path(against), max_regression) if against else None
     if duration >= _LONG_S and not log:
         output.note("--log FILE would keep what a power failure takes")
-    interrupted = False
-    with _terminated_as_interrupted():
+    stopped = 0
+    with interruptible() as signals:
         try:
             result = benchmark(
                 bundle,
@@ -191,7 +189,7 @@ def command(
                 log=Path(log) if log else None,
             )
         except BenchmarkInterrupted as stop:
-            result, interrupted = stop.result, True
+            result, stopped = stop.result, 128 + signals.number
     document = to_builtins(result)
     lines, slower = [as_markdown(result) if markdown else as_text(result)], False
     if earlier is not None:
@@ -202,9 +200,9 @@ def command(
     if junit:
         _write_junit(Path(junit), result)
     output.result(document, "\n".join(lines))
-    if interrupted:
+    if stopped:
         output.note("interrupted: what had run is above, and in the bundle's reports")
-        click.get_current_context().exit(130)
+        click.get_current_context().exit(stopped)
     if result.passed is False and result.gates_verdict == "FAILED":
         output.fail_gate(_failed(result))
     if slower:
@@ -270,17 +268,3 @@ def _compare(
             " the bundle's reports",
             "run the earlier one's --batch, --threads, --streams and --rate",
         ) from error
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: a service that is stopped keeps what it measured."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import MachineError
+from ..interruption import interruptible
 from .output import Output
 
 OptionGroups = Mapping[str, Sequence[str]]
@@ -108,7 +109,7 @@ def define_command(
                     f"fr-edge runs on Linux only, and this is {sys.platform}",
                     "use a Linux machine, a container, or WSL 2 on Windows",
                 )
-            with _log_to_stderr(quiet=quiet, verbose=verbose):
+            with interruptible(), _log_to_stderr(quiet=quiet, verbose=verbose):
                 function(Output(as_json, quiet, verbose), **arguments)
 
         wrapped: Callable[..., None] = body

@@ -1,7 +1,7 @@
 """`fr-edge`: finds a command, runs it, and turns an error into a message and an exit code.
 
 Exit codes: 0 done, 1 a gate failed, 2 usage, 3 this machine lacks something, 4 the data or a file is
-bad, 130 interrupted.
+bad, 130 interrupted (SIGTERM 143, SIGHUP 129).
 """
 
 import errno
@@ -16,6 +16,7 @@ import click
 
 from .._version import __version__
 from ..errors import FrEdgeError, MachineError
+from ..interruption import find_interruption, interrupted
 
 COMMANDS = (
     "demo",
@@ -108,8 +109,8 @@ def run(args: list[str]) -> int:
         return 2
     except click.ClickException as error:
         return _fail(args, error.format_message(), _usage_hint(error), 2)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail(args, "interrupted", "run the same command again to continue", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _stopped(args, error)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has closed it
         return 0
@@ -122,19 +123,17 @@ def run(args: list[str]) -> int:
             raise
         return _fail(args, refusal.message, refusal.hint, refusal.exit_code, error)
     except Exception as error:
-        if not _interrupted(error):
+        if find_interruption(error) is None:
             raise
-        return _fail(args, "interrupted", "run the same command again to continue", 130)
+        return _stopped(args, error)
     return result if isinstance(result, int) else 0
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C caused it: pressed while a library loads, it appears as an ImportError."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _stopped(args: list[str], error: BaseException) -> int:
+    """Say in one line what is kept of interrupted work and how to go on."""
+    stop = interrupted(find_interruption(error) or KeyboardInterrupt())
+    what = f"interrupted: {stop.kept}" if stop.kept else "interrupted"
+    return _fail(args, f"{what}; run the same command again to go on", "", stop.exit_code)
 
 
 def _refusal(error: OSError) -> MachineError | None:

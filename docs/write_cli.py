@@ -22,7 +22,7 @@ then stdout is exactly one JSON document, and people's text goes to stderr.
 | 2 | the command line does not make sense |
 | 3 | this machine lacks what it takes |
 | 4 | the data or a file is bad |
-| 130 | interrupted |
+| 130, 143, 129 | interrupted by SIGINT (Ctrl-C), SIGTERM, SIGHUP |
 
 Faces (`SRC`) are a folder of aligned 112x112 images (the identity is the image's folder, at any
 depth), an InsightFace RecordIO folder, `.tar` shards, or `synthetic:IDSxIMAGES` (synthetic people; `@SEED`
