@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..documents import decode_json, encode_json
-from ..errors import BundleError, DataError, MachineError, UsageError
+from ..documents import encode_json
+from ..errors import BundleError, MachineError, UsageError
 from ..faces.contract import InputSpec
 from ..files import sha256, sync, write_atomic
 from ..interruption import deferred_signals, interrupted
 from .derived import is_report, removed_by, sources_of, stale_files, with_sources
+from .journal import JOURNAL, own_journal, replay_journal, write_journal
 from .manifest import (
     MANIFEST,
     SCHEMA,
@@ -32,28 +33,12 @@ from .manifest import (
     Check,
     FileEntry,
     file_problem,
-    inside,
-    linked_part,
     read_manifest,
 )
 
 logger = logging.getLogger(__name__)
 
-_JOURNAL = "bundle.next.json"
 _LOCK_WAIT_S = 60.0  # for another command that writes into the same bundle
-
-
-@dataclass(frozen=True)
-class _Journal:
-    """A commit that is decided: what moves from the staging folder, what goes.
-
-    `owner` names the folders and the user it was written for, so that a journal which came with an
-    archive is never replayed.
-    """
-
-    arrived: list[str]
-    gone: list[str]
-    owner: list[int]
 
 
 @dataclass
@@ -114,7 +99,7 @@ def open_bundle(root: str | Path, *, check: Check = "used") -> Bundle:
             changed.
     """
     root = Path(root)
-    journal = _own_journal(root)
+    journal = own_journal(root)
     bundle = read_manifest(root, check, frozenset(journal.arrived) if journal else frozenset())
     if check == "all":
         for problem in problems(bundle):
@@ -165,7 +150,7 @@ def transaction(
     created = _make_root(root)
     try:
         with _locked(root):
-            _replay(root)
+            replay_journal(root)
             old = read_manifest(root) if _is_bundle(root) else None
             _empty_staging(root)
             change = Transaction(root)
@@ -182,7 +167,7 @@ def transaction(
                     raise interrupted(stop, f"{stage} {said} {root}") from error
                 raise
             finally:
-                if not (root / _JOURNAL).exists():  # else its files are still to be moved
+                if not (root / JOURNAL).exists():  # else its files are still to be moved
                     shutil.rmtree(root / STAGED, ignore_errors=True)
     finally:
         if created and not any(root.iterdir()):
@@ -190,7 +175,7 @@ def transaction(
 
 
 def _is_bundle(root: Path) -> bool:
-    return (root / MANIFEST).exists() or (root / _JOURNAL).exists()
+    return (root / MANIFEST).exists() or (root / JOURNAL).exists()
 
 
 def _make_root(root: Path) -> bool:
@@ -278,39 +263,9 @@ def _commit(
     }
     gone = sorted(set(old.files) - set(files)) if old else []
     arrived = [*sorted(change._roles), MANIFEST]
-    # All that takes space is written before the journal, and every folder is looked at: what the
-    # journal asks for are renames that can be done.
     write_atomic(change.root / STAGED / MANIFEST, encode_json(manifest, indent=2))
-    for name in (*arrived, *gone):
-        _prepare(change.root, name, moves=name in arrived)
-    journal = change.root / STAGED / _JOURNAL
-    write_atomic(journal, encode_json(_Journal(arrived, gone, _owner(change.root)), indent=0))
-    journal.replace(change.root / _JOURNAL)
-    sync(change.root)
-    _replay(change.root)
-
-
-def _prepare(root: Path, name: str, *, moves: bool) -> None:
-    """Raise unless the file can be moved to its place, or removed from there, by one rename."""
-    target = root / name
-    if link := linked_part(root, name):
-        raise BundleError(
-            f"{link} is a link; a bundle holds no links", "put the files themselves there"
-        )
-    try:
-        if moves:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                raise BundleError(f"{target} is a folder, expected a file", "remove it")
-            if target.parent.stat().st_dev != (root / STAGED).stat().st_dev:
-                raise MachineError(
-                    f"{target.parent} lies on another file system than {root}",
-                    "keep a bundle on one file system",
-                )
-    except OSError as error:
-        raise MachineError(f"{target.parent} cannot be made: {error.strerror}") from error
-    if target.parent.is_dir() and not os.access(target.parent, os.W_OK | os.X_OK):
-        raise MachineError(f"{target.parent} cannot be written", "change its permissions")
+    write_journal(change.root, arrived, gone)
+    replay_journal(change.root)
 
 
 def _entries(
@@ -362,47 +317,3 @@ def _hashes(
                 )
             hashes[source] = base.files[source].sha256
     return hashes
-
-
-def _owner(root: Path) -> list[int]:
-    """What ties a journal to this folder and user: an unpacked copy has other inodes."""
-    return [os.getuid(), root.stat().st_ino, (root / STAGED).lstat().st_ino]
-
-
-def _own_journal(root: Path) -> _Journal | None:
-    """The journal of an interrupted commit that was decided here, if there is one."""
-    path = root / _JOURNAL
-    if path.is_symlink() or not path.is_file() or (root / STAGED).is_symlink():
-        return None
-    try:
-        journal = decode_json(path.read_bytes(), _Journal, path)
-        for name in journal.arrived:
-            if name != MANIFEST:
-                inside(name)
-        for name in journal.gone:
-            inside(name)
-        return journal if journal.owner == _owner(root) else None
-    except (OSError, DataError, ValueError):
-        return None
-
-
-def _replay(root: Path) -> None:
-    """Do what a journal asks for, if there is one; safe to repeat, under the lock."""
-    if not os.path.lexists(root / _JOURNAL):
-        return
-    journal = _own_journal(root)
-    if journal is None:
-        raise BundleError(
-            f"{root} holds {_JOURNAL}, a change that was not interrupted here",
-            f"if you trust the bundle, remove {_JOURNAL} and {STAGED} from it",
-        )
-    for name in (*journal.arrived, *journal.gone):
-        _prepare(root, name, moves=name in journal.arrived)
-    for name in journal.arrived:
-        source = root / STAGED / name
-        if source.exists():
-            source.replace(root / name)
-    for name in journal.gone:
-        (root / name).unlink(missing_ok=True)
-    sync(root)
-    (root / _JOURNAL).unlink(missing_ok=True)

@@ -104,7 +104,7 @@ from fr_edge.cli import main
 from fr_edge.cli.command import define_command
 
 _, root, number, place = sys.argv
-replay = bundle._replay
+replay = bundle.replay_journal
 
 def slow_replay(root):
     if (root / "bundle.next.json").exists():
@@ -122,7 +122,7 @@ def slow(output):
     print("not reached")
 
 if place == "commit":
-    bundle._replay = slow_replay
+    bundle.replay_journal = slow_replay
 main.root.get_command = lambda context, name: slow
 sys.exit(main.run(["report"]))
 """

@@ -49,7 +49,7 @@ def test_a_copy_of_an_interrupted_bundle_is_foreign(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fr_edge.bundle.bundle._replay", lambda root: None)
+        patch.setattr("fr_edge.bundle.bundle.replay_journal", lambda root: None)
         write(root, one="new")
     assert open_bundle(root, check="all").file("one").read_text() == "new"
     shutil.copytree(root, tmp_path / "copy.bundle")
@@ -209,7 +209,7 @@ def test_killed_in_its_first_change_the_same_command_runs_again(tmp_path: Path) 
     root = tmp_path / "a.bundle"
     code = (
         "import os, signal, sys; from fr_edge.bundle import bundle as module\n"
-        "module._replay = lambda root: None\n"
+        "module.replay_journal = lambda root: None\n"
         "from fr_edge.faces.contract import InputSpec\n"
         "real = module.write_atomic\n"
         "def die(path, data):\n"
