@@ -178,20 +178,29 @@ def _layers(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[Eng
     logged = layers_in_log(log.table)
     if logged and not count_untyped(logged):
         return logged
-    inspected = _inspected(trt, log, plan, options)
+    inspected = layers_in_json(inspect_plan(trt, log, plan, options))
     return max(inspected, logged, key=lambda rows: len(rows) - count_untyped(rows))
 
 
-def _inspected(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[EngineLayer]:
-    """The layer table from the engine itself; loading it needs the GPU that just built it.
+def inspect_plan(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> str:
+    """The layer table from the engine itself; loading it needs the GPU that it was built for.
 
     Of an engine with a dynamic batch the inspector reports types only for a context whose input
     has a shape (NvInferRuntime.h, `IEngineInspector::setExecutionContext`).
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        log: A logger.
+        plan: The serialized engine.
+        options: How it was built.
+
+    Returns:
+        The inspector's JSON text, "{}" where TensorRT does not load the plan.
     """
     runtime = open_runtime(trt, log, host_code=options.version_compatible, dla=options.dla)
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        return []
+        return "{}"
     inspector = engine.create_engine_inspector()
     context: tensorrt.IExecutionContext | None = engine.create_execution_context()
     if context is not None:
@@ -200,7 +209,7 @@ def _inspected(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[
         shape = tuple(engine.get_tensor_profile_shape(face, 0)[1])
         if context.set_input_shape(face, shape):
             inspector.execution_context = context
-    return layers_in_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def open_runtime(
