@@ -35,6 +35,8 @@ from .manifest import (
     file_problem,
     read_manifest,
 )
+from .sbom import loaded_packages
+from .signature import ensure_signatures
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +97,14 @@ def open_bundle(root: str | Path, *, check: Check = "used") -> Bundle:
             for; "all" hashes every file now.
 
     Raises:
-        BundleError: There is no bundle, its schema is newer, or a checked file is missing or
-            changed.
+        BundleError: There is no bundle, its schema is newer, a checked file is missing or changed,
+            or signatures are required and do not hold.
     """
     root = Path(root)
     journal = own_journal(root)
     bundle = read_manifest(root, check, frozenset(journal.arrived) if journal else frozenset())
+    if check != "manifest":
+        bundle = ensure_signatures(bundle)
     if check == "all":
         for problem in problems(bundle):
             raise BundleError(problem, "restore the file, or run the stage that made it again")
@@ -247,13 +251,10 @@ def _commit(
         "version": __version__,
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "options": dict(options),
+        "packages": loaded_packages(),
     }
-    if change.summary:
-        entry["summary"] = change.summary
-    if removed:
-        entry["removed"] = removed
-    if stale:
-        entry["stale"] = stale
+    more = {"summary": change.summary, "removed": removed, "stale": stale}
+    entry |= {key: value for key, value in more.items() if value}
     manifest = {
         "schema": SCHEMA,
         "input": spec.to_json(),

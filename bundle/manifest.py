@@ -16,6 +16,8 @@ SCHEMA = 1
 MANIFEST = "bundle.json"
 STAGED = ".draft"  # the folder in which a change is written
 
+_UNSIGNED = ("report.html", "policy.toml")  # need no signature, like `reports/`
+
 Check = Literal["manifest", "used", "all"]
 
 
@@ -48,6 +50,7 @@ class Bundle:
         history: One mapping per stage that ran, the oldest first.
         check: "manifest" never hashes a file; otherwise `file` does when a file is first asked for.
         staged: Files of an interrupted commit that may still lie in the staging folder.
+        signed: Path and sha256 of the files that may be used; None where no signature is required.
     """
 
     root: Path
@@ -57,6 +60,7 @@ class Bundle:
     history: tuple[Mapping[str, Any], ...]
     check: Check = "used"
     staged: frozenset[str] = frozenset()
+    signed: frozenset[tuple[str, str]] | None = None
     _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def file(self, name: str) -> Path:
@@ -67,15 +71,32 @@ class Bundle:
 
         Raises:
             BundleError: The bundle does not hold the file (the hint names the command that makes
-                it), the file is missing, or its sha256 is not the manifest's.
+                it), the file is missing, its sha256 is not the manifest's, or a signature is
+                required and no trusted key has signed these bytes.
         """
         if name not in self.files:
             raise BundleError(f"{self.root} has no {name}", _maker(name))
+        if not self.is_usable(name):
+            raise BundleError(
+                f"{self.root / name} is not signed by a trusted key, or with another input contract",
+                "unpack a signed pack; sign an engine with `fr-edge build-engine --sign KEY`",
+            )
         if self.check != "manifest" and name not in self._checked:
             if problem := file_problem(self, name):
                 raise BundleError(problem, "restore the file, or run the stage that made it again")
             self._checked.add(name)
         return self.path(name)
+
+    def is_usable(self, name: str) -> bool:
+        """Whether a file may be used here: always, unless a signature is required.
+
+        Args:
+            name: Path of a file that the manifest lists. Reports and the policy are data that
+                people and commands write on the device; they need no signature.
+        """
+        if self.signed is None or name.startswith("reports/") or name in _UNSIGNED:
+            return True
+        return (name, self.files[name].sha256) in self.signed
 
     def path(self, name: str) -> Path:
         """Where a file of the manifest lies; its bytes are not looked at.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from ..bundle.keys import SigningKey
     from ..faces.pairs import Pairs
     from ..faces.sources import Faces
 
@@ -52,6 +53,49 @@ def device(body: Body) -> Body:
     )(body)
 
 
+def sign(*, what: str) -> Callable[[Body], Body]:
+    return click.option("--sign", metavar="KEY", help=f"{what}; `fr-edge keygen` makes one.")
+
+
+def trust(body: Body) -> Body:
+    return click.option(
+        "--trust", multiple=True, metavar="KEY.pub", help="Trust this public key, or this folder's."
+    )(body)
+
+
+def _require_signature(context: click.Context, _: click.Parameter, required: bool) -> None:
+    from ..bundle.signature import requiring_signatures
+
+    if required:
+        context.with_resource(requiring_signatures(required=True))
+
+
+def _trust_keys(context: click.Context, _: click.Parameter, keys: tuple[str, ...]) -> None:
+    from ..bundle.signature import requiring_signatures
+
+    if keys:
+        context.with_resource(requiring_signatures(required=False, named=map(Path, keys)))
+
+
+def require_signature(body: Body) -> Body:
+    """`--require-signature` and `--trust`, for commands that open engines."""
+    body = click.option(
+        "--trust",
+        multiple=True,
+        metavar="KEY.pub",
+        expose_value=False,
+        callback=_trust_keys,
+        help="Trust this public key, or this folder's, besides those of this machine.",
+    )(body)
+    return click.option(
+        "--require-signature",
+        is_flag=True,
+        expose_value=False,
+        callback=_require_signature,
+        help="Use only files that a trusted key has signed, as FR_EDGE_REQUIRE_SIGNATURE=1 does.",
+    )(body)
+
+
 def artifact(body: Body) -> Body:
     return click.option(
         "--artifact",
@@ -87,6 +131,24 @@ def require_torch(reason: str) -> None:
 
     if find_spec("torch") is None:
         raise MachineError(f"{reason}, which is not installed", "pip install 'fr-edge[train]'")
+
+
+def load_signing_key(path: str | None) -> "SigningKey | None":
+    """The private key of `--sign`; the passphrase of an encrypted one is asked for on a terminal.
+
+    Args:
+        path: As `--sign` takes it.
+    """
+    import sys
+
+    from ..bundle.keys import read_signing_key
+
+    def ask() -> str:
+        if not sys.stdin.isatty():
+            return ""
+        return str(click.prompt(f"passphrase of {path}", hide_input=True, err=True))
+
+    return read_signing_key(Path(path), ask) if path else None
 
 
 def load_faces(source: str) -> "Faces":

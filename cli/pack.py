@@ -1,0 +1,44 @@
+"""`fr-edge pack`: a bundle as one file, signed."""
+
+from pathlib import Path
+
+import click
+
+from . import options
+from .command import define_command
+from .output import Output, size_text
+
+
+@define_command("pack", example="fr-edge pack mine.bundle --out mine.frb --sign maker.key")
+@options.bundle
+@click.option("--out", required=True, metavar="FILE.frb", help="The file to write.")
+@options.sign(what="Sign the pack with this ed25519 private key")
+@click.option("--no-reports", is_flag=True, help="Leave out the reports and report.html.")
+def command(output: Output, bundle: str, out: str, sign: str | None, no_reports: bool) -> None:
+    """Write a bundle as one file, signed.
+
+    The file is an uncompressed tar of the files that the manifest lists, with a list of parts
+    (CycloneDX) of what made them; the same content gives the same bytes. Without --sign it is not
+    signed, and `fr-edge unpack` takes it only with --allow-unsigned.
+    """
+    from ..bundle.pack import pack
+    from ..documents import to_builtins
+
+    if not out:
+        raise click.UsageError("--out names the file to write, found an empty name")
+    key = options.load_signing_key(sign)
+    result = pack(bundle, out, key, reports=not no_reports)
+    signed = (
+        f"signed by {', '.join(result.signed_by)}"
+        if result.signed_by
+        else "not signed: add --sign KEY, or unpack it with --allow-unsigned"
+    )
+    lines = [
+        f"{result.file}: {result.files} files, {size_text(result.size)}, sha256 {result.sha256}",
+        f"  {signed}",
+        *(f"  left out: {name}: {reason}" for name, reason in result.left_out.items()),
+    ]
+    if key:
+        trust = Path(sign or "").with_suffix(".pub")
+        lines.append(f"next, elsewhere: fr-edge unpack {out} --out DIR --trust {trust}")
+    output.result(to_builtins(result), "\n".join(lines))
