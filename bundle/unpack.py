@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import BundleError, MachineError, UsageError
 from ..files import sync
+from ..interruption import deferred_signals
 from .keys import PublicKey
 from .manifest import MANIFEST, Bundle, read_manifest
 from .pack_format import AGAIN, TEXTS, PackReader, check_names, open_regular
@@ -145,13 +146,14 @@ def _draft_beside(out: Path, force: bool) -> Iterator[Path]:
             draft.rename(out)
         else:
             with _exclusive(out, "is being written by another command"):
-                out.rename(old)
-                try:
-                    draft.rename(out)
-                except BaseException:
-                    old.rename(out)
-                    raise
-                shutil.rmtree(old)
+                with deferred_signals():
+                    out.rename(old)
+                    try:
+                        draft.rename(out)
+                    except OSError:
+                        old.rename(out)
+                        raise
+                    shutil.rmtree(old)
         sync(out.parent)
 
 

@@ -6,7 +6,7 @@ from .command import define_command
 from .output import Output
 
 
-@define_command("keygen", example="fr-edge keygen maker")
+@define_command("keygen", example="fr-edge keygen office")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--passphrase", is_flag=True, help="Encrypt the private key; the passphrase is asked for."
@@ -27,7 +27,7 @@ def command(output: Output, name: str, passphrase: bool) -> None:
         raise click.UsageError(f"NAME is a file's name without its ending, found {name!r}")
     key = make_key_pair(private, public, _new_passphrase() if passphrase else b"")
     lines = [
-        f"{private}: the private key; keep it, and give it to nobody",
+        f"{private}: the private key; keep it, and give it to no one",
         f"{public}: the public key, {key.fingerprint}",
         f"next: fr-edge pack BUNDLE --out FILE.frb --sign {private}",
     ]

@@ -1,12 +1,17 @@
 """`fr-edge pack`: a bundle as one file, signed."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .command import define_command
 from .output import Output, size_text
+
+if TYPE_CHECKING:
+    from ..bundle.pack import PackResult
 
 
 @define_command("pack", example="fr-edge pack mine.bundle --out mine.frb --sign maker.key")
@@ -28,17 +33,17 @@ def command(output: Output, bundle: str, out: str, sign: str | None, no_reports:
         raise click.UsageError("--out names the file to write, found an empty name")
     key = options.load_signing_key(sign)
     result = pack(bundle, out, key, reports=not no_reports)
-    signed = (
-        f"signed by {', '.join(result.signed_by)}"
-        if result.signed_by
-        else "not signed: add --sign KEY, or unpack it with --allow-unsigned"
-    )
-    lines = [
-        f"{result.file}: {result.files} files, {size_text(result.size)}, sha256 {result.sha256}",
-        f"  {signed}",
-        *(f"  left out: {name}: {reason}" for name, reason in result.left_out.items()),
-    ]
-    if key:
-        trust = Path(sign or "").with_suffix(".pub")
-        lines.append(f"next, elsewhere: fr-edge unpack {out} --out DIR --trust {trust}")
-    output.result(to_builtins(result), "\n".join(lines))
+    trust = Path(sign).with_suffix(".pub") if sign else None
+    output.result(to_builtins(result), "\n".join(_lines(result, trust)))
+
+
+def _lines(result: "PackResult", trust: Path | None) -> Iterator[str]:
+    yield f"{result.file}: {result.files} files, {size_text(result.size)}, sha256 {result.sha256}"
+    if result.signed_by:
+        yield f"  signed by {', '.join(result.signed_by)}"
+    else:
+        yield "  not signed: add --sign KEY, or unpack it with --allow-unsigned"
+    for name, reason in result.left_out.items():
+        yield f"  left out: {name}: {reason}"
+    if trust:
+        yield f"next, elsewhere: fr-edge unpack {result.file} --out DIR --trust {trust}"
