@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
 
 HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE)]
 collect_ignore = []
 if find_spec("torch") is None:
     needs = re.compile(r"^(import|from) torch\b", re.MULTILINE)
@@ -44,6 +46,30 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"FR_EDGE_DATA names {folder}, which is not there")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of random weights, exported and calibrated."""
+    from networks import write_network
+
+    from fr_edge.calibration.calibrate import calibrate
+    from fr_edge.export.export import export_onnx  # needs onnx-ir, which no board has
+    from fr_edge.faces.contract import PRESETS
+    from fr_edge.faces.sources import open_faces
+
+    folder = tmp_path_factory.mktemp("mini")
+    network = write_network(folder / "mini.onnx")
+    exported = export_onnx(network, folder / "mini.bundle", spec=PRESETS["insightface"]).bundle
+    calibrate(exported, open_faces("synthetic:16x2@5"))
+    return exported.root
+
+
+@pytest.fixture
+def mini(calibrated_mini: Path, tmp_path: Path) -> Path:
+    """A calibrated bundle that the test may change."""
+    shutil.copytree(calibrated_mini, tmp_path / "mini.bundle")
+    return tmp_path / "mini.bundle"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from compiled import COMPILER, NO_COMPILER, build_driver  # noqa: E402
+from tiny_network import bundle, faces, tiny  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session")

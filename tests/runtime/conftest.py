@@ -1,6 +1,5 @@
 """A small real network in a bundle, exported and calibrated once."""
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +8,8 @@ import numpy as np
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
-from networks import write_network  # noqa: E402
 from tiny_network import bundle, faces, gpu_backend, tiny  # noqa: E402, F401
 
-from fr_edge.calibration.calibrate import calibrate  # noqa: E402
-from fr_edge.faces.contract import PRESETS  # noqa: E402
 from fr_edge.faces.sources import Faces, open_faces  # noqa: E402
 
 
@@ -35,21 +31,3 @@ def distinct() -> Faces:
         for i in range(len(source))
     ]
     return replace(source, read=lambda index: pixels[index])
-
-
-@pytest.fixture(scope="session")
-def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fr_edge.export.export import export_onnx  # needs onnx-ir, which no board has
-
-    folder = tmp_path_factory.mktemp("mini")
-    network = write_network(folder / "mini.onnx")
-    exported = export_onnx(network, folder / "mini.bundle", spec=PRESETS["insightface"]).bundle
-    calibrate(exported, open_faces("synthetic:16x2@5"))
-    return exported.root
-
-
-@pytest.fixture
-def mini(calibrated_mini: Path, tmp_path: Path) -> Path:
-    """A calibrated bundle that the test may change."""
-    shutil.copytree(calibrated_mini, tmp_path / "mini.bundle")
-    return tmp_path / "mini.bundle"

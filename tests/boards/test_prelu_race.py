@@ -4,54 +4,36 @@ The doubles compute with onnxruntime: that the forms agree is shown here, not wh
 """
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from tensorrt_builder_double import CudaDouble, LibraryDouble
+from pretend import PretendBoard
+from tensorrt_double import HEAD
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.errors import GateFailed, MachineError
-from fr_edge.runtime import prelu_race, tensorrt_session
+from fr_edge.runtime import prelu_race
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.select_precision import select_precision
 from fr_edge.runtime.fingerprint import engine_name, read_fingerprint
-from fr_edge.runtime.machine import backends, device
-from fr_edge.runtime.machine.device import Gpu, GpuList
 from fr_edge.runtime.session import open_session
 from fr_edge.runtime.trt import bundle_plan
 from fr_edge.runtime.trt.config import EngineOptions
 
-ORIN = GpuList((Gpu("Orin", "8.7", 7620, integrated=True),), "12.6", "")
-
-
-def row(node: Any, shaped: bool) -> dict[str, Any]:
-    form = f"Row major {'Int8' if shaped else 'N/A due to dynamic shapes'} format"
-    return {
-        "Name": node.name,
-        "LayerType": "CaskConvolution",
-        "Inputs": [{"Name": "x", "Format/Datatype": form}],
-        "Weights": {"Type": "Int8"},
-    }
-
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> LibraryDouble:
-    library = LibraryDouble("10.3.0", dla_cores=2)
-    library.header, library.row = (10, 3, 0, 30), row
-    monkeypatch.setitem(sys.modules, "tensorrt", library)
-    for module in (backends, device, bundle_plan):
-        monkeypatch.setattr(module, "find_gpus", lambda: ORIN)
-    monkeypatch.setattr(tensorrt_session, "open_cuda", CudaDouble)
+def board(monkeypatch: pytest.MonkeyPatch) -> PretendBoard:
+    pretend = PretendBoard("jetpack6.2", monkeypatch)
+    pretend.trt.dla_cores = 2
     monkeypatch.setattr(prelu_race, "_TIMING_S", 0.1)
-    return library
+    return pretend
 
 
 @pytest.fixture
-def networks(trt: LibraryDouble, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+def networks(board: PretendBoard, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """The operators of each network that the builder got, in order."""
     got: list[set[str]] = []
     compile_plan = bundle_plan.compile_plan
@@ -93,7 +75,7 @@ def test_both_forms_are_built_and_the_faster_one_is_kept(
     assert facts["prelu_ms"] == dict(
         zip(("split", "native"), (1e3 * t for t in times), strict=True)
     )
-    plan = onnx.load_from_string((mini / name).read_bytes()[28:])  # as the double serialises it
+    plan = onnx.load_from_string((mini / name).read_bytes()[HEAD:].split(b"\n", 1)[1])
     assert ("PRelu" in {node.op_type for node in plan.graph.node}) is (kept == "native")
     with open_session(mini, precision, "tensorrt") as session:
         assert session.embed(np.zeros((1, 112, 112, 3), np.uint8)).shape == (1, 32)
@@ -151,7 +133,7 @@ def open_unchecked(bundle: Any) -> Any:
 
 
 def test_a_form_that_is_refused_or_not_timed_does_not_cost_the_engine(
-    trt: LibraryDouble, mini: Path, monkeypatch: Any, caplog: Any
+    board: PretendBoard, mini: Path, monkeypatch: Any, caplog: Any
 ) -> None:
     build_plan, refused = prelu_race.build_plan, ["split"]
 

@@ -1,0 +1,73 @@
+"""A double of the `Cuda` interface in Python, for tests within one process: no driver is behind it.
+
+Host memory stands for a device that shares it, as on a Jetson; work runs when it is queued, and a
+replay queues again what was recorded. libcuda_double.c is the double of the driver itself.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from fr_edge.errors import MachineError
+from fr_edge.runtime.cuda.interface import Buffer
+
+
+class CudaDouble:
+    """One GPU.
+
+    Attributes:
+        replays: Graphs that were launched.
+        replays_compute: Whether launching one does its work.
+        times_events: Whether the driver gives the time between events.
+        closed: How often `close` was called.
+    """
+
+    name = "double"
+
+    def __init__(self, *, graphs: bool = True) -> None:
+        self.graphs, self.replays, self.closed, self.clock = graphs, 0, 0, 0.0
+        self.replays_compute = self.times_events = True
+        self.arrays: list[np.ndarray] = []
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        yield
+
+    def buffer(self, size: int) -> Buffer:
+        self.arrays.append(np.zeros(size, np.uint8))
+        return Buffer(self.arrays[-1], self.arrays[-1].ctypes.data, True, ())
+
+    def stream(self) -> int:
+        return 7
+
+    def push(self, buffer: Buffer, size: int, stream: int) -> None:
+        assert size <= len(buffer.array)
+
+    pull = push
+
+    def mark(self, stream: int) -> float:
+        self.clock += 1.0
+        return self.clock
+
+    def elapsed_ms(self, first: float, second: float) -> float:
+        if not self.times_events:
+            raise MachineError("cuEventElapsedTime is missing")
+        return second - first
+
+    def wait(self, stream: int) -> None:
+        assert stream == 7
+
+    def record(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
+        if not self.graphs:
+            return None
+
+        def launch() -> None:
+            self.replays += 1
+            if self.replays_compute:
+                work()
+
+        return launch
+
+    def close(self) -> None:
+        self.closed += 1
