@@ -162,7 +162,8 @@ def artifact_text(artifact: "OpenedFile | None", backend: str) -> str:
         return ""
     file = f"{artifact.file} (sha256 {artifact.sha256[:12]})"
     if artifact.kind == "engine":
-        return f"judged: the engine {file} on {backend}"
+        by = f", by {artifact.execution}" if artifact.execution else ""
+        return f"judged: the engine {file} on {backend}{by}"
     return f"judged: the graph {file} with every rounding, on {backend}; not an engine"
 
 

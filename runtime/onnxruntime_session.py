@@ -69,6 +69,7 @@ class CpuSession:
         self.file = file or path.name
         self.largest_batch: int | None = None
         self.uint8_input = False
+        self.execution = ""
         self._path, self._spec, self._threads = path, spec, threads
         data, self.sha256 = read_expected(path, expected_sha256)
         self.int8_layers, self.int8_in_float = int8_layers, int8_in_float

@@ -75,6 +75,12 @@ class Session(FaceEmbedder, Protocol):
     int8_layers: int
     int8_in_float: int
 
+    @property
+    def execution(self) -> str:
+        """How embeddings were computed so far: "CUDA graph" for replays, "queued calls" for runs that
+        were queued call by call, "CUDA graph and queued calls" for both; "" on the CPU.
+        """
+
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; the input contract is applied here.
 

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 _MAX_GRAPHS = 8  # batch sizes with a graph; each has a context, and with it memory of its own
 _MAX_REPLAY_ERROR = 0.01  # of the largest number; kernels may add up in another order
 
+REPLAYED, QUEUED = "CUDA graph", "queued calls"  # how runs are executed, `Session.execution`
+
 
 @dataclass
 class _Context:
@@ -54,9 +56,11 @@ class _Replay:
 class GpuSession:
     """A `runtime.session.Session` on one GPU; from any thread, one call at a time.
 
-    A batch size that comes again is recorded as a CUDA graph, with an execution context of its own
-    as NVIDIA advises, and replayed; where the CUDA package has no graphs, memory does not suffice
-    for the context, or the first replay does not repeat the plain run, it is queued call by call.
+    The first run of a batch size is queued call by call and recorded as a CUDA graph, with an
+    execution context of its own as NVIDIA advises. The graph is recorded over another input, and its
+    replay on this one must give what the run without it gave. From then on, the first run included,
+    all embeddings come from replays. Where the CUDA package has no graphs, memory does not suffice
+    for the context, or the replay computes something else, runs are queued call by call.
 
     Attributes: those of `Session`.
     """
@@ -96,6 +100,7 @@ class GpuSession:
         self.backend, self.precision, self.artifact = backend, precision, "engine"
         self.file = file or path.name
         self.int8_layers, self.int8_in_float = int8_layers, 0
+        self._execution: set[str] = set()
         self._spec = spec
         self._lock = threading.Lock()
         plan, self.sha256 = read_expected(path, expected_sha256)
@@ -170,6 +175,11 @@ class GpuSession:
     def _problems(self) -> str:
         return " ".join(self._log.problems)[-400:] or "it gives no reason"
 
+    @property
+    def execution(self) -> str:
+        """How embeddings were computed so far; see `Session.execution`."""
+        return " and ".join(sorted(self._execution))
+
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
         check_images(images)
@@ -211,9 +221,15 @@ class GpuSession:
         else:
             self._queue(cuda, self._plain_context(), count)
         cuda.wait(self._stream)
-        out[:] = self._embeddings.array.view(np.float32)[: out.size].reshape(out.shape)
+        self._fetch(out)
         if count not in self._replays:
-            self._replays[count] = self._record(cuda, count)
+            replay = self._replays[count] = self._record(cuda, count)
+            if replay:  # what it computed is in the buffer
+                self._fetch(out)
+        self._execution.add(REPLAYED if replay else QUEUED)
+
+    def _fetch(self, out: F32) -> None:
+        out[:] = self._embeddings.array.view(np.float32)[: out.size].reshape(out.shape)
 
     def _plain_context(self) -> "_Context":
         if self._plain is None:
@@ -221,13 +237,19 @@ class GpuSession:
         return self._plain
 
     def _record(self, cuda: Cuda, count: int) -> "_Replay | None":
-        """Record the run that has just been; None where that is not possible."""
+        """Record the run that has just been and replay it; None where that is not possible.
+
+        The graph is recorded while the buffer holds another input: one that does not read its input
+        anew, or computes nothing, gives other embeddings than the run without it.
+        """
         if not self._records or len(self._replays) >= _MAX_GRAPHS:
             return None
         size = 4 * count * self.dim
         expected = self._embeddings.array[:size].view(np.float32).copy()
+        faces = self._faces.array[: count * self._bytes].copy()
         try:
             context = self._new_context()
+            self._faces.array[: len(faces)] = 0
             # A run before: TensorRT sets up what may not be recorded.
             self._queue(cuda, context, count)
             cuda.wait(self._stream)
@@ -235,6 +257,8 @@ class GpuSession:
         except MachineError as error:
             logger.info("batch %d is queued call by call, not replayed: %s", count, error.message)
             return None
+        finally:
+            self._faces.array[: len(faces)] = faces
         if launch is None:
             self._records = cuda.name != "pycuda"
             return None

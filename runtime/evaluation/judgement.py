@@ -25,6 +25,8 @@ from .reference import ReferenceCheck
 
 MIN_REFERENCE_COSINE = 0.9999  # from which model.onnx on this machine is the original network
 
+MIN_REPEAT_COSINE = 0.9999  # of an engine with itself; batches may add up in another order
+
 _NO_PEOPLE = "no faces of several known people were given"
 _GIVE_PEOPLE = "give --faces, a folder per person, or --pairs"
 _NO_LIST = "no pair list was given"
@@ -86,6 +88,10 @@ def judge_gates(
         ),
         floor_gate("p1 cosine", drift.p1, p1 if limits.p1_cosine is None else limits.p1_cosine),
     ]
+    if golden.repeat_min_cosine is not None:
+        gates.append(
+            floor_gate("same faces again: min cosine", golden.repeat_min_cosine, MIN_REPEAT_COSINE)
+        )
     if comparison is None:
         not_measured = [f"people, TAR and FAR: {_NO_PEOPLE}"]
         gates += _unmeasured_gates(limits)

@@ -41,11 +41,14 @@ class OpenedFile:
         kind: "engine", or "graph" for an ONNX file on onnxruntime.
         file: Path within the bundle.
         sha256: Of the bytes that were opened.
+        execution: How a GPU computed the embeddings: "CUDA graph", "queued calls" or both; "" on the
+            CPU and in reports of earlier versions.
     """
 
     kind: str
     file: str
     sha256: str
+    execution: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,12 +241,12 @@ class IjbResult:
 
 
 def opened_file(session: Session) -> OpenedFile:
-    """Which bytes a session opened.
+    """Which bytes a session opened, and how it has run them so far.
 
     Args:
-        session: An open session.
+        session: An open session, after its runs.
     """
-    return OpenedFile(session.artifact, session.file, session.sha256)
+    return OpenedFile(session.artifact, session.file, session.sha256, session.execution)
 
 
 def protocol_name(faces: Faces | None) -> str:

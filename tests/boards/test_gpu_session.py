@@ -112,6 +112,28 @@ def test_a_batch_size_that_comes_again_is_replayed(opened: Open) -> None:
     assert plain.cuda.replays == 0
 
 
+def test_a_graph_that_keeps_the_input_it_was_recorded_with_is_not_used(opened: Open) -> None:
+    board = opened()
+    board.cuda.reads_input = False
+    for seed in range(3):
+        images = _images(3, seed)
+        assert _near(board.session.embed(images), board.expected(images, uint8=False))
+    assert (board.cuda.replays, board.session.execution) == (1, "queued calls")
+
+
+def test_it_knows_how_embeddings_were_computed(opened: Open) -> None:
+    session = opened().session
+    assert session.execution == ""
+    session.embed(_images(3))  # the first run of a batch size is a replay already
+    assert session.execution == "CUDA graph"
+    session._records = False
+    session.embed(_images(2))
+    assert session.execution == "CUDA graph and queued calls"
+    plain = opened(graphs=False).session
+    plain.embed(_images(3))
+    assert plain.execution == "queued calls"
+
+
 def test_tensors_and_pixels(opened: Open) -> None:
     board = opened()
     inputs = preprocess(_images(5), SPEC)

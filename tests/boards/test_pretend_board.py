@@ -38,13 +38,37 @@ def test_build_verify_and_benchmark(board: PretendBoard, mini: Path, capsys: Any
     run(["verify", str(mini), "--engine", "int8", "--backend", "tensorrt", "--json"])
     verified = json.loads(capsys.readouterr().out)
     assert verified["cosine"]["min"] > 0.9
+    assert verified["golden"]["repeat_min_cosine"] > 0.9999
+    assert verified["artifact"]["execution"] == "CUDA graph"
     assert board.replayed() > 0
     line = ["benchmark", str(mini), "--engine", "int8", "--backend", "tensorrt", "--batch", "2"]
     assert run([*line, "--duration", "0.3", "--layers", "--allow-invalid", "--json"]) == 0
     timed = json.loads(capsys.readouterr().out)["runs"][0]
     assert {"h2d", "compute", "d2h", "enqueue"} <= set(timed["breakdown_ms"])
     assert timed["layers"][0]["ms"] > 0
+    assert timed["min_cosine_during"] > 0.9999
     assert board.replayed() > 0
+
+
+@pytest.mark.parametrize("board", ["jetpack6.2"], indirect=True)
+def test_replays_that_compute_nothing_are_found(
+    board: PretendBoard, mini: Path, capsys: Any
+) -> None:
+    """The first replays are right, later ones leave the embeddings of an earlier batch."""
+    line = ["--backend", "tensorrt", "--json"]
+    assert run(["build-engine", str(mini), "--fp32", "--batch", "1,8,8", *line]) == 0
+    capsys.readouterr()
+    for working in (1, 2, 3):
+        board.replayed()
+        board.cuda.working_replays = working
+        assert run(["verify", str(mini), "--engine", "fp32", *line]) == 1
+        verified = json.loads(capsys.readouterr().out)
+        assert (verified["verdict"], verified["artifact"]["execution"]) == ("FAILED", "CUDA graph")
+    board.replayed()
+    assert run(["benchmark", str(mini), "--engine", "fp32", "--duration", "1.1", *line]) == 1
+    timed = json.loads(capsys.readouterr().out)
+    assert timed["verdict"] == "INVALID"
+    assert any("cosine" in reason for reason in timed["runs"][0]["reasons"])
 
 
 def test_one_bundle_serves_many_boards(board: PretendBoard, mini: Path, capsys: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,53 @@ class _Forgetful:
         return out[:, ::-1].copy() if self.calls > 60 else out
 
 
-def test_accuracy_is_sampled_while_the_clock_runs() -> None:
+class _Stale:
+    """A session double that computes its first batches, and then gives an earlier one's results."""
+
+    def __init__(self, session: Any, computes: int) -> None:
+        self._session, self._computes, self._buffer = session, computes, np.zeros((0, 1))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def embed_tensor(self, inputs: np.ndarray) -> np.ndarray:
+        self._computes -= 1
+        if self._computes >= 0 or self._buffer.shape[0] != len(inputs):
+            self._buffer = self._session.embed_tensor(inputs)
+        return self._buffer
+
+
+@pytest.mark.parametrize("computes", [1, 4, 100])
+def test_results_of_an_earlier_batch_are_invalid(
+    computes: int, mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = _Stale(module.open_session(mini, "fp32"), computes)
+    monkeypatch.setattr(module, "open_session", lambda *_, **__: stale)
+    result = benchmark(mini, "fp32", duration_s=0.4, warmup_s=0.1)
+    assert result.golden_min_cosine is not None
+    assert result.golden_min_cosine > 0.9999
+    assert any("embeddings moved during the run" in why for why in result.runs[0].reasons)
+
+
+@pytest.mark.parametrize("wrong", [1, 5, 17, 38])
+def test_one_wrong_batch_of_many_is_found(wrong: int) -> None:
+    """Every run is compared with the embeddings of its own batch, not every n-th."""
+    inputs = np.random.default_rng(0).normal(size=(6, 3, 4, 4)).astype(np.float32)
+    expected = inputs.reshape(6, -1)[:, :8]
+    made: list[np.ndarray] = []
+
+    def embed(batch: np.ndarray) -> np.ndarray:
+        made.append(batch.reshape(len(batch), -1)[:, :8])
+        return made[-2] if len(made) == wrong + 1 else made[-1]
+
+    work = Workload([embed], ready_batches(inputs, 2), [expected[p] for p in turns(6, 2)])
+    for index in range(40):
+        work.run(index)
+        work.check(index)
+    assert work.min_cosine < 0.99
+
+
+def test_accuracy_is_checked_while_the_clock_runs() -> None:
     inputs = np.random.default_rng(0).normal(size=(6, 3, 4, 4)).astype(np.float32)
     session = _Forgetful()
     expected = session.embed_tensor(inputs)

@@ -17,6 +17,7 @@ from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.evaluate import evaluate
 from fr_edge.runtime.evaluation.verify import verify
+from fr_edge.runtime.session import Session, open_session
 
 ENGINE = "engines/onnxruntime-int8.onnx"
 
@@ -70,6 +71,45 @@ def test_the_speed_of_an_engine_with_other_weights_is_invalid(built: Path) -> No
     assert all(
         any("not the original network" in reason for reason in run.reasons) for run in result.runs
     )
+
+
+class _Stale:
+    """A session double that computes its first batch only: the next ones get its results again."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._first = session, np.zeros((0, 0), np.float32)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def __enter__(self) -> "_Stale":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        if len(self._first) < len(images):
+            self._first = self._session.embed(images)
+        return self._first[: len(images)]
+
+
+def test_results_of_an_earlier_batch_do_not_pass(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The golden faces are embedded right once; again, in another order, they are not."""
+
+    def opened(bundle: Path, engine: str, *args: object, **options: object) -> object:
+        session = open_session(bundle, engine, *args, **options)  # type: ignore[arg-type]
+        return _Stale(session) if engine == "int8" else session
+
+    monkeypatch.setattr("fr_edge.runtime.evaluation.verify.open_session", opened)
+    result = verify(built, "int8")
+    assert result.cosine.min > 0.95
+    assert result.verdict == "FAILED"
+    assert [gate.name for gate in result.gates if not gate.passed] == [
+        "same faces again: min cosine"
+    ]
 
 
 @pytest.mark.parametrize("judge", [verify, benchmark])
