@@ -327,6 +327,23 @@ def with_required_signatures(bundle: Bundle) -> Bundle:
     return replace(bundle, signed=signed_files(bundle, keys))
 
 
+def vouched_for(bundle: Bundle, name: str) -> bool:
+    """Whether a trusted key has signed a file, where a signature is not required too.
+
+    Args:
+        bundle: An open bundle.
+        name: Path of a file that its manifest lists.
+
+    Raises:
+        BundleError: The signatures are damaged, or one of a trusted key does not hold.
+        MachineError: There are signatures, and cryptography is not installed.
+    """
+    if bundle.signed is None and not read_signatures(bundle.root):
+        return False
+    signed = signed_files(bundle, trusted_keys()) if bundle.signed is None else bundle.signed
+    return (name, bundle.files[name].sha256) in signed
+
+
 def ensure_signatures(bundle: Bundle) -> Bundle:
     """The bundle as this machine may use it: restricted to signed files where those are required.
 

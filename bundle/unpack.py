@@ -145,15 +145,15 @@ def _draft_beside(out: Path, force: bool) -> Iterator[Path]:
         if not os.path.lexists(out):
             draft.rename(out)
         else:
-            with _exclusive(out, "is being written by another command"):
-                with deferred_signals():
-                    out.rename(old)
-                    try:
-                        draft.rename(out)
-                    except OSError:
-                        old.rename(out)
-                        raise
-                    shutil.rmtree(old)
+            busy = "is being written by another command"
+            with _exclusive(out, busy), deferred_signals():
+                out.rename(old)
+                try:
+                    draft.rename(out)
+                except OSError:
+                    old.rename(out)
+                    raise
+                shutil.rmtree(old)
         sync(out.parent)
 
 

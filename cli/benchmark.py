@@ -69,12 +69,14 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
             "--junit",
             "--allow-invalid",
         ),
+        "Signatures": ("--require-signature", "--trust"),
     },
 )
 @options.bundle
 @options.engine()
 @options.backend
 @options.device
+@options.require_signature
 @click.option(
     "--batch",
     "batches",

@@ -9,6 +9,7 @@ from .command import define_command
 from .output import Output, size_text, table
 
 if TYPE_CHECKING:
+    from ..bundle.keys import SigningKey
     from ..faces.sources import Faces
     from ..runtime.trt.config import EngineOptions
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
             "--implicit",
             "--compute",
         ),
+        "Signatures": ("--sign", "--require-signature", "--trust"),
     },
 )
 @options.bundle
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
 @click.option(
     "--implicit", is_flag=True, help="TensorRT 8, 10: INT8 by calibration.cache, not Q/DQ."
 )
+@options.sign(what="Sign the engine with this ed25519 private key")
+@options.require_signature
 @click.option("--compute", metavar="8.6,...", help="TensorRT-RTX: compile for these GPUs.")
 def command(
     output: Output,
@@ -69,6 +73,7 @@ def command(
     named: str | None,
     backend: str,
     faces: str | None,
+    sign: str | None,
     **tensorrt: Any,
 ) -> None:
     """Build an engine for this machine into BUNDLE.
@@ -83,10 +88,11 @@ def command(
         raise click.UsageError("name the engine: --int8, --fp16, --fp32 or --precision auto")
     settings = _options(**tensorrt)
     source = options.load_faces(faces) if faces else None
+    key = options.load_signing_key(sign)
     if chosen == "auto":
-        _select(output, bundle, backend, source, settings)
+        _select(output, bundle, backend, source, settings, key)
     else:
-        _build(output, bundle, chosen, backend, source, settings)
+        _build(output, bundle, chosen, backend, source, settings, key)
 
 
 def _build(
@@ -96,11 +102,12 @@ def _build(
     backend: str,
     faces: "Faces | None",
     settings: "EngineOptions | None",
+    key: "SigningKey | None",
 ) -> None:
     from ..documents import to_builtins
     from ..runtime.build import build_engine
 
-    built = build_engine(bundle, precision, backend, faces, output.track, settings)
+    built = build_engine(bundle, precision, backend, faces, output.track, settings, key)
     lines = [
         f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)},"
         f" layers with weights: {built.describe_layers() or 'not reported'}"
@@ -116,11 +123,14 @@ def _select(
     backend: str,
     faces: "Faces | None",
     settings: "EngineOptions | None",
+    key: "SigningKey | None",
 ) -> None:
     from ..documents import to_builtins
     from ..runtime.evaluation.select_precision import select_precision
 
-    result = select_precision(bundle, backend, faces, options=settings, track=output.track)
+    result = select_precision(
+        bundle, backend, faces, options=settings, track=output.track, sign=key
+    )
     rows = [
         [
             c.precision,

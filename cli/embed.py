@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="FILE.npz", help="The file to write.")
 @options.engine()
 @options.device
+@options.require_signature
 @click.option(
     "--backend",
     default="auto",

@@ -35,6 +35,7 @@ def _pooling(
         "Faces": ("--protocol", "--faces", "--flip", "--ijb"),
         "Engine": ("--engine", "--backend", "--device", "--artifact"),
         "Gates": ("--min-tar", "--min-accuracy", "--max-eer", "--far", "--policy", "--junit"),
+        "Signatures": ("--require-signature", "--trust"),
     },
 )
 @options.bundle
@@ -60,6 +61,7 @@ def _pooling(
 @options.engine()
 @options.backend
 @options.device
+@options.require_signature
 @options.artifact
 def command(
     output: Output,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
             "--policy",
             "--junit",
         ),
+        "Signatures": ("--require-signature", "--trust"),
     },
 )
 @options.bundle
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 )
 @options.backend
 @options.device
+@options.require_signature
 @options.artifact
 @options.faces(what="Faces of people to judge on, one folder per identity")
 @click.option("--pairs", metavar="FILE", help="Judge on this pair list (fold,path1,path2,same).")

@@ -5,6 +5,8 @@ the bundle before an engine is opened.
 """
 
 import hashlib
+import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +18,8 @@ from ..documents import convert, decode_json
 from ..errors import BundleError, DataError, MachineError
 from .machine.backends import COMPILE_ONLY, MODULES, library_version, same_version
 from .machine.device import describe_device, selected_gpu
+
+logger = logging.getLogger(__name__)
 
 SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 PRECISIONS = tuple(SOURCES)
@@ -224,3 +228,38 @@ def read_expected(path: Path, sha256: str = "") -> tuple[bytes, str]:
             "restore the file, or run the stage that made it again",
         )
     return data, digest
+
+
+def record_build(sha256: str) -> None:
+    """Note that this user has built an engine here.
+
+    The list lies in the user's own folder: `fr-edge/built` in XDG_STATE_HOME or ~/.local/state.
+
+    Args:
+        sha256: Of the engine, hexadecimal.
+    """
+    path = _builds()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with open(handle, "w", encoding="ascii") as stream:
+            stream.write(f"{sha256}\n")
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): sign the engine", path, error.strerror)
+
+
+def built_here(sha256: str) -> bool:
+    """Whether `record_build` has noted an engine.
+
+    Args:
+        sha256: Of the engine, hexadecimal.
+    """
+    try:
+        return sha256 in _builds().read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return False
+
+
+def _builds() -> Path:
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "fr-edge" / "built"

@@ -12,6 +12,7 @@ from ..arrays import F32, U8
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import Bundle
 from ..bundle.provenance import ImageDigests, Provenance, digest_pairs, make_provenance
+from ..bundle.signature import ensure_signatures, vouched_for
 from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
 from ..files import sha256
@@ -20,6 +21,7 @@ from ..progress import Track, silent
 from .fingerprint import (
     PRECISIONS,
     SOURCES,
+    built_here,
     check_fingerprint,
     engine_name,
     find_engine,
@@ -160,11 +162,11 @@ def open_session(
     Raises:
         UsageError: An unknown name, or an option that the backend does not have.
         BundleError: The engine was not built, or a file's bytes are not those of the manifest and
-            of the engine's fingerprint.
+            of the engine's fingerprint, or they are not signed and that is required.
         MachineError: The backend cannot run here, or the engine was built on another machine.
         ModelError: The backend refuses the network.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    bundle = ensure_signatures(bundle if isinstance(bundle, Bundle) else open_bundle(bundle))
     if engine not in ("auto", *PRECISIONS):
         raise UsageError(f"no engine {engine!r}", "engines: auto, fp32, fp16, int8")
     if artifact not in ("engine", "graph"):
@@ -212,6 +214,14 @@ def _open_engine(
     path, sha256 = bundle.file(name), bundle.files[name].sha256
     if backend != ONNXRUNTIME:
         ensure_loadable(path)
+        host_code = bool(facts.get("version_compatible"))
+        if host_code and not (built_here(sha256) or vouched_for(bundle, name)):
+            raise BundleError(
+                f"{name} is version-compatible: it carries code for the CPU, and it was neither built"
+                " by you here nor signed by a trusted key",
+                f"build it here: `fr-edge build-engine BUNDLE --{precision} --version-compatible`, or"
+                " unpack a signed pack and trust its maker's key",
+            )
         return GpuSession(
             path,
             precision,
@@ -220,7 +230,7 @@ def _open_engine(
             file=name,
             expected_sha256=sha256,
             int8_layers=facts["layers"].get("int8", 0),
-            version_compatible=bool(facts.get("version_compatible")),
+            version_compatible=host_code,
             dla=facts.get("dla"),
         )
     return CpuSession(

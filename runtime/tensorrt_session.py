@@ -89,8 +89,8 @@ class GpuSession:
             expected_sha256: Of the plan's bytes; "" accepts any.
             int8_layers: Layers with INT8 weights.
             version_compatible: The plan carries NVIDIA's lean runtime, that is code for the CPU.
-                TensorRT may load it only if `expected_sha256` is given: the plan is then the one of
-                the bundle's manifest, as trusted as the bundle.
+                TensorRT may load it only if `expected_sha256` is given, of a plan that the caller
+                trusts: one that this user built, or that a trusted key has signed.
             dla: The DLA core that it was built for, None for the GPU.
 
         Raises:

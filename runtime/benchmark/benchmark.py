@@ -24,6 +24,7 @@ from ..evaluation.limits import (
     bundle_policy,
     merge_limits,
     min_cosine_floor,
+    with_policy_signatures,
 )
 from ..evaluation.result import check_unchanged, opened_file
 from ..machine.device import describe_device
@@ -111,6 +112,7 @@ def benchmark(
     check_options(batches, threads, streams, rates, duration_s)
     asked = BenchmarkLimits(max_p99_ms, min_throughput, max_energy_mj)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    bundle = with_policy_signatures(bundle, None)
     required_mode = power_mode or required_power_mode(bundle)
     board, processes = read_board(), gpu_processes()  # before a session of ours is there
     subject = EngineUnderTest(bundle, engine, backend, end_to_end=end_to_end)

@@ -53,7 +53,13 @@ from .gates import (
     overall_verdict,
     people_gate,
 )
-from .limits import POLICY_NAME, EvaluateLimits, kept_policy, merged_policy
+from .limits import (
+    POLICY_NAME,
+    EvaluateLimits,
+    kept_policy,
+    merged_policy,
+    with_policy_signatures,
+)
 from .result import (
     AccuracyMean,
     EvaluateResult,
@@ -123,6 +129,7 @@ def evaluate(
     """
     asked = EvaluateLimits(min_tar, min_accuracy, max_eer, far)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    bundle = with_policy_signatures(bundle, policy)
     listed = isinstance(protocol, Pairs)
     faces = protocol.faces if isinstance(protocol, Pairs) else protocol
     faces, images = with_digests(faces)
@@ -249,6 +256,7 @@ def evaluate_ijb(
     """
     asked = EvaluateLimits(min_tar=min_tar, far=far)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    bundle = with_policy_signatures(bundle, policy)
     images, digests = with_digests(ijb.faces)
     ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:

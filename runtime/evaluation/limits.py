@@ -2,6 +2,8 @@
 
 A policy is a TOML file that the bundle keeps, with a table per command and precision:
 
+    require_signature = true    # of every command: only files that a trusted key has signed are used
+
     far = 1e-4                  # of `verify`: where TAR is judged
     max_tar_drop = 0.005        # half a point; a precision's own value goes before it
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...bundle.manifest import Bundle
+from ...bundle.signature import with_required_signatures
 from ...documents import read_toml
 from ...errors import DataError, UsageError
 
@@ -133,6 +136,7 @@ _COMMANDS: dict[str, type] = {
     "evaluate": EvaluateLimits,
     "benchmark": BenchmarkLimits,
 }
+_REQUIRE_SIGNATURE = "require_signature"
 _OTHER_KEYS = {"benchmark": ("power_mode",)}  # which `benchmark` reads itself
 
 
@@ -161,6 +165,7 @@ def read_policy(path: Path, precision: str, kind: type[AnyLimits]) -> AnyLimits:
             values of one limit.
     """
     data = read_toml(path)
+    data.pop(_REQUIRE_SIGNATURE, None)  # `with_policy_signatures` has read it
     commands = {name: data.pop(name, {}) for name in _COMMANDS}
     parsed = {"": _tables(data, path, "", "verify")}
     for name, table in commands.items():
@@ -217,6 +222,25 @@ def kept_policy(policy: Path | None) -> dict[str, bytes]:
         policy: The policy that was read.
     """
     return {POLICY_NAME: policy.read_bytes()} if policy else {}
+
+
+def with_policy_signatures(bundle: Bundle, policy: Path | None) -> Bundle:
+    """The bundle, restricted to signed files where the policy asks for that.
+
+    Args:
+        bundle: An open bundle.
+        policy: A TOML file that takes the place of the bundle's own policy; None for the latter.
+
+    Raises:
+        DataError: The policy cannot be read.
+        BundleError: A signature is required, and no key is trusted here or a signature does not
+            hold.
+    """
+    path = policy or (bundle.file(POLICY_NAME) if POLICY_NAME in bundle else None)
+    required = read_toml(path).get(_REQUIRE_SIGNATURE, False) if path else False
+    if not isinstance(required, bool):
+        raise DataError(f"{path}: {_REQUIRE_SIGNATURE} is true or false, found {required!r}")
+    return with_required_signatures(bundle) if required and bundle.signed is None else bundle
 
 
 def min_cosine_floor(bundle: Bundle, precision: str) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.golden import read_golden
+from ...bundle.keys import SigningKey
 from ...bundle.manifest import Bundle
 from ...documents import to_builtins
 from ...errors import FrEdgeError, GateFailed, MachineError
@@ -71,6 +72,7 @@ def select_precision(
     duration_s: float = 5.0,
     options: EngineOptions | None = None,
     track: Track = silent,
+    sign: SigningKey | None = None,
 ) -> PrecisionChoice:
     """Keep the fastest of the fp32, fp16 and int8 engines that passes `verify`.
 
@@ -87,6 +89,7 @@ def select_precision(
         duration_s: Timing per candidate, seconds.
         options: TensorRT's.
         track: Shows progress.
+        sign: As `build_engine`.
 
     Raises:
         GateFailed: No precision passes; what was built stays.
@@ -97,7 +100,7 @@ def select_precision(
         options = replace(options or EngineOptions(), prelu="fastest")
     root = bundle.root if isinstance(bundle, Bundle) else Path(bundle)
     candidates = [
-        _build_and_verify(root, precision, chosen_backend, faces, pairs, options)
+        _build_and_verify(root, precision, chosen_backend, faces, pairs, options, sign)
         for precision in track(PRECISIONS, "building and verifying", len(PRECISIONS))
     ]
     passing = [candidate.precision for candidate in candidates if not candidate.problem]
@@ -131,9 +134,10 @@ def _build_and_verify(
     faces: Faces | None,
     pairs: Pairs | None,
     options: EngineOptions | None,
+    sign: SigningKey | None,
 ) -> PrecisionCandidate:
     try:
-        build_engine(root, precision, backend, faces, options=options)
+        build_engine(root, precision, backend, faces, options=options, sign=sign)
         verified = verify(root, precision, backend=backend, faces=faces, pairs=pairs)
     except MachineError:
         raise  # the next precision would meet it too

@@ -32,7 +32,7 @@ from .error_analysis import explain_all, label_doubts, strata_doubts
 from .gallery import compare_gallery
 from .gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, gate_reasons, overall_verdict
 from .judgement import gallery_advice, judge_gates, reference_doubt
-from .limits import POLICY_NAME, Limits, kept_policy, merged_policy
+from .limits import POLICY_NAME, Limits, kept_policy, merged_policy, with_policy_signatures
 from .reference import (
     PairedEmbeddings,
     ReferenceCheck,
@@ -137,6 +137,7 @@ def verify(
         max_kept_far=max_kept_far,
     )
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    bundle = with_policy_signatures(bundle, policy)
     faces = pairs.faces if pairs is not None else faces
     images = ImageDigests()
     if faces is not None:
