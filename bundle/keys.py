@@ -240,8 +240,12 @@ def trusted_keys(named: Iterable[Path] = ()) -> tuple[PublicKey, ...]:
 
 def config_folder() -> Path:
     """The user's folder for fr-edge's settings: `fr-edge` in XDG_CONFIG_HOME or ~/.config."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if base else Path.home() / ".config") / "fr-edge"
+    return _user_folder("XDG_CONFIG_HOME", ".config")
+
+
+def state_folder() -> Path:
+    """The user's folder for what fr-edge notes: `fr-edge` in XDG_STATE_HOME or ~/.local/state."""
+    return _user_folder("XDG_STATE_HOME", ".local/state")
 
 
 def require_cryptography() -> None:
@@ -257,6 +261,14 @@ def require_cryptography() -> None:
             "signatures need the package cryptography, which is not installed",
             "pip install 'fr-edge[sign]'",
         ) from error
+
+
+def _user_folder(variable: str, otherwise: str) -> Path:
+    base = os.environ.get(variable, "")
+    try:
+        return (Path(base) if base else Path.home() / otherwise) / "fr-edge"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(os.devnull) / "fr-edge"
 
 
 def _key_files(place: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bundle.keys import state_folder
 from ..bundle.manifest import Bundle
 from ..documents import convert, decode_json
 from ..errors import BundleError, DataError, MachineError
@@ -261,5 +262,4 @@ def built_here(sha256: str) -> bool:
 
 
 def _builds() -> Path:
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "fr-edge" / "built"
+    return state_folder() / "built"

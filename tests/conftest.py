@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +28,17 @@ if find_spec("torch") is None:
 def pytest_configure() -> None:
     """A shell's background job ignores Ctrl-C, and so would the programs that tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor write the settings and notes of the user who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name)))
+        for name in ("FR_EDGE_TRUSTED_KEYS", "FR_EDGE_REQUIRE_SIGNATURE"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 def pytest_report_header() -> str:
