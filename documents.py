@@ -1,6 +1,7 @@
 """JSON and TOML documents: one encoder for everything written, typed decoding for everything read."""
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .errors import DataError
+from .reading import check_limit, check_values, read_file, read_limit
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,6 +18,8 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+
+_LONG_NUMBER = re.compile(rb"(?<![.0-9])[0-9]{19}")  # may not fit 64 bits
 
 _DECIMALS = 6  # of written floats; smaller numbers keep as many significant digits
 
@@ -56,12 +60,34 @@ def decode_json(data: bytes, kind: type[T], where: str | Path) -> T:
         where: The file that the document comes from, for the error.
 
     Raises:
-        DataError: The document is not JSON or not of that type; the message names the place.
+        DataError: The document is not JSON, not of that type, or larger or deeper than the limits;
+            the message names the place.
     """
+    check_limit("JSON_MB", len(data), where)
     try:
+        deep = data.count(b"[") + data.count(b"{") > read_limit("DEPTH")
+        if deep or _LONG_NUMBER.search(data):
+            check_values(msgspec.json.decode(data), where)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{where} is damaged: {error}") from error
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """A JSON file as a value of a type.
+
+    Args:
+        path: The file.
+        kind: As `decode_json` takes it.
+
+    Raises:
+        DataError: The file cannot be read, or `decode_json` refuses it.
+    """
+    try:
+        data = read_file(path, "JSON_MB")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return decode_json(data, kind, path)
 
 
 def convert(value: Any, kind: type[T], where: str | Path) -> T:
@@ -77,7 +103,7 @@ def convert(value: Any, kind: type[T], where: str | Path) -> T:
     """
     try:
         return msgspec.convert(value, type=kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
         raise DataError(f"{where}: {error}") from error
 
 
@@ -89,8 +115,14 @@ def parse_toml(text: str) -> dict[str, Any]:
 
     Raises:
         ValueError: The text is not TOML.
+        DataError: It is deeper than the limit.
     """
-    return tomllib.loads(text)
+    # A dotted key nests too, and tomllib's time grows with the square of its parts.
+    dots = max(part.count(".") for part in re.split(r"[=\n]", text))
+    check_limit("DEPTH", dots, "a key of the TOML text")
+    value = tomllib.loads(text)
+    check_values(value, "the TOML text")
+    return value
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -103,7 +135,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         DataError: The file cannot be read or is not TOML.
     """
     try:
-        return parse_toml(path.read_text(encoding="utf-8"))
+        return parse_toml(read_file(path, "TOML_KB").decode("utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -4,14 +4,19 @@ import hashlib
 import os
 from pathlib import Path
 
+from .reading import open_file
+
 
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal.
 
     Args:
         path: The file; it is read in pieces of 1 MiB.
+
+    Raises:
+        DataError: It is not a regular file.
     """
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):
             digest.update(block)

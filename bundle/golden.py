@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import F32, F64, U8
-from ..errors import BundleError, FacesError
+from ..arrays import F32, F64, U8, read_npz
+from ..errors import BundleError, DataError, FacesError
 from ..faces.contract import ALIGNED_SIZE
 from ..faces.sources import open_faces, spread_picks
 from ..faces.synthetic.render import draw_face
@@ -54,9 +54,9 @@ def read_golden(bundle: Bundle) -> Golden:
     """
     path = bundle.file("golden.npz")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            golden = Golden(data["faces"], data["embeddings"], str(data["reference"]))
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        data = read_npz(path, ("faces", "embeddings", "reference"))
+        golden = Golden(data["faces"], data["embeddings"], str(data["reference"]))
+    except (DataError, OSError, KeyError) as error:
         raise BundleError(f"{path} cannot be read: {error}", "export the network again") from error
     count = len(golden.faces)
     if (

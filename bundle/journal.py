@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..documents import decode_json, encode_json
+from ..documents import encode_json, read_json
 from ..errors import BundleError, DataError, MachineError
 from ..files import sync, write_atomic
 from .manifest import MANIFEST, STAGED, inside, linked_part
@@ -42,14 +42,14 @@ def own_journal(root: Path) -> Journal | None:
     if path.is_symlink() or not path.is_file() or (root / STAGED).is_symlink():
         return None
     try:
-        journal = decode_json(path.read_bytes(), Journal, path)
+        journal = read_json(path, Journal)
         for name in journal.arrived:
             if name != MANIFEST:
                 inside(name)
         for name in journal.gone:
             inside(name)
         return journal if journal.owner == _owner(root) else None
-    except (OSError, DataError, ValueError):
+    except (DataError, ValueError):
         return None
 
 

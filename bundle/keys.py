@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import DataError, MachineError, UsageError
 from ..files import sync
+from ..reading import open_file
 
 TRUSTED_KEYS = "FR_EDGE_TRUSTED_KEYS"  # variable: files or folders of public keys, separated by ":"
 PASSPHRASE = "FR_EDGE_KEY_PASSPHRASE"  # variable: of the private key
@@ -287,14 +288,13 @@ def _key_files(place: Path) -> Iterator[Path]:
 def _read_key_file(path: Path) -> tuple[bytes, int]:
     """The content and the permissions of a regular file of a key's size."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open_file(path) as stream:
+            status = os.fstat(stream.fileno())
+            if status.st_size > _MAX_KEY_BYTES:
+                raise DataError(f"{path} is not a key's file", _MAKE_ONE)
+            return stream.read(_MAX_KEY_BYTES), stat.S_IMODE(status.st_mode)
     except OSError as error:
         raise DataError(f"the key {path} cannot be read: {error.strerror}") from error
-    with open(handle, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_KEY_BYTES:
-            raise DataError(f"{path} is not a key's file", _MAKE_ONE)
-        return stream.read(_MAX_KEY_BYTES), stat.S_IMODE(status.st_mode)
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

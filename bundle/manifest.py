@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from .._version import __version__
-from ..documents import convert, decode_json
+from ..documents import convert, read_json
 from ..errors import BundleError, DataError
 from ..faces.contract import InputSpec, spec_from_json
 from ..files import sha256
@@ -169,9 +169,9 @@ def read_manifest(
     if not path.is_file() or path.is_symlink():
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
     try:
-        data = decode_json(path.read_bytes(), dict[str, Any], path)
+        data = read_json(path, dict[str, Any])
         schema = data["schema"]
-    except (OSError, DataError, KeyError) as error:
+    except (DataError, KeyError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     if schema != SCHEMA:
         raise BundleError(

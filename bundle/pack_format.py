@@ -7,8 +7,6 @@ not compressed: compressors of different versions give different bytes, and weig
 """
 
 import hashlib
-import os
-import stat
 import tarfile
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -16,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import BundleError
+from ..reading import open_file
 from .manifest import MANIFEST, STAGED, FileEntry, inside
 from .sbom import SBOM
 from .signature import SIGNATURES
@@ -124,13 +123,9 @@ def open_regular(path: Path) -> BinaryIO:
         BundleError: There is no such file, it cannot be read, or it is not a regular file.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return open_file(path, None, BundleError)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise BundleError(f"{path} is not a file")
-    return open(handle, "rb")  # noqa: SIM115
 
 
 class PackReader:

@@ -18,6 +18,7 @@ from typing import Any
 from ..documents import decode_json, encode_json, to_builtins
 from ..errors import BundleError, DataError, UsageError
 from ..files import write_atomic
+from ..reading import read_file
 from .keys import (
     TRUSTED_KEYS,
     PublicKey,
@@ -158,7 +159,7 @@ def read_signatures(root: Path) -> tuple[Signature, ...]:
         raise BundleError(f"{path} is not a file", f"remove {SIGNATURES}")
     if path.stat().st_size > MAX_SIGNATURES_BYTES:
         raise BundleError(f"{path} is larger than {MAX_SIGNATURES_BYTES >> 20} MiB")
-    return decode_signatures(path.read_bytes(), path)
+    return decode_signatures(read_file(path, "JSON_MB", BundleError), path)
 
 
 def read_statement(signature: Signature) -> Statement:

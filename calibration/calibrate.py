@@ -21,6 +21,7 @@ from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
 from ..graph.trained_ranges import read_trained_ranges
 from ..metrics.rates import unseparated_warning
+from ..onnx_file import read_onnx
 from ..progress import Track, silent
 from .activation_shift import channel_shifts, snap_to_grid
 from .calibration_report import CalibrationReport, make_report
@@ -146,7 +147,7 @@ def calibrate(
     if not 1 <= limit <= MAX_FACES:
         raise UsageError(f"--limit is 1 to {MAX_FACES}, found {limit}")
     cache_version = version_number(trt_cache) if trt_cache else 0
-    model = onnx.load(bundle.file("model.onnx"))
+    model = read_onnx(bundle.file("model.onnx"))
     check_finite(model)
     rule = choose_int8_layers(model)
     if not rule.int8:

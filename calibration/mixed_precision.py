@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from ..arrays import F32
-from ..documents import convert, decode_json
+from ..documents import convert, read_json
 from ..errors import DataError, FacesError, GateFailed, UsageError
 from ..faces.contract import InputSpec
 from ..faces.sources import Faces
@@ -175,8 +175,8 @@ class SearchLog:
         self._path = path
         self._log = _LogDocument(key)
         try:
-            log = decode_json(path.read_bytes(), _LogDocument, path)
-        except (OSError, DataError):
+            log = read_json(path, _LogDocument)
+        except DataError:
             return
         if log.key == key:
             self._log = log

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import F64
-from ..documents import convert, decode_json
+from ..documents import convert, read_json
 from ..errors import BundleError, DataError
 
 _SCHEMA = 3
@@ -86,7 +86,7 @@ def read_table(path: Path) -> CalibrationTable:
         BundleError: The file is damaged, was edited, or another schema wrote it.
     """
     try:
-        data = decode_json(path.read_bytes(), dict[str, Any], path)
+        data = read_json(path, dict[str, Any])
         schema = data.pop("schema", None)
         if schema != _SCHEMA:
             raise BundleError(f"{path} has schema {schema}, expected {_SCHEMA}", _HINT)

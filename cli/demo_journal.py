@@ -7,7 +7,7 @@ from typing import Any
 
 from .._version import __version__
 from ..distill.recipe import read_recipe
-from ..documents import decode_json, encode_json, to_builtins
+from ..documents import encode_json, read_json, to_builtins
 from ..errors import DataError
 from ..files import write_atomic
 
@@ -70,14 +70,10 @@ def read_stages(home: Path, plan: DemoPlan) -> dict[str, DemoStage]:
         DataError: demo.json is damaged, or of another plan, recipe or version of fr-edge.
     """
     file = home / "demo.json"
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}", f"remove {home}") from error
     try:
-        record = decode_json(data, _Record, file)
+        record = read_json(file, _Record)
     except DataError as error:
         raise DataError(error.message, f"remove {home}, or choose another --out") from error
     if record.key != _key(plan):

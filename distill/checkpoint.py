@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from ..arrays import map_npy
 from ..errors import MachineError, ModelError, UsageError
 from .adadistill import AdaDistill
 from .train_step import TrainState
@@ -106,7 +107,7 @@ def _read_centres(folder: Path, head: AdaDistill, step: int) -> None:
     """This rank's classes, from whichever files hold them."""
     filled = 0
     for path in folder.glob(f"centres-{step}-*.npy"):
-        rows = np.load(path, mmap_mode="r")
+        rows = map_npy(path, ModelError)
         start = int(path.stem.rsplit("-", 1)[1])
         low, high = max(head.first, start), min(head.last, start + len(rows))
         if low < high:

@@ -20,6 +20,8 @@ from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec, make_spec, prepro
 from ..files import sha256
 from ..graph.load import CONTRACT_KEY
 from ..inference import make_session
+from ..onnx_file import read_onnx
+from ..trial_run import ensure_runnable
 from .weights import load_network
 
 _BATCH = 64  # faces per run
@@ -134,6 +136,7 @@ def _torch_runner(network: torch.nn.Module, device: str) -> Callable[[F32], Any]
 
 
 def _onnx_runner(path: Path, spec: InputSpec | None) -> tuple[Callable[[F32], Any], InputSpec]:
+    ensure_runnable(read_onnx(path), str(path))
     session = make_session(
         path,
         name=str(path),

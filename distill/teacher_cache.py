@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arrays import F16, F32, I64
-from ..documents import decode_json, encode_json
+from ..documents import decode_json, encode_json, read_json
 from ..errors import DataError, MachineError, UsageError
 from ..files import write_atomic
 from ..progress import Track, silent
@@ -220,7 +220,7 @@ def _reserve(store: Path) -> None:
 def _resumed(file: Path, expected: _CacheNote) -> _CacheNote:
     """The cache's note; raises DataError when it belongs to something else than expected."""
     try:
-        note = decode_json(file.read_bytes(), _CacheNote, file)
+        note = read_json(file, _CacheNote)
     except DataError as error:
         raise DataError(error.message, f"remove {file.parent}") from error
     wanted = decode_json(encode_json(expected), _CacheNote, file)  # rounded as the file is

@@ -6,14 +6,16 @@ prefixes of wrappers.
 
 import math
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MachineError, ModelError, UsageError
+from ..reading import check_limit, open_file
 from .checkpoint_layouts import to_our_names
 from .networks import NETWORKS, build_network
 
@@ -60,6 +62,8 @@ def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, i
         dim = 512
     if embed is not None and embed.ndim == 2:
         dim = int(embed.shape[0])
+        if not 0 < dim <= _MAX_DIM:
+            raise ModelError(f"{path}: its embeddings have {dim:,} numbers, at most {_MAX_DIM:,}")
     network = build_network(name, dim)
     _fill(path, name, network, state)
     return network.eval(), name, dim
@@ -124,7 +128,11 @@ def load_tensors(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with open_file(path, "WEIGHTS_MB", ModelError) as stream:
+                _check_archive(path, stream)
+                return torch.load(stream, map_location="cpu", weights_only=True)
+    except (ModelError, OSError, MemoryError):
+        raise
     except Exception as error:  # unpickling damaged data raises nearly anything
         # A pickle that calls something, or one that torch.save did not write.
         if "GLOBAL" in str(error) or ("operand" in str(error) and _first_byte(path) == b"\x80"):
@@ -146,6 +154,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise MachineError(
             f"reading {path.name} needs safetensors", "pip install 'fr-edge[train]'"
         ) from error
+    with open_file(path, "WEIGHTS_MB", ModelError):
+        pass
     try:
         return load_file(path)
     except Exception as error:  # its error class derives from Exception alone
@@ -153,8 +163,20 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return stream.read(1)
+
+
+def _check_archive(path: Path, stream: BinaryIO) -> None:
+    """Refuse a compressed archive: torch.save only stores, and would unpack any amount."""
+    if zipfile.is_zipfile(stream):
+        stream.seek(0)
+        members = zipfile.ZipFile(stream).infolist()
+        size = sum(member.file_size for member in members)
+        check_limit("WEIGHTS_MB", size, path, ModelError)
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ModelError(f"{path} is a compressed archive, expected what torch.save writes")
+    stream.seek(0)
 
 
 def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -178,6 +200,21 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
             f"expected a state dict, alone or under one of {', '.join(_KEYS)}",
         )
     return state
+
+
+def _tensor_problem(tensor: Tensor, wanted: Tensor) -> str:
+    """Why a tensor cannot be a network's weight; "" where it can."""
+    if tensor.is_meta:
+        return "a shape without numbers (device meta), expected weights"
+    if tensor.layout is not torch.strided:
+        return f"{tensor.layout}, expected a dense tensor"
+    if tensor.is_quantized or tensor.is_complex():
+        return f"{tensor.dtype}, expected {wanted.dtype}"
+    if wanted.is_floating_point() != tensor.is_floating_point():
+        return f"{tensor.dtype}, expected {wanted.dtype}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return "an expanded tensor: fewer numbers are stored than its shape announces"
+    return ""
 
 
 def _fill(path: Path, name: str, network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -206,6 +243,9 @@ def _fill(path: Path, name: str, network: nn.Module, state: dict[str, Tensor]) -
             f"{path} is not a {name}: of its keys, {', '.join(problems)}",
             "name the network that these weights belong to",
         )
+    for key, value in wanted.items():
+        if problem := _tensor_problem(state[key], value):
+            raise ModelError(f"{path}: {key} is {problem}", "save the float weights of the network")
     for key in wanted:
         if not torch.isfinite(state[key]).all():
             raise ModelError(f"{path}: {key} holds NaN or infinite values")

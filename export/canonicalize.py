@@ -51,7 +51,7 @@ def tidy(model: ModelProto) -> ModelProto:
     What the network computes stays the same; only the image's layout becomes channels first.
 
     Args:
-        model: A model as `graph.load.read_onnx` gives it.
+        model: A model as `onnx_file.read_onnx` gives it.
 
     Returns:
         A copy with sorted nodes, constants computed, PRelu slopes `(C, 1, 1)` and the image

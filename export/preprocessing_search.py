@@ -20,10 +20,12 @@ from ..faces.contract import (
     contract_variants,
 )
 from ..faces.sources import Faces
-from ..graph.load import contract_of, image_input, read_onnx
+from ..graph.load import contract_of, image_input
 from ..graph.run import Embed, onnx_embedder
 from ..metrics.decidability import PairSums, d_prime, d_prime_lead, pair_sums
+from ..onnx_file import read_onnx
 from ..progress import Track, silent
+from ..trial_run import ensure_runnable
 from .canonicalize import tidy
 
 SEPARATES = 1.5  # d' below this is no recognition: about 23 % equal error rate for normal scores
@@ -121,7 +123,9 @@ def find_preprocessing(
     """
     source = Path(source)
     bundle = open_bundle(source) if source.is_dir() else None
-    model = tidy(read_onnx(bundle.file("model.onnx") if bundle else source))
+    given = read_onnx(bundle.file("model.onnx") if bundle else source)
+    ensure_runnable(given, str(source))
+    model = tidy(given)
     face = image_input(model)
     size = (face.height or ALIGNED_SIZE, face.width or ALIGNED_SIZE)
     declared = bundle.spec if bundle else contract_of(model)

@@ -16,9 +16,12 @@ from ..bundle.bundle import open_bundle
 from ..errors import ModelError, UsageError
 from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec
 from ..faces.sources import Faces
-from ..graph.load import contract_of, image_input, read_onnx
+from ..graph.load import contract_of, image_input
 from ..graph.run import Embed, original_embedder
 from ..graph.trained_ranges import read_trained_ranges
+from ..onnx_file import read_onnx
+from ..reading import open_file
+from ..trial_run import ensure_runnable
 from .canonicalize import tidy
 from .preprocessing_search import PreprocessingResult, rank_contracts
 from .torch_network import exact_embedder, module_embedder
@@ -103,7 +106,7 @@ def _is_checkpoint(path: Path) -> bool:
         return True
     if path.suffix.lower() == ".onnx":
         return False
-    with path.open("rb") as stream:
+    with open_file(path, None, ModelError) as stream:
         return stream.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # torch.save: new, old
 
 
@@ -135,6 +138,7 @@ def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSo
 
 def _open_onnx(path: Path, options: SourceOptions) -> ExportSource:
     given = read_onnx(path)
+    ensure_runnable(given, str(path))
     model = tidy(given)
     face = image_input(model)
     try:

@@ -5,16 +5,14 @@ least-squares similarity transform, then OpenCV's bilinear `warpAffine` with a b
 `detect.py` finds the landmarks.
 """
 
-import io
 import os
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..arrays import F64, I64, U8
 from ..errors import FacesError, UsageError
@@ -22,6 +20,7 @@ from ..progress import Track, silent
 from .archives import list_images, read_image
 from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
 from .detect import Detect, DetectedFace
+from .images import decode_photograph
 
 _FRACTIONS = 32  # of a pixel: OpenCV's warpAffine rounds coordinates to these
 
@@ -75,7 +74,7 @@ def align_folder(
     written, none, several, unreadable = [], [], [], {}
     for key in track(keys, "aligning", len(keys)):
         try:
-            image = _photograph(read_image(source, key), key)
+            image = decode_photograph(read_image(source, key), key)
         except FacesError as error:
             unreadable[key] = error.message
             continue
@@ -202,17 +201,6 @@ def _pixels(image: U8, row: I64, column: I64) -> I64:
     nearest = image[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
     pixels: I64 = nearest.astype(np.int64) * inside[..., None]
     return pixels
-
-
-def _photograph(data: bytes, name: str) -> U8:
-    """An encoded image as it was meant to be seen, `(H, W, 3) uint8` RGB."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns before it refuses a bomb
-            with Image.open(io.BytesIO(data)) as opened:
-                return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except Exception as error:  # decoders of damaged bytes raise nearly anything
-        raise FacesError(f"{name} cannot be read ({error})") from error
 
 
 def _write(path: Path, face: U8) -> None:

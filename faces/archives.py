@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from ..errors import FacesError
+from ..reading import check_limit, open_file, read_file
 from .images import SUFFIXES
 
 TarMember = tuple[Path, int, int]  # tar file, offset and size in bytes
@@ -52,7 +53,7 @@ def read_image(root: Path, key: str) -> bytes:
         FacesError: The file cannot be read.
     """
     try:
-        return (root / key).read_bytes()
+        return read_file(root / key, "IMAGE_MB", FacesError)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FacesError(f"{root / key} cannot be read: {reason}") from error
@@ -95,7 +96,8 @@ def read_member(member: TarMember, key: str) -> bytes:
     """
     shard, offset, size = member
     try:
-        with shard.open("rb") as stream:
+        check_limit("IMAGE_MB", size, f"{shard}/{key}", FacesError)
+        with open_file(shard, None, FacesError) as stream:
             stream.seek(offset)
             return stream.read(size)
     except OSError as error:
@@ -104,7 +106,10 @@ def read_member(member: TarMember, key: str) -> bytes:
 
 def _members(shard: Path) -> Iterator[tuple[str, TarMember]]:
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with (
+            open_file(shard, None, FacesError) as stream,
+            tarfile.open(fileobj=stream, mode="r:") as archive,
+        ):
             for member in archive:
                 name = PurePosixPath(member.name)
                 if member.isfile() and _is_image(name.name):

@@ -5,16 +5,20 @@ can run code; this reader calls nothing. Every name that such files are known to
 arrays, Python 2's bytes) becomes an inert box that keeps its arguments, any other is refused.
 """
 
+import io
 import pickle
+import pickletools
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..arrays import I64
 from ..errors import FacesError
+from ..reading import check_limit, read_file
 
 _KNOWN = {
     *(
@@ -57,8 +61,7 @@ def read_bin(path: Path) -> BinSet:
         FacesError: The file cannot be read, is not such a set, or its pickle asks for code.
     """
     try:
-        with path.open("rb") as stream:
-            images, answers = _contents(stream)
+        images, answers = _contents(read_file(path, "SET_MB", FacesError))
     except FacesError as error:
         raise FacesError(f"{path}: {error.message}", error.hint) from None
     except OSError as error:
@@ -123,12 +126,47 @@ class _Inert(pickle.Unpickler):
         )
 
 
-def _contents(stream: IO[bytes]) -> tuple[list[Any], list[Any]]:
-    content = _Inert(stream, encoding="bytes").load()
+def _contents(data: bytes) -> tuple[list[Any], list[Any]]:
+    _check_steps(data)
+    content = _Inert(io.BytesIO(data), encoding="bytes").load()
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise FacesError("not a .bin verification set, expected (images, answers)")
-    images, answers = ([_plain(item) for item in _items(part)] for part in content)
+    images, answers = (_plain_items(part) for part in content)
     return images, answers
+
+
+def _check_steps(data: bytes) -> None:
+    """Refuse what makes the unpickler take memory or time that the file's size does not explain."""
+    stream = io.BytesIO(data)
+    for step in count(1):
+        code = pickletools.code2op[stream.read(1).decode("latin-1")]
+        value = _argument(stream, code)
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(value) > step:
+            raise FacesError("its pickle numbers a value higher than it has values: a memory bomb")
+        if step % 4096 == 0:
+            check_limit("SET_STEPS", step, "its pickle", FacesError)
+        if code.name == "STOP":
+            return
+
+
+def _argument(stream: io.BytesIO, code: pickletools.OpcodeInfo) -> Any:
+    """An opcode's argument; raises ValueError for a length past the end of the file."""
+    if code.arg is None:
+        return None
+    if code.arg.n != pickletools.UP_TO_NEWLINE:
+        return code.arg.reader(stream)
+    line = stream.readline()  # raw, for Python 2 wrote text in any encoding
+    return stream.readline() if code.name in ("GLOBAL", "INST") else line
+
+
+def _plain_items(part: Any) -> list[Any]:
+    items, total = [], 0
+    for item in _items(part):
+        items.append(_plain(item))
+        if items[-1] is not item and isinstance(items[-1], bytes):  # a copy
+            total += len(items[-1])
+            check_limit("SET_MB", total, "the set, unpacked,", FacesError)
+    return items
 
 
 def _items(part: Any) -> Any:

@@ -4,7 +4,6 @@ It is written once, at export or training, and read by every later stage. A wron
 most frequent cause of an inaccurate engine.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..arrays import F32, U8
+from ..documents import decode_json
 from ..errors import DataError, UsageError
 
 ALIGNED_SIZE = 112  # side of an aligned face in pixels (insightface's norm_crop)
@@ -192,12 +192,7 @@ def spec_from_text(text: str) -> InputSpec:
     Raises:
         DataError: The text is not a JSON object, a key is unknown or a value impossible.
     """
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"the input contract is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise DataError("the input contract is not a JSON object")
+    data = decode_json(text.encode(errors="replace"), dict[str, Any], "the input contract")
     return spec_from_json(data)
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ..arrays import F32, F64, I64, U8
 from ..errors import FacesError
+from ..reading import read_file
 from .align import align
+from .archives import read_image
+from .images import decode_photograph
 from .sources import Faces
 
 _PART = 4096  # rows computed at once: IJB-C has 15.7 million pairs
@@ -175,7 +177,11 @@ def _table(folder: Path, pattern: str, what: str, columns: int) -> list[list[str
         )
     file = files[0]
     try:
-        rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line]
+        rows = [
+            line.split()
+            for line in read_file(file, "LIST_MB", FacesError).decode().splitlines()
+            if line
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise FacesError(f"{file} cannot be read: {error}") from error
     for number, row in enumerate(rows, 1):
@@ -194,9 +200,4 @@ def _numbers(rows: list[list[str]], kind: type, folder: Path) -> npt.NDArray[Any
 
 
 def _read_aligned(path: Path, points: F64) -> U8:
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as opened:
-            image = np.asarray(opened.convert("RGB"))
-    except Exception as error:  # decoders of damaged bytes raise nearly anything
-        raise FacesError(f"{path.name} is damaged: {error}", "replace the file") from error
-    return align(image, points)
+    return align(decode_photograph(read_image(path.parent, path.name), path.name), points)

@@ -1,19 +1,19 @@
 """Encoded images: decoded into aligned faces."""
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..arrays import U8
 from ..errors import FacesError
+from ..reading import LIMITS, Limited, check_limit
 from .contract import ALIGNED_SIZE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of files that are images
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # that Pillow may open
-
-_MAX_SIDE = 4096  # pixels: an aligned face has 112, more is a photograph or a decompression bomb
 
 _EXIF_ORIENTATION = 0x0112  # tag
 
@@ -32,19 +32,50 @@ def decode_image(data: bytes, name: str) -> U8:
         `(112, 112, 3) uint8` RGB.
 
     Raises:
-        FacesError: The data is not an image, is damaged, cut short or larger than 4096 pixels.
+        FacesError: The data is not an image, is damaged, cut short, a stripe, or larger than the
+            limit FACE_SIDE.
     """
     try:
-        with _open(data, name) as opened:
+        with _open(data, name, "FACE_SIDE") as opened:
+            _check_side(opened, name)
             opened.load()
             image = _as_rgb(opened)
     except FacesError:
         raise
     except Exception as error:  # decoders of damaged bytes raise nearly anything
         raise FacesError(f"{name} is damaged ({error})", "remove or replace the file") from error
+    if max(image.size) > ALIGNED_SIZE * min(image.size):
+        raise FacesError(
+            f"{name} is {image.width}x{image.height} pixels, expected a face",
+            "remove or replace the file",
+        )
     if image.size != (ALIGNED_SIZE, ALIGNED_SIZE):
         image = ImageOps.pad(image, (ALIGNED_SIZE, ALIGNED_SIZE), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def decode_photograph(data: bytes, name: str) -> U8:
+    """Decode a photograph as it was meant to be seen: its EXIF orientation is applied.
+
+    Args:
+        data: As `decode_image` takes it.
+        name: For the error.
+
+    Returns:
+        `(H, W, 3) uint8` RGB.
+
+    Raises:
+        FacesError: The data is not an image, is damaged, or larger than the limit PHOTO_MPIXELS.
+    """
+    try:
+        with _open(data, name, "PHOTO_MPIXELS") as opened:
+            check_limit("PHOTO_MPIXELS", opened.width * opened.height, name, FacesError)
+            opened.load()
+            return np.asarray(_as_rgb(opened))
+    except FacesError:
+        raise
+    except Exception as error:  # decoders of damaged bytes raise nearly anything
+        raise FacesError(f"{name} cannot be read ({error})") from error
 
 
 def stored_size(data: bytes, name: str) -> tuple[int, int]:
@@ -58,30 +89,34 @@ def stored_size(data: bytes, name: str) -> tuple[int, int]:
         Width and height in pixels, as stored.
 
     Raises:
-        FacesError: The data is not an image, or larger than 4096 pixels.
+        FacesError: The data is not an image, or larger than the limit FACE_SIDE.
     """
-    with _open(data, name) as opened:
+    with _open(data, name, "FACE_SIDE") as opened:
+        _check_side(opened, name)
         return opened.size
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str, limit: Limited) -> Image.Image:
+    check_limit("IMAGE_MB", len(data), name, FacesError)
     try:
-        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes: the limits decide
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:  # above twice Pillow's own bound
+        raise FacesError(
+            f"{name} is larger than {LIMITS[limit].value} {LIMITS[limit].unit}", "scale it down"
+        ) from error
     except Exception as error:
         what = "not an image" if data else "empty"
         raise FacesError(f"{name} is {what}", "remove or replace the file") from error
-    if max(opened.size) > _MAX_SIDE:
-        raise _too_large(name)
-    return opened
 
 
-def _too_large(name: str) -> FacesError:
-    return FacesError(
-        f"{name} is larger than {_MAX_SIDE} pixels a side, expected an aligned {ALIGNED_SIZE}x{ALIGNED_SIZE} face",
-        "detect and align the face first",
-    )
+def _check_side(image: Image.Image, name: str) -> None:
+    """Raise for what is no aligned face: a photograph or a decompression bomb."""
+    try:
+        check_limit("FACE_SIDE", max(image.size), name, FacesError)
+    except FacesError as error:
+        raise FacesError(error.message, f"detect and align the face first; {error.hint}") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

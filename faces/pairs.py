@@ -5,6 +5,7 @@ set. Groups are a CSV file `path,group`.
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from ..arrays import I64
 from ..errors import FacesError, UsageError
 from ..files import sha256
+from ..reading import read_file
 from .bin_sets import connected_labels, read_bin
 from .images import SUFFIXES
 from .sources import Faces, bin_faces, folder_faces, open_faces
@@ -106,15 +108,15 @@ def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.boo
     where = {key: index for index, key in enumerate(keys)}
     groups: dict[str, npt.NDArray[np.bool_]] = {}
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
-            if list(rows.fieldnames or ()) != ["path", "group"]:
-                raise FacesError(f"{file} begins with {rows.fieldnames}, expected path,group")
-            for row in rows:
-                index = where.get(row["path"] or "")
-                if index is not None and row["group"]:
-                    mask = groups.setdefault(row["group"], np.zeros(len(keys), np.bool_))
-                    mask[index] = True
+        text = read_file(file, "LIST_MB", FacesError).decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if list(rows.fieldnames or ()) != ["path", "group"]:
+            raise FacesError(f"{file} begins with {rows.fieldnames}, expected path,group")
+        for row in rows:
+            index = where.get(row["path"] or "")
+            if index is not None and row["group"]:
+                mask = groups.setdefault(row["group"], np.zeros(len(keys), np.bool_))
+                mask[index] = True
     except FileNotFoundError as error:
         raise FacesError(f"the list of groups {file} does not exist") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -140,7 +142,7 @@ class _Row:
 def _read_list(file: Path, root: Path) -> list[_Row]:
     """Rows of a pair list; its first line tells which kind it is."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_file(file, "LIST_MB", FacesError).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise FacesError(f"the pair list {file} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..arrays import F32, I64, U8
 from ..errors import FacesError
+from ..reading import open_file, read_file
 
 MAGIC = struct.pack("<I", 0xCED7230A)  # begins every part of a record
 
@@ -85,7 +86,8 @@ def open_records(path: str | Path) -> Records:
     path = Path(path)
     keys, offsets = _read_index(path.with_suffix(".idx"))
     try:
-        data = np.asarray(np.memmap(path, np.uint8, "r"))
+        with open_file(path, None, FacesError) as stream:
+            data = np.asarray(np.memmap(stream, np.uint8, "r"))
     except (OSError, ValueError) as error:
         raise FacesError(f"{path} cannot be read, or is empty: {error}") from error
     _check_offsets(path, data, offsets)
@@ -196,7 +198,9 @@ def _read_index(path: Path) -> tuple[I64, I64]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # numpy 1 only warns of text it cannot read
-            rows = np.fromstring(path.read_text("ascii"), np.int64, sep=" ").reshape(-1, 2)
+            rows = np.fromstring(
+                read_file(path, "LIST_MB", FacesError).decode("ascii"), np.int64, sep=" "
+            ).reshape(-1, 2)
     except (OSError, ValueError, DeprecationWarning) as error:
         raise FacesError(
             f"{path} is not a RecordIO index, expected lines of key, tab, offset: {error}"

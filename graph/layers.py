@@ -22,8 +22,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from ..faces.contract import InputSpec
+from ..onnx_file import read_onnx
 from .edit import attribute
-from .load import contract_of, read_onnx
+from .load import contract_of
 from .shapes import tensor_types
 
 GROUPED = "grouped convolution"  # why a layer stays float

@@ -1,4 +1,4 @@
-"""Reads an ONNX file and checks that fr-edge can take it.
+"""Checks that fr-edge can take an ONNX model.
 
 It takes one float32 face image `(N, 3, H, W)` in, one embedding out, operators of the ONNX standard,
 and finite weights in float32. NaN is checked here because later stages hide it: QuantizeLinear makes
@@ -7,17 +7,14 @@ an integer of it, TensorRT builds an engine around it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnx.inliner
-from google.protobuf.message import DecodeError
+import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.numpy_helper import to_array
 
 from ..errors import ModelError
 from ..faces.contract import InputSpec, spec_from_text
-from ..inference import first_line
 from .edit import all_nodes, attribute
 
 CONTRACT_KEY = "fr_edge.input"  # metadata of model.onnx that holds the input contract as JSON
@@ -47,45 +44,6 @@ class ImageInput:
     batch: int | None
     height: int | None
     width: int | None
-
-
-def read_onnx(path: Path) -> ModelProto:
-    """Read an ONNX file with its side files.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The model with all its weights in memory, local functions inlined.
-
-    Raises:
-        ModelError: The file or a side file cannot be read, or is not an ONNX model.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    if not data:
-        raise ModelError(f"{path} is empty; expected an ONNX model")
-    if data.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{path} is a Git LFS pointer, not the model", "run `git lfs pull`")
-    try:
-        model = onnx.load_model_from_string(data)
-    except (DecodeError, ValueError) as error:
-        raise ModelError(f"{path} is not an ONNX model, or is damaged: {error}") from error
-    if not model.graph.node or not model.opset_import:
-        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
-    try:
-        # Weights in side files; a missing one is the usual fault of a model that was moved.
-        onnx.load_external_data_for_model(model, str(path.resolve().parent))
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-    except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{path} keeps weights in side files that cannot be read: {first_line(error)}",
-            "keep the side files (often NAME.onnx.data) in the model's folder",
-        ) from error
-    return model
 
 
 def image_input(model: ModelProto) -> ImageInput:

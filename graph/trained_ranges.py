@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from onnx import ModelProto, helper
 
-from ..errors import ModelError
+from ..documents import decode_json
+from ..errors import DataError, ModelError
 from .edit import attribute
 from .layers import weighted_nodes
 
@@ -51,10 +52,13 @@ def read_trained_ranges(model: ModelProto) -> dict[str, float]:
     """
     text = next((e.value for e in model.metadata_props if e.key == RANGES_KEY), "{}")
     try:
-        ranges = {str(name): float(value) for name, value in json.loads(text).items()}
+        ranges = {
+            str(name): float(value)
+            for name, value in decode_json(text.encode(), dict[str, float], RANGES_KEY).items()
+        }
         if all(0.0 < value < math.inf for value in ranges.values()):
             return ranges
-    except (ValueError, TypeError, AttributeError):
+    except DataError:
         pass
     raise ModelError("the model's INT8 ranges are not positive numbers", "export it again")
 

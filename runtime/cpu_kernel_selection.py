@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnx
 from onnx import ModelProto
 
 from ..arrays import F32
 from ..errors import MachineError, ModelError
 from ..graph.cpu_int8 import cpu_model, integer_layers
 from ..graph.layers import layer_precisions
-from ..graph.load import check_finite, read_onnx
+from ..graph.load import check_finite
+from ..onnx_file import read_onnx
 from .fingerprint import BackendBuild
 from .onnxruntime_session import MAX_BATCH, make_cpu_session
 
@@ -78,7 +78,7 @@ def build_cpu_engine(source: Path, target: Path, precision: str) -> BackendBuild
             f"onnxruntime cannot write the engine to {target.parent}", "is the disk full?"
         ) from error
     facts: dict[str, Any] = {
-        "operators": dict(Counter(node.op_type for node in onnx.load(target).graph.node))
+        "operators": dict(Counter(node.op_type for node in read_onnx(target).graph.node))
     }
     if precision == "fp16":
         logger.info("onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32")

@@ -15,8 +15,9 @@ from typing import Any
 
 from ..bundle.keys import state_folder
 from ..bundle.manifest import Bundle
-from ..documents import convert, decode_json
+from ..documents import convert, read_json
 from ..errors import BundleError, DataError, MachineError
+from ..reading import read_file
 from .machine.backends import COMPILE_ONLY, MODULES, library_version, same_version
 from .machine.device import describe_device, selected_gpu
 
@@ -162,9 +163,9 @@ def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     """
     path = bundle.file(f"{name}.json")
     try:
-        facts = decode_json(path.read_bytes(), dict[str, Any], path)
+        facts = read_json(path, dict[str, Any])
         required = convert(facts, _Required, path)
-    except (OSError, DataError) as error:
+    except DataError as error:
         raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
     if required.backend not in MODULES or required.precision not in SOURCES:
         raise BundleError(
@@ -219,7 +220,7 @@ def read_expected(path: Path, sha256: str = "") -> tuple[bytes, str]:
         BundleError: The file cannot be read, or its sha256 is not the expected one.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, "ENGINE_MB", BundleError)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
@@ -256,8 +257,8 @@ def built_here(sha256: str) -> bool:
         sha256: Of the engine, hexadecimal.
     """
     try:
-        return sha256 in _builds().read_text(encoding="ascii").split()
-    except (OSError, ValueError):
+        return sha256 in read_file(_builds(), "LIST_MB").decode("ascii").split()
+    except (DataError, OSError, ValueError):
         return False
 
 

@@ -3,24 +3,23 @@
 import platform
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..arrays import F32, U8
-from ..errors import BundleError, UsageError
+from ..errors import UsageError
 from ..faces.contract import InputSpec, preprocess
 from ..graph.cpu_int8 import cpu_model
 from ..graph.layers import layer_precisions
 from ..graph.load import check_finite
 from ..graph.uint8_input import UINT8_SHAPE
 from ..inference import make_session
+from ..onnx_file import parse_onnx
+from ..trial_run import ensure_runnable
 from .fingerprint import read_expected
 from .machine.device import cores
 from .profile import LayerTime, node_times
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -128,9 +127,11 @@ class CpuSession:
         self.close()
 
     def _model(self, data: bytes) -> bytes:
+        model = parse_onnx(data, str(self._path))
+        ensure_runnable(model, str(self._path), self._spec.shape[1:], data)
         if self.artifact == "engine":
             return data
-        model = _parsed(data, self._path)
+        check_finite(model)
         self.int8_layers = layer_precisions(model)["int8"]
         optimised: bytes = cpu_model(model).SerializeToString()
         return optimised
@@ -175,18 +176,6 @@ def check_inputs(inputs: F32, shape: tuple[int, ...]) -> None:
             f" found {inputs.shape} {inputs.dtype}",
             "`embed` takes aligned faces (N, 112, 112, 3) uint8 and applies the input contract",
         )
-
-
-def _parsed(data: bytes, path: Path) -> "ModelProto":
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise BundleError(f"{path} is not an ONNX model: {error}", "export again") from error
-    check_finite(model)
-    return model
 
 
 def make_cpu_session(

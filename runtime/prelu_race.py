@@ -17,8 +17,8 @@ import numpy as np
 from ..bundle.manifest import Bundle
 from ..errors import FrEdgeError, GateFailed, MachineError, ModelError
 from ..faces.contract import ALIGNED_SIZE, preprocess
-from ..graph.load import read_onnx
 from ..graph.prelu import has_prelu
+from ..onnx_file import read_onnx
 from .cpu_kernel_selection import interleaved_min_times
 from .fingerprint import SOURCES, BackendBuild
 from .machine.backends import COMPILE_ONLY

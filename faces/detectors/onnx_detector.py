@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import ModelProto, numpy_helper
 
 from ...arrays import U8
 from ...errors import ModelError
 from ...inference import make_session
+from ...onnx_file import read_onnx
+from ...trial_run import ensure_runnable
 from ..contract import InputSpec
 from .base import Outputs, Size
 
@@ -57,7 +60,10 @@ def load_detector(path: Path) -> OnnxDetector:
     Raises:
         ModelError: The file is not ONNX, or takes something else than one colour image.
     """
-    session = make_session(path, name=f"the detector {path}")
+    model = read_onnx(path)
+    data = model.SerializeToString()
+    ensure_runnable(model, f"the detector {path}", (_SIDE, _SIDE), data)
+    session = make_session(data, name=f"the detector {path}")
     inputs = session.get_inputs()
     shape, kind = inputs[0].shape if inputs else [], inputs[0].type if inputs else ""
     if len(inputs) != 1 or len(shape) != 4 or kind not in _TYPES:
@@ -72,9 +78,9 @@ def load_detector(path: Path) -> OnnxDetector:
     high, wide = (s if isinstance(s, int) else _SIDE for s in (shape[1:3] if last else shape[2:]))
     batch = shape[0] if isinstance(shape[0], int) else 1
     if min(high, wide) < _MIN_SIDE:
-        session = make_session(_with_free_shapes(path), name=f"the detector {path}")
+        session = make_session(_with_free_shapes(model), name=f"the detector {path}")
         high, wide, batch = _SIDE, _SIDE, 1
-    raw = kind == "tensor(uint8)" or _normalises(path)
+    raw = kind == "tensor(uint8)" or _normalises(model)
     return OnnxDetector(path, session, (high, wide), batch, last, _TYPES[kind], raw)
 
 
@@ -115,11 +121,10 @@ def _first(array: npt.NDArray[Any], batch: int) -> npt.NDArray[Any]:
     return array[:1] if batch > 1 and array.shape[:1] == (batch,) else array
 
 
-def _with_free_shapes(path: Path) -> bytes:
+def _with_free_shapes(given: ModelProto) -> bytes:
     """The model with free shapes of its inputs and outputs."""
-    import onnx
-
-    model = onnx.load(str(path))
+    model = ModelProto()
+    model.CopyFrom(given)
     weights = {weight.name for weight in model.graph.initializer}
     for value in (*model.graph.input, *model.graph.output):
         if value.name in weights:
@@ -132,20 +137,14 @@ def _with_free_shapes(path: Path) -> bytes:
     return data
 
 
-def _normalises(path: Path) -> bool:
+def _normalises(model: ModelProto) -> bool:
     """Whether the first arithmetic on the image is by numbers in the range of pixels 0..255."""
-    import onnx
-    from onnx import numpy_helper
-
-    try:
-        graph = onnx.load(str(path)).graph
-    except Exception:  # onnxruntime's own format; protobuf's error has no public base
-        return False
+    graph = model.graph
     weights = {w.name: w for w in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             weights[node.output[0]] = node.attribute[0].t
-    at = next(value.name for value in graph.input if value.name not in weights)
+    at = next((value.name for value in graph.input if value.name not in weights), "")
     for node in graph.node:
         if at not in node.input:
             continue

@@ -15,7 +15,7 @@ from typing import Any
 from ...bundle.bundle import open_bundle, transaction
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import digest_images
-from ...documents import decode_json, encode_json
+from ...documents import encode_json, read_json
 from ...metrics.rates import measure_drift
 from ...progress import Track, silent
 from ..evaluation.limits import (
@@ -262,7 +262,7 @@ def _report_name(bundle: Bundle, result: BenchmarkResult, timed: object) -> str:
     digest = hashlib.sha256(encode_json(evidence, indent=0)).hexdigest()[:8]
     name = f"reports/benchmark-{result.engine}-{result.backend}-{digest}"
     if result.verdict != "VALID" and f"{name}.json" in bundle:
-        earlier = decode_json(bundle.path(f"{name}.json").read_bytes(), dict[str, Any], name)
+        earlier = read_json(bundle.path(f"{name}.json"), dict[str, Any])
         if earlier.get("verdict") == "VALID":
             return f"{name}-invalid.json"
     return f"{name}.json"

@@ -13,7 +13,7 @@ from typing import Any
 from ...bundle.bundle import open_bundle
 from ...bundle.derived import is_report, stale_reports
 from ...bundle.manifest import Bundle
-from ...documents import convert, decode_json, to_builtins
+from ...documents import convert, read_json, to_builtins
 from ...errors import DataError, UsageError
 from ..benchmark.result import BenchmarkResult
 from .gates import Gate, ceiling_gate
@@ -133,11 +133,7 @@ def read_report(path: Path) -> Report | None:
     Raises:
         DataError: The file cannot be read or is damaged.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    document = decode_json(data, Any, path)
+    document: Any = read_json(path, Any)
     if not isinstance(document, dict):
         return None
     kinds: dict[str, type[Report]] = {

@@ -5,7 +5,6 @@ made them is kept along, so that another network's file is told from a bad engin
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ...arrays import F32, I64
+from ...arrays import F32, I64, read_npz
 from ...bundle.manifest import Bundle
-from ...documents import convert, encode_json
+from ...documents import convert, decode_json, encode_json
 from ...errors import DataError, FacesError, ModelError, UsageError
 from ...faces.contract import InputSpec, spec_from_json
 from ...files import write_atomic
@@ -25,6 +24,8 @@ _EMBED_AGAIN = (
     "make it again with `fr-edge embed BUNDLE --engine fp32 [--backend torch] --faces SRC"
     " --out F.npz`"
 )
+
+_EMBED_FIRST = "make it with `fr-edge embed BUNDLE --backend torch --faces SRC --out FILE.npz`"
 
 
 @dataclass(frozen=True)
@@ -153,16 +154,15 @@ def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> Embeddings:
         ModelError: An embedding is zero or not finite.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            names, rows = data["keys"], data["embeddings"]
-            origin = _parse_origin(str(data["origin"])) if "origin" in data else None
+        data = read_npz(path, ("keys", "embeddings", "origin"), FacesError)
+        names, rows = data["keys"], data["embeddings"]
+        origin = _parse_origin(str(data["origin"])) if "origin" in data else None
     except FileNotFoundError as error:
         raise FacesError(f"there is no file of embeddings at {path}") from error
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise FacesError(
-            f"{path} cannot be read as embeddings: {error}",
-            "make it with `fr-edge embed BUNDLE --backend torch --faces SRC --out FILE.npz`",
-        ) from error
+    except FacesError as error:
+        raise FacesError(error.message, error.hint or _EMBED_FIRST) from error
+    except (KeyError, ValueError) as error:
+        raise FacesError(f"{path} cannot be read as embeddings: {error}", _EMBED_FIRST) from error
     if rows.ndim != 2 or rows.dtype.kind != "f" or names.shape != (len(rows),):
         raise FacesError(
             f"{path} holds embeddings {rows.shape} {rows.dtype} and keys {names.shape}, "
@@ -211,7 +211,7 @@ def check_embeddings(embeddings: F32, keys: Sequence[str], name: str) -> None:
 def _parse_origin(text: str) -> EmbeddingOrigin:
     """Raises ValueError for text that is no origin."""
     try:
-        data = convert(json.loads(text), dict[str, Any], "origin")
+        data = decode_json(text.encode(errors="replace"), dict[str, Any], "origin")
         models = convert(data["models"], dict[str, str], "origin")
         spec = spec_from_json(data["input"])
         return EmbeddingOrigin(models, spec, str(data["engine"]), str(data["backend"]))

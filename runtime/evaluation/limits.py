@@ -27,6 +27,7 @@ from ...bundle.manifest import Bundle
 from ...bundle.signature import with_required_signatures
 from ...documents import read_toml
 from ...errors import DataError, UsageError
+from ...reading import read_file
 
 # Precision -> floors of the minimum and of the 1st percentile cosine. A single hard face decides
 # the minimum, which falls with the number of faces; the 1st percentile does not.
@@ -221,7 +222,7 @@ def kept_policy(policy: Path | None) -> dict[str, bytes]:
     Args:
         policy: The policy that was read.
     """
-    return {POLICY_NAME: policy.read_bytes()} if policy else {}
+    return {POLICY_NAME: read_file(policy, "TOML_KB")} if policy else {}
 
 
 def with_policy_signatures(bundle: Bundle, policy: Path | None) -> Bundle:

@@ -16,11 +16,11 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.derived import is_report, stale_reports
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import foreign_reason
-from ...documents import decode_json
+from ...documents import read_json
 from ...errors import DataError, FacesError, MachineError
 from ...faces.sources import Faces, synthetic_faces
 from ...graph.layers import summarize_model
-from ...graph.load import read_onnx
+from ...onnx_file import read_onnx
 from ..benchmark.result import BenchmarkResult
 from ..evaluation.compare import Report, read_report
 from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
@@ -268,7 +268,7 @@ def _read_json(bundle: Bundle, name: str) -> dict[str, Any]:
     if name not in bundle:
         return {}
     path = bundle.file(name)
-    return decode_json(path.read_bytes(), dict[str, Any], path)
+    return read_json(path, dict[str, Any])
 
 
 def _verification(report: VerifyResult, faces: Faces | None, title: str) -> dict[str, Any]:

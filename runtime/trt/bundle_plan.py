@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import onnx
 from onnx import ModelProto
 
 from ...bundle.manifest import Bundle
 from ...errors import GateFailed
 from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
 from ...graph.layers import weighted_nodes
-from ...graph.load import check_finite, read_onnx
+from ...graph.load import check_finite
 from ...graph.prelu import fusible, has_prelu
 from ...graph.uint8_input import UINT8_SHAPE, with_uint8_input
+from ...onnx_file import read_onnx
 from ..fingerprint import SOURCES, BackendBuild
 from ..machine.backends import COMPILE_ONLY, MODULES
 from ..machine.device import find_gpus
@@ -129,7 +129,7 @@ def _with_fp16(bundle: Bundle, model: ModelProto) -> ModelProto:
     if SOURCES["fp16"] not in bundle:
         logger.info("the network has no FP16 flavour, so what is not INT8 stays FP32")
         return model
-    wide = wide_nodes(onnx.load(bundle.file(SOURCES["fp16"])))
+    wide = wide_nodes(read_onnx(bundle.file(SOURCES["fp16"])))
     wide &= {node.name for node in model.graph.node}
     if wide:
         logger.info("%d nodes stay FP32: their numbers do not fit FP16", len(wide))

@@ -10,6 +10,7 @@ from typing import Any
 from ...bundle.manifest import Bundle
 from ...calibration.trt_cache import check_cache, read_cache
 from ...errors import BundleError, UsageError
+from ...reading import read_file
 from .builder import load_library
 
 CACHE = "calibration.cache"
@@ -52,7 +53,7 @@ def cached_calibrator(trt: Any, bundle: Bundle, precision: str) -> Any:
         )
     path = bundle.file(CACHE)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, "CACHE_MB", BundleError).decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not text: {error}", "calibrate again") from error
     check_cache(read_cache(text, str(path)), str(trt.__version__), str(path))

@@ -6,7 +6,6 @@ dynamic batch both may leave out the tensors' types; then those of the weights c
 kernel's name, else the precision is unknown.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from ...documents import decode_json
 from ...graph.layers import weighted_nodes
 
 UNKNOWN = "unknown"
@@ -103,7 +103,9 @@ def layers_in_json(text: str) -> list[EngineLayer]:
     Returns:
         The layers; empty where the engine was built without details.
     """
-    rows = json.loads(text).get("Layers", [])
+    rows = decode_json(text.encode(), dict[str, Any], "the engine inspector's table").get(
+        "Layers", []
+    )
     return [_from_object(row) for row in rows if isinstance(row, dict)]
 
 

@@ -4,13 +4,14 @@ TensorRT's own reaction to a foreign, cut or damaged plan ranges from an error t
 sidecar is compared first, then the plan's header, then the machine.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...documents import read_json
 from ...errors import DataError, MachineError
 from ...files import sha256
+from ...reading import open_file
 from ..fingerprint import differences
 from ..machine.backends import COMPILE_ONLY, lacking, library_version, same_version
 
@@ -70,7 +71,7 @@ def read_header(path: Path) -> PlanHeader:
         DataError: The file cannot be read or is not a plan.
     """
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             head = stream.read(_HEADER)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
@@ -138,12 +139,9 @@ def _sidecar(path: Path) -> dict[str, Any] | None:
     if not beside.exists():
         return None
     try:
-        data = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{beside} cannot be read: {error}", "build the engine again") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{beside} is not a fingerprint", "build the engine again")
-    return data
+        return read_json(beside, dict[str, Any])
+    except DataError as error:
+        raise DataError(error.message, "build the engine again") from error
 
 
 def _damage(path: Path, header: PlanHeader, sidecar: dict[str, Any] | None) -> list[str]:

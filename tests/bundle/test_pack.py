@@ -113,7 +113,7 @@ def test_a_bundle_that_is_not_whole_is_not_packed(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "fifo")
     (root / "empty").unlink()
     os.mkfifo(root / "empty")
-    with pytest.raises(BundleError, match="not a file"):
+    with pytest.raises(BundleError, match="a named pipe, expected a regular file"):
         pack(root, tmp_path / "a.frb")
     root = write_bundle(tmp_path / "linked")
     (root / "empty").unlink()

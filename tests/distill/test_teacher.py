@@ -83,7 +83,7 @@ def test_a_teacher_that_cannot_be_used_is_refused(tmp_path: Path, faces: Faces) 
     with pytest.raises(ModelError, match="no teacher"):
         open_teacher(tmp_path / "missing")
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="is not an ONNX model, or is damaged"):
         open_teacher(tmp_path / "bad.onnx", preset="raw")
     network = build_network("iresnet-tiny", 16)
     torch.nn.init.zeros_(network.embed.weight)  # type: ignore[arg-type]

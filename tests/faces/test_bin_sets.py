@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,34 @@ def test_an_image_that_is_none_is_named(tmp_path: Path, images: list[bytes]) -> 
     path = _write(tmp_path / "x.bin", ([b"spoilt", *images[1:]], [True] * 6))
     with pytest.raises(FacesError, match=r"x\.bin/00000 is not an image"):
         open_faces(path).read(0)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\x80\x04r\xff\xff\xff\x7f.",  # 9 bytes: value 2^31 - 1 of a table that is made that long
+        b"\x80\x04]r\xff\xff\xff\x0f.",
+        b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b".",  # a text of 1 TB
+        b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little") + b"N.",  # a frame of 1 TB
+        b"p2147483647\n.",
+    ],
+)
+def test_a_pickle_that_asks_for_memory_is_refused(bomb: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FacesError):
+        read_bin(tmp_path / "x.bin")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000  # kB
+
+
+def test_a_text_that_is_copied_often_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte that a pickle refers to a thousand times, each to be encoded anew."""
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20) + b"q\0"
+    encode = b"c_codecs\nencode\n(h\0X\x06\0\0\0latin1tR"
+    images = b"](" + text + b"0" + encode * 1000 + b"e"
+    (tmp_path / "x.bin").write_bytes(b"\x80\x02" + images + b"](" + b"\x88" * 500 + b"e\x86.")
+    monkeypatch.setenv("FR_EDGE_MAX_SET_MB", "8")
+    with pytest.raises(FacesError, match="larger than 8 MB"):
+        read_bin(tmp_path / "x.bin")

@@ -15,8 +15,8 @@ from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.errors import DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
-from fr_edge.graph.load import read_onnx
 from fr_edge.metrics.protocols import draw_pairs
+from fr_edge.onnx_file import read_onnx
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.evaluate import evaluate

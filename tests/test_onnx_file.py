@@ -1,0 +1,241 @@
+"""Strangers' ONNX files: what is damaged, hostile or random is refused by name, in bounded time."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx.numpy_helper import from_array
+
+from fr_edge.errors import ModelError
+from fr_edge.onnx_file import parse_onnx, read_onnx
+from fr_edge.trial_run import _unknown_cost, ensure_runnable
+
+from .networks import write_network
+
+BIG = 1 << 31
+
+
+def network(nodes: Sequence[NodeProto], *weights: TensorProto, **settings: Any) -> ModelProto:
+    """A model of an image `face` and an output `out`, opset 17."""
+    face = helper.make_tensor_value_info("face", TensorProto.FLOAT, ("batch", 3, 112, 112))
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [face], [out], list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], **settings)
+
+
+def numbers(name: str, *values: int) -> TensorProto:
+    return from_array(np.array(values, np.int64), name)
+
+
+def endless_loop() -> ModelProto:
+    """A loop of 2^62 turns; the first turn ends it in name only."""
+    kinds = [("turn", TensorProto.INT64), ("go", TensorProto.BOOL)]
+    inputs = [helper.make_tensor_value_info(n, k, ()) for n, k in kinds]
+    inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, None))
+    outputs = [helper.make_tensor_value_info("go_on", TensorProto.BOOL, ())]
+    outputs.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    nodes = [
+        helper.make_node("Identity", ["go"], ["go_on"]),
+        helper.make_node("Neg", ["x"], ["y"]),
+    ]
+    body = helper.make_graph(nodes, "body", inputs, outputs)
+    loop = helper.make_node("Loop", ["turns", "", "face"], ["out"], body=body)
+    return network([loop], from_array(np.array(1 << 62, np.int64), "turns"))
+
+
+def terabytes() -> ModelProto:
+    fill = helper.make_node("ConstantOfShape", ["size"], ["zeros"])
+    return network(
+        [fill, helper.make_node("Add", ["face", "zeros"], ["out"])],
+        numbers("size", BIG, 1, 1, 1, 1),
+    )
+
+
+def computed_terabytes() -> ModelProto:
+    """A size that is computed from the image's own shape, out of reach for shape inference."""
+    nodes = [
+        helper.make_node("ReduceMax", ["face"], ["top"], keepdims=0),
+        helper.make_node("Cast", ["top"], ["one"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["one", "size"], ["sizes"]),
+        helper.make_node("ConstantOfShape", ["sizes"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["face", "sum"], ["out"]),
+    ]
+    return network(nodes, numbers("size", BIG, 64))
+
+
+def doubling() -> ModelProto:
+    """Each node makes twice as many numbers as the one before."""
+    names = ["face", *(f"t{i}" for i in range(40)), "out"]
+    pairs = zip(names, names[1:], strict=False)
+    return network([helper.make_node("Concat", [a, a], [b], axis=3) for a, b in pairs])
+
+
+def long_convolution() -> ModelProto:
+    """Few numbers, and 10^15 multiply-adds."""
+    size = numbers("size", 1, 1, 4096, 4096)
+    nodes = [
+        helper.make_node("ReduceMean", ["face"], ["mean"], keepdims=1),
+        helper.make_node("Expand", ["mean", "size"], ["wide"]),
+        *(
+            helper.make_node("MatMul", [f"wide{i}" if i else "wide", "wide"], [f"wide{i + 1}"])
+            for i in range(100)
+        ),
+        helper.make_node("ReduceMean", ["wide100"], ["out"], keepdims=1),
+    ]
+    return network(nodes, size)
+
+
+@pytest.mark.parametrize(
+    "model", [endless_loop, terabytes, computed_terabytes, doubling, long_convolution]
+)
+def test_a_network_without_bounds_is_refused(
+    model: Callable[[], ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FR_EDGE_MAX_APART_SECONDS", "3")
+    monkeypatch.setenv("FR_EDGE_MAX_APART_MB", "3000")
+    path = tmp_path / "x.onnx"
+    onnx.save(model(), path)
+    with pytest.raises(ModelError, match="within") as caught:
+        ensure_runnable(read_onnx(path), "x.onnx")
+    assert "FR_EDGE_MAX_APART_" in caught.value.hint
+
+
+def test_a_loop_that_ends_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = endless_loop()
+    model.graph.initializer[0].CopyFrom(from_array(np.array(3, np.int64), "turns"))
+    ensure_runnable(model, "x.onnx")
+
+
+def test_an_ordinary_network_needs_no_trial(tmp_path: Path) -> None:
+    """Not even where its shapes depend on the batch, as torch writes a flattening."""
+    model = read_onnx(write_network(tmp_path / "x.onnx", batch="batch"))
+    assert _unknown_cost(model, (112, 112)) == ""
+    nodes = [
+        helper.make_node("Shape", ["face"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "zero"], ["count"]),
+        helper.make_node("Concat", ["count", "rest"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["face", "flat"], ["out"]),
+    ]
+    flattened = network(nodes, numbers("zero", 0), numbers("rest", -1))
+    assert _unknown_cost(flattened, (112, 112)) == ""
+
+
+def test_shapes_that_a_file_declares_are_not_believed() -> None:
+    model = doubling()
+    model.graph.value_info.append(
+        helper.make_tensor_value_info("t39", TensorProto.FLOAT, (1, 3, 1, 1))
+    )
+    assert "makes" in _unknown_cost(model, (112, 112))
+
+
+def refusal(model: ModelProto) -> str:
+    with pytest.raises(ModelError, match=r"^x\.onnx") as caught:
+        parse_onnx(model.SerializeToString(), "x.onnx")
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("node", "word"),
+    [
+        (helper.make_node("RandomNormal", [], ["out"], shape=[1]), "random"),
+        (helper.make_node("RandomUniformLike", ["face"], ["out"]), "random"),
+        (helper.make_node("Multinomial", ["face"], ["out"]), "random"),
+        (helper.make_node("Bernoulli", ["face"], ["out"]), "random"),
+        (helper.make_node("Dropout", ["face", "", "yes"], ["out"]), "Dropout in training mode"),
+        (helper.make_node("Dropout", ["face", "", "face"], ["out"]), "Dropout in training mode"),
+        (helper.make_node("Relu", ["face"], []), "no output"),
+        (helper.make_node("Conv", ["face"], ["out"]), "has 1 inputs and 1 outputs; Conv needs 2"),
+        (helper.make_node("Conv", ["face", "w"], ["out"], group="two"), "attribute group"),
+        (helper.make_node("Transpose", ["face"], ["out"], perm=1.5), "attribute perm"),
+    ],
+)
+def test_a_node_that_cannot_be_is_named(node: NodeProto, word: str) -> None:
+    yes = from_array(np.array(True), "yes")
+    assert word in refusal(network([node], yes, from_array(np.ones((3, 3, 1, 1), np.float32), "w")))
+
+
+def test_dropout_in_inference_mode_is_taken() -> None:
+    no = from_array(np.array(False), "no")
+    model = network([helper.make_node("Dropout", ["face", "", "no"], ["out"])], no)
+    parse_onnx(model.SerializeToString(), "x.onnx")
+
+
+def tensor(**fields: Any) -> TensorProto:
+    return TensorProto(**{"name": "w", "data_type": TensorProto.FLOAT, "dims": [2, 3], **fields})
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        tensor(raw_data=b"odd"),
+        tensor(raw_data=b"\0" * 23),
+        tensor(raw_data=b""),
+        tensor(float_data=[1.0]),
+        tensor(),
+        tensor(dims=[-2, -3], raw_data=b"\0" * 24),
+        tensor(dims=[BIG, BIG], raw_data=b"\0" * 24),
+        tensor(dims=[1 << 62, 4], raw_data=b""),
+        tensor(dims=[1] * 100, raw_data=b"\0" * 4),
+        tensor(data_type=99, raw_data=b"\0" * 24),
+        tensor(data_type=0, raw_data=b"\0" * 24),
+        tensor(data_type=TensorProto.STRING, string_data=[b"a"]),
+        tensor(data_location=TensorProto.EXTERNAL),
+    ],
+)
+def test_a_weight_that_is_not_what_it_announces_is_refused(weight: TensorProto) -> None:
+    node = helper.make_node("Add", ["face", "w"], ["out"])
+    assert "w" in refusal(network([node], weight))
+    constant = helper.make_node("Constant", [], ["w"], value=weight)
+    assert "w" in refusal(network([constant, node]))
+
+
+def test_sparse_weights_are_refused() -> None:
+    model = network([helper.make_node("Add", ["face", "w"], ["out"])])
+    model.graph.sparse_initializer.add()
+    assert "sparse" in refusal(model)
+
+
+def test_functions_that_multiply_are_counted_before_they_are_inlined() -> None:
+    model = network([helper.make_node("f30", ["face"], ["out"], domain="f")])
+    model.opset_import.append(helper.make_opsetid("f", 1))
+    opsets = list(model.opset_import)
+    for level in range(31):
+        inner = f"f{level - 1}" if level else "Relu"
+        domain = "f" if level else ""
+        nodes = [
+            helper.make_node(inner, ["x"], ["a"], domain=domain),
+            helper.make_node(inner, ["a"], ["y"], domain=domain),
+        ]
+        model.functions.append(helper.make_function("f", f"f{level}", ["x"], ["y"], nodes, opsets))
+    assert "larger than 50000 operators" in refusal(model)
+    model.functions[0].node[0].op_type, model.functions[0].node[0].domain = "f30", "f"
+    assert "calls itself" in refusal(model)
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "../w", "link", "a/../w", "", "pipe\n"])
+def test_side_files_lie_beside_the_model(place: str, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"\0" * 24)
+    (tmp_path / "link").symlink_to("w")
+    weight = tensor(data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value=place)
+    path = tmp_path / "x.onnx"
+    onnx.save(network([helper.make_node("Add", ["face", "w"], ["out"])], weight), path)
+    with pytest.raises(ModelError, match="side files that cannot be read"):
+        read_onnx(path)
+
+
+def test_side_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "side").write_bytes(b"\0" * (2 << 20))
+    weight = tensor(dims=[1 << 19], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="side")
+    path = tmp_path / "x.onnx"
+    onnx.save(network([helper.make_node("Add", ["face", "w"], ["out"])], weight), path)
+    assert len(read_onnx(path).graph.initializer[0].raw_data) == 2 << 20
+    monkeypatch.setenv("FR_EDGE_MAX_SIDE_FILES_MB", "1")
+    with pytest.raises(ModelError, match="larger than 1 MB"):
+        read_onnx(path)

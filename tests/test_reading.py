@@ -1,0 +1,198 @@
+"""Foreign bytes enter through `reading` alone, and what it refuses is refused."""
+
+import ast
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from fr_edge.documents import decode_json, read_json, read_toml
+from fr_edge.errors import DataError, FacesError, UsageError
+from fr_edge.faces.sources import open_faces
+from fr_edge.files import sha256
+from fr_edge.reading import LIMITS, check_limit, limit_variable, open_file, read_file, read_limit
+
+from .test_architecture import ROOT, package_files
+
+# Calls that read a file, or bytes by a format that can hold anything.
+READERS = {
+    "open", "os.open", "io.open", "read_bytes", "read_text", "np.load", "np.fromfile", "np.memmap",
+    "open_memmap", "np.loadtxt", "np.genfromtxt", "onnx.load", "onnx.load_model",
+    "onnx.load_model_from_string", "onnx.load_external_data_for_model", "ParseFromString",
+    "torch.load", "load_file", "json.load", "json.loads", "msgspec.json.decode", "tomllib.load",
+    "tomllib.loads", "Image.open", "tarfile.open", "zipfile.ZipFile", "pickle.load",
+    "pickle.loads", "pickle.Unpickler", "onnxruntime.InferenceSession",
+}  # fmt: skip
+
+SHORT = {name.rsplit(".", 1)[-1] for name in READERS}
+
+# Where such a call is right, and why.
+ALLOWED = {
+    ("arrays.py", "open"): "a member of a zip archive",
+    ("arrays.py", "np.memmap"): "of a stream from open_file",
+    ("arrays.py", "zipfile.ZipFile"): "of a stream from open_file",
+    ("bundle/bundle.py", "os.open"): "the folder, for its lock",
+    ("bundle/keys.py", "os.open"): "a new key, to write it",
+    ("bundle/unpack.py", "read_text"): "of a pack, through open_file",
+    ("bundle/unpack.py", "os.open"): "the folder, for its lock",
+    ("distill/teacher_cache.py", "open_memmap"): "the cache, whose note was read and compared",
+    ("distill/teacher_cache.py", "open"): "the cache that was made here, to reserve its space",
+    ("distill/train_step.py", "read_text"): "/proc",
+    ("distill/weights.py", "load_file"): "a file that open_file accepted",
+    ("distill/weights.py", "torch.load"): "of a stream from open_file, weights_only",
+    ("distill/weights.py", "zipfile.ZipFile"): "of a stream from open_file",
+    ("documents.py", "msgspec.json.decode"): "the one reader of JSON",
+    ("documents.py", "tomllib.loads"): "the one reader of TOML",
+    ("export/simplify.py", "onnx.load"): "what onnxsim wrote, in a folder of this process",
+    ("export/torch_network.py", "onnx.load"): "what torch wrote, in a folder of this process",
+    ("faces/archives.py", "tarfile.open"): "of a stream from open_file",
+    ("faces/images.py", "Image.open"): "the one decoder of images, of bytes within the limits",
+    ("faces/recordio.py", "np.memmap"): "of a stream from open_file",
+    ("files.py", "os.open"): "a file or folder that was written, to sync it",
+    ("inference.py", "onnxruntime.InferenceSession"): "the one maker of sessions",
+    ("onnx_file.py", "onnx.load_model_from_string"): "the one parser of ONNX",
+    ("reading.py", "os.open"): "the reader layer itself",
+    ("runtime/fingerprint.py", "os.open"): "this user's own note, to append to it",
+    ("runtime/machine/device.py", "read_text"): "/proc and /sys",
+    ("runtime/machine/doctor.py", "read_text"): "/proc and /sys, through sensors",
+    ("runtime/machine/sensors.py", "read_text"): "/proc and /sys",
+    ("runtime/machine/tegrastats.py", "read_text"): "/etc/nvpmodel.conf, through sensors",
+    ("runtime/benchmark/timing.py", "read_text"): "/proc",
+    ("runtime/onnxruntime_session.py", "read_text"): "/proc",
+}
+
+
+def reading_calls(text: str) -> set[str]:
+    """The calls of `READERS` in a file; opening for writing alone is none."""
+    calls = set()
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        short = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if short not in SHORT:
+            continue
+        name = ast.unparse(node.func)
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        if short == "open" and any(re.fullmatch(r"[wxa]b?", str(mode)) for mode in modes):
+            continue
+        if name in READERS:
+            calls.add(name)
+        elif short in READERS:
+            calls.add(short)
+    return calls
+
+
+def test_foreign_files_are_opened_by_the_reader_layer_alone() -> None:
+    found = {
+        (file.relative_to(ROOT).as_posix(), call)
+        for file in package_files()
+        for call in reading_calls(file.read_text())
+    }
+    assert found - set(ALLOWED) == set()
+    assert set(ALLOWED) - found == set(), "permissions that nothing needs"
+
+
+def test_the_check_sees_readers() -> None:
+    text = (
+        "import onnx\nwith p.open('rb') as s: pass\nonnx.load(p)\np.open('wb')\nQ(p).read_bytes()"
+    )
+    assert reading_calls(text) == {"open", "onnx.load", "read_bytes"}
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket"))
+    for name, match in (("pipe", "a named pipe"), ("zero", "a device")):
+        with pytest.raises(DataError, match=match):
+            open_file(tmp_path / name)
+        with pytest.raises(DataError, match=match):
+            sha256(tmp_path / name)
+        with pytest.raises(DataError, match=match):
+            read_json(tmp_path / name, dict)
+        with pytest.raises(DataError, match=match):
+            read_toml(tmp_path / name)
+    with pytest.raises(DataError, match="a folder"):
+        open_file(tmp_path)
+    with pytest.raises(OSError, match="No such device|symbolic links"):
+        open_file(tmp_path / "loop")
+    with pytest.raises(OSError, match="No such device"):
+        open_file(tmp_path / "socket")
+    with pytest.raises(DataError, match="cannot be the name of a file"):
+        open_file(Path("a\0b"))
+    server.close()
+
+
+def test_a_pipe_among_images_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    (tmp_path / "z.png").symlink_to("/dev/zero")
+    faces = open_faces(tmp_path)
+    with pytest.raises(FacesError, match="a named pipe"):
+        faces.read(0)
+    with pytest.raises(FacesError, match="a device"):
+        faces.read(1)
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b"#" * 1025)
+    assert len(read_file(file, "TOML_KB")) == 1025
+    monkeypatch.setenv("FR_EDGE_MAX_TOML_KB", "1")
+    with pytest.raises(DataError, match="larger than 1 KB") as caught:
+        read_toml(file)
+    assert "FR_EDGE_MAX_TOML_KB=2" in caught.value.hint
+    monkeypatch.setenv("FR_EDGE_MAX_TOML_KB", "2")
+    assert read_toml(file) == {}
+    for text in ("0", "-1", "1e3", "٣", "many", "9" * 40):
+        monkeypatch.setenv("FR_EDGE_MAX_TOML_KB", text)
+        with pytest.raises(UsageError, match="FR_EDGE_MAX_TOML_KB is"):
+            read_limit("TOML_KB")
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_each_limit_names_the_variable_that_raises_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, variable = LIMITS[name], limit_variable(name)
+    assert read_limit(name) == limit.value * limit.scale
+    check_limit(name, read_limit(name), "it")
+    with pytest.raises(DataError, match=f"larger than {limit.value} {limit.unit}") as caught:
+        check_limit(name, read_limit(name) + 1, "it")
+    assert caught.value.hint == f"if you trust it, set {variable}={limit.value + 1}"
+    monkeypatch.setenv(variable, str(limit.value + 1))
+    check_limit(name, limit.value * limit.scale + 1, "it")
+
+
+def test_documents_are_as_deep_as_allowed() -> None:
+    assert decode_json(b"[" * 64 + b"]" * 64, object, "x")
+    for depth in (65, 900, 200_000):
+        for text in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
+            with pytest.raises(DataError, match="^x "):
+                decode_json(text, object, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 2000 + "]" * 2000,
+        "a = " + "{a=" * 2000 + "1" + "}" * 2000,
+        "a" + ".a" * 100_000 + " = 1",
+        "[a" + ".a" * 100_000 + "]",
+        "a = " + "9" * 5000,
+    ],
+)
+def test_toml_is_as_deep_as_allowed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(DataError):
+        read_toml(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "9" * 19, "9" * 400, "9" * 5000])
+def test_numbers_are_as_large_as_can_be_computed_with(number: str) -> None:
+    with pytest.raises(DataError):
+        decode_json(f'{{"a": [{number}]}}'.encode(), dict, "x")
+    assert decode_json(b'{"a": ["9999999999999999999999", 9223372036854775807]}', dict, "x")
