@@ -232,8 +232,8 @@ def test_what_is_not_a_pack(tmp_path: Path, made: tuple[Path, SigningKey]) -> No
     refuse(place, key, "not a pack")
     place.unlink()
     os.mkfifo(place)
-    refuse(place, key, "not a file")
-    with pytest.raises(BundleError, match="not a file"):
+    refuse(place, key, "a named pipe, expected a regular file")
+    with pytest.raises(BundleError, match="a device, expected a regular file"):
         unpack("/dev/zero", tmp_path / "out", keys_of(key))
     with pytest.raises(BundleError, match="cannot be read"):
         unpack(tmp_path / "nothing.frb", tmp_path / "out", keys_of(key))
