@@ -31,24 +31,26 @@ _PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}  # num
 _MAX_RANK = 32
 
 
-def read_onnx(path: Path) -> ModelProto:
-    """Read an ONNX file with its side files.
+def read_onnx(path: Path, *, side_files: bool = False) -> ModelProto:
+    """Read an ONNX file.
 
     Args:
         path: The file.
+        side_files: Whether weights may lie in other files beside it, as in large models that users
+            bring along; never in a bundle's, whose hashes would not cover them.
 
     Returns:
         The model with all its weights in memory, local functions inlined.
 
     Raises:
-        ModelError: The file or a side file cannot be read, is larger than the limits, or is not an
-            ONNX model that can be used.
+        ModelError: The file or a side file cannot be read, is larger than the limits, is not an ONNX
+            model that can be used, or has side files and must not.
     """
     try:
         data = read_file(path, "MODEL_MB", ModelError)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    return parse_onnx(data, str(path), path.resolve().parent)
+    return parse_onnx(data, str(path), path.resolve().parent if side_files else None)
 
 
 def parse_onnx(data: bytes, name: str, folder: Path | None = None) -> ModelProto:
@@ -79,6 +81,8 @@ def parse_onnx(data: bytes, name: str, folder: Path | None = None) -> ModelProto
         if model.functions:
             check_limit("NODES", _inlined_size(model), name, ModelError)
             model = onnx.inliner.inline_local_functions(model)
+            if model.functions:  # of another opset: their tensors would not be looked at
+                raise ModelError("its local functions cannot be inlined", "export it without them")
         check_limit("NODES", sum(1 for _ in _nodes(model.graph)), name, ModelError)
         _load_side_files(model, name, folder)
         for tensor in _tensors(model.graph):
@@ -156,7 +160,10 @@ def _load_side_files(model: ModelProto, name: str, folder: Path | None) -> None:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         if folder is None:
-            raise ModelError("it keeps weights in side files, which are not hashed with it")
+            raise ModelError(
+                "it keeps weights in side files, which are not hashed with it",
+                "export it again: `fr-edge export` writes one file",
+            )
         total += _expected_bytes(tensor)
         check_limit("SIDE_FILES_MB", total, f"{name} with its side files", ModelError)
         tensor.raw_data = _external_data(tensor, folder)

@@ -7,21 +7,25 @@ not compressed: compressors of different versions give different bytes, and weig
 """
 
 import hashlib
+import os
 import tarfile
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import BundleError
 from ..reading import open_file
-from .manifest import MANIFEST, STAGED, FileEntry, inside
+from .journal import JOURNAL
+from .manifest import MANIFEST, STAGED, Bundle, FileEntry, inside
 from .sbom import SBOM
 from .signature import SIGNATURES
 
 TEXTS = (MANIFEST, SBOM, SIGNATURES)  # the first members; the last one is missing where unsigned
 MAX_TEXT_BYTES = 16 << 20  # of each of these; ordinary ones have 0.1 MB
 AGAIN = "get the file again from its maker"
+
+_MAX_UNLISTED = 1_000  # names; a bundle in a home folder would list it all
 
 _BLOCK = 512  # of a tar, bytes
 _RECORD = 10_240  # a tar's size is a multiple of this
@@ -111,6 +115,30 @@ def check_names(files: Mapping[str, FileEntry]) -> None:
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def unlisted_files(bundle: Bundle) -> Iterator[str]:
+    """Files and links in a bundle's folder that are not part of the bundle; no command reads them.
+
+    Args:
+        bundle: An open bundle.
+
+    Yields:
+        Paths within the bundle; at most a thousand.
+    """
+    own = {*TEXTS, JOURNAL}
+    count = 0
+    for folder, folders, files in os.walk(bundle.root):
+        place = Path(folder).relative_to(bundle.root)
+        if place == Path():
+            folders[:] = [name for name in folders if name not in (STAGED, "checkpoint")]
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in sorted((*files, *links)):
+            path = (place / name).as_posix()
+            if path not in bundle.files and path not in own:
+                yield path if path.isprintable() else ascii(path)
+                if (count := count + 1) == _MAX_UNLISTED:
+                    return
 
 
 def open_regular(path: Path) -> BinaryIO:

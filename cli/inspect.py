@@ -27,7 +27,7 @@ def command(output: Output, source: str, layers: bool) -> None:
     from ..graph.layers import summarize_model
 
     if Path(source).is_file():
-        model = summarize_model(source)
+        model = summarize_model(source, side_files=True)
         output.result(to_builtins(model), "\n".join(_model_lines(model, layers)))
     else:
         _bundle(output, source, layers)
@@ -36,6 +36,7 @@ def command(output: Output, source: str, layers: bool) -> None:
 def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..bundle.bundle import open_bundle, problems
     from ..bundle.derived import stale_reports
+    from ..bundle.pack_format import unlisted_files
     from ..documents import to_builtins
     from ..errors import BundleError
     from ..graph.layers import summarize_model
@@ -45,6 +46,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     damages, stale = list(problems(opened)), stale_reports(opened)
     reports = () if damages else list_reports(opened)
     stale |= {row.file: row.stale for row in reports if row.stale}
+    unlisted = list(unlisted_files(opened))
     model = None
     if "model.onnx" in opened and not damages:
         model = summarize_model(opened.file("model.onnx"))
@@ -58,6 +60,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         "history": opened.history,
         "model": model,
         "problems": damages,
+        "unlisted": unlisted,
     }
     rows = [
         [name, entry.role, size_text(entry.size), entry.sha256[:12]]
@@ -73,6 +76,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         *[_stage(entry) for entry in opened.history],
         *_last_change(opened.history),
         *[f"stale: {name}: {reason}" for name, reason in stale.items()],
+        *[f"not part of the bundle: {name}" for name in unlisted],
     ]
     if damages:
         output.note("\n".join(lines))

@@ -136,7 +136,7 @@ def _torch_runner(network: torch.nn.Module, device: str) -> Callable[[F32], Any]
 
 
 def _onnx_runner(path: Path, spec: InputSpec | None) -> tuple[Callable[[F32], Any], InputSpec]:
-    ensure_runnable(read_onnx(path), str(path))
+    ensure_runnable(read_onnx(path, side_files=True), str(path))
     session = make_session(
         path,
         name=str(path),

@@ -123,7 +123,8 @@ def find_preprocessing(
     """
     source = Path(source)
     bundle = open_bundle(source) if source.is_dir() else None
-    given = read_onnx(bundle.file("model.onnx") if bundle else source)
+    file = bundle.file("model.onnx") if bundle else source
+    given = read_onnx(file, side_files=bundle is None)
     ensure_runnable(given, str(source))
     model = tidy(given)
     face = image_input(model)

@@ -117,7 +117,7 @@ def _open_bundle_source(source: Path, out: Path, options: SourceOptions) -> Expo
     _check_same_contract(source, bundle.spec, options.spec)
     options = replace(options, spec=bundle.spec)
     if "model.pt" not in bundle and "model.onnx" in bundle:  # it was exported from an ONNX file
-        return _open_onnx(bundle.file("model.onnx"), options)
+        return _open_onnx(bundle.file("model.onnx"), options, side_files=False)
     return _open_weights(bundle.file("model.pt"), options, keep=source.resolve() != out.resolve())
 
 
@@ -136,8 +136,8 @@ def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSo
     return ExportSource("pytorch", path, model, embed, spec, save, exact, trained, search)
 
 
-def _open_onnx(path: Path, options: SourceOptions) -> ExportSource:
-    given = read_onnx(path)
+def _open_onnx(path: Path, options: SourceOptions, *, side_files: bool = True) -> ExportSource:
+    given = read_onnx(path, side_files=side_files)
     ensure_runnable(given, str(path))
     model = tidy(given)
     face = image_input(model)

@@ -200,11 +200,12 @@ def layer_precisions(model: ModelProto) -> dict[str, int]:
     return counts
 
 
-def summarize_model(path: str | Path) -> ModelSummary:
+def summarize_model(path: str | Path, *, side_files: bool = False) -> ModelSummary:
     """Summarize an ONNX file.
 
     Args:
         path: The file.
+        side_files: As `onnx_file.read_onnx`.
 
     Returns:
         Size, contract, operators and their cost.
@@ -213,7 +214,7 @@ def summarize_model(path: str | Path) -> ModelSummary:
         ModelError: The file is not an ONNX model.
     """
     path = Path(path)
-    model = read_onnx(path)
+    model = read_onnx(path, side_files=side_files)
     table = layers(model)
     by_precision: Counter[str] = Counter()
     for layer in table:

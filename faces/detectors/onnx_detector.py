@@ -60,7 +60,7 @@ def load_detector(path: Path) -> OnnxDetector:
     Raises:
         ModelError: The file is not ONNX, or takes something else than one colour image.
     """
-    model = read_onnx(path)
+    model = read_onnx(path, side_files=True)
     data = model.SerializeToString()
     ensure_runnable(model, f"the detector {path}", (_SIDE, _SIDE), data)
     session = make_session(data, name=f"the detector {path}")
