@@ -23,7 +23,15 @@ from ..errors import BundleError, MachineError, UsageError
 from ..faces.contract import InputSpec
 from ..files import sha256, sync, write_atomic
 from ..interruption import deferred_signals, interrupted
-from .derived import is_report, removed_by, sources_of, stale_files, with_sources
+from .derived import (
+    PAGE,
+    is_report,
+    removed_by,
+    sources_of,
+    stale_files,
+    stale_page,
+    with_sources,
+)
 from .journal import JOURNAL, own_journal, replay_journal, write_journal
 from .manifest import (
     MANIFEST,
@@ -290,10 +298,18 @@ def _entries(
         del files[name]
     if removed:
         logger.info("removed, because what they were made of changed: %s", ", ".join(removed))
+    page = stale_page(change.root, files, change._roles)
+    if page is not None:
+        path = change.path(PAGE, files[PAGE].role)
+        path.write_bytes(page)
+        sync(path)
+        files[PAGE] = replace(files[PAGE], sha256=sha256(path), size=len(page))
     stale_before = stale_files(before)
+    if page is not None:  # marked now, also where an earlier fr-edge wrote it
+        stale_before.pop(PAGE, None)
     stale = {n: why for n, why in stale_files(files).items() if n not in stale_before}
     if stale:
-        logger.info("kept, but they judge earlier files: %s", ", ".join(sorted(stale)))
+        logger.info("kept, but out of date now: %s", ", ".join(sorted(stale)))
     return files, removed, stale
 
 

@@ -4,9 +4,11 @@ One table covers the files that stages make of each other. Reports record what t
 are written. Both are kept in the manifest, so staleness is decided without reading any file.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from .manifest import Bundle, FileEntry
 
@@ -24,7 +26,14 @@ MADE_OF: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """File pattern -> the files it is made of."""
 
-_PAGE = "report.html"  # shows everything, so any change makes it stale
+PAGE = "report.html"  # shows everything, so any change makes it stale
+
+_STALE_MARK = b'<p id="out-of-date" style="'
+_STALE_NOTE = (
+    b'background:#c0292b;color:#fff;padding:.6rem 1rem;font-size:1.1rem"><b>OUT OF DATE</b> The bundle'
+    b" has changed since this page was written. <code>fr-edge inspect</code> says what has changed,"
+    b" <code>fr-edge report</code> writes the page anew.</p>"
+)
 
 
 def sources_of(name: str) -> tuple[str, ...]:
@@ -69,14 +78,16 @@ def stale_files(files: Mapping[str, FileEntry]) -> dict[str, str]:
     while pending:
         pending = False
         for name, entry in files.items():
-            reason = None if name in stale else _reason(entry, files, stale)
+            reason = None if name in (PAGE, *stale) else _reason(entry, files, stale)
             if reason:
                 stale[name], pending = reason, True
+    if PAGE in files and (reason := _page_reason(files)):
+        stale[PAGE] = reason
     return stale
 
 
 def stale_reports(bundle: Bundle) -> dict[str, str]:
-    """The bundle's reports that no longer speak of the files it holds.
+    """The bundle's reports, and its page, that no longer speak of the files it holds.
 
     Args:
         bundle: An open bundle; only its manifest is used.
@@ -97,7 +108,29 @@ def is_report(name: str) -> bool:
     Args:
         name: Path relative to the bundle.
     """
-    return name.startswith("reports/")
+    return name.startswith("reports/") or name == PAGE
+
+
+def stale_page(root: Path, files: Mapping[str, FileEntry], written: Iterable[str]) -> bytes | None:
+    """The bundle's page with the note that it is out of date.
+
+    Args:
+        root: The bundle's folder, with the page as it is before the change.
+        files: The manifest's entries after the change.
+        written: What the change wrote itself.
+
+    Returns:
+        The page's new bytes; None where there is no page, where it needs no note or has it, and
+        where it is not the page that the manifest names.
+    """
+    if PAGE not in files or PAGE in set(written) or not _page_reason(files):
+        return None
+    path = root / PAGE
+    page = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+    if hashlib.sha256(page).hexdigest() != files[PAGE].sha256 or _STALE_MARK in page:
+        return None
+    before, body, after = page.partition(b"<body>")
+    return before + body + _STALE_MARK + _STALE_NOTE + after if body else None
 
 
 def removed_by(files: Mapping[str, FileEntry], written: Iterable[str]) -> dict[str, str]:
@@ -111,14 +144,22 @@ def removed_by(files: Mapping[str, FileEntry], written: Iterable[str]) -> dict[s
         Path -> the reason, in words. Reports are not among them.
     """
     wrote = set(written)
-    gone = {
+    return {
         name: reason
         for name, reason in stale_files(files).items()
         if name not in wrote and not is_report(name)
     }
-    if _PAGE in files and wrote and _PAGE not in wrote:
-        gone[_PAGE] = "the bundle has changed since it was written"
-    return gone
+
+
+def _page_reason(files: Mapping[str, FileEntry]) -> str | None:
+    """Why the page does not show the bundle as it is: it records every file that it was made of."""
+    shown = files[PAGE].of
+    if not shown:
+        return "an earlier fr-edge wrote it"
+    for name, entry in files.items():
+        if name != PAGE and shown.get(name) != entry.sha256:
+            return f"{name} has changed since" if name in shown else f"{name} is newer"
+    return next((f"{n} is no longer in the bundle" for n in shown if n not in files), None)
 
 
 def _reason(

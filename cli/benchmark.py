@@ -243,7 +243,8 @@ def _read_earlier(path: Path, max_regression: float | None) -> "BenchmarkResult"
     """The report to compare with, read before this run may write another in its place."""
     from ..errors import DataError
     from ..runtime.benchmark.result import BenchmarkResult
-    from ..runtime.evaluation.compare import compare_reports, read_report
+    from ..runtime.evaluation.compare import compare_reports
+    from ..runtime.evaluation.stored_reports import read_report
 
     if not path.is_file():
         raise DataError(f"there is no report at {path}", "--against takes a benchmark's JSON file")

@@ -11,7 +11,7 @@ from .output import Output, size_text, table
 
 if TYPE_CHECKING:
     from ..graph.layers import ModelSummary
-    from ..runtime.report.report import ReportRow
+    from ..runtime.evaluation.stored_reports import ReportRow
 
 
 @define_command("inspect", example="fr-edge inspect mine.bundle")
@@ -40,7 +40,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..documents import to_builtins
     from ..errors import BundleError
     from ..graph.layers import summarize_model
-    from ..runtime.report.report import list_reports
+    from ..runtime.evaluation.stored_reports import list_reports
 
     opened = open_bundle(bundle, check="manifest")
     damages, stale = list(problems(opened)), stale_reports(opened)

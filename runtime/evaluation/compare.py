@@ -8,20 +8,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...bundle.bundle import open_bundle
-from ...bundle.derived import is_report, stale_reports
 from ...bundle.manifest import Bundle
-from ...documents import convert, read_json, to_builtins
+from ...documents import to_builtins
 from ...errors import DataError, UsageError
 from ..benchmark.result import BenchmarkResult
 from .gates import Gate, ceiling_gate
 from .result import EvaluateResult, IjbResult, VerifyResult
+from .stored_reports import Report, read_report, read_reports
 
-Report = VerifyResult | EvaluateResult | IjbResult | BenchmarkResult
 Ends = tuple[float, float]
 
+_LEFT_OUT = ", so it is left out"
 _MEDIAN = "p50 ms"  # a figure's name ends so
 _THROUGHPUT = " faces per second"
 _MADE = ("model.pt", "model.onnx", "model.fp16.onnx", "calibration.json", "model.int8.onnx")
@@ -80,6 +79,8 @@ class _Figure:
 def compare(first: Path, second: Path, max_regression: float | None = None) -> CompareResult:
     """Compare bundles (all reports that both have) or two report files of one kind.
 
+    Reports that do not speak of a bundle's present files are left out, and named.
+
     Args:
         first: A bundle or a report.
         second: The same.
@@ -90,14 +91,11 @@ def compare(first: Path, second: Path, max_regression: float | None = None) -> C
         UsageError: The two have no figure in common, or the limit is impossible.
         DataError: A file is not a report of fr-edge, or is damaged.
     """
-    a, b = _reports(first), _reports(second)
+    (a, left_out_a), (b, left_out_b) = _reports(first), _reports(second)
     differences = [*_bundle_differences(first, second)]
-    pairs = _paired(a, b)
-    for side, path in (("first", first), ("second", second)):
-        if path.is_dir():
-            stale = stale_reports(open_bundle(path, check="manifest"))
-            differences += [f"{side}: {name} is stale, {why}" for name, why in stale.items()]
-    return _compare(str(first), str(second), pairs, differences, max_regression)
+    differences += [f"first: {text}" for text in left_out_a]
+    differences += [f"second: {text}" for text in left_out_b]
+    return _compare(str(first), str(second), _paired(a, b), differences, max_regression)
 
 
 def compare_reports(
@@ -121,58 +119,6 @@ def compare_reports(
     return _compare(*names, pairs, [], max_regression)
 
 
-def read_report(path: Path) -> Report | None:
-    """Read a report of `verify`, `evaluate` or `benchmark`.
-
-    Args:
-        path: A JSON file.
-
-    Returns:
-        The report; None for JSON of another kind.
-
-    Raises:
-        DataError: The file cannot be read or is damaged.
-    """
-    document: Any = read_json(path, Any)
-    if not isinstance(document, dict):
-        return None
-    kinds: dict[str, type[Report]] = {
-        "cosine": VerifyResult,
-        "runs": BenchmarkResult,
-        "accuracy": EvaluateResult,
-        "tar_at_far": IjbResult,
-    }
-    kind = next((kind for key, kind in kinds.items() if key in document), None)
-    if kind is None or "curve" in document:  # a training has an accuracy too
-        return None
-    for part in (document.get("faces"), document.get("protocol")):
-        if isinstance(part, dict) and "drawn" in part:  # the word of earlier versions
-            part["synthetic"] = part.pop("drawn")
-    try:
-        if kind is VerifyResult:
-            _upgrade(document)
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    return convert(document, kind, f"{path} is damaged")
-
-
-def _upgrade(document: dict[str, Any]) -> None:
-    """Move what earlier versions wrote elsewhere in a verification."""
-    for part in (document, document.get("teacher")):
-        for key in ("tar", "mixed_gallery"):
-            rates = part.get(key) if isinstance(part, dict) else None
-            for far, rate in rates.items() if isinstance(rates, dict) else ():
-                if isinstance(rate, dict):
-                    rate.setdefault("far", float(far))
-    golden = document.get("golden")
-    for cosine in (
-        document.get("cosine"),
-        golden.get("engine") if isinstance(golden, dict) else None,
-    ):
-        if isinstance(cosine, dict):
-            cosine.setdefault("worst", document.get("worst", []))
-
-
 def _compare(
     first: str,
     second: str,
@@ -194,8 +140,9 @@ def _compare(
             if name in others
         ]
     if not changes:
+        left_out = "".join(f"; {text}" for text in differences if text.endswith(_LEFT_OUT))
         raise UsageError(
-            f"{first} and {second} have no figure in common",
+            f"{first} and {second} have no figure in common{left_out}",
             "run the same of verify, evaluate and benchmark on both",
         )
     gates = () if max_regression is None else tuple(_gates(changes, max_regression))
@@ -203,21 +150,20 @@ def _compare(
     return CompareResult(passed, first, second, tuple(differences), tuple(changes), gates)
 
 
-def _reports(path: Path) -> dict[str, Report]:
-    """File name -> report."""
+def _reports(path: Path) -> tuple[dict[str, Report], list[str]]:
+    """File name -> report, and in words the reports of a bundle that are left out."""
     if path.is_dir():
-        bundle = open_bundle(path)
-        files = [bundle.file(name) for name in bundle.files if is_report(name)]
-    elif path.is_file():
-        files = [path]
-    else:
+        stored = list(read_reports(open_bundle(path)))
+        current = {Path(s.file).name: s.report for s in stored if not s.stale}
+        return current, [f"{s.file}: {s.stale}{_LEFT_OUT}" for s in stored if s.stale]
+    if not path.is_file():
         raise DataError(f"there is no bundle or report at {path}")
-    reports = {file.name: report for file in files if (report := read_report(file)) is not None}
-    if not reports and path.is_file():
+    report = read_report(path)
+    if report is None:
         raise DataError(
             f"{path} is no report of fr-edge", "reports are in BUNDLE/reports, or from --json"
         )
-    return reports
+    return {path.name: report}, []
 
 
 def _paired(a: dict[str, Report], b: dict[str, Report]) -> list[tuple[str, Report, Report]]:

@@ -6,24 +6,23 @@ It reads the manifest and the JSON reports of the other commands; it measures no
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..._version import __version__
 from ...bundle.bundle import open_bundle, transaction
-from ...bundle.derived import is_report, stale_reports
+from ...bundle.derived import PAGE
 from ...bundle.manifest import Bundle
-from ...bundle.provenance import foreign_reason
 from ...documents import read_json
-from ...errors import DataError, FacesError, MachineError
+from ...errors import FacesError, MachineError
 from ...faces.sources import Faces, synthetic_faces
 from ...graph.layers import summarize_model
 from ...onnx_file import read_onnx
 from ..benchmark.result import BenchmarkResult
-from ..evaluation.compare import Report, read_report
 from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
+from ..evaluation.stored_reports import Report, list_reports, read_reports
 from ..fingerprint import PRECISIONS, SOURCES, read_fingerprint
 from ..machine.device import describe_device
 from ..onnxruntime_session import ONNXRUNTIME
@@ -88,95 +87,10 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
         lstrip_blocks=True,
     ).get_template("report.html")
     text = page.render(_page_values(bundle, faces))
-    with transaction(bundle.root, "report", {}) as change:
-        change.path("report.html", "report").write_text(text, encoding="utf-8")
-    return bundle.root / "report.html"
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One report of a bundle at a glance, with the shape of its JSON document.
-
-    Attributes:
-        file: Path within the bundle.
-        kind: "verify", "evaluate" or "benchmark".
-        verdict: "PASSED", "VALID", ...; of an evaluation without gates its accuracy.
-        engine: The precision.
-        judged: "engine" or "graph".
-        protocol: The name of what it was judged on.
-        faces: What that holds, in words.
-        stale: Why it does not speak of the bundle's present files, "" where it does.
-    """
-
-    file: str
-    kind: str
-    verdict: str
-    engine: str
-    backend: str
-    judged: str
-    protocol: str
-    faces: str
-    stale: str
-
-
-def list_reports(bundle: Bundle) -> tuple[ReportRow, ...]:
-    """The bundle's reports, and whether each still speaks of the files that the bundle holds.
-
-    Args:
-        bundle: An open bundle.
-
-    Raises:
-        DataError: A report is damaged.
-    """
-    return tuple(_row(*judgement) for judgement in _judgements(bundle))
-
-
-def _judgements(bundle: Bundle) -> Iterator[tuple[str, Report, str]]:
-    """Path of each report, the report, and why it is stale."""
-    stale = stale_reports(bundle)
-    for name in filter(is_report, bundle.files):
-        path = bundle.file(name)
-        report = read_report(path)
-        if report is None:
-            continue
-        if report.engine not in PRECISIONS:
-            raise DataError(f"{path} is damaged: there is no engine {report.engine!r}")
-        reason = stale.get(name, "")
-        if report.provenance is not None:
-            reason = reason or foreign_reason(report.provenance, bundle)
-        yield name, report, reason
-
-
-def _row(name: str, report: Report, stale: str) -> ReportRow:
-    protocol, faces = "golden", ""
-    if isinstance(report, VerifyResult):
-        kind, verdict = "verify", report.verdict or ("PASSED" if report.passed else "FAILED")
-        protocol, faces = report.name, f"{report.cosine.faces} golden faces"
-        if on := report.faces:
-            pairs = f", {on.genuine_pairs} + {on.impostor_pairs} pairs" if on.genuine_pairs else ""
-            faces = f"{on.count} {_real(on.synthetic)}faces of {on.identities} people{pairs}"
-    elif isinstance(report, BenchmarkResult):
-        kind, verdict = "benchmark", report.verdict
-        faces = "batch " + ", ".join(dict.fromkeys(str(run.batch) for run in report.runs))
-    else:
-        kind, protocol = "evaluate", report.protocol.name
-        pairs = f"{report.pairs.genuine} + {report.pairs.impostor} pairs"
-        if isinstance(report, IjbResult):
-            verdict = report.verdict or "-"
-            faces = f"{report.protocol.templates} templates, {pairs}"
-        else:
-            on_people = report.protocol
-            verdict = report.verdict or f"{100 * report.accuracy:.2f} %"
-            faces = f"{on_people.faces} {_real(on_people.synthetic)}faces of {on_people.identities}"
-            faces += f" people, {pairs}"
-    judged = report.artifact.kind if report.artifact else ""
-    return ReportRow(
-        name, kind, verdict, report.engine, report.backend, judged, protocol, faces, stale
-    )
-
-
-def _real(synthetic: bool) -> str:
-    return "synthetic " if synthetic else ""
+    shown = [name for name in bundle.files if name != PAGE]
+    with transaction(bundle, "report", {}) as change:
+        change.path(PAGE, "report", of=shown).write_text(text, encoding="utf-8")
+    return bundle.root / PAGE
 
 
 def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
@@ -218,10 +132,10 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
         count = titles[kind, name]
         return name if count == 1 else f"{name} ({count})"
 
-    for name, report, stale in _judgements(bundle):
-        if stale:
+    for stored in read_reports(bundle):
+        if stored.stale:
             continue  # a row of the table of earlier reports
-        facts = {"report": name}
+        report, facts = stored.report, {"report": stored.file}
         if isinstance(report, VerifyResult):
             reports.verified.append(
                 {**_verification(report, faces, title(VerifyResult, _title(report))), **facts}

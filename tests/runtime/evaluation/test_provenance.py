@@ -20,8 +20,8 @@ from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.runtime.benchmark import benchmark as module
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
-from fr_edge.runtime.evaluation.compare import read_report
 from fr_edge.runtime.evaluation.evaluate import evaluate
+from fr_edge.runtime.evaluation.stored_reports import read_report
 from fr_edge.runtime.evaluation.verify import verify
 
 ENGINE = "engines/onnxruntime-int8.onnx"

@@ -20,8 +20,9 @@ from fr_edge.onnx_file import read_onnx
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.evaluate import evaluate
+from fr_edge.runtime.evaluation.stored_reports import list_reports
 from fr_edge.runtime.evaluation.verify import verify
-from fr_edge.runtime.report.report import list_reports, write_report
+from fr_edge.runtime.report.report import write_report
 
 _VOID = {"meta", "img", "br", "link", "hr", "input"}
 
