@@ -34,6 +34,7 @@ from .derived import (
 )
 from .journal import JOURNAL, own_journal, replay_journal, write_journal
 from .manifest import (
+    CHECKPOINTS,
     MANIFEST,
     SCHEMA,
     STAGED,
@@ -194,7 +195,7 @@ def _make_root(root: Path) -> bool:
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; a bundle is a folder", "choose another --out")
     if root.is_dir():
-        foreign = [p.name for p in root.iterdir() if p.name not in (STAGED, "checkpoint")]
+        foreign = [p.name for p in root.iterdir() if p.name not in (STAGED, CHECKPOINTS)]
         if foreign and not _is_bundle(root):
             raise UsageError(
                 f"{root} is a folder with other things in it ({foreign[0]}, ...), not a bundle",

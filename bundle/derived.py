@@ -10,6 +10,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..reading import open_file
 from .manifest import Bundle, FileEntry
 
 MADE_OF: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -125,8 +126,10 @@ def stale_page(root: Path, files: Mapping[str, FileEntry], written: Iterable[str
     """
     if PAGE not in files or PAGE in set(written) or not _page_reason(files):
         return None
-    path = root / PAGE
-    page = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+    path, page = root / PAGE, b""
+    if path.is_file() and not path.is_symlink():
+        with open_file(path) as stream:
+            page = stream.read()
     if hashlib.sha256(page).hexdigest() != files[PAGE].sha256 or _STALE_MARK in page:
         return None
     before, body, after = page.partition(b"<body>")

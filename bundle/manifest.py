@@ -15,6 +15,7 @@ from ..files import sha256
 SCHEMA = 1
 MANIFEST = "bundle.json"
 STAGED = ".draft"  # the folder in which a change is written
+CHECKPOINTS = "checkpoint"  # the folder of a training that is not finished
 
 _UNSIGNED = ("report.html", "policy.toml")  # need no signature, like `reports/`
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from ..errors import BundleError
 from ..reading import open_file
 from .journal import JOURNAL
-from .manifest import MANIFEST, STAGED, Bundle, FileEntry, inside
+from .manifest import CHECKPOINTS, MANIFEST, STAGED, Bundle, FileEntry, inside
 from .sbom import SBOM
 from .signature import SIGNATURES
 
@@ -131,7 +131,7 @@ def unlisted_files(bundle: Bundle) -> Iterator[str]:
     for folder, folders, files in os.walk(bundle.root):
         place = Path(folder).relative_to(bundle.root)
         if place == Path():
-            folders[:] = [name for name in folders if name not in (STAGED, "checkpoint")]
+            folders[:] = [name for name in folders if name not in (STAGED, CHECKPOINTS)]
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for name in sorted((*files, *links)):
             path = (place / name).as_posix()

@@ -21,7 +21,8 @@ def command(output: Output, source: str, layers: bool) -> None:
     """Show what a bundle holds, and check its hashes.
 
     Input contract, files, sizes, parameters, multiply-adds, history, and the reports: each with its
-    verdict, what it judged, and whether the bundle still holds that. Exit code 4 when a file is missing or was changed. SOURCE may be an ONNX file.
+    verdict, what it judged, and whether the bundle still holds that. Exit code 4 when a file is missing
+    or was changed. SOURCE may be an ONNX file. `fr-edge check` looks at hashes, engines and reports alone.
     """
     from ..documents import to_builtins
     from ..graph.layers import summarize_model
@@ -72,7 +73,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         "",
         table(rows, ("file", "role", "size", "sha256")),
         "",
-        *_report_lines(reports),
+        *report_lines(reports),
         *[_stage(entry) for entry in opened.history],
         *_last_change(opened.history),
         *[f"stale: {name}: {reason}" for name, reason in stale.items()],
@@ -85,7 +86,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     output.result(to_builtins(document), "\n".join(lines))
 
 
-def _report_lines(reports: "Sequence[ReportRow]") -> Iterator[str]:
+def report_lines(reports: "Sequence[ReportRow]") -> Iterator[str]:
     """Each report with its verdict, what it judged, and whether the bundle still holds that."""
     if not reports:
         return

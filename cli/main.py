@@ -37,11 +37,11 @@ COMMANDS = (
     "unpack",
     "keygen",
     "targets",
-    "check-engine",
+    "check",
     "doctor",
 )
 
-ALIASES = {"plan": "targets", "check": "check-engine"}  # earlier names, which still work
+ALIASES = {"plan": "targets", "check-engine": "check"}  # earlier names, which still work
 
 
 class LazyCommands(click.Group):

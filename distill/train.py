@@ -20,7 +20,7 @@ import torch
 
 from ..arrays import I64
 from ..bundle.bundle import Transaction, open_bundle, transaction
-from ..bundle.manifest import Bundle
+from ..bundle.manifest import CHECKPOINTS, Bundle
 from ..documents import encode_json, to_builtins
 from ..errors import FacesError, GateFailed, MachineError, UsageError
 from ..faces.pairs import Pairs, read_pairs
@@ -170,7 +170,7 @@ def distill_student(
         MachineError: A checkpoint cannot be written.
     """
     out = Path(out)
-    folder = out / "checkpoint"
+    folder = out / CHECKPOINTS
     check_network(recipe.network)
     if recipe.needs_teacher and teacher is None:
         raise UsageError(f"method {recipe.method} needs a teacher", "give --teacher FILE")

@@ -193,8 +193,6 @@ def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     facts = read_fingerprint(bundle, name)
     backend, precision = facts["backend"], facts["precision"]
     again = f"run `fr-edge build-engine BUNDLE --{precision} --backend {backend}`"
-    for difference in differences(facts):
-        raise MachineError(f"{name} {difference}", f"{again} here")
     source = SOURCES[precision]
     if source not in bundle or facts["source_sha256"] != bundle.files[source].sha256:
         raise BundleError(f"{name} was built from another {source}", f"{again} again")
@@ -203,6 +201,8 @@ def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
             f"{name} is not the engine that its fingerprint describes: the sha256 differ",
             f"{again} again",
         )
+    for difference in differences(facts):
+        raise MachineError(f"{name} {difference}", f"{again} here")
     return facts
 
 

@@ -191,7 +191,7 @@ def evaluate(
         identification=identify(embeddings, faces.labels) if named else None,
         notes=tuple(filter(None, (*_notes(scores, accuracy, named), few))),
         report=report_name(
-            "evaluate", session, name, faces, pairs, {"flip": flip, "limits": limits}
+            "evaluate", session, name, faces, pairs, {"flip": flip, "limits": limits}, images
         ),
         provenance=session_provenance(
             bundle,
@@ -278,7 +278,13 @@ def evaluate_ijb(
         pairs=PairCounts(int(ijb.same.sum()), impostor),
         notes=tuple(note for far in _IJB_FARS if (note := few_impostors(impostor, far))),
         report=report_name(
-            "evaluate", session, f"{name}-{flags}", ijb.faces, None, (ijb.first, ijb.second, limits)
+            "evaluate",
+            session,
+            f"{name}-{flags}",
+            ijb.faces,
+            None,
+            (ijb.first, ijb.second, ijb.same, limits),
+            digests,
         ),
         provenance=replace(
             session_provenance(

@@ -13,7 +13,7 @@ from typing import Any
 from ..._version import __version__
 from ...bundle.bundle import transaction
 from ...bundle.manifest import Bundle, read_manifest
-from ...bundle.provenance import Provenance
+from ...bundle.provenance import ImageDigests, Provenance
 from ...documents import encode_json
 from ...errors import BundleError
 from ...faces.sources import Faces
@@ -268,6 +268,7 @@ def report_name(
     faces: Faces | Sequence[str],
     pairs: ListedPairs | None,
     flags: object,
+    images: ImageDigests,
 ) -> str:
     """The path of a report: what was judged on something else has another name.
 
@@ -278,15 +279,17 @@ def report_name(
         faces: What it was judged on, or the golden faces' keys.
         pairs: The pair list, where there is one.
         flags: What else makes a difference; as `documents.to_builtins` takes it.
+        images: Digests of the images that were judged.
 
     Returns:
         For example "reports/verify-int8-lfw-1a2b3c4d.json"; the digits are of a digest over all of
-        it: the source's folder, the bytes that were judged, the backend and the machine.
+        it: the source's folder, the faces' pixels, names and people, the pairs, the bytes that were
+        judged, the backend and the machine.
     """
-    source: tuple[object, ...] = (faces,)
+    source: tuple[object, ...] = (images.sha256, faces)
     if isinstance(faces, Faces):
         where = faces.where if faces.synthetic else str(Path(faces.where).resolve())
-        source = (where, faces.keys, faces.labels)
+        source = (where, images.sha256, faces.keys, faces.labels)
     listed = (pairs.first, pairs.second, pairs.same, pairs.fold) if pairs else ()
     machine = machine_fingerprint(session.backend)
     evidence = (source, listed, flags, session.artifact, session.sha256, machine)

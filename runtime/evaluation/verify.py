@@ -189,7 +189,13 @@ def verify(
         faces=summarize_faces(faces, pairs),
         not_measured=(*not_measured, *_arithmetic_notes(session)),
         report=report_name(
-            "verify", session, name, sides.golden.keys if faces is None else faces, pairs, flags
+            "verify",
+            session,
+            name,
+            sides.golden.keys if faces is None else faces,
+            pairs,
+            flags,
+            images,
         ),
         device=asdict(describe_device()),
         provenance=session_provenance(

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,7 +27,9 @@ def content(root: Path) -> dict[str, bytes]:
 def answer(args: list[str], capsys: Captured) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
     code = run([*args, "--json", "-q"])
-    return code, json.loads(capsys.readouterr().out)
+    document = json.loads(capsys.readouterr().out)
+    assert "error" not in document, document
+    return code, document
 
 
 def gates(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -93,7 +96,7 @@ def test_evaluate_reads_its_table_of_a_policy_and_the_bundle_keeps_it(
 
 def write_pairs(people: Path, file: Path, *, count: int = 20, first: int = 0) -> Path:
     """As many genuine as impostor pairs in ten folds; the list lies beside the people's folders."""
-    folders = sorted(people.iterdir())
+    folders = sorted(path for path in people.iterdir() if path.is_dir())
     with file.open("w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["fold", "path1", "path2", "same"])
@@ -190,3 +193,136 @@ def test_evaluate_gates_a_list_without_names_by_its_folds(
     assert (code, gate["verdict"]) == (0, "PASSED")
     assert 0.05 < gate["interval_95"][0] < gate["value"] <= gate["interval_95"][1]
     assert result["interval_95_at_far"]["3e-1"] == gate["interval_95"]
+
+
+# Two protocols of one name.
+
+
+@pytest.mark.parametrize("command", ["verify", "evaluate"])
+def test_two_protocols_of_one_name_are_both_kept(
+    command: str, bundle: Path, distinct: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Content tells them apart: another list, or other pixels under the same names."""
+    people = tmp_path / "people"
+    shutil.copytree(distinct, people)
+    listed = ["--pairs" if command == "verify" else "--protocol", str(people / "lfw.csv")]
+    args = [command, str(bundle), "--engine", "int8", *listed]
+    write_pairs(people, people / "lfw.csv")
+    first = answer(args, capsys)[1]["report"]
+    again = answer(args, capsys)[1]["report"]
+    write_pairs(people, people / "lfw.csv", first=20)
+    other_pairs = answer(args, capsys)[1]["report"]
+    picture = min(distinct.iterdir()) / "0.png"
+    write_pairs(people, people / "lfw.csv")
+    Image.fromarray(255 - np.asarray(Image.open(picture))).save(
+        people / picture.parent.name / picture.name
+    )
+    other_pixels = answer(args, capsys)[1]["report"]
+    assert first == again
+    assert len({first, other_pairs, other_pixels}) == 3
+    assert all((bundle / name).is_file() for name in (first, other_pairs, other_pixels))
+
+
+# Reports of another bundle.
+
+
+@pytest.fixture
+def copied(bundle: Path, built: Path, network: Path, tmp_path: Path, capsys: Captured) -> Path:
+    """A bundle with an engine of its own, and with a report of another bundle's engine that its
+    manifest names as if it were its own."""
+    from fr_edge.bundle.bundle import transaction
+
+    other = tmp_path / "other.bundle"
+    shutil.copytree(built, other)
+    assert run(["verify", str(bundle), "--engine", "int8", "-q"]) == 0
+    assert run(["calibrate", str(other), "--faces", "synthetic:16x2@6", "-q"]) == 0
+    assert run(["build-engine", str(other), "--int8", "--backend", "onnxruntime", "-q"]) == 0
+    (report,) = (bundle / "reports").glob("verify-int8-*.json")
+    with transaction(other, "copy", {}) as change:
+        change.path(f"reports/{report.name}", "verify", of=(ENGINE,)).write_bytes(
+            report.read_bytes()
+        )
+    return other
+
+
+def test_a_report_of_another_bundle_is_named_and_counts_for_nothing(
+    copied: Path, bundle: Path, capsys: Captured
+) -> None:
+    for command in ("inspect", "check"):
+        code, document = answer([command, str(copied)], capsys)
+        (row,) = (row for row in document["reports"] if row["kind"] == "verify")
+        assert code == 0
+        assert "it judged another" in row["stale"]
+        assert document["stale"][row["file"]] == row["stale"]
+    assert run(["compare", str(bundle), str(copied)]) == 2
+    error = capsys.readouterr().err
+    assert f"second: {row['file']}: it judged another" in error
+    assert "left out" in error
+    assert run(["report", str(copied), "-q"]) == 0
+    page = (copied / "report.html").read_text()
+    assert "NOT VERIFIED" in page
+    assert 'class="verdict good"' not in page
+    assert (copied / row["file"]).is_file()
+
+
+def test_files_that_the_manifest_does_not_name_are_named(
+    copied: Path, bundle: Path, capsys: Captured
+) -> None:
+    """Copied into the folder by hand, without an entry in the manifest."""
+    assert run(["report", str(bundle), "-q"]) == 0
+    before = content(copied)
+    (copied / "report.html").write_bytes((bundle / "report.html").read_bytes())
+    (copied / "reports" / "verify-int8-lfw-1.json").write_text("{}")
+    (copied / "checkpoint").mkdir()
+    (copied / "checkpoint" / "last.pt").write_text("of a training")
+    for command in ("inspect", "check"):
+        code, document = answer([command, str(copied)], capsys)
+        assert code == 0
+        assert document["unlisted"] == ["report.html", "reports/verify-int8-lfw-1.json"]
+        assert run([command, str(copied)]) == 0
+        assert "not part of the bundle: report.html" in capsys.readouterr().out
+    assert {name: data for name, data in content(copied).items() if name in before} == before
+
+
+def test_another_report_in_the_place_of_one(bundle: Path, built: Path, capsys: Captured) -> None:
+    assert run(["verify", str(bundle), "--engine", "int8", "-q"]) == 0
+    (report,) = (bundle / "reports").glob("verify-int8-*.json")
+    report.write_text(report.read_text().replace("PASSED", "FAILED"))
+    for command in ("inspect", "check", "report"):
+        capsys.readouterr()
+        assert run([command, str(bundle)]) == 4
+        assert f"{report.name} was changed" in capsys.readouterr().err
+
+
+# `check`.
+
+
+def test_check_names_an_engine_that_is_not_its_fingerprints(bundle: Path, capsys: Captured) -> None:
+    from fr_edge.bundle.bundle import transaction
+
+    code, document = answer(["check", str(bundle)], capsys)
+    assert (code, document["problems"]) == (0, [])
+    assert set(document["engines"]) == {ENGINE, ENGINE.replace("int8", "fp32")}
+    assert set(document["engines"].values()) == {""}
+    facts = json.loads((bundle / f"{ENGINE}.json").read_text())
+    with transaction(bundle, "edit", {}) as change:
+        change.path(f"{ENGINE}.json", "engine fingerprint").write_text(
+            json.dumps(facts | {"source_sha256": "0" * 64})
+        )
+    before = content(bundle)
+    capsys.readouterr()
+    assert run(["check", str(bundle)]) == 4
+    error = capsys.readouterr().err
+    assert f"{ENGINE} was built from another model.int8.onnx" in error
+    assert content(bundle) == before
+
+
+def test_check_of_a_changed_file_and_of_nothing(
+    bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (bundle / ENGINE).write_bytes(b"something else")
+    assert run(["check", str(bundle)]) == 4
+    assert f"{ENGINE} was changed" in capsys.readouterr().err
+    assert run(["check", str(tmp_path / "missing")]) == 4
+    assert run(["check", str(tmp_path)]) == 4
+    assert "Traceback" not in capsys.readouterr().err

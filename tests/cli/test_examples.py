@@ -16,7 +16,6 @@ from PIL import Image
 
 from fr_edge.cli.main import COMMANDS, root, run
 from fr_edge.faces.synthetic.render import draw_face
-from fr_edge.runtime.machine.backends import lacking
 
 PEOPLE, IMAGES = 12, 3
 JUDGED = 40  # people, whom the network tells apart
@@ -103,8 +102,6 @@ SIGNS = importlib.util.find_spec("cryptography") is not None
 
 def codes(name: str) -> set[int]:
     """The exit codes that an example may have on this machine."""
-    if name == "check-engine" and lacking("tensorrt"):
-        return {3}
     if name in ("keygen", "pack", "unpack") and not SIGNS:
         return {3, 4}
     if name == "benchmark":
