@@ -313,5 +313,8 @@ class PackReader:
         data = self._stream.read(size)
         self._position += len(data)
         if len(data) != size:
-            raise BundleError(f"{self.where} is cut off, {self._position} bytes are there", AGAIN)
+            raise BundleError(
+                f"{self.where} is not a pack, or is cut off: it ends after {self._position} bytes",
+                AGAIN,
+            )
         return data

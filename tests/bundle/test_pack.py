@@ -75,6 +75,15 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     )  # keeps signatures
 
 
+def test_the_order_of_a_manifest_does_not_count(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "a.bundle")
+    first = pack(root, tmp_path / "a.frb").sha256
+    manifest = json.loads((root / "bundle.json").read_text())
+    manifest["files"] = dict(reversed(manifest["files"].items()))
+    (root / "bundle.json").write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert pack(root, tmp_path / "b.frb").sha256 == first
+
+
 def test_a_pack_is_an_ordinary_tar_without_traces_of_this_machine(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "a.bundle")
     (root / "reports" / "notes.txt").write_text("not listed")

@@ -62,6 +62,15 @@ def replace_data(name: str, data: bytes) -> Change:
     return change
 
 
+def edit_text(name: str, old: bytes, new: bytes) -> Change:
+    def change(rows: list[Member]) -> None:
+        index = at(rows, name)
+        assert old in rows[index][1]
+        rows[index] = member(name, rows[index][1].replace(old, new))
+
+    return change
+
+
 def set_field(name: str, **fields: object) -> Change:
     def change(rows: list[Member]) -> None:
         for key, value in fields.items():
@@ -110,6 +119,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "another time": (set_field(FIRST, mtime=1), "does not write"),
     "changed list of parts": (replace_data("bundle.sbom.json", b"{}"), "no trusted key"),
     "changed manifest": (replace_data("bundle.json", b"{}"), "cannot be read"),
+    "another contract": (edit_text("bundle.json", b'"RGB"', b'"BGR"'), "no trusted key"),
+    "another history": (edit_text("bundle.json", b'"seed": 1', b'"seed": 2'), "no trusted key"),
     "deep manifest": (replace_data("bundle.json", b"[" * 100_000), "cannot be read"),
     "damaged signatures": (replace_data(SIGNATURES, b'{"schema": 1, "signatures": 3}'), "cannot be read"),
     "deep signatures": (replace_data(SIGNATURES, b"[" * 100_000), "cannot be read"),
