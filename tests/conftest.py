@@ -17,7 +17,7 @@ from PIL import Image
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE)]
+sys.path[:0] = [str(HERE), str(HERE / "boards")]
 collect_ignore = []
 if find_spec("torch") is None:
     needs = re.compile(r"^(import|from) torch\b", re.MULTILINE)

@@ -14,6 +14,11 @@ def build_driver(folder: Path) -> Path:
     return _build(HERE / "libcuda_double.c", folder / "libcuda.so.1")
 
 
+def build_files(folder: Path) -> Path:
+    """board_files.so in `folder`, which LD_PRELOAD is to name."""
+    return _build(HERE / "board_files_double.c", folder / "board_files.so")
+
+
 def _build(source: Path, library: Path) -> Path:
     library.parent.mkdir(parents=True, exist_ok=True)
     line = [str(COMPILER), "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source]

@@ -1,13 +1,15 @@
 """What the tests of boards share: the doubles in C, built once."""
 
-import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from compiled import COMPILER, NO_COMPILER, build_driver  # noqa: E402
-from tiny_network import bundle, faces, tiny  # noqa: E402, F401
+from board_trees import BOARDS
+from compiled import COMPILER, NO_COMPILER, build_driver, build_files
+from networks import write_distinct_people
+from shell import Shell
+from tiny_network import bundle, faces, tiny  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,39 @@ def driver_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if COMPILER is None:
         pytest.skip(NO_COMPILER)
     return build_driver(tmp_path_factory.mktemp("driver")).parent
+
+
+@pytest.fixture(scope="session")
+def files_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The double of a board's files; the test skips without a C compiler."""
+    if COMPILER is None:
+        pytest.skip(NO_COMPILER)
+    return build_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def judging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 people whom a network of random weights tells apart: as many as README's gate needs."""
+    return write_distinct_people(tmp_path_factory.mktemp("judging") / "faces", 80, 3)
+
+
+@pytest.fixture
+def open_board(
+    tmp_path: Path, driver_folder: Path, files_library: Path
+) -> Iterator[Callable[..., Shell]]:
+    """`open_board(name, **double)`: a shell on a board of `board_trees.BOARDS`."""
+    shells: list[Shell] = []
+
+    def make(name: str, **double: str) -> Shell:
+        home = tmp_path / f"board{len(shells)}"
+        board = (
+            BOARDS[name]
+            if not (gpus := double.pop("gpus", ""))
+            else replace(BOARDS[name], gpus=gpus)
+        )
+        shells.append(Shell(board, home, driver_folder, files_library, **double))
+        return shells[-1]
+
+    yield make
+    for shell in shells:
+        shell.close()

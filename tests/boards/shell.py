@@ -1,0 +1,134 @@
+"""A shell on a pretend board: documented blocks are run by bash, as they stand.
+
+Doubles in its PATH stand for what a board's system does: sudo, apt, python3 -m venv, pip, each with
+the refusals that a user meets (no python3-venv, no environment, `fr-edge` before it is installed).
+`fr-edge` itself runs in a process on the board (run_on_board.py).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from board_trees import Board, write_board, write_tool
+
+HERE = Path(__file__).parent
+ASK = r"""home={home}
+printf '%s\0' "$PWD" "$PATH" "$@" > $home/request
+code=$(cat $home/done)
+cat $home/out; cat $home/err >&2
+exit $code"""
+APT = r"""[ "$1" = install ] || exit 0
+shift
+for package in "$@"; do [ "$package" = -y ] || echo "apt:$package" >> {home}/installed; done"""
+PYTHON = r"""[ "$1 $2" = "-m venv" ] || { echo "python3: not in this shell: $*" >&2; exit 9; }
+if ! grep -qx apt:python3-venv {home}/installed; then
+  echo "The virtual environment was not created successfully because ensurepip is not available." >&2
+  exit 1
+fi
+shift 2
+[ "$1" = --system-site-packages ] && { grep -qx apt:python3-libnvinfer {home}/installed &&
+  echo tensorrt >> {home}/installed; shift; }
+mkdir -p "$1/bin"
+echo "VIRTUAL_ENV=$PWD/$1; PATH=$PWD/$1/bin:\$PATH" > "$1/bin/activate"
+echo "export VIRTUAL_ENV PATH" >> "$1/bin/activate"
+"""
+PIP = r"""[ -n "$VIRTUAL_ENV" ] || { echo "error: externally-managed-environment" >&2; exit 1; }
+shift
+while [ $# -gt 0 ]; do case "$1" in
+  -c) shift; [ -f "$1" ] || { echo "no constraints: $1" >&2; exit 1; };;
+  -e) shift; [ -f "${1%%[*}/pyproject.toml" ] || exit 1
+      cp {home}/fr-edge "$VIRTUAL_ENV/bin/fr-edge";;
+  cuda-python==*) echo "$1" >> {home}/installed;;
+  *) echo "ERROR: No matching distribution found for $1" >&2; exit 1;;
+esac; shift; done"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a block did: its exit code, and its output in order."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """A shell in the folder `home/work` of a board; close it.
+
+    Attributes:
+        work: The folder, a clone of the repository as far as installing needs it.
+    """
+
+    def __init__(self, board: Board, home: Path, driver: Path, files: Path, **double: str) -> None:
+        self.home, self.board, self.work = home, board, home / "work"
+        self.work.mkdir(parents=True)
+        for name in ("pyproject.toml", "constraints.txt"):
+            (self.work / name).write_text("")
+        write_board(board, home)
+        facts = {"keeps": "", "contexts": 1 << 20, "rtx": not board.model, **asdict(board)}
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("DOUBLE_")},
+            "LD_LIBRARY_PATH": str(driver),
+            "LD_PRELOAD": str(files),
+            "DOUBLE_CUDA": str(board.cuda),
+            "DOUBLE_GPUS": board.gpus,
+            "OMP_NUM_THREADS": "1",
+        }
+        for name, value in double.items():
+            if name.isupper():
+                self.environment[f"DOUBLE_{name}"] = value
+            else:
+                facts[name] = type(facts[name])(value)
+        (home / "board.json").write_text(json.dumps(facts))
+        (home / "installed").write_text("")
+        for name, script in (("apt", APT), ("python3", PYTHON), ("pip", PIP)):
+            write_tool(home / "bin" / name, script.replace("{home}", str(home)))
+        write_tool(home / "bin" / "sudo", 'exec "$@"')
+        write_tool(home / "fr-edge", ASK.replace("{home}", str(home)))
+        for name in ("request", "done"):
+            os.mkfifo(home / name)
+        line = [sys.executable, str(HERE / "run_on_board.py"), str(home)]
+        with (home / "log").open("w") as log:
+            self.process = subprocess.Popen(line, env=self.environment, stderr=log)
+
+    def ready(self) -> None:
+        """As after installing, for tests that begin there."""
+        (self.home / "installed").write_text("tensorrt\n")
+        (self.home / "bin" / "fr-edge").write_bytes((self.home / "fr-edge").read_bytes())
+        (self.home / "bin" / "fr-edge").chmod(0o755)
+
+    def run(self, block: str, timeout_s: float = 300) -> Done:
+        """Run a block as it stands; it ends at the first line that fails."""
+        script = f"cd {self.work}\nset -eo pipefail\n{block}"
+        environment = {k: v for k, v in self.environment.items() if k != "LD_PRELOAD"}
+        environment["PATH"] = f"{self.home / 'bin'}:/usr/bin:/bin"
+        # grep and cat see the board's files too.
+        environment |= {
+            "LD_PRELOAD": self.environment["LD_PRELOAD"],
+            "DOUBLE_FILES": str(self.home / "files"),
+        }
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def log(self) -> str:
+        """What the process on the board wrote beside the commands."""
+        return (self.home / "log").read_text()
+
+    def transcript(self) -> list[str]:
+        """TensorRT's calls so far."""
+        return (self.home / "transcript").read_text().splitlines()
+
+    def close(self) -> None:
+        """End the board's process."""
+        self.process.kill()
+        self.process.wait()
