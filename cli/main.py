@@ -38,6 +38,7 @@ COMMANDS = (
     "keygen",
     "targets",
     "check",
+    "accept",
     "doctor",
 )
 

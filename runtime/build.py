@@ -1,9 +1,19 @@
-"""Build an engine of a bundle for this machine, with its fingerprint."""
+"""Build an engine of a bundle for this machine, with its fingerprint.
 
+TensorRT-RTX fuses relu(x) - a relu(-x) into the convolution and gives PReLU a kernel of its own
+(docs/decisions/0003). What TensorRT 8.6 to 11 do differs between versions and GPUs, so on demand both
+forms are built and timed. They compute the same numbers.
+"""
+
+import hashlib
 import logging
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.keys import SigningKey
@@ -11,14 +21,18 @@ from ..bundle.manifest import Bundle
 from ..bundle.signature import add_signature, ensure_signatures
 from ..calibration.calibrate import calibrate
 from ..documents import encode_json
-from ..errors import BundleError, UsageError
+from ..errors import BundleError, FrEdgeError, GateFailed, MachineError, ModelError, UsageError
+from ..faces.contract import ALIGNED_SIZE, preprocess
 from ..faces.sources import Faces
 from ..files import sha256
+from ..graph.prelu import has_prelu
+from ..onnx_file import read_onnx
 from ..progress import Track, silent
-from .cpu_kernel_selection import build_cpu_engine
+from .cpu_kernel_selection import build_cpu_engine, interleaved_min_times
 from .fingerprint import (
     PRECISIONS,
     SOURCES,
+    BackendBuild,
     engine_name,
     machine_fingerprint,
     read_expected,
@@ -26,13 +40,20 @@ from .fingerprint import (
 )
 from .machine.backends import COMPILE_ONLY, pick_backend
 from .onnxruntime_session import ONNXRUNTIME
-from .prelu_race import build_fastest_plan
+from .tensorrt_session import GpuSession
+from .trt.bundle_plan import build_plan
 from .trt.calibrator import cache_version
-from .trt.config import EngineOptions
+from .trt.config import EngineOptions, PreluForm
 
 logger = logging.getLogger(__name__)
 
 _CALIBRATED = ("calibration.json", "calibration.cache", "model.int8.onnx")
+
+PRELU_FORMS: dict[PreluForm, str] = {"split": "relu(x) - a relu(-x)", "native": "PReLU as it is"}
+
+_PRELU_S = 4.0  # of timing, for both forms together
+
+_Plan = tuple[bytes, BackendBuild]
 
 
 @dataclass(frozen=True)
@@ -191,3 +212,107 @@ def _timings(bundle: Bundle, name: str) -> bytes:
         logger.warning("%s is not signed by a trusted key: kernels are timed anew", name)
         return b""
     return read_expected(bundle.file(name), bundle.files[name].sha256)[0]
+
+
+def build_fastest_plan(
+    bundle: Bundle, precision: str, backend: str, options: EngineOptions, timing_cache: bytes
+) -> _Plan:
+    """Build the plan of a bundle's network, with `options.prelu` "fastest" in both forms of PReLU.
+
+    Args:
+        bundle: An open bundle.
+        precision: "fp32", "fp16" or "int8".
+        backend: "tensorrt" or "tensorrt-rtx".
+        options: How to build it.
+        timing_cache: An earlier build's, b"" to begin one.
+
+    Returns:
+        The serialized plan, and what is in it. Where both forms were timed, its facts name the one
+        that was kept, `prelu`, and the milliseconds of the fastest run of each, `prelu_ms`.
+
+    Raises:
+        ModelError: TensorRT refuses the network in both forms.
+        GateFailed: An INT8 engine computes no convolution in INT8, or it is not known whether.
+        MachineError: The library or the GPU does not suffice.
+    """
+    if options.prelu != "fastest":
+        return build_plan(bundle, precision, backend, options, timing_cache)
+    if not _undecided(bundle, precision, backend, options):
+        return build_plan(bundle, precision, backend, replace(options, prelu="split"), timing_cache)
+    builds: dict[PreluForm, _Plan] = {}
+    refusals: list[FrEdgeError] = []
+    for form in PRELU_FORMS:
+        try:
+            choice = replace(options, prelu=form)
+            builds[form] = build_plan(bundle, precision, backend, choice, timing_cache)
+        except (ModelError, GateFailed) as error:
+            logger.info("%s is not built: %s", PRELU_FORMS[form], error.message)
+            refusals.append(error)
+            continue
+        timing_cache = builds[form][1].timing_cache
+    if not builds:
+        raise refusals[0]
+    return _fastest(bundle, precision, backend, options, builds)
+
+
+def _undecided(bundle: Bundle, precision: str, backend: str, options: EngineOptions) -> bool:
+    """Whether there are two forms and the faster one is not known."""
+    if backend in COMPILE_ONLY or options.dla is not None or options.implicit:
+        return False
+    return has_prelu(read_onnx(bundle.file(SOURCES[precision])))
+
+
+def _fastest(
+    bundle: Bundle,
+    precision: str,
+    backend: str,
+    options: EngineOptions,
+    builds: dict[PreluForm, _Plan],
+) -> _Plan:
+    times: dict[PreluForm, float] = {}
+    if len(builds) > 1:
+        try:
+            times = _time(bundle, precision, backend, options, builds)
+        except MachineError as error:
+            logger.warning("the forms of PReLU are not timed: %s", error.message)
+    winner = min(times, key=lambda form: times[form]) if times else next(iter(builds))
+    if times:
+        texts = [f"{PRELU_FORMS[form]} {ms:.3f} ms" for form, ms in times.items()]
+        logger.info(
+            "%s, batch %d: %s is kept", ", ".join(texts), options.batch[0], PRELU_FORMS[winner]
+        )
+    plan, built = builds[winner]
+    last = list(builds.values())[-1][1].timing_cache  # has the timings of both builds
+    return plan, replace(built, facts={**built.facts, "prelu_ms": times}, timing_cache=last)
+
+
+def _time(
+    bundle: Bundle,
+    precision: str,
+    backend: str,
+    options: EngineOptions,
+    builds: dict[PreluForm, _Plan],
+) -> dict[PreluForm, float]:
+    """Form -> milliseconds of the fastest run of the smallest batch, timed in turns."""
+    shape = (options.batch[0], ALIGNED_SIZE, ALIGNED_SIZE, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        sessions = []
+        for form, (plan, _) in builds.items():
+            path = Path(folder, f"{form}.plan")
+            path.write_bytes(plan)
+            session = GpuSession(
+                path,
+                precision,
+                backend,
+                bundle.spec,
+                expected_sha256=hashlib.sha256(plan).hexdigest(),
+                version_compatible=options.version_compatible,
+            )
+            sessions.append(stack.enter_context(session))
+        if options.uint8_input:
+            seconds = interleaved_min_times([s.embed for s in sessions], images, _PRELU_S)
+        else:
+            inputs = preprocess(images, bundle.spec)
+            seconds = interleaved_min_times([s.embed_tensor for s in sessions], inputs, _PRELU_S)
+    return {form: 1e3 * value for form, value in zip(builds, seconds, strict=True)}

@@ -3,6 +3,7 @@
 INT8 is not always faster: depthwise convolutions and reformats may cost more than they save.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def select_precision(
         raise GateFailed(
             f"no precision passes: {problems}", "`fr-edge verify` shows each in detail"
         )
-    times = _time(root, passing, chosen_backend, batch, duration_s)
+    times = time_engines(root, passing, chosen_backend, batch, duration_s)
     winner = min(times, key=lambda name: times[name])
     result = PrecisionChoice(
         chosen_backend,
@@ -147,10 +148,21 @@ def _build_and_verify(
     return PrecisionCandidate(precision, failed, verified.cosine.min)
 
 
-def _time(
-    root: Path, precisions: list[str], backend: str, batch: int, duration_s: float
+def time_engines(
+    root: Path, precisions: Sequence[str], backend: str, batch: int, duration_s: float
 ) -> dict[str, float]:
-    """Precision -> milliseconds of its fastest run, measured in turns."""
+    """Time a bundle's engines side by side, in turns.
+
+    Args:
+        root: The bundle's folder.
+        precisions: Of the engines, which were built.
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        batch: Faces in a run.
+        duration_s: Timing per engine, seconds.
+
+    Returns:
+        Precision -> milliseconds of its fastest run.
+    """
     bundle = open_bundle(root)
     sessions = [open_session(bundle, name, backend) for name in precisions]
     faces = read_golden(bundle).faces

@@ -1,8 +1,12 @@
 """Which backends run here, or at least build here, and what the others lack."""
 
 import re
-from importlib import import_module
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module, invalidate_caches
 from importlib.util import find_spec
+from pathlib import Path
 
 from ...errors import MachineError, UsageError
 from .device import find_gpus
@@ -15,6 +19,11 @@ MODULES = {
 }
 _MIN_NUMBERS = 3  # of a version: plans of 10.3.0 do not load in 10.3.1
 COMPILE_ONLY = ("tensorrt-rtx",)  # build without a GPU too; what they build does not run there
+
+_REMEDY = (
+    "for good: create the environment again with `python3 -m venv --system-site-packages`, with the"
+    " system's own python3"
+)
 
 
 def library_version(backend: str) -> str:
@@ -98,3 +107,39 @@ def pick_backend(name: str, *, build: bool = False) -> str:
             "use --backend onnxruntime here; `fr-edge doctor` shows what is available",
         )
     return name
+
+
+@contextmanager
+def system_tensorrt(root: Path = Path("/")) -> Iterator[str]:
+    """Let Python find the distribution's own tensorrt while the block runs, where no other is there.
+
+    Its folder goes to the end of the module path, so that the environment's own packages win.
+
+    Args:
+        root: Of the file system.
+
+    Yields:
+        What was done or why nothing could be, with the remedy; "" where nothing had to be.
+    """
+    if find_spec("tensorrt") is not None:
+        yield ""
+        return
+    here = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    folders = sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))
+    own = [folder for folder in folders if folder.parts[-3] == here]
+    if not own:
+        others = ", ".join(folder.parts[-3] for folder in folders)
+        text = f"JetPack's tensorrt is for {others}, and this is {here}; {_REMEDY}"
+        yield text if folders else ""
+        return
+    path = str(own[0].parent)
+    sys.path.append(path)
+    invalidate_caches()
+    try:
+        yield (
+            "JetPack's tensorrt is outside this virtual environment; it was found and is used for"
+            f" this run only; {_REMEDY}"
+        )
+    finally:
+        if path in sys.path:
+            sys.path.remove(path)

@@ -109,8 +109,12 @@ def codes(name: str) -> set[int]:
     return {0}
 
 
-# `fr-edge demo` is run by test_demo.py, on a demo that it has prepared.
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("demo", "distill")])
+# `fr-edge demo` is run by test_demo.py, on a demo that it has prepared, and `fr-edge accept`, which
+# takes minutes, by tests/runtime/acceptance in small.
+ELSEWHERE = ("demo", "distill", "accept")
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ELSEWHERE])
 @pytest.mark.usefixtures("here")
 def test_an_example_runs(name: str) -> None:
     for line in examples(name):

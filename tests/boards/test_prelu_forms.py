@@ -15,7 +15,7 @@ from tensorrt_double import HEAD
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.errors import GateFailed, MachineError
-from fr_edge.runtime import prelu_race
+from fr_edge.runtime import build
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.select_precision import select_precision
 from fr_edge.runtime.fingerprint import engine_name, read_fingerprint
@@ -28,7 +28,7 @@ from fr_edge.runtime.trt.config import EngineOptions
 def board(monkeypatch: pytest.MonkeyPatch) -> PretendBoard:
     pretend = PretendBoard("jetpack6.2", monkeypatch)
     pretend.trt.dla_cores = 2
-    monkeypatch.setattr(prelu_race, "_TIMING_S", 0.1)
+    monkeypatch.setattr(build, "_PRELU_S", 0.1)
     return pretend
 
 
@@ -54,7 +54,7 @@ def timed(times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-3 * np.abs(first).max())
         return times
 
-    monkeypatch.setattr(prelu_race, "interleaved_min_times", stopwatch)
+    monkeypatch.setattr(build, "interleaved_min_times", stopwatch)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -121,7 +121,7 @@ def test_a_network_without_prelu_is_built_once(
             node.op_type = "Relu"
             del node.input[1:]
     bundle.file("model.onnx").write_bytes(model.SerializeToString())
-    plan = prelu_race.build_fastest_plan(
+    plan = build.build_fastest_plan(
         open_unchecked(bundle), "fp32", "tensorrt", EngineOptions(prelu="fastest"), b""
     )
     assert len(networks) == 1
@@ -135,14 +135,14 @@ def open_unchecked(bundle: Any) -> Any:
 def test_a_form_that_is_refused_or_not_timed_does_not_cost_the_engine(
     board: PretendBoard, mini: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    build_plan, refused = prelu_race.build_plan, ["split"]
+    build_plan, refused = build.build_plan, ["split"]
 
     def refusing(*args: Any) -> Any:
         if args[3].prelu in refused:
             raise GateFailed("no convolution computes in INT8")
         return build_plan(*args)
 
-    monkeypatch.setattr(prelu_race, "build_plan", refusing)
+    monkeypatch.setattr(build, "build_plan", refusing)
     options = EngineOptions(prelu="fastest")
     build_engine(mini, "int8", "tensorrt", options=options)
     name = engine_name("tensorrt", "int8")
@@ -155,7 +155,7 @@ def test_a_form_that_is_refused_or_not_timed_does_not_cost_the_engine(
     def full(*args: Any, **keywords: Any) -> Any:
         raise MachineError("no memory for a second engine")
 
-    monkeypatch.setattr(prelu_race, "GpuSession", full)
+    monkeypatch.setattr(build, "GpuSession", full)
     build_engine(mini, "int8", "tensorrt", options=options)
     facts = read_fingerprint(open_bundle(mini), name)
     assert (facts["prelu"], facts["prelu_ms"]) == ("split", {})
