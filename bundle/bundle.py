@@ -45,7 +45,7 @@ from .manifest import (
     read_manifest,
 )
 from .sbom import loaded_packages
-from .signature import ensure_signatures
+from .trust import ensure_signatures
 
 logger = logging.getLogger(__name__)
 

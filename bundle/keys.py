@@ -309,7 +309,8 @@ def _serialization() -> ModuleType:
     require_cryptography()
     from cryptography.hazmat.primitives import serialization
 
-    return serialization
+    module: ModuleType = serialization
+    return module
 
 
 def _raw(key: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Signatures of a bundle's files: who vouches for which bytes, and which files may be used here.
+"""Signatures of a bundle's files: who vouches for which bytes.
 
 A signature covers a statement: the sha256 of each file by name, the input contract, and for a pack
 the sha256 of the manifest and of the list of parts. It lies in `bundle.signatures.json` beside the
@@ -10,21 +10,18 @@ import binascii
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..documents import decode_json, encode_json, to_builtins
-from ..errors import BundleError, DataError, UsageError
+from ..errors import BundleError, DataError
 from ..files import write_atomic
 from ..reading import read_file
 from .keys import (
-    TRUSTED_KEYS,
     PublicKey,
     SigningKey,
     require_cryptography,
-    trusted_keys,
 )
 from .manifest import Bundle
 
@@ -267,96 +264,6 @@ def add_signature(bundle: Bundle, names: Iterable[str], key: SigningKey) -> None
     files = {name: entry.sha256 for name, entry in bundle.files.items()}
     signatures = merge_signature(read_signatures(bundle.root), new, files)
     write_atomic(bundle.root / SIGNATURES, encode_signatures(signatures))
-
-
-def signature_required() -> bool:
-    """Whether FR_EDGE_REQUIRE_SIGNATURE asks that only signed files are used.
-
-    Raises:
-        UsageError: The variable is neither a yes nor a no.
-    """
-    value = os.environ.get(REQUIRE_SIGNATURE, "").strip().lower()
-    if value in ("", "0", "no", "false"):
-        return False
-    if value in ("1", "yes", "true"):
-        return True
-    raise UsageError(f"{REQUIRE_SIGNATURE} is {value!r}; expected 1 or 0")
-
-
-@contextmanager
-def requiring_signatures(required: bool, named: Iterable[Path] = ()) -> Iterator[None]:
-    """Ask for signed files within a `with` block, in programs that it starts too.
-
-    Args:
-        required: Whether to ask; False leaves it as the environment says.
-        named: Files or folders of public keys to trust, besides those that are.
-    """
-    names = (REQUIRE_SIGNATURE, TRUSTED_KEYS)
-    before = {name: os.environ.get(name) for name in names}
-    places = [str(path.absolute()) for path in named]
-    if required:
-        os.environ[REQUIRE_SIGNATURE] = "1"
-    if places:
-        os.environ[TRUSTED_KEYS] = os.pathsep.join((*places, *filter(None, [before[TRUSTED_KEYS]])))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def with_required_signatures(bundle: Bundle) -> Bundle:
-    """The same bundle, of which only files that a trusted key has signed can be used.
-
-    Args:
-        bundle: An open bundle.
-
-    Raises:
-        BundleError: No key is trusted here, or the signatures are damaged or do not hold.
-        MachineError: cryptography is not installed.
-    """
-    require_cryptography()
-    keys = trusted_keys()
-    if not keys:
-        raise BundleError(
-            "a signature is required, and no key is trusted here",
-            "name the maker's public key: --trust KEY.pub, or copy it to ~/.config/fr-edge/trusted/",
-        )
-    return replace(bundle, signed=signed_files(bundle, keys))
-
-
-def vouched_for(bundle: Bundle, name: str) -> bool:
-    """Whether a trusted key has signed a file, where a signature is not required too.
-
-    Args:
-        bundle: An open bundle.
-        name: Path of a file that its manifest lists.
-
-    Raises:
-        BundleError: The signatures are damaged, or one of a trusted key does not hold.
-        MachineError: There are signatures, and cryptography is not installed.
-    """
-    if bundle.signed is None and not read_signatures(bundle.root):
-        return False
-    signed = signed_files(bundle, trusted_keys()) if bundle.signed is None else bundle.signed
-    return (name, bundle.files[name].sha256) in signed
-
-
-def ensure_signatures(bundle: Bundle) -> Bundle:
-    """The bundle as this machine may use it: restricted to signed files where those are required.
-
-    Args:
-        bundle: An open bundle.
-
-    Raises:
-        BundleError, MachineError, UsageError: As `with_required_signatures` and
-            `signature_required`.
-    """
-    wanted = bundle.signed is None and signature_required()
-    return with_required_signatures(bundle) if wanted else bundle
 
 
 def describe_key(key: PublicKey) -> str:

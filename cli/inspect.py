@@ -10,6 +10,7 @@ from .command import define_command
 from .output import Output, size_text, table
 
 if TYPE_CHECKING:
+    from ..bundle.trust import SignatureRow
     from ..graph.layers import ModelSummary
     from ..runtime.evaluation.stored_reports import ReportRow
 
@@ -38,6 +39,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     from ..bundle.bundle import open_bundle, problems
     from ..bundle.derived import stale_reports
     from ..bundle.pack_format import unlisted_files
+    from ..bundle.trust import list_signatures
     from ..documents import to_builtins
     from ..errors import BundleError
     from ..graph.layers import summarize_model
@@ -48,6 +50,11 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     reports = () if damages else list_reports(opened)
     stale |= {row.file: row.stale for row in reports if row.stale}
     unlisted = list(unlisted_files(opened))
+    signatures: tuple[SignatureRow, ...] = ()
+    try:
+        signatures = list_signatures(opened)
+    except BundleError as error:
+        damages.append(error.message)
     model = None
     if "model.onnx" in opened and not damages:
         model = summarize_model(opened.file("model.onnx"))
@@ -62,6 +69,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         "model": model,
         "problems": damages,
         "unlisted": unlisted,
+        "signatures": signatures,
     }
     rows = [
         [name, entry.role, size_text(entry.size), entry.sha256[:12]]
@@ -78,6 +86,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         *_last_change(opened.history),
         *[f"stale: {name}: {reason}" for name, reason in stale.items()],
         *[f"not part of the bundle: {name}" for name in unlisted],
+        *[_signature(row, len(opened.files)) for row in signatures],
     ]
     if damages:
         output.note("\n".join(lines))
@@ -103,6 +112,12 @@ def report_lines(reports: "Sequence[ReportRow]") -> Iterator[str]:
     ]
     yield table(rows, ("report", "verdict", "judged", "protocol", "on", "state"))
     yield ""
+
+
+def _signature(row: "SignatureRow", files: int) -> str:
+    signer = f"{row.name} ({row.key})" if row.name else row.key
+    trust = "trusted" if row.trusted else "not trusted here, not checked"
+    return f"signed by {signer}, {trust}: {row.files} of {files} files"
 
 
 def _last_change(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -64,14 +64,14 @@ def trust(body: Body) -> Body:
 
 
 def _require_signature(context: click.Context, _: click.Parameter, required: bool) -> None:
-    from ..bundle.signature import requiring_signatures
+    from ..bundle.trust import requiring_signatures
 
     if required:
         context.with_resource(requiring_signatures(required=True))
 
 
 def _trust_keys(context: click.Context, _: click.Parameter, keys: tuple[str, ...]) -> None:
-    from ..bundle.signature import requiring_signatures
+    from ..bundle.trust import requiring_signatures
 
     if keys:
         context.with_resource(requiring_signatures(required=False, named=map(Path, keys)))

@@ -18,7 +18,8 @@ import numpy as np
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.keys import SigningKey
 from ..bundle.manifest import Bundle
-from ..bundle.signature import add_signature, ensure_signatures
+from ..bundle.signature import add_signature
+from ..bundle.trust import ensure_signatures
 from ..calibration.calibrate import calibrate
 from ..documents import encode_json
 from ..errors import BundleError, FrEdgeError, GateFailed, MachineError, ModelError, UsageError

@@ -12,7 +12,7 @@ from ..arrays import F32, U8
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import Bundle
 from ..bundle.provenance import ImageDigests, Provenance, digest_pairs, make_provenance
-from ..bundle.signature import ensure_signatures, vouched_for
+from ..bundle.trust import ensure_signatures, vouched_for
 from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
 from ..files import sha256

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...bundle.manifest import Bundle
-from ...bundle.signature import with_required_signatures
+from ...bundle.trust import with_required_signatures
 from ...documents import read_toml
 from ...errors import DataError, UsageError
 from ...reading import read_file

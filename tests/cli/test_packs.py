@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fr_edge.bundle.keys import PASSPHRASE
+from fr_edge.bundle.keys import PASSPHRASE, TRUSTED_KEYS
 from fr_edge.cli.main import run
 
 
@@ -33,7 +33,7 @@ def maker(here: Path) -> Path:
 
 
 def test_a_signed_bundle_goes_elsewhere_and_is_verified_there(
-    here: Path, maker: Path, capsys: Any
+    here: Path, maker: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack = ["pack", "mini.bundle", "--out", "mini.frb", "--sign", "maker.key"]
     code, packed = answer(pack, capsys)
@@ -45,6 +45,19 @@ def test_a_signed_bundle_goes_elsewhere_and_is_verified_there(
     assert code == 0
     (signer,) = unpacked["signed_by"]
     assert signer == f"maker ({packed['signed_by'][0]})"
+    assert run(["inspect", "fresh.bundle"]) == 0
+    assert f"signed by {packed['signed_by'][0]}, not trusted here" in capsys.readouterr().out
+    monkeypatch.setenv(TRUSTED_KEYS, "maker.pub")
+    code, shown = answer(["inspect", "fresh.bundle"], capsys)
+    signature = {"key": packed["signed_by"][0], "name": "maker", "trusted": True}
+    assert shown["signatures"] == [{**signature, "files": packed["files"]}]
+    forged = Path("fresh.bundle/bundle.signatures.json")
+    genuine = forged.read_text()
+    forged.write_text(genuine.replace("model.onnx", "model.0nnx"))
+    assert run(["inspect", "fresh.bundle"]) == 4
+    assert "does not hold" in capsys.readouterr().err
+    forged.write_text(genuine)
+    monkeypatch.delenv(TRUSTED_KEYS)
     verify = ["verify", "fresh.bundle", "--engine", "int8", "--require-signature", "-q"]
     assert run([*verify, "--trust", "maker.pub"]) == 0
     assert run(verify) == 4  # the option trusts for one command only
