@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ...errors import MachineError, ModelError
 from ..cuda.interface import on_selected_gpu
 from ..machine.backends import MODULES
+from ..machine.device import find_gpus
 from .config import EngineOptions, configure, set_timing_cache, strongly_typed
-from .errors import explain_refusal, out_of_memory
+from .errors import explain_refusal, explain_start, out_of_memory
 from .layers import EngineLayer, count_untyped, layers_in_json, layers_in_log
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _compile(
     timing_cache: bytes | None,
     calibrator: Any,
 ) -> Compiled:
-    builder: tensorrt.Builder = trt.Builder(log)
+    builder: tensorrt.Builder = _started(trt, "Builder", log)
     strong = strongly_typed(trt, options)
     network = _parsed(trt, builder, log, model, shape, strong)
     config = builder.create_builder_config()
@@ -224,13 +225,26 @@ def open_runtime(
             (they carry NVIDIA's lean runtime). Only for a plan from a source that is trusted: it
             can do whatever this program can.
         dla: The DLA core that the plan was built for; TensorRT would take 0.
+
+    Raises:
+        MachineError: TensorRT does not start: the driver is too old for it, or there is no GPU.
     """
-    runtime: tensorrt.Runtime = trt.Runtime(log)
+    runtime: tensorrt.Runtime = _started(trt, "Runtime", log)
     if host_code:
         runtime.engine_host_code_allowed = True
     if dla is not None:
         runtime.DLA_core = dla
     return runtime
+
+
+def _started(trt: Any, name: str, log: Any) -> Any:
+    """An object of TensorRT's own; without a driver that fits, pybind11 gives a TypeError instead."""
+    try:
+        return getattr(trt, name)(log)
+    except TypeError as error:
+        raise explain_start(
+            trt.__name__, str(trt.__version__), log.problems or [str(error)], find_gpus().driver
+        ) from error
 
 
 def _one_line(error: "tensorrt.ParserError") -> str:

@@ -86,6 +86,28 @@ def explain_refusal(step: str, messages: Iterable[str]) -> FrEdgeError:
     )
 
 
+def explain_start(module: str, version: str, messages: Iterable[str], driver: str) -> MachineError:
+    """The error of a TensorRT that gives no builder or runtime.
+
+    Args:
+        module: "tensorrt" or "tensorrt_rtx".
+        version: Its version.
+        messages: TensorRT's.
+        driver: The CUDA version that the driver serves, "" without a driver.
+    """
+    text = _short(" ".join(" ".join(messages).split()))
+    if "driver version is insufficient" in text and driver:
+        return MachineError(
+            f"{module} {version} needs a newer driver than this one, which serves CUDA {driver}."
+            f" Its message: {text}",
+            f"update NVIDIA's driver, or install a {module} for CUDA {driver.split('.')[0]}",
+        )
+    return MachineError(
+        f"{module} {version} does not start here: {text}",
+        "`fr-edge doctor` lists what this machine has",
+    )
+
+
 def out_of_memory(messages: Iterable[str]) -> bool:
     """Whether TensorRT ran out of GPU memory.
 

@@ -86,6 +86,12 @@ class Device:
             parts.append(str(value.value))
         return name.value.decode(), ".".join(parts)
 
+    def too_old(self) -> bool:
+        """For TensorRT built with CUDA 12, the oldest of these boards."""
+        version = ctypes.c_int()
+        self.cuda.cuDriverGetVersion(ctypes.byref(version))
+        return version.value < 12000
+
     def launch(self, stream: int, work: Callable[[], None]) -> None:
         callback = self.kind(lambda data: work())
         if self.capturing(stream):
@@ -104,7 +110,7 @@ def install(home: Path, board: dict[str, Any], clock: ClockDouble) -> TensorRTDo
     os.environ["DOUBLE_FILES"] = str(home / "files")
     trt, device = TensorRTDouble(board["tensorrt"], tuple(board["header"])), Device()
     trt.gpu, trt.launch, trt.capturing = device.gpu, device.launch, device.capturing
-    trt.on_run = clock.run
+    trt.on_run, trt.driver_too_old = clock.run, device.too_old
     if board["keeps"]:
         trt.keeps = lambda node, kind, depthwise: board["keeps"] if kind == "int8" else None
     trt.contexts = board["contexts"]

@@ -54,6 +54,7 @@ class TensorRTDouble:
         gpu: Name and compute capability of the GPU that work runs on now.
         launch: Queues a function on a stream.
         capturing: Whether a stream records a graph.
+        driver_too_old: Whether TensorRT's CUDA runtime refuses the driver.
         on_run: Is told the batch of each run of an engine.
         keeps: Of a node, its precision and whether the convolution is depthwise, the precision that
             the builder takes in its place; None for no change.
@@ -77,6 +78,7 @@ class TensorRTDouble:
         self.gpu: Callable[[], tuple[str, str]] = lambda: ("Orin", "8.7")
         self.launch: Callable[[int, Callable[[], None]], None] = lambda stream, work: work()
         self.capturing: Callable[[int], bool] = lambda stream: False
+        self.driver_too_old: Callable[[], bool] = lambda: False
         self.on_run: Callable[[int], None] = lambda batch: None
         self.keeps: Callable[[str, str, bool], str | None] = lambda node, kind, depthwise: None
         self.log_form = "plain" if version.startswith("8") else "json"
@@ -129,7 +131,18 @@ class TensorRTDouble:
     # Builder
 
     def Builder_init(self, this: Any, logger: Any) -> None:  # noqa: N802
+        self._require_driver(logger)
         vars(this)["_log"] = logger
+
+    def _require_driver(self, log: Any) -> None:
+        """What pybind11 makes of a factory that returns nullptr."""
+        if self.driver_too_old():
+            self._error(
+                log,
+                "[checkMacros.cpp::catchCudaError::212] Error Code 1: Cuda Runtime (CUDA driver"
+                " version is insufficient for CUDA runtime version)",
+            )
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def Builder_num_DLA_cores(self, this: Any) -> int:  # noqa: N802
         return self.dla_cores
@@ -357,6 +370,7 @@ class TensorRTDouble:
     # Runtime and engine
 
     def Runtime_init(self, this: Any, logger: Any) -> None:  # noqa: N802
+        self._require_driver(logger)
         vars(this)["_log"] = logger
 
     def Runtime_deserialize_cuda_engine(self, this: Any, serialized_engine: Any) -> Any:  # noqa: N802
