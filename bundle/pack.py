@@ -1,7 +1,12 @@
-"""Write a bundle as one file, reproducibly: the same content gives the same bytes; see `pack_format`."""
+"""A bundle as one file, and back; `pack_format` has the file's format.
+
+`pack` is reproducible: the same content gives the same bytes. `unpack` is all or nothing.
+"""
 
 import hashlib
+import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,21 +16,38 @@ from typing import BinaryIO
 from ..documents import encode_json
 from ..errors import BundleError, MachineError, UsageError
 from ..files import sync
+from ..interruption import deferred_signals
 from .bundle import open_bundle
-from .keys import SigningKey
-from .manifest import MANIFEST, SCHEMA, Bundle, linked_part
-from .pack_format import Write, check_names, end_of_pack, filling, member_header, open_regular
+from .derived import is_report
+from .keys import PublicKey, SigningKey
+from .manifest import MANIFEST, SCHEMA, Bundle, linked_part, read_manifest
+from .pack_format import (
+    AGAIN,
+    TEXTS,
+    PackReader,
+    Write,
+    check_names,
+    end_of_pack,
+    filling,
+    member_header,
+    open_regular,
+)
 from .sbom import SBOM, bundle_sbom
 from .signature import (
     SIGNATURES,
     Signature,
+    decode_signatures,
+    describe_key,
     encode_signatures,
     merge_signature,
     read_signatures,
     read_statement,
     sign_statement,
     state_files,
+    trusted_statements,
 )
+
+logger = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
 
@@ -74,7 +96,7 @@ def pack(
         raise UsageError(f"{out} is not a file", "name the file to write: --out NAME.frb")
     if opened.root.resolve() in out.resolve().parents:
         raise UsageError(f"{out} lies in the bundle", "write the pack elsewhere")
-    left_out = {} if reports else {n: "a report" for n in opened.files if _is_evidence(n)}
+    left_out = {} if reports else {n: "a report" for n in opened.files if is_report(n)}
     packed = _without(opened, left_out)
     check_names(packed.files)
     manifest = _encode_manifest(packed)
@@ -93,16 +115,12 @@ def pack(
         for name, data in texts.items():
             write(member_header(name, len(data)) + data + filling(len(data)))
         for name in sorted(packed.files):
-            _write_file(write, packed, name)
+            _pack_file(write, packed, name)
         write(end_of_pack(stream.tell()))
         size = stream.tell()
     whole = [s for s in signatures if read_statement(s).manifest == _sha256(manifest)]
     signed_by = tuple(signature.public.fingerprint for signature in whole)
     return PackResult(str(out), digest.hexdigest(), size, len(packed.files), left_out, signed_by)
-
-
-def _is_evidence(name: str) -> bool:
-    return name.startswith("reports/") or name == "report.html"
 
 
 def _without(bundle: Bundle, names: Iterable[str]) -> Bundle:
@@ -138,7 +156,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_file(write: Write, bundle: Bundle, name: str) -> None:
+def _pack_file(write: Write, bundle: Bundle, name: str) -> None:
     """Copy a file of the bundle, and check its bytes on the way."""
     entry, path = bundle.files[name], bundle.path(name)
     if link := linked_part(bundle.root, path.relative_to(bundle.root).as_posix()):
@@ -173,3 +191,186 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@dataclass(frozen=True)
+class UnpackResult:
+    """A bundle that was unpacked.
+
+    Attributes:
+        bundle: Its folder.
+        files: Files that the manifest lists.
+        size: Bytes of these.
+        signed_by: Names and fingerprints of the trusted keys that have signed the pack.
+    """
+
+    bundle: str
+    files: int
+    size: int
+    signed_by: tuple[str, ...]
+
+
+def unpack(
+    file: str | Path,
+    out: str | Path,
+    keys: Iterable[PublicKey] = (),
+    *,
+    allow_unsigned: bool = False,
+    force: bool = False,
+) -> UnpackResult:
+    """Make a bundle of a pack.
+
+    The signature is checked before the first file is written, each file's name, size and sha256
+    while it is.
+
+    Args:
+        file: The pack.
+        out: The bundle's folder.
+        keys: The trusted public keys.
+        allow_unsigned: Whether to take a pack that no trusted key has signed.
+        force: Whether a bundle at `out` is replaced.
+
+    Raises:
+        UsageError: `out` exists.
+        BundleError: The file is not a pack, is damaged, cut or changed, holds what its manifest does
+            not list, or is not signed by a trusted key.
+        MachineError: The folder cannot be written, or another command is writing it.
+    """
+    file, folder = Path(file), Path(os.path.abspath(out))
+    with open_regular(file) as stream, _draft_beside(folder, force) as draft:
+        reader = PackReader(stream, file)
+        texts = {name: data for name in TEXTS if (data := reader.read_text(name)) is not None}
+        if SBOM not in texts:
+            raise BundleError(f"{file} lacks {SBOM}", AGAIN)
+        for name, data in texts.items():
+            (draft / name).write_bytes(data)
+        bundle = read_manifest(draft, "manifest")
+        check_names(bundle.files)
+        signed_by = _signers(file, texts, tuple(keys))
+        if not signed_by:
+            _accept_unsigned(file, texts, allow_unsigned)
+        for name in sorted(bundle.files):
+            _unpack_file(reader, bundle, name)
+        reader.check_end(bundle.files)
+        for parent in {path.parent for path in draft.rglob("*")}:
+            sync(parent)
+    size = sum(entry.size for entry in bundle.files.values())
+    return UnpackResult(str(out), len(bundle.files), size, tuple(map(describe_key, signed_by)))
+
+
+def _signers(
+    file: Path, texts: Mapping[str, bytes], keys: tuple[PublicKey, ...]
+) -> list[PublicKey]:
+    """The trusted keys that have signed the pack as it is."""
+    if SIGNATURES not in texts:
+        return []
+    signatures = decode_signatures(texts[SIGNATURES], f"{file}: {SIGNATURES}")
+    manifest, sbom = (hashlib.sha256(texts[name]).hexdigest() for name in (MANIFEST, SBOM))
+    return [
+        key
+        for key, statement in trusted_statements(signatures, keys, file)
+        if (statement.manifest, statement.sbom) == (manifest, sbom)
+    ]
+
+
+def _accept_unsigned(file: Path, texts: Mapping[str, bytes], allowed: bool) -> None:
+    signatures = decode_signatures(texts[SIGNATURES], file) if SIGNATURES in texts else ()
+    names = ", ".join(signature.public.fingerprint for signature in signatures)
+    reason = (
+        f"{file} carries signatures of {names}; no trusted key has signed it as it is"
+        if names
+        else f"{file} is not signed"
+    )
+    if not allowed:
+        raise BundleError(
+            reason, "name its maker's key: --trust KEY.pub; or take it as it is: --allow-unsigned"
+        )
+    logger.warning("%s; its files are whole, and their maker is not known", reason)
+
+
+def _unpack_file(reader: PackReader, bundle: Bundle, name: str) -> None:
+    path = bundle.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as stream:
+        reader.copy(name, bundle.files[name], bundle.files, stream.write)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _draft_beside(out: Path, force: bool) -> Iterator[Path]:
+    """A folder that becomes `out` at the end of the block; on an exception nothing is left.
+
+    What a killed run has left beside `out` is removed, or put back where it was on the way out.
+    """
+    if not out.name:
+        raise UsageError("the bundle's folder has no name", "name a new folder: --out DIR")
+    draft, old = (out.with_name(f".{out.name}.{word}") for word in ("unpack", "replaced"))
+    with _made(draft):
+        if os.path.lexists(old):
+            if os.path.lexists(out):
+                shutil.rmtree(old)
+            else:
+                old.rename(out)
+        _check_target(out, force)
+        yield draft
+        if not os.path.lexists(out):
+            draft.rename(out)
+        else:
+            busy = "is being written by another command"
+            with _exclusive(out, busy), deferred_signals():
+                out.rename(old)
+                try:
+                    draft.rename(out)
+                except OSError:
+                    old.rename(out)
+                    raise
+                shutil.rmtree(old)
+        sync(out.parent)
+
+
+@contextmanager
+def _made(draft: Path) -> Iterator[None]:
+    """An empty folder that no other command uses; removed at the end."""
+    if draft.is_symlink() or (draft.exists() and not draft.is_dir()):
+        raise UsageError(f"{draft} is in the way", "remove it")
+    try:
+        draft.mkdir(exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"there is no folder {draft.parent}", "make it first") from error
+    except OSError as error:
+        raise MachineError(f"{draft.parent} cannot be written: {error.strerror}") from error
+    with _exclusive(draft, "is being unpacked by another command"):
+        try:
+            for path in draft.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            yield
+        except BaseException:  # else it has become the bundle
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _exclusive(folder: Path, busy: str) -> Iterator[None]:
+    import fcntl  # not on Windows, where the command line refuses to start
+
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(handle), os.lstat(folder)):
+                raise FileNotFoundError(folder)
+        except OSError as error:
+            raise MachineError(f"{folder} {busy}", "wait for it, then run this again") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _check_target(out: Path, force: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise UsageError(f"{out} exists", "choose a new folder for --out, or add --force")
+    if out.is_symlink() or not (out / MANIFEST).is_file():
+        raise UsageError(f"{out} is not a bundle", "--force replaces bundles only")

@@ -25,7 +25,7 @@ def command(
     from pathlib import Path
 
     from ..bundle.keys import trusted_keys
-    from ..bundle.unpack import unpack
+    from ..bundle.pack import unpack
     from ..documents import to_builtins
 
     if not out:

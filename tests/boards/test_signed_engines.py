@@ -15,10 +15,9 @@ from pretend import PretendBoard
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.keys import TRUSTED_KEYS, make_key_pair, read_signing_key, state_folder
-from fr_edge.bundle.pack import pack
+from fr_edge.bundle.pack import pack, unpack
 from fr_edge.bundle.signature import SIGNATURES
 from fr_edge.bundle.trust import REQUIRE_SIGNATURE
-from fr_edge.bundle.unpack import unpack
 from fr_edge.cli.main import run
 from fr_edge.errors import BundleError, UsageError
 from fr_edge.files import sha256

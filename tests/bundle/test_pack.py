@@ -16,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from packs import FILES, content, edit, keys_of, make_key, members, write_bundle
 
 from fr_edge.bundle.bundle import open_bundle, transaction
-from fr_edge.bundle.pack import pack
+from fr_edge.bundle.pack import pack, unpack
 from fr_edge.bundle.sbom import SBOM
 from fr_edge.bundle.signature import SIGNATURES
-from fr_edge.bundle.unpack import unpack
 from fr_edge.errors import BundleError, MachineError, UsageError
 
 

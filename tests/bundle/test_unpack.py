@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from packs import FILES, Member, content, edit, keys_of, make_key, member, write_bundle, write_tar
 
 from fr_edge.bundle.keys import SigningKey
-from fr_edge.bundle.pack import pack
+from fr_edge.bundle.pack import pack, unpack
 from fr_edge.bundle.signature import SIGNATURES
-from fr_edge.bundle.unpack import unpack
 from fr_edge.errors import BundleError, FrEdgeError, MachineError, UsageError
 
 Change = Callable[[list[Member]], None]
@@ -349,7 +348,7 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from fr_edge.bundle.keys import PublicKey\n"
-        "from fr_edge.bundle.unpack import unpack\n"
+        "from fr_edge.bundle.pack import unpack\n"
         "keys = (PublicKey(bytes.fromhex(sys.argv[3])),)\n"
         "before = None\n"
         "def child(limit):\n"
@@ -393,13 +392,13 @@ def test_ctrl_c_leaves_nothing(made: tuple[Path, SigningKey], tmp_path: Path) ->
     code = (
         "import sys, time\n"
         "from fr_edge.bundle.keys import PublicKey\n"
-        "from fr_edge.bundle import unpack\n"
-        "class Slow(unpack.PackReader):\n"
+        "from fr_edge.bundle import pack\n"
+        "class Slow(pack.PackReader):\n"
         "    def copy(self, *args):\n"
         "        print('reading', flush=True)\n"
         "        time.sleep(60)\n"
-        "unpack.PackReader = Slow\n"
-        "unpack.unpack(sys.argv[1], sys.argv[2], [PublicKey(bytes.fromhex(sys.argv[3]))])\n"
+        "pack.PackReader = Slow\n"
+        "pack.unpack(sys.argv[1], sys.argv[2], [PublicKey(bytes.fromhex(sys.argv[3]))])\n"
     )
     program = subprocess.Popen(
         [sys.executable, "-c", code, str(file), str(tmp_path / "out"), key.public.raw.hex()],
