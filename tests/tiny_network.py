@@ -18,9 +18,9 @@ SIDE, DIM = 16, 5
 class Tiny:
     """Collects the nodes; `int8` puts Q and DQ around the inputs of every dense layer."""
 
-    def __init__(self, *, int8: bool, dtype: type = np.float32) -> None:
+    def __init__(self, *, int8: bool, dtype: type = np.float32, side: int = SIDE) -> None:
         self.random = np.random.default_rng(7)
-        self.int8, self.dtype = int8, dtype
+        self.int8, self.dtype, self.side = int8, dtype, side
         self.nodes: list[NodeProto] = []
         self.weights: dict[str, np.ndarray] = {}
 
@@ -62,7 +62,7 @@ class Tiny:
         y = self.conv(y, "c4", (8, 16, 1, 1))
         x = self.add("Add", [x, y], "sum")
         x = self.prelu(self.conv(x, "c5", (12, 8, 1, 1)), 12)
-        x = self.conv(x, "c6", (12, 1, 8, 8), group=12)
+        x = self.conv(x, "c6", (12, 1, self.side // 2, self.side // 2), group=12)
         x = self.add("Flatten", [x], "flat")
         shape = (DIM, 12)
         weight = self.constant("gemm_w", self.random.normal(size=shape).astype(self.dtype))
@@ -73,7 +73,11 @@ class Tiny:
         graph = helper.make_graph(
             self.nodes,
             "tiny",
-            [helper.make_tensor_value_info("face", TensorProto.FLOAT, ("batch", 3, SIDE, SIDE))],
+            [
+                helper.make_tensor_value_info(
+                    "face", TensorProto.FLOAT, ("batch", 3, *[self.side] * 2)
+                )
+            ],
             [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ("batch", DIM))],
             [numpy_helper.from_array(np.asarray(v), n) for n, v in self.weights.items()],
         )
@@ -97,18 +101,24 @@ def faces() -> Callable[[int], np.ndarray]:
     return lambda n: np.random.default_rng(3).normal(size=(n, 3, SIDE, SIDE)).astype(np.float32)
 
 
-@pytest.fixture
-def bundle(tmp_path: Path, tiny: Make) -> Bundle:
+def write_tiny_bundle(folder: Path, side: int = SIDE) -> Bundle:
     """The network in all flavours, not calibrated on anything."""
-    with transaction(tmp_path / "tiny.bundle", "export", {}) as draft:
-        draft.spec, draft.embedding_dim = InputSpec(height=SIDE, width=SIDE), DIM
+    with transaction(folder, "export", {}) as draft:
+        draft.spec, draft.embedding_dim = InputSpec(height=side, width=side), DIM
         for name, kind in (
             ("model.onnx", {}),
             ("model.fp16.onnx", {"dtype": np.float16}),
             ("model.int8.onnx", {"int8": True}),
         ):
-            draft.path(name, "model").write_bytes(tiny(**kind).SerializeToString())
-    return open_bundle(tmp_path / "tiny.bundle")
+            model = Tiny(**{"int8": False, "side": side, **kind}).model()
+            draft.path(name, "model").write_bytes(model.SerializeToString())
+    return open_bundle(folder)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """The tiny network's bundle."""
+    return write_tiny_bundle(tmp_path / "tiny.bundle")
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])

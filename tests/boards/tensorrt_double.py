@@ -12,6 +12,7 @@ IEngineInspector::setExecutionContext).
 import ctypes
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
 from importlib.machinery import ModuleSpec
@@ -347,6 +348,7 @@ class TensorRTDouble:
             return False
         read = onnx.load_from_string(bytes(model))
         vars(this._network)["_model"] = read
+        self.transcript.append(f"-- network: {_summary(read)}")
         return True
 
     def OnnxParser_num_errors(self, this: Any) -> int:  # noqa: N802
@@ -603,6 +605,22 @@ def _options() -> ort.SessionOptions:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return options
+
+
+def _summary(model: Any) -> str:
+    """The input, the operators, and the types of the convolutions' weights."""
+    face = model.graph.input[0]
+    kind = onnx.TensorProto.DataType.Name(face.type.tensor_type.elem_type)
+    sizes = [d.dim_param or d.dim_value for d in face.type.tensor_type.shape.dim]
+    counts = Counter(node.op_type for node in model.graph.node)
+    weights = Counter(
+        onnx.TensorProto.DataType.Name(w.data_type)
+        for w in model.graph.initializer
+        if len(w.dims) == 4
+    )
+    operators = ", ".join(f"{n} {op}" for op, n in sorted(counts.items()))
+    types = ", ".join(f"{n} {name}" for name, n in sorted(weights.items()))
+    return f"{face.name} {kind} {sizes}; {operators}; weights {types}"
 
 
 def _quantised(model: Any) -> bool:
