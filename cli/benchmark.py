@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -13,6 +13,7 @@ from .compare import changes_text, fraction
 from .output import Output
 
 if TYPE_CHECKING:
+    from ..errors import FrEdgeError
     from ..runtime.benchmark.result import BenchmarkResult
     from ..runtime.evaluation.compare import CompareResult
 
@@ -66,6 +67,7 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
             "--max-p99-ms",
             "--min-throughput",
             "--max-energy-mj",
+            "--policy",
             "--junit",
             "--allow-invalid",
         ),
@@ -125,6 +127,7 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
 @click.option("--max-p99-ms", type=float, metavar="X", help="Gate: p99 of each line's latency.")
 @click.option("--min-throughput", type=float, metavar="X", help="Gate: each line's faces a second.")
 @click.option("--max-energy-mj", type=float, metavar="X", help="Gate: each line's energy per face.")
+@options.policy
 @options.junit
 @click.option("--markdown", is_flag=True, help="Print a table for a README.")
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 even when a run is INVALID.")
@@ -147,6 +150,7 @@ def command(
     max_p99_ms: float | None,
     min_throughput: float | None,
     max_energy_mj: float | None,
+    policy: str | None,
     junit: str | None,
     markdown: bool,
     allow_invalid: bool,
@@ -155,9 +159,10 @@ def command(
 
     Percentiles of latency, throughput, and where the time goes.
     A run is INVALID when it was too short, too noisy or disturbed, or when the engine is not the
-    original network any more; the exit code is then 1. Ctrl-C and SIGTERM keep what has run.
+    original network any more; the exit code is then 1. Ctrl-C and SIGTERM keep what has run. The
+    result is printed before the bundle keeps it: one that is read-only loses nothing but the report.
     """
-    from ..documents import to_builtins
+    from ..errors import FrEdgeError
     from ..interruption import interruptible
     from ..runtime.benchmark.benchmark import benchmark
     from ..runtime.benchmark.result import BenchmarkInterrupted
@@ -169,10 +174,18 @@ def command(
     earlier = _read_earlier(Path(against), max_regression) if against else None
     if duration >= _LONG_S and not log:
         output.note("--log FILE would keep what a power failure takes")
+    printed: list[tuple[CompareResult | FrEdgeError | None, BenchmarkResult]] = []
+
+    def show(result: "BenchmarkResult") -> None:
+        comparison = _compare(earlier, result, str(against), max_regression) if earlier else None
+        printed.append((comparison, result))
+        _print(output, result, comparison, str(against), markdown=markdown)
+
     stopped = 0
+    not_stored: FrEdgeError | OSError | KeyboardInterrupt | None = None
     with interruptible() as signals:
         try:
-            result = benchmark(
+            benchmark(
                 bundle,
                 engine,
                 backend,
@@ -188,23 +201,27 @@ def command(
                 max_p99_ms=max_p99_ms,
                 min_throughput=min_throughput,
                 max_energy_mj=max_energy_mj,
+                policy=Path(policy) if policy else None,
                 log=Path(log) if log else None,
+                before_storing=show,
             )
-        except BenchmarkInterrupted as stop:
-            result, stopped = stop.result, 128 + signals.number
-    document = to_builtins(result)
-    lines, slower = [as_markdown(result) if markdown else as_text(result)], False
-    if earlier is not None:
-        comparison = _compare(earlier, result, str(against), max_regression)
-        document["against"] = to_builtins(comparison)
-        lines += ["", f"A is {against}, B this run", changes_text(comparison)]
-        slower = not comparison.passed
+        except BenchmarkInterrupted:
+            stopped = 128 + signals.number
+        except (FrEdgeError, OSError, KeyboardInterrupt) as error:
+            if not printed:
+                raise
+            not_stored = error
+    ((comparison, result),) = printed
     if junit:
         _write_junit(Path(junit), result)
-    output.result(document, "\n".join(lines))
+    if not_stored is not None:
+        _end_unstored(not_stored)
+    if isinstance(comparison, FrEdgeError):
+        _end(comparison.message, comparison.hint, comparison.exit_code)
     if stopped:
         output.note("interrupted: what had run is above, and in the bundle's reports")
         click.get_current_context().exit(stopped)
+    slower = comparison is not None and not comparison.passed
     if result.passed is False and result.gates_verdict == "FAILED":
         output.fail_gate(_failed(result))
     if slower:
@@ -216,6 +233,46 @@ def command(
         )
     if result.passed is False:
         output.fail_gate(_failed(result))
+
+
+def _print(
+    output: Output,
+    result: "BenchmarkResult",
+    comparison: "CompareResult | FrEdgeError | None",
+    against: str,
+    *,
+    markdown: bool,
+) -> None:
+    from ..documents import to_builtins
+    from ..errors import FrEdgeError
+
+    document = to_builtins(result)
+    lines = [as_markdown(result) if markdown else as_text(result)]
+    if comparison is not None and not isinstance(comparison, FrEdgeError):
+        document["against"] = to_builtins(comparison)
+        lines += ["", f"A is {against}, B this run", changes_text(comparison)]
+    output.result(document, "\n".join(lines))
+
+
+def _end_unstored(error: "FrEdgeError | OSError | KeyboardInterrupt") -> NoReturn:
+    """End the command after a result that is printed and that the bundle could not take."""
+    from ..errors import FrEdgeError, MachineError
+    from ..interruption import interrupted
+
+    what = "the result is above, and was not stored: "
+    if isinstance(error, FrEdgeError):
+        _end(what + error.message, error.hint, error.exit_code)
+    if isinstance(error, OSError):
+        _end(what + (error.strerror or str(error)), "", MachineError.exit_code)
+    _end(f"{what}interrupted", "", interrupted(error).exit_code)
+
+
+def _end(message: str, hint: str, code: int) -> NoReturn:
+    """As `main` ends a command, but stdout holds the result already."""
+    click.echo(f"fr-edge: {message}", err=True)
+    if hint:
+        click.echo(f"         {hint}", err=True)
+    click.get_current_context().exit(code)
 
 
 def _failed(result: "BenchmarkResult") -> str:
@@ -259,15 +316,16 @@ def _read_earlier(path: Path, max_regression: float | None) -> "BenchmarkResult"
 
 def _compare(
     earlier: "BenchmarkResult", result: "BenchmarkResult", name: str, max_regression: float | None
-) -> "CompareResult":
+) -> "CompareResult | FrEdgeError":
+    """The comparison; the error where there is none to make, to be raised once all is printed."""
     from ..errors import UsageError
     from ..runtime.evaluation.compare import compare_reports
 
     try:
         return compare_reports(earlier, result, (name, "this run"), max_regression)
-    except UsageError as error:
-        raise UsageError(
+    except UsageError:
+        return UsageError(
             "this run and the earlier one have no setting in common; this one's figures are in"
             " the bundle's reports",
             "run the earlier one's --batch, --threads, --streams and --rate",
-        ) from error
+        )

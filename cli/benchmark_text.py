@@ -28,6 +28,8 @@ def as_text(result: "BenchmarkResult") -> str:
     for run in result.runs:
         lines += _load(run.setting.label, run.load) if run.load else []
     for run in result.runs:
+        lines += _energy(run)
+    for run in result.runs:
         lines += _breakdown(run)
     if denied := result.device.get("sensors_denied"):
         lines.append(f"no permission for {', '.join(denied)}: no energy from it")
@@ -107,6 +109,18 @@ def _load(label: str, load: "LoadSummary") -> list[str]:
         f"{label}: at work {100 * load.busy:.0f} % of the time; a query takes"
         f" {load.work_p50_ms:.3f} ms once begun and waits {load.waiting_mean_ms:.3f} ms in the"
         " mean; latency counts from when it was due"
+    ]
+
+
+def _energy(run: "BenchmarkRun") -> list[str]:
+    energy = run.energy
+    if energy is None:
+        return []
+    ends = energy.interval_95_mj
+    between = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    return [
+        f"{run.setting.label}: {energy.mj_per_face:.2f}{between} mJ per face above rest;"
+        f" {energy.rail} drew {energy.power_mw:.0f} mW, at rest {energy.idle_mw:.0f} mW"
     ]
 
 

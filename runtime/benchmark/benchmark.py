@@ -5,7 +5,7 @@ One caller runs one batch after the other (MLPerf's SingleStream), several at th
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -21,8 +21,8 @@ from ...progress import Track, silent
 from ..evaluation.limits import (
     POLICY_NAME,
     BenchmarkLimits,
-    bundle_policy,
-    merge_limits,
+    kept_policy,
+    merged_policy,
     min_cosine_floor,
     with_policy_signatures,
 )
@@ -68,7 +68,9 @@ def benchmark(
     max_p99_ms: float | None = None,
     min_throughput: float | None = None,
     max_energy_mj: float | None = None,
+    policy: Path | None = None,
     log: Path | None = None,
+    before_storing: Callable[[BenchmarkResult], None] = lambda result: None,
 ) -> BenchmarkResult:
     """Time an engine on the golden faces and write its report, `reports/benchmark-...json`.
 
@@ -94,10 +96,13 @@ def benchmark(
         power_mode: Runs in another mode are INVALID, as nvpmodel names it; by default the one that
             the bundle's policy requires in [benchmark].
         max_p99_ms: Gate: ceiling of the 99th percentile of latency of each run, milliseconds.
-            Limits left None come from the bundle's policy.
+            Limits left None come from `policy`, else from the bundle's policy.
         min_throughput: Gate: floor of the throughput, faces per second.
-        max_energy_mj: Gate: ceiling of the energy of a face, millijoules.
+        max_energy_mj: Gate: ceiling of the energy of a face above idle, millijoules.
+        policy: A TOML file with limits in [benchmark], which the bundle keeps.
         log: A file that gets a line of JSON every ten seconds.
+        before_storing: Called with the result before it is written into the bundle, which may be
+            locked or read-only.
 
     Returns:
         The figures, the verdicts and the reasons.
@@ -105,21 +110,22 @@ def benchmark(
     Raises:
         UsageError: Impossible options.
         BundleError: The engine was not built, or a file was changed.
-        MachineError: The backend cannot run here.
+        DataError: The policy cannot be read.
+        MachineError: The backend cannot run here, or the bundle cannot be written.
         ModelError: A golden embedding is zero or not finite.
         BenchmarkInterrupted: Ctrl-C came; what had run is written, and is its `result`.
     """
     check_options(batches, threads, streams, rates, duration_s)
     asked = BenchmarkLimits(max_p99_ms, min_throughput, max_energy_mj)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    bundle = with_policy_signatures(bundle, None)
-    required_mode = power_mode or required_power_mode(bundle)
+    bundle = with_policy_signatures(bundle, policy)
+    required_mode = power_mode or required_power_mode(bundle, policy)
     board, processes = read_board(), gpu_processes()  # before a session of ours is there
     subject = EngineUnderTest(bundle, engine, backend, end_to_end=end_to_end)
     session, golden = subject.first, subject.golden
-    limits = merge_limits(asked, bundle_policy(bundle, session.precision, BenchmarkLimits))
+    limits = merged_policy(asked, bundle, policy, session.precision)
     cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
-    problems = _golden_problems(cosine, min_cosine_floor(bundle, session.precision))
+    problems = _golden_problems(cosine, min_cosine_floor(bundle, policy, session.precision))
     if not subject.on_cpu:
         problems += other_gpu_load(board, processes)
     settings = all_settings(batches, threads, streams, rates, session.largest_batch)
@@ -159,12 +165,16 @@ def benchmark(
             session,
             images=digest_images(golden.faces),
             also=("golden.npz", POLICY_NAME),
+            instead={POLICY_NAME: policy},
         ),
     )
     result = judge_performance(limits, result)
     timed = (duration_s, settings, end_to_end, required_mode)
     result = replace(result, report=_report_name(bundle, result, timed))
-    _write(bundle, result)
+    try:
+        before_storing(result)
+    finally:
+        _write(bundle, result, kept_policy(policy))
     if interrupted:
         raise BenchmarkInterrupted(result)
     return result
@@ -203,6 +213,7 @@ class _Bench:
                 )
         finally:
             workload.close()
+        trace.load_s = timing.span_s
         problems = (*self.problems, *power_mode_problems(trace, self.required_mode))
         cosine = workload.min_cosine
         run = summarize_run(setting, timing, self.duration_s, cosine, trace, self.idle, problems)
@@ -268,7 +279,7 @@ def _report_name(bundle: Bundle, result: BenchmarkResult, timed: object) -> str:
     return f"{name}.json"
 
 
-def _write(bundle: Bundle, result: BenchmarkResult) -> None:
+def _write(bundle: Bundle, result: BenchmarkResult, files: Mapping[str, bytes]) -> None:
     options = {
         "engine": result.engine,
         "backend": result.backend,
@@ -277,6 +288,8 @@ def _write(bundle: Bundle, result: BenchmarkResult) -> None:
     of = tuple(result.provenance.files) if result.provenance else ()
     with transaction(bundle, "benchmark", options) as change:
         check_unchanged(bundle, result.artifact)
+        for name, data in files.items():
+            change.path(name, "policy").write_bytes(data)
         if result.verdict == "VALID":
             change.remove(result.report.replace(".json", "-invalid.json"))
         path = change.path(result.report, "benchmark", of=of)

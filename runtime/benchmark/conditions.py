@@ -13,11 +13,12 @@ from ..machine.sensors import Reading
 _BUSY_PERCENT = 10.0  # load of the GPU before the run, from which others use it
 
 
-def required_power_mode(bundle: Bundle) -> str | None:
-    """The power mode that the bundle's policy asks for in its table `[benchmark]`.
+def required_power_mode(bundle: Bundle, policy: Path | None = None) -> str | None:
+    """The power mode that a policy asks for in its table `[benchmark]`.
 
     Args:
         bundle: An open bundle.
+        policy: A TOML file that takes the place of the bundle's own policy; None for the latter.
 
     Returns:
         `power_mode`, None where the policy names none.
@@ -25,9 +26,9 @@ def required_power_mode(bundle: Bundle) -> str | None:
     Raises:
         DataError: The policy cannot be read, or the table holds another key.
     """
-    if POLICY_NAME not in bundle:
+    if policy is None and POLICY_NAME not in bundle:
         return None
-    path = bundle.file(POLICY_NAME)
+    path = policy or bundle.file(POLICY_NAME)
     read_policy(path, "int8", BenchmarkLimits)  # checks the keys of every table
     return _power_mode(read_toml(path).get("benchmark", {}), path)
 

@@ -20,14 +20,8 @@ from ..evaluation.gates import (
 )
 from ..evaluation.limits import BenchmarkLimits
 from ..evaluation.result import OpenedFile
-from ..machine.monitor import (
-    FaceEnergy,
-    SensorTrace,
-    TraceSummary,
-    anomalies,
-    energy,
-    summarize_trace,
-)
+from ..machine.energy import FaceEnergy, energy
+from ..machine.monitor import SensorTrace, TraceSummary, anomalies, summarize_trace
 from .breakdown import LayerShare
 from .poisson_load import MAX_BUSY, LoadResult
 from .setting import Setting
@@ -35,6 +29,7 @@ from .statistics import (
     PERCENTILES,
     Latencies,
     latency_percentile,
+    mean_latency_interval,
     percentile_interval,
     percentile_name,
 )
@@ -51,6 +46,7 @@ _MAX_DRIFT = 0.10  # spread of the medians of ten parts over the median
 _MAX_CPU_WAIT = 0.05  # share of the time that the threads waited for a core
 _MAX_LATE = 0.05  # of the mean latency, that late queries of the benchmark itself may add
 _SAME_COSINE = 0.9999  # of embeddings during and before the runs
+_NO_INTERVAL = "no 95 % interval"
 _MIN_GAIN = 1.10  # in faces per second, below which a larger batch does not pay
 
 
@@ -88,6 +84,7 @@ class BenchmarkRun:
         reasons: Why the figures cannot be trusted; empty when they can.
         latency_ms: mean, min, max and percentiles by name; None where the runs do not show one.
         interval_95_ms: Percentile by name -> its 95 % interval.
+        throughput_interval_95: 95 % interval of `throughput_per_s`; None where the runs show none.
     """
 
     batch: int
@@ -115,6 +112,7 @@ class BenchmarkRun:
     breakdown_ms: Mapping[str, float] | None = None
     advice: tuple[str, ...] = ()
     layers: tuple[LayerShare, ...] = ()
+    throughput_interval_95: tuple[float, float] | None = None
 
     @property
     def setting(self) -> Setting:
@@ -199,7 +197,9 @@ def summarize_run(
     latencies, load = timing.latencies, timing.load
     reasons = (*_reasons(timing, duration_s, min_cosine, trace), *problems)
     per_s = load.achieved_per_s if load else 1e3 / latencies.mean_ms
-    throughput = setting.faces * per_s
+    throughput, ends = setting.faces * per_s, _throughput_ends(setting, timing)
+    seconds = setting.faces / throughput
+    interval_s = (setting.faces / ends[1], setting.faces / ends[0]) if ends else None
     percentiles = {percentile_name(q): latency_percentile(latencies, q) for q in PERCENTILES}
     return BenchmarkRun(
         batch=setting.batch,
@@ -227,11 +227,20 @@ def summarize_run(
         quantiles_ms=_curve(latencies),
         work_over_time_ms=tuple(part.percentile(50) for part in timing.work.parts(SEGMENTS)),
         load=_summarize_load(load, latencies) if load else None,
-        energy=energy(trace, idle, setting.faces, setting.faces / throughput)
-        if trace and idle
-        else None,
+        energy=energy(trace, idle, setting.faces, seconds, interval_s) if trace and idle else None,
         board=summarize_trace(trace) if trace else None,
+        throughput_interval_95=ends,
     )
+
+
+def _throughput_ends(setting: Setting, timing: Timing) -> tuple[float, float] | None:
+    """Of one batch after the other, from the mean latency; of queries, from their Poisson count."""
+    load, count = timing.load, timing.latencies.count
+    if load:
+        center, half = setting.faces * load.achieved_per_s, 1.96 / count**0.5
+        return (center * (1 - half), center * (1 + half)) if count >= MIN_RUNS else None
+    ends = mean_latency_interval(timing.latencies)
+    return (1e3 * setting.faces / ends[1], 1e3 * setting.faces / ends[0]) if ends else None
 
 
 def saturation_batch(runs: Sequence[BenchmarkRun]) -> int | None:
@@ -363,6 +372,7 @@ def skipped_gates(result: BenchmarkResult) -> Sequence[str]:
 
 
 def _gates(limits: BenchmarkLimits, run: BenchmarkRun) -> Iterator[Gate]:
+    """Throughput and energy are judged by their intervals alone, p99 by its interval if it has one."""
     label = run.setting.label
     invalid = f"the run is INVALID: {'; '.join(run.reasons)}" if run.reasons else ""
     cure = "repeat it on a quiet machine" if invalid else "lengthen --duration"
@@ -372,11 +382,15 @@ def _gates(limits: BenchmarkLimits, run: BenchmarkRun) -> Iterator[Gate]:
         ends = run.interval_95_ms.get("p99")
         yield ceiling_gate(f"p99 ms, {label}", p99, limits.max_p99_ms, reason, ends, cure)
     if limits.min_throughput is not None:
-        name = f"faces per second, {label}"
-        yield floor_gate(name, run.throughput_per_s, limits.min_throughput, invalid, None, cure)
+        ends = run.throughput_interval_95
+        reason = invalid or ("" if ends else f"{_NO_INTERVAL}: the runs are few, uneven or drift")
+        name, value = f"faces per second, {label}", run.throughput_per_s
+        yield floor_gate(name, value, limits.min_throughput, reason, ends, cure)
     if limits.max_energy_mj is not None:
-        energy = run.energy.mj_per_face if run.energy else None
+        energy, name = run.energy, f"mJ per face, {label}"
         reason = "no sensor of this machine shows its power" if energy is None else invalid
         cure = "run it on a device with a power sensor (`fr-edge doctor`)" if not energy else cure
-        name = f"mJ per face, {label}"
-        yield ceiling_gate(name, energy, limits.max_energy_mj, reason, None, cure)
+        value, ends = (energy.mj_per_face, energy.interval_95_mj) if energy else (None, None)
+        if energy and not ends and not invalid:
+            reason = f"{_NO_INTERVAL}: the readings of power are few, uneven or drift"
+        yield ceiling_gate(name, value, limits.max_energy_mj, reason, ends, cure)

@@ -3,31 +3,17 @@
 Every run is kept, 8 bytes each: an hour at 1 ms is 29 MB.
 """
 
-import math
 from array import array
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from ...arrays import I64
+from ...metrics.time_series import MIN_BEYOND, Ends, Series, mean_interval, quantile_interval
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)  # that reports hold
-
-_STUDENT_T = {10: 2.262, 5: 2.776}  # parts that a run is cut into -> Student's t for 95 %
-
-# The spread of n parts is that of the whole times n to this power. Independent noise has 0.5, noise
-# that never averages out 0; that of a shared machine has a long memory and lies between (a Hurst
-# exponent of 0.75; docs/results/timing.md has the coverage that follows).
-_SPREAD_EXPONENT = 0.25
-
-_Z = NormalDist().inv_cdf(0.975)  # half width of a 95 % interval in standard deviations
-
-# With fewer independent runs expected above a percentile (3.7), not even the slowest of all is an
-# upper bound of it in 39 of 40 cases.
-_MIN_RUNS_ABOVE = -math.log(1 - 0.975)
 
 
 @dataclass(frozen=True)
@@ -76,6 +62,11 @@ class Latencies:
         return [Latencies(cut, self.memory) for cut in cuts]
 
     @cached_property
+    def series(self) -> Series:
+        """The latencies in milliseconds."""
+        return Series(self.ns / 1e6, self.memory)
+
+    @cached_property
     def _ascending(self) -> I64:
         return np.sort(self.ns)
 
@@ -120,13 +111,8 @@ def latency_percentile(latencies: Latencies, q: float) -> float | None:
     return latencies.percentile(q) if _runs_above(latencies, q) >= 1 else None
 
 
-def percentile_interval(latencies: Latencies, q: float) -> tuple[float, float] | None:
-    """A 95 % interval of a percentile: the union of three.
-
-    Order statistics (the binomial's normal approximation) hold for independent runs; a queue's
-    memory reduces their number. The spread of the percentile over ten and over five parts of the
-    run (batch means) covers noise that lasts, such as a busy neighbour. Noise that lasts longer
-    than the run is not covered.
+def percentile_interval(latencies: Latencies, q: float) -> Ends | None:
+    """A 95 % interval of a percentile, as `metrics.time_series.quantile_interval` finds it.
 
     Args:
         latencies: The runs.
@@ -134,21 +120,25 @@ def percentile_interval(latencies: Latencies, q: float) -> tuple[float, float] |
 
     Returns:
         Its ends in milliseconds; None where fewer than 3.7 independent runs are expected above the
-        percentile (p99 needs 369 runs, p99.9 3,689).
+        percentile (p99 needs 369 runs, p99.9 3,689), or where the runs drift or depend on each
+        other for too long.
     """
-    if _runs_above(latencies, q) < _MIN_RUNS_ABOVE:
+    if _runs_above(latencies, q) < MIN_BEYOND:
         return None
-    count, share = latencies.count, q / 100
-    center = latencies.percentile(q)
-    reach = _Z * math.sqrt(count * share * (1 - share) * latencies.memory)
-    low = latencies.order(max(0, math.floor(count * share - reach) - 1))
-    high = latencies.order(min(count - 1, math.ceil(count * share + reach)))
-    for number, student_t in _STUDENT_T.items():
-        if count >= number:
-            values = [part.percentile(q) for part in latencies.parts(number)]
-            half = student_t * float(np.std(values, ddof=1)) / number**_SPREAD_EXPONENT
-            low, high = min(low, center - half), max(high, center + half)
-    return max(0.0, low), high
+    return quantile_interval(latencies.series, q / 100)
+
+
+def mean_latency_interval(latencies: Latencies) -> Ends | None:
+    """A 95 % interval of the mean, as `metrics.time_series.mean_interval` finds it.
+
+    Args:
+        latencies: The runs.
+
+    Returns:
+        Its ends in milliseconds; None where the runs show none.
+    """
+    ends = mean_interval(latencies.series)
+    return None if ends is None or ends[0] <= 0 else ends
 
 
 def percentile_name(q: float) -> str:

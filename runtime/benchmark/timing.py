@@ -31,6 +31,7 @@ class Timing:
             waited for a core; None where the kernel does not report it.
         interrupted: Whether Ctrl-C ended it early.
         load: With queries that arrive at random, how the engine served them.
+        span_s: Begin and end of the timed runs, seconds of the clock.
     """
 
     latencies: Latencies
@@ -39,6 +40,7 @@ class Timing:
     cpu_wait_share: float | None
     interrupted: bool = False
     load: LoadResult | None = None
+    span_s: tuple[float, float] | None = None
 
     @property
     def work(self) -> Latencies:
@@ -98,6 +100,7 @@ def time_runs(
     warmed_s, steady = _warm_up(run, warmup_s, clock)
     waiting_before, cpu_before = waiting_ns(), time.process_time_ns()
     recorder, now = LatencyRecorder(), clock()
+    begin = now
     queries = PoissonLoad(rate_per_s, now, wait) if rate_per_s else None
     end, latest = now + round(duration_s * 1e9), now + round(3 * duration_s * 1e9)
     interrupted = False
@@ -123,10 +126,10 @@ def time_runs(
             raise
         interrupted = True
     share = _wait_share(waiting_before, waiting_ns(), time.process_time_ns() - cpu_before)
-    if not queries:
-        return Timing(recorder.latencies(), warmed_s, steady, share, interrupted)
-    latencies = recorder.latencies(queries.memory)
-    return Timing(latencies, warmed_s, steady, share, interrupted, queries.result())
+    load = queries.result() if queries else None
+    latencies = recorder.latencies(queries.memory if queries else 1.0)
+    span_s = (begin / 1e9, now / 1e9)
+    return Timing(latencies, warmed_s, steady, share, interrupted, load, span_s)
 
 
 def waiting_ns() -> int | None:

@@ -244,7 +244,10 @@ def _benchmark_figures(report: BenchmarkResult) -> Iterator[tuple[str, _Figure]]
             value = run.latency_ms.get(name)
             if value is not None:
                 yield f"{label} {name} ms", _Figure(value, run.interval_95_ms.get(name), False)
-        yield f"{label}{_THROUGHPUT}", _Figure(run.throughput_per_s, None, True)
+        yield (
+            f"{label}{_THROUGHPUT}",
+            _Figure(run.throughput_per_s, run.throughput_interval_95, True),
+        )
 
 
 def _change(name: str, a: _Figure, b: _Figure) -> FigureChange:
@@ -316,7 +319,9 @@ def _holder(name: str, a: Bundle) -> str:
 def _gates(changes: list[FigureChange], limit: float) -> Iterator[Gate]:
     for change in changes:
         if change.name.endswith(_MEDIAN):
-            rise = max(0.0, change.relative) if change.verdict == "worse" else 0.0
+            # Without intervals the medians alone decide.
+            counts = change.verdict in ("worse", "unsure")
+            rise = max(0.0, change.relative) if counts else 0.0
             yield ceiling_gate(f"{change.name}: rise beyond noise", rise, limit)
 
 

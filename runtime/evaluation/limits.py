@@ -244,17 +244,18 @@ def with_policy_signatures(bundle: Bundle, policy: Path | None) -> Bundle:
     return with_required_signatures(bundle) if required and bundle.signed is None else bundle
 
 
-def min_cosine_floor(bundle: Bundle, precision: str) -> float:
+def min_cosine_floor(bundle: Bundle, policy: Path | None, precision: str) -> float:
     """The floor of an engine's lowest cosine: the policy's, else the default.
 
     Args:
         bundle: An open bundle.
+        policy: A TOML file that takes the place of the bundle's own policy; None for the latter.
         precision: "fp32", "fp16" or "int8".
 
     Raises:
-        DataError: The bundle's policy cannot be read.
+        DataError: The policy cannot be read.
     """
-    floor = bundle_policy(bundle, precision, Limits).min_cosine
+    floor = merged_policy(Limits(), bundle, policy, precision).min_cosine
     return COSINE_FLOORS[precision][0] if floor is None else floor
 
 

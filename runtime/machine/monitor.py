@@ -1,27 +1,26 @@
-"""Watch a machine's sensors while something runs: a thread that reads them a few times a second.
+"""Watch a machine's sensors while something runs: a thread that reads them a few times a second."""
 
-Energy per face is what the run drew above idle; its uncertainty comes from how much both vary.
-"""
-
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from threading import Event, Thread
 
-import numpy as np
-
 from .nvml import NvidiaCards
 from .sensors import Reading, read_sysfs, throttle_counts
 from .tegrastats import Tegrastats, power_mode
+
+logger = logging.getLogger(__name__)
 
 MAX_CLOCK_STEP_S = 0.5  # between wall clock and monotonic clock
 MAX_CLOCK_DROP = 0.05  # share of the highest clock
 
 _PERIOD_S = 0.5
 _MAX_READINGS = 720  # about; a longer run is read less often, so that memory stays flat
-_REST_S = 2.0
-_Z = 1.96  # normal quantile of a 95 % interval
+_REST_S = 4.0
+_REST_PERIOD_S = 0.1  # at rest, reading disturbs nothing
+_PATIENCE_S = 5.0  # with a sensor that does not answer
 
 
 @dataclass
@@ -36,6 +35,8 @@ class SensorTrace:
         power_modes: A Jetson's before and after, as far as reported.
         clock_step_s: How far the wall clock moved against the monotonic clock: it was set, or the
             machine slept.
+        load_s: Begin and end of the timed runs, by the clock of `times`; None for a trace at rest.
+            The first and the last reading of a trace with runs are taken at rest.
     """
 
     times: list[float] = field(default_factory=list)
@@ -43,44 +44,7 @@ class SensorTrace:
     throttles: dict[str, int] = field(default_factory=dict)
     power_modes: tuple[str, ...] = ()
     clock_step_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class MeanPower:
-    """Mean power over a trace.
-
-    Attributes:
-        rail: What it is the power of.
-        mean_mw: Milliwatts.
-        half_mw: Half width of its 95 % interval.
-        samples: Readings it comes from; 1 for a counter.
-    """
-
-    rail: str
-    mean_mw: float
-    half_mw: float
-    samples: int
-
-
-@dataclass(frozen=True)
-class FaceEnergy:
-    """Energy that embedding a face takes above idle.
-
-    Attributes:
-        rail: What was measured.
-        power_mw: Mean power of the run.
-        idle_mw: Mean power at rest.
-        samples: Readings of the run.
-        mj_per_face: Millijoules.
-        interval_95_mj: Ends of the 95 % interval of `mj_per_face`.
-    """
-
-    rail: str
-    power_mw: float
-    idle_mw: float
-    samples: int
-    mj_per_face: float
-    interval_95_mj: tuple[float, float]
+    load_s: tuple[float, float] | None = None
 
 
 Span = tuple[float, float]
@@ -120,55 +84,68 @@ def read_board() -> Reading:
 @contextmanager
 def watch(
     read: Callable[[], Reading] | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.perf_counter,
     *,
     duration_s: float = 0.0,
     wall: Callable[[], float] = time.time,
+    period_s: float = _PERIOD_S,
 ) -> Iterator[SensorTrace]:
-    """Read sensors while the block runs, at least once at its begin and at its end.
+    """Read sensors while the block runs, and once before and once after it.
+
+    A thread of its own opens and reads them: a sensor that does not answer holds nothing up for more
+    than a few seconds.
 
     Args:
         read: What reads the sensors; None for all of this machine, opened once.
-        clock: Monotonic seconds.
+        clock: Monotonic seconds, of the clock that times the runs.
         duration_s: How long the block is expected to run; a long one is read less often.
         wall: Seconds of the wall clock.
+        period_s: Between two readings of a short block.
 
     Yields:
         The trace, which fills while the block runs.
     """
-    period = max(_PERIOD_S, duration_s / _MAX_READINGS)
-    with board_reader() if read is None else nullcontext(read) as read_now:
-        trace, stop = SensorTrace(), Event()
+    period = max(period_s, duration_s / _MAX_READINGS)
+    trace, stop, first = SensorTrace(), Event(), Event()
+    readings, times = trace.readings, trace.times
 
-        def sample() -> None:
-            trace.readings.append(read_now())
-            trace.times.append(clock())
+    def loop() -> None:
+        with board_reader() if read is None else nullcontext(read) as read_now:
 
-        def loop() -> None:
+            def sample() -> None:
+                reading = read_now()
+                times.append(clock())
+                readings.append(reading)
+
+            sample()
+            first.set()
             while not stop.wait(period):
                 sample()
-
-        counts, mode, offset = throttle_counts(), power_mode(), wall() - clock()
-        sample()
-        thread = Thread(target=loop, daemon=True, name="watch")
-        thread.start()
-        try:
-            yield trace
-        finally:
-            stop.set()
-            thread.join()
             sample()
-            after = throttle_counts()
-            trace.throttles = {why: after[why] - counts[why] for why in counts if why in after}
-            trace.power_modes = tuple(filter(None, (mode, power_mode())))
-            trace.clock_step_s = wall() - clock() - offset
+
+    counts, mode, offset = throttle_counts(), power_mode(), wall() - clock()
+    thread = Thread(target=loop, daemon=True, name="watch")
+    thread.start()
+    first.wait(_PATIENCE_S)
+    try:
+        yield trace
+    finally:
+        stop.set()
+        thread.join(_PATIENCE_S)
+        if thread.is_alive():
+            logger.warning("a sensor does not answer: its readings are left out")
+            trace.readings, trace.times = [], []
+        after = throttle_counts()
+        trace.throttles = {why: after[why] - counts[why] for why in counts if why in after}
+        trace.power_modes = tuple(filter(None, (mode, power_mode())))
+        trace.clock_step_s = wall() - clock() - offset
 
 
 def rest(duration_s: float, read: Callable[[], Reading] | None = None) -> SensorTrace | None:
     """Watch the machine at rest.
 
     Args:
-        duration_s: Seconds, cut to two.
+        duration_s: Seconds, cut to four.
         read: As for `watch`.
 
     Returns:
@@ -177,55 +154,9 @@ def rest(duration_s: float, read: Callable[[], Reading] | None = None) -> Sensor
     first = read_board() if read is None else read()
     if not first.energy_uj and first.total_mw() is None:
         return None
-    with watch(read) as idle:
+    with watch(read, period_s=_REST_PERIOD_S) as idle:
         time.sleep(min(_REST_S, duration_s))
     return idle
-
-
-def mean_power(trace: SensorTrace) -> MeanPower | None:
-    """Mean power over a trace: of energy counters where there are some, else of the rails.
-
-    Args:
-        trace: Two readings at least.
-
-    Returns:
-        The power, None where no sensor reports it.
-    """
-    if (counted := _counted_power(trace)) is not None:
-        return counted
-    totals = [total for reading in trace.readings if (total := reading.total_mw()) is not None]
-    if len(totals) < 2:
-        return None
-    values = np.array([value for _, value in totals])
-    half = _Z * float(values.std(ddof=1)) / np.sqrt(len(values))
-    return MeanPower(totals[0][0], float(values.mean()), float(half), len(values))
-
-
-def energy(run: SensorTrace, idle: SensorTrace, faces: int, seconds: float) -> FaceEnergy | None:
-    """Energy per face above idle, with its 95 % interval.
-
-    Args:
-        run: The machine during the runs.
-        idle: The machine at rest.
-        faces: Faces that one run embeds.
-        seconds: Duration of one run.
-
-    Returns:
-        The energy, None where no sensor reports power, or not the same one in both traces.
-    """
-    busy, calm = mean_power(run), mean_power(idle)
-    if busy is None or calm is None or busy.rail != calm.rail:
-        return None
-    per_face = seconds / faces
-    above, half = busy.mean_mw - calm.mean_mw, float(np.hypot(busy.half_mw, calm.half_mw))
-    return FaceEnergy(
-        busy.rail,
-        busy.mean_mw,
-        calm.mean_mw,
-        busy.samples,
-        above * per_face,
-        ((above - half) * per_face, (above + half) * per_face),
-    )
 
 
 def summarize_trace(trace: SensorTrace) -> TraceSummary:
@@ -291,22 +222,6 @@ def _read_all(cards: NvidiaCards, tegrastats: Tegrastats) -> Reading:
         memory_mb={**kernel.memory_mb, **card.memory_mb},
         throttled=kernel.throttled + card.throttled,
     )
-
-
-def _counted_power(trace: SensorTrace) -> MeanPower | None:
-    """Power by energy counters from the first reading to the last; a counter may wrap."""
-    first, last = trace.readings[0], trace.readings[-1]
-    seconds = trace.times[-1] - trace.times[0]
-    names = sorted(set(first.energy_uj) & set(last.energy_uj))
-    if not names or seconds <= 0:
-        return None
-    used = 0
-    for name in names:
-        readings = [r for r in trace.readings if name in r.energy_uj]
-        for earlier, later in zip(readings, readings[1:], strict=False):
-            step = later.energy_uj[name] - earlier.energy_uj[name]
-            used += step if step >= 0 else step + later.wrap_uj[name]
-    return MeanPower(" + ".join(names), used / 1000 / seconds, 0.0, 1)
 
 
 def _throttled(trace: SensorTrace) -> tuple[str, ...]:

@@ -4,15 +4,21 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .sensors import Reading, read_text
 
 _FIRST_LINE_S = 2.0  # tegrastats may take to write its first line
+_ANSWER_S = 5.0  # nvpmodel may take
 _MAX_TEXT = 1 << 14  # bytes kept of what it wrote
 _COLDEST_C = -50  # a sensor that is off reports -256
+
+_silent: set[str] = set()  # tools that did not answer in time, which this process asks no more
 
 
 def parse_tegrastats(line: str) -> Reading:
@@ -64,23 +70,26 @@ class Tegrastats:
             self._process = _start()
         if self._process is None or self._process.stdout is None:
             return Reading()
-        stream = self._process.stdout
-        wait_s = 0.0 if b"\n" in self._text else _FIRST_LINE_S
-        while select.select([stream], [], [], wait_s)[0]:
+        stream, end = self._process.stdout, time.monotonic() + _FIRST_LINE_S
+        while select.select([stream], [], [], self._patience_s(end))[0]:
             block = os.read(stream.fileno(), 1 << 16)
             if not block:
                 break
             self._text = (self._text + block)[-_MAX_TEXT:]
-            wait_s = 0.0 if b"\n" in self._text else _FIRST_LINE_S
+        if b"\n" not in self._text:
+            _silent.add(str(self._process.args[0]))  # type: ignore[index]
+            self.close()
         lines = self._text.split(b"\n")[:-1]  # the last may not be complete
         return parse_tegrastats(lines[-1].decode(errors="replace")) if lines else Reading()
+
+    def _patience_s(self, end: float) -> float:
+        return 0.0 if b"\n" in self._text else max(0.0, end - time.monotonic())
 
     def close(self) -> None:
         """End tegrastats; closing twice does nothing."""
         process, self._process = self._process, None
         if process is not None:
-            with process:
-                process.kill()
+            _end(process)
 
     def __enter__(self) -> "Tegrastats":
         return self
@@ -90,14 +99,34 @@ class Tegrastats:
 
 
 def _start() -> "subprocess.Popen[bytes] | None":
-    if not (tool := shutil.which("tegrastats")):
+    return _open("tegrastats", "--interval", "100")
+
+
+def _open(name: str, *args: str) -> "subprocess.Popen[bytes] | None":
+    """A tool in a process group of its own; None where it is missing or did not answer before."""
+    tool = shutil.which(name)
+    if not tool or tool in _silent:
         return None
     try:
         return subprocess.Popen(
-            [tool, "--interval", "100"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [tool, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
     except OSError:
         return None
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a tool and what it started, without waiting for a pipe that somebody else holds."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdout is not None:
+        process.stdout.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_ANSWER_S)
 
 
 def power_modes(root: Path = Path("/")) -> dict[int, str]:
@@ -138,11 +167,14 @@ def fastest_mode(modes: Mapping[int, str]) -> tuple[int, str] | None:
 
 def power_mode() -> str:
     """The mode that `nvpmodel -q` names, such as 15W or MAXN; "" where it cannot be asked."""
-    if not (tool := shutil.which("nvpmodel")):
+    process = _open("nvpmodel", "-q")
+    if process is None:
         return ""
     try:
-        done = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=10, check=True)
-    except (subprocess.SubprocessError, OSError):
+        text, _ = process.communicate(timeout=_ANSWER_S)
+    except subprocess.TimeoutExpired:
+        _silent.add(str(process.args[0]))  # type: ignore[index]
+        _end(process)
         return ""
-    mode = re.search(r"NV Power Mode: *(.+)", done.stdout)
-    return mode[1].strip() if mode else ""
+    mode = re.search(r"NV Power Mode: *(.+)", text.decode(errors="replace"))
+    return mode[1].strip() if mode and process.returncode == 0 else ""

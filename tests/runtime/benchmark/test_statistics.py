@@ -7,6 +7,7 @@ from fr_edge.runtime.benchmark.statistics import (
     LatencyRecorder,
     latencies_of,
     latency_percentile,
+    mean_latency_interval,
     percentile_interval,
     percentile_name,
 )
@@ -26,37 +27,43 @@ def test_percentiles_that_the_runs_hold() -> None:
 
 def test_an_interval_is_stated_where_the_slowest_run_bounds_it() -> None:
     """The slowest of n runs lies above p99 unless all n are below it: 0.99^n, 1 in 40 at 368."""
+    values = np.random.default_rng(3).normal(10, 1, 369)
     for count, stated in ((368, False), (369, True)):
-        assert (
-            percentile_interval(latencies_of(np.arange(1.0, count + 1)), 99) is not None
-        ) == stated
+        assert (percentile_interval(latencies_of(values[:count]), 99) is not None) == stated
     assert 0.99**368 < 0.025 < 0.99**366
+
+
+def test_a_speed_that_drifts_has_no_interval() -> None:
+    values = np.linspace(10, 11, 1000) + np.random.default_rng(0).normal(size=1000) * 0.2
+    assert percentile_interval(latencies_of(values), 50) is None
+    assert mean_latency_interval(latencies_of(values)) is None
 
 
 @pytest.mark.parametrize("q", [50.0, 90.0, 99.0])
 def test_intervals_hold_the_truth_for_independent_runs(q: float) -> None:
     random = np.random.default_rng(0)
     truth = float(np.percentile(np.exp(random.normal(size=2_000_000) * 0.2), q))
-    inside = 0
-    for _ in range(200):
-        ends = percentile_interval(latencies_of(np.exp(random.normal(size=1500) * 0.2)), q)
-        assert ends is not None
-        inside += ends[0] <= truth <= ends[1]
-    assert inside >= 188
+    known = [
+        ends
+        for _ in range(600)
+        if (ends := percentile_interval(latencies_of(np.exp(random.normal(size=1500) * 0.2)), q))
+    ]
+    assert len(known) >= 590
+    assert sum(low <= truth <= high for low, high in known) >= 0.94 * len(known)
 
 
 def test_two_runs_beside_a_changing_neighbour_agree_within_their_intervals() -> None:
     """Noise that lasts longer than a run of the loop: 19 of 20 pairs of runs must agree."""
     random = np.random.default_rng(1)
 
-    def run() -> tuple[float, float]:
-        load = 5 + np.repeat(np.abs(random.normal(size=40)), 50)
-        ends = percentile_interval(latencies_of(load + random.normal(size=2000) * 0.1), 50)
-        assert ends is not None
-        return ends
+    def run() -> tuple[float, float] | None:
+        load = 5 + np.repeat(np.abs(random.normal(size=80)), 50)
+        return percentile_interval(latencies_of(load + random.normal(size=4000) * 0.1), 50)
 
-    agree = sum(max(a[0], b[0]) <= min(a[1], b[1]) for a, b in ((run(), run()) for _ in range(100)))
-    assert agree >= 95
+    pairs = [(a, b) for a, b in ((run(), run()) for _ in range(100)) if a and b]
+    assert len(pairs) >= 40
+    agree = sum(max(a[0], b[0]) <= min(a[1], b[1]) for a, b in pairs)
+    assert agree >= 0.95 * len(pairs)
 
 
 def test_a_long_run_stays_exact() -> None:

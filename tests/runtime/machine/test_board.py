@@ -17,6 +17,7 @@ from board_texts import (
     XAVIER_NX_JETPACK_5,
 )
 
+from fr_edge.runtime.machine import tegrastats
 from fr_edge.runtime.machine.monitor import watch
 from fr_edge.runtime.machine.sensors import Reading, denied, read_sysfs, throttle_counts
 from fr_edge.runtime.machine.tegrastats import Tegrastats, parse_tegrastats, power_mode
@@ -209,3 +210,22 @@ def test_the_tools_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with Tegrastats() as tool:
         assert tool.read() == Reading()
     assert power_mode() == ""
+
+
+@pytest.mark.parametrize("text", ["exec sleep 60", "sleep 60 & wait", "trap '' TERM; sleep 60"])
+def test_tools_that_hang_hold_nothing_up(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doubles that never answer, one with a child that keeps the pipe open: asked once, then left."""
+    monkeypatch.setattr(tegrastats, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(tegrastats, "_FIRST_LINE_S", 0.3)
+    for name in ("tegrastats", "nvpmodel"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    begin = time.monotonic()
+    for _ in range(20):
+        assert power_mode() == ""
+        with Tegrastats() as tool:
+            assert tool.read() == Reading()
+    assert time.monotonic() - begin < 6  # 20 times the patience would be 12

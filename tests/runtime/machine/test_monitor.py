@@ -1,6 +1,7 @@
-"""Replayed boards: energy with its uncertainty, and what spoils a run."""
+"""Replayed boards: what is read while a run lasts, and what spoils it."""
 
 import time
+from threading import Event
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from fr_edge.runtime.benchmark.result import summarize_run
 from fr_edge.runtime.benchmark.setting import Setting
 from fr_edge.runtime.benchmark.statistics import latencies_of
 from fr_edge.runtime.benchmark.timing import Timing
+from fr_edge.runtime.machine import monitor
+from fr_edge.runtime.machine.energy import energy, mean_power
 from fr_edge.runtime.machine.monitor import (
     SensorTrace,
     anomalies,
-    energy,
-    mean_power,
     rest,
     summarize_trace,
     watch,
@@ -21,43 +22,9 @@ from fr_edge.runtime.machine.monitor import (
 from fr_edge.runtime.machine.sensors import Reading
 
 
-def _rail(*milliwatts: float) -> SensorTrace:
-    readings = [Reading(power_mw={"VDD_IN": value}) for value in milliwatts]
-    return SensorTrace([float(i) for i in range(len(readings))], readings)
-
-
 def _clocks(*mhz: float) -> SensorTrace:
     readings = [Reading(clock_mhz={"gpu": value}) for value in mhz]
     return SensorTrace([float(i) for i in range(len(readings))], readings)
-
-
-def test_energy_is_what_was_drawn_above_idle() -> None:
-    run = _rail(*[8700, 9300] * 20)
-    idle = _rail(*[3800, 4200] * 5)
-    result = energy(run, idle, faces=8, seconds=0.02)
-    assert result is not None
-    assert result.rail == "VDD_IN"
-    low, high = result.interval_95_mj
-    assert low < 5000 * 0.02 / 8 < high  # 5 W for 20 ms, 8 faces: 12.5 mJ each
-    assert high - low < 1.0
-    assert low < result.mj_per_face < high
-
-
-def test_counters_are_exact_and_may_wrap() -> None:
-    first = Reading(energy_uj={"package-0": 900}, wrap_uj={"package-0": 1000})
-    last = Reading(energy_uj={"package-0": 400}, wrap_uj={"package-0": 1000})
-    result = mean_power(SensorTrace([10.0, 10.5], [first, last]))
-    assert result is not None
-    assert result.mean_mw == pytest.approx(500 / 1000 / 0.5)
-
-
-def test_a_counter_that_wraps_again_and_again_in_a_long_run() -> None:
-    readings = [
-        Reading(energy_uj={"p": uj % 1000}, wrap_uj={"p": 1000}) for uj in range(0, 9001, 600)
-    ]
-    result = mean_power(SensorTrace([float(i) for i in range(len(readings))], readings))
-    assert result is not None
-    assert result.mean_mw == pytest.approx(600 / 1000)
 
 
 def test_no_sensor_is_no_energy() -> None:
@@ -130,4 +97,26 @@ def test_watching_samples_while_the_work_runs() -> None:
     assert idle is not None
     result = mean_power(idle)
     assert result is not None
-    assert (result.mean_mw, result.half_mw) == (4000, 0)
+    assert result.mean_mw == 4000
+
+
+def test_a_sensor_that_never_answers_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(monitor, "_PATIENCE_S", 0.2)
+    stuck, calls = Event(), []
+
+    def read() -> Reading:
+        calls.append(0)
+        if len(calls) > 1:
+            stuck.wait()  # the second reading never comes
+        return Reading(power_mw={"VDD_IN": 5000.0})
+
+    begin = time.monotonic()
+    with watch(read, period_s=0.05) as trace:
+        time.sleep(0.2)
+    assert time.monotonic() - begin < 5
+    assert trace.readings == []
+    assert "a sensor does not answer" in caplog.text
+    assert energy(trace, trace, 1, 1.0) is None
+    stuck.set()
