@@ -15,6 +15,7 @@ import pytest
 
 from fr_edge.cli.benchmark_text import as_markdown, as_text
 from fr_edge.cli.main import run
+from fr_edge.cli.output import Output
 from fr_edge.documents import convert
 from fr_edge.runtime.benchmark.result import BenchmarkResult
 from fr_edge.runtime.benchmark.timing import Timing, time_runs
@@ -196,12 +197,20 @@ def test_a_lock_that_is_released_is_waited_for(bundle: Path, capsys: Captured) -
     assert json.loads((bundle / values["report"]).read_text()) == values
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run as somebody who may not write")
-def test_a_read_only_bundle_costs_the_report_only(bundle: Path, capsys: Captured) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not write")
+def test_a_read_only_bundle_costs_the_report_only(
+    bundle: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Output.result
+
+    def print_and_lose_rights(self: Output, document: Any, text: str) -> None:
+        plain(self, document, text)
+        os.seteuid(65534)
+
+    monkeypatch.setattr(Output, "result", print_and_lose_rights)
     with tempfile.TemporaryDirectory() as folder:
         other = Path(shutil.copytree(bundle, Path(folder) / "b.bundle"))
         Path(folder).chmod(0o755)
-        os.seteuid(65534)
         try:
             code = run(["benchmark", str(other), *SHORT, "--allow-invalid"])
         finally:
