@@ -15,14 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import BundleError
-from ..reading import open_file
+from ..reading import check_limit, open_file
 from .journal import JOURNAL
 from .manifest import CHECKPOINTS, MANIFEST, STAGED, Bundle, FileEntry, inside
 from .sbom import SBOM
 from .signature import SIGNATURES
 
 TEXTS = (MANIFEST, SBOM, SIGNATURES)  # the first members; the last one is missing where unsigned
-MAX_TEXT_BYTES = 16 << 20  # of each of these; ordinary ones have 0.1 MB
 AGAIN = "get the file again from its maker"
 
 _MAX_UNLISTED = 1_000  # names; a bundle in a home folder would list it all
@@ -189,10 +188,7 @@ class PackReader:
                 raise BundleError(f"{self.where} is not a pack: it does not begin with {MANIFEST}")
             return None
         size = self._next()
-        if size > MAX_TEXT_BYTES:
-            raise BundleError(
-                f"{self.where}: {name} has {size} bytes, at most {MAX_TEXT_BYTES} are read"
-            )
+        check_limit("JSON_MB", size, f"{self.where}: {name}", BundleError)
         return self._data(size)
 
     def copy(

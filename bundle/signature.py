@@ -32,8 +32,6 @@ REQUIRE_SIGNATURE = (
     "FR_EDGE_REQUIRE_SIGNATURE"  # variable: 1 on a device that runs signed files only
 )
 
-MAX_SIGNATURES_BYTES = 4 << 20  # of the file: 1,000 files' names and digests take 0.1 MB
-
 _CONTEXT = b"fr-edge bundle signature 1\n"  # a signature of anything else never holds here
 _SCHEMA = 1
 
@@ -154,8 +152,6 @@ def read_signatures(root: Path) -> tuple[Signature, ...]:
         return ()
     if path.is_symlink() or not path.is_file():
         raise BundleError(f"{path} is not a file", f"remove {SIGNATURES}")
-    if path.stat().st_size > MAX_SIGNATURES_BYTES:
-        raise BundleError(f"{path} is larger than {MAX_SIGNATURES_BYTES >> 20} MiB")
     return decode_signatures(read_file(path, "JSON_MB", BundleError), path)
 
 

@@ -425,3 +425,12 @@ def test_the_writer_of_tests_makes_what_pack_makes(
     unpack(tmp_path / "b.frb", tmp_path / "out", keys_of(key))
     with pytest.raises(FrEdgeError):
         unpack(tmp_path / "b.frb", tmp_path / "out", keys_of(key))
+
+
+def test_a_large_manifest_is_not_taken_into_memory(
+    made: tuple[Path, SigningKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, key = made
+    padded = edit(file, tmp_path / "b.frb", replace_data("bundle.json", b" " * 1_500_000))
+    monkeypatch.setenv("FR_EDGE_MAX_JSON_MB", "1")
+    refuse(padded, key, r"bundle\.json is larger than 1 MB")
