@@ -19,7 +19,7 @@ from ..bundle.bundle import open_bundle, transaction
 from ..bundle.keys import SigningKey
 from ..bundle.manifest import Bundle
 from ..bundle.signature import add_signature
-from ..bundle.trust import ensure_signatures
+from ..bundle.trust import ensure_signatures, vouched_for
 from ..calibration.calibrate import calibrate
 from ..documents import encode_json
 from ..errors import BundleError, FrEdgeError, GateFailed, MachineError, ModelError, UsageError
@@ -147,20 +147,22 @@ def build_engine(
             " exported without",
             "build --fp32 or --int8, or export again: `fr-edge export` reports the reason",
         )
-    result = _build(bundle, precision, chosen, options)
+    result, written = _build(bundle, precision, chosen, options, signing=sign is not None)
     if options.version_compatible:
         record_build(result.sha256)
     if sign:
-        built = open_bundle(bundle.root, check="manifest")
-        made = (result.engine, f"{result.engine}.json", _timing_name(chosen))
-        add_signature(built, [name for name in made if name in built], sign)
+        add_signature(open_bundle(bundle.root, check="manifest"), written, sign)
     elif bundle.signed is not None:
         logger.warning("the engine is not signed, so this machine will not open it: add --sign KEY")
     return result
 
 
-def _build(bundle: Bundle, precision: str, backend: str, options: EngineOptions) -> BuildResult:
-    name, cache = engine_name(backend, precision), _timing_name(backend)
+def _build(
+    bundle: Bundle, precision: str, backend: str, options: EngineOptions, *, signing: bool
+) -> tuple[BuildResult, list[str]]:
+    """Build an engine; also the names of the files that were written."""
+    name, cache = engine_name(backend, precision), f"engines/{backend}.timing"
+    written = [name, f"{name}.json"]
     source, table = bundle.file(SOURCES[precision]), bundle.files.get("calibration.json")
     settings = {"precision": precision, "backend": backend}
     with transaction(bundle, "build-engine", settings) as change:
@@ -168,11 +170,12 @@ def _build(bundle: Bundle, precision: str, backend: str, options: EngineOptions)
         if backend == ONNXRUNTIME:
             built = build_cpu_engine(source, target, precision)
         else:
-            known = _timings(bundle, cache)
+            known = _timings(bundle, cache, signing=signing)
             plan, built = build_fastest_plan(bundle, precision, backend, options, known)
             target.write_bytes(plan)
             if built.timing_cache:
                 change.path(cache, "timing cache").write_bytes(built.timing_cache)
+                written.append(cache)
         result = BuildResult(
             name,
             backend,
@@ -198,18 +201,17 @@ def _build(bundle: Bundle, precision: str, backend: str, options: EngineOptions)
         sidecar = change.path(f"{name}.json", "engine fingerprint")
         sidecar.write_bytes(encode_json(fingerprint))
         change.summary.update(layers=result.layers, integer_kernels=result.integer_kernels)
-    return result
+    return result, written
 
 
-def _timing_name(backend: str) -> str:
-    return f"engines/{backend}.timing"
+def _timings(bundle: Bundle, name: str, *, signing: bool) -> bytes:
+    """The timing cache of an earlier build; b"" where there is none, or none that may be used.
 
-
-def _timings(bundle: Bundle, name: str) -> bytes:
-    """The timing cache of an earlier build; b"" where there is none, or none that may be used."""
+    What goes into a build that is signed must be signed itself: its timings come out again.
+    """
     if name not in bundle:
         return b""
-    if not bundle.is_usable(name):
+    if not bundle.is_usable(name) or (signing and not vouched_for(bundle, name)):
         logger.warning("%s is not signed by a trusted key: kernels are timed anew", name)
         return b""
     return read_expected(bundle.file(name), bundle.files[name].sha256)[0]

@@ -152,21 +152,32 @@ def test_a_name_is_signed_with_its_bytes(board: PretendBoard, signed: Path, keys
 def test_an_unsigned_timing_cache_never_reaches_tensorrt(
     board: PretendBoard, signed: Path, keys: Path, capsys: Any
 ) -> None:
-    trust = ["--require-signature"]
-    trust += [p for name in ("maker", "local") for p in ("--trust", str(keys / f"{name}.pub"))]
-    assert build(signed) == 0
-    with transaction(signed, "tamper", {}) as change:
-        cache = change.path("engines/tensorrt.timing", "timing cache")
-        cache.write_bytes((signed / "engines" / "tensorrt.timing").read_bytes() + b"theirs")
-    board.trt.transcript.clear()
-    assert run(["build-engine", str(signed), "--int8", "--backend", "tensorrt", *trust]) == 0
+    sign = ["--sign", str(keys / "local.key")]
+    trust = [p for name in ("maker", "local") for p in ("--trust", str(keys / f"{name}.pub"))]
+
+    def timings(*more: str) -> list[str]:
+        board.trt.transcript.clear()
+        assert build(signed, *more) == 0
+        return board.trt.called(TIMINGS)
+
+    def plant() -> None:
+        with transaction(signed, "tamper", {}) as change:
+            cache = change.path("engines/tensorrt.timing", "timing cache")
+            cache.write_bytes((signed / "engines" / "tensorrt.timing").read_bytes() + b"theirs")
+
+    none = timings()
+    plant()
+    assert timings() != none  # where no signature is required, it is used
+    for more in (["--require-signature"], ["--require-signature", *sign], sign):
+        plant()
+        assert timings(*more, *trust) == none
+    own = timings(*sign, *trust)
+    assert own != none  # the one that the board has signed
+    assert timings("--require-signature", *trust) == own
+    plant()
+    line = ["build-engine", str(signed), "--int8", "--backend", "tensorrt", "--require-signature"]
+    assert run([*line, *trust]) == 0
     assert "kernels are timed anew" in capsys.readouterr().err
-    assert not any("theirs" in row for row in board.trt.called(TIMINGS))
-    first = board.trt.called(TIMINGS)
-    assert build(signed, *trust, "--sign", str(keys / "local.key")) == 0
-    board.trt.transcript.clear()
-    assert build(signed, *trust) == 0
-    assert board.trt.called(TIMINGS) != first  # the signed one is used
 
 
 def test_an_unsigned_network_is_not_built(board: PretendBoard, mini: Path, keys: Path) -> None:
