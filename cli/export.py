@@ -1,16 +1,36 @@
 """`fr-edge export`: any face network becomes model.onnx in a bundle, with its input contract."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from . import options
 from .command import define_command
 from .output import Output
 
+if TYPE_CHECKING:
+    from ..arrays import F32
+
+
+def _parse_constant(text: str) -> "tuple[str, F32]":
+    """NAME=VALUE as the name and its numbers."""
+    import numpy as np
+
+    name, _, value = text.partition("=")
+    try:
+        numbers = np.array([float(number) for number in value.split(",")], np.float32)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not NAME=VALUE, a number or several by commas", param_hint="--constant"
+        ) from error
+    return name, numbers
+
 
 @define_command(
     "export",
     example="fr-edge export backbone.onnx --out mine.bundle --preset insightface",
     option_groups={
+        "Graph": ("--output", "--constant"),
         "Input contract": (
             "--preset",
             "--mean",
@@ -19,7 +39,7 @@ from .output import Output
             "--size",
             "--faces",
             "--force",
-        )
+        ),
     },
 )
 @click.argument("source", metavar="SOURCE")
@@ -33,6 +53,14 @@ from .output import Output
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
 @click.option("--size", metavar="HxW", help="Input size; 112x112 by default.")
 @options.faces(what="Find or check the contract on faces of several people")
+@click.option("--output", "embedding", metavar="NAME", help="The output that is the embedding.")
+@click.option(
+    "--constant",
+    "constants",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Numbers for an input besides the image: one, or several by commas.",
+)
 @click.option("--force", is_flag=True, help="Export although the contract looks wrong.")
 @click.option(
     "--golden", metavar="SRC", help="Golden faces to keep in the bundle; synthetic by default."
@@ -49,6 +77,8 @@ def command(
     size: str | None,
     faces: str | None,
     golden: str | None,
+    embedding: str | None,
+    constants: tuple[str, ...],
     force: bool,
 ) -> None:
     """Export any face network to one clean ONNX file.
@@ -72,6 +102,8 @@ def command(
         spec=spec,
         golden=golden,
         faces=options.load_faces(faces) if faces else None,
+        output=embedding,
+        constants=dict(_parse_constant(item) for item in constants),
         force=force,
     )
     bundle, summary = result.bundle, result.summary

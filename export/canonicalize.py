@@ -7,32 +7,28 @@ computes the same: `parity` does.
 
 import json
 import logging
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from .._version import __version__
 from ..errors import ModelError
 from ..faces.contract import InputSpec
 from ..graph.edit import name_nodes
 from ..graph.load import CONTRACT_KEY, image_input
-from ..graph.run import run_once
 from ..graph.shapes import ranks
+from .batch import free_batch
 from .graph_ir import (
-    IR_VERSION,
-    OPSET,
-    add_constant,
-    at_opset,
     fold_constants_ir,
-    input_of,
     ir,
     ir_passes,
     to_ir,
     to_proto,
 )
+from .one_face import InterfaceOptions, check_widened, one_embedding_out, one_image_in, to_float32
+from .opset import IR_VERSION, OPSET, at_opset
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +41,27 @@ _NO_LIMIT = 1 << 62  # numbers in a constant
 Shape = tuple[int, ...]
 
 
-def tidy(model: ModelProto) -> ModelProto:
+def tidy(model: ModelProto, options: InterfaceOptions | None = None) -> ModelProto:
     """Remove what exporters leave in a graph, so that the rest reads one kind of model.
 
-    What the network computes stays the same; only the image's layout becomes channels first.
+    What the network computes stays the same; the image becomes float32 and channels first.
 
     Args:
         model: A model as `onnx_file.read_onnx` gives it.
+        options: What is declared of its inputs and outputs.
 
     Returns:
-        A copy with sorted nodes, constants computed, PRelu slopes `(C, 1, 1)` and the image
-        `(N, 3, H, W)`. Weights listed as inputs and inputs that nothing reads are dropped.
+        A copy in float32 with sorted nodes, constants computed, PRelu slopes `(C, 1, 1)`, one image
+        `(N, C, H, W)` and one output. Weights listed as inputs and inputs that nothing reads are
+        dropped.
 
     Raises:
-        ModelError: The graph has a cycle or is not valid otherwise.
+        ModelError: The graph has a cycle or is not valid otherwise, or it has several images or
+            embeddings.
+        UsageError: The options name what the graph does not have.
     """
-    tidied = to_ir(model)
+    options = options or InterfaceOptions()
+    tidied = to_ir(to_float32(model))
     graph = tidied.graph
     try:
         graph.sort()
@@ -69,14 +70,19 @@ def tidy(model: ModelProto) -> ModelProto:
             f"the network is not valid ONNX, its graph has a cycle: {error}"
         ) from error
     ir_passes.RemoveInitializersFromInputsPass()(tidied)
+    tidied.ir_version = max(tidied.ir_version, IR_VERSION)  # below 4 weights had to be inputs
     for value in [value for value in graph.inputs if not value.uses()]:
         if not value.is_graph_output():
             graph.inputs.remove(value)
-    _forget_shapes(graph)
+    tidied = to_ir(one_image_in(to_proto(tidied), options))
+    _forget_shapes(tidied.graph)
     _fold_constants(tidied)
-    _channels_first(graph)
+    _channels_first(tidied.graph)
     result = to_proto(tidied)
+    _repair_norms(result)
     _shape_slopes(result)
+    result = one_embedding_out(result, options)
+    check_widened(model, result, options.size)
     return result
 
 
@@ -95,22 +101,47 @@ def normal_form(model: ModelProto, spec: InputSpec) -> ModelProto:
             be brought to opset 17.
     """
     face = image_input(model)
-    normal = to_ir(at_opset(model))
+    level = at_opset(model)
+    # Two faces show best where the batch goes; one may be all that a graph survives.
+    candidates = [2, 1] if face.batch is None else [face.batch]
+    failures = []
+    for batch in candidates:
+        normal = to_ir(level)
+        try:
+            dim = _open(normal, spec, batch)
+        except ModelError as error:
+            failures.append(error)
+            continue
+        normal.graph.inputs[0].shape = ir.Shape(["batch", *spec.shape])
+        normal.graph.outputs[0].shape = ir.Shape(["batch", dim])
+        normal.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        ir_passes.RemoveUnusedNodesPass()(normal)
+        return to_proto(normal)
+    raise failures[-1]
+
+
+def _open(normal: ir.Model, spec: InputSpec, batch: int) -> int:
+    """Set names and free the batch, in place, by a run on `batch` faces; returns D."""
     graph = normal.graph
     graph.inputs[0].name, graph.outputs[0].name = INPUT, OUTPUT
     # Declared shapes hold for one batch and one size.
     _forget_shapes(graph)
     graph.outputs[0].shape = None
-    graph.inputs[0].shape = ir.Shape([face.batch or 1, *spec.shape])
+    graph.inputs[0].shape = ir.Shape([batch, *spec.shape])
     _fold_constants(normal)
     _dropouts_to_identities(graph)
     ir_passes.IdentityEliminationPass()(normal)
-    dim = _free_batch(normal)
-    graph.inputs[0].shape = ir.Shape(["batch", *spec.shape])
-    graph.outputs[0].shape = ir.Shape(["batch", dim])
-    graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    ir_passes.RemoveUnusedNodesPass()(normal)
-    return to_proto(normal)
+    try:
+        return free_batch(normal, INPUT, OUTPUT)
+    except ModelError as error:
+        if batch != 1:
+            raise
+        # A squeeze without axes also removes a batch of one; with two faces it does not.
+        graph.inputs[0].shape = ir.Shape([2, *spec.shape])
+        try:
+            return free_batch(normal, INPUT, OUTPUT)
+        except ModelError:
+            raise error from None
 
 
 def finish(model: ModelProto, spec: InputSpec) -> ModelProto:
@@ -175,20 +206,47 @@ def _fold_constants(model: ir.Model) -> None:
     ir_passes.RemoveUnusedNodesPass()(model)
 
 
+def _repair_norms(model: ModelProto) -> None:
+    """`spatial=0` (opsets up to 8) with a number per channel: MXNet writes it and means channels."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "BatchNormalization":
+            continue
+        for item in [item for item in node.attribute if item.name == "spatial" and not item.i]:
+            scale = weights.get(node.input[1])
+            if scale is not None and len(scale.dims) == 1:
+                logger.info("%s normalizes per channel; its spatial=0 is dropped", node.name)
+                node.attribute.remove(item)
+
+
 def _shape_slopes(model: ModelProto) -> None:
     """PRelu slopes of images become `(C, 1, 1)`, in place; `(C)` is MXNet's, against the standard."""
     nodes = [node for node in model.graph.node if node.op_type == "PRelu"]
     if not nodes:
         return
-    rank, weights = ranks(model), {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    slopes = {node.input[1]: weights[node.input[1]] for node in nodes if node.input[1] in weights}
+    rank = _ranks_without(model, slopes)
     for node in nodes:
-        slope = weights.get(node.input[1])
+        slope = slopes.get(node.input[1])
         if slope is None or rank.get(node.input[0]) != 4:
             continue
         channels = max(slope.dims, default=1)
         if list(slope.dims) in ([channels], [1, channels, 1, 1]) and channels > 1:
+            if len(slope.dims) == 1:
+                logger.info("PRelu slope %s (%d) is taken per channel", slope.name, channels)
             array = numpy_helper.to_array(slope).reshape(channels, 1, 1)
             slope.CopyFrom(numpy_helper.from_array(array, slope.name))
+
+
+def _ranks_without(model: ModelProto, slopes: Mapping[str, TensorProto]) -> dict[str, int]:
+    """Ranks, as if each slope were one number: slopes that do not broadcast end the inference."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in slopes:
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(1, np.float32), tensor.name))
+    return ranks(copy)
 
 
 def _channels_first(graph: ir.Graph) -> None:
@@ -221,105 +279,3 @@ def _dropouts_to_identities(graph: ir.Graph) -> None:
         node.attributes.clear()
         node.resize_inputs(1)
         node.resize_outputs(1)
-
-
-def _free_batch(model: ir.Model) -> int:
-    """Rewrite, in place, the reshapes that fix the batch; returns D, the embedding's size.
-
-    Exporters write the batch into reshapes, or compute their flatten from Shape and Gather. The
-    shapes are observed in a run: a reshape that keeps the first dimension keeps it open from now
-    on. The input has a fixed shape. Raises ModelError when the network does not run or its output
-    is not one embedding per face (`(N, D)`; `(N, D, 1, 1)` and `(N, 1, D)` are flattened).
-    """
-    face = model.graph.inputs[0]
-    try:
-        return _open_reshapes(model)
-    except ModelError as error:
-        if face.shape is None or face.shape[0] != 1:
-            raise
-        # A squeeze without axes also removes a batch of one; with two faces it does not.
-        face.shape = ir.Shape([2, *face.shape[1:]])
-        try:
-            return _open_reshapes(model)
-        except ModelError:
-            raise error from None
-
-
-def _open_reshapes(model: ir.Model) -> int:
-    graph = model.graph
-    moving = _dependents(graph, graph.inputs[0])
-    reshapes = [
-        node
-        for node in graph
-        if node.op_type in ("Reshape", "Flatten", "Squeeze") and input_of(node) in moving
-    ]
-    shapes = _observe(model, [value for n in reshapes for value in (input_of(n), n.outputs[0])])
-    batch = shapes[INPUT][0]
-    for node in reshapes:
-        before, after = (shapes[str(v.name)] for v in (input_of(node), node.outputs[0]))
-        if before[:1] == after[:1] == (batch,):
-            _keep_batch(graph, node, after)
-    return _flatten_output(graph, shapes[OUTPUT], batch)
-
-
-def _dependents(graph: ir.Graph, root: ir.Value) -> set[ir.Value]:
-    """The tensors that depend on `root`; nodes are sorted."""
-    dependents = {root}
-    for node in graph:
-        if not dependents.isdisjoint(_reads(node)):
-            dependents.update(node.outputs)
-    return dependents
-
-
-def _reads(node: ir.Node) -> set[ir.Value | None]:
-    """The tensors that a node needs, those that the bodies of If, Loop and Scan take too."""
-    reads = set(node.inputs)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            body = attribute.as_graph()
-            reads.update(body.outputs)
-            for inner in body.all_nodes():
-                reads.update(inner.inputs)
-    return reads
-
-
-def _observe(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, Shape]:
-    """Tensor -> its shape in a run on zeros, of `values`, the input and the output."""
-    probe = to_proto(model)
-    shape = tuple(dim.dim_value for dim in probe.graph.input[0].type.tensor_type.shape.dim)
-    names = dict.fromkeys(str(value.name) for value in values)
-    for name in names.keys() - {INPUT, OUTPUT}:
-        probe.graph.output.append(ValueInfoProto(name=name))
-    arrays = run_once(probe.SerializeToString(), np.zeros(shape, np.float32))
-    order = [output.name for output in probe.graph.output]
-    return {INPUT: shape, **{n: tuple(a.shape) for n, a in zip(order, arrays, strict=True)}}
-
-
-def _keep_batch(graph: ir.Graph, node: ir.Node, shape: Shape) -> None:
-    """Let a reshape to `shape` take any number of faces, in place."""
-    if len(shape) == 2:
-        node.op_type = "Flatten"
-        node.attributes.clear()
-        node.attributes.add(ir.AttrInt64("axis", 1))
-        node.resize_inputs(1)
-    elif node.op_type == "Reshape":
-        node.attributes.clear()
-        target = np.array([-1, *shape[1:]], np.int64)
-        node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_shape", target))
-
-
-def _flatten_output(graph: ir.Graph, shape: Shape, batch: int) -> int:
-    """D of an output `(N, D)`; one of `(N, D, 1, 1)` or the like is flattened in place."""
-    if len(shape) > 2 and prod(shape[1:]) == max(shape[1:]):
-        end = graph.outputs[0]
-        flatten = ir.node("Flatten", [end], {"axis": 1})
-        graph.append(flatten)
-        graph.outputs[0] = flatten.outputs[0]
-        end.name, graph.outputs[0].name = f"{OUTPUT}_inner", OUTPUT
-        shape = (shape[0], max(shape[1:]))
-    if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
-        raise ModelError(
-            f"the network gives {'x'.join(map(str, shape)) or 'one number'} for {batch} face(s);"
-            f" expected an embedding each, {batch}xD"
-        )
-    return shape[1]

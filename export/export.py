@@ -110,6 +110,8 @@ def export_onnx(
     spec: InputSpec | None = None,
     golden: str | Path | None = None,
     faces: Faces | None = None,
+    output: str | None = None,
+    constants: Mapping[str, F32] | None = None,
     force: bool = False,
 ) -> ExportResult:
     """Export a bundle's weights, a checkpoint or an ONNX file into a bundle.
@@ -124,6 +126,8 @@ def export_onnx(
         golden: A source of faces to keep in the bundle; None draws them.
         faces: Faces of known identity, on which a declared contract is checked and one that is not
             declared is found.
+        output: Name of the output that is the embedding, for an ONNX file with several.
+        constants: Input -> its numbers, for inputs of an ONNX file besides the image.
         force: Export although the contract looks wrong; a warning is logged.
 
     Returns:
@@ -141,11 +145,15 @@ def export_onnx(
         "spec": spec.to_json() if spec else None,
         "golden": Path(golden).name if golden else None,
         "faces": faces.where if faces else None,
+        "output": output,
+        "constants": sorted(constants) if constants else None,
         "force": force or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
     with transaction(out, "export", given) as change:
-        opened = open_source(Path(source), Path(out), SourceOptions(arch, spec, faces))
+        opened = open_source(
+            Path(source), Path(out), SourceOptions(arch, spec, faces, output, constants or {})
+        )
         contract = _check_contract(opened, faces, force)
         summary = _export(opened, contract, change, golden)
         change.summary = to_builtins(summary)

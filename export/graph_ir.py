@@ -1,16 +1,10 @@
-"""ONNX models in the forms that export works on: one opset, and graphs as onnx-ir holds them.
+"""ONNX graphs as onnx-ir holds them: every tensor knows its producer and its readers.
 
-In onnx-ir every tensor knows its producer and its readers. onnx-ir and onnxscript come with the extra
-`export`; devices do without them. ONNX's own converter brings a model to the opset. Where it fails,
-operators newer than OPSET are replaced by their definition, and operators for which it only lacks an
-adapter (Split 18) are taken to mean what they did; `parity` measures whether that was right.
+onnx-ir and onnxscript come with the extra `export`; devices do without them.
 """
 
 import numpy as np
-import onnx
-import onnx.inliner
-import onnx.version_converter
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from ..arrays import F32, F64, I64
 from ..errors import MachineError, ModelError
@@ -25,10 +19,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "IR_VERSION",
-    "OPSET",
     "add_constant",
-    "at_opset",
     "constant_of",
     "fold_constants_ir",
     "input_of",
@@ -39,10 +30,6 @@ __all__ = [
     "to_ir",
     "to_proto",
 ]
-
-
-OPSET = 17
-IR_VERSION = 8  # the newest that TensorRT 8.6's parser and old onnxruntimes read
 
 
 class _OperatorNames:
@@ -175,77 +162,3 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.name, old.name = old.name, None
     new.shape, new.type = old.shape, old.type
-
-
-def at_opset(model: ModelProto) -> ModelProto:
-    """Bring a model to OPSET and IR_VERSION.
-
-    Args:
-        model: A model of the ONNX standard's operators.
-
-    Returns:
-        A copy at OPSET.
-
-    Raises:
-        ModelError: The model cannot be brought there.
-    """
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    copy.ir_version = IR_VERSION
-    del copy.opset_import[:]
-    copy.opset_import.append(helper.make_opsetid("", version))
-    if version == OPSET:
-        return copy
-    try:
-        return _converted(copy)
-    except ModelError as error:
-        for attempt in (_converted, _relabelled):
-            try:
-                return attempt(_expanded(copy))
-            except ModelError:
-                continue
-        raise ModelError(
-            f"the model has ONNX opset {version} and cannot be brought to {OPSET}: {error.message}",
-            f"export it again with opset_version={OPSET}",
-        ) from error
-
-
-def _converted(model: ModelProto) -> ModelProto:
-    try:
-        return onnx.version_converter.convert_version(model, OPSET)
-    except (
-        onnx.version_converter.ConvertError,
-        onnx.shape_inference.InferenceError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        raise ModelError(str(error).rsplit("failed: ", 1)[-1].strip()) from error
-
-
-def _expanded(model: ModelProto) -> ModelProto:
-    """Operators newer than OPSET, for example Gelu, replaced by their definition."""
-    new = sorted({n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, OPSET)})
-    if not new:
-        return model
-    try:
-        return onnx.inliner.inline_selected_functions(
-            model, [("", name) for name in new], inline_schema_functions=True
-        )
-    except (TypeError, RuntimeError) as error:  # an onnx that cannot, or an operator without one
-        raise ModelError(f"opset {OPSET} has no {', '.join(new)}") from error
-
-
-def _relabelled(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    copy.opset_import[0].version = OPSET
-    for node in copy.graph.node:
-        attributes = [item for item in node.attribute if item.name != "num_outputs"]  # Split 18
-        del node.attribute[:]
-        node.attribute.extend(attributes)
-    try:
-        onnx.checker.check_model(copy, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(str(error)) from error
-    return copy

@@ -4,8 +4,8 @@ Each becomes the network as ONNX, the original as a function to compare with, an
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from google.protobuf.message import EncodeError
@@ -23,6 +23,8 @@ from ..onnx_file import read_onnx
 from ..reading import open_file
 from ..trial_run import ensure_runnable
 from .canonicalize import tidy
+from .contract_check import own_normalization
+from .one_face import InterfaceOptions, takes_pixels
 from .preprocessing_search import PreprocessingResult, rank_contracts
 from .torch_network import exact_embedder, module_embedder
 
@@ -64,11 +66,15 @@ class SourceOptions:
         arch: The network's name.
         spec: The input contract.
         faces: Faces of known identity, to find the contract if it is not declared.
+        output: Name of the output that is the embedding, for an ONNX file.
+        constants: Input -> its numbers, for inputs of an ONNX file besides the image.
     """
 
     arch: str | None = None
     spec: InputSpec | None = None
     faces: Faces | None = None
+    output: str | None = None
+    constants: Mapping[str, F32] = field(default_factory=dict)
 
 
 def open_source(source: Path, out: Path, options: SourceOptions) -> ExportSource:
@@ -95,6 +101,8 @@ def open_source(source: Path, out: Path, options: SourceOptions) -> ExportSource
             f"there is no model at {source}", "give a bundle, a checkpoint or an ONNX file"
         )
     if _is_checkpoint(source):
+        if options.output or options.constants:
+            raise UsageError(f"--output and --constant are for ONNX files; {source} holds weights")
         return _open_weights(source, options, keep=True)
     if options.arch is not None:
         raise UsageError(f"--arch {options.arch} is for PyTorch weights; {source} has none")
@@ -139,7 +147,10 @@ def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSo
 def _open_onnx(path: Path, options: SourceOptions, *, side_files: bool = True) -> ExportSource:
     given = read_onnx(path, side_files=side_files)
     ensure_runnable(given, str(path))
-    model = tidy(given)
+    interface = InterfaceOptions(options.output, options.constants)
+    if options.spec:
+        interface = replace(interface, size=(options.spec.height, options.spec.width))
+    model = tidy(given, interface)
     face = image_input(model)
     try:
         embed = original_embedder(model.SerializeToString())
@@ -147,6 +158,8 @@ def _open_onnx(path: Path, options: SourceOptions, *, side_files: bool = True) -
         raise ModelError(f"{path} is larger than 2 GB: {error}") from error
     own = contract_of(model)
     _check_same_contract(path, own, options.spec)
+    if own is None and options.spec is None:
+        own = _pixels_in(path, given, model)
     size = (face.height or ALIGNED_SIZE, face.width or ALIGNED_SIZE)
     spec, search = _declared_or_found(path, embed, size, own or options.spec, options)
     size = (face.height or spec.height, face.width or spec.width)
@@ -157,6 +170,21 @@ def _open_onnx(path: Path, options: SourceOptions, *, side_files: bool = True) -
         )
     ranges = tuple(read_trained_ranges(given).values())
     return ExportSource("onnx", path, model, embed, spec, ranges=ranges, search=search)
+
+
+def _pixels_in(path: Path, given: ModelProto, model: ModelProto) -> InputSpec | None:
+    """The contract of a network that normalizes pixels 0..255 itself; None for any other."""
+    own = own_normalization(model)
+    if not takes_pixels(given) and (own is None or own.pixel_range != 255.0):
+        return None
+    raw = PRESETS["raw"]
+    logger.info(
+        "%s normalizes pixels itself: %s, the channels' order taken as RGB (else --preset raw"
+        " --channels BGR)",
+        path.name,
+        raw.describe(),
+    )
+    return raw
 
 
 def _declared_or_found(
