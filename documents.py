@@ -154,11 +154,20 @@ def _foreign(value: Any) -> Any:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items() if not str(k).startswith("_")}
+        return {_text(k): _rounded(v) for k, v in value.items() if not str(k).startswith("_")}
+    if isinstance(value, str):
+        return _text(value)
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
         return round(value, _DECIMALS) if abs(value) >= 1e-3 else float(f"{value:.{_DECIMALS}g}")
+    return value
+
+
+def _text(value: Any) -> Any:
+    """Names of files that are not UTF-8 hold surrogates, which JSON cannot: they are escaped."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     return value

@@ -10,7 +10,7 @@ import click
 
 from ..errors import MachineError
 from ..interruption import interruptible
-from .output import Output
+from .output import Output, echo
 
 OptionGroups = Mapping[str, Sequence[str]]
 
@@ -135,7 +135,7 @@ def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             warning = "warning: " if record.levelno == logging.WARNING else ""
-            click.echo(warning + self.format(record), err=True)
+            echo(warning + self.format(record), err=True)
 
     logger, handler = logging.getLogger("fr_edge"), Handler()
     before = logger.level

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .command import define_command
-from .output import Output, size_text, table
+from .output import Output, one_line, size_text, table
 
 if TYPE_CHECKING:
     from ..bundle.trust import SignatureRow
@@ -84,8 +84,8 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         *report_lines(reports),
         *[_stage(entry) for entry in opened.history],
         *_last_change(opened.history),
-        *[f"stale: {name}: {reason}" for name, reason in stale.items()],
-        *[f"not part of the bundle: {name}" for name in unlisted],
+        *[one_line(f"stale: {name}: {reason}") for name, reason in stale.items()],
+        *[one_line(f"not part of the bundle: {name}") for name in unlisted],
         *[_signature(row, len(opened.files)) for row in signatures],
     ]
     if damages:
@@ -125,7 +125,7 @@ def _last_change(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     last = history[-1] if history else {}
     for verb, key in (("removed", "removed"), ("made stale", "stale")):
         for name, reason in last.get(key, {}).items():
-            yield f"{last['stage']} {verb} {name}: {reason}"
+            yield one_line(f"{last['stage']} {verb} {name}: {reason}")
 
 
 def _model_lines(model: "ModelSummary", layers: bool) -> list[str]:
@@ -160,4 +160,4 @@ def _stage(entry: Mapping[str, Any]) -> str:
         for key, value in entry.get("options", {}).items()
         if not isinstance(value, dict | list)
     )
-    return f"{entry.get('time', '')}  {entry.get('stage', '')} {options}".rstrip()
+    return one_line(f"{entry.get('time', '')}  {entry.get('stage', '')} {options}".rstrip())

@@ -8,6 +8,7 @@ import errno
 import json
 import sys
 import traceback
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
@@ -17,6 +18,7 @@ import click
 from .._version import __version__
 from ..errors import FrEdgeError, MachineError
 from ..interruption import find_interruption, interrupted
+from .output import echo, silence
 
 COMMANDS = (
     "demo",
@@ -91,7 +93,16 @@ def root() -> None:
 
 def main() -> NoReturn:
     """Run `fr-edge` or `python -m fr_edge`, and exit."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            silence(stream)
+            if stream is sys.stdout and error.errno != errno.EPIPE:
+                code = code or MachineError.exit_code
+    sys.exit(code)
 
 
 def run(args: list[str]) -> int:
@@ -115,8 +126,8 @@ def run(args: list[str]) -> int:
         return _fail(args, error.format_message(), _usage_hint(error), 2)
     except (KeyboardInterrupt, click.Abort) as error:
         return _stopped(args, error)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe has closed it
+    except BrokenPipeError:  # the reader of the help page has left
+        silence(sys.stdout)
         return 0
     except FrEdgeError as error:
         return _fail(args, error.message, error.hint, error.exit_code, error)
@@ -162,10 +173,12 @@ def _fail(
 ) -> int:
     """Print the message on stderr, and with `--json` a JSON document on stdout."""
     if "--json" in args:
-        click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}))
-    click.echo(f"fr-edge: {message}", err=True)
+        with suppress(MachineError):  # stdout is full: stderr and the exit code tell
+            echo(json.dumps({"error": message, "hint": hint, "exit_code": code}))
+    # Lines of a quoted text are indented, so that none of them looks like fr-edge's own.
+    echo("fr-edge: " + message.replace("\n", "\n         "), err=True)
     if hint:
-        click.echo(f"         {hint}", err=True)
+        echo("         " + hint.replace("\n", "\n         "), err=True)
     if cause is not None and ("-v" in args or "--verbose" in args):
-        click.echo("".join(traceback.format_exception(cause)), err=True)
+        echo("".join(traceback.format_exception(cause)), err=True)
     return code

@@ -1,14 +1,19 @@
 """What commands print: results on stdout; progress, notes and errors on stderr."""
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import Any, NoReturn, TypeVar
+from unicodedata import category
 
 import click
+
+from ..errors import MachineError
 
 T = TypeVar("T")
 
@@ -34,22 +39,91 @@ class Output:
     def note(self, text: str) -> None:
         """Print a line on stderr, unless the command is quiet."""
         if not self.quiet:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def result(self, document: Mapping[str, Any], text: str) -> None:
         """Print the result: the document with `--json`, else the text."""
-        click.echo(json.dumps(document, indent=2) if self.json else text)
+        echo(json.dumps(document, indent=2) if self.json else text)
 
     def fail_gate(self, text: str) -> NoReturn:
         """End the command, whose result is printed, with exit code 1."""
-        click.echo(f"fr-edge: {text}", err=True)
+        echo(f"fr-edge: {text}", err=True)
         click.get_current_context().exit(1)
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
         """Show progress, as a `progress.Track`: a bar on a terminal, else a line every ten seconds."""
         if self.quiet:
             return items
-        return _bar(items, label, total) if sys.stderr.isatty() else _lines(items, label, total)
+        return (
+            _bar(items, label, total)
+            if sys.stderr and sys.stderr.isatty()
+            else _lines(items, label, total)
+        )
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal obeys: escape codes, reversed writing, bytes that are no text.
+
+    Args:
+        text: Any text, with names and messages from files.
+
+    Returns:
+        The text; control and format characters other than line ends and tabs as `\\x1b`.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(c if c in "\n\t" or _harmless(c) else _escaped(c) for c in text)
+
+
+def one_line(text: object) -> str:
+    """A name or message from a file as part of a line: line ends are escaped too.
+
+    Args:
+        text: What is shown as `str` shows it.
+    """
+    return "".join(_escaped(c) if c in "\n\t" else c for c in printable(str(text)))
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text; what is printed passes here, once.
+
+    A reader of the pipe that has left is no reason to stop: the command ends as it would have.
+
+    Args:
+        text: The text; it is made `printable`.
+        err: On stderr, whose failures are ignored, instead of stdout.
+
+    Raises:
+        MachineError: stdout cannot be written, for example because its disk is full.
+    """
+    try:
+        click.echo(printable(text), err=err)
+    except OSError as error:
+        silence(sys.stderr if err else sys.stdout)
+        if not err and error.errno != errno.EPIPE:
+            raise MachineError(f"stdout cannot be written: {error.strerror}") from error
+
+
+def silence(stream: Any) -> None:
+    """Let what is still to be written to a broken stream vanish, at the end of Python too.
+
+    Args:
+        stream: `sys.stdout` or `sys.stderr`.
+    """
+    try:
+        target = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(target, stream.fileno())
+        os.close(target)
+    except (OSError, ValueError, AttributeError):  # closed, or none of the system's
+        pass
+
+
+def _harmless(character: str) -> bool:
+    return category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def table(
@@ -73,6 +147,7 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
+    rows = [[one_line(cell) for cell in row] for row in rows]
     columns = list(zip(*([header] if header else []), *rows, strict=True))
     longest_words = [
         max((len(word) for cell in column for word in cell.split()), default=0)
@@ -90,7 +165,7 @@ def table(
     for row in rows:
         grid.add_row(*map(Text, row))
     if width is None:
-        width = get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
+        width = get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else _UNLIMITED
     width = max(width, sum(longest_words) + 2 * len(columns))
     page = StringIO()
     console = Console(file=page, width=width, color_system=None, legacy_windows=False)
@@ -139,8 +214,8 @@ def _lines(items: Iterable[T], label: str, total: int) -> Iterable[T]:
         if now - last >= _EVERY_S and count:
             left = (now - start) / count * (total - count)
             share = 100 * count // max(1, total)
-            click.echo(f"{label}: {count} of {total} ({share} %), {left:.0f} s left", err=True)
+            echo(f"{label}: {count} of {total} ({share} %), {left:.0f} s left", err=True)
             last = now
         yield item
     if time.monotonic() - start >= _EVERY_S:
-        click.echo(f"{label}: done in {time.monotonic() - start:.0f} s", err=True)
+        echo(f"{label}: done in {time.monotonic() - start:.0f} s", err=True)
