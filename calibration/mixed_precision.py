@@ -246,6 +246,7 @@ def search_assignment(
     _check_resolution(judge, budget)
     times = latency(judge.model, partial(judge.quantize, table))
     key = _search_key(table, judge, budget, times.source)
+    root = root.absolute()  # it may be called `.`
     log = SearchLog(root.with_name(f".{root.name}.calibrate"), key)
     noise = float(log.recall("noise", times.noise))
     assignments = _search(table, judge, budget, log, times.cost, noise)

@@ -126,12 +126,16 @@ def load_tensors(path: Path) -> Any:
     if path.suffix.lower() == ".safetensors":
         return _safetensors(path)
     try:
+        stream = open_file(path, "WEIGHTS_MB", ModelError)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with open_file(path, "WEIGHTS_MB", ModelError) as stream:
+            with stream:
                 _check_archive(path, stream)
                 return torch.load(stream, map_location="cpu", weights_only=True)
-    except (ModelError, OSError, MemoryError):
+    except (ModelError, MemoryError):
         raise
     except Exception as error:  # unpickling damaged data raises nearly anything
         # A pickle that calls something, or one that torch.save did not write.
@@ -154,10 +158,11 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise MachineError(
             f"reading {path.name} needs safetensors", "pip install 'fr-edge[train]'"
         ) from error
-    with open_file(path, "WEIGHTS_MB", ModelError):
-        pass
     try:
-        return load_file(path)
+        with open_file(path, "WEIGHTS_MB", ModelError):
+            return load_file(path)
+    except ModelError:
+        raise
     except Exception as error:  # its error class derives from Exception alone
         raise ModelError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
