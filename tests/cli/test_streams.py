@@ -66,7 +66,7 @@ def test_nothing_that_a_terminal_obeys_is_printed() -> None:
     assert table([["a\nb", "\x1b"], ["c", "d"]]) == "a\\nb  \\x1b\nc     d"
 
 
-def test_a_folder_whose_name_is_not_text(exported: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_folder_whose_name_is_not_text(built: Path, tmp_path: Path, capsys: Captured) -> None:
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff"))
     shutil.copytree(built, place)
     assert run(["inspect", str(place)]) == 0
@@ -102,6 +102,6 @@ def test_calibrate_with_a_budget_inside_the_bundle(
     bundle: Path, distinct: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bundle)
-    line = f"calibrate . --faces {distinct} --limit 16 --max-tar-drop 0.9 --far 1e-2 -q"
+    line = f"calibrate . --faces {distinct} --limit 16 --max-tar-drop 0.9 --far 1e-2 --force -q"
     assert run(line.split()) in (0, 1)
     assert run(["inspect", ".", "-q"]) == 0
