@@ -78,18 +78,19 @@ def signature_required() -> bool:
 
 
 @contextmanager
-def requiring_signatures(required: bool, named: Iterable[Path] = ()) -> Iterator[None]:
+def requiring_signatures(required: bool | None, named: Iterable[Path] = ()) -> Iterator[None]:
     """Ask for signed files within a `with` block, in programs that it starts too.
 
     Args:
-        required: Whether to ask; False leaves it as the environment says.
+        required: Whether to ask; None leaves it as the environment says. False is for bundles that
+            this program has just made itself.
         named: Files or folders of public keys to trust, besides those that are.
     """
     names = (REQUIRE_SIGNATURE, TRUSTED_KEYS)
     before = {name: os.environ.get(name) for name in names}
     places = [str(path.absolute()) for path in named]
-    if required:
-        os.environ[REQUIRE_SIGNATURE] = "1"
+    if required is not None:
+        os.environ[REQUIRE_SIGNATURE] = "1" if required else "0"
     if places:
         os.environ[TRUSTED_KEYS] = os.pathsep.join((*places, *filter(None, [before[TRUSTED_KEYS]])))
     try:

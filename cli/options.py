@@ -74,7 +74,7 @@ def _trust_keys(context: click.Context, _: click.Parameter, keys: tuple[str, ...
     from ..bundle.trust import requiring_signatures
 
     if keys:
-        context.with_resource(requiring_signatures(required=False, named=map(Path, keys)))
+        context.with_resource(requiring_signatures(required=None, named=map(Path, keys)))
 
 
 def require_signature(body: Body) -> Body:

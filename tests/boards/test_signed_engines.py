@@ -22,6 +22,7 @@ from fr_edge.cli.main import run
 from fr_edge.errors import BundleError, UsageError
 from fr_edge.files import sha256
 from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.selftest import self_test
 from fr_edge.runtime.session import open_session
 from fr_edge.runtime.trt.config import EngineOptions
 
@@ -207,6 +208,8 @@ def test_a_device_asks_by_its_environment(
     shutil.copy(keys / "local.pub", trusted)
     open_session(signed, "int8", "tensorrt").close()
     assert run(["inspect", str(signed), "-q"]) == 0
+    tried = {result.backend: result for result in self_test()}  # on a bundle of its own
+    assert tried["tensorrt"].outcome == "ran", tried["tensorrt"].detail
     monkeypatch.setenv(REQUIRE_SIGNATURE, "maybe")
     with pytest.raises(UsageError, match="expected 1 or 0"):
         open_bundle(signed)
