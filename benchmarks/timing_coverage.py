@@ -1,9 +1,10 @@
-"""Does the 95 % interval of a percentile hold the truth 95 times in 100?
+"""Do the 95 % intervals of latency, throughput and energy hold the truth 95 times in 100?
 
 Runs are drawn, so that the truth is known from a much longer draw: independent ones with tails of
-several kinds, ones beside slow noise or a neighbour that comes and goes, and queries that wait for
-one another (M/G/1). `(0.99)` is the share of runs whose interval holds the truth, `0.87 stated` that
-of runs which state one. `python benchmarks/timing_coverage.py [--trials 150] [--json]`
+several kinds, ones with a memory, ones that drift, ones beside a neighbour that comes and goes, and
+queries that wait for one another (M/G/1). Then boards are drawn whose power has a memory, a tail or
+a drift. `.95 (80)` means that 95 % of the stated intervals hold the truth, and that 80 % of the runs
+state one. `python benchmarks/timing_coverage.py [--trials 400] [--json]`
 """
 
 import argparse
@@ -16,58 +17,107 @@ import numpy as np
 from fr_edge.runtime.benchmark.statistics import (
     Latencies,
     latencies_of,
+    mean_latency_interval,
     percentile_interval,
     percentile_name,
 )
+from fr_edge.runtime.machine.energy import energy
+from fr_edge.runtime.machine.monitor import SensorTrace
+from fr_edge.runtime.machine.sensors import Reading
 
-Draw = Callable[[np.random.Generator, int], np.ndarray]
+Draw = Callable[[np.random.Generator, int, int], np.ndarray]  # trials, runs -> (trials, runs)
+Work = Callable[[np.random.Generator, int], np.ndarray]
 QUANTILES = (50.0, 90.0, 99.0)
+COUNTS = (400, 1600, 6400)
+SECONDS = (10, 30, 120)
+IDLE_MW, BUSY_MW, FACE_S = 3000.0, 9000.0, 0.02
 
 
-def normal(random: np.random.Generator, n: int) -> np.ndarray:
-    return np.exp(0.1 * random.standard_normal(n))
+def white(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
+    return random.standard_normal((trials, n))
 
 
-def heavy(random: np.random.Generator, n: int) -> np.ndarray:
-    """Pareto's tail with an infinite variance."""
-    return 1 + 0.2 * random.pareto(2, n)
-
-
-def spiky(random: np.random.Generator, n: int) -> np.ndarray:
-    """One run in 200 takes twenty times as long."""
-    return np.exp(0.05 * random.standard_normal(n)) * (1 + 19 * (random.random(n) < 0.005)) / 1.095
-
-
-def slow_noise(random: np.random.Generator, n: int) -> np.ndarray:
-    """Half of the noise wanders, and is forgotten after about a hundred runs."""
-    wander = np.empty(n)
-    last = random.standard_normal()
-    steps = np.sqrt(1 - 0.99**2) * random.standard_normal(n)
+def wander(random: np.random.Generator, trials: int, n: int, memory: float) -> np.ndarray:
+    """Noise of unit deviation that is forgotten by a factor of `memory` a run."""
+    out, last = np.empty((n, trials)), random.standard_normal(trials)
+    scale = np.sqrt(1 - memory**2)
     for i in range(n):
-        last = wander[i] = 0.99 * last + steps[i]
-    return np.exp(0.07 * wander + 0.07 * random.standard_normal(n))
+        last = out[i] = memory * last + scale * random.standard_normal(trials)
+    return out.T
 
 
-def neighbour(random: np.random.Generator, n: int) -> np.ndarray:
-    """Another program works for about 40 of 440 runs, which then take 30 % longer."""
-    there = np.zeros(n)
-    at = int(random.exponential(400))
-    while at < n:
-        stays = 1 + int(random.exponential(40))
-        there[at : at + stays] = 1
-        at += stays + int(random.exponential(400))
-    return np.exp(0.05 * random.standard_normal(n)) * (1 + 0.3 * there)
+def tailed(index: float) -> Draw:
+    return lambda random, trials, n: 1 + 0.2 * random.pareto(index, (trials, n))
 
 
-def constant(random: np.random.Generator, n: int) -> np.ndarray:
-    return np.ones(n)
+def spiky(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
+    spikes = random.random((trials, n)) < 0.005
+    return np.exp(0.05 * white(random, trials, n)) * (1 + 19 * spikes)
 
 
-def exponential(random: np.random.Generator, n: int) -> np.ndarray:
-    return random.exponential(1, n)
+def autocorrelated(memory: float) -> Draw:
+    return lambda random, trials, n: np.exp(0.1 * wander(random, trials, n, memory))
 
 
-def queue(random: np.random.Generator, n: int, work: Draw, load: float) -> Latencies:
+def partly(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
+    return np.exp(0.05 * wander(random, trials, n, 0.9) + 0.1 * white(random, trials, n))
+
+
+def slow(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
+    return np.exp(0.07 * wander(random, trials, n, 0.99) + 0.07 * white(random, trials, n))
+
+
+def tailed_memory(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
+    return 1 + 0.2 * np.exp(wander(random, trials, n, 0.8))
+
+
+def neighbour(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
+    there = random.random(trials) < 40 / 440
+    out = np.empty((n, trials))
+    for i in range(n):
+        chance = random.random(trials)
+        there = out[i] = np.where(there, chance > 1 / 41, chance < 1 / 401)
+    return np.exp(0.05 * white(random, trials, n)) * (1 + 0.3 * out.T)
+
+
+def drifting(share: float) -> Draw:
+    return lambda random, trials, n: (
+        np.exp(0.05 * white(random, trials, n)) + share * np.linspace(-0.5, 0.5, n)
+    )
+
+
+def walking(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
+    steps = np.cumsum(white(random, trials, n), axis=1) / np.sqrt(n)
+    return np.exp(0.05 * white(random, trials, n) + 0.05 * steps)
+
+
+KINDS: dict[str, Draw] = {
+    "independent": lambda random, trials, n: np.exp(0.1 * white(random, trials, n)),
+    "Pareto's tail, finite variance (4.5)": tailed(4.5),
+    "Pareto's tail, infinite variance (2)": tailed(2.0),
+    "one in 200 takes 20 times as long": spiky,
+    "memory of 2 runs": autocorrelated(0.6),
+    "memory of 10 runs": autocorrelated(0.9),
+    "a fifth of it has a memory of 10 runs": partly,
+    "heavy tail, memory of 5 runs": tailed_memory,
+    "half of it wanders, over 100 runs": slow,
+    "neighbour for 40 of 440 runs": neighbour,
+    "drifts by 2 %, beside noise of 5 %": drifting(0.02),
+    "drifts by 10 %, beside noise of 5 %": drifting(0.10),
+    "random walk": walking,
+}
+POWERS: dict[str, Draw] = {
+    "independent": white,
+    "memory of 2 readings": lambda random, trials, n: wander(random, trials, n, 0.6),
+    "memory of 5 readings": lambda random, trials, n: wander(random, trials, n, 0.8),
+    "heavy tail (Student's t, 3)": lambda random, trials, n: random.standard_t(3, (trials, n)),
+    "warms up by 3 deviations": lambda random, trials, n: (
+        white(random, trials, n) + np.linspace(-1.5, 1.5, n)
+    ),
+}
+
+
+def queue(random: np.random.Generator, n: int, work: Work, load: float) -> Latencies:
     """Lindley's recursion, all at once; the memory as `PoissonLoad` finds it."""
     takes, gaps = work(random, n), random.exponential(1 / load, n)
     walk = np.concatenate([[0.0], np.cumsum(takes[:-1] - gaps[1:])])
@@ -77,51 +127,90 @@ def queue(random: np.random.Generator, n: int, work: Draw, load: float) -> Laten
     return replace(latencies_of(latency), memory=float(memory))
 
 
-def coverage(draw: Callable[[int], Latencies], n: int, long: int, trials: int) -> dict[str, dict]:
-    """`percentile -> {held, stated}` over runs of n; the truth from one of `long`."""
-    truth = {q: draw(long).percentile(q) for q in QUANTILES}
-    held, stated = dict.fromkeys(QUANTILES, 0), dict.fromkeys(QUANTILES, 0)
-    for _ in range(trials):
-        found = draw(n)
-        for q in QUANTILES:
-            if (ends := percentile_interval(found, q)) is not None:
-                stated[q] += 1
-                held[q] += ends[0] - 1e-4 <= truth[q] <= ends[1] + 1e-4
-    return {
-        percentile_name(q): {
-            "held": round(held[q] / stated[q], 3) if stated[q] else None,
-            "stated": round(stated[q] / trials, 3),
-        }
+def count(known: list[tuple[float, float] | None], truth: float) -> dict[str, float | None]:
+    ends = [pair for pair in known if pair is not None]
+    held = sum(low - 1e-4 <= truth <= high + 1e-4 for low, high in ends)
+    return {"held": held / len(ends) if ends else None, "stated": len(ends) / len(known)}
+
+
+def latency_row(runs: list[Latencies], long: Latencies) -> dict[str, dict]:
+    row = {
+        percentile_name(q): count([percentile_interval(r, q) for r in runs], long.percentile(q))
         for q in QUANTILES
     }
+    if runs[0].memory == 1:  # the throughput of queries is that of their arrivals
+        row["throughput"] = count([mean_latency_interval(run) for run in runs], long.mean_ms)
+    return row
+
+
+def rail(values: np.ndarray, period_s: float) -> list[Reading]:
+    return [Reading(power_mw={"VDD_IN": float(value)}) for value in values]
+
+
+def energy_row(
+    random: np.random.Generator, power: Draw, seconds: int, trials: int
+) -> dict[str, float | None]:
+    """Of a board read every half second, a second of warm-up before the run, and at rest."""
+    n = 2 * seconds
+    noise = 300 * power(random, trials, n)
+    rest = IDLE_MW + 50 * wander(random, trials, 41, 0.3)
+    ends: list[tuple[float, float] | None] = []
+    for busy, calm in zip(noise, rest, strict=True):
+        levels = np.concatenate([[IDLE_MW, BUSY_MW, BUSY_MW], BUSY_MW + busy, [IDLE_MW]])
+        times = [0.0, 0.5, 1.0, *(1.25 + 0.5 * i for i in range(n)), 1.1 + seconds]
+        run = SensorTrace(times, rail(levels, 0.5), load_s=(1.05, 1.05 + seconds))
+        idle = SensorTrace([0.1 * i for i in range(41)], rail(calm, 0.1))
+        half = 0.002 * FACE_S
+        drawn = FACE_S + half / 1.96 * random.standard_normal()
+        found = energy(run, idle, 1, drawn, (drawn - half, drawn + half))
+        assert found is not None
+        ends.append(found.interval_95_mj)
+    return count(ends, (BUSY_MW - IDLE_MW) * FACE_S)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=150)
+    parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    random = np.random.default_rng(0)
-    rows = {}
-    for kind in (normal, heavy, spiky, slow_noise, neighbour):
-        for n in (400, 1600):
-            found = coverage(lambda n, k=kind: latencies_of(k(random, n)), n, 400_000, args.trials)
-            rows[f"{kind.__name__}, {n} runs"] = found
-    for work in (constant, exponential, spiky):
+    random, rows = np.random.default_rng(0), {}
+    for kind, draw in KINDS.items():
+        for n in COUNTS:
+            long = latencies_of(draw(random, 400, max(n, 2000)).ravel())
+            runs = [latencies_of(run) for run in draw(random, args.trials, n)]
+            rows[f"{kind} | {n:,} runs"] = latency_row(runs, long)
+            show(args, f"{kind} | {n:,}", rows[f"{kind} | {n:,} runs"])
+    works: dict[str, Work] = {
+        "constant work": lambda random, n: np.ones(n),
+        "exponential work": lambda random, n: random.exponential(1, n),
+    }
+    for name, work in works.items():
         varies = float(np.mean(work(random, 400_000) ** 2))  # the mean is 1
-        for load in (0.3, 0.6, 0.8):
+        for load in (0.3, 0.8):
+            long = queue(random, 3_000_000, work, load)
             for independent in (110, 450):
                 n = round(independent * varies / (1 - load) ** 2)
-                found = coverage(
-                    lambda n, w=work, r=load: queue(random, n, w, r), n, 3_000_000, args.trials
-                )
-                rows[f"queue at {load}, {work.__name__} work, {n} queries"] = found
+                runs = [queue(random, n, work, load) for _ in range(args.trials)]
+                label = f"queries, {name}, at work {load:.0%} of the time | {n:,}"
+                rows[label] = latency_row(runs, long)
+                show(args, label, rows[label])
+    for kind, power in POWERS.items():
+        for seconds in SECONDS:
+            label = f"power: {kind} | {seconds} s"
+            rows[label] = {"energy": energy_row(random, power, seconds, args.trials)}
+            show(args, label, rows[label])
     if args.json:
         print(json.dumps(rows, indent=1))
+
+
+def show(args: argparse.Namespace, label: str, row: dict[str, dict]) -> None:
+    if args.json:
         return
-    for what, found in rows.items():
-        told = (f"{q} ({row['held']}, {row['stated']} stated)" for q, row in found.items())
-        print(f"{what}: {', '.join(told)}")
+    cells = []
+    for one in row.values():
+        held = "-" if one["held"] is None else f"{one['held']:.3f}".lstrip("0")
+        cells.append(f"{held} ({100 * one['stated']:.0f})" if one["stated"] else "-")
+    print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
