@@ -32,8 +32,11 @@ types: build/.typed  ## mypy --strict over the package; needs torch
 unit: $(VENV)/.dev  ## the tests
 	$(BIN)/python -m pytest
 
-test-gpu: $(GPU_VENV)/.ready  ## what needs a GPU; without torch; writes docs/results/<device>.json
-	$(GPU_VENV)/bin/python tests/acceptance.py
+test-gpu: $(GPU_VENV)/.ready  ## on a board or GPU, without torch: accept, then the tests marked gpu and cuda
+	@$(GPU_VENV)/bin/fr-edge accept --out build/accept.json; accepted=$$?; \
+	$(GPU_VENV)/bin/python tests/acceptance.py; tested=$$?; \
+	echo "fr-edge accept ended with $$accepted, the tests with $$tested; to send: build/accept.json"; \
+	test $$accepted -eq 0 && test $$tested -eq 0
 
 docs: $(VENV)/.dev  ## write docs/cli.md from the commands
 	$(BIN)/python docs/write_cli.py
