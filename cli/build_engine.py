@@ -78,8 +78,9 @@ def command(
 ) -> None:
     """Build an engine for this machine into BUNDLE.
 
-    An engine runs on the kind of machine and the library version that it was built on. tensorrt-rtx
-    compiles without a GPU too: that checks the network with NVIDIA's compiler, and executes nothing.
+    An engine runs on the kind of machine and the library version that it was built on. Layers that
+    were to be INT8 and are not are listed with the likely reason; -v lists all. tensorrt-rtx compiles
+    without a GPU too: that checks the network with NVIDIA's compiler, and executes nothing.
     """
     chosen = precision or named
     if precision and named and precision != named:
@@ -112,6 +113,12 @@ def _build(
         f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)},"
         f" layers with weights: {built.describe_layers() or 'not reported'}"
     ]
+    refused = [proof for proof in built.proof if proof.reason]
+    shown = built.proof if output.verbose else refused
+    if shown:
+        rows = [[p.layer, p.operator, p.asked, p.built, p.evidence or "-", p.reason] for p in shown]
+        head = ("layer", "operator", "asked for", "computes in", "shown by", "likely because")
+        lines += ["", table(rows, head), ""]
     if not built.compile_only:
         lines.append(f"next: fr-edge verify {bundle} --engine {precision}")
     output.result(to_builtins(built), "\n".join(lines))

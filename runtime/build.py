@@ -45,6 +45,7 @@ from .tensorrt_session import GpuSession
 from .trt.bundle_plan import build_plan
 from .trt.calibrator import cache_version
 from .trt.config import EngineOptions, PreluForm
+from .trt.layers import LayerProof
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class BuildResult:
         compile_only: Whether it was compiled ahead of time and cannot run here.
         size: Bytes.
         sha256: Of the engine.
+        proof: TensorRT's layers with weights: what the network asks for beside what they compute
+            in; empty for the CPU.
     """
 
     engine: str
@@ -81,6 +84,7 @@ class BuildResult:
     compile_only: bool
     size: int
     sha256: str
+    proof: tuple[LayerProof, ...] = ()
 
     def describe_layers(self) -> str:
         """The layers in words: "33 INT8 (21 in integer kernels), 17 FP32"."""
@@ -185,6 +189,7 @@ def _build(
             backend in COMPILE_ONLY,
             target.stat().st_size,
             sha256(target),
+            tuple(LayerProof(**row) for row in built.facts.get("proof", ())),
         )
         fingerprint = {
             **machine_fingerprint(backend),

@@ -4,7 +4,8 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +25,14 @@ from ..machine.device import find_gpus
 from .builder import Compiled, compile_plan, load_library
 from .calibrator import cached_calibrator
 from .config import EngineOptions, strongly_typed
-from .layers import UNKNOWN, count_precisions, node_precisions, reformats
+from .layers import (
+    UNKNOWN,
+    LayerProof,
+    count_precisions,
+    node_precisions,
+    prove_layers,
+    reformats,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +69,10 @@ def build_plan(
     data = _serialized(model, split)
     compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
     precisions = node_precisions(model, compiled.layers)
+    proofs = prove_layers(model, compiled.layers)
     if precision == "int8":
-        _require_int8(model, precisions)
-        _log_refused(model, precisions)
+        _require_int8(proofs)
+        _log_refused(proofs)
     layers = count_precisions(precisions.values())
     facts = {
         MODULES[backend]: str(trt.__version__),
@@ -80,6 +89,7 @@ def build_plan(
         "prelu": ("split" if split else "native") if has_prelu(model) else "none",
         "reformats": reformats(compiled.layers),
         "precisions": precisions,
+        "proof": [asdict(proof) for proof in proofs],
         "engine_layers": [asdict(layer) for layer in compiled.layers],
     }
     _log_layers(model, compiled, layers, facts["reformats"])
@@ -142,47 +152,38 @@ def _serialized(model: ModelProto, split: bool) -> bytes:
     return data
 
 
-def _require_int8(model: ModelProto, precisions: Mapping[str, str]) -> None:
+def _require_int8(proofs: Sequence[LayerProof]) -> None:
     """An INT8 engine must be known to compute in INT8; "not reported" is not "not INT8"."""
-    kind = "Conv" if any(node.op_type == "Conv" for node in model.graph.node) else "Gemm"
-    names = [node.name for node in model.graph.node if node.op_type == kind]
-    states = [precisions.get(name, UNKNOWN) for name in names]
+    kind = "Conv" if any(proof.operator == "Conv" for proof in proofs) else "Gemm"
+    states = [proof.built for proof in proofs if proof.operator == kind]
     if "int8" in states:
         return
-    if unknown := states.count(UNKNOWN):
+    if unknown := states.count(UNKNOWN) + states.count("merged"):
         raise GateFailed(
             f"whether the engine computes in INT8 is not known: TensorRT reports the precision of"
-            f" {len(names) - unknown} of its {len(names)} {kind} layers, and none of these is INT8",
+            f" {len(states) - unknown} of its {len(states)} {kind} layers, and none of these is INT8",
             "build for one batch size, --batch 8,8,8, of which TensorRT reports more; free GPU"
             " memory if there is little: the inspector needs an execution context",
         )
     counts = ", ".join(f"{n} {name.upper()}" for name, n in count_precisions(states).items() if n)
+    reasons = Counter(proof.reason for proof in proofs if proof.reason)
+    likely = "".join(f"; {n} of them likely since {why}" for why, n in reasons.most_common(1))
     raise GateFailed(
-        f"none of the engine's {len(names)} {kind} layers computes in INT8: {counts}",
+        f"none of the engine's {len(states)} {kind} layers computes in INT8: {counts}{likely}",
         "calibrate again and look at what it keeps in float: `fr-edge inspect BUNDLE`; if that is"
         " little, this TensorRT finds FP16 faster: `fr-edge build-engine BUNDLE --fp16`",
     )
 
 
-def _log_refused(model: ModelProto, precisions: Mapping[str, str]) -> None:
+def _log_refused(proofs: Sequence[LayerProof]) -> None:
     """Name the layers that the network wants in INT8 and that TensorRT built otherwise."""
-    dequantized = {
-        output
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear"
-        for output in node.output
-    }
-    for node in weighted_nodes(model):
-        built = precisions.get(node.name, "int8")
-        if node.input[0] in dequantized and built not in ("int8", UNKNOWN):
-            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-            reason = (
-                "few TensorRT versions have INT8 kernels for grouped convolutions"
-                if groups > 1
-                else "TensorRT has no INT8 kernel for it, or measured this one as faster"
-            )
+    for proof in proofs:
+        if proof.reason:
             logger.warning(
-                "%s was to be INT8 and computes in %s: %s", node.name, built.upper(), reason
+                "%s was to be INT8 and computes in %s: %s",
+                proof.layer,
+                proof.built.upper(),
+                proof.reason,
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ...documents import decode_json
-from ...graph.layers import weighted_nodes
+from ...graph.layers import Layer, weighted_layers, weighted_nodes
 
 UNKNOWN = "unknown"
 
@@ -31,6 +31,8 @@ _TYPES = {
     "fp16": r"half|fp16|float16",
     "fp32": r"float|fp32",
 }
+
+_VECTOR = 4  # channels of INT8's smallest vectorised format, kCHW4 (NvInferRuntimeBase.h)
 
 _NOT_REPORTED = re.compile(r"N/A\b|^\s*$", re.IGNORECASE)  # "N/A due to dynamic shapes"
 
@@ -84,6 +86,35 @@ class EngineLayer:
             )
         return types.pop() if len(types) == 1 else "fp32" if "fp32" in types else "mixed"
 
+    @property
+    def evidence(self) -> str:
+        """What `precision` comes from: "tensors and weights", "tensors", "weights", "kernel", ""."""
+        parts = (("tensors", self.inputs), ("weights", self.weights))
+        told = [name for name, types in parts if types[:1] and types[0] != UNKNOWN]
+        return " and ".join(told) or ("" if self.precision == UNKNOWN else "kernel")
+
+
+@dataclass(frozen=True)
+class LayerProof:
+    """A layer with weights: what the network's file asks for, and what the engine computes.
+
+    Attributes:
+        layer: The ONNX node.
+        operator: Conv, Gemm or MatMul.
+        asked: What the file asks for: "int8" between Q and DQ, else its weights' type.
+        built: What the engine computes in; `UNKNOWN` where that is not reported, "merged" where no
+            layer of the engine names the node.
+        evidence: What shows it, as `EngineLayer.evidence`.
+        reason: Why a layer that was to be INT8 likely is not, "" for the others.
+    """
+
+    layer: str
+    operator: str
+    asked: str
+    built: str
+    evidence: str
+    reason: str = ""
+
 
 def layers_in_log(text: str) -> list[EngineLayer]:
     """Read the layer table of the builder's log.
@@ -119,14 +150,64 @@ def node_precisions(model: ModelProto, layers: Sequence[EngineLayer]) -> dict[st
     Returns:
         Node -> precision; nodes that no layer names are left out.
     """
+    computing = _layers_by_node(layers)
+    names = [node.name for node in weighted_nodes(model)]
+    return {name: computing[name].precision for name in names if name in computing}
+
+
+def _layers_by_node(layers: Sequence[EngineLayer]) -> dict[str, EngineLayer]:
     # A kernel that TensorRT generated for the operators around a convolution names the convolution
     # too: a layer with weights of its own goes first.
-    precisions: dict[str, str] = {}
+    computing: dict[str, EngineLayer] = {}
     for layer in sorted(layers, key=lambda row: (row.kind == "kgen", not row.weights)):
         for node in layer.nodes:
-            precisions.setdefault(node, layer.precision)
-    names = [node.name for node in weighted_nodes(model)]
-    return {name: precisions[name] for name in names if name in precisions}
+            computing.setdefault(node, layer)
+    return computing
+
+
+def prove_layers(model: ModelProto, layers: Sequence[EngineLayer]) -> tuple[LayerProof, ...]:
+    """Lay what an engine computes beside what its network asks for.
+
+    Args:
+        model: The network that TensorRT was given.
+        layers: The engine's.
+
+    Returns:
+        One proof for each layer with weights, in graph order.
+    """
+    computing, proofs = _layers_by_node(layers), []
+    for index, asked in enumerate(weighted_layers(model)):
+        engine = computing.get(asked.name)
+        built = engine.precision if engine else "merged"
+        refused = asked.precision == "int8" and built not in ("int8", UNKNOWN, "merged")
+        proofs.append(
+            LayerProof(
+                asked.name,
+                asked.op,
+                asked.precision,
+                built,
+                engine.evidence if engine else "",
+                _likely_reason(asked, built, first=index == 0) if refused else "",
+            )
+        )
+    return tuple(proofs)
+
+
+def _likely_reason(layer: Layer, built: str, *, first: bool) -> str:
+    """Why TensorRT left INT8; it does not tell itself."""
+    if built == "mixed":
+        return "its weights are INT8 and its data are not: the Q and DQ before it do not reach it"
+    if layer.groups > 1:
+        return "few TensorRT versions have INT8 kernels for grouped convolutions"
+    if layer.op != "Conv":
+        return "TensorRT takes FP16 for small matrix products where that is faster"
+    if first:
+        return "it reads the image's 3 channels, and INT8 kernels read 4 or 32 at a time"
+    if layer.shape and layer.shape[0] % _VECTOR:
+        return (
+            f"it writes {layer.shape[0]} channels, and INT8 kernels write {_VECTOR} or 32 at a time"
+        )
+    return "TensorRT has no INT8 kernel for its sizes, or measured another one as faster"
 
 
 def count_untyped(layers: Sequence[EngineLayer]) -> int:

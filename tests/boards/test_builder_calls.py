@@ -1,14 +1,19 @@
 """Every call that decides an engine's types, and how its layers are asked for, on TensorRT's double."""
 
+import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from onnx import ModelProto
 from tensorrt_double import TensorRTDouble
 
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.cli.main import run
 from fr_edge.errors import GateFailed, MachineError, ModelError, UsageError
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.machine import backends
@@ -124,7 +129,7 @@ def test_an_int8_engine_is_proven(library, bundle, caplog):
 
 def test_not_int8_is_told_apart_from_not_reported(library, bundle):
     library.keeps = lambda node, kind, depthwise: "fp16"
-    with pytest.raises(GateFailed, match="none of the engine's 6 Conv layers .*: 6 FP16"):
+    with pytest.raises(GateFailed, match="none of the engine's 6 Conv layers .*: 6 FP16; 3 of"):
         build_engine(bundle, "int8", "tensorrt")
     library.keeps = lambda node, kind, depthwise: None
     library.contexts, library.untold = 0, {"weights", "tactics"}
@@ -134,10 +139,38 @@ def test_not_int8_is_told_apart_from_not_reported(library, bundle):
 
 
 def test_layers_that_were_to_be_int8_are_named(library, bundle, caplog):
+    """The Q/DQ plan beside what was built: refused layers, with the likely reason."""
+    library.keeps = lambda node, kind, depthwise: "fp16" if node in ("c1", "c2") else None
+    built = build_engine(bundle, "int8", "tensorrt")
+    assert built.layers["int8"] == 2
+    proofs = {proof.layer: proof for proof in built.proof}
+    assert {name: (p.asked, p.built) for name, p in proofs.items()} == {
+        "c1": ("int8", "fp16"),
+        "c2": ("int8", "fp16"),
+        "c3": ("fp16", "fp16"),
+        "c4": ("int8", "int8"),
+        "c5": ("int8", "int8"),
+        "c6": ("fp16", "fp16"),
+        "embedding": ("fp16", "fp16"),
+    }
+    assert {p.evidence for p in built.proof} == {"tensors and weights"}
+    assert {name for name, p in proofs.items() if p.reason} == {"c1", "c2"}
+    assert "c1 was to be INT8 and computes in FP16: it reads the image's 3 channels" in caplog.text
+    assert "c2 was to be INT8 and computes in FP16: TensorRT has no INT8 kernel" in caplog.text
+    assert "c4 was" not in caplog.text
+    sidecar = json.loads(open_bundle(bundle.root).file(f"{built.engine}.json").read_text())
+    assert sidecar["proof"][1] == asdict(proofs["c2"])
+
+
+def test_the_command_lists_refused_layers(library, bundle, capsys):
+    line = ["build-engine", str(bundle.root), "--int8", "--backend", "tensorrt"]
     library.keeps = lambda node, kind, depthwise: "fp16" if node == "c2" else None
-    assert build_engine(bundle, "int8", "tensorrt").layers["int8"] == 3
-    assert "c2 was to be INT8 and computes in FP16" in caplog.text
-    assert "c1 was" not in caplog.text
+    assert run([*line, "-q"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^c2 +Conv +int8 +fp16 +tensors and weights +TensorRT has no INT8", out, re.M)
+    assert not re.search(r"^c4 ", out, re.M)
+    assert run([*line, "-v"]) == 0
+    assert re.search(r"^c4 +Conv +int8 +int8 +tensors and weights", capsys.readouterr().out, re.M)
 
 
 def test_a_smaller_workspace_is_tried_before_memory_is_said_to_be_too_little(tiny, caplog):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from fr_edge.runtime.trt.layers import (
     EngineLayer,
@@ -12,6 +12,7 @@ from fr_edge.runtime.trt.layers import (
     layers_in_json,
     layers_in_log,
     node_precisions,
+    prove_layers,
     reformats,
 )
 
@@ -117,6 +118,70 @@ def test_what_is_not_reported_is_unknown_not_float(form, weights, tactic, precis
         assert [layer.precision for layer in layers] == [precision]
         assert count_untyped(layers) == (form == NOT_TOLD)
         assert node_precisions(model(), layers) == {"Conv_1": precision}
+
+
+def quantised(*, groups: int = 1, outputs: int = 8, operator: str = "Conv") -> ModelProto:
+    """Two layers between Q and DQ; the second has the given shape."""
+    nodes, tensors = [], []
+
+    def rounded(name: str) -> str:
+        step = f"{name}_step"
+        tensors.append(helper.make_tensor(step, TensorProto.FLOAT, [], [1.0]))
+        for op, source, target in (("Quantize", name, "_q"), ("Dequantize", f"{name}_q", "_dq")):
+            nodes.append(helper.make_node(f"{op}Linear", [source, step], [f"{name}{target}"]))
+        return f"{name}_dq"
+
+    def layer(x: str, name: str, op: str, shape: list[int], **attributes: int) -> None:
+        size = shape[0] * shape[1]
+        tensors.append(helper.make_tensor(f"{name}_w", TensorProto.FLOAT, shape, [1.0] * size))
+        inputs = [rounded(x), rounded(f"{name}_w")]
+        nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
+
+    layer("face", "first", "Conv", [8, 3, 1, 1])
+    if operator == "Conv":
+        layer("first", "second", "Conv", [outputs, 8 // groups, 1, 1], group=groups)
+    else:
+        nodes.append(helper.make_node("Flatten", ["first"], ["flat"], "flat"))
+        layer("flat", "second", "Gemm", [8, 8])
+    face = helper.make_tensor_value_info("face", TensorProto.FLOAT, [1, 3, 1, 1])
+    out = helper.make_tensor_value_info("second", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [face], [out], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def engine_layer(name: str, data: str, weights: str) -> EngineLayer:
+    return EngineLayer(name, "CaskConvolution", (data,), (weights,), ("fp16",), (name,), "")
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ({"groups": 8}, "grouped convolutions"),
+        ({"outputs": 6}, "it writes 6 channels"),
+        ({"operator": "Gemm"}, "small matrix products"),
+        ({}, "measured another one as faster"),
+    ],
+)
+def test_the_likely_reason_of_a_layer_that_is_not_int8(shape, reason):
+    layers = [engine_layer("first", "fp16", "fp16"), engine_layer("second", "fp16", "fp16")]
+    first, second = prove_layers(quantised(**shape), layers)
+    assert (first.asked, first.built, second.asked, second.built) == ("int8", "fp16") * 2
+    assert "the image's 3 channels" in first.reason
+    assert reason in second.reason
+
+
+def test_a_proof_names_its_evidence_and_what_is_missing():
+    layers = [engine_layer("first", "unknown", "int8"), engine_layer("second", "fp16", "int8")]
+    first, second = prove_layers(quantised(), layers)
+    assert (first.built, first.evidence, first.reason) == ("int8", "weights", "")
+    assert (second.built, second.evidence) == ("mixed", "tensors and weights")
+    assert "do not reach it" in second.reason
+    kernel = EngineLayer("first", "", ("unknown",), (), (), ("first",), "x_i8i8_i8i32_f32_y")
+    silent = EngineLayer("second", "", ("unknown",), (), (), ("second",), "")
+    first, second = prove_layers(quantised(), [kernel, silent])
+    assert (first.built, first.evidence) == ("int8", "kernel")
+    assert (second.built, second.evidence, second.reason) == ("unknown", "", "")
+    assert prove_layers(quantised(), [kernel])[1].built == "merged"
 
 
 def test_counts_always_name_the_three():
