@@ -32,6 +32,7 @@ from .pack_format import (
     member_header,
     open_regular,
 )
+from .provenance import naming_reports
 from .sbom import SBOM, bundle_sbom
 from .signature import (
     SIGNATURES,
@@ -74,7 +75,12 @@ class PackResult:
 
 
 def pack(
-    bundle: str | Path, out: str | Path, key: SigningKey | None = None, *, reports: bool = True
+    bundle: str | Path,
+    out: str | Path,
+    key: SigningKey | None = None,
+    *,
+    reports: bool = True,
+    names: bool = False,
 ) -> PackResult:
     """Write a bundle as one file.
 
@@ -85,6 +91,7 @@ def pack(
         out: The file to write.
         key: Signs the pack.
         reports: Whether its reports travel too.
+        names: Whether also those that name people's files.
 
     Raises:
         UsageError: `out` is a folder, or lies in the bundle.
@@ -96,7 +103,9 @@ def pack(
         raise UsageError(f"{out} is not a file", "name the file to write: --out NAME.frb")
     if opened.root.resolve() in out.resolve().parents:
         raise UsageError(f"{out} lies in the bundle", "write the pack elsewhere")
-    left_out = {} if reports else {n: "a report" for n in opened.files if is_report(n)}
+    left_out = {} if names else naming_reports(opened)
+    if not reports:
+        left_out = {name: "a report" for name in opened.files if is_report(name)}
     packed = _without(opened, left_out)
     check_names(packed.files)
     manifest = _encode_manifest(packed)

@@ -4,11 +4,13 @@ Digests are over pixels and indices, so that a report can be shared without the 
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,13 @@ import numpy.typing as npt
 
 from .._version import __version__
 from ..arrays import I64, U8
+from ..documents import read_json
+from ..errors import DataError
 from ..faces.sources import Faces
+from .derived import PAGE, stale_files
 from .manifest import Bundle
+
+_NUMBERED = re.compile(r"face-[0-9a-f]{16}")  # a number in the place of a face's name
 
 _DECODERS = {"PIL": "Pillow", "cv2": "opencv-python-headless"}  # module -> package
 
@@ -48,6 +55,29 @@ class Provenance:
     packages: Mapping[str, str] = field(default_factory=dict)
     fr_edge: str = ""
     time: str = ""
+
+
+@dataclass(frozen=True)
+class _JudgedFaces:
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class _WorstFace:
+    face: str
+
+
+@dataclass(frozen=True)
+class _WorstFaces:
+    worst: tuple[_WorstFace, ...]
+
+
+@dataclass(frozen=True)
+class _FaceNames:
+    """What of a report of `verify` tells whether it names faces."""
+
+    cosine: _WorstFaces
+    faces: _JudgedFaces | None = None
 
 
 @dataclass
@@ -181,6 +211,38 @@ def foreign_reason(provenance: Provenance | None, bundle: Bundle) -> str:
         if bundle.files[name].sha256 != sha256:
             return f"it judged another {name} than the bundle holds"
     return ""
+
+
+def naming_reports(bundle: Bundle) -> dict[str, str]:
+    """Reports that call real faces by the names of their files, and a page that may show them.
+
+    Args:
+        bundle: An open bundle.
+
+    Returns:
+        Path of the report -> the reason, in words.
+    """
+    naming = {
+        name: "it names people's files"
+        for name in bundle.files
+        if name.startswith("reports/") and _names_faces(bundle.file(name))
+    }
+    if PAGE in bundle:
+        if naming:
+            naming[PAGE] = f"it shows {next(iter(naming))}"
+        elif why := stale_files(bundle.files).get(PAGE):
+            naming[PAGE] = f"it shows earlier reports: {why}"
+    return naming
+
+
+def _names_faces(path: Path) -> bool:
+    """Whether a report of `verify` has names of real faces; its worst faces are called the same."""
+    try:
+        report = read_json(path, _FaceNames)
+    except DataError:
+        return False  # of another kind
+    real = report.faces is not None and not report.faces.synthetic
+    return real and not all(_NUMBERED.fullmatch(row.face) for row in report.cosine.worst)
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

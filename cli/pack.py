@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 @options.bundle
 @click.option("--out", required=True, metavar="FILE.frb", help="The file to write.")
 @options.sign(what="Sign the pack with this ed25519 private key")
+@click.option("--keep-names", is_flag=True, help="Keep reports that name people's files.")
 @click.option("--no-reports", is_flag=True, help="Leave out the reports and report.html.")
-def command(output: Output, bundle: str, out: str, sign: str | None, no_reports: bool) -> None:
+def command(
+    output: Output, bundle: str, out: str, sign: str | None, keep_names: bool, no_reports: bool
+) -> None:
     """Write a bundle as one file, signed.
 
     The file is an uncompressed tar of the files that the manifest lists, with a list of parts
-    (CycloneDX) of what made them; the same content gives the same bytes. Without --sign it is not
-    signed, and `fr-edge unpack` takes it only with --allow-unsigned.
+    (CycloneDX) of what made them; the same content gives the same bytes. Reports that name people's
+    files stay at home. Without --sign it is not signed, and `fr-edge unpack` takes it only with
+    --allow-unsigned.
     """
     from ..bundle.pack import pack
     from ..documents import to_builtins
@@ -32,7 +36,7 @@ def command(output: Output, bundle: str, out: str, sign: str | None, no_reports:
     if not out:
         raise click.UsageError("--out names the file to write, found an empty name")
     key = options.load_signing_key(sign)
-    result = pack(bundle, out, key, reports=not no_reports)
+    result = pack(bundle, out, key, reports=not no_reports, names=keep_names)
     trust = Path(sign).with_suffix(".pub") if sign else None
     output.result(to_builtins(result), "\n".join(_lines(result, trust)))
 

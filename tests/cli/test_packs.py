@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.keys import PASSPHRASE, TRUSTED_KEYS
 from fr_edge.cli.main import run
 
@@ -130,3 +131,40 @@ def test_without_cryptography_signatures_are_missed_and_nothing_else(here: Path)
     )
     assert done.stdout.splitlines()[-1] == "[3, 3, 0, 0, 0, 3]", done.stderr
     assert "pip install 'fr-edge[sign]'" in done.stderr
+
+
+def test_reports_that_name_people_stay_at_home(here: Path, distinct: Path, capsys: Any) -> None:
+    verify = ["verify", "mini.bundle", "--engine", "fp32", "-q"]
+    for more in (["--faces", str(distinct)], []):
+        assert run([*verify, *more]) in (0, 1)
+    root = Path("mini.bundle")
+    (named,) = [
+        path
+        for path in (root / "reports").glob("verify-*.json")
+        if (report := json.loads(path.read_text()))["faces"] and not report["faces"]["synthetic"]
+    ]
+    report = json.loads(named.read_text())
+    for number, worst in enumerate(report["cosine"]["worst"]):
+        worst["face"] = f"ann-smith/{number}.png"  # as `verify --keep-names` writes them
+    with transaction(root, "test", {}) as change:
+        change.path(f"reports/{named.name}", "report").write_text(json.dumps(report))
+    with transaction(root, "report", {}) as change:
+        page = change.path("report.html", "page", of=open_bundle(root).files)
+        page.write_text("<body>ann-smith looks like ben-jones</body>")
+    pack = ["pack", "mini.bundle", "--out", "mini.frb"]
+    code, packed = answer(pack, capsys)
+    assert code == 0
+    assert set(packed["left_out"]) == {f"reports/{named.name}", "report.html"}
+    assert b"ann-smith" not in Path("mini.frb").read_bytes()
+    assert b"verify-fp32" in Path("mini.frb").read_bytes()
+    code, packed = answer([*pack, "--keep-names"], capsys)
+    assert packed["left_out"] == {}
+    assert b"ann-smith" in Path("mini.frb").read_bytes()
+    code, packed = answer([*pack, "--no-reports"], capsys)
+    assert b"verify-fp32" not in Path("mini.frb").read_bytes()
+    for worst in report["cosine"]["worst"]:
+        worst["face"] = "face-0123456789abcdef"
+    with transaction(root, "test", {}) as change:
+        change.path(f"reports/{named.name}", "report").write_text(json.dumps(report))
+    code, packed = answer(pack, capsys)
+    assert set(packed["left_out"]) == {"report.html"}  # it was written when there were names
