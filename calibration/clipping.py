@@ -111,7 +111,8 @@ def quantization_error(magnitudes: AbsHistogram, moments: CumulativeMoments, ama
     """
     m0, m1, m2 = moments.m0, moments.m1, moments.m2
     row = np.arange(len(magnitudes.width))
-    edge = np.clip((amax / magnitudes.width).astype(np.int64), 0, magnitudes.counts.shape[1])
+    # Clipped before the cast: a silent channel's bins are so narrow that int64 overflows.
+    edge = np.clip(amax / magnitudes.width, 0, magnitudes.counts.shape[1]).astype(np.int64)
     rounding = np.minimum((amax / 127.0) ** 2 / 12.0 * m0[row, edge], m2[row, edge])
     clipping = (
         (m2[:, -1] - m2[row, edge])

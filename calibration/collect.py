@@ -51,12 +51,13 @@ def collect_histograms(
     """
     flat = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
     sources = {name: flat.get(name, name) for name in tensors}
+    last = _channels_last(model) - flat.keys()
     session = _session(model, sorted(set(sources.values())), threads=1)
     histograms: dict[str, Histogram] = {}
     waiting: dict[str, list[F32]] = {name: [] for name in tensors}
     for values in _run_ahead(session, _batches(images, _batch_size(session), spec)):
         for name, source in sources.items():
-            waiting[name].append(_channels_second(values[source]))
+            waiting[name].append(_channels_second(values[source], name in last))
             size = sum(part.size for part in waiting[name])
             channels = waiting[name][0].shape[1]
             if size >= min(_MIN_CHANNEL_VALUES * channels, _MAX_WAITING_VALUES):
@@ -128,9 +129,19 @@ def _batch_size(session: Any) -> int:
     return max(1, min(_BATCH, _MAX_BATCH_VALUES // max(1, values)))
 
 
-def _channels_second(values: F32) -> F32:
-    """`(N, C, ...)`; of three axes (sequences) the last one holds the channels."""
-    return np.moveaxis(values, -1, 1) if values.ndim == 3 else values
+def _channels_last(model: onnx.ModelProto) -> set[str]:
+    """Tensors that a MatMul multiplies by weights: it reads their last axis, of any rank."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in weights
+    }
+
+
+def _channels_second(values: F32, last: bool) -> F32:
+    """`(N, C, ...)`; `last` tells that the last axis holds the channels."""
+    return np.moveaxis(values, -1, 1) if last else values
 
 
 def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int | None = None) -> Any:

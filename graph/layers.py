@@ -1,7 +1,8 @@
 """The layers of a network: parameters, multiply-adds and precision, and which of them become INT8.
 
-Float, FP16 and Q/DQ models are read. Multiply-adds are those of Conv, Gemm and MatMul by constant
-weights, which dominate: 221.2 M for the paper's MobileFaceNet.
+Float, FP16 and Q/DQ models are read. Multiply-adds are those of Conv, Gemm and MatMul, which
+dominate: 221.2 M for the paper's MobileFaceNet. Products of two activations (attention) count too;
+they are no layers with weights and stay float.
 
 The rule for INT8 (docs/results/int8.md has the measurements behind it):
 
@@ -53,9 +54,10 @@ class Layer:
         groups: Of a convolution; 1 for other operators.
         shape: Shape of its output without the batch; () where it cannot be inferred.
         parameters: Constants that it reads.
-        macs: Multiply-adds for one face; 0 without `weight`, and where the shape is not known.
-        precision: Of a layer with weights, the numbers it multiplies; of others, its constants; ""
-            where it has none.
+        macs: Multiply-adds for one face; 0 for other operators than Conv, Gemm and MatMul, and
+            where the shape is not known.
+        precision: Of a layer with weights or a MatMul, the numbers it multiplies; of others, its
+            constants; "" where it has none.
     """
 
     name: str
@@ -129,7 +131,7 @@ def layers(model: ModelProto) -> list[Layer]:
         The operators in graph order.
     """
     try:
-        types = tensor_types(model, data_prop=True)
+        types = tensor_types(model, data_prop=True, batch=1)
     except onnx.shape_inference.InferenceError:
         types = dict[str, TypeProto.Tensor]()
     shapes = {name: [dim.dim_value for dim in t.shape.dim] for name, t in types.items()}
@@ -142,6 +144,14 @@ def layers(model: ModelProto) -> list[Layer]:
         shape = shapes.get(node.output[0], [])
         sizes = [prod(constants[name][0].dims) for name in node.input if name in constants]
         weight = _weight_of(node, constants)
+        precision, macs = _precision(node, constants, dequantized), 0
+        if weight:
+            macs = _count_macs(node, shape, list(constants[weight][0].dims))
+        elif node.op_type == "MatMul":
+            macs = prod(shape) * (shapes.get(node.input[0]) or [0])[-1]
+            precision = (
+                precision or _PRECISIONS.get(types[node.output[0]].elem_type, "") if macs else ""
+            )
         table.append(
             Layer(
                 node.name,
@@ -151,8 +161,8 @@ def layers(model: ModelProto) -> list[Layer]:
                 int(attribute(node, "group", 1)),
                 tuple(shape[1:]),
                 sum(sizes),
-                _count_macs(node, shape, list(constants[weight][0].dims)) if weight else 0,
-                _precision(node, constants, dequantized),
+                macs,
+                precision,
             )
         )
     return table
@@ -247,7 +257,8 @@ def choose_int8_layers(
     Returns:
         The choice.
     """
-    table = weighted_layers(model)
+    everything = layers(model)
+    table = [layer for layer in everything if layer.weight]
     grouped = {layer.name: GROUPED for layer in table if layer.groups > 1}
     floats = {**grouped, **(float_layers or {})}
     chosen = [layer for layer in table if layer.name not in floats]
@@ -256,7 +267,7 @@ def choose_int8_layers(
         tuple(layer.name for layer in chosen),
         floats,
         tuple(dict.fromkeys(layer.data for layer in chosen)),
-        total_macs(chosen) / (total_macs(table) or 1),
+        total_macs(chosen) / (total_macs(everything) or 1),
         total_macs(chosen) / (total_macs(dense) or 1),
     )
 
@@ -281,12 +292,14 @@ def _weight_of(node: NodeProto, constants: Mapping[str, object]) -> str:
 
 
 def _count_macs(node: NodeProto, shape: list[int], weight: list[int]) -> int:
-    """For one face; `shape` is the output's, 0 where a size is not known."""
+    """For one face; `shape` is the output's for it, 0 where a size is not known."""
+    if not shape:
+        return 0
     if node.op_type == "Gemm":
-        return prod(weight)
+        return prod(weight) * shape[0]
     if node.op_type == "Conv":  # (out, in / groups, kh, kw) at each place of the output
-        return prod(weight) * prod(shape[2:]) if shape else 0
-    return prod(shape[1:]) * weight[0] if shape else 0
+        return prod(weight) * prod(shape[2:]) * shape[0]
+    return prod(shape) * weight[-2]
 
 
 def _constants(model: ModelProto) -> dict[str, tuple[TensorProto, str]]:

@@ -6,17 +6,21 @@ Shapes do not depend on weights, and onnx would copy those of a large network tw
 from math import prod
 
 import onnx
-from onnx import ModelProto, TypeProto, helper
+from onnx import ModelProto, TypeProto, ValueInfoProto, helper
 
 _LARGE = 256  # numbers; a larger constant is a weight, not a shape, axis or scale
 
 
-def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, TypeProto.Tensor]:
+def tensor_types(
+    model: ModelProto, *, data_prop: bool = False, batch: int | None = None
+) -> dict[str, TypeProto.Tensor]:
     """Infer types and shapes.
 
     Args:
         model: Any model.
         data_prop: Whether to follow shapes through arithmetic.
+        batch: Taken for an open first dimension of an input; shapes that the model declares for
+            inner tensors are then left out.
 
     Returns:
         Tensor -> type and shape, of inputs, outputs and what lies between, as far as they can be
@@ -28,24 +32,40 @@ def tensor_types(model: ModelProto, *, data_prop: bool = False) -> dict[str, Typ
     graph = model.graph
     large = [tensor for tensor in graph.initializer if prod(tensor.dims) > _LARGE]
     weights = {tensor.name for tensor in large}
-    inputs = [value for value in graph.input if value.name not in weights]
+    images = [_with_batch(v, batch) for v in graph.input] if batch else list(graph.input)
+    inputs = [value for value in images if value.name not in weights]
     inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large]
     bare = helper.make_model(
         helper.make_graph(
             graph.node,
             graph.name,
             inputs,
-            graph.output,
+            graph.output if batch is None else [_without_shape(value) for value in graph.output],
             [tensor for tensor in graph.initializer if tensor.name not in weights],
-            value_info=graph.value_info,
+            value_info=graph.value_info if batch is None else (),
         ),
         ir_version=model.ir_version,
         opset_imports=model.opset_import,
         functions=model.functions,
     )
     inferred = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop).graph
-    values = (*inferred.value_info, *inferred.output, *graph.input)
+    values = (*inferred.value_info, *inferred.output, *images)
     return {value.name: value.type.tensor_type for value in values}
+
+
+def _with_batch(value: ValueInfoProto, batch: int) -> ValueInfoProto:
+    copy = ValueInfoProto()
+    copy.CopyFrom(value)
+    dims = copy.type.tensor_type.shape.dim
+    if dims and not dims[0].dim_value:
+        dims[0].dim_value = batch
+    return copy
+
+
+def _without_shape(value: ValueInfoProto) -> ValueInfoProto:
+    copy = ValueInfoProto(name=value.name)
+    copy.type.tensor_type.elem_type = value.type.tensor_type.elem_type
+    return copy
 
 
 def ranks(model: ModelProto) -> dict[str, int]:

@@ -145,3 +145,22 @@ def test_zeros_do_not_move_the_entropy_range(name: str) -> None:
 def test_every_amax_is_within_the_values(method: str) -> None:
     for x in samples().values():
         assert 0 < METHODS[method](*histogram(x)) <= np.abs(x).max() * (1 + 1e-6)
+
+
+def test_a_silent_channel_changes_nothing() -> None:
+    """Its bins are so narrow that the range in bins is beyond int64: x86 wraps, aarch64 saturates."""
+    x = sample()
+    x[:, 2] = 0.0
+    magnitudes = abs_histogram(add_values(empty_histogram(5), x), np.zeros(5))
+    moments = cumulative_moments(magnitudes)
+    amax = np.full(5, float(np.abs(x).max()) * 0.7)
+    error = quantization_error(magnitudes, moments, amax)
+    assert error[2] < 1e-30
+    others = [0, 1, 3, 4]
+    alone = abs_histogram(add_values(empty_histogram(4), x[:, others]), np.zeros(4))
+    expected = quantization_error(alone, cumulative_moments(alone), amax[others])
+    np.testing.assert_array_equal(error[others], expected)
+    gain = np.array([1.0, 1.0, 5.0, 1.0, 1.0])
+    with_silent = min_error_amax(magnitudes, moments, np.ones(5), gain)
+    without = min_error_amax(alone, cumulative_moments(alone), np.ones(4), gain[others])
+    assert with_silent[0] == pytest.approx(without[0], rel=1e-6)

@@ -48,3 +48,39 @@ def test_the_same_counts(
 def test_no_faces(model: onnx.ModelProto) -> None:
     with pytest.raises(FacesError, match="found none"):
         collect_histograms(model, choose_int8_layers(model).tensors, SPEC, [])
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_channels_are_those_that_the_layer_reads(rank: int, faces: Faces) -> None:
+    """A MatMul multiplies the last axis, of `(N, H, W, C)` too; a flattened one is counted before."""
+    helper, height = onnx.helper, 16
+    kernel = np.random.default_rng(1).normal(size=(6, 3, 7, 7)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["face", "k"], ["image"], "conv", strides=[7, 7]),
+        helper.make_node("Transpose", ["image"], ["last"], "t", perm=[0, 2, 3, 1]),
+    ]
+    read, size = "last", 6
+    if rank == 3:
+        nodes.append(helper.make_node("Reshape", ["last", "shape"], ["read"], "r"))
+        read = "read"
+    if rank == 2:
+        nodes.append(helper.make_node("Flatten", ["image"], ["read"], "f"))
+        read, size = "read", 6 * height * height
+    nodes.append(helper.make_node("MatMul", [read, "w"], ["out"], "matmul"))
+    weights = {
+        "k": kernel,
+        "w": np.ones((size, 4), np.float32),
+        "shape": np.array([0, -1, 6], np.int64),
+    }
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("face", 1, ["N", 3, 112, 112])],
+        [value("out", 1, None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    counted = collect_histograms(model, [read, "image"], SPEC, map(faces.read, range(4)))
+    np.testing.assert_array_equal(counted[read].high, counted["image"].high)
+    np.testing.assert_array_equal(counted[read].counts, counted["image"].counts)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -21,6 +22,58 @@ from fr_edge.graph.layers import choose_int8_layers, layers, summarize_model, to
 SPEC = PRESETS["insightface"]
 CONVS = {"a": (8, 3, 3, 28, 28), "b": (8, 1, 3, 7, 7), "c": (8, 8, 3, 7, 7), "d": (16, 8, 1, 7, 7)}
 """Output channels, input channels per group, kernel, height, width of `build`'s convolutions."""
+
+
+class Graph:
+    """A patch embedding, window attention and a mean, with an open batch, as exporters write it."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(op, list(inputs), [name], name, **attributes))
+        return name
+
+    def constant(self, array: np.ndarray) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        return self.constant(np.full(shape, 0.01, np.float32))
+
+    def shaped(self, x: str, *shape: int) -> str:
+        return self.add("Reshape", x, self.constant(np.array(shape, np.int64)))
+
+    def windows(self, x: str, dim: int) -> str:
+        x = self.add("Conv", x, self.weight(dim, 3, 4, 4), strides=[4, 4])
+        x = self.add("Transpose", x, perm=[0, 2, 3, 1])
+        x = self.add("Transpose", self.shaped(x, -1, 4, 7, 4, 7, dim), perm=[0, 1, 3, 2, 4, 5])
+        x = self.add("MatMul", self.shaped(x, -1, 49, dim), self.weight(dim, 3 * dim))
+        parts = self.add("Transpose", self.shaped(x, -1, 49, 3, 4, dim // 4), perm=[2, 0, 3, 1, 4])
+        q, k, v = (
+            self.add("Gather", parts, self.constant(np.array(i, np.int64)), axis=0)
+            for i in range(3)
+        )
+        scores = self.add("MatMul", q, self.add("Transpose", k, perm=[0, 1, 3, 2]))
+        x = self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
+        x = self.shaped(self.add("Transpose", x, perm=[0, 2, 1, 3]), -1, 784, dim)
+        x = self.add("ReduceMean", x, axes=[1], keepdims=0)
+        return self.add("MatMul", x, self.weight(dim, 16))
+
+    def model(self, output: str) -> onnx.ModelProto:
+        value = onnx.helper.make_tensor_value_info
+        graph = onnx.helper.make_graph(
+            self.nodes,
+            "windows",
+            [value("face", 1, ["batch", 3, 112, 112])],
+            [value(output, 1, ["batch", 16])],
+            self.weights,
+        )
+        imports = [onnx.helper.make_opsetid("", 17)]
+        return onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
 def by_hand() -> tuple[int, int]:
@@ -45,6 +98,22 @@ def test_the_papers_mobilefacenet(tools: SimpleNamespace) -> None:
     torch.manual_seed(0)
     model = tools.standard(network_to_onnx(build_network("mobilefacenet", 512).eval(), "", SPEC))
     assert round(cost(model)[1] / 1e6, 1) == 221.2
+
+
+def test_tokens_windows_and_attention_count(tools: SimpleNamespace) -> None:
+    """784 tokens of 40 in 16 windows of 49, 4 heads: every row of a MatMul counts, and products of
+    two activations."""
+    graph = Graph()
+    dim, tokens, heads = 40, 784, 4
+    x = graph.windows("face", dim)
+    model = graph.model(x)
+    conv = 28 * 28 * dim * 3 * 16
+    qkv, attention = tokens * dim * 3 * dim, 2 * 16 * heads * 49 * 49 * (dim // heads)
+    head = dim * 16
+    assert cost(model)[1] == conv + qkv + attention + head
+    choice = choose_int8_layers(model)
+    assert choice.mac_share == pytest.approx(1 - attention / cost(model)[1])
+    assert choice.dense_share == 1.0
 
 
 def test_the_layer_table(tools: SimpleNamespace) -> None:
