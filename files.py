@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .reading import open_file
 
@@ -23,23 +26,68 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that readers see the old content or the new: temporary file, fsync, rename.
 
     Args:
         path: The file to write or replace, in a folder that exists.
         data: Its content.
+        private: Whether only this user may read it (mode 0600): faces, embeddings, people's names.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with replace_atomic(path, private=private) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def replace_atomic(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A stream whose content takes a file's place at the end; an error leaves the file as it was.
+
+    A killed process leaves the temporary file, which the next write of the same file uses up.
+
+    Args:
+        path: The file to write or replace, in a folder that exists.
+        private: As `write_atomic`.
+
+    Yields:
+        A binary stream, open for writing.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    handle = _open_locked(temporary, 0o600 if private else 0o666)
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
+            temporary.replace(path)  # while it is locked: it is still ours
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def _open_locked(path: Path, mode: int) -> int:
+    """An empty file that this process alone writes; waits for another one that writes it."""
+    import fcntl  # not on Windows, where the command line refuses to start
+
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(path, flags, mode)
+        try:
+            with suppress(OSError):  # file systems without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            status = os.fstat(handle)
+            with suppress(FileNotFoundError):
+                if status.st_nlink == 1 and os.path.samestat(status, os.lstat(path)):
+                    os.ftruncate(handle, 0)
+                    if mode == 0o600:
+                        os.fchmod(handle, mode)
+                    return handle
+            if status.st_nlink > 1:  # a second name of another file
+                path.unlink(missing_ok=True)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

@@ -115,7 +115,7 @@ def measure(setting: Setting, seeds: int, root: Path) -> dict[str, Any]:
             bundle = root / f"student{seed}{qat}"
             recipe = read_recipe(setting.recipe, [*setting.changes, f"seed={seed}", f"qat={qat}"])
             if not (bundle / "bundle.json").exists():
-                distill_student(recipe, faces, bundle, teacher=setting.teacher, resume=True)
+                distill_student(recipe, faces, bundle, teacher=setting.teacher)
             export_onnx(bundle, bundle)
             for name in ("trained",) if qat else ("ranges only", "calibrated"):
                 calibrate(bundle, faces, steps=SIDES[name])

@@ -74,7 +74,6 @@ def main() -> None:
                 faces,
                 out,
                 teacher=args.data / "sface_fp32.onnx",
-                resume=True,
                 track=progress_lines,
             ).report
             keys = ("accuracy", "untrained_accuracy", "teacher_accuracy", "seconds", "images_per_s")

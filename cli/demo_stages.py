@@ -14,11 +14,11 @@ from ..bundle.bundle import open_bundle
 from ..calibration.calibrate import calibrate
 from ..distill.recipe import read_recipe
 from ..distill.train import distill_student
-from ..errors import MachineError
 from ..export.export import export_onnx
 from ..export.torch_network import TorchWeights, open_torch_weights, random_torch_weights
 from ..faces.pairs import Pairs
 from ..faces.sources import open_faces
+from ..interruption import keeping
 from ..metrics.accuracy import pair_accuracy
 from ..metrics.protocols import draw_pairs
 from ..runtime.benchmark.benchmark import benchmark
@@ -86,23 +86,22 @@ def run_demo(out: str | Path, output: Output, plan: DemoPlan | None = None) -> D
 
     Raises:
         FrEdgeError: What a stage raises. demo.json keeps every finished stage.
+        OSError: The folder cannot be made.
     """
     home, plan = Path(out), plan or FULL
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"{home} cannot be made: {error.strerror}", "choose --out") from error
+    home.mkdir(parents=True, exist_ok=True)
     finished = read_stages(home, plan)
     works = _works(home, plan, output)
-    for count, (name, work) in enumerate(works.items(), 1):
-        if name in finished:
-            continue
-        output.note(f"[{count}/{len(works)}] {name}")
-        start = time.monotonic()
-        made, figure, numbers = work()
-        seconds = time.monotonic() - start
-        finished[name] = DemoStage(name, made, figure, seconds, numbers)
-        write_stages(home, plan, finished)
+    with keeping(lambda: f"{len(finished)} of {len(works)} stages are finished in {home}"):
+        for count, (name, work) in enumerate(works.items(), 1):
+            if name in finished:
+                continue
+            output.note(f"[{count}/{len(works)}] {name}")
+            start = time.monotonic()
+            made, figure, numbers = work()
+            seconds = time.monotonic() - start
+            finished[name] = DemoStage(name, made, figure, seconds, numbers)
+            write_stages(home, plan, finished)
     stages = tuple(finished[name] for name in works)
     gates = _gates({name: value for s in stages for name, value in s.numbers.items()})
     student = home / "student.bundle"
@@ -164,13 +163,11 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[DemoGate, ...]:
 
 
 def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output: Output) -> Found:
-    started = (out / "checkpoint").is_dir()
     result = distill_student(
         read_recipe(recipe, plan.changes),
         open_faces(plan.training),
         out,
         teacher=teacher,
-        resume=started,
         track=output.track,
     )
     network = result.report.recipe.network

@@ -10,7 +10,7 @@ from .command import define_command
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..distill.train import TrainingReport
+    from ..distill.training_report import TrainingReport
 
 
 @define_command(
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option("--teacher", metavar="FILE", help="A bundle, an ONNX file or a checkpoint.")
 @click.option("--out", required=True, metavar="BUNDLE", help="The bundle to write.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint that BUNDLE holds.")
+@click.option("--resume", is_flag=True, help="For scripts: unfinished trainings go on anyway.")
+@click.option("--force", is_flag=True, help="Replace what BUNDLE holds; train a finished one anew.")
 def command(
     output: Output,
     recipe: str,
@@ -31,10 +32,13 @@ def command(
     out: str,
     changes: tuple[str, ...],
     resume: bool,
+    force: bool,
 ) -> None:
     """Train a student, or a teacher, as RECIPE says.
 
-    RECIPE is a .toml file, or the name of a shipped one. Checkpoints are kept while it trains.
+    RECIPE is a .toml file, or the name of a shipped one. Ctrl-C and SIGTERM keep a checkpoint, and
+    one is kept every few minutes; the same command goes on from it. A finished training is not
+    repeated.
     """
     options.require_torch("training needs torch")
     from ..distill.recipe import read_recipe
@@ -46,7 +50,7 @@ def command(
         options.load_faces(faces),
         out,
         teacher=teacher,
-        resume=resume,
+        force=force,
         track=output.track,
     )
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process prints for all
@@ -54,6 +58,8 @@ def command(
     bundle, report = result.bundle, result.report
     names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
     document = {"bundle": out, **{name: getattr(report, name) for name in names}}
+    if not result.trained:
+        output.note(f"{out} holds this training, finished; nothing was changed")
     lines = [
         f"{out}: trained, {bundle.embedding_dim}-d embeddings, {bundle.spec.describe()}",
         f"  {report.images:,} images of {report.identities:,} people in {report.seconds:,.0f} s,"

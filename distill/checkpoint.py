@@ -4,7 +4,6 @@
 writes its own classes to `centres-STEP-FIRST.npy`. `last.pt` is written after them and names the step.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ import torch
 
 from ..arrays import map_npy
 from ..errors import MachineError, ModelError, UsageError
+from ..files import replace_atomic
 from .adadistill import AdaDistill
 from .train_step import TrainState
 from .weights import load_tensors
@@ -49,6 +49,7 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
             "rng": torch.get_rng_state(),
             "step": step,
             "seconds": state.seconds,
+            "sums": state.sums,
             "curve": state.curve,
             "verification": state.verification,
         }
@@ -59,16 +60,19 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
     state.ranks.barrier()
 
 
-def restore_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> bool:
+def restore_checkpoint(
+    folder: Path, state: TrainState, key: Mapping[str, Any], *, force: bool = False
+) -> bool:
     """Continue where the last checkpoint stands; the number of ranks may have changed.
 
     Args:
         folder: Of the checkpoint.
         state: A training at step 0; it is overwritten.
         key: Options, teacher and data.
+        force: Start anew where the checkpoint has another key; the next one replaces it.
 
     Returns:
-        Whether there was a checkpoint.
+        Whether there was a checkpoint to continue from.
 
     Raises:
         UsageError: The checkpoint has another key.
@@ -79,10 +83,13 @@ def restore_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) 
     content = load_tensors(folder / CHECKPOINT_NAME)
     for name, value in key.items():
         if content["key"].get(name) != value:
+            if force:
+                return False
             raise UsageError(
-                f"{folder} holds a training with {name} = {content['key'].get(name)!r};"
-                f" this one has {value!r}",
-                "resume with the same recipe, faces and teacher, or choose another --out",
+                f"{folder} holds an unfinished training with {name} ="
+                f" {content['key'].get(name)!r}; this one has {value!r}",
+                "give the same recipe, faces and teacher to go on, --force to start anew, or another"
+                " --out",
             )
     try:
         state.network.load_state_dict(content["network"])
@@ -97,6 +104,7 @@ def restore_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) 
     state.averaged = {k: v.to(state.ranks.device) for k, v in content["averaged"].items()}
     torch.set_rng_state(content["rng"])
     state.step, state.seconds = content["step"], content["seconds"]
+    state.sums = content.get("sums", {})  # an earlier fr-edge saved where it is empty
     state.curve, state.verification = content["curve"], content["verification"]
     if isinstance(state.head, AdaDistill):
         _read_centres(folder, state.head, state.step)
@@ -120,18 +128,12 @@ def _read_centres(folder: Path, head: AdaDistill, step: int) -> None:
 
 
 def _write(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Atomically, as `files.write_atomic`, without holding the content in memory."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    """Atomically, without holding the content in memory."""
     try:
-        with temporary.open("wb") as stream:
+        with replace_atomic(target, private=True) as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a failed write
         raise MachineError(
             f"the checkpoint {target} cannot be written: {error}",
-            "make room, then go on with --resume from the one before",
+            "make room, then run the same command again: it goes on from the one before",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

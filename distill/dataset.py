@@ -4,6 +4,7 @@ Batches are pixels, not network inputs: student and teacher each have their own 
 """
 
 import mmap
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -245,6 +246,7 @@ def batches(pixels: Pixels, recipe: Recipe, ranks: Ranks, start: int, stop: int)
         # Opening it draws a number, and not from the generator whose state a resumption restores.
         generator=torch.Generator(),
         multiprocessing_context="fork" if recipe.workers else None,
+        worker_init_fn=_leave_signals_to_parent if recipe.workers else None,
     )
     bad: set[int] = set()
     with warnings.catch_warnings():
@@ -264,6 +266,12 @@ def _check_bad_images(pixels: Pixels, bad: set[int], limit: int) -> None:
         f"{len(bad)} images of {pixels.faces.where} cannot be read: {', '.join(names)}",
         f"remove them, or skip up to N bad ones with --set bad_images=N (now {limit})",
     )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A signal for the whole group must not end a worker before the parent has its checkpoint."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _unchanged(item: Batch) -> Batch:

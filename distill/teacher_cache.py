@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..arrays import F16, F32, I64
 from ..documents import decode_json, encode_json, read_json
 from ..errors import DataError, MachineError, UsageError
 from ..files import write_atomic
+from ..interruption import keeping
 from ..progress import Track, silent
 from .dataset import Batch, IdentitySplit, Pixels
 from .distributed import Ranks
@@ -96,7 +98,14 @@ def choose_teacher(recipe: Recipe, source: str | Path, pixels: Pixels, labels: I
 
 
 def open_teacher_embeddings(
-    recipe: Recipe, teacher: Teacher, pixels: Pixels, folder: Path, ranks: Ranks, track: Track
+    recipe: Recipe,
+    teacher: Teacher,
+    pixels: Pixels,
+    folder: Path,
+    ranks: Ranks,
+    track: Track,
+    *,
+    force: bool = False,
 ) -> TeacherEmbeddings:
     """The teacher's embeddings of the training images; rank 0 fills the cache, the others wait.
 
@@ -107,10 +116,13 @@ def open_teacher_embeddings(
         folder: Of the cache.
         ranks: The processes.
         track: Progress of filling the cache.
+        force: Replace a cache of another teacher, contract or data, unless the recipe names its
+            folder.
 
     Raises:
         DataError: The cache belongs to another teacher, contract or data.
         MachineError: There is no room for it.
+        Interrupted: A signal came; what is embedded stays in the cache.
     """
     if not recipe.only_flips:
         if ranks.rank == 0:
@@ -119,12 +131,15 @@ def open_teacher_embeddings(
             )
         return TeacherEmbeddings(teacher, None)
     if ranks.rank == 0:
-        cached_embeddings(folder, teacher, pixels, track)
+        with keeping(partial(_kept_text, folder)):
+            cached_embeddings(folder, teacher, pixels, track, force=force and not recipe.cache)
     ranks.barrier()
     return TeacherEmbeddings(teacher, cached_embeddings(folder, teacher, pixels))
 
 
-def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Track = silent) -> F16:
+def cached_embeddings(
+    folder: Path, teacher: Teacher, pixels: Pixels, track: Track = silent, *, force: bool = False
+) -> F16:
     """Embeddings of each training image and its mirror, filled in where an earlier call stopped.
 
     Args:
@@ -132,6 +147,7 @@ def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Tra
         teacher: The teacher.
         pixels: The training images.
         track: Progress over blocks of images.
+        force: Replace a cache of another teacher, contract or data.
 
     Returns:
         `(N, 2, D) float16`, unit length, memory-mapped.
@@ -146,7 +162,14 @@ def cached_embeddings(folder: Path, teacher: Teacher, pixels: Pixels, track: Tra
     digest = data_digest(pixels)
     note = _CacheNote(teacher.sha256, teacher.spec.to_json(), digest, list(shape), 0)
     if store.exists() and note_file.exists():
-        note = _resumed(note_file, note)
+        try:
+            note = _resumed(note_file, note)
+        except DataError:
+            if not force:
+                raise
+    if not note.done:
+        store.unlink(missing_ok=True)
+        store.touch(0o600)  # biometric data: for this user alone
     values: Any = np.lib.format.open_memmap(store, "r+" if note.done else "w+", np.float16, shape)
     if not note.done:
         _reserve(store)
@@ -215,6 +238,15 @@ def _reserve(store: Path) -> None:
             f" {error.strerror}",
             "make room, or --set cache=FOLDER on another disk",
         ) from error
+
+
+def _kept_text(folder: Path) -> str:
+    """How much of the cache an interruption leaves, in words."""
+    try:
+        note = read_json(folder / "teacher.json", _CacheNote)
+    except DataError:
+        return ""
+    return f"the teacher's embeddings of {note.done:,} of {note.shape[0]:,} images are in {folder}"
 
 
 def _resumed(file: Path, expected: _CacheNote) -> _CacheNote:

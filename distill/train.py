@@ -11,7 +11,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 
 from ..arrays import I64
-from ..bundle.bundle import Transaction, open_bundle, transaction
-from ..bundle.manifest import CHECKPOINTS, Bundle
-from ..documents import encode_json, to_builtins
+from ..bundle.bundle import open_bundle, transaction
+from ..bundle.manifest import CHECKPOINTS, MANIFEST, Bundle
 from ..errors import FacesError, GateFailed, MachineError, UsageError
 from ..faces.pairs import Pairs, read_pairs
 from ..faces.sources import Faces
+from ..files import replace_atomic
+from ..interruption import Interrupted, StopRequest, deferred_signals, interruptible, keeping
 from ..metrics.accuracy import pair_accuracy
 from ..metrics.protocols import draw_pairs
 from ..progress import Track, silent
@@ -32,7 +34,6 @@ from .adadistill import AdaDistill
 from .checkpoint import CHECKPOINT_NAME, restore_checkpoint, save_checkpoint
 from .dataset import Batch, IdentitySplit, Pixels, batches, split_identities
 from .distributed import Ranks, join_ranks
-from .fake_quant import split_scales
 from .networks import check_network
 from .recipe import Recipe
 from .teacher import Teacher
@@ -44,68 +45,31 @@ from .teacher_cache import (
     open_teacher_embeddings,
 )
 from .train_step import (
-    STUDENT_SPEC,
     TrainState,
     embed_pixels,
     enable_fake_quant,
     learning_rate,
     reuse_freed_memory,
     start_training,
-    student_weights,
     train_step,
 )
-from .weights import save_network
+from .training_report import (
+    TrainingReport,
+    finished_training,
+    history_options,
+    make_training_report,
+    remove_complete,
+    training_key,
+    write_student,
+)
 
 logger = logging.getLogger(__name__)
 
 _VERIFICATION_BATCH = 128  # faces
 _CURVE_POINTS = 200  # of the training curve, about
 _DEFAULT_DIM = 512  # of a student without a teacher
-# Recipe keys that may differ between a training and its resumption.
-_MAY_CHANGE = ("cache", "tensorboard", "workers", "memory_mb", "checkpoint_s", "bad_images")
 
 _WriteScalars = Callable[[int, Mapping[str, float]], None]  # called with a step and values by name
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """How a training went: `reports/training.json`.
-
-    Attributes:
-        recipe: Its options.
-        faces: The source of faces.
-        device: torch's name of the device.
-        ranks: Number of processes.
-        precision: Of the student: float32, bfloat16 or float16.
-        images: Number of images trained on.
-        identities: Number of people trained on.
-        steps: Number of optimizer steps.
-        seconds: Training time.
-        images_per_s: Training speed.
-        accuracy: The student's on pairs of other people, a fraction; None where there were none.
-        untrained_accuracy: The same before the first step.
-        teacher_accuracy: The teacher's on the same pairs.
-        best: Step and accuracy of the best verification.
-        curve: Step, learning rate, and the means of loss and head's statistics since the last point.
-        verification: Step and accuracy of each verification.
-    """
-
-    recipe: Recipe
-    faces: str
-    device: str
-    ranks: int
-    precision: str
-    images: int
-    identities: int
-    steps: int
-    seconds: float
-    images_per_s: float
-    accuracy: float | None
-    untrained_accuracy: float | None
-    teacher_accuracy: float | None
-    best: Mapping[str, float] | None
-    curve: list[dict[str, float]]
-    verification: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -114,12 +78,14 @@ class DistillResult:
 
     Attributes:
         bundle: The bundle with the trained network.
+        trained: Whether it was trained now; False where the bundle held the finished training.
         report: How the training went. With several ranks, accuracies are measured on rank 0; None
             elsewhere.
     """
 
     bundle: Bundle
     report: TrainingReport
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,71 +112,81 @@ def distill_student(
     out: str | Path,
     *,
     teacher: str | Path | None = None,
-    resume: bool = False,
+    force: bool = False,
     track: Track = silent,
 ) -> DistillResult:
     """Train the recipe's network on faces and write it into a bundle.
 
-    Under torchrun every process makes this call with the same arguments.
+    A training that was interrupted continues from OUT/checkpoint. One that is finished is not
+    repeated. Under torchrun every process makes this call with the same arguments.
 
     Args:
         recipe: The training's options.
         faces: The source of training faces, with identities.
         out: The bundle's folder; made if it does not exist.
         teacher: A bundle, an ONNX file or a checkpoint; the margin methods need none.
-        resume: Continue from OUT/checkpoint where there is one.
+        force: Replace another training's network or checkpoint in OUT, and repeat a finished one.
         track: Progress.
 
     Raises:
-        UsageError: Recipe, faces and teacher do not fit.
+        UsageError: Recipe, faces and teacher do not fit, or OUT holds another training.
         ModelError: The teacher cannot be used.
         FacesError: More than `bad_images` images cannot be read.
         DataError: Ranks read different data.
         GateFailed: The loss became NaN or infinite.
         MachineError: A checkpoint cannot be written.
+        Interrupted: A signal came; the training so far is in OUT/checkpoint.
     """
     out = Path(out)
     folder = out / CHECKPOINTS
     check_network(recipe.network)
     if recipe.needs_teacher and teacher is None:
         raise UsageError(f"method {recipe.method} needs a teacher", "give --teacher FILE")
-    if (folder / CHECKPOINT_NAME).exists() and not resume:
-        raise UsageError(f"{out} holds an unfinished training", f"add --resume, or remove {folder}")
-    with join_ranks() as ranks:
+    with deferred_signals() as stop, join_ranks() as ranks:
         if ranks.rank > 0:
             track = silent
-        split, pixels = _training_images(recipe, faces, ranks)
         opened = None
-        if recipe.needs_teacher and teacher is not None:
-            opened = choose_teacher(recipe, teacher, pixels, split.labels)
-        place = _CheckpointPlace(folder, _checkpoint_key(recipe, opened, pixels))
-        digest = hashlib.sha256(repr(place.key).encode()).hexdigest()
-        ranks.check_equal("recipe, data or teacher", digest)
-        options = {
-            "recipe": to_builtins(recipe),
-            "faces": faces.where,
-            "teacher": None if opened is None else {"file": opened.where, "sha256": opened.sha256},
-        }
-        with transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as change:
+        with interruptible():
+            split, pixels = _training_images(recipe, faces, ranks)
+            if recipe.needs_teacher and teacher is not None:
+                opened = choose_teacher(recipe, teacher, pixels, split.labels)
+            data = data_digest(pixels)
+        options = history_options(recipe, faces, opened, data)
+        finished = None if force else finished_training(out, options)
+        place = _CheckpointPlace(folder, training_key(recipe, opened, data))
+        digest = hashlib.sha256(repr((place.key, finished is None)).encode()).hexdigest()
+        ranks.check_equal("recipe, data, teacher or bundle", digest)
+        if ranks.rank == 0:
+            remove_complete(folder, open_bundle(out) if (out / MANIFEST).exists() else None)
+        ranks.barrier()
+        if finished is not None:
+            return DistillResult(open_bundle(out), finished, trained=False)
+        with (
+            keeping(partial(_kept_text, folder)),
+            transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as change,
+        ):
             embeddings = None
             if opened is not None:
                 cache = Path(recipe.cache) if recipe.cache else folder / "teacher"
-                embeddings = open_teacher_embeddings(recipe, opened, pixels, cache, ranks, track)
+                with interruptible():
+                    embeddings = open_teacher_embeddings(
+                        recipe, opened, pixels, cache, ranks, track, force=force
+                    )
             dim = opened.dim if opened else recipe.dim or _DEFAULT_DIM
             state = start_training(recipe, split.classes, dim, ranks)
-            if restore_checkpoint(folder, state, place.key):
+            if restore_checkpoint(folder, state, place.key, force=force):
                 if ranks.rank == 0:
                     logger.info("resumed at step %d", state.step)
             elif recipe.method == "centres" and embeddings and isinstance(state.head, AdaDistill):
                 state.head.load_centres(class_means(embeddings, pixels, split))
             pairs = _verification_pairs(recipe, faces, split.verification)
-            data = _Data(pixels, split, embeddings, pairs)
+            training = _Data(pixels, split, embeddings, pairs)
             with reuse_freed_memory(), _scalar_writer(recipe, ranks, state.step) as scalars:
-                _train(state, data, place, scalars, track)
+                _train(state, training, place, scalars, track, stop)
             accuracy = _teacher_accuracy(opened, pairs) if ranks.rank == 0 else None
-            report = _report(state, faces, split, accuracy)
+            report = make_training_report(state, faces, split, accuracy)
             if change is not None:
-                _write_student(change, state, report)
+                write_student(change, state, report, folder)
         if ranks.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         ranks.barrier()
@@ -232,14 +208,6 @@ def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[Identi
             "choose another --set batch=N",
         )
     return split, pixels
-
-
-def _checkpoint_key(recipe: Recipe, teacher: Teacher | None, pixels: Pixels) -> dict[str, Any]:
-    return {
-        **{key: value for key, value in asdict(recipe).items() if key not in _MAY_CHANGE},
-        "teacher": teacher.sha256 if teacher else "",
-        "data": data_digest(pixels),
-    }
 
 
 def _verification_pairs(recipe: Recipe, faces: Faces, verification: I64) -> Pairs | None:
@@ -277,7 +245,12 @@ def _scalar_writer(recipe: Recipe, ranks: Ranks, step: int) -> Iterator[_WriteSc
 
 
 def _train(
-    state: TrainState, data: _Data, place: _CheckpointPlace, scalars: _WriteScalars, track: Track
+    state: TrainState,
+    data: _Data,
+    place: _CheckpointPlace,
+    scalars: _WriteScalars,
+    track: Track,
+    stop: StopRequest,
 ) -> None:
     """Train from the state's step to the end."""
     recipe = state.recipe
@@ -289,7 +262,6 @@ def _train(
         enable_fake_quant(state)
     if state.step == 0:
         _verify_student(state, data.pairs, scalars)
-    sums: dict[str, float] = {}
     started = saved = time.monotonic()
     source = batches(data.pixels, recipe, state.ranks, state.step, steps)
     for batch in track(source, "training", steps - state.step):
@@ -304,25 +276,40 @@ def _train(
             raise _with_batch_saved(error, batch, labels, place.folder, state.ranks) from error
         state.step += 1
         for name, value in means.items():
-            sums[name] = sums.get(name, 0.0) + value / interval
+            state.sums[name] = state.sums.get(name, 0.0) + value / interval
         now = time.monotonic()
         if state.step % interval == 0:
-            state.curve.append({"step": state.step, "lr": lr, **sums})
-            scalars(state.step, {"lr": lr, **sums})
-            sums = {}
+            state.curve.append({"step": state.step, "lr": lr, **state.sums})
+            scalars(state.step, {"lr": lr, **state.sums})
+            state.sums = {}
         if state.step % (per_epoch * recipe.verify_every) == 0 or state.step == steps:
             _verify_student(state, data.pairs, scalars)
-        # Only at a point of the curve, where `sums` is empty: a checkpoint does not hold it.
-        if state.step % interval == 0 and _checkpoint_due(now - saved, state):
+        due, signal = _agreed(now - saved, stop, state)
+        if due or (signal and state.step < steps):
             state.seconds, started, saved = state.seconds + now - started, now, now
             save_checkpoint(place.folder, state, place.key)
+        if signal and state.step < steps:
+            raise Interrupted(
+                signal, f"the training up to step {state.step:,} of {steps:,} is in {place.folder}"
+            )
     state.seconds += time.monotonic() - started
 
 
-def _checkpoint_due(elapsed_s: float, state: TrainState) -> bool:
-    """Whether it is time for a checkpoint, by the clock of rank 0."""
-    due = torch.tensor(float(elapsed_s >= state.recipe.checkpoint_s and state.ranks.rank == 0))
-    return bool(state.ranks.sum(due.to(state.ranks.device)) > 0)
+def _agreed(elapsed_s: float, stop: StopRequest, state: TrainState) -> tuple[bool, int]:
+    """Whether a checkpoint is due, by the clock of rank 0, and the signal that any rank got."""
+    due = elapsed_s >= state.recipe.checkpoint_s and state.ranks.rank == 0
+    if state.ranks.size == 1:
+        return due, stop.number
+    own = torch.tensor([float(due), float(stop.number)], device=state.ranks.device)
+    both = state.ranks.all_max(own)
+    return bool(both[0]), int(both[1])
+
+
+def _kept_text(folder: Path) -> str:
+    """What an interruption outside the training loop leaves, in words."""
+    if (folder / CHECKPOINT_NAME).exists():
+        return f"the last checkpoint is in {folder}"
+    return ""
 
 
 def _with_batch_saved(
@@ -331,7 +318,8 @@ def _with_batch_saved(
     """The same error, after writing the batch that caused it to disk."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"bad-batch-{ranks.rank}.npz"
-    np.savez(path, pixels=batch.pixels, labels=labels)
+    with replace_atomic(path, private=True) as stream:
+        np.savez(stream, pixels=batch.pixels, labels=labels)
     return GateFailed(error.message, f"{error.hint}; the batch is kept in {path}")
 
 
@@ -359,38 +347,3 @@ def _teacher_accuracy(teacher: Teacher | None, pairs: Pairs | None) -> float | N
         return None
     parts = pairs.faces.batches(_VERIFICATION_BATCH)
     return pair_accuracy(np.concatenate([teacher.embed(part) for part in parts]), pairs).mean
-
-
-def _report(
-    state: TrainState, faces: Faces, split: IdentitySplit, teacher_accuracy: float | None
-) -> TrainingReport:
-    points = state.verification
-    return TrainingReport(
-        recipe=state.recipe,
-        faces=faces.where,
-        device=str(state.ranks.device),
-        ranks=state.ranks.size,
-        precision=str(state.amp or torch.float32).removeprefix("torch."),
-        images=len(split.train),
-        identities=split.classes,
-        steps=state.step,
-        seconds=state.seconds,
-        images_per_s=state.step * state.recipe.batch / max(state.seconds, 1e-9),
-        accuracy=points[-1]["accuracy"] if points else None,
-        untrained_accuracy=points[0]["accuracy"] if points else None,
-        teacher_accuracy=teacher_accuracy,
-        best=max(points, key=lambda point: point["accuracy"], default=None),
-        curve=state.curve,
-        verification=points,
-    )
-
-
-def _write_student(change: Transaction, state: TrainState, report: TrainingReport) -> None:
-    change.spec, change.embedding_dim = STUDENT_SPEC, state.dim
-    names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
-    change.summary = {name: getattr(report, name) for name in names}
-    change.remove("model.onnx")
-    weights, ranges = split_scales(student_weights(state))
-    path = change.path("model.pt", "weights")
-    save_network(path, weights, state.recipe.network, state.dim, ranges)
-    change.path("reports/training.json", "report").write_bytes(encode_json(report))

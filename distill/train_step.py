@@ -50,6 +50,7 @@ class TrainState:
         averaged: Exponential moving average of the student's state; empty without one.
         step: Finished steps.
         seconds: Training time up to the last checkpoint.
+        sums: Means of the loss and the head's statistics since the curve's last point.
         curve: Training curve: step, learning rate, loss and the head's statistics.
         verification: Accuracy on pairs after some steps, measured on rank 0.
     """
@@ -68,6 +69,7 @@ class TrainState:
     averaged: dict[str, Tensor]
     step: int = 0
     seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     verification: list[dict[str, float]] = field(default_factory=list)
 

@@ -5,7 +5,7 @@ least-squares similarity transform, then OpenCV's bilinear `warpAffine` with a b
 `detect.py` finds the landmarks.
 """
 
-import os
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from PIL import Image
 
 from ..arrays import F64, I64, U8
 from ..errors import FacesError, UsageError
+from ..files import replace_atomic, sha256
 from ..progress import Track, silent
+from .align_log import AlignedImage, align_log
 from .archives import list_images, read_image
 from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
-from .detect import Detect, DetectedFace
+from .detect import Detect, DetectedFace, Detector
 from .images import decode_photograph
 
 _FRACTIONS = 32  # of a pixel: OpenCV's warpAffine rounds coordinates to these
@@ -62,6 +64,7 @@ def align_folder(
     Raises:
         UsageError: One folder contains the other.
         FacesError: The folder has no images, or none shows a face.
+        Interrupted: A signal came; the same call goes on with the photographs that are left.
     """
     source, out = Path(source), Path(out)
     if not source.is_dir():
@@ -72,27 +75,45 @@ def align_folder(
     if not keys:
         raise FacesError(f"{source} holds no images")
     written, none, several, unreadable = [], [], [], {}
-    for key in track(keys, "aligning", len(keys)):
-        try:
-            image = decode_photograph(read_image(source, key), key)
-        except FacesError as error:
-            unreadable[key] = error.message
-            continue
-        faces = detect(image)
-        if not faces:
-            none.append(key)
-            continue
-        if len(faces) > 1:
-            several.append(key)
-        points = prominent(faces, image.shape[:2]).points
-        _write(out / Path(key).with_suffix(".png"), align(image, points, antialias))
-        written.append(key)
+    with align_log(source, out, _identity(detect, antialias)) as log:
+        for key in track(keys, "aligning", len(keys)):
+            crop = out / Path(key).with_suffix(".png")
+            done = log.recall(key, crop)
+            if done is None:
+                done = _align_image(source, key, crop, detect, antialias)
+                log.add(key, done)
+            if done.unreadable:
+                unreadable[key] = done.unreadable
+            else:
+                (written if done.faces else none).append(key)
+                several.extend([key] if done.faces > 1 else [])
     if not written:
         raise FacesError(
             f"none of the {len(keys)} images of {source} shows a face",
             "are they photographs, upright, with faces of some 30 pixels or more?",
         )
     return AlignReport(tuple(written), tuple(none), tuple(several), unreadable)
+
+
+def _align_image(
+    source: Path, key: str, crop: Path, detect: Detect, antialias: bool
+) -> AlignedImage:
+    try:
+        image = decode_photograph(read_image(source, key), key)
+    except FacesError as error:
+        return AlignedImage(0, error.message)
+    faces = detect(image)
+    if faces:
+        points = prominent(faces, image.shape[:2]).points
+        _write(crop, align(image, points, antialias))
+    return AlignedImage(len(faces))
+
+
+def _identity(detect: Detect, antialias: bool) -> str:
+    """What a crop depends on besides the photograph; new each time for a function of the caller's."""
+    if not isinstance(detect, Detector):
+        return secrets.token_hex()
+    return f"{sha256(Path(detect.network.path))} {detect.describe()} antialias={antialias}"
 
 
 def prominent(faces: list[DetectedFace], shape: tuple[int, ...]) -> DetectedFace:
@@ -204,8 +225,7 @@ def _pixels(image: U8, row: I64, column: I64) -> I64:
 
 
 def _write(path: Path, face: U8) -> None:
-    """All of the file or none of it."""
+    """All of the file or none of it; for this user alone, since it is somebody's face."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(face).save(draft, "PNG")
-    draft.replace(path)
+    with replace_atomic(path, private=True) as stream:
+        Image.fromarray(face).save(stream, "PNG")

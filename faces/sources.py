@@ -119,6 +119,15 @@ class Faces:
         return replace(self, read=read)
 
 
+def portable_name(where: str) -> str:
+    """The name of a source of faces in what leaves this machine, without the folders above it.
+
+    Args:
+        where: A source as the user named it, or a file of any kind.
+    """
+    return where if where.startswith("synthetic:") else Path(where).resolve().name
+
+
 def open_faces(source: str | Path) -> Faces:
     """Index a source of faces.
 

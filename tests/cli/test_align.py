@@ -1,6 +1,7 @@
 """`fr-edge align`, with a detector that finds what is bright."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from bright_detector import write_bright_detector
 from PIL import Image
 
 from fr_edge.cli.main import run
+from fr_edge.faces import align as align_stage
 from fr_edge.faces.synthetic.render import draw_face
+from fr_edge.interruption import Interrupted
 
 Captured = pytest.CaptureFixture[str]
 
@@ -41,6 +44,45 @@ def test_a_folder_of_photographs(album: Path, tmp_path: Path, capsys: Captured) 
     # The points span the bright square, so it fills the middle of the crop.
     assert face[60:90, 45:65].min() > 200
     assert face[2, 2].max() < 80
+
+
+def test_it_goes_on_where_it_was_interrupted(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    out, detector = tmp_path / "faces", write_bright_detector(tmp_path / "bright.onnx")
+    line = ["align", str(album), "--out", str(out), "--detector", str(detector), "--json", "-q"]
+    read, seen = align_stage.read_image, []
+
+    def interrupted(source: Path, key: str) -> bytes:
+        if key == "ann/two.png" and key not in seen:
+            seen.append(key)
+            raise Interrupted(signal.SIGTERM)
+        seen.append(key)
+        return read(source, key)
+
+    monkeypatch.setattr(align_stage, "read_image", interrupted)
+    assert run(line) == 143
+    assert f"3 photographs are done in {out}" in capsys.readouterr().err
+    with (out / ".align.jsonl").open("ab") as log:
+        log.write(b'{"key": "torn')
+    assert [mode & 0o777 for mode in modes(out)] == [0o600] * 2
+    crop = (out / "ann" / "one.png").stat().st_mtime_ns
+    (album / "ann" / "none.png").touch()  # changed since: looked at again
+    del seen[:-1]
+    assert run(line) == 0
+    assert seen == ["ann/two.png", "ann/none.png", "ann/two.png"]
+    report = json.loads(capsys.readouterr().out)
+    assert report["written"] == ["ann/one.png", "ann/two.png"]
+    assert report["none"] == ["ann/none.png"]
+    assert list(report["unreadable"]) == ["ann/torn.jpg"]
+    assert (out / "ann" / "one.png").stat().st_mtime_ns == crop
+    assert not (out / ".align.jsonl").exists()
+    assert run([*line, "--min-score", "0.6"]) == 0
+    assert (out / "ann" / "one.png").stat().st_mtime_ns != crop
+
+
+def modes(folder: Path) -> list[int]:
+    return [file.stat().st_mode for file in folder.rglob("*") if file.is_file()]
 
 
 def test_a_detector_that_does_not_do(album: Path, tmp_path: Path, capsys: Captured) -> None:

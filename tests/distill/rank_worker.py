@@ -1,8 +1,11 @@
 """What each process of test_distributed.py runs, with MODE, FOLDER and ENV as globals."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from fr_edge.distill.train_step import (
 )
 from fr_edge.errors import DataError
 from fr_edge.faces.sources import open_faces
+from fr_edge.interruption import Interrupted
 
 CLASSES, DIM, BATCH, STEPS = 37, 24, 16, 3
 
@@ -95,8 +99,29 @@ def gradients(ranks: Ranks, folder: Path) -> None:
     (folder / f"passed-{ranks.rank}").touch()
 
 
+def stopped(folder: Path) -> None:
+    """A training whose first rank alone gets a signal; its continuation where `again` is."""
+    faces = open_faces("synthetic:10x5@3")
+    recipe = read_recipe("tiny", ["method=arcface", "batch=8", "epochs=1", "verify_identities=4"])
+
+    def track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+        for number, item in enumerate(items):
+            if label == "training" and number == 0 and not (folder / "again").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield item
+
+    try:
+        distill_student(recipe, faces, folder / "out", track=track)
+    except Interrupted as stop:
+        (folder / f"kept-{os.environ['RANK']}").write_text(stop.kept)
+        sys.exit(stop.exit_code)
+
+
 def main(mode: str, folder: Path) -> None:
     torch.set_num_threads(1)
+    if mode == "stop":
+        stopped(folder)
+        return
     if mode in ("train", "differ"):
         other = mode == "differ" and os.environ["RANK"] == "1"
         faces = open_faces("synthetic:10x5@4" if other else "synthetic:10x5@3")

@@ -75,6 +75,17 @@ def test_two_processes_train_one_student(teacher: Path, tmp_path: Path) -> None:
     assert '"ranks": 2' in bundle.file("reports/training.json").read_text(encoding="utf-8")
 
 
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path: Path) -> None:
+    """The second process's `track` is silent, so the first gets it."""
+    assert start("stop", tmp_path, 2) == [143, 143]
+    kept = [(tmp_path / f"kept-{rank}").read_text() for rank in (0, 1)]
+    assert kept[0].startswith(kept[1])
+    assert kept[1].startswith("the training up to step 1 of 3 is in ")
+    (tmp_path / "again").touch()
+    assert start("stop", tmp_path, 2) == [0, 0]
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
 def test_processes_that_see_different_faces_stop(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher, tmp_path / "teacher.bundle")
     assert start("differ", tmp_path, 2) == [4, 4]

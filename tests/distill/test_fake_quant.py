@@ -205,8 +205,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     out = tmp_path / "stopped"
     for step in (3, 0, 1):  # before the rounding begins, as it does, after it
         with pytest.raises(_Killed):
-            distill_student(recipe, faces, out, teacher=teacher, resume=True, track=stops_at(step))
-    distill_student(recipe, faces, out, teacher=teacher, resume=True)
+            distill_student(recipe, faces, out, teacher=teacher, track=stops_at(step))
+    distill_student(recipe, faces, out, teacher=teacher)
     a, b = (load_tensors(open_bundle(p).file("model.pt")) for p in (whole.root, out))
     assert a["ranges"] == b["ranges"]
     assert all(torch.equal(a["state"][name], b["state"][name]) for name in a["state"])

@@ -22,6 +22,7 @@ from fr_edge.distill.weights import load_network
 from fr_edge.documents import to_builtins
 from fr_edge.errors import DataError, FacesError, GateFailed, UsageError
 from fr_edge.faces.sources import Faces
+from fr_edge.interruption import Interrupted
 
 
 def train(recipe: Recipe, faces: Faces, out: Path, **options: Any) -> Bundle:
@@ -136,8 +137,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     out = tmp_path / "stopped"
     for step in (2, 1, 0):
         with pytest.raises(_Killed):
-            distill_student(recipe, faces, out, teacher=teacher, resume=True, track=_stops_at(step))
-    resumed = train(recipe, faces, out, teacher=teacher, resume=True)
+            distill_student(recipe, faces, out, teacher=teacher, track=_stops_at(step))
+    resumed = train(recipe, faces, out, teacher=teacher)
     assert same_weights(whole, resumed)
     assert report(whole)["curve"] == report(resumed)["curve"]
     assert report(whole)["verification"] == report(resumed)["verification"]
@@ -169,11 +170,73 @@ def test_kill_9_loses_nothing(recipe: Recipe, faces: Faces, teacher: Path, tmp_p
     )
     assert done.returncode == -signal.SIGKILL
     assert (out / "checkpoint" / "last.pt").exists()
-    with pytest.raises(UsageError, match="unfinished"):
-        distill_student(recipe, faces, out, teacher=teacher)
-    resumed = train(recipe, faces, out, teacher=teacher, resume=True)
+    resumed = train(recipe, faces, out, teacher=teacher)
     whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
     assert same_weights(whole, resumed)
+
+
+def _signalled(step: int, number: int) -> Any:
+    def track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+        for count, item in enumerate(items):
+            if label == "training" and count == step:
+                os.kill(os.getpid(), number)
+            yield item
+
+    return track
+
+
+def test_a_signal_keeps_the_training_and_a_finished_one_is_not_repeated(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two points of the curve, long before a checkpoint is due by the clock."""
+    monkeypatch.setattr("fr_edge.distill.train._CURVE_POINTS", 2)
+    recipe = replace(recipe, checkpoint_s=1e6)
+    whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
+    out = tmp_path / "out"
+    for step, number in ((1, signal.SIGTERM), (2, signal.SIGINT)):
+        with pytest.raises(Interrupted) as caught:
+            distill_student(recipe, faces, out, teacher=teacher, track=_signalled(step, number))
+        assert caught.value.number == number
+    assert caught.value.kept.startswith("the training up to step 5 of 6 is in ")
+    private = [file.stat().st_mode & 0o777 for file in (out / "checkpoint").rglob("*.[pn]*")]
+    assert set(private) == {0o600}
+    resumed = distill_student(recipe, faces, out, teacher=teacher)
+    assert resumed.trained
+    assert same_weights(whole, resumed.bundle)
+    assert report(whole)["curve"] == report(resumed.bundle)["curve"]
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    again = distill_student(replace(recipe, workers=1), faces, out, teacher=teacher)
+    assert not again.trained
+    assert again.report == resumed.report
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    with pytest.raises(UsageError, match="finished training with lr"):
+        distill_student(replace(recipe, lr=0.01), faces, out, teacher=teacher)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    anew = distill_student(replace(recipe, epochs=1), faces, out, teacher=teacher, force=True)
+    assert [entry["stage"] for entry in anew.bundle.history] == ["distill", "distill"]
+    assert anew.report.steps == 3
+
+
+def test_a_network_that_was_not_trained_here_is_not_replaced(
+    recipe: Recipe, faces: Faces, teacher: Path
+) -> None:
+    before = (teacher / "model.pt").read_bytes()
+    with pytest.raises(UsageError, match="no training in this bundle made"):
+        distill_student(recipe, faces, teacher, teacher=teacher)
+    assert (teacher / "model.pt").read_bytes() == before
+
+
+def test_a_checkpoint_that_outlived_its_training_is_removed(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the commit, while the checkpoint was being removed."""
+    recipe = replace(recipe, epochs=1, method="arcface")
+    with monkeypatch.context() as patch:
+        patch.setattr("fr_edge.distill.train.shutil.rmtree", lambda *_, **__: None)
+        train(recipe, faces, tmp_path / "out")
+    assert (tmp_path / "out" / "checkpoint" / "last.pt").exists()
+    assert not distill_student(recipe, faces, tmp_path / "out").trained
+    assert not (tmp_path / "out" / "checkpoint").exists()
 
 
 def test_another_recipe_does_not_resume(
@@ -181,10 +244,11 @@ def test_another_recipe_does_not_resume(
 ) -> None:
     with pytest.raises(_Killed):
         distill_student(recipe, faces, tmp_path / "out", teacher=teacher, track=_stops_at(2))
-    with pytest.raises(UsageError, match="lr"):
-        distill_student(
-            replace(recipe, lr=0.01), faces, tmp_path / "out", teacher=teacher, resume=True
-        )
+    other = replace(recipe, lr=0.01, epochs=1)
+    with pytest.raises(UsageError, match="unfinished training with"):
+        distill_student(other, faces, tmp_path / "out", teacher=teacher)
+    forced = distill_student(other, faces, tmp_path / "out", teacher=teacher, force=True)
+    assert forced.report.steps == 3
 
 
 def test_an_old_bundle_stays_until_the_new_one_is_whole(
@@ -192,8 +256,9 @@ def test_an_old_bundle_stays_until_the_new_one_is_whole(
 ) -> None:
     out = tmp_path / "out"
     old = train(recipe, faces, out, teacher=teacher)
+    other = replace(recipe, seed=1)
     with pytest.raises(_Killed):
-        distill_student(replace(recipe, seed=1), faces, out, teacher=teacher, track=_stops_at(2))
+        distill_student(other, faces, out, teacher=teacher, force=True, track=_stops_at(2))
     assert open_bundle(out).files == old.files
 
 

@@ -1,0 +1,242 @@
+"""How a training went, and whether a bundle holds the training that is asked for."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..bundle.bundle import Transaction, open_bundle
+from ..bundle.derived import stale_reports
+from ..bundle.manifest import MANIFEST, Bundle
+from ..documents import encode_json, read_json, to_builtins
+from ..errors import DataError, UsageError
+from ..faces.sources import Faces, portable_name
+from ..files import sha256, write_atomic
+from .dataset import IdentitySplit
+from .fake_quant import split_scales
+from .recipe import Recipe
+from .teacher import Teacher
+from .train_step import STUDENT_SPEC, TrainState, student_weights
+from .weights import save_network
+
+_REPORT = "reports/training.json"
+_COMPLETE = "complete.json"  # file of a checkpoint: the sha256 of the model.pt that it led to
+# Recipe keys that may differ between a training and its resumption.
+_MAY_CHANGE = ("cache", "tensorboard", "workers", "memory_mb", "checkpoint_s", "bad_images")
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """How a training went: `reports/training.json`.
+
+    Attributes:
+        recipe: Its options.
+        faces: The source of faces.
+        device: torch's name of the device.
+        ranks: Number of processes.
+        precision: Of the student: float32, bfloat16 or float16.
+        images: Number of images trained on.
+        identities: Number of people trained on.
+        steps: Number of optimizer steps.
+        seconds: Training time.
+        images_per_s: Training speed.
+        accuracy: The student's on pairs of other people, a fraction; None where there were none.
+        untrained_accuracy: The same before the first step.
+        teacher_accuracy: The teacher's on the same pairs.
+        best: Step and accuracy of the best verification.
+        curve: Step, learning rate, and the means of loss and head's statistics since the last point.
+        verification: Step and accuracy of each verification.
+    """
+
+    recipe: Recipe
+    faces: str
+    device: str
+    ranks: int
+    precision: str
+    images: int
+    identities: int
+    steps: int
+    seconds: float
+    images_per_s: float
+    accuracy: float | None
+    untrained_accuracy: float | None
+    teacher_accuracy: float | None
+    best: Mapping[str, float] | None
+    curve: list[dict[str, float]]
+    verification: list[dict[str, float]]
+
+
+def training_key(recipe: Recipe, teacher: Teacher | None, data: str) -> dict[str, Any]:
+    """What two trainings have in common when one is the continuation of the other.
+
+    Args:
+        recipe: The training's options; those that do not change the result are left out.
+        teacher: The teacher, where the recipe needs one.
+        data: What `teacher_cache.data_digest` gives.
+    """
+    return {
+        **{key: value for key, value in asdict(recipe).items() if key not in _MAY_CHANGE},
+        "teacher": teacher.sha256 if teacher else "",
+        "data": data,
+    }
+
+
+def history_options(
+    recipe: Recipe, faces: Faces, teacher: Teacher | None, data: str
+) -> dict[str, Any]:
+    """What the bundle's history records of a training: no path of this machine.
+
+    Args:
+        recipe: The training's options.
+        faces: The source of training faces.
+        teacher: The teacher, where the recipe needs one.
+        data: What `teacher_cache.data_digest` gives.
+    """
+    where = None if teacher is None else Path(teacher.where).name
+    return {
+        "recipe": to_builtins(_portable(recipe)),
+        "faces": portable_name(faces.where),
+        "teacher": None if teacher is None else {"file": where, "sha256": teacher.sha256},
+        "data": data,
+    }
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """The recipe without folders of this machine."""
+    pairs = Path(recipe.verify_pairs).name if recipe.verify_pairs else ""
+    return replace(recipe, cache="", tensorboard="", verify_pairs=pairs)
+
+
+def finished_training(out: Path, options: Mapping[str, Any]) -> TrainingReport | None:
+    """The report of the training that a bundle holds already, if it is the one that is asked for.
+
+    Args:
+        out: The bundle's folder; it may not exist.
+        options: What `history_options` gives for the training that is asked for.
+
+    Returns:
+        None where the folder holds no network yet.
+
+    Raises:
+        UsageError: The bundle holds another training's network, or one that was not trained here.
+    """
+    if not (out / MANIFEST).exists():
+        return None
+    bundle = open_bundle(out)
+    networks = [name for name in ("model.pt", "model.onnx") if name in bundle]
+    if not networks:
+        return None
+    entry = next((e for e in reversed(bundle.history) if e.get("stage") == "distill"), {})
+    known = _REPORT in bundle and "model.pt" in bundle and _REPORT not in stale_reports(bundle)
+    if not known or not entry:
+        raise UsageError(
+            f"{out} holds a network that no training in this bundle made ({networks[0]})",
+            "--force replaces it, or choose another --out",
+        )
+    if difference := _difference(entry.get("options", {}), options):
+        raise UsageError(
+            f"{out} holds a finished training with {difference}",
+            "--force trains anew, or choose another --out",
+        )
+    bundle.file("model.pt")  # its bytes are what was trained
+    path = bundle.file(_REPORT)
+    return read_json(path, TrainingReport)
+
+
+def _difference(recorded: Any, asked: Mapping[str, Any]) -> str:
+    """The first of the options that decide the result in which two trainings differ, in words."""
+    before, now = _decisive(recorded), _decisive(asked)
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            return f"{name} = {before[name]!r}; this one has {value!r}"
+    return ""
+
+
+def _decisive(options: Any) -> dict[str, Any]:
+    """Options as written, by name; an earlier fr-edge recorded less."""
+    if not isinstance(options, Mapping):
+        return {}
+    recipe, teacher = options.get("recipe"), options.get("teacher")
+    values = dict(recipe) if isinstance(recipe, Mapping) else {}
+    pairs = values.get("verify_pairs")
+    values["verify_pairs"] = Path(str(pairs)).name if pairs else ""
+    values = {name: value for name, value in values.items() if name not in _MAY_CHANGE}
+    if "teacher" in options:
+        values["teacher"] = teacher.get("sha256") if isinstance(teacher, Mapping) else None
+    if "data" in options:
+        values["data"] = options["data"]
+    return values
+
+
+def remove_complete(folder: Path, bundle: Bundle | None) -> None:
+    """Remove a checkpoint whose training is in the bundle: it was killed while it cleaned up.
+
+    Args:
+        folder: Of the checkpoint; it may not exist.
+        bundle: The bundle, if there is one.
+    """
+    try:
+        trained = read_json(folder / _COMPLETE, str)
+    except DataError:
+        return
+    model = None if bundle is None else bundle.files.get("model.pt")
+    if model is not None and model.sha256 == trained:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_training_report(
+    state: TrainState, faces: Faces, split: IdentitySplit, teacher_accuracy: float | None
+) -> TrainingReport:
+    """The report of a training that has ended.
+
+    Args:
+        state: The training.
+        faces: The source of training faces.
+        split: Which of them were trained on.
+        teacher_accuracy: The teacher's on the pairs of the verification; None without.
+    """
+    points = state.verification
+    return TrainingReport(
+        recipe=_portable(state.recipe),
+        faces=portable_name(faces.where),
+        device=str(state.ranks.device),
+        ranks=state.ranks.size,
+        precision=str(state.amp or torch.float32).removeprefix("torch."),
+        images=len(split.train),
+        identities=split.classes,
+        steps=state.step,
+        seconds=state.seconds,
+        images_per_s=state.step * state.recipe.batch / max(state.seconds, 1e-9),
+        accuracy=points[-1]["accuracy"] if points else None,
+        untrained_accuracy=points[0]["accuracy"] if points else None,
+        teacher_accuracy=teacher_accuracy,
+        best=max(points, key=lambda point: point["accuracy"], default=None),
+        curve=state.curve,
+        verification=points,
+    )
+
+
+def write_student(
+    change: Transaction, state: TrainState, report: TrainingReport, checkpoint: Path
+) -> None:
+    """Stage the trained network and its report, and mark the checkpoint that led to it.
+
+    Args:
+        change: The change of the bundle.
+        state: The training.
+        report: How it went.
+        checkpoint: The checkpoint's folder; it may not exist.
+    """
+    change.spec, change.embedding_dim = STUDENT_SPEC, state.dim
+    names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
+    change.summary = {name: getattr(report, name) for name in names}
+    change.remove("model.onnx")
+    weights, ranges = split_scales(student_weights(state))
+    path = change.path("model.pt", "weights")
+    save_network(path, weights, state.recipe.network, state.dim, ranges)
+    change.path(_REPORT, "report").write_bytes(encode_json(report))
+    if checkpoint.is_dir():
+        write_atomic(checkpoint / _COMPLETE, encode_json(sha256(path)))
