@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import options
 from .command import define_command
 from .output import Output, one_line, size_text, table
 
 if TYPE_CHECKING:
+    from ..bundle.manifest import Bundle
     from ..bundle.trust import SignatureRow
     from ..graph.layers import ModelSummary
     from ..runtime.evaluation.stored_reports import ReportRow
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
 @define_command("inspect", example="fr-edge inspect mine.bundle")
 @click.argument("source", metavar="SOURCE")
 @click.option("--layers", is_flag=True, help="Show each layer.")
-def command(output: Output, source: str, layers: bool) -> None:
+@click.option(
+    "--names",
+    metavar="SRC",
+    help="Name the faces behind the numbers in reports: the faces or the pair list they were of.",
+)
+def command(output: Output, source: str, layers: bool, names: str | None) -> None:
     """Show what a bundle holds, and check its hashes.
 
     Input contract, files, sizes, parameters, multiply-adds, history, and the reports: each with its
@@ -32,10 +39,10 @@ def command(output: Output, source: str, layers: bool) -> None:
         model = summarize_model(source, side_files=True)
         output.result(to_builtins(model), "\n".join(_model_lines(model, layers)))
     else:
-        _bundle(output, source, layers)
+        _bundle(output, source, layers, names)
 
 
-def _bundle(output: Output, bundle: str, layers: bool) -> None:
+def _bundle(output: Output, bundle: str, layers: bool, source: str | None) -> None:
     from ..bundle.bundle import open_bundle, problems
     from ..bundle.derived import stale_reports
     from ..bundle.pack_format import unlisted_files
@@ -58,6 +65,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
     model = None
     if "model.onnx" in opened and not damages:
         model = summarize_model(opened.file("model.onnx"))
+    names = _names(opened, source) if source and not damages else {}
     document = {
         "bundle": bundle,
         "input": opened.spec,
@@ -70,6 +78,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         "problems": damages,
         "unlisted": unlisted,
         "signatures": signatures,
+        "names": names,
     }
     rows = [
         [name, entry.role, size_text(entry.size), entry.sha256[:12]]
@@ -82,6 +91,7 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         table(rows, ("file", "role", "size", "sha256")),
         "",
         *report_lines(reports),
+        *[f"{number} is {name}" for number, name in names.items()],
         *[_stage(entry) for entry in opened.history],
         *_last_change(opened.history),
         *[one_line(f"stale: {name}: {reason}") for name, reason in stale.items()],
@@ -93,6 +103,20 @@ def _bundle(output: Output, bundle: str, layers: bool) -> None:
         raise BundleError("; ".join(damages), "restore the file, or run its stage again")
     lines += ["", "all hashes match"]
     output.result(to_builtins(document), "\n".join(lines))
+
+
+def _names(bundle: "Bundle", source: str) -> dict[str, str]:
+    """The faces behind the numbers in the bundle's reports, for the user who wrote those."""
+    from ..bundle.derived import is_report
+    from ..faces.face_numbers import numbered_faces
+    from ..reading import read_file
+
+    is_list = Path(source).suffix.lower() in (".csv", ".bin", ".txt")
+    faces, pairs = options.load_judged(*(None, source) if is_list else (source, None))
+    judged = pairs.faces if pairs else faces
+    reports = [bundle.file(name) for name in bundle.files if is_report(name)]
+    texts = [read_file(path, "JSON_MB").decode("utf-8", "replace") for path in reports]
+    return numbered_faces("\n".join(texts), judged.keys if judged else ())
 
 
 def report_lines(reports: "Sequence[ReportRow]") -> Iterator[str]:

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from ..arrays import F64
 from ..errors import FacesError, ModelError
 from ..faces.contract import InputSpec
-from ..faces.sources import Faces
+from ..faces.sources import Faces, portable_name
 from ..graph.edit import attribute
 from ..graph.run import Embed
 from .preprocessing_search import (
@@ -156,12 +156,13 @@ def check_contract(
         logger.warning(
             "the input contract could not be checked on %s: %s", faces.where, result.verdict
         )
-        return ContractCheck(operators, faces.where, result.verdict, fits)
+        return ContractCheck(operators, portable_name(faces.where), result.verdict, fits)
     if result.right:
         logger.info("the input contract is right for %s: %s", faces.where, result.verdict)
     else:
         _refuse_worse(result, spec, faces.where, force)
-    return ContractCheck(operators, faces.where, result.verdict, result.right and fits is not False)
+    right = result.right and fits is not False
+    return ContractCheck(operators, portable_name(faces.where), result.verdict, right)
 
 
 def _search(embed: Embed, spec: InputSpec, faces: Faces) -> PreprocessingResult | None:

@@ -18,7 +18,7 @@ from ..bundle.manifest import Bundle
 from ..documents import to_builtins
 from ..errors import ModelError
 from ..faces.contract import InputSpec, preprocess
-from ..faces.sources import Faces
+from ..faces.sources import Faces, portable_name
 from ..files import sha256
 from ..graph.layers import layers, total_macs
 from ..graph.run import onnx_embedder
@@ -140,11 +140,11 @@ def export_onnx(
         MachineError: torch is missing for weights, or onnx-ir for anything.
     """
     options = {
-        "source": Path(source).name,
+        "source": portable_name(str(source)),
         "arch": arch,
         "spec": spec.to_json() if spec else None,
-        "golden": Path(golden).name if golden else None,
-        "faces": faces.where if faces else None,
+        "golden": portable_name(str(golden)) if golden else None,
+        "faces": portable_name(faces.where) if faces else None,
         "output": output,
         "constants": sorted(constants) if constants else None,
         "force": force or None,
@@ -164,7 +164,9 @@ def _check_contract(source: ExportSource, faces: Faces | None, force: bool) -> C
     """The check of a declared contract; one that was found on faces is right for them."""
     if source.search is None:
         return check_contract(source.model, source.embed, source.spec, faces, force=force)
-    return ContractCheck((), faces.where if faces else None, source.search.verdict, True)
+    return ContractCheck(
+        (), portable_name(faces.where) if faces else None, source.search.verdict, True
+    )
 
 
 def _export(
@@ -187,6 +189,8 @@ def _export(
     golden_inputs = preprocess(faces, spec)
     exact = source.exact(golden_inputs) if source.exact else None
     path = change.path("golden.npz", "golden")
+    drawn = golden is None or str(golden).startswith("synthetic:")
+    path.touch(0o666 if drawn else 0o600)  # somebody's faces are for this user alone
     write_golden(path, faces, source.embed(golden_inputs), source.kind, exact)
     if half:
         path = change.path("model.fp16.onnx", "FP16 model")

@@ -5,7 +5,7 @@ network; then reference and engine embed the user's faces, and their cosines, ra
 are compared. Gates turn that into a verdict.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ...bundle.golden import Golden, read_golden
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import ImageDigests, digest_images, with_digests
 from ...errors import FacesError, UsageError
+from ...faces.face_numbers import reported_names
 from ...faces.pairs import Pairs, read_groups
 from ...faces.quality import DEGRADATIONS, STRATA, degraded
 from ...faces.sources import Faces, spread_picks
@@ -75,6 +76,7 @@ def verify(
     policy: Path | None = None,
     groups: Path | None = None,
     degrade: bool = False,
+    keep_names: bool = False,
     name: str = "",
     track: Track = silent,
 ) -> VerifyResult:
@@ -110,6 +112,8 @@ def verify(
         policy: A TOML file with limits, which the bundle keeps.
         groups: A CSV file `path,group` that adds groups of faces to the kinds.
         degrade: Whether to judge copies of some faces too, made small, blurred, noisy and dark.
+        keep_names: Whether the report may name faces as their source does; by default it has
+            numbers that only this user can turn back.
         name: The protocol's name in the report; by default that of the faces.
         track: Shows progress.
 
@@ -148,7 +152,7 @@ def verify(
         open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
     ):
         limits = merged_policy(asked, bundle, policy, session.precision)
-        sides = _Sides(bundle, read_golden(bundle), fp32, session, track)
+        sides = _Sides(bundle, read_golden(bundle), fp32, session, track, keep_names)
         if faces is None:
             images = digest_images(sides.golden.faces)
         golden = check_reference(sides.golden, fp32, session)
@@ -239,16 +243,19 @@ class _Sides:
     reference: Session
     engine: Session
     track: Track
+    keep_names: bool
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What speaks for the original, how far the engine is from it, and the rates of both."""
+    """What speaks for the original, how far the engine is from it, and the rates of both; and what
+    the report calls the faces."""
 
     reference: str
     drift: CosineDrift
     comparison: VerificationComparison | None = None
     embeddings: PairedEmbeddings | None = None
+    names: Sequence[str] = ()
 
 
 def _check_sources(
@@ -281,6 +288,7 @@ def _measure(
     limits: Limits,
     groups: Mapping[str, npt.NDArray[np.bool_]] | None,
 ) -> _Measured:
+    names = reported_names(faces, keep_names=sides.keep_names)
     both = embed_both(sides.bundle, faces, sides.reference, sides.engine, file, sides.track)
     comparison = compare_verification(
         both.reference,
@@ -295,9 +303,10 @@ def _measure(
     words = f"model.onnx in FP32 on this machine, which is {golden.original} on golden faces"
     return _Measured(
         words if file is None else f"embeddings from {file.name}",
-        measure_drift(both.reference, both.engine, faces.keys),
+        measure_drift(both.reference, both.engine, names),
         comparison,
         both,
+        names,
     )
 
 
@@ -341,7 +350,9 @@ def _doubts(
             others.append(text)
     if faces is not None and faces.labelled and measured.embeddings is not None:
         reference = measured.embeddings.reference
-        text, decides = label_doubts(reference, faces.labels, faces.keys, synthetic=faces.synthetic)
+        text, decides = label_doubts(
+            reference, faces.labels, measured.names, synthetic=faces.synthetic
+        )
         if decides:
             cure = "correct the labels, or give people whom the original network tells apart"
             decide.append(VerdictReason(CANNOT_JUDGE, text, cure))

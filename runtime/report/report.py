@@ -17,6 +17,7 @@ from ...bundle.derived import PAGE
 from ...bundle.manifest import Bundle
 from ...documents import read_json
 from ...errors import FacesError, MachineError
+from ...faces.face_numbers import reported_names
 from ...faces.sources import Faces, synthetic_faces
 from ...graph.layers import summarize_model
 from ...onnx_file import read_onnx
@@ -235,6 +236,8 @@ def _pictures(report: VerifyResult, faces: Faces | None) -> dict[str, str]:
     if faces is None:
         return {}
     index = {key: number for number, key in enumerate(faces.keys)}
+    if not faces.synthetic:
+        index |= {name: number for number, name in enumerate(reported_names(faces))}
     shown = [worst.face for worst in report.cosine.worst if worst.face in index]
     return {key: _png(faces, index[key]) for key in shown}
 
