@@ -4,6 +4,7 @@
     +-- UsageError     2   the command or call does not make sense
     +-- GateFailed     1   it ran, and the result is not good enough
     +-- MachineError   3   this machine lacks what it takes
+    +-- NotStored          it ran, and its result could not be written; the cause's code
     +-- DataError      4   a file or the data is bad
         +-- BundleError    the bundle is damaged, too new, or lacks a file
         +-- FacesError     images, folders or pair lists that cannot be used
@@ -12,6 +13,8 @@
 A message says what was found and what was expected; the hint says what to do next. Anything else
 that escapes is a bug and shows its traceback.
 """
+
+from typing import Any
 
 
 class FrEdgeError(Exception):
@@ -35,6 +38,20 @@ class GateFailed(FrEdgeError):
 
 class MachineError(FrEdgeError):
     exit_code = 3
+
+
+class NotStored(FrEdgeError):
+    """Measured, but not stored: what was measured is `result`, `cause` is why it is not in the bundle.
+
+    The result's `report` is empty. `exit_code` is the cause's.
+    """
+
+    def __init__(self, result: Any, cause: FrEdgeError | OSError) -> None:
+        if isinstance(cause, OSError):
+            cause = MachineError(str(cause))
+        super().__init__(f"the report was not stored: {cause.message}", cause.hint)
+        self.result = result
+        self.exit_code = cause.exit_code
 
 
 class DataError(FrEdgeError):

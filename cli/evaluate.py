@@ -8,7 +8,7 @@ import click
 
 from . import options
 from .command import define_command
-from .output import Output, table
+from .output import Output, stored_or_not, table
 from .verify import artifact_text, gates_text, reason_lines
 
 if TYPE_CHECKING:
@@ -97,46 +97,52 @@ def command(
         if min_accuracy is not None or max_eer is not None:
             raise click.UsageError("IJB has no accuracy and no EER: gate its --min-tar")
         norm, detector, mirrored = flags or (True, True, flip)
-        ijb = evaluate_ijb(
-            bundle,
-            read_ijb(Path(protocol)),
-            engine,
-            backend,
-            output.track,
-            artifact=artifact,
-            norm=norm,
-            detector=detector,
-            flip=mirrored,
-            min_tar=min_tar,
-            far=far,
-            policy=Path(policy) if policy else None,
-            name=name,
+        ijb, unstored = stored_or_not(
+            lambda: evaluate_ijb(
+                bundle,
+                read_ijb(Path(protocol)),
+                engine,
+                backend,
+                output.track,
+                artifact=artifact,
+                norm=norm,
+                detector=detector,
+                flip=mirrored,
+                min_tar=min_tar,
+                far=far,
+                policy=Path(policy) if policy else None,
+                name=name,
+            )
         )
-        _write_junit(junit, ijb)
         output.result(to_builtins(ijb), _ijb_text(bundle, ijb))
+        _write_junit(junit, ijb)
+        output.check_stored(unstored)
         _exit(output, ijb)
         return
     if flags is not None:
         raise click.UsageError(f"--ijb is for IJB folders, and {protocol} is not one")
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
     judged = read_pairs(protocol, faces) if is_list else options.load_faces(protocol)
-    result = evaluate(
-        bundle,
-        judged,
-        engine,
-        backend,
-        output.track,
-        artifact=artifact,
-        flip=flip,
-        min_tar=min_tar,
-        min_accuracy=min_accuracy,
-        max_eer=max_eer,
-        far=far,
-        policy=Path(policy) if policy else None,
-        name=name,
+    result, unstored = stored_or_not(
+        lambda: evaluate(
+            bundle,
+            judged,
+            engine,
+            backend,
+            output.track,
+            artifact=artifact,
+            flip=flip,
+            min_tar=min_tar,
+            min_accuracy=min_accuracy,
+            max_eer=max_eer,
+            far=far,
+            policy=Path(policy) if policy else None,
+            name=name,
+        )
     )
-    _write_junit(junit, result)
     output.result(to_builtins(result), _text(bundle, result))
+    _write_junit(junit, result)
+    output.check_stored(unstored)
     _exit(output, result)
 
 
@@ -173,7 +179,7 @@ def _ijb_text(bundle: str, result: "IjbResult") -> str:
         f"  {pairs.genuine:,} genuine and {pairs.impostor:,} impostor pairs",
         table(rows, ("FAR", "TAR")),
         *result.notes,
-        f"report: {result.report}",
+        *([f"report: {result.report}"] if result.report else []),
         *_verdict_lines(result),
     ]
     return "\n".join(lines)
@@ -204,7 +210,10 @@ def _text(bundle: str, result: "EvaluateResult") -> str:
     lines.append(table(rows, ("FAR", "TAR", "95 % interval", "at cosine")))
     if result.identification:
         lines.append(_identification(result.identification))
-    lines += [*result.notes, f"report: {result.report}", *_verdict_lines(result)]
+    lines += result.notes
+    if result.report:
+        lines.append(f"report: {result.report}")
+    lines += _verdict_lines(result)
     return "\n".join(lines)
 
 

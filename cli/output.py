@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import Any, NoReturn, TypeVar
@@ -13,7 +13,7 @@ from unicodedata import category
 
 import click
 
-from ..errors import MachineError
+from ..errors import MachineError, NotStored
 
 T = TypeVar("T")
 
@@ -49,6 +49,14 @@ class Output:
         """End the command, whose result is printed, with exit code 1."""
         echo(f"fr-edge: {text}", err=True)
         click.get_current_context().exit(1)
+
+    def check_stored(self, unstored: NotStored | None) -> None:
+        """End the command, whose result is printed, if the result could not be stored."""
+        if unstored is not None:
+            echo(f"fr-edge: {unstored.message}", err=True)
+            if unstored.hint:
+                echo(f"         {unstored.hint}", err=True)
+            click.get_current_context().exit(unstored.exit_code)
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
         """Show progress, as a `progress.Track`: a bar on a terminal, else a line every ten seconds."""
@@ -124,6 +132,18 @@ def _harmless(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def stored_or_not(work: Callable[[], T]) -> tuple[T, NotStored | None]:
+    """What a stage measured, and why it is not in the bundle, where it could not be written.
+
+    Args:
+        work: Calls the stage.
+    """
+    try:
+        return work(), None
+    except NotStored as error:
+        return error.result, error
 
 
 def table(

@@ -8,7 +8,7 @@ import click
 
 from . import options
 from .command import define_command
-from .output import Output, table
+from .output import Output, stored_or_not, table
 
 if TYPE_CHECKING:
     from ..metrics.intervals import TarInterval
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
             "--pairs",
             "--groups",
             "--degrade",
+            "--keep-names",
         ),
         "Compared with": (
             "--reference",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
 @options.far
 @options.policy
 @click.option("--groups", metavar="FILE.csv", help="path,group: judge each group of faces too.")
+@click.option("--keep-names", is_flag=True, help="Name faces in the report; by default numbers.")
 @click.option("--degrade", is_flag=True, help="Judge small, blurred, noisy and dark copies too.")
 @options.junit
 def command(
@@ -106,6 +108,7 @@ def command(
     far: float | None,
     policy: str | None,
     groups: str | None,
+    keep_names: bool,
     degrade: bool,
     junit: str | None,
 ) -> None:
@@ -115,47 +118,55 @@ def command(
     (TAR) at false accept rates (FAR) too. --reference is a file of `fr-edge embed --backend torch`
     by this bundle's own network; --teacher is one by another network, and shows whether people
     enrolled with it may stay. The verdict is PASSED, FAILED or CANNOT JUDGE: a gate on people holds
-    when its whole 95 % interval does. Exit code 1 for FAILED and CANNOT JUDGE.
+    when its whole 95 % interval does. Exit code 1 for FAILED and CANNOT JUDGE. The report has numbers
+    for faces' names, which `fr-edge inspect BUNDLE --names SRC` turns back for you alone.
     """
     from ..documents import to_builtins
+    from ..faces.face_numbers import with_names
     from ..files import write_atomic
     from ..runtime.evaluation.gates import junit_xml
     from ..runtime.evaluation.verify import verify
 
     source, listed = options.load_judged(faces, pairs)
-    result = verify(
-        bundle,
-        engine,
-        backend=backend,
-        artifact=artifact,
-        faces=source,
-        pairs=listed,
-        reference=Path(reference) if reference else None,
-        teacher=Path(teacher) if teacher else None,
-        min_cosine=min_cosine,
-        p1_cosine=p1_cosine,
-        max_tar_drop=max_tar_drop,
-        max_stratum_drop=max_stratum_drop,
-        far=far,
-        min_tar=min_tar,
-        min_accuracy=min_accuracy,
-        max_eer=max_eer,
-        min_kept_tar=min_kept_tar,
-        max_kept_far=max_kept_far,
-        policy=Path(policy) if policy else None,
-        groups=Path(groups) if groups else None,
-        degrade=degrade,
-        name=options.source_name(pairs or faces),
-        track=output.track,
+    result, unstored = stored_or_not(
+        lambda: verify(
+            bundle,
+            engine,
+            backend=backend,
+            artifact=artifact,
+            faces=source,
+            pairs=listed,
+            reference=Path(reference) if reference else None,
+            teacher=Path(teacher) if teacher else None,
+            min_cosine=min_cosine,
+            p1_cosine=p1_cosine,
+            max_tar_drop=max_tar_drop,
+            max_stratum_drop=max_stratum_drop,
+            far=far,
+            min_tar=min_tar,
+            min_accuracy=min_accuracy,
+            max_eer=max_eer,
+            min_kept_tar=min_kept_tar,
+            max_kept_far=max_kept_far,
+            policy=Path(policy) if policy else None,
+            groups=Path(groups) if groups else None,
+            degrade=degrade,
+            keep_names=keep_names,
+            name=options.source_name(pairs or faces),
+            track=output.track,
+        )
     )
+    judged = listed.faces if listed else source
+    keys = judged.keys if judged else ()
+    output.result(to_builtins(result), with_names(_text(bundle, result), keys))
     if junit:
         title = f"{result.engine} on {result.backend}, {judged_text(result)}"
         text = junit_xml("verify", title, result.gates, result.reasons, result.not_measured)
         write_atomic(Path(junit), text.encode())
-    output.result(to_builtins(result), _text(bundle, result))
+    output.check_stored(unstored)
     if not result.passed:
         reasons = [r.reason for r in result.reasons if r.verdict == result.verdict]
-        output.fail_gate(f"{result.verdict}: {'; '.join(reasons)}")
+        output.fail_gate(with_names(f"{result.verdict}: {'; '.join(reasons)}", keys))
 
 
 def artifact_text(artifact: "OpenedFile | None", backend: str) -> str:
@@ -201,7 +212,8 @@ def _text(bundle: str, result: "VerifyResult") -> str:
         lines.append(_gallery(f"the teacher ({result.teacher.file})", result.teacher.gallery))
     lines.append(gates_text(result.gates))
     lines += [f"not measured: {note}" for note in result.not_measured]
-    lines.append(f"report: {result.report}")
+    if result.report:
+        lines.append(f"report: {result.report}")
     lines += _verdict_lines(result)
     return "\n".join(lines)
 

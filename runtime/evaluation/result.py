@@ -6,7 +6,7 @@ Fields with a default are missing in reports of earlier versions.
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...bundle.bundle import transaction
 from ...bundle.manifest import Bundle, read_manifest
 from ...bundle.provenance import ImageDigests, Provenance
 from ...documents import encode_json
-from ...errors import BundleError
+from ...errors import BundleError, FrEdgeError, NotStored
 from ...faces.sources import Faces
 from ...metrics.comparison import AccuracyChange, CurvesChange
 from ...metrics.identification import IdentificationResult
@@ -320,17 +320,21 @@ def save_result(
         files: Other files to write: path -> bytes.
 
     Raises:
-        BundleError: The artifact's bytes changed while it was judged.
+        NotStored: The bundle cannot be written, another command keeps writing into it, or the
+            artifact's bytes changed while it was judged. The result comes with it.
     """
     recorded = {"engine": result.engine, "backend": result.backend, **(options or {})}
     judged = tuple(result.provenance.files) if result.provenance else ()
-    with transaction(bundle, stage, recorded) as change:
-        judged += check_unchanged(bundle, result.artifact)
-        for name, data in (files or {}).items():
-            change.path(name, "policy").write_bytes(data)
-        path = change.path(result.report, stage, of=(*judged, *of))
-        path.write_bytes(encode_json(result))
-        change.summary.update(summary or {})
+    try:
+        with transaction(bundle, stage, recorded) as change:
+            judged += check_unchanged(bundle, result.artifact)
+            for name, data in (files or {}).items():
+                change.path(name, "policy").write_bytes(data)
+            path = change.path(result.report, stage, of=(*judged, *of))
+            path.write_bytes(encode_json(result))
+            change.summary.update(summary or {})
+    except (FrEdgeError, OSError) as error:
+        raise NotStored(replace(result, report=""), error) from error
 
 
 def check_unchanged(bundle: Bundle, artifact: OpenedFile | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.derived import stale_reports
-from fr_edge.errors import BundleError
+from fr_edge.errors import BundleError, NotStored
 from fr_edge.faces.sources import Faces
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
@@ -171,5 +171,8 @@ def test_an_engine_replaced_while_it_is_judged_gets_no_report(built: Path, peopl
         _shuffle_engine(built)
         return items
 
-    with pytest.raises(BundleError, match="replaced while it was judged"):
+    with pytest.raises(NotStored, match="replaced while it was judged") as caught:
         verify(built, "int8", faces=people, track=replaced)
+    assert caught.value.exit_code == BundleError.exit_code
+    assert caught.value.result.cosine.faces == len(people)
+    assert caught.value.result.report == ""
