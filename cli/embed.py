@@ -39,13 +39,16 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
     """
     from ..bundle.bundle import open_bundle
+    from ..runtime.embedding_log import logged_embedder
     from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
     from ..runtime.session import embed_faces
 
     opened, source = open_bundle(bundle), options.load_faces(faces)
     session = _session(opened, engine, backend)
-    embeddings = embed_faces(session, source, output.track)
     origin = origin_of(opened, session.precision, session.backend)
+    engine_sha256 = getattr(session, "sha256", "")  # PyTorch's weights are in the origin
+    with logged_embedder(session, source, str(origin.models), engine_sha256) as logged:
+        embeddings = embed_faces(logged, source, output.track)
     write_embeddings(Path(out), source.keys, source.labels, embeddings, origin)
     count, dim = embeddings.shape
     document = {

@@ -137,7 +137,7 @@ def write_embeddings(
         origin=np.array(encode_json(origin, indent=0).decode().strip()),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, stream.getvalue())
+    write_atomic(path, stream.getvalue(), private=True)
 
 
 def read_embeddings(path: Path, keys: Sequence[str], dim: int) -> Embeddings:

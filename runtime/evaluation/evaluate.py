@@ -41,6 +41,7 @@ from ...metrics.verification import (
     threshold_at_far,
 )
 from ...progress import Track, silent
+from ..embedding_log import logged_embedder
 from ..session import Artifact, Session, embed_faces, open_session, session_provenance
 from .embeddings_file import check_embeddings
 from .gates import (
@@ -303,23 +304,32 @@ def evaluate_ijb(
 
 
 def _embed(session: Session, faces: Faces, flip: bool, track: Track) -> F32:
-    plain = embed_faces(session, faces, track, "evaluating")
-    if not flip:
-        return plain
-    mirrored = replace(faces, read=lambda index: np.ascontiguousarray(faces.read(index)[:, ::-1]))
-    return plain + embed_faces(session, mirrored, track, "evaluating mirror images")
+    identity = (session.sha256, session.backend)
+    with logged_embedder(session, faces, *identity, "evaluated") as logged:
+        plain = embed_faces(logged, faces, track, "evaluating")
+        if not flip:
+            return plain
+        mirrored = replace(
+            faces, read=lambda index: np.ascontiguousarray(faces.read(index)[:, ::-1])
+        )
+        with logged_embedder(session, faces, *identity, "mirrored") as logged_mirror:
+            return plain + embed_faces(logged_mirror, mirrored, track, "evaluating mirror images")
 
 
 def _embed_images(session: Session, ijb: Ijb, flip: bool, track: Track) -> Iterator[F32]:
     steps = (len(ijb.faces) + _BATCH - 1) // _BATCH
-    done = 0
-    for batch in track(ijb.faces.batches(_BATCH), "evaluating", steps):
-        rows = session.embed(batch)
-        if flip:
-            rows = rows + session.embed(np.ascontiguousarray(batch[:, :, ::-1]))
-        check_embeddings(rows, ijb.faces.keys[done : done + len(rows)], session.file)
-        done += len(rows)
-        yield rows
+    done, identity = 0, (session.sha256, session.backend)
+    with (
+        logged_embedder(session, ijb.faces, *identity, "evaluated") as logged,
+        logged_embedder(session, ijb.faces, *identity, "mirrored") as logged_mirror,
+    ):
+        for batch in track(ijb.faces.batches(_BATCH), "evaluating", steps):
+            rows = logged.embed(batch)
+            if flip:
+                rows = rows + logged_mirror.embed(np.ascontiguousarray(batch[:, :, ::-1]))
+            check_embeddings(rows, ijb.faces.keys[done : done + len(rows)], session.file)
+            done += len(rows)
+            yield rows
 
 
 def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ...faces.sources import Faces
 from ...metrics.protocols import ListedPairs
 from ...metrics.rates import CosineDrift, measure_drift
 from ...progress import Track
+from ..embedding_log import logged_embedder
 from ..session import Session
 from .embeddings_file import check_embeddings, read_embeddings, refuse_other_network
 
@@ -130,11 +131,15 @@ def embed_both(
     given = _read_reference(bundle, faces, file) if file else None
     expected, judged, quality = [], [], []
     steps = (len(faces) + _BATCH - 1) // _BATCH
-    for batch in track(faces.batches(_BATCH), "verifying", steps):
-        if given is None:
-            expected.append(reference.embed(batch))
-        judged.append(engine.embed(batch))
-        quality.append(measure_quality(batch))
+    with (
+        logged_embedder(reference, faces, *_identity(reference), "reference") as logged_reference,
+        logged_embedder(engine, faces, *_identity(engine), "engine") as logged_engine,
+    ):
+        for batch in track(faces.batches(_BATCH), "verifying", steps):
+            if given is None:
+                expected.append(logged_reference.embed(batch))
+            judged.append(logged_engine.embed(batch))
+            quality.append(measure_quality(batch))
     pair = PairedEmbeddings(
         np.concatenate(expected) if given is None else given,
         np.concatenate(judged),
@@ -166,6 +171,10 @@ def summarize_faces(faces: Faces | None, pairs: ListedPairs | None = None) -> Fa
     return FacesSummary(
         where, len(faces), people, faces.synthetic, genuine, total - genuine, listed
     )
+
+
+def _identity(session: Session) -> tuple[str, str]:
+    return session.sha256, session.backend
 
 
 def _read_reference(bundle: Bundle, faces: Faces, file: Path) -> F32:
