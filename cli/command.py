@@ -109,6 +109,7 @@ def define_command(
                     f"fr-edge runs on Linux only, and this is {sys.platform}",
                     "use a Linux machine, a container, or WSL 2 on Windows",
                 )
+            _refuse_odd_texts(arguments)
             with interruptible(), _log_to_stderr(quiet=quiet, verbose=verbose):
                 function(Output(as_json, quiet, verbose), **arguments)
 
@@ -125,6 +126,28 @@ def define_command(
         return build(wrapped)
 
     return decorate
+
+
+def _refuse_odd_texts(arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for an empty text, which as a path is the current folder, and for an output's
+    name that no terminal, archive or other system could show."""
+    parameters = {p.name: p for p in click.get_current_context().command.params}
+    for name, value in arguments.items():
+        parameter = parameters[name]
+        title = (
+            parameter.opts[0]
+            if isinstance(parameter, click.Option)
+            else parameter.human_readable_name
+        )
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str):
+                continue
+            if not text.strip():
+                raise click.UsageError(f"{title} is empty")
+            if name == "out" and not text.isprintable():
+                raise click.UsageError(
+                    f"{title} {text!r} holds characters that cannot be printed: choose another name"
+                )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from .._version import __version__
-from ..errors import FrEdgeError, MachineError
+from ..errors import FrEdgeError, MachineError, UsageError
 from ..interruption import find_interruption, interrupted
 from .output import echo, silence
 
@@ -151,13 +151,17 @@ def _stopped(args: list[str], error: BaseException) -> int:
     return _fail(args, f"{what}; run the same command again to go on", "", stop.exit_code)
 
 
-def _refusal(error: OSError) -> MachineError | None:
-    """The error as a lack of this machine, or None for a bug."""
+def _refusal(error: OSError) -> MachineError | UsageError | None:
+    """The error as a lack of this machine or a path that cannot be, or None for a bug."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return MachineError(f"the disk is full{where}", "free some space; nothing was changed")
+        return MachineError(
+            f"the disk is full{where}", "free some space, then run the same command again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(f"no permission{where}: {error.strerror}", "check the folder's owner")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP) and where:
+        return UsageError(f"{error.filename} cannot be used: {error.strerror}", "give another path")
     if error.errno in (errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ENAMETOOLONG):
         return MachineError(f"the operating system refuses{where}: {error.strerror}")
     return None

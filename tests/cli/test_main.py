@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,38 @@ def test_verbose_says_where_an_error_came_from(tmp_path: Path, capsys: Captured)
 def test_usage_errors(args: list[str], capsys: Captured) -> None:
     assert run(args) == 2
     assert "--help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["export", "x.onnx", "--out", ""], "--out is empty"),
+        (["export", "", "--out", "b"], "SOURCE is empty"),
+        (["calibrate", "b", "--faces", " "], "--faces is empty"),
+        (
+            ["distill", "tiny", "--faces", "synthetic:4x4", "--out", "b", "--set", ""],
+            "--set is empty",
+        ),
+        (["demo", "--out", "a\x1b[2Jb"], "cannot be printed"),
+        (["demo", "--out", os.fsdecode(b"caf\xe9")], "cannot be printed"),
+        (["embed", "b", "--faces", "synthetic:2x2", "--out", "e\n.npz"], "cannot be printed"),
+        (["demo", "--out", "FILE/below"], "FILE/below"),
+        (["export", "NETWORK", "--preset", "raw", "--out", "FILE/below"], "FILE/below"),
+        (["export", "NETWORK", "--preset", "raw", "--out", "FILE"], "is a file"),
+    ],
+)
+def test_odd_paths_are_refused_and_nothing_is_written(
+    args: list[str], message: str, network: Path, tmp_path: Path, capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("mine")
+    args = [str(network) if arg == "NETWORK" else arg for arg in args]
+    assert run(args) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == ["FILE"]
 
 
 def test_a_misspelt_command_gets_its_neighbour(capsys: Captured) -> None:
