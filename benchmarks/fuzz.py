@@ -127,7 +127,7 @@ def commands(seeds: Path) -> dict[str, tuple[str, str, str]]:
         "export bundle": "export @/b --out @/c",
         "export onnx": "export @/b/model.onnx --out @/c",
         "find-preprocessing": "find-preprocessing @/b --faces synthetic:12x2",
-        "pack": "pack @/b --out @/x.frb --unsigned",
+        "pack": "pack @/b --out @/x.frb",
     }
     table = {name: (bundle, "b/*", line) for name, line in lines.items()}
     other = seeds / "readers"

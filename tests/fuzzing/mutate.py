@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -336,6 +337,37 @@ def mutate_onnx(rng: random.Random, data: bytes) -> bytes:
     return model.SerializeToString()
 
 
+def mutate_pack(rng: random.Random, data: bytes) -> bytes:
+    """Other members, names, kinds and sizes of a tar, or other JSON in one of its first members."""
+    if rng.random() < 0.2:
+        return mutate_bytes(rng, data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        rows = [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    headers = {name: tarfile.TarInfo(name) for name, _ in rows}
+    spot = rng.randrange(len(rows))
+    name, content = rows[spot]
+    match rng.randrange(6):
+        case 0 | 1:
+            spot = rng.randrange(min(3, len(rows)))
+            rows[spot] = (rows[spot][0], mutate_json(rng, rows[spot][1]))
+        case 2:
+            rows[spot] = (rng.choice((*TEXTS, "../x", "x/../y", name.upper())), content)
+        case 3:
+            rng.choice((lambda: rows.pop(spot), lambda: rows.insert(spot, rows[-1])))()
+        case 4:
+            headers[name].type = rng.choice(b"01234567LKSVxg").to_bytes(1, "big")
+            headers[name].linkname = "/etc/passwd"
+        case _:
+            headers[name].size = rng.choice((len(content) + 512, 0, 2**33 - 1))
+    out = io.BytesIO()
+    for name, content in rows:
+        header = headers.get(name, tarfile.TarInfo(name[:30].replace("\0", "")))
+        header.size, header.mode = header.size or len(content), 0o644
+        out.write(header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogatepass"))
+        out.write(content + bytes(-len(content) % 512))
+    return out.getvalue() + bytes(1024 + -(out.tell() + 1024) % 10_240)
+
+
 MUTATORS: dict[str, Mutate] = {
     ".json": mutate_json,
     ".toml": mutate_lines,
@@ -349,6 +381,7 @@ MUTATORS: dict[str, Mutate] = {
     ".bin": mutate_pickle,
     ".png": mutate_png,
     ".onnx": mutate_onnx,
+    ".frb": mutate_pack,
 }
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fr_edge.bundle.bundle import open_bundle, problems
+from fr_edge.bundle.bundle import open_bundle, problems, transaction
 from fr_edge.bundle.derived import stale_reports
 from fr_edge.bundle.golden import read_golden
+from fr_edge.bundle.pack import pack, unpack
 from fr_edge.bundle.signature import read_signatures
 from fr_edge.calibration.table import _digest, read_table
 from fr_edge.calibration.trt_cache import check_cache, read_cache
@@ -24,6 +25,7 @@ from fr_edge.documents import decode_json
 from fr_edge.errors import BundleError, DataError
 from fr_edge.faces.archives import read_image
 from fr_edge.faces.bin_sets import read_bin
+from fr_edge.faces.contract import InputSpec
 from fr_edge.faces.ijb import read_ijb
 from fr_edge.faces.images import decode_image, decode_photograph, stored_size
 from fr_edge.faces.pairs import read_groups, read_pairs
@@ -170,6 +172,7 @@ def make_readers(home: Path, bundle: Path, torch: bool = True) -> list[Reader]:
         *_lists(home),
         *_image_sets(home),
         *_small(home, bundle),
+        _pack(home / "pack"),
     ]
     reports = [n for n in manifest.files if n.startswith("reports/") and n.endswith(".json")]
     readers.append(
@@ -320,6 +323,23 @@ def _small(home: Path, bundle: Path) -> list[Reader]:
             lambda r: read_public_key(r / "x.pub"),
         ),
     ]
+
+
+def _pack(home: Path) -> Reader:
+    """A small unsigned pack; what is accepted is whole."""
+    home.mkdir()
+    with transaction(home / "b", "export", {}) as change:
+        change.spec, change.embedding_dim = InputSpec(), 8
+        for name in ("model.onnx", "engines/tensorrt-int8.plan", "reports/verify-int8.json"):
+            change.path(name, "test").write_bytes(b"weights" * 99)
+    pack(home / "b", home / "x.frb")
+    shutil.rmtree(home / "b")
+
+    def read(root: Path) -> None:
+        unpack(root / "x.frb", root / "out", allow_unsigned=True)
+        assert list(problems(open_bundle(root / "out", check="manifest"))) == []
+
+    return Reader("pack", home, ("x.frb",), read)
 
 
 def _checkpoints(home: Path) -> list[Reader]:
