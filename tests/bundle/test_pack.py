@@ -1,5 +1,6 @@
 """A bundle as one file: the same bytes from the same content, and back without a difference."""
 
+import base64
 import hashlib
 import importlib.util
 import json
@@ -210,3 +211,20 @@ def test_an_earlier_list_of_parts_is_taken(tmp_path: Path) -> None:
 
     edit(tmp_path / "a.frb", tmp_path / "b.frb", reword)
     unpack(tmp_path / "b.frb", tmp_path / "b.bundle", allow_unsigned=True)
+
+
+def test_the_signature_can_be_checked_without_fr_edge(tmp_path: Path) -> None:
+    """As docs/packs.md has it; the prefix keeps a signature from holding for anything else."""
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+    root = write_bundle(tmp_path / "a.bundle")
+    pack(root, tmp_path / "a.frb", make_key(tmp_path, "other"))
+    rows = {info.name: data for info, data in members(tmp_path / "a.frb")}
+    (signature,) = json.loads(rows[SIGNATURES])["signatures"]
+    key = load_ssh_public_key((tmp_path / "other.pub").read_bytes())
+    data = b"fr-edge bundle signature 1\n" + signature["statement"].encode()
+    key.verify(base64.b64decode(signature["signature"]), data)  # type: ignore[union-attr,call-arg]
+    statement = json.loads(signature["statement"])
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in rows.items()}
+    assert statement["files"] == {name: digests[name] for name in FILES}
+    assert (statement["manifest"], statement["sbom"]) == (digests["bundle.json"], digests[SBOM])
