@@ -29,8 +29,9 @@ lint: build/.linted  ## ruff and the import rules
 
 types: build/.typed  ## mypy --strict over the package; needs torch
 
+# Two processes with one thread each are faster than one with two; a large machine gains little more.
 unit: $(VENV)/.dev  ## the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-gpu: $(GPU_VENV)/.ready  ## on a board or GPU, without torch: accept, then the tests marked gpu and cuda
 	@$(GPU_VENV)/bin/fr-edge accept --out build/accept.json; accepted=$$?; \

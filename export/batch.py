@@ -240,7 +240,7 @@ def _open_resize(node: ir.Node, batch: TracedBatch) -> None:
     before = batch.shape_of(value)
     if sizes is None or batch.place_of(value) is None or len(sizes) != len(before):
         return
-    scales = np.array(sizes, np.float32) / np.array(before, np.float32)
+    scales = np.array([after / size for after, size in zip(sizes, before, strict=True)], np.float32)
     name = f"{node.outputs[0].name}_scales"
     node.resize_inputs(3)
     node.replace_input_with(2, add_constant(batch.graph, name, scales))

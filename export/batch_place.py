@@ -144,8 +144,8 @@ def next_place(node: ir.Node, output: ir.Value, batch: TracedBatch) -> Place | N
         if len(after) < len(before) and node.op_type not in BROADCASTING:
             return None
         aligned = axis + (len(after) - len(before) if node.op_type in BROADCASTING else 0)
-        if (result := batch.place(after, aligned, outer or 1)) is not None:
-            return result
+        if (place := batch.place(after, aligned, outer or 1)) is not None:
+            return place
     return None
 
 

@@ -84,7 +84,7 @@ def _attention(
         model.graph.initializer.append(numpy_helper.from_array(array, f"{base}_{name}"))
         return f"{base}_{name}"
 
-    def step(op_type: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
+    def step(op_type: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(op_type, inputs, [f"{base}_{name}"], **attributes))
         return f"{base}_{name}"
 

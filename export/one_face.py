@@ -87,7 +87,7 @@ def to_float32(model: ModelProto) -> ModelProto:
                     changed.add(item.i)
                     item.i = TensorProto.FLOAT
     if changed:
-        kinds = " and ".join(sorted(_WIDE[kind] for kind in changed))
+        kinds = " and ".join(sorted(text for kind, text in _WIDE.items() if kind in changed))
         logger.info("the network computes in %s; exported in float32", kinds)
     return copy if changed else model
 
