@@ -217,7 +217,7 @@ def _replay(check: EngineCheck, root: Path, backend: str) -> EngineCheck:
             if times is not None:
                 replayed[str(batch)] = times.graph
     check = replace(check, replay=ReplayCheck(replayed, lowest))
-    floor = min_cosine_floor(bundle, check.precision)
+    floor = min_cosine_floor(bundle, None, check.precision)
     if lowest < floor:
         problem = f"runs that come again differ: min cosine {lowest:.4f}, at least {floor:g}"
         check = _with_problem(check, FAILED, problem)
