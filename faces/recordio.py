@@ -9,6 +9,7 @@ The format is MXNet's (dmlc-core recordio.h, python/mxnet/recordio.py); the orde
 InsightFace's.
 """
 
+import logging
 import struct
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import numpy as np
 from ..arrays import F32, I64, U8
 from ..errors import FacesError
 from ..reading import open_file, read_file
+
+logger = logging.getLogger(__name__)
 
 MAGIC = struct.pack("<I", 0xCED7230A)  # begins every part of a record
 
@@ -75,7 +78,8 @@ def open_records(path: str | Path) -> Records:
     """Index a RecordIO file; its images stay on disk, memory-mapped.
 
     Labels come from the identities' ranges where the file has them (few reads), else from each
-    record.
+    record. Ranges that contradict the records' own labels come from a list that was not sorted by
+    identity (insightface issue 791): the records' labels are taken, and a warning is logged.
 
     Args:
         path: A `.rec` file with its `.idx` in the same folder.
@@ -120,7 +124,19 @@ def _insightface(
     if past > _EXACT or past == end:
         labels = _image_labels(path, data, keys[1:end], offsets[1:end])
     else:
-        labels = _range_labels(path, _labels_of(data, offsets[end:])[1], images)
+        bounds = _labels_of(data, offsets[end:])[1]
+        labels = _range_labels(path, bounds, images)
+        if _contradict(path, data, keys[1:end], offsets[1:end], bounds.astype(np.int64)):
+            own = _image_labels(path, data, keys[1:end], offsets[1:end])
+            people = len(np.unique(own))
+            logger.warning(
+                "%s: its %d identity ranges contradict its records' own labels, %d people: it was"
+                " packed from a list that was not sorted; the records' labels are taken",
+                path.name,
+                len(bounds),
+                people,
+            )
+            labels = own
     return Records(path, data, keys[1:end], labels, offsets[1:end])
 
 
@@ -137,6 +153,21 @@ def _range_labels(path: Path, bounds: F32, images: int) -> I64:
     if labels.min(initial=0) < 0:
         raise FacesError(f"{path.name}: the identities' ranges overlap")
     return labels
+
+
+def _contradict(path: Path, data: U8, keys: I64, offsets: I64, bounds: I64) -> bool:
+    """Whether a range holds records of two labels, or two ranges records of one; `keys` are 1..N.
+
+    The first, middle and last record of each range are read. Records that all have one label do not
+    tell people apart at all, and contradict nothing.
+    """
+    filled = bounds[bounds[:, 0] < bounds[:, 1]]
+    first, last = filled[:, 0] - 1, filled[:, 1] - 2
+    picks = np.stack([first, (first + last) // 2, last])
+    own = _image_labels(path, data, keys[picks.ravel()], offsets[picks.ravel()]).reshape(3, -1)
+    if len(np.unique(own)) <= 1:
+        return False
+    return bool((own != own[0]).any() or len(np.unique(own[0])) < len(filled))
 
 
 def _image_labels(path: Path, data: U8, keys: I64, offsets: I64) -> I64:

@@ -80,6 +80,48 @@ def test_the_classic_layout(tmp_path: Path, images: list[bytes], pictures: U8) -
     assert spread_picks(faces, 3) == [0, 2, 3]
 
 
+def _from_list(images: list[bytes], labels: list[int]) -> dict[int, bytes]:
+    """As insightface's face2rec2 packs a list: a new range wherever the label changes."""
+    changes = [i for i in range(len(labels)) if i == 0 or labels[i] != labels[i - 1]]
+    starts = [i + 1 for i in changes]
+    payloads = {0: _payload((len(images) + 1, len(images) + 1 + len(starts)), b"")}
+    for key, (image, label) in enumerate(zip(images, labels, strict=True), 1):
+        payloads[key] = _payload(float(label), image, key)
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(images) + 1], strict=True)):
+        payloads[len(images) + 1 + number] = _payload((start, end), b"")
+    return payloads
+
+
+def test_a_list_that_was_not_sorted(
+    tmp_path: Path, images: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The records' labels decide: the same people as from the sorted list."""
+    labels = [4, 9, 4, 7, 7, 9, 4]
+    order = np.argsort(labels, kind="stable")
+    kept = open_records(
+        _write(tmp_path / "sorted", _from_list([images[i] for i in order], sorted(labels)))
+        / "train.rec"
+    )
+    assert caplog.text == ""
+    records = open_records(_write(tmp_path / "set", _from_list(images, labels)) / "train.rec")
+    assert records.labels.tolist() == labels
+    assert "6 identity ranges contradict its records' own labels, 3 people" in caplog.text
+    people = [sorted(kept.image(i) for i in range(7) if kept.labels[i] == p) for p in range(3)]
+    mixed = [sorted(images[i] for i in range(7) if labels[i] == p) for p in (4, 7, 9)]
+    assert mixed == people
+
+
+def test_records_that_all_have_one_label_contradict_nothing(
+    tmp_path: Path, images: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    payloads = _classic(images, [2, 1, 4])
+    for key in range(1, 8):
+        payloads[key] = _payload(0.0, images[key - 1], key)
+    records = open_records(_write(tmp_path / "set", payloads) / "train.rec")
+    assert records.labels.tolist() == [0, 0, 1, 2, 2, 2, 2]
+    assert caplog.text == ""
+
+
 def test_any_order_on_disk_and_in_the_index(tmp_path: Path, images: list[bytes]) -> None:
     payloads = _classic(images, [2, 1, 4])
     order = [int(key) for key in np.random.default_rng(1).permutation(len(payloads))]
