@@ -51,6 +51,7 @@ from .signature import (
 logger = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
+_PRIVATE = ("golden.npz",)  # its faces may be somebody's
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,8 @@ def _accept_unsigned(file: Path, texts: Mapping[str, bytes], allowed: bool) -> N
 def _unpack_file(reader: PackReader, bundle: Bundle, name: str) -> None:
     path = bundle.root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as stream:
+    path.touch(0o600 if name in _PRIVATE else 0o666, exist_ok=False)
+    with path.open("wb") as stream:
         reader.copy(name, bundle.files[name], bundle.files, stream.write)
         stream.flush()
         os.fsync(stream.fileno())

@@ -100,6 +100,18 @@ def test_a_pack_is_an_ordinary_tar_without_traces_of_this_machine(tmp_path: Path
     assert os.uname().nodename.encode() not in data
 
 
+def test_golden_faces_are_for_their_user_alone(tmp_path: Path) -> None:
+    pack(write_bundle(tmp_path / "a.bundle", {**FILES, "golden.npz": b"faces"}), tmp_path / "a.frb")
+    before = os.umask(0o022)
+    try:
+        unpack(tmp_path / "a.frb", tmp_path / "b.bundle", allow_unsigned=True)
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "b.bundle").rglob("*")}
+    assert modes.pop("golden.npz") == 0o600
+    assert set(modes.values()) == {0o644, 0o755}
+
+
 def test_reports_stay_at_home(tmp_path: Path) -> None:
     root, key = write_bundle(tmp_path / "a.bundle"), make_key(tmp_path)
     result = pack(root, tmp_path / "a.frb", key, reports=False)
