@@ -24,6 +24,7 @@ from ..faces.contract import InputSpec
 from ..faces.sources import Faces
 from ..files import write_atomic
 from ..graph.layers import Int8Choice, choose_int8_layers, weighted_layers
+from ..interruption import keeping
 from ..metrics.rates import EmbeddingLoss, compare_embeddings
 from ..progress import Track
 from .collect import embed_model
@@ -166,10 +167,7 @@ class _LogDocument:
 
 
 class SearchLog:
-    """Results by name in a file, so that a killed search continues where it was.
-
-    Results of another key (model, faces, options) are discarded, and so is a damaged file.
-    """
+    """Results by name in a file, for a search that is continued; not one of another key."""
 
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
@@ -185,7 +183,8 @@ class SearchLog:
         """The result under a name, from the file or computed now; JSON values only."""
         results = self._log.results
         if name not in results:
-            results[name] = compute()
+            with keeping(lambda: f"{len(results)} results of the search are in {self._path}"):
+                results[name] = compute()
             # Written exactly, not rounded: a resumed search must decide as an uninterrupted one.
             write_atomic(self._path, json.dumps(asdict(self._log)).encode())
         return results[name]

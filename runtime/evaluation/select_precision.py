@@ -18,6 +18,7 @@ from ...errors import FrEdgeError, GateFailed, MachineError
 from ...faces.contract import preprocess
 from ...faces.pairs import Pairs
 from ...faces.sources import Faces
+from ...interruption import keeping
 from ...progress import Track, silent
 from ..build import build_engine
 from ..cpu_kernel_selection import interleaved_min_times
@@ -100,10 +101,12 @@ def select_precision(
     if chosen_backend != ONNXRUNTIME:
         options = replace(options or EngineOptions(), prelu="fastest")
     root = bundle.root if isinstance(bundle, Bundle) else Path(bundle)
-    candidates = [
-        _build_and_verify(root, precision, chosen_backend, faces, pairs, options, sign)
-        for precision in track(PRECISIONS, "building and verifying", len(PRECISIONS))
-    ]
+    candidates: list[PrecisionCandidate] = []
+    with keeping(lambda: f"the engines built so far are in {root}" if candidates else ""):
+        for name in track(PRECISIONS, "building and verifying", len(PRECISIONS)):
+            candidates.append(
+                _build_and_verify(root, name, chosen_backend, faces, pairs, options, sign)
+            )
     passing = [candidate.precision for candidate in candidates if not candidate.problem]
     if not passing:
         problems = "; ".join(f"{c.precision}: {c.problem}" for c in candidates)
