@@ -19,11 +19,13 @@ from typing import Any
 from ..._version import __version__
 from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
+from ...bundle.trust import requiring_signatures
 from ...documents import encode_json, read_json, to_builtins
 from ...errors import BundleError, DataError, FrEdgeError, UsageError
 from ...files import write_atomic
 from ...progress import Track, silent
 from ..evaluation.gates import CANNOT_JUDGE, PASSED, overall_verdict
+from ..evaluation.limits import with_policy_signatures
 from ..evaluation.select_precision import time_engines
 from ..fingerprint import SOURCES, machine_fingerprint
 from ..machine.backends import BACKENDS, lacking, system_tensorrt
@@ -130,6 +132,7 @@ def accept(
     if backend not in ("auto", *BACKENDS):
         raise UsageError(f"no backend {backend!r}", f"backends: auto, {', '.join(BACKENDS)}")
     source = open_bundle(bundle) if isinstance(bundle, str | Path) else bundle
+    source = with_policy_signatures(source, None) if source is not None else None
     if source is not None and SOURCES["fp32"] not in source:
         raise BundleError(f"{source.root} has no model.onnx", "run `fr-edge export` first")
     with system_tensorrt() as note:
@@ -139,7 +142,9 @@ def accept(
         run = _Acceptance(file, chosen, source, track)
         run.begin(note, lacks)
         if chosen:
-            run.steps()
+            # What runs is built here, of files whose signatures `source` demands where they must be.
+            with requiring_signatures(required=False):
+                run.steps()
     return run.result, file
 
 

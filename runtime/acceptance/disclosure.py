@@ -32,6 +32,7 @@ from ..machine.tegrastats import power_modes
 
 _HIDDEN = "<removed>"
 
+_SIGNED = re.compile(rb"(?m)^\s*require_signature\s*=.*$")  # of the source, not of its copy
 _COPIED: dict[str, Limited] = {"golden.npz": "ARRAYS_MB", POLICY_NAME: "TOML_KB"}
 
 _SERIALS = (
@@ -197,6 +198,7 @@ def copy_without_names(source: Bundle, root: Path) -> None:
         for name, limit in _COPIED.items():
             if name in source:
                 data = read_file(source.file(name), limit)
+                data = _SIGNED.sub(b"", data) if name == POLICY_NAME else data
                 change.path(name, source.files[name].role).write_bytes(data)
 
 

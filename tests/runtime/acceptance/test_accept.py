@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from fr_edge.bundle.bundle import transaction
+from fr_edge.bundle.trust import REQUIRE_SIGNATURE
 from fr_edge.cli.accept import command
 from fr_edge.cli.main import run
 from fr_edge.runtime.acceptance import accept, engine_check
@@ -229,6 +230,21 @@ OTHER = {
     "backend": "onnxruntime",
     "machine_key": {"cpu": "another"},
 }
+
+
+def test_a_board_that_requires_signatures_is_tried_with_signed_bundles_only(
+    short: None, mini: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """What accept makes itself needs no signature; an unsigned bundle is not copied."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    monkeypatch.setenv(REQUIRE_SIGNATURE, "1")
+    monkeypatch.setattr(accept, "_ORDER", ("fp32",))
+    code, document = accepted(tmp_path / "a.json", "--backend", "onnxruntime")
+    assert (code, [e["verdict"] for e in document["engines"]]) == (0, ["PASSED"])
+    line = ["accept", str(mini), "--backend", "onnxruntime", "--out", str(tmp_path / "b.json")]
+    assert run(line) == 4
+    assert "signature is required" in capsys.readouterr().err
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, capsys: Any) -> None:
