@@ -1,16 +1,16 @@
 """Lists that name faces: pairs to compare, and groups that faces belong to.
 
-A pair list is a CSV file `fold,path1,path2,same`, LFW's own `pairs.txt`, or an insightface `.bin`
-set. Groups are a CSV file `path,group`.
+A pair list is a text file of any kind that `pair_lists` reads, or an insightface `.bin` set. Groups
+are a CSV file `path,group`.
 """
 
 import csv
 import io
+import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,14 @@ from ..errors import FacesError, UsageError
 from ..files import sha256
 from ..reading import read_file
 from .bin_sets import connected_labels, read_bin
-from .images import SUFFIXES
+from .pair_lists import NO_FOLD, ListedPair, read_pair_list
 from .sources import Faces, bin_faces, folder_faces, open_faces
 
-HEADER = ("fold", "path1", "path2", "same")  # of a CSV pair list
-
-_LFW_HEADER = re.compile(r"\s*(\d{1,6})\s+(\d{1,6})\s*")  # folds, genuine pairs in each
-
-_NUMBER = re.compile(r"\d{1,9}")
+logger = logging.getLogger(__name__)
 
 _BIN_FOLDS = 10  # the sets are stored fold by fold
+
+_FOLDS = 10  # that pairs without any are put into, as LFW's protocol has
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,14 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
     `labelled`.
 
     Args:
-        file: A CSV file, LFW's `pairs.txt` (without a suffix for its images: the one that the first
-            image has, else .jpg), or a `.bin` set.
+        file: A CSV file, lines of `path path same`, LFW's `pairs.txt` (without a suffix for its
+            images: the one that the first image has, else .jpg), or a `.bin` set. Pairs without
+            folds get them by people.
         source: What paths are relative to, or another source of faces; the list's folder by
             default. A `.bin` set holds its own images.
 
     Raises:
-        FacesError: The list cannot be read, names images that do not exist, a pair twice, or pairs
+        FacesError: The list cannot be read, names images that do not exist, or pairs
             of one kind only.
         UsageError: A source was given for a `.bin` set.
     """
@@ -79,7 +78,7 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
             raise UsageError(f"{file} holds its own images", "leave the faces out")
         return _bin_pairs(file)
     source = file.parent if source is None else source
-    rows = _read_list(file, Path(source))
+    rows = read_pair_list(file, Path(source))
     faces = _named_faces(file, rows, source)
     number = {key: index for index, key in enumerate(faces.keys)}
     first = np.array([number[row.first] for row in rows], np.int64)
@@ -89,6 +88,9 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
         labels = connected_labels(len(faces), first[same], second[same])
         faces = replace(faces, labels=labels, labelled=False)
     fold = np.array([row.fold for row in rows], np.int64)
+    if (fold == NO_FOLD).all():
+        fold = _folds_by_people(faces.labels[first])
+        logger.info("%s has no folds: %d by the first face's person", file.name, len(set(fold)))
     return Pairs(faces, fold, first, second, same, sha256(file))
 
 
@@ -129,99 +131,10 @@ def read_groups(file: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.boo
     return dict(sorted(groups.items()))
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One line of a pair list: paths of two images."""
-
-    fold: int
-    first: str
-    second: str
-    same: bool
-
-
-def _read_list(file: Path, root: Path) -> list[_Row]:
-    """Rows of a pair list; its first line tells which kind it is."""
-    try:
-        text = read_file(file, "LIST_MB", FacesError).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise FacesError(f"the pair list {file} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FacesError(f"{file} cannot be read as a pair list: {error}") from error
-    lines = text.splitlines()
-    head = _LFW_HEADER.fullmatch(lines[0]) if lines else None
-    rows = _lfw_rows(file, lines, head, root) if head else _csv_rows(file, lines)
-    genuine = sum(row.same for row in rows)
-    if genuine in (0, len(rows)):
-        raise FacesError(
-            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds"
-        )
-    return rows
-
-
-def _csv_rows(file: Path, lines: list[str]) -> list[_Row]:
-    if not lines or tuple(name.strip() for name in lines[0].split(",")) != HEADER:
-        beginning = lines[0][:80] if lines else ""
-        raise FacesError(
-            f"{file} begins with {beginning!r}, expected {','.join(HEADER)!r}",
-            "or LFW's pairs.txt, or a .bin set",
-        )
-    rows = []
-    try:
-        for number, cells in enumerate(csv.reader(lines[1:], strict=True), 2):
-            if not cells:
-                continue
-            good = len(cells) == 4 and _NUMBER.fullmatch(cells[0]) and cells[3] in ("0", "1")
-            if not good or not cells[1] or not cells[2]:
-                line = ",".join(cells)[:80]
-                raise FacesError(
-                    f"{file}, line {number}: {line!r}, expected fold,path1,path2,0 or 1"
-                )
-            first, second = (PurePosixPath(cell).as_posix() for cell in cells[1:3])
-            rows.append(_Row(int(cells[0]), first, second, cells[3] == "1"))
-    except csv.Error as error:
-        raise FacesError(f"{file} is not a CSV file: {error}") from error
-    _check_once(file, rows)
-    return rows
-
-
-def _lfw_rows(file: Path, lines: list[str], head: re.Match[str], root: Path) -> list[_Row]:
-    """`FOLDS N`, then per fold N lines `name i j` of one person and N `name i name j` of two."""
-    folds, each = int(head[1]), int(head[2])
-    body = [line.split() for line in lines[1:] if line.strip()]
-    if len(body) != 2 * folds * each:
-        raise FacesError(
-            f"{file} announces {folds} folds of {each} genuine and {each} impostor pairs, which is "
-            f"{2 * folds * each} lines, and has {len(body)}"
-        )
-    rows = []
-    suffix = ""
-    for index, words in enumerate(body):
-        same = index // each % 2 == 0
-        wanted = "name i j" if same else "name1 i name2 j"
-        numbers = words[1::2] if not same else words[1:]
-        if len(words) != len(wanted.split()) or not all(map(_NUMBER.fullmatch, numbers)):
-            raise FacesError(f"{file}: {' '.join(words)[:80]!r}, expected {wanted!r}")
-        names = (words[0], words[0] if same else words[2])
-        stems = [
-            f"{name}/{name}_{int(number):04d}" for name, number in zip(names, numbers, strict=True)
-        ]
-        suffix = suffix or next(
-            (s for s in SUFFIXES if os.path.isfile(root / (stems[0] + s))), ".jpg"
-        )
-        first, second = (stem + suffix for stem in stems)
-        rows.append(_Row(index // (2 * each), first, second, same))
-    return rows
-
-
-def _check_once(file: Path, rows: list[_Row]) -> None:
-    listed: set[tuple[str, str]] = set()
-    for row in rows:
-        pair = (min(row.first, row.second), max(row.first, row.second))
-        if row.first == row.second:
-            raise FacesError(f"{file} compares {row.first} with itself")
-        if pair in listed:
-            raise FacesError(f"{file} has the pair {row.first}, {row.second} twice")
-        listed.add(pair)
+def _folds_by_people(people: I64) -> I64:
+    """Ten folds for the people `(P,)`, or one for each where there are fewer."""
+    rank = np.unique(people, return_inverse=True)[1].astype(np.int64)
+    return rank % _FOLDS
 
 
 def _bin_pairs(file: Path) -> Pairs:
@@ -238,7 +151,7 @@ def _bin_pairs(file: Path) -> Pairs:
     return Pairs(bin_faces(file, stored), *columns, sha256(file))
 
 
-def _named_faces(file: Path, rows: list[_Row], source: str | Path) -> Faces:
+def _named_faces(file: Path, rows: list[ListedPair], source: str | Path) -> Faces:
     """The faces that the list names, and no others. A folder is asked for these, never walked."""
     named = sorted({path for row in rows for path in (row.first, row.second)})
     root = Path(source)

@@ -127,8 +127,10 @@ def test_a_folder_is_asked_not_walked(people: Path, monkeypatch: pytest.MonkeyPa
         (ROWS + "-1,bo/1.png,anna/1.png,0\n", "line 6"),
         (ROWS + f"{9**30},bo/1.png,anna/1.png,0\n", "line 6"),
         (ROWS + "0,,anna/1.png,0\n", "line 6"),
-        (ROWS + "0,bo/1.png,bo/2.png,1\n", r"the pair bo/1\.png, bo/2\.png twice"),
-        (ROWS + "0,bo/1.png,bo/2.png,0\n", "twice"),
+        (
+            ROWS + "0,bo/1.png,bo/2.png,0\n",
+            r"the pair bo/1\.png, bo/2\.png twice, as one person and as two",
+        ),
         (ROWS + "0,bo/1.png,bo/1.png,1\n", r"compares bo/1\.png with itself"),
         (ROWS + '0,"bo/1.png,anna/1.png,0\n', "not a CSV file"),
         (
@@ -152,6 +154,62 @@ def test_other_files_are_no_list(people: Path, data: bytes) -> None:
     (people / "pairs.csv").write_bytes(data)
     with pytest.raises(FacesError, match=r"pairs\.csv"):
         read_pairs(people / "pairs.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bo/2.png bo/1.png 1\nanna/3.png deep/cyd/1.png 0\nanna/1.png anna/3.png 1\n",
+        "bo/2.png\tbo/1.png\t1\nanna/3.png\tdeep/cyd/1.png\t0\nanna/1.png\tanna/3.png\t1\n",
+        "bo/2.png,bo/1.png,1\nanna/3.png,deep/cyd/1.png,0\n\nanna/1.png,anna/3.png,1\n",
+        "path1,path2,same\nbo/2.png,bo/1.png,1\nanna/3.png,deep/cyd/1.png,0\n"
+        "anna/1.png,anna/3.png,1\n",
+        "label,img1,img2\nTrue,bo/2.png,bo/1.png\nFalse,anna/3.png,deep/cyd/1.png\n"
+        "True,anna/1.png,anna/3.png\n",
+        "id,A,B,match\n7,bo/2.png,bo/1.png,1\n8,anna/3.png,deep/cyd/1.png,0\n"
+        "9,anna/1.png,anna/3.png,1\n",
+        "bo/2.png 1\nbo/1.png 1\nanna/3.png 0\ndeep/cyd/1.png 0\nanna/1.png 1\nanna/3.png 1\n",
+    ],
+)
+def test_lists_of_other_shapes(people: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Without folds: these go by the first face's person, anna before bo."""
+    caplog.set_level("INFO")
+    (people / "list.txt").write_text(text)
+    pairs = read_pairs(people / "list.txt")
+    assert [pairs.faces.keys[i] for i in pairs.first] == ["bo/2.png", "anna/3.png", "anna/1.png"]
+    assert [pairs.faces.keys[i] for i in pairs.second] == [
+        "bo/1.png",
+        "deep/cyd/1.png",
+        "anna/3.png",
+    ]
+    assert pairs.same.tolist() == [True, False, True]
+    assert pairs.fold.tolist() == [1, 0, 0]
+    assert "list.txt has no folds" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png b.png 1\na.png b.png\n", "line 2: 'a.png b.png', expected path path 0 or 1"),
+        ("a.png b.png 1\na.png b.png 2\n", "line 2"),
+        ("a.png 1\nb.png 0\n", "two lines with one verdict a pair"),
+        ("a.png 1\nb.png 1\nc.png 0\n", "two lines with one verdict a pair"),
+        ("img1,img2,path1,same\na,b,c,1\n", "begins with"),
+    ],
+)
+def test_lists_of_other_shapes_that_are_refused(people: Path, text: str, message: str) -> None:
+    (people / "list.txt").write_text(text)
+    with pytest.raises(FacesError, match=message):
+        read_pairs(people / "list.txt")
+
+
+def test_a_pair_that_is_listed_again_counts_once(
+    people: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ROWS + "7,bo/1.png,bo/2.png,1\n"
+    pairs = read_pairs(_list(people, rows))
+    assert len(pairs) == 4
+    assert "1 pairs are listed again and count once" in caplog.text
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
@@ -215,6 +273,12 @@ def test_the_layout_of_lfw(tmp_path: Path, people: Path) -> None:
 def test_lfw_names_with_other_suffixes_are_found(tmp_path: Path, people: Path) -> None:
     path = _lfw(tmp_path / "lfw", (people / "bo/1.png").read_bytes(), LFW, ".png")
     assert "Abel/Abel_0012.png" in read_pairs(path).faces.keys
+
+
+def test_lfw_names_with_spaces(tmp_path: Path, people: Path) -> None:
+    lines = [line.replace("Cyd_E", "Cyd E") for line in LFW]
+    path = _lfw(tmp_path / "lfw", (people / "bo/1.png").read_bytes(), lines)
+    assert "Cyd E/Cyd E_0003.jpg" in read_pairs(path).faces.keys
 
 
 @pytest.mark.parametrize(
