@@ -1,7 +1,9 @@
 """Encoded images in folders and tar files: their names and their bytes."""
 
+import logging
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -10,13 +12,16 @@ from ..errors import FacesError
 from ..reading import check_limit, open_file, read_file
 from .images import SUFFIXES
 
+logger = logging.getLogger(__name__)
+
 TarMember = tuple[Path, int, int]  # tar file, offset and size in bytes
 
 
 def list_images(root: Path) -> list[str]:
     """Images of a folder at any depth. Hidden files are left out.
 
-    Links are followed, but every folder is entered once, so a loop of links ends.
+    Links are followed, but every folder is entered once, so a loop of links ends. Files of other
+    kinds are counted by their suffix in a note; their names may be people's and are not shown.
 
     Args:
         root: The folder.
@@ -28,6 +33,7 @@ def list_images(root: Path) -> list[str]:
         FacesError: A folder cannot be listed, or a name is not UTF-8.
     """
     keys: list[str] = []
+    others: Counter[str] = Counter()
     entered: set[tuple[int, int]] = set()
     for folder, inner, files in os.walk(root, onerror=_refuse, followlinks=True):
         status = os.stat(folder)
@@ -38,7 +44,15 @@ def list_images(root: Path) -> list[str]:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         relative = Path(folder).relative_to(root)
         keys += [(relative / name).as_posix() for name in files if _is_image(name)]
+        others.update(
+            Path(name).suffix.lower() or "no suffix"
+            for name in files
+            if not _is_image(name) and not name.startswith(".")
+        )
     _check_text(root, keys)
+    if keys and others:
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(others.items())[:8])
+        logger.info("%s: files that are not read as images: %s", root, kinds)
     return sorted(keys)
 
 

@@ -11,9 +11,23 @@ from ..errors import FacesError
 from ..reading import LIMITS, Limited, check_limit
 from .contract import ALIGNED_SIZE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of files that are images
+SUFFIXES = (  # of files that are images
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif"),
+    *(".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
+)
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # that Pillow may open
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "AVIF", "GIF", "TIFF", "PPM")  # that Pillow may open
+
+_OTHER_FILES = (  # place and beginning of files that are taken for images -> what they are
+    (4, b"ftyphei", "a HEIC image (of an iPhone, mostly): convert it to JPEG"),
+    (4, b"ftypmif1", "a HEIF image: convert it to JPEG"),
+    (4, b"ftyp", "a film or an image of a camera: convert it to JPEG"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"<", "text, HTML or SVG"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+)
 
 _EXIF_ORIENTATION = 0x0112  # tag
 
@@ -25,7 +39,8 @@ def decode_image(data: bytes, name: str) -> U8:
     is applied. Another size is scaled, its aspect ratio kept, centred on black.
 
     Args:
-        data: An encoded JPEG, PNG, BMP or WebP image.
+        data: An encoded JPEG, PNG, BMP, WebP, AVIF, GIF, TIFF or PPM image; of several frames the
+            first is taken.
         name: For the error.
 
     Returns:
@@ -107,8 +122,16 @@ def _open(data: bytes, name: str, limit: Limited) -> Image.Image:
             f"{name} is larger than {LIMITS[limit].value} {LIMITS[limit].unit}", "scale it down"
         ) from error
     except Exception as error:
-        what = "not an image" if data else "empty"
+        what = _describe(data) if data else "empty"
         raise FacesError(f"{name} is {what}", "remove or replace the file") from error
+
+
+def _describe(data: bytes) -> str:
+    """What a file is that Pillow does not take for an image, by its first bytes."""
+    for place, start, kind in _OTHER_FILES:
+        if data[place : place + len(start)] == start:
+            return kind
+    return "not an image"
 
 
 def _check_side(image: Image.Image, name: str) -> None:

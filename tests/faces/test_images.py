@@ -41,6 +41,36 @@ def test_sixteen_bits_lose_their_lower_eight() -> None:
     np.testing.assert_array_equal(face[..., 0], (deep >> 8).astype(np.uint8))
 
 
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "AVIF", "BMP", "WEBP"])
+def test_kinds_that_people_have(kind: str, pictures: U8) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "AVIF" else {}
+    face = decode_image(_saved(Image.fromarray(pictures[0]), kind, **options), f"a.{kind}")
+    limit = {"GIF": 12, "AVIF": 6}.get(kind, 0)  # palette of 256 colours; lossy
+    assert np.abs(face.astype(int) - pictures[0]).mean() <= limit
+
+
+def test_the_first_frame_counts(pictures: U8) -> None:
+    frames = [Image.fromarray(picture) for picture in pictures[:3]]
+    data = _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode_image(data, "a.tif"), pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0", "a HEIC image"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"<!DOCTYPE html>", "text, HTML or SVG"),
+        (b"PK\x03\x04....", "a zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (b"nothing", "not an image"),
+    ],
+)
+def test_what_a_file_is(data: bytes, message: str) -> None:
+    with pytest.raises(FacesError, match=f"a.jpg is {message}"):
+        decode_image(data, "a.jpg")
+
+
 def test_transparency_is_dropped(pictures: U8) -> None:
     image = Image.fromarray(pictures[0])
     image.putalpha(128)

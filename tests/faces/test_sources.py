@@ -276,3 +276,15 @@ def test_a_subset_is_a_source_of_its_own(people: Path, pictures: U8) -> None:
     np.testing.assert_array_equal(some.read(0), pictures[4])
     assert some.encoded is not None
     assert some.encoded(1) == (people / KEYS[0]).read_bytes()
+
+
+def test_files_left_out_are_counted_by_kind(
+    tmp_path: Path, encode: Callable[[U8], bytes], pictures: U8, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("anna/1.png", "anna/2.PNG", "anna/3.heic", "anna/4.heic", "notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode(pictures[0]))
+    assert list(open_faces(tmp_path).keys) == ["anna/1.png", "anna/2.PNG"]
+    assert "not read as images: 2 of .heic, 1 of no suffix" in caplog.text
+    assert "anna" not in caplog.text.replace(str(tmp_path), "")
