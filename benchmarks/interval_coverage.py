@@ -1,148 +1,117 @@
 """How often does a 95 % interval hold the truth, on people who differ?
 
-Embeddings are drawn: people differ in how alike their faces are, in how many photographs there are
-of them (2 to 40, heavy-tailed) and in whom they look like; the second network is the first with
-noise and a small drift. The truth is that of 60,000 people from the same generator; the accuracy's
-is the mean over the trials, for folds depend on how many people there are.
+Every interval that verify, evaluate, compare and calibrate show is found on drawn people
+(`interval_populations.py`). The truth is that of 60,000 people from the same generator; the accuracy's
+is the mean over the trials, for folds depend on how many people there are. Rates at a kept threshold
+and of strata are those of the population at the threshold in question.
 
-`OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py [TRIALS [PEOPLE,... [SCENARIO,...]]]`
+`OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py TRIALS PEOPLE,... SCENARIO,... [SEED]`
 """
 
 import sys
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
+from interval_populations import (
+    FRESH,
+    SCENARIOS,
+    Curves,
+    Sample,
+    Scenario,
+    bin_of,
+    draw,
+    find_truth,
+)
 
-from fr_edge.metrics.accuracy import accuracy_interval, pair_accuracy
+from fr_edge.metrics.accuracy import accuracy_interval, fold_interval, fold_intervals, pair_accuracy
 from fr_edge.metrics.intervals import rate_intervals, tar_intervals
 from fr_edge.metrics.protocols import draw_pairs
-from fr_edge.metrics.rates import compare_embeddings
-from fr_edge.metrics.verification import all_pairs
+from fr_edge.metrics.rates import RateChange, compare_embeddings, compare_rates
+from fr_edge.metrics.strata import compare_strata
+from fr_edge.metrics.verification import all_pairs, cosines
 
-DIM = 64
 FARS = (1e-2, 1e-3, 1e-4)
-TYPES = np.random.default_rng(12345).normal(size=(200, DIM))  # what lookalikes have in common
-DRIFT = np.random.default_rng(54321).normal(size=DIM)
-BINS = 400_000  # of cosines, for the truth
+LISTED_PEOPLE = 1500  # of a pair list without names, as many as LFW has of two photographs
 
-
-@dataclass(frozen=True)
-class Scenario:
-    """A population.
-
-    Attributes:
-        spread: Mean distance of a face from its person's centre, by the centre's length.
-        shape: Of the gamma distribution of people's spread; None if all have the same.
-        alike: Squared cosine of a person's centre with its type's.
-        uneven: Whether photographs are 2 to 40, heavy-tailed, and of uneven quality; else 5.
-        tied: How much more people with many photographs spread, as an exponent.
-    """
-
-    spread: float = 0.65
-    shape: float | None = 6.0
-    alike: float = 0.0
-    uneven: bool = True
-    tied: float = 0.0
-
-
-SCENARIOS = {
-    "even": Scenario(spread=0.95, shape=None, uneven=False),
-    "uneven": Scenario(),
-    "alike": Scenario(alike=0.5),
-    "hard": Scenario(shape=3.0, alike=0.6),
-    "tied": Scenario(shape=10.0, alike=0.3, tied=0.15),
-}
-
-
-def draw(
-    people: int, scenario: Scenario, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings `(N, 64) float32` by both networks, and labels `(N,)`."""
-    faces = np.full(people, 5)
-    if scenario.uneven:
-        faces = np.minimum(40, np.floor(2 * random.random(people) ** (-1 / 1.1))).astype(int)
-    own = _unit(random.normal(size=(people, DIM)))
-    kind = _unit(TYPES)[random.integers(0, len(TYPES), people)]
-    centre = _unit(np.sqrt(scenario.alike) * kind + np.sqrt(1 - scenario.alike) * own)
-    spread = np.full(people, scenario.spread)
-    if scenario.shape:
-        spread = random.gamma(scenario.shape, scenario.spread / scenario.shape, people)
-    spread = spread * (faces / 5.0) ** scenario.tied
-    labels = np.repeat(np.arange(people), faces)
-    quality = np.exp(random.normal(0, 0.25 if scenario.uneven else 0.0, len(labels)))
-    noise = random.normal(size=(len(labels), DIM)) / np.sqrt(DIM)
-    old = _unit(centre[labels] + (spread[labels] * quality)[:, None] * noise)
-    noise = random.normal(size=old.shape) / np.sqrt(DIM)
-    new = _unit(old + 0.12 * noise + 0.04 * DRIFT / np.linalg.norm(DRIFT))
-    return old.astype(np.float32), new.astype(np.float32), labels
-
-
-def find_truth(
-    scenario: Scenario, people: int = 60_000, faces: int = 20_000, seed: int = 777
-) -> tuple[dict[float, tuple[float, float]], float]:
-    """TAR of both networks by FAR, and the first network's EER, in a large population.
-
-    Genuine pairs are all of `people`; impostor pairs those of two times `faces` of their faces.
-    """
-    random = np.random.default_rng(seed)
-    *networks, labels = draw(people, scenario, random)
-    order = random.permutation(len(labels))[: 2 * faces]
-    a, b = np.array_split(order, 2)
-    starts = np.searchsorted(labels, np.arange(people + 1))
-    count = np.diff(starts)
-    tars, eers = [], []
-    for unit in networks:
-        genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-        for size in np.unique(count):
-            first, second = np.triu_indices(size, 1)
-            members = starts[np.flatnonzero(count == size)][:, None] + np.arange(size)
-            for part in np.array_split(members, 1 + members.size * size // 2_000_000):
-                x = unit[part]
-                genuine += _counts((x @ x.transpose(0, 2, 1))[:, first, second])
-        for rows in np.array_split(a, 1 + faces // 500):
-            cosine = unit[rows] @ unit[b].T
-            impostor += _counts(cosine[labels[rows][:, None] != labels[b][None]])
-        far = np.cumsum(impostor[::-1])[::-1] / impostor.sum()
-        tar = np.cumsum(genuine[::-1])[::-1] / genuine.sum()
-        tars.append([float(tar[np.searchsorted(-far, -rate)]) for rate in FARS])
-        at = int(np.argmin(np.abs(far - 1 + tar)))
-        eers.append(float(far[at] + 1 - tar[at]) / 2)
-    return {rate: (tars[0][i], tars[1][i]) for i, rate in enumerate(FARS)}, eers[0]
+Truth = tuple[Curves, Curves]
+Row = tuple[str, tuple[float, float], float]  # the interval's name, the interval, the truth
 
 
 def measure_coverage(
     scenario: Scenario,
     people: int,
     trials: int,
-    truth: tuple[dict[float, tuple[float, float]], float],
+    truth: Truth,
     fars: tuple[float, ...] = FARS,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Interval's name -> low, high and truth of each trial that has one, `(n, 3)`."""
-    tars, eer = truth
-    rows: dict[str, list[tuple[float, float, float]]] = {}
+    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     means = []
     for trial in range(trials):
-        old, new, labels = draw(people, scenario, np.random.default_rng([trial, people]))
-        scores = all_pairs(old, labels), all_pairs(new, labels)
-        drops = {far: tars[far][0] - tars[far][1] for far in fars}
-        for far, ends in tar_intervals(old, new, labels, scores, fars).items():
-            rows.setdefault(f"TAR at {far:g}", []).append((*ends.reference, tars[far][0]))
-            rows.setdefault(f"change at {far:g}", []).append((*ends.delta, -drops[far]))
-        for rate in compare_embeddings(old, new, labels).rates:
-            if rate.far in drops and (ends := rate.smoothed_drop_interval_95):
-                name = f"likely loss at {rate.far:g}"
-                rows.setdefault(name, []).append((*ends, drops[rate.far]))
-        if ends := rate_intervals(old, labels, scores[0], fars).eer:
-            rows.setdefault("EER", []).append((*ends, eer))
-        pairs = draw_pairs(labels)
-        means.append(pair_accuracy(old, pairs).mean)
-        if ends := accuracy_interval(old, pairs, labels):
-            rows.setdefault("accuracy", []).append((*ends, 0.0))
-    tables = {name: np.array(values) for name, values in sorted(rows.items())}
-    if "accuracy" in tables:
-        tables["accuracy"][:, 2] = np.mean(means)
-    return tables
+        sample = draw(people, scenario, np.random.default_rng([trial, people, seed]))
+        for name, interval, value in people_rows(sample, truth, fars):
+            rows[name].append((*interval, value))
+        pairs = draw_pairs(sample.labels)
+        means.append(pair_accuracy(sample.old, pairs).mean)
+        if ends := accuracy_interval(sample.old, pairs, sample.labels):
+            rows["accuracy"].append((*ends, 0.0))
+    return _tables(rows, "accuracy", means)
+
+
+def people_rows(sample: Sample, truth: Truth, fars: tuple[float, ...]) -> Iterator[Row]:
+    """Intervals over people with names, but for the accuracy's."""
+    old, new, labels = sample.old, sample.new, sample.labels
+    before, after = truth
+    scores = all_pairs(old, labels), all_pairs(new, labels)
+    intervals = tar_intervals(old, new, labels, scores, fars)
+    for rate in compare_rates(*scores, fars, intervals):
+        if rate.interval_95 is None:
+            continue
+        ends, far = rate.interval_95, f" at {rate.far:g}"
+        places = _places(truth, rate.far)
+        drop = float(before.tar[places[0]] - after.tar[places[1]])
+        yield "TAR" + far, ends.reference, float(before.tar[places[0]])
+        yield "change" + far, ends.delta, -drop
+        kept = bin_of(rate.threshold.reference or 0.0)
+        if ends.kept_tar:
+            yield "kept TAR" + far, ends.kept_tar, float(after.tar[kept])
+        if ends.kept_far:
+            yield "kept FAR" + far, ends.kept_far, float(after.far[kept])
+        if not rate.low_confidence:
+            yield from _strata_rows(sample, truth, rate)
+    for rate in compare_embeddings(old, new, labels).rates:
+        if rate.far in fars and (likely := rate.smoothed_drop_interval_95):
+            places = _places(truth, rate.far)
+            drop = float(before.tar[places[0]] - after.tar[places[1]])
+            yield f"likely loss at {rate.far:g}", likely, drop
+    if eer := rate_intervals(old, labels, scores[0], fars).eer:
+        yield "EER", eer, before.eer
+
+
+def measure_lists(
+    scenario: Scenario, per_fold: int, trials: int, truth: Truth, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """As `measure_coverage`, of pair lists in ten folds that do not name people."""
+    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    means = []
+    people = LISTED_PEOPLE * per_fold // 300
+    for trial in range(trials):
+        sample = draw(people, scenario, np.random.default_rng([trial, per_fold, seed, 1]))
+        pairs = draw_pairs(sample.labels, per_fold=per_fold)
+        accuracy = pair_accuracy(sample.old, pairs)
+        means.append(accuracy.mean)
+        if ends := fold_interval(accuracy):
+            rows["fold accuracy"].append((*ends, 0.0))
+        both = [cosines(e[pairs.first], e[pairs.second]) for e in (sample.old, sample.new)]
+        intervals = fold_intervals(both[0], both[1], pairs.same, pairs.fold, FARS)
+        for far, interval in intervals.items():
+            tars = [curves.listed[0][curves.at_far(far, True)] for curves in truth]
+            rows[f"fold TAR at {far:g}"].append((*interval.reference, tars[0]))
+            rows[f"fold change at {far:g}"].append((*interval.delta, tars[1] - tars[0]))
+    return _tables(rows, "fold accuracy", means)
 
 
 def coverage(table: np.ndarray) -> float:
@@ -151,31 +120,55 @@ def coverage(table: np.ndarray) -> float:
     return float(((low <= truth) & (truth <= high)).mean())
 
 
-def main(trials: int, numbers: list[int], names: list[str]) -> None:
+def main(trials: int, numbers: list[int], names: list[str], seed: int) -> None:
     for name in names:
         truth = find_truth(SCENARIOS[name])
-        for people in numbers:
+        for number in numbers:
             start = time.perf_counter()
-            tables = measure_coverage(SCENARIOS[name], people, trials, truth)
-            print(f"{name}, {people} people ({time.perf_counter() - start:.0f} s)")
+            measure = measure_coverage if number > 0 else measure_lists
+            tables = measure(SCENARIOS[name], abs(number), trials, truth, seed=seed)
+            title = f"{number} people" if number > 0 else f"lists of 10 x {2 * -number} pairs"
+            print(f"{name}, {title} ({time.perf_counter() - start:.0f} s)")
             for interval, table in tables.items():
-                share = coverage(table)
-                error = 100 * np.sqrt(share * (1 - share) / len(table))
-                width = np.median(table[:, 1] - table[:, 0])
-                print(
-                    f"  {interval:20} held {100 * share:5.1f} +- {error:.1f} %, median width"
-                    f" {width:.4f}, given {len(table)} of {trials} times",
-                    flush=True,
-                )
+                print(_line(interval, table, trials), flush=True)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def _line(interval: str, table: np.ndarray, trials: int) -> str:
+    share, (low, high, truth) = coverage(table), table.T
+    error = 100 * np.sqrt(share * (1 - share) / len(table))
+    return (
+        f"  {interval:22} held {100 * share:5.1f} +- {error:.1f} %, above {100 * (low > truth).mean():.1f},"
+        f" below {100 * (high < truth).mean():.1f}, median width {np.median(high - low):.4f},"
+        f" given {len(table)} of {trials} times"
+    )
 
 
-def _counts(cosine: np.ndarray) -> np.ndarray:
-    index = ((cosine.ravel() + 1) * (BINS / 2)).astype(np.int64)
-    return np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+def _places(truth: Truth, far: float) -> tuple[int, int]:
+    return truth[0].at_far(far), truth[1].at_far(far)
+
+
+def _strata_rows(sample: Sample, truth: Truth, rate: RateChange) -> Iterator[Row]:
+    """At the thresholds shown, which are the same for a device; and at the population's."""
+    strata = compare_strata(sample.old, sample.new, sample.labels, {}, rate, sample.groups)
+    shown = bin_of(rate.threshold.reference or 0.0), bin_of(rate.threshold.engine or 0.0)
+    kinds = [f"stratum at {rate.far:g}", f"worst stratum at {rate.far:g}"]
+    for stratum in strata:
+        if ends := stratum.drop_interval_95:
+            before, after = (curves.strata[stratum.name] for curves in truth)
+            drop = float(before[shown[0]] - after[shown[1]])
+            for kind in kinds:
+                yield kind, ends, drop
+            del kinds[1:]
+            places = _places(truth, rate.far)
+            free = float(before[places[0]] - after[places[1]])
+            yield f"stratum, free, {rate.far:g}", ends, free
+
+
+def _tables(rows: dict, mean_of: str, means: list[float]) -> dict[str, np.ndarray]:
+    tables = {name: np.array(values) for name, values in sorted(rows.items())}
+    if mean_of in tables:
+        tables[mean_of][:, 2] = np.mean(means)
+    return tables
 
 
 if __name__ == "__main__":
@@ -183,5 +176,6 @@ if __name__ == "__main__":
     main(
         int(given.get(0, 200)),
         [int(number) for number in given.get(1, "30,60,200").split(",")],
-        given.get(2, ",".join(SCENARIOS)).split(","),
+        given.get(2, ",".join(FRESH)).split(","),
+        int(given.get(3, 0)),
     )

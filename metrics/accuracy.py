@@ -14,11 +14,23 @@ import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
 from .intervals import MIN_ACCEPTED, MIN_PEOPLE, TarInterval
-from .person_variance import REFUSED, PeoplePairs, score_interval, share_design, student_t
+from .person_variance import (
+    REFUSED,
+    PeoplePairs,
+    influence_freedom,
+    score_interval,
+    share_design,
+    student_t,
+    sum_by_person,
+)
 from .protocols import FOLDS, PER_FOLD, ListedPairs
 from .verification import ScoreList, allowed_impostors, cosines, normalise, tar_at_far
 
 MIN_FOLDS = 3  # fewer give no interval of the accuracy
+
+_FREEDOM_TIMES = (
+    2  # people's errors alone tell half: the design effect is drawn to what is expected
+)
 
 _THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances that insightface and facenet try
 
@@ -78,7 +90,8 @@ def accuracy_interval(
 
     A score interval. Genuine pairs have the design effect of their people, impostor pairs their
     variance over dyads of people, both at the threshold that is best for all pairs: where it is
-    best, accuracy hardly depends on it.
+    best, accuracy hardly depends on it. Student's t has
+    the degrees of freedom of people's influences (Welch, 1947; Satterthwaite, 1946).
 
     Args:
         embeddings: `(N, D) float32` of any length, of the faces that the list indexes.
@@ -106,9 +119,16 @@ def accuracy_interval(
     if not errors or not mean or mean == 1:
         return score_interval(mean, share * design)
     a, b = person[first[~same]], person[second[~same]]
-    variance = share**2 * refused * (1 - refused) * design
-    variance += (1 - share) ** 2 * _dyadic_variance(wrong - false, a, b, len(faces))
-    return score_interval(mean, variance / (errors * (1 - errors)))
+    of_genuine = share**2 * refused * (1 - refused) * design
+    of_impostor = (1 - share) ** 2 * _dyadic_variance(wrong - false, a, b, len(faces))
+    variance = of_genuine + of_impostor
+    influence = np.bincount(a, wrong - false, len(faces)) + np.bincount(
+        b, wrong - false, len(faces)
+    )
+    rest = of_genuine**2 / influence_freedom(sum_by_person(accepted - 1 + refused, genuine))
+    rest += of_impostor**2 / influence_freedom(influence)
+    quantile = student_t(max(1, int(_FREEDOM_TIMES * variance**2 / rest)))
+    return score_interval(mean, variance / (errors * (1 - errors)), quantile=quantile)
 
 
 def fold_interval(accuracy: Accuracy) -> tuple[float, float] | None:

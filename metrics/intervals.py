@@ -14,20 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, F64, I32, I64
+from .changed_decisions import Decisions, change_interval, change_variance
 from .person_variance import (
     REFUSED,
-    Z_975,
+    Ends,
     FarError,
-    PairCorrelation,
     PeoplePairs,
-    between_people,
-    design_effect,
     far_error,
     far_variance,
-    pair_correlation,
-    pair_moments,
+    influence_freedom,
     score_interval,
     share_design,
+    student_t,
 )
 from .verification import (
     BINS,
@@ -46,13 +44,9 @@ FEW_PEOPLE = 20  # with fewer people who have two faces, an interval over people
 
 MIN_ACCEPTED = 5  # impostor pairs above the threshold: fewer give no interval
 
+MIN_COUPLES = 0.5  # of people, that a FAR accepts: fewer give no interval of a kept FAR
+
 _NEIGHBOURS = (1 / 8, 1 / 4, 1 / 2, 2, 4, 8)  # times the FAR: where changed decisions are counted
-
-_CHANGE_PRIOR = PairCorrelation(face=0.05, person=0.02)  # of a decision's change
-
-_CHANGE_PRIOR_PEOPLE = 0.3  # that the prior counts as
-
-Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -64,12 +58,14 @@ class TarInterval:
         engine: Of the engine's TAR.
         delta: Of engine minus reference.
         kept_far: Of the engine's FAR at the reference's threshold; None where no pair shows it.
+        kept_tar: Of the engine's TAR at the reference's threshold.
     """
 
     reference: Ends
     engine: Ends
     delta: Ends
     kept_far: Ends | None = None
+    kept_tar: Ends | None = None
 
 
 @dataclass(frozen=True)
@@ -160,21 +156,36 @@ def tar_intervals(
             _tar_interval(rates[1], pairs),
             _change(rates, pairs, far),
             _kept_far(pairs, far),
+            _kept_tar(pairs, far),
         )
     return intervals
 
 
 def _kept_far(pairs: _PairBins, far: float) -> Ends | None:
-    """Interval of the second network's FAR at the first one's threshold, on a logarithmic scale."""
-    first = _first_bin(pairs.scores[0], far)
+    """Interval of the second network's FAR at the first one's threshold.
+
+    Its error grows with the rate, and a sample without the few lookalikes who make up most of a FAR
+    shows too small an error: the upper end is the rate from which the measured one is as many
+    standard deviations away, 1 where no rate is.
+    """
+    first, faces = _first_bin(pairs.scores[0], far), pairs.people.faces
     listed = pairs.impostors[1][0]
     accepted = int(pairs.scores[1].impostor[first:].sum())
-    if accepted < MIN_ACCEPTED or (listed >= first).sum() != accepted:
+    enough = accepted >= MIN_ACCEPTED and far * len(faces) * (len(faces) - 1) / 2 >= MIN_COUPLES
+    if not enough or (listed >= first).sum() != accepted:
         return None
     error = pairs.far_error(1, first)
-    half = Z_975 * float(np.sqrt(far_variance([(1.0, error)], pairs.people.faces)))
+    variance = far_variance([(1.0, error)], faces)
+    half = student_t(influence_freedom(error.person)) * float(np.sqrt(variance))
     rate = accepted / pairs.scores[1].impostor_pairs
-    return rate * float(np.exp(-half)), min(1.0, rate * float(np.exp(half)))
+    return rate * float(np.exp(-half)), min(1.0, rate / (1 - half)) if half < 1 else 1.0
+
+
+def _kept_tar(pairs: _PairBins, far: float) -> Ends:
+    """Interval of the second network's TAR at the first one's threshold, which stays as it is."""
+    accepted = pairs.accepted(1, _first_bin(pairs.scores[0], far))
+    design = share_design(accepted, _refused(pairs, 1), pairs.people)
+    return score_interval(float(accepted.mean()), design)
 
 
 def rate_intervals(
@@ -226,10 +237,9 @@ def _collect(
     faces = np.bincount(person).astype(np.float64)
     if (faces > 1).sum() < MIN_PEOPLE:
         return None
-    floors = [
-        min((_first_bin(counted, far) for far in _resolved(scores, fars)), default=BINS)
-        for counted in scores
-    ]
+    resolved = _resolved(scores, fars)
+    # Of both networks: one's threshold may be kept for the other.
+    floor = min((_first_bin(counted, far) for counted in scores for far in resolved), default=BINS)
     units = [normalise(embeddings)[order] for embeddings in networks]
     rows_: list[I64] = []
     columns_: list[I64] = []
@@ -246,7 +256,7 @@ def _collect(
             index = cosine_bins(block.cosine)
             if block.genuine is not None:
                 genuine[network].append(index[block.genuine].astype(np.int32))
-            high = index >= floors[network]
+            high = index >= floor
             if block.impostor is not None:
                 high &= block.impostor
             rows, columns = np.nonzero(high)
@@ -328,66 +338,31 @@ def _eer_interval(pairs: _PairBins) -> Ends:
 def _change(rates: Sequence[_Rate], pairs: _PairBins, far: float) -> Ends:
     """Of the second TAR minus the first."""
     before, after = rates
-    changes = pairs.accepted(1, _first_bin(pairs.scores[1], far))
-    changes -= pairs.accepted(0, _first_bin(pairs.scores[0], far))
-    change = after.tar - before.tar
-    unit, variance = _changed_share(rates, pairs, far, changes)
-    variance = max(variance, between_people(changes - change, pairs.people))
+    decisions = _decisions(pairs, far)
+    spread = change_variance(
+        decisions,
+        [
+            _decisions(pairs, far * times)
+            for times in _NEIGHBOURS
+            if allowed_impostors(far * times, pairs.scores[0].impostor_pairs) >= 1
+        ],
+        (pairs.genuine[0].astype(np.float64), pairs.genuine[1].astype(np.float64)),
+        (before.design, after.design),
+        pairs.people,
+    )
     terms = [(after.steepness, after.error), (-before.steepness, before.error)]
     threshold = far_variance(terms, pairs.people.faces)
     # Every impostor pair that only one network accepts moves the threshold by itself.
     single = _single_impostors(before.error, after.error) / max(1, before.error.accepted) ** 2
     threshold = max(threshold, ((before.steepness + after.steepness) / 2) ** 2 * single)
-    half = Z_975 * float(np.sqrt(variance + threshold))
-    # A larger change would be of more decisions and vary more (the score interval of a Poisson rate).
-    skew = Z_975**2 * unit / 2
-    wide = skew + float(np.sqrt(skew**2 + half**2))
-    low, high = (wide if change <= 0 else half), (wide if change >= 0 else half)
-    return max(-1.0, change - low), min(1.0, change + high)
+    return change_interval(after.tar - before.tar, spread, threshold)
 
 
-def _changed_share(
-    rates: Sequence[_Rate], pairs: _PairBins, far: float, changes: F64
-) -> tuple[float, float]:
-    """Changed decisions of the genuine pairs: the share that one more of them, drawn independently,
-    would be; and the variance of their mean.
-
-    Few decisions change at one threshold, so their rate and correlations are those at FARs around
-    it as well, the rate scaled by TAR (1 - TAR). Where none changes anywhere, by how far scores
-    moved as a share of how far they scatter.
-    """
-    moments = pair_moments(changes, pairs.people)
-    around, spread = 0.0, 0.0
-    for times in _NEIGHBOURS:
-        if allowed_impostors(far * times, pairs.scores[0].impostor_pairs) < 1:
-            continue
-        a, b = (
-            pairs.accepted(network, _first_bin(pairs.scores[network], far * times))
-            for network in (0, 1)
-        )
-        moments += pair_moments(b - a, pairs.people)
-        around += float(((b - a) ** 2).mean())
-        spread += _spread(float(a.mean()), float(b.mean()))
-    design = design_effect(
-        pairs.people, pair_correlation(moments, _CHANGE_PRIOR, _CHANGE_PRIOR_PEOPLE)
+def _decisions(pairs: _PairBins, far: float) -> Decisions:
+    before, after = (
+        pairs.accepted(network, _first_bin(pairs.scores[network], far)) for network in (0, 1)
     )
-    moved = np.diff(pairs.genuine.astype(np.float64), axis=0)[0]
-    scatter = float(pairs.genuine[0].std()) or 1.0
-    ratio = max(
-        around / spread if spread else 0.0, float(np.abs(moved - np.median(moved)).mean()) / scatter
-    )
-    # A rate drawn towards 1/2 as if one more effective pair had been seen: never 0 or 1.
-    tars = [(rate.tar + rate.design / 2) / (1 + rate.design) for rate in rates]
-    expected = ratio * _spread(*tars)
-    if not expected:
-        return 0.0, 0.0
-    # Gamma prior of one change at the expected rate, over effective pairs.
-    unit = 1 / (1 / design + 1 / expected)
-    return unit, (float((changes**2).mean()) / design + 1) * unit * design
-
-
-def _spread(a: float, b: float) -> float:
-    return (a * (1 - a) + b * (1 - b)) / 2
+    return Decisions(before, after)
 
 
 def _single_impostors(a: FarError, b: FarError) -> float:

@@ -25,6 +25,9 @@ _STEPS = 40  # of bisection: interval ends to 1e-12
 _EVEN_OUT = 8.0  # photographs from which one more hardly adds to what a person's rate tells
 
 
+Ends = tuple[float, float]  # of an interval
+
+
 @dataclass(frozen=True, eq=False)
 class PeoplePairs:
     """Genuine pairs of faces, all or some of them, and the people they are of.
@@ -287,7 +290,7 @@ def far_variance(terms: Sequence[tuple[float, FarError]], faces: F64) -> float:
     """Variance of a weighted sum of relative errors of false accept rates.
 
     The squared sums by person count the variance of every two people's own pairs twice, which is
-    taken off once.
+    taken off once. At least as if every two people's pairs were independent of all others.
 
     Args:
         terms: Weight and error of each rate, over the same faces.
@@ -307,7 +310,27 @@ def far_variance(terms: Sequence[tuple[float, FarError]], faces: F64) -> float:
     own_variance += expected**2 * (all_squares - (pairs**2).sum())
     share = faces * (total - faces) / ((total**2 - (faces**2).sum()) / 2)
     variance = (person**2 / np.maximum(1 - share, 1e-3)).sum() - own_variance
-    return max(0.0, float(variance))
+    return max(float(own_variance), float(variance))
+
+
+def influence_freedom(influence: F64) -> int:
+    """Degrees of freedom of a variance that is the sum of squared influences of people.
+
+    By the fourth moment of the influences (Satterthwaite, 1946): few when a few people make up most
+    of the variance.
+
+    Args:
+        influence: Of each person, `(P,)`.
+
+    Returns:
+        1 to P.
+    """
+    squares = influence**2
+    people, total = len(squares), float(squares.sum())
+    if not total:
+        return max(1, people)
+    share = float((squares**2).sum()) / total**2
+    return max(1, min(people, int(2 / max(share - 1 / people, 2 / people))))
 
 
 def score_interval(

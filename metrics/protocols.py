@@ -90,7 +90,7 @@ def draw_pairs(
             "give a folder per person with several faces each",
         )
     # Identities with several faces are dealt first, so that every fold gets some.
-    single = [label for label in members if label not in set(several)]
+    single = [label for label, images in members.items() if len(images) == 1]
     order = [*random.permutation(several), *random.permutation(single)]
     rows: list[tuple[int, int, int, bool]] = []
     for fold in range(folds):

@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
+from .changed_decisions import Decisions, change_interval, change_variance
 from .intervals import MIN_PEOPLE
-from .person_variance import student_t
-from .rates import RateChange
+from .person_variance import REFUSED, PeoplePairs, share_design
+from .rates import RateChange, ThresholdChange
 from .verification import cosines, normalise
 
 MIN_STRATUM_PAIRS = 50  # genuine pairs that a stratum needs for a TAR of its own
 
 _PART = 1 << 16  # pairs scored at once
+
+_NEIGHBOURS = (-0.6, -0.4, -0.2, 0.2, 0.4, 0.6)  # deviations from the threshold: other decisions
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def compare_strata(
         The strata, the largest drop first.
     """
     cosine = cosines(reference, engine)
-    pairs = _genuine(reference, engine, labels, rate)
+    person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    pairs = _genuine(reference, engine, person)
     strata = []
     for name, inside in (*_quarters(reference, measures), *(groups or {}).items()):
         if not inside.any():
@@ -105,7 +109,7 @@ def compare_strata(
         count = int(touched.sum())
         tar = StratumTar()
         if rate is not None and count >= MIN_STRATUM_PAIRS:
-            tar = _tar(pairs.old[touched], pairs.new[touched], labels[pairs.first[touched]])
+            tar = _tar(pairs.of(touched), rate.threshold, person)
         strata.append(Stratum(name, int(inside.sum()), _summary(cosine[inside]), count, tar))
     return sorted(strata, key=lambda s: (-(s.drop or 0.0), s.cosine.p5))
 
@@ -133,51 +137,46 @@ def compare_degraded(
     probe, other = probe[different], other[different]
     tar = StratumTar()
     if rate is not None and len(probe) >= MIN_STRATUM_PAIRS:
-        thresholds = (rate.threshold.reference, rate.threshold.engine)
-        accepted = [
-            None if t is None else cosines(d[probe], c[other]) >= t
-            for t, d, c in zip(thresholds, degraded, clean, strict=True)
-        ]
-        tar = _tar(accepted[0], accepted[1], labels[other])
+        # A copy is a face of its own: two pairs of one copy share it, and two of one other face.
+        person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+        copies = np.concatenate([person, person[list(picks)]])
+        old, new = (cosines(d[probe], c[other]) for d, c in zip(degraded, clean, strict=True))
+        tar = _tar(_Scored(other, len(person) + probe, old, new), rate.threshold, copies)
     return Stratum(name, len(picks), _summary(cosines(*degraded)), len(probe), tar)
 
 
 @dataclass(frozen=True, eq=False)
-class _Genuine:
-    """Genuine pairs by face index, and whether each network accepts them, `(G,)` each."""
+class _Scored:
+    """Genuine pairs by face index, and their cosines by each network, `(G,)` each."""
 
     first: I64
     second: I64
-    old: npt.NDArray[np.bool_]
-    new: npt.NDArray[np.bool_]
+    old: F32 | F64
+    new: F32 | F64
+
+    def of(self, rows: npt.NDArray[np.bool_]) -> "_Scored":
+        """Some of them."""
+        return _Scored(self.first[rows], self.second[rows], self.old[rows], self.new[rows])
 
 
-def _genuine(reference: F32, engine: F32, labels: I64, rate: RateChange | None) -> _Genuine:
-    order = np.argsort(labels, kind="stable")
-    person = np.asarray(labels)[order]
+def _genuine(reference: F32, engine: F32, person: I64) -> _Scored:
+    order = np.argsort(person, kind="stable")
+    ordered = person[order]
     place = np.arange(len(order))
-    later = np.searchsorted(person, person, side="right") - place - 1
+    later = np.searchsorted(ordered, ordered, side="right") - place - 1
     first = np.repeat(place, later)
     second = np.arange(len(first)) - np.repeat(np.cumsum(later) - later, later) + first + 1
     first, second = order[first], order[second]
-    return _Genuine(
-        first,
-        second,
-        _accepted(reference, first, second, rate.threshold.reference if rate else None),
-        _accepted(engine, first, second, rate.threshold.engine if rate else None),
-    )
+    return _Scored(first, second, _scores(reference, first, second), _scores(engine, first, second))
 
 
-def _accepted(
-    embeddings: F32, first: I64, second: I64, threshold: float | None
-) -> npt.NDArray[np.bool_]:
+def _scores(embeddings: F32, first: I64, second: I64) -> F32:
     """In parts: people with thousands of faces have millions of pairs."""
     unit = normalise(embeddings)
-    out = np.zeros(len(first), bool)
-    if threshold is not None:
-        for start in range(0, len(first), _PART):
-            part = slice(start, start + _PART)
-            out[part] = np.einsum("nd,nd->n", unit[first[part]], unit[second[part]]) >= threshold
+    out = np.zeros(len(first), np.float32)
+    for start in range(0, len(first), _PART):
+        part = slice(start, start + _PART)
+        out[part] = np.einsum("nd,nd->n", unit[first[part]], unit[second[part]])
     return out
 
 
@@ -199,28 +198,41 @@ def _summary(cosine: npt.NDArray[np.float64]) -> StratumCosine:
     return StratumCosine(float(cosine.mean()), float(np.percentile(cosine, 5)), float(cosine.min()))
 
 
-def _tar(
-    old: npt.NDArray[np.bool_] | None, new: npt.NDArray[np.bool_] | None, person: I64
-) -> StratumTar:
-    """Rates of pairs by whether each network accepts them, `(G,) bool`; `person` is of each pair."""
-    if old is None or new is None:
-        rates = [None if accepted is None else float(accepted.mean()) for accepted in (old, new)]
+def _tar(pairs: _Scored, thresholds: ThresholdChange, person: I64) -> StratumTar:
+    """Rates of genuine pairs; `person` is of each face."""
+    before, after = thresholds.reference, thresholds.engine
+    rates = [
+        None if threshold is None else float((scores >= threshold).mean())
+        for scores, threshold in zip((pairs.old, pairs.new), (before, after), strict=True)
+    ]
+    if before is None or after is None or rates[0] is None or rates[1] is None:
         return StratumTar(rates[0], rates[1])
-    before, after = float(old.mean()), float(new.mean())
-    change = new.astype(np.float64) - old
-    delta = float(change.mean())
-    return StratumTar(before, after, delta, _change_interval(change, delta, person))
+    delta = rates[1] - rates[0]
+    people = PeoplePairs(pairs.first, pairs.second, person, np.bincount(person).astype(np.float64))
+    if (people.pairs > 0).sum() < MIN_PEOPLE:
+        return StratumTar(rates[0], rates[1], delta)
+    scores = pairs.old.astype(np.float64), pairs.new.astype(np.float64)
+    scatter = float(scores[0].std())
+    decisions = _decide(scores, before, after)
+    spread = change_variance(
+        decisions,
+        [_decide(scores, before + step * scatter, after + step * scatter) for step in _NEIGHBOURS],
+        scores,
+        (
+            share_design(decisions.before, _often_refused(scores[0]), people),
+            share_design(decisions.after, _often_refused(scores[1]), people),
+        ),
+        people,
+    )
+    return StratumTar(rates[0], rates[1], delta, change_interval(delta, spread))
 
 
-def _change_interval(change: F64, delta: float, person: I64) -> tuple[float, float] | None:
-    """95 % interval of a mean over pairs from its differences between people (the jackknife; Efron,
-    1982), at least as if one pair had changed."""
-    number = np.unique(person, return_inverse=True)[1]
-    pairs = np.bincount(number)
-    if len(pairs) < MIN_PEOPLE:
-        return None
-    influence = np.bincount(number, change - delta) / len(change)
-    share = pairs / len(change)
-    variance = float(((influence / np.maximum(1 - share, 1e-3)) ** 2).sum())
-    half = student_t(len(pairs) - 1) * max(float(np.sqrt(variance)), 1 / len(change))
-    return max(-1.0, delta - half), min(1.0, delta + half)
+def _decide(scores: tuple[F64, F64], before: float, after: float) -> Decisions:
+    return Decisions(
+        (scores[0] >= before).astype(np.float64), (scores[1] >= after).astype(np.float64)
+    )
+
+
+def _often_refused(scores: F64) -> F64:
+    accepted: F64 = (scores > np.quantile(scores, REFUSED)).astype(np.float64)
+    return accepted

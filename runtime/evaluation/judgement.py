@@ -238,9 +238,7 @@ def _rate_gates(limits: Limits, rate: RateChange, named: bool) -> Iterator[Gate]
         yield people_gate(names["min_tar"], rate.engine, limits.min_tar, "least", ends, reason)
     kept = rate.threshold_kept
     if limits.min_kept_tar is not None and kept.tar is not None:
-        # The threshold does not move with the faces, so the interval is a little too wide.
-        moved = kept.tar - rate.engine
-        around = (max(0.0, ends[0] + moved), min(1.0, ends[1] + moved)) if ends else None
+        around = interval.kept_tar if interval else None
         name = names["min_kept_tar"]
         yield people_gate(name, kept.tar, limits.min_kept_tar, "least", around, reason)
     if limits.max_kept_far is not None and kept.far is not None:
