@@ -23,7 +23,7 @@ def command(output: Output, name: str, passphrase: bool) -> None:
     from ..bundle.keys import make_key_pair
 
     private, public = Path(f"{name}.key"), Path(f"{name}.pub")
-    if not private.stem or private.name in (".key", ".."):
+    if name.rpartition("/")[2] in ("", ".", ".."):
         raise click.UsageError(f"NAME is a file's name without its ending, found {name!r}")
     key = make_key_pair(private, public, _new_passphrase() if passphrase else b"")
     lines = [

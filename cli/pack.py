@@ -33,8 +33,6 @@ def command(
     from ..bundle.pack import pack
     from ..documents import to_builtins
 
-    if not out:
-        raise click.UsageError("--out names the file to write, found an empty name")
     key = options.load_signing_key(sign)
     result = pack(bundle, out, key, reports=not no_reports, names=keep_names)
     trust = Path(sign).with_suffix(".pub") if sign else None

@@ -28,8 +28,6 @@ def command(
     from ..bundle.pack import unpack
     from ..documents import to_builtins
 
-    if not out:
-        raise click.UsageError("--out names the bundle's folder, found an empty name")
     keys = trusted_keys(Path(path) for path in trust)
     result = unpack(file, out, keys, allow_unsigned=allow_unsigned, force=force)
     signed = ", ".join(result.signed_by)
