@@ -86,11 +86,6 @@ def drifting(share: float) -> Draw:
     )
 
 
-def walking(random: np.random.Generator, trials: int, n: int) -> np.ndarray:
-    steps = np.cumsum(white(random, trials, n), axis=1) / np.sqrt(n)
-    return np.exp(0.05 * white(random, trials, n) + 0.05 * steps)
-
-
 KINDS: dict[str, Draw] = {
     "independent": lambda random, trials, n: np.exp(0.1 * white(random, trials, n)),
     "Pareto's tail, finite variance (4.5)": tailed(4.5),
@@ -104,7 +99,6 @@ KINDS: dict[str, Draw] = {
     "neighbour for 40 of 440 runs": neighbour,
     "drifts by 2 %, beside noise of 5 %": drifting(0.02),
     "drifts by 10 %, beside noise of 5 %": drifting(0.10),
-    "random walk": walking,
 }
 POWERS: dict[str, Draw] = {
     "independent": white,
@@ -143,7 +137,7 @@ def latency_row(runs: list[Latencies], long: Latencies) -> dict[str, dict]:
     return row
 
 
-def rail(values: np.ndarray, period_s: float) -> list[Reading]:
+def rail(values: np.ndarray) -> list[Reading]:
     return [Reading(power_mw={"VDD_IN": float(value)}) for value in values]
 
 
@@ -153,13 +147,13 @@ def energy_row(
     """Of a board read every half second, a second of warm-up before the run, and at rest."""
     n = 2 * seconds
     noise = 300 * power(random, trials, n)
-    rest = IDLE_MW + 50 * wander(random, trials, 41, 0.3)
+    rest = IDLE_MW + 50 * wander(random, trials, 101, 0.3)
     ends: list[tuple[float, float] | None] = []
     for busy, calm in zip(noise, rest, strict=True):
         levels = np.concatenate([[IDLE_MW, BUSY_MW, BUSY_MW], BUSY_MW + busy, [IDLE_MW]])
         times = [0.0, 0.5, 1.0, *(1.25 + 0.5 * i for i in range(n)), 1.1 + seconds]
-        run = SensorTrace(times, rail(levels, 0.5), load_s=(1.05, 1.05 + seconds))
-        idle = SensorTrace([0.1 * i for i in range(41)], rail(calm, 0.1))
+        run = SensorTrace(times, rail(levels), load_s=(1.05, 1.05 + seconds))
+        idle = SensorTrace([0.1 * i for i in range(101)], rail(calm))
         half = 0.002 * FACE_S
         drawn = FACE_S + half / 1.96 * random.standard_normal()
         found = energy(run, idle, 1, drawn, (drawn - half, drawn + half))

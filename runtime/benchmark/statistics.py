@@ -15,6 +15,8 @@ from ...metrics.time_series import MIN_BEYOND, Ends, Series, mean_interval, quan
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)  # that reports hold
 
+_MIN_DEPENDENT = 1000  # runs
+
 
 @dataclass(frozen=True)
 class Latencies:
@@ -120,10 +122,10 @@ def percentile_interval(latencies: Latencies, q: float) -> Ends | None:
 
     Returns:
         Its ends in milliseconds; None where fewer than 3.7 independent runs are expected above the
-        percentile (p99 needs 369 runs, p99.9 3,689), or where the runs drift or depend on each
-        other for too long.
+        percentile (p99 needs 369 runs, p99.9 3,689), or where the runs drift, or are too few for
+        how long they depend on each other.
     """
-    if _runs_above(latencies, q) < MIN_BEYOND:
+    if _runs_above(latencies, q) < MIN_BEYOND or _too_few(latencies):
         return None
     return quantile_interval(latencies.series, q / 100)
 
@@ -137,7 +139,7 @@ def mean_latency_interval(latencies: Latencies) -> Ends | None:
     Returns:
         Its ends in milliseconds; None where the runs show none.
     """
-    ends = mean_interval(latencies.series)
+    ends = None if _too_few(latencies) else mean_interval(latencies.series)
     return None if ends is None or ends[0] <= 0 else ends
 
 
@@ -148,6 +150,12 @@ def percentile_name(q: float) -> str:
         q: Percentile, 0 to 100.
     """
     return f"p{q:g}"
+
+
+def _too_few(latencies: Latencies) -> bool:
+    """Runs that depend on each other show the slow part of their noise to a long series only."""
+    dependent = latencies.memory == 1 and (latencies.series.batch_size or 1) > 1
+    return dependent and latencies.count < _MIN_DEPENDENT
 
 
 def _runs_above(latencies: Latencies, q: float) -> float:

@@ -18,7 +18,7 @@ MAX_CLOCK_DROP = 0.05  # share of the highest clock
 
 _PERIOD_S = 0.5
 _MAX_READINGS = 720  # about; a longer run is read less often, so that memory stays flat
-_REST_S = 4.0
+_REST_S = 10.0
 _REST_PERIOD_S = 0.1  # at rest, reading disturbs nothing
 _PATIENCE_S = 5.0  # with a sensor that does not answer
 
@@ -145,7 +145,7 @@ def rest(duration_s: float, read: Callable[[], Reading] | None = None) -> Sensor
     """Watch the machine at rest.
 
     Args:
-        duration_s: Seconds, cut to four.
+        duration_s: Seconds, cut to ten.
         read: As for `watch`.
 
     Returns:
