@@ -117,8 +117,8 @@ def commands(seeds: Path) -> dict[str, tuple[str, str, str]]:
         "inspect": "inspect @/b",
         "inspect --layers": "inspect @/b/model.onnx --layers",
         "verify": f"verify @/b --engine int8 {faces}",
-        "verify golden": "verify @/b --engine fp32",
-        "evaluate": f"evaluate @/b --engine int8 {faces}",
+        "verify graph": "verify @/b --engine int8 --artifact graph",
+        "evaluate": f"evaluate @/b --engine int8 --protocol {seeds}/readers/pairs/pairs.csv",
         "build-engine": "build-engine @/b --int8 --backend onnxruntime",
         "calibrate": f"calibrate @/b {faces} --limit 16",
         "embed": f"embed @/b {faces} --out @/e.npz",
@@ -140,7 +140,6 @@ def commands(seeds: Path) -> dict[str, tuple[str, str, str]]:
         "check-engine": (str(other / "plan"), "*", "check-engine @/x.plan"),
         "compare": (str(other / "report"), "r.json", f"compare @/r.json {bundle}/b"),
         "verify policy": (str(other / "policy"), "p.toml", f"verify {bundle}/b --policy @/p.toml"),
-        "distill recipe": (str(other / "recipe"), "r.toml", "distill @/r.toml --faces synthetic:4x2 --set steps=1 --out @/d"),
     }  # fmt: skip
     return table
 
@@ -260,7 +259,10 @@ def serve(home: Path) -> None:
             job = json.loads(line)
             place = Path(job["place"])
             shutil.rmtree(place, ignore_errors=True)
-            answer = one(job, place, readers, home / "seeds")
+            try:
+                answer = one(job, place, readers, home / "seeds")
+            except Exception:  # a fault of this program
+                answer = {"outcome": "died", "detail": traceback.format_exc()}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 
@@ -286,7 +288,8 @@ def one(job: dict[str, Any], place: Path, readers: dict[str, Any], seeds: Path) 
         target = rng.choice(files)
     (place / "beside").mkdir()
     (place / "beside" / "yours.txt").write_text("yours")
-    mutate(rng, target)
+    if not job["seed"].startswith("good-"):
+        mutate(rng, target)
     if (copy / "b" / "bundle.json").is_file() and target.is_file() and rng.random() < 0.5:
         agree(copy / "b", target)
     before = beside(place, copy)

@@ -15,10 +15,13 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
+from ..reading import read_limit
+
 logger = logging.getLogger(__name__)
 
 _SCRIPT = """
-import sys
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]), int(sys.argv[3])))
 sys.modules["torch"] = None  # onnxsim takes seconds to import it where it is, and needs none
 import onnx, onnxsim
 model, _ = onnxsim.simplify(onnx.load(sys.argv[1]), check_n=0)
@@ -52,13 +55,14 @@ def simplify(model: ModelProto, *, timeout_s: float = 300.0) -> tuple[ModelProto
 def _simplified(model: ModelProto, timeout_s: float) -> ModelProto:
     if importlib.util.find_spec("onnxsim") is None:
         raise _SimplifyError("onnxsim is not installed")
+    memory = str(max(read_limit("APART_MB"), 8 * model.ByteSize()))
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         onnx.save(model, str(before))
         try:
             # In the empty folder: modules in the user's must not shadow onnx's.
             done = subprocess.run(
-                [sys.executable, "-c", _SCRIPT, before.name, after.name],
+                [sys.executable, "-c", _SCRIPT, before.name, after.name, memory],
                 cwd=folder,
                 capture_output=True,
                 timeout=timeout_s,

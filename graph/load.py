@@ -144,6 +144,11 @@ def _check_operators(model: ModelProto) -> None:
                 "export it again with opset_version=17",
             )
     for node in all_nodes(model.graph):
+        if node.op_type in ("Loop", "Scan"):
+            raise ModelError(
+                f"the model has the operator {node.op_type}: its time and memory depend on the face",
+                "export it again without control flow",
+            )
         if node.op_type in _QUANTIZED:
             raise ModelError(
                 f"the model is already quantized (it has {node.op_type}); expected float32",

@@ -352,7 +352,7 @@ def _checkpoints(home: Path) -> list[Reader]:
     torch.manual_seed(0)
     state = build_network("iresnet-tiny", 16).state_dict()
     recipe = Path(__file__).parents[2] / "distill" / "recipes" / "tiny.toml"
-    save_network(_with(home / "torch", "x.pt", b"") / "x.pt", state, "iresnet-tiny", 16, {"a": 1.0})
+    save_network(_with(home / "torch", "x.pt", b"") / "x.pt", state, "iresnet-tiny", 16)
     save_file(state, _with(home / "safetensors", "x.safetensors", b"") / "x.safetensors")
     torch.save(state, home / "torch" / "y.pth", _use_new_zipfile_serialization=False)
     return [

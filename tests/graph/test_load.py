@@ -187,6 +187,40 @@ def with_side_file(tmp_path: Path, tools: SimpleNamespace) -> Path:
     return source
 
 
+def test_a_loop_is_refused_though_it_ends(tmp_path: Path) -> None:
+    """One that the image itself drives may end on the trial's image and on no other."""
+    x = onnx.helper.make_tensor_value_info
+    kinds = [("turn", onnx.TensorProto.INT64), ("go", onnx.TensorProto.BOOL)]
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Identity", ["go"], ["more"]),
+            onnx.helper.make_node("Neg", ["a"], ["b"]),
+        ],
+        "body",
+        [*(x(name, kind, ()) for name, kind in kinds), x("a", onnx.TensorProto.FLOAT, None)],
+        [x("more", onnx.TensorProto.BOOL, ()), x("b", onnx.TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        onnx.helper.make_node("ReduceMax", ["face"], ["top"], keepdims=0),
+        onnx.helper.make_node("Cast", ["top"], ["turns"], to=onnx.TensorProto.INT64),
+        onnx.helper.make_node("Loop", ["turns", "", "face"], ["end"], body=body),
+        onnx.helper.make_node("Conv", ["end", "w"], ["mean"], kernel_shape=[112, 112]),
+        onnx.helper.make_node("Flatten", ["mean"], ["embedding"]),
+    ]
+    weights = np.ones((8, 3, 112, 112), np.float32)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [x("face", onnx.TensorProto.FLOAT, (1, 3, 112, 112))],
+        [x("embedding", onnx.TensorProto.FLOAT, (1, 8))],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "x.onnx")
+    refused(tmp_path / "x.onnx", tmp_path / "bundle", "has the operator Loop")
+
+
 def test_side_file_missing(with_side_file: Path, tmp_path: Path) -> None:
     (tmp_path / "w").unlink()
     assert "side files" in refused(with_side_file, tmp_path / "bundle", "side files").hint
