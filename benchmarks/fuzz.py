@@ -187,6 +187,8 @@ def work(
         job["place"] = str(home / f"worker{number}")
         if process is None or process.poll() is not None:
             process = start(home)
+            assert process.stdout is not None
+            process.stdout.readline()  # that it is ready; its imports are not the input's time
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -228,7 +230,9 @@ def start(home: Path) -> "subprocess.Popen[bytes]":
         "FR_EDGE_MAX_APART_MB": "3000",
     }
     line = [sys.executable, __file__, "--worker", str(home)]
-    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    return subprocess.Popen(
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
+    )
 
 
 def keep(place: Path, folder: Path | None, job: dict[str, Any], answer: dict[str, str]) -> None:
@@ -255,6 +259,8 @@ def serve(home: Path) -> None:
         # Only for their functions: the files lie in the seeds' folder already.
         made = make_readers(Path(scratch) / "readers", home / "seeds" / "made" / "b")
         readers = {reader.name: reader for reader in made}
+        answers.write("ready\n")
+        answers.flush()
         for line in sys.stdin:
             job = json.loads(line)
             place = Path(job["place"])

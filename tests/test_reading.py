@@ -4,10 +4,13 @@ import ast
 import os
 import re
 import socket
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fr_edge.arrays import map_npy, read_npz
 from fr_edge.documents import decode_json, read_json, read_toml
 from fr_edge.errors import DataError, FacesError, UsageError
 from fr_edge.faces.sources import open_faces
@@ -200,3 +203,50 @@ def test_numbers_are_as_large_as_can_be_computed_with(number: str) -> None:
     with pytest.raises(DataError):
         decode_json(f'{{"a": [{number}]}}'.encode(), dict, "x")
     assert decode_json(b'{"a": ["9999999999999999999999", 9223372036854775807]}', dict, "x")
+
+
+HEADER = b"\x93NUMPY\x01\x00"
+
+
+def npy(shape: str, kind: str, data: bytes = b"\0" * 8) -> bytes:
+    text = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return HEADER + len(text).to_bytes(2, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        npy("(1099511627776,)", "'<f4'"),  # 4 TB announced, 8 bytes there
+        npy("(4294967296, 4294967296)", "'<f4'"),
+        npy("(-1,)", "'<f8'"),
+        npy("(1,)", "'|O'"),  # a pickle
+        npy("(1,)", "'<c8'"),
+        npy("(1,)", "[('a', '<f8')]"),
+        npy("(1," + "(" * 200 + ")" * 200 + ")", "'<f8'"),
+        npy("(3,)", "'<f8'"),
+        HEADER,
+        b"",
+    ],
+)
+def test_arrays_are_what_their_header_announces(member: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", member)
+        archive.writestr("b.npy", npy("(1,)", "'<f8'"))
+    assert read_npz(tmp_path / "x.npz", ["b", "c"]) == {"b": 0.0}
+    with pytest.raises(DataError, match="cannot be read"):
+        read_npz(tmp_path / "x.npz", ["a"])
+    (tmp_path / "x.npy").write_bytes(member)
+    with pytest.raises(DataError, match="cannot be read"):
+        map_npy(tmp_path / "x.npy")
+
+
+def test_arrays_are_limited_by_what_they_unpack_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1 << 19, np.float32))
+    assert (tmp_path / "x.npz").stat().st_size < 10_000
+    assert len(read_npz(tmp_path / "x.npz", ["a"])["a"]) == 1 << 19
+    monkeypatch.setenv("FR_EDGE_MAX_ARRAYS_MB", "1")
+    with pytest.raises(DataError, match="larger than 1 MB, the limit of the arrays"):
+        read_npz(tmp_path / "x.npz", ["a"])

@@ -1,6 +1,8 @@
 """Checkpoints: other trainers' names, wrappers, and files that must be refused."""
 
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,69 @@ def test_files_that_hold_code_or_nothing_are_refused(
         load_network(path)
     with pytest.raises(ModelError, match="no checkpoint"):
         load_network(tmp_path / "nowhere.pt")
+
+
+def sparse(weight: Tensor) -> Tensor:
+    return weight.to_sparse()
+
+
+def meta(weight: Tensor) -> Tensor:
+    return weight.to("meta")
+
+
+def quantized(weight: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+
+def complex_numbers(weight: Tensor) -> Tensor:
+    return weight.to(torch.complex64)
+
+
+def whole_numbers(weight: Tensor) -> Tensor:
+    return weight.to(torch.int32)
+
+
+def expanded(weight: Tensor) -> Tensor:
+    return torch.zeros(1).expand(weight.shape)
+
+
+KINDS = [sparse, meta, quantized, complex_numbers, whole_numbers, expanded]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of quantized tensors
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
+def test_weights_that_are_no_dense_floats_are_refused(
+    kind: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    state = build_network("iresnet-tiny", 16).state_dict()
+    save_network(tmp_path / "x.pt", state, "iresnet-tiny", 16)
+    load_network(tmp_path / "x.pt")
+    state["embed.weight"] = kind(state["embed.weight"])
+    save_network(tmp_path / "x.pt", state, "iresnet-tiny", 16)
+    with pytest.raises(ModelError):
+        load_network(tmp_path / "x.pt")
+
+
+def test_an_embedding_of_two_billion_rows_is_refused(tmp_path: Path) -> None:
+    state = build_network("iresnet-tiny", 16).state_dict()
+    state["embed.weight"] = torch.zeros(1).expand(2**31, state["embed.weight"].shape[1])
+    save_network(tmp_path / "x.pt", state, "iresnet-tiny", 16)
+    with pytest.raises(ModelError, match="2,147,483,648 numbers"):
+        load_network(tmp_path / "x.pt")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would unpack a few kilobytes to any size."""
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as old,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ModelError, match="compressed archive"):
+        load_network(tmp_path / "y.pt", "iresnet-tiny")
+    torch.save({"a": torch.zeros(1 << 19)}, tmp_path / "z.pt")
+    monkeypatch.setenv("FR_EDGE_MAX_WEIGHTS_MB", "1")
+    with pytest.raises(ModelError, match="larger than 1 MB"):
+        load_network(tmp_path / "z.pt", "iresnet-tiny")

@@ -153,3 +153,9 @@ def test_a_bomb_is_refused_before_it_is_unpacked(side: int) -> None:
 
 def test_the_stored_size_is_width_and_height(pictures: U8) -> None:
     assert stored_size(_saved(Image.fromarray(pictures[0][:50, :70]), "PNG"), "x") == (70, 50)
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 4096)])
+def test_a_stripe_is_no_face(size: tuple[int, int]) -> None:
+    with pytest.raises(FacesError, match=f"is {size[0]}x{size[1]} pixels, expected a face"):
+        decode_image(_saved(Image.new("RGB", size), "PNG"), "stripe.png")
