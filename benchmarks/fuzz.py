@@ -1,6 +1,7 @@
 """Fuzzes the readers and the commands: mutated files, in processes with limits, and a table.
 
-    python benchmarks/fuzz.py [--inputs 10000] [--seed 1] [--commands 0.15] [--workers 2] [--json]
+    python benchmarks/fuzz.py [--inputs 10000] [--seed 1] [--commands 0.15] [--workers 2]
+        [--minutes 30] [--json]
 
 An input is a copy of good files of which one is mutated (`tests/fuzzing`): by its structure where the
 format is known, else by bytes; or replaced by a pipe, a device, a link or a folder. In a bundle, half
@@ -32,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--commands", type=float, default=0.15, help="share of the inputs")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=0, help="begin no input after these")
     parser.add_argument("--only", default="", help="readers and commands whose name contains this")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", action="store_true")
@@ -178,7 +181,8 @@ def work(
 ) -> None:
     """Feed one worker process after another, until no job is left."""
     process: subprocess.Popen[bytes] | None = None
-    while True:
+    end = time.monotonic() + 60 * (arguments.minutes or 1e6)
+    while time.monotonic() < end:
         try:
             text = jobs.get_nowait()
         except queue.Empty:
