@@ -300,7 +300,8 @@ def one(job: dict[str, Any], place: Path, readers: dict[str, Any], seeds: Path) 
     (place / "beside" / "yours.txt").write_text("yours")
     if not job["seed"].startswith("good-"):
         mutate(rng, target)
-    if (copy / "b" / "bundle.json").is_file() and target.is_file() and rng.random() < 0.5:
+    in_bundle = target.is_file() and target.name != "bundle.json" and copy / "b" in target.parents
+    if in_bundle and rng.random() < 0.5:
         agree(copy / "b", target)
     before = beside(place, copy)
     os.chdir(place / "beside")
