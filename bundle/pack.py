@@ -351,6 +351,9 @@ def _made(draft: Path) -> Iterator[None]:
         raise UsageError(f"there is no folder {draft.parent}", "make it first") from error
     except OSError as error:
         raise MachineError(f"{draft.parent} cannot be written: {error.strerror}") from error
+    status = draft.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o002:  # whose it is could change it later
+        raise UsageError(f"{draft} is in the way, and others may write it", "choose another --out")
     with _exclusive(draft, "is being unpacked by another command"):
         try:
             for path in draft.iterdir():

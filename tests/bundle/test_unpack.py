@@ -339,6 +339,25 @@ def test_two_at_once_and_what_a_killed_one_left(
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_draft_of_somebody_else_is_not_used(
+    made: tuple[Path, SigningKey], tmp_path: Path
+) -> None:
+    """In a folder that all may write: who owns the draft could change the bundle afterwards."""
+    file, key = made
+    draft = tmp_path / ".out.unpack"
+    draft.mkdir()
+    draft.chmod(0o777)
+    with pytest.raises(UsageError, match="others may write"):
+        unpack(file, tmp_path / "out", keys_of(key))
+    draft.chmod(0o755)
+    if os.getuid() == 0:
+        os.chown(draft, 12345, -1)
+        with pytest.raises(UsageError, match="others may write"):
+            unpack(file, tmp_path / "out", keys_of(key))
+        os.chown(draft, 0, -1)
+    unpack(file, tmp_path / "out", keys_of(key))
+
+
 def test_killed_at_any_moment_it_is_whole_or_not_there(
     made: tuple[Path, SigningKey], tmp_path: Path
 ) -> None:
