@@ -106,7 +106,7 @@ class ApiObject(metaclass=_Meta):
 
 
 Behaviour = Callable[[str], Callable[..., Any] | None]
-Record = Callable[[str, dict[str, Any]], None]
+Record = Callable[[Any, str, dict[str, Any]], None]
 
 
 def make_module(column: int, behaviour: Behaviour, record: Record) -> ModuleType:
@@ -184,7 +184,7 @@ def _method(
         values.pop("", None)
         if path.endswith(".__init__"):
             object.__setattr__(self, "_made", True)
-        record(path, values)
+        record(self, path, values)
         does = behaviour(path)
         if does is None and not path.endswith(".__init__"):
             raise NotImplementedError(f"the double has no {path}")
@@ -250,7 +250,7 @@ def _property(
     def put(self: Any, value: Any) -> None:
         if not fits(kind, value, module):
             raise NoSuchCall(f"{path}: incompatible type {type(value).__name__}, it takes {kind}")
-        record(f"{path} =", {"": value})
+        record(self, f"{path} =", {"": value})
         vars(self)[key] = value
 
     return property(get, put if settable else None)

@@ -38,6 +38,7 @@ TACTICS = {
     "fp16": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc",
     "fp32": "sm80_xmma_fprop_implicit_gemm_f32f32_f32f32_f32_nhwckrsc_nhwc",
 }
+_UINT8 = 2  # TensorProto's
 HEAD = 28  # bytes before what this double writes into a plan
 
 
@@ -98,14 +99,16 @@ class TensorRTDouble:
             return lambda *args, **keywords: False if ".set_" in path or "execute" in path else None
         return getattr(self, path.replace(".__", "_").replace("__", "").replace(".", "_"), None)
 
-    def _record(self, path: str, values: dict[str, Any]) -> None:
+    def _record(self, this: Any, path: str, values: dict[str, Any]) -> None:
         if path.startswith(("Dims.", "ILogger.", "IProfiler.", "IInt8")):
             return
+        number = vars(this).get("_number", 1)  # of an engine's contexts after the first
+        which = f"  of context {number}" if number > 1 else ""
         if path.endswith(" ="):
-            self.transcript.append(f"{path} {_text(values[''])}")
+            self.transcript.append(f"{path} {_text(values[''])}{which}")
             return
         inner = ", ".join(f"{name}={_text(value)}" for name, value in values.items())
-        self.transcript.append(f"{path}({inner})")
+        self.transcript.append(f"{path}({inner}){which}")
 
     def _make(self, name: str, **state: Any) -> Any:
         made = object.__new__(getattr(self.module, name))
@@ -194,6 +197,12 @@ class TensorRTDouble:
                 " been set for a layer or layer output, but int8 is not configured in the builder)"
             )
         name = model.graph.input[0].name
+        readers = {node.op_type for node in model.graph.node if name in node.input}
+        if model.graph.input[0].type.tensor_type.elem_type == _UINT8 and readers != {"Cast"}:
+            raise Refused(
+                "Error Code 4: Internal Error (a UINT8 input must be cast before other layers read"
+                f" it; it is read by {sorted(readers)})"
+            )
         shapes = [profile._shapes.get(name) for profile in config._profiles]
         if None in shapes or not shapes:
             raise Refused(
@@ -389,6 +398,7 @@ class TensorRTDouble:
             session=ort.InferenceSession(model, _options(), providers=["CPUExecutionProvider"]),
             contexts=WeakSet(),
             known={},
+            made=0,
         )
         return self._make("ICudaEngine", _state=state)
 
@@ -436,7 +446,7 @@ class TensorRTDouble:
 
     def ICudaEngine_get_tensor_dtype(self, this: Any, name: str) -> Any:  # noqa: N802
         kind = self._tensor(this, name).type.tensor_type.elem_type
-        return self.module.DataType.UINT8 if kind == 2 else self.module.DataType.FLOAT
+        return self.module.DataType.UINT8 if kind == _UINT8 else self.module.DataType.FLOAT
 
     def ICudaEngine_get_tensor_shape(self, this: Any, name: str) -> Any:  # noqa: N802
         sizes = [d.dim_value or -1 for d in self._tensor(this, name).type.tensor_type.shape.dim]
@@ -462,8 +472,15 @@ class TensorRTDouble:
             return None
         # In TensorRT 8 the first context has profile 0, the others have to ask for it.
         free = self.major >= 10 or all(context._profile != 0 for context in contexts)
+        this._state.made += 1
         made = self._make(
-            "IExecutionContext", _engine=this, _at={}, _shape=(), _ready=(), _profile=-1 + free
+            "IExecutionContext",
+            _engine=this,
+            _at={},
+            _shape=(),
+            _ready=(),
+            _profile=-1 + free,
+            _number=this._state.made,
         )
         contexts.add(made)
         return made
@@ -588,7 +605,9 @@ class TensorRTDouble:
 
 def _compute(state: Any, face: int, embedding: int, shape: tuple[int, ...]) -> None:
     """Run the network on the bytes at one address into those at the other."""
-    kind = np.uint8 if state.model.graph.input[0].type.tensor_type.elem_type == 2 else np.float32
+    kind = (
+        np.uint8 if state.model.graph.input[0].type.tensor_type.elem_type == _UINT8 else np.float32
+    )
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(face))
     key = (shape, zlib.crc32(data[::61].tobytes()))

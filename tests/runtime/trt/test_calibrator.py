@@ -1,11 +1,11 @@
-"""Implicit quantisation's own parts. No TensorRT that has a calibrator can be installed here: a
-plain class with the same methods stands in for its base, and nothing shows what TensorRT does."""
+"""Implicit quantisation's own parts, on the double of TensorRT's bindings."""
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tensorrt_double import TensorRTDouble
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.manifest import Bundle
@@ -18,20 +18,14 @@ from fr_edge.runtime.trt.calibrator import cached_calibrator, calibrator_class, 
 from fr_edge.runtime.trt.config import EngineOptions
 
 
-class Base:
-    """As pybind's: its __init__ must have been called by name."""
-
-    def __init__(self) -> None:
-        self.begun = True
-
-
-def tensorrt(version: str = "10.3.0", **attributes: object) -> SimpleNamespace:
-    return SimpleNamespace(__name__="tensorrt", __version__=version, **attributes)
+def tensorrt(version: str = "10.3.0") -> Any:
+    return TensorRTDouble(version).module
 
 
 def test_a_cache_is_handed_over_as_it_is() -> None:
-    made = make_calibrator(Base, b"TRT-100300-EntropyCalibration2\n")
-    assert made.begun
+    base = tensorrt().IInt8EntropyCalibrator2
+    made = make_calibrator(base, b"TRT-100300-EntropyCalibration2\n")
+    assert isinstance(made, base)
     assert made.read_calibration_cache() == b"TRT-100300-EntropyCalibration2\n"
     assert made.get_batch(["face"]) is None
     assert made.get_batch_size() == 1
@@ -47,16 +41,16 @@ def with_cache(bundle: Bundle, folder: Path, data: bytes) -> Bundle:
 def test_a_cache_of_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     text = cache_text(TrtCache(100300, ALGORITHM, {"face": 1.0}))
     cached = with_cache(bundle, tmp_path, text.encode())
-    trt = tensorrt(IInt8EntropyCalibrator2=Base)
+    trt = tensorrt()
     assert cached_calibrator(trt, cached, "int8").read_calibration_cache() == text.encode()
     with pytest.raises(BundleError, match="made for TensorRT 100300, this is 8601"):
-        cached_calibrator(tensorrt("8.6.1", IInt8EntropyCalibrator2=Base), cached, "int8")
+        cached_calibrator(tensorrt("8.6.1"), cached, "int8")
     with pytest.raises(UsageError, match="not fp16"):
         cached_calibrator(trt, cached, "fp16")
 
 
 def test_no_cache_or_none_that_can_be_read(bundle: Bundle, tmp_path: Path) -> None:
-    trt = tensorrt(IInt8EntropyCalibrator2=Base)
+    trt = tensorrt()
     with pytest.raises(BundleError, match=r"has no calibration\.cache") as error:
         cached_calibrator(trt, bundle, "int8")
     assert "--trt-cache 10.3.0" in error.value.hint
