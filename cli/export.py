@@ -30,7 +30,7 @@ def _parse_constant(text: str) -> "tuple[str, F32]":
     "export",
     example="fr-edge export backbone.onnx --out mine.bundle --preset insightface",
     option_groups={
-        "Graph": ("--output", "--constant"),
+        "Network": ("--arch", "--weights", "--output", "--constant"),
         "Input contract": (
             "--preset",
             "--mean",
@@ -53,6 +53,9 @@ def _parse_constant(text: str) -> "tuple[str, F32]":
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
 @click.option("--size", metavar="HxW", help="Input size; 112x112 by default.")
 @options.faces(what="Find or check the contract on faces of several people")
+@click.option(
+    "--weights", metavar="NAME", help="Which weights of a checkpoint with several, such as ema."
+)
 @click.option("--output", "embedding", metavar="NAME", help="The output that is the embedding.")
 @click.option(
     "--constant",
@@ -77,6 +80,7 @@ def command(
     size: str | None,
     faces: str | None,
     golden: str | None,
+    weights: str | None,
     embedding: str | None,
     constants: tuple[str, ...],
     force: bool,
@@ -102,6 +106,7 @@ def command(
         spec=spec,
         golden=golden,
         faces=options.load_faces(faces) if faces else None,
+        weights=weights,
         output=embedding,
         constants=dict(_parse_constant(item) for item in constants),
         force=force,

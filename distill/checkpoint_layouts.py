@@ -1,7 +1,7 @@
 """Names that other trainers give to the weights of the same networks, converted to fr-edge's names.
 
-They are the state dicts of insightface's arcface_torch (IResNet, mbf) and of the official AdaDistill
-repository (IResNet, MobileFaceNet).
+They are the state dicts of insightface's arcface_torch (IResNet, mbf), of the official AdaDistill
+repository (IResNet, MobileFaceNet), and of TreB1eN's and FaceX-Zoo's MobileFaceNet.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,10 @@ def to_our_names(state: Mapping[str, T]) -> tuple[str, dict[str, T]] | None:
         without a counterpart stay, so that loading reports them as left over.
     """
     if "conv_6_sep.conv.weight" in state:
-        name, pairs = "mobilefacenet", _adadistill_mobilefacenet()
+        head = "output_layer." if "output_layer.linear.weight" in state else ""
+        affine = f"{head}bn.weight" in state
+        name = "mobilefacenet-affine" if affine else "mobilefacenet"
+        pairs = _adadistill_mobilefacenet(head)
     elif "conv_sep.layers.0.weight" in state:
         name, pairs = "mbf", _insightface_mbf()
     elif "layer1.0.conv1.weight" in state and "fc.weight" in state:
@@ -71,7 +74,9 @@ def _block(theirs: tuple[str, ...], ours: str) -> Names:
         yield f"{name}.{_PRELU[0]}", f"{ours}.2.{_PRELU[0]}"
 
 
-def _adadistill_mobilefacenet() -> Names:
+def _adadistill_mobilefacenet(head: str) -> Names:
+    """`head` is the prefix of the last layers: none in TreB1eN's and FaceX-Zoo's MobileFaceNet."""
+
     def parts(prefix: str, count: int) -> tuple[str, ...]:
         return tuple(f"{prefix}.{part}" for part in ("conv", "bn", "prelu")[:count])
 
@@ -85,9 +90,9 @@ def _adadistill_mobilefacenet() -> Names:
         yield from _block(parts(f"{prefix}.conv_dw", 3), f"features.{number}.body.1")
         yield from _block(parts(f"{prefix}.project", 2), f"features.{number}.body.2")
     yield from _block(parts("conv_6_sep", 3), "features.17")
-    yield from _block(parts("output_layer.conv_6_dw", 2), "pool")
-    yield from _conv("output_layer.linear", "embed")
-    yield from _bn("output_layer.bn", "norm")
+    yield from _block(parts(f"{head}conv_6_dw", 2), "pool")
+    yield from _conv(f"{head}linear", "embed")
+    yield from _bn(f"{head}bn", "norm")
 
 
 def _insightface_mbf() -> Names:

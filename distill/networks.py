@@ -202,6 +202,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "mobilefacenet-0.25": lambda dim: MobileFaceNet(dim, 0.25),
     "mobilefacenet-relu": lambda dim: MobileFaceNet(dim, relu=True),
     "mobilefacenet-0.5-relu": lambda dim: MobileFaceNet(dim, 0.5, relu=True),
+    "mobilefacenet-affine": lambda dim: MobileFaceNet(dim, affine=True),
     "mbf": lambda dim: MobileFaceNet(dim, outer=2, affine=True),
     "iresnet-tiny": lambda dim: IResNet((1, 1, 1, 1), dim, (16, 32, 64, 128), stem_stride=2),
     "iresnet18": lambda dim: IResNet((2, 2, 2, 2), dim),
@@ -209,6 +210,12 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "iresnet50": lambda dim: IResNet((3, 4, 14, 3), dim),
     "iresnet100": lambda dim: IResNet((3, 13, 30, 3), dim),
     "iresnet200": lambda dim: IResNet((6, 26, 60, 6), dim),
+}
+
+
+ALIASES = {  # names that people use -> ours
+    **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
+    "mobileface": "mobilefacenet",
 }
 
 

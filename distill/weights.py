@@ -4,10 +4,11 @@ Reads fr-edge's `model.pt` and bare state dicts, also inside a trainer's diction
 prefixes of wrappers.
 """
 
+import logging
 import math
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,36 +18,40 @@ from torch import Tensor, nn
 from ..errors import MachineError, ModelError, UsageError
 from ..reading import check_limit, open_file
 from .checkpoint_layouts import to_our_names
-from .networks import NETWORKS, build_network
+from .networks import ALIASES, NETWORKS, build_network
+from .weight_sets import choose_weights
 
-_KEYS = (  # under which trainers keep the state dict
-    *("state", "state_dict", "model_state_dict", "state_dict_backbone"),
-    *("model", "backbone", "network", "net", "ema"),
-)
-_WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of DistributedDataParallel and torch.compile
+logger = logging.getLogger(__name__)
+
 _MAX_NAMES = 4  # of a kind in an error
 _MAX_DIM = 4096
 
 
-def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, int]:
+def load_network(
+    path: Path, arch: str | None = None, weights: str | None = None
+) -> tuple[nn.Module, str, int]:
     """Load a network from a checkpoint.
 
     Args:
         path: fr-edge's `model.pt`, which names its network; a state dict in a layout of
             `checkpoint_layouts`; or one under fr-edge's names.
         arch: Name of the network; needed for the last form.
+        weights: A part of the name of the set that is meant, where a file holds several.
 
     Returns:
         The network in eval mode, its name, and its embedding size.
 
     Raises:
-        UsageError: The network's name is not known.
+        UsageError: The network's name is not known, or the file holds several sets of weights.
         ModelError: The file holds no weights, holds code, or holds another network's weights.
     """
     content = load_tensors(path)
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} holds a {type(content).__name__}; expected a state dict")
-    state = _state_dict(path, content)
+    chosen = choose_weights(path, content, weights)
+    state = chosen.state
+    if chosen.label:
+        logger.debug("%s: the weights under %s", path, chosen.label)
     named = content.get("network")
     if converted := to_our_names(state):
         named, state = converted
@@ -55,7 +60,7 @@ def load_network(path: Path, arch: str | None = None) -> tuple[nn.Module, str, i
             f"{path} does not say which network its weights belong to",
             f"name it, one of {', '.join(NETWORKS)}",
         )
-    name = arch or str(named)
+    name = ALIASES.get(arch or str(named), arch or str(named))
     embed = state.get("embed.weight")
     dim = content.get("dim")
     if not isinstance(dim, int) or not 0 < dim <= _MAX_DIM:
@@ -177,6 +182,7 @@ def _check_archive(path: Path, stream: BinaryIO) -> None:
     if zipfile.is_zipfile(stream):
         stream.seek(0)
         members = zipfile.ZipFile(stream).infolist()
+        _check_program(path, [member.filename for member in members])
         size = sum(member.file_size for member in members)
         check_limit("WEIGHTS_MB", size, path, ModelError)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -184,27 +190,16 @@ def _check_archive(path: Path, stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict without the prefixes of wrappers."""
-    for key in _KEYS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    state: dict[str, Tensor] = {}
-    for name, value in content.items():
-        while wrapper := next((w for w in _WRAPPERS if str(name).startswith(w)), None):
-            name = name[len(wrapper) :]
-        if isinstance(value, torch.Tensor):
-            state[str(name)] = value
-    if any(name.startswith("backbone.") for name in state):  # beside a head, for example
-        state = {n[9:]: value for n, value in state.items() if n.startswith("backbone.")}
-    if not state:
-        names = ", ".join(map(str, list(content)[:5]))
-        raise ModelError(
-            f"{path} holds no tensors; found {names or 'nothing'}",
-            f"expected a state dict, alone or under one of {', '.join(_KEYS)}",
-        )
-    return state
+def _check_program(path: Path, members: Sequence[str]) -> None:
+    """Refuse a program, told by its archive's members: running it is not reading weights."""
+    kinds = {"code/": "TorchScript", "models/": "a torch.export program"}
+    for part, kind in kinds.items():
+        if any(f"/{part}" in f"/{member}" for member in members):
+            load = "torch.jit.load" if kind == "TorchScript" else "torch.export.load"
+            raise ModelError(
+                f"{path} is {kind}, a program with its weights, not weights alone",
+                f"if you trust it: torch.onnx.export({load}(FILE), ...), and give the ONNX file",
+            )
 
 
 def _tensor_problem(tensor: Tensor, wanted: Tensor) -> str:

@@ -110,6 +110,7 @@ def export_onnx(
     spec: InputSpec | None = None,
     golden: str | Path | None = None,
     faces: Faces | None = None,
+    weights: str | None = None,
     output: str | None = None,
     constants: Mapping[str, F32] | None = None,
     force: bool = False,
@@ -126,6 +127,8 @@ def export_onnx(
         golden: A source of faces to keep in the bundle; None draws them.
         faces: Faces of known identity, on which a declared contract is checked and one that is not
             declared is found.
+        weights: A part of the name of the weights that are meant, for a checkpoint with several
+            sets, such as "ema".
         output: Name of the output that is the embedding, for an ONNX file with several.
         constants: Input -> its numbers, for inputs of an ONNX file besides the image.
         force: Export although the contract looks wrong; a warning is logged.
@@ -145,6 +148,7 @@ def export_onnx(
         "spec": spec.to_json() if spec else None,
         "golden": portable_name(str(golden)) if golden else None,
         "faces": portable_name(faces.where) if faces else None,
+        "weights": weights,
         "output": output,
         "constants": sorted(constants) if constants else None,
         "force": force or None,
@@ -152,7 +156,9 @@ def export_onnx(
     given = {key: value for key, value in options.items() if value is not None}
     with transaction(out, "export", given) as change:
         opened = open_source(
-            Path(source), Path(out), SourceOptions(arch, spec, faces, output, constants or {})
+            Path(source),
+            Path(out),
+            SourceOptions(arch, spec, faces, weights, output, constants or {}),
         )
         contract = _check_contract(opened, faces, force)
         summary = _export(opened, contract, change, golden)

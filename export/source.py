@@ -66,6 +66,7 @@ class SourceOptions:
         arch: The network's name.
         spec: The input contract.
         faces: Faces of known identity, to find the contract if it is not declared.
+        weights: A part of the name of the weights that are meant, for a checkpoint with several.
         output: Name of the output that is the embedding, for an ONNX file.
         constants: Input -> its numbers, for inputs of an ONNX file besides the image.
     """
@@ -73,6 +74,7 @@ class SourceOptions:
     arch: str | None = None
     spec: InputSpec | None = None
     faces: Faces | None = None
+    weights: str | None = None
     output: str | None = None
     constants: Mapping[str, F32] = field(default_factory=dict)
 
@@ -106,6 +108,10 @@ def open_source(source: Path, out: Path, options: SourceOptions) -> ExportSource
         return _open_weights(source, options, keep=True)
     if options.arch is not None:
         raise UsageError(f"--arch {options.arch} is for PyTorch weights; {source} has none")
+    if options.weights is not None:
+        raise UsageError(
+            f"--weights {options.weights} is for checkpoints; {source} is an ONNX file"
+        )
     return _open_onnx(source, options)
 
 
@@ -132,7 +138,7 @@ def _open_bundle_source(source: Path, out: Path, options: SourceOptions) -> Expo
 def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSource:
     from .torch_network import load_ranges, load_torch_network, network_to_onnx, saver
 
-    network, name, dim = load_torch_network(path, options.arch)
+    network, name, dim = load_torch_network(path, options.arch, options.weights)
     embed = module_embedder(network)
     size = (ALIGNED_SIZE, ALIGNED_SIZE)
     spec, search = _declared_or_found(path, embed, size, options.spec, options)

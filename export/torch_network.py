@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def load_torch_network(path: Path, arch: str | None = None) -> "tuple[nn.Module, str, int]":
+def load_torch_network(
+    path: Path, arch: str | None = None, weights: str | None = None
+) -> "tuple[nn.Module, str, int]":
     """Read a network's weights; see `distill.weights.load_network` for its errors.
 
     Args:
         path: A checkpoint.
         arch: The network's name, if the checkpoint does not hold it.
+        weights: A part of the name of the set that is meant, where the file holds several.
 
     Returns:
         The network in eval mode, its name, and D, the size of its embeddings.
@@ -40,12 +43,12 @@ def load_torch_network(path: Path, arch: str | None = None) -> "tuple[nn.Module,
         MachineError: torch is not installed.
     """
     try:
-        from ..distill import weights
+        from ..distill.weights import load_network
     except ImportError as error:
         raise MachineError(
             "exporting PyTorch weights needs torch", "pip install 'fr-edge[train]'"
         ) from error
-    return weights.load_network(path, arch)
+    return load_network(path, arch, weights)
 
 
 def load_ranges(path: Path) -> dict[str, float]:

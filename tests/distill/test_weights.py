@@ -1,5 +1,6 @@
 """Checkpoints: other trainers' names, wrappers, and files that must be refused."""
 
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -127,6 +128,86 @@ def test_other_trainers_checkpoints_load(name: str, wrap: str, tmp_path: Path) -
     assert (network_name, dim) == (name, 48)
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("mbf", "model."),
+        ("mobilefacenet", "net."),
+        ("mbf", "model._orig_mod."),
+        ("mobilefacenet", "backbone._orig_mod."),
+        ("iresnet18", "features.module."),
+        ("mobilefacenet", "module.model.net.backbone."),
+    ],
+)
+def test_any_chain_of_prefixes_is_peeled_off(name: str, wrap: str, tmp_path: Path) -> None:
+    """Lightning, torch.compile, CVLface, MagFace; a head beside the network does not disturb."""
+    network, state = foreign(name, LAYOUTS[name]())
+    saved = {wrap + key: value for key, value in state.items()}
+    saved["head.kernel"] = torch.ones(3)
+    torch.save({"state_dict": saved, "optimizer": {"state": {}}}, tmp_path / "last.ckpt")
+    loaded, network_name, _ = load_network(tmp_path / "last.ckpt")
+    assert network_name == name
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_raw_and_averaged_weights_are_not_chosen_between(inside: bool, tmp_path: Path) -> None:
+    _, raw = foreign("mbf", mbf_names())
+    network, averaged = foreign("mbf", mbf_names())
+    if inside:
+        parts = {"model.": raw, "ema.": averaged}
+        content = {"state_dict": {p + k: v for p, s in parts.items() for k, v in s.items()}}
+    else:
+        content = {"state_dict": raw, "state_dict_ema": averaged}
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(UsageError, match="holds 2 sets of weights") as caught:
+        load_network(tmp_path / "last.ckpt")
+    assert "--weights" in str(caught.value.hint)
+    assert "ema" in str(caught.value.hint)
+    loaded, _, _ = load_network(tmp_path / "last.ckpt", weights="ema")
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_mobilefacenets_whose_head_is_not_nested(tmp_path: Path) -> None:
+    """TreB1eN's and FaceX-Zoo's, with a scale and shift behind the embedding."""
+    network = build_network("mobilefacenet-affine", 48).eval()
+    names = [name.removeprefix("output_layer.") for name in adadistill_names()]
+    place = names.index("bn.running_mean")
+    names[place:place] = ["bn.weight", "bn.bias"]
+    ours = list(network.state_dict().values())
+    assert len(names) == len(ours)
+    torch.save(dict(zip(names, ours, strict=True)), tmp_path / "m.pth")
+    loaded, name, _ = load_network(tmp_path / "m.pth")
+    assert name == "mobilefacenet-affine"
+    face = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        assert torch.equal(loaded(face), network(face))
+
+
+def test_names_that_people_use(tmp_path: Path) -> None:
+    network = build_network("iresnet18", 16)
+    torch.save(network.state_dict(), tmp_path / "r18.pt")
+    assert load_network(tmp_path / "r18.pt", "r18")[1] == "iresnet18"
+
+
+def test_an_unknown_layout_and_a_program_are_named(tmp_path: Path) -> None:
+    torch.save({"input_layer.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "ir.pth")
+    with pytest.raises(ModelError, match=r"IR network of face\.evoLVe or AdaFace"):
+        load_network(tmp_path / "ir.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # people have such files all the same
+        script = torch.jit.trace(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 1, 1))
+    script.save(tmp_path / "script.pt")
+    with pytest.raises(ModelError, match="is TorchScript, a program"):
+        load_network(tmp_path / "script.pt")
+    program = torch.export.export(nn.Conv2d(1, 1, 1), (torch.zeros(1, 1, 1, 1),))
+    torch.export.save(program, tmp_path / "program.pt2")
+    with pytest.raises(ModelError, match=r"a torch\.export program"):
+        load_network(tmp_path / "program.pt2")
 
 
 def test_deep_iresnets_are_told_apart() -> None:
