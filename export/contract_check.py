@@ -6,7 +6,7 @@ show it by measurement. A contract that contradicts either is refused.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -14,10 +14,11 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..arrays import F64
 from ..errors import FacesError, ModelError
-from ..faces.contract import InputSpec
-from ..faces.sources import Faces, portable_name
+from ..faces.contract import NORMALIZATIONS, InputSpec, preprocess
+from ..faces.sources import Faces, portable_name, synthetic_faces
 from ..graph.edit import attribute
 from ..graph.run import Embed
+from ..metrics.verification import normalise
 from .preprocessing_search import (
     PreprocessingResult,
     contract_options,
@@ -35,6 +36,14 @@ _NORMALIZED_WIDTH = (0.5, 12.0)  # of normalized pixels, highest minus lowest; I
 _RAW_ZERO = (-30.0, 225.0)  # grey level 0..255 that a network for pixels maps to 0
 
 _UNIT_ZERO = (0.25, 0.75)  # the same for pixels 0..1; learned norms of other inputs have it near 0
+
+_HINT_FACES = "synthetic:16x1@3"
+
+_ALIKE = 0.7  # mean cosine of different synthetic faces; trained networks have 0.29 to 0.34
+
+_TIE = 0.05  # of that cosine
+
+_CLEARLY_LESS_ALIKE = 0.3  # networks with random weights find faces alike under every contract
 
 _CLEAR_LEAD = 0.05  # of d': a contract that is better by less is only warned of
 
@@ -151,6 +160,9 @@ def check_contract(
     result = _search(embed, spec, faces) if faces is not None else None
     if faces is None or result is None:
         verdict = "the contract was declared and not tried on faces"
+        if fits is None and (hint := _scale_hint(embed, spec)):
+            logger.warning("%s", hint)
+            verdict += f"; {hint}"
         return ContractCheck(operators, None, verdict, fits)
     if result.right is None:
         logger.warning(
@@ -163,6 +175,35 @@ def check_contract(
         _refuse_worse(result, spec, faces.where, force)
     right = result.right and fits is not False
     return ContractCheck(operators, portable_name(faces.where), result.verdict, right)
+
+
+def _scale_hint(embed: Embed, spec: InputSpec) -> str:
+    """A contract under which different faces look alike to the network, and one under which they do
+    not: the first layer was made for pixels on another scale, which no operator shows when the
+    normalization was folded into its weights."""
+    faces = synthetic_faces(_HINT_FACES)
+    pixels = np.stack([faces.read(index) for index in range(len(faces))])
+
+    def likeness(contract: InputSpec) -> float:
+        unit = normalise(embed(preprocess(pixels, contract)).reshape(len(pixels), -1))
+        return float(((unit @ unit.T).sum() - len(unit)) / (len(unit) * (len(unit) - 1)))
+
+    declared = likeness(spec)
+    if not declared > _ALIKE:
+        return ""
+    others = [replace(spec, mean=mean, std=std) for mean, std in NORMALIZATIONS.values()]
+    likenesses = [likeness(other) for other in others]
+    least = min(likenesses)
+    if not least < declared - _CLEARLY_LESS_ALIKE:
+        return ""
+    # Of several that do as well, the most usual.
+    best = next(o for o, alike in zip(others, likenesses, strict=True) if alike < least + _TIE)
+    return (
+        f"with {spec.describe()} different faces get nearly the same embedding (mean cosine"
+        f" {declared:.2f}), with {best.describe()} they do not ({least:.2f}): does the"
+        f" network's first layer normalize pixels? Compare {contract_options(best)}, or check with"
+        " --faces"
+    )
 
 
 def _search(embed: Embed, spec: InputSpec, faces: Faces) -> PreprocessingResult | None:

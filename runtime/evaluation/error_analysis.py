@@ -10,7 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from ...arrays import F32, F64, I64, U8
+from ...bundle.manifest import Bundle
 from ...faces.contract import ContractVariant, InputSpec, contract_variants, preprocess
+from ...faces.sources import Faces
+from ...metrics.decidability import PairSums, d_prime, d_prime_lead, pair_sums
 from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
@@ -29,6 +32,10 @@ _ODD = 10.0  # faces whose error is so many times the median's are not the tail 
 
 _MIXED_LABELS = 0.3  # share of doubtful faces from which labels and network cannot be told apart
 _MANY_WRONG = 0.05  # share of faces in the wrong folder from which rates prove nothing
+_CONTRACT_PEOPLE = 20  # with two faces: fewer show no contract
+_CONTRACT_TRIED = 120  # people on whom the best other contract is tried
+_SCOUTED = 10  # people on whom every contract is tried
+_CLEAR_LEAD = 0.05  # of d', from which a better contract casts doubt, as at export
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
@@ -147,6 +154,80 @@ def label_doubts(
         "not know these people"
     )
     return text, True
+
+
+def contract_doubt(
+    reference: Session, embeddings: F32, faces: Faces, spec: InputSpec, checked: bool | None
+) -> str:
+    """Whether the reference separates people better under another input contract than the bundle's.
+
+    Each usual contract is tried on a few people, the best one then on many, all of whom are
+    compared with themselves under the bundle's contract.
+
+    Args:
+        reference: model.onnx in FP32.
+        embeddings: Of the faces by the reference under the bundle's contract, `(N, D) float32`.
+        faces: The N faces, of known people. Synthetic ones show no contract.
+        spec: The bundle's input contract.
+        checked: What the check at export showed; with True nothing is tried.
+
+    Returns:
+        A sentence; empty where the contract is right or these people do not show another.
+    """
+    declared = f"the input contract ({spec.describe()}) is not the one of the network's training"
+    if checked is False:
+        return f"{declared}, as export found; it was forced"
+    picks, labels = _two_faces_each(faces)
+    if checked or faces.synthetic or labels[-1] + 1 < _CONTRACT_PEOPLE:
+        return ""
+    images = np.stack([faces.read(index) for index in picks])
+
+    def separation(variant: ContractVariant, count: int) -> PairSums:
+        parts = [
+            reference.embed_tensor(variant.inputs(images[start : min(start + 32, count)]))
+            for start in range(0, count, 32)
+        ]
+        return pair_sums(np.concatenate(parts), labels[:count])
+
+    others = [v for v in contract_variants(spec) if v.view == "upright" and v.spec != spec]
+    scouts = {v: d_prime(separation(v, min(len(picks), 2 * _SCOUTED))) for v in others}
+    best = max(scouts, key=lambda variant: scouts[variant])
+    own, other = pair_sums(embeddings[picks], labels), separation(best, len(picks))
+    lead = d_prime(other) - d_prime(own)
+    if lead < _CLEAR_LEAD * d_prime(own) or d_prime_lead(other, own)[0] <= 0:
+        return ""
+    return (
+        f"{declared}: with {best.spec.describe()} it separates {labels[-1] + 1} of these people"
+        f" better, d' {d_prime(other):.2f} instead of {d_prime(own):.2f}"
+    )
+
+
+def contract_check_of(bundle: Bundle) -> bool | None:
+    """What the last export found about the input contract.
+
+    Args:
+        bundle: An open bundle.
+
+    Returns:
+        Whether it is right; None where it was not tried on faces, or they could not tell.
+    """
+    for entry in reversed(bundle.history):
+        check = entry.get("summary", {}).get("contract")
+        if entry.get("stage") == "export" and isinstance(check, Mapping):
+            right = check.get("right")
+            return False if right is False else True if right and check.get("faces") else None
+    return None
+
+
+def _two_faces_each(faces: Faces) -> tuple[list[int], I64]:
+    """Two faces of each of at most `_CONTRACT_TRIED` people, and whose they are, 0, 0, 1, 1, ..."""
+    by_person = np.argsort(faces.labels, kind="stable")
+    starts = np.flatnonzero(np.diff(faces.labels[by_person], prepend=-1))
+    counts = np.diff(starts, append=len(by_person))
+    firsts = starts[counts > 1]
+    firsts = firsts[np.linspace(0, len(firsts) - 1, min(len(firsts), _CONTRACT_TRIED)).astype(int)]
+    picks = by_person[np.stack([firsts, firsts + 1], axis=1).reshape(-1)]
+    return [int(pick) for pick in picks], np.repeat(np.arange(len(firsts)), 2)
 
 
 def _own_and_other(unit: F32, person: I64, several: I64) -> tuple[F32, F32]:

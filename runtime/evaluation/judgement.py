@@ -7,6 +7,8 @@ from ...metrics.comparison import VerificationComparison
 from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange
 from ...metrics.strata import MIN_STRATUM_PAIRS
 from ...metrics.verification import far_name
+from ..onnxruntime_session import ONNXRUNTIME
+from ..session import Session
 from .gates import (
     CANNOT_JUDGE,
     FAILED,
@@ -191,6 +193,26 @@ def gallery_advice(
     else:
         verdict = "keep the gallery" if stays else "enrol again"
     return GalleryAdvice(verdict, far_name(mixed.far), mixed.delta, mixed.threshold.engine)
+
+
+def arithmetic_notes(session: Session) -> list[str]:
+    """What a verdict on the CPU does not cover, in words.
+
+    Args:
+        session: What was judged.
+    """
+    if session.backend != ONNXRUNTIME:
+        return []
+    notes = ["TensorRT's arithmetic: this ran on onnxruntime's CPU"]
+    if session.artifact == "graph":
+        notes.append("an engine: the ONNX graph was judged, with every rounding of its Q/DQ nodes")
+    elif session.int8_in_float:
+        notes.append(
+            f"INT8 rounding in {session.int8_in_float} of {session.int8_layers} INT8 layers, which"
+            " compute in float on this CPU; --artifact graph judges every rounding, as TensorRT"
+            " does it"
+        )
+    return notes
 
 
 def _unmeasured_gates(limits: Limits) -> Iterator[Gate]:

@@ -29,10 +29,16 @@ from ...progress import Track, silent
 from ..machine.device import describe_device
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Artifact, Session, open_session, session_provenance
-from .error_analysis import explain_all, label_doubts, strata_doubts
+from .error_analysis import (
+    contract_check_of,
+    contract_doubt,
+    explain_all,
+    label_doubts,
+    strata_doubts,
+)
 from .gallery import compare_gallery
 from .gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, gate_reasons, overall_verdict
-from .judgement import gallery_advice, judge_gates, reference_doubt
+from .judgement import arithmetic_notes, gallery_advice, judge_gates, reference_doubt
 from .limits import POLICY_NAME, Limits, kept_policy, merged_policy, with_policy_signatures
 from .reference import (
     PairedEmbeddings,
@@ -165,7 +171,7 @@ def verify(
         gates, not_measured = judge_gates(
             limits, session.precision, golden, measured.drift, measured.comparison
         )
-        doubts, findings = _doubts(faces, measured, limits)
+        doubts, findings = _doubts(sides, faces, measured, limits)
         reasons = gate_reasons(gates) + doubts
         verdict = overall_verdict(reason.verdict for reason in reasons)
         if verdict == FAILED:
@@ -191,7 +197,7 @@ def verify(
         teacher=migration,
         findings=tuple(findings),
         faces=summarize_faces(faces, pairs),
-        not_measured=(*not_measured, *_arithmetic_notes(session)),
+        not_measured=(*not_measured, *arithmetic_notes(session)),
         report=report_name(
             "verify",
             session,
@@ -328,7 +334,7 @@ def _measure_degraded(sides: _Sides, faces: Faces, measured: _Measured) -> _Meas
 
 
 def _doubts(
-    faces: Faces | None, measured: _Measured, limits: Limits
+    sides: _Sides, faces: Faces | None, measured: _Measured, limits: Limits
 ) -> tuple[list[VerdictReason], list[str]]:
     """What in the reference, the faces and their labels decides the verdict, and what only looks
     wrong."""
@@ -358,6 +364,10 @@ def _doubts(
             decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
         elif text:
             others.append(text)
+        checked, spec = contract_check_of(sides.bundle), sides.bundle.spec
+        if text := contract_doubt(sides.reference, reference, faces, spec, checked):
+            cure = "export again: `fr-edge find-preprocessing` finds the contract"
+            decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
     return decide, others
 
 
@@ -374,22 +384,6 @@ def _causes(sides: _Sides, faces: Faces | None, measured: _Measured) -> list[str
         suspects = {"the reference embeddings": measured.embeddings.reference[: len(sample)]}
         causes += explain_all(suspects, sample, sides.reference, spec)
     return causes
-
-
-def _arithmetic_notes(session: Session) -> list[str]:
-    """What a verdict on the CPU does not cover."""
-    if session.backend != ONNXRUNTIME:
-        return []
-    notes = ["TensorRT's arithmetic: this ran on onnxruntime's CPU"]
-    if session.artifact == "graph":
-        notes.append("an engine: the ONNX graph was judged, with every rounding of its Q/DQ nodes")
-    elif session.int8_in_float:
-        notes.append(
-            f"INT8 rounding in {session.int8_in_float} of {session.int8_layers} INT8 layers, which"
-            " compute in float on this CPU; --artifact graph judges every rounding, as TensorRT"
-            " does it"
-        )
-    return notes
 
 
 def _digests(*files: Path | None) -> list[str | None]:

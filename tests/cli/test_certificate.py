@@ -195,6 +195,7 @@ def test_the_wrong_contract_never_passes(tmp_path: Path, distinct: Path, capsys:
     code, wrong = verdicts["insightface"]
     assert (code, wrong["verdict"], wrong["passed"]) == (1, "CANNOT JUDGE", False)
     assert "keep the gallery" not in json.dumps(wrong)
+    assert "as export found; it was forced" in json.dumps(wrong["reasons"])
 
 
 # 4. Weaker runs, 5. other backends, 6. other sets of the same name.

@@ -258,3 +258,54 @@ def test_a_real_network_under_a_wrong_contract(real_data: Path, tmp_path: Path) 
     with pytest.raises(ModelError, match="is not the one that this network") as raised:
         export_onnx(real_data / "mobilefacenet_casia.onnx", tmp_path / "b", spec=wrong, faces=faces)
     assert "--preset insightface --size 112x96" in raised.value.hint
+
+
+# A normalization that was folded into the first layer's weights, which no operator shows.
+
+
+def folded(path: Path) -> Path:
+    """A network for pixels 0..255: (x - 127.5) / 128 stands in the weights and biases of its Conv."""
+    random = np.random.default_rng(3)
+    weights = random.normal(0, 0.2, (16, 3, 7, 7))
+    arrays = {
+        "w": weights / 128,
+        "b": random.normal(0, 0.1, 16) - weights.sum(axis=(1, 2, 3)) * 127.5 / 128,
+        "dense": random.normal(0, 0.05, (16 * 256, 64)),
+        "bias": random.normal(0, 0.1, 64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["data", "w", "b"], ["conv"], strides=[7, 7]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("Flatten", ["relu"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "dense", "bias"], ["out"]),
+    ]
+    sides = (("data", ("N", 3, 112, 112)), ("out", ("N", 64)))
+    data, out = (helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in sides)
+    stored = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "folded", [data], [out], stored)
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
+    return path
+
+
+def test_a_folded_normalization_is_hinted_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(folded(tmp_path / "folded.onnx"))
+    for preset, hinted in (("insightface", True), ("imagenet", True), ("raw", False)):
+        root = tmp_path / f"{preset}.bundle"
+        assert run(["export", source, "--out", str(root), "--preset", preset]) == 0
+        message = capsys.readouterr().err
+        assert ("does the network's first layer normalize pixels?" in message) == hinted
+        assert ("Compare --preset raw" in message) == hinted
+        verdict = open_bundle(root).history[0]["summary"]["contract"]["verdict"]
+        assert ("--preset raw" in verdict) == hinted
+
+
+@pytest.mark.real
+def test_a_real_network_for_normalized_pixels_under_raw(
+    real_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = InputSpec(width=96, mean=(0.0,) * 3, std=(1.0,) * 3)
+    export_onnx(real_data / "mobilefacenet_casia.onnx", tmp_path / "b", spec=spec)
+    assert "Compare --preset insightface" in caplog.text

@@ -6,15 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle, transaction
-from fr_edge.faces.contract import PRESETS, preprocess
+from fr_edge.export.export import export_onnx
+from fr_edge.faces.contract import PRESETS, InputSpec, preprocess
 from fr_edge.faces.sources import Faces
 from fr_edge.metrics.comparison import compare_verification
 from fr_edge.metrics.rates import measure_drift
 from fr_edge.runtime.evaluation.embeddings_file import origin_of, write_embeddings
-from fr_edge.runtime.evaluation.error_analysis import explain, label_doubts, strata_doubts
+from fr_edge.runtime.evaluation.error_analysis import (
+    contract_doubt,
+    explain,
+    label_doubts,
+    strata_doubts,
+)
 from fr_edge.runtime.evaluation.verify import verify
 from fr_edge.runtime.onnxruntime_session import CpuSession
 from fr_edge.runtime.session import embed_faces, open_session
@@ -189,3 +197,59 @@ def test_a_kind_of_face_that_fails_alone_is_named(seed: int, share: float) -> No
     assert said(np.where(odd[:, None], 10 * noise, noise)).startswith("bearded faces alone")
     assert said(noise) == ""
     assert said(10 * noise) == ""
+
+
+# The input contract.
+
+
+def write_red_network(path: Path) -> Path:
+    """A network that looks at the first channel alone."""
+    random = np.random.default_rng(2)
+    weights = random.normal(0, 0.2, (16, 3, 7, 7))
+    weights[:, 1:] = 0
+    arrays = {"w": weights, "dense": random.normal(0, 0.05, (16 * 256, 64)), "bias": np.zeros(64)}
+    nodes = [
+        helper.make_node("Conv", ["data", "w"], ["conv"], strides=[7, 7]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("Flatten", ["relu"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "dense", "bias"], ["out"]),
+    ]
+    shapes = ("data", ("N", 3, 112, 112)), ("out", ("N", 64))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes]
+    stored = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "red", ends[:1], ends[1:], stored)
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
+    return path
+
+
+def colourful_people(count: int) -> Faces:
+    """Whose red differs from person to person, and whose blue does less and is noisier."""
+    random = np.random.default_rng(5)
+    tiles = random.normal(0, 1, (count, 16, 16, 3)).repeat(7, axis=1).repeat(7, axis=2)
+    noise = random.normal(0, 1, (count, 2, 112, 112, 3))
+    blocks = random.normal(0, 0.5, (count, 2, 16, 16, 3)) * (1, 1, 4)
+    noise = noise / 4 + blocks.repeat(7, axis=2).repeat(7, axis=3)
+    pixels = np.clip(127.5 + 40 * (tiles[:, None] + noise), 0, 255).astype(np.uint8)
+    keys = tuple(f"{person}/{face}" for person in range(count) for face in range(2))
+    return Faces("people", keys, np.repeat(np.arange(count), 2), lambda i: pixels[i // 2, i % 2])
+
+
+def test_a_better_contract_casts_doubt(tmp_path: Path) -> None:
+    network, faces = write_red_network(tmp_path / "red.onnx"), colourful_people(30)
+
+    def doubt(channels: str, source: Faces = faces, checked: bool | None = None) -> str:
+        spec = InputSpec(channels=channels)
+        bundle = export_onnx(network, tmp_path / f"{channels}.bundle", spec=spec).bundle
+        with open_session(bundle, "fp32", artifact="graph") as session:
+            return contract_doubt(session, embed_faces(session, source), source, spec, checked)
+
+    assert doubt("RGB") == ""
+    text = doubt("BGR")
+    assert "BGR 112x112, (x - 127.5) / 127.5) is not the one of the network's training" in text
+    assert "with RGB 112x112" in text
+    assert "separates 30 of these people better" in text
+    assert doubt("BGR", checked=True) == ""  # export confirmed it on other faces
+    assert "it was forced" in doubt("RGB", checked=False)
+    assert doubt("BGR", source=replace(faces, synthetic=True)) == ""
+    assert doubt("BGR", source=colourful_people(19)) == ""  # too few people
