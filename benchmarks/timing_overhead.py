@@ -1,10 +1,10 @@
 """What does measuring cost, does comparing every batch move it, and do two measurements agree?
 
-With BUNDLE, its engine is timed with and without comparing the embeddings of every run, in turn, so
-that both see the same machine. Without, work of about a millisecond is timed by `time_runs` with all
-that `benchmark` does between runs, and by a bare loop, in turn; then the same benchmark is run twice,
-20 times over: how often do the intervals of the medians meet?
-`python benchmarks/timing_overhead.py [BUNDLE] [--engine fp32] [--rounds 40] [--threads 1]`
+With BUNDLE, its engine is timed, and a die decides after each run whether its embeddings are
+compared: does the next run take longer then? Without, work of about a millisecond is timed by
+`time_runs` with all that `benchmark` does between runs, and by a bare loop, in turn; then the same
+benchmark is run twice, 20 times over: how often do the intervals of the medians meet?
+`python benchmarks/timing_overhead.py [BUNDLE] [--engine fp32] [--seconds 20] [--threads 1]`
 """
 
 import argparse
@@ -27,55 +27,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", nargs="?")
     parser.add_argument("--engine", default="fp32")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.bundle:
-        compare_checks(args.bundle, args.engine, args.rounds, args.threads)
+        compare_checks(args.bundle, args.engine, args.seconds, args.threads)
     else:
         compare_loops()
 
 
-def compare_checks(bundle: str, engine: str, rounds: int, threads: int) -> None:
-    """Latency with a check after every run over latency without, of blocks that take turns.
+def compare_checks(bundle: str, engine: str, seconds: float, threads: int) -> None:
+    """Latency of runs that follow a check over that of runs that follow none, by the toss of a die.
 
     Time is CPU time of the thread that runs the engine, so that other programs do not count; the
-    caches that a check may have cooled do. The check is also made to do its most: embeddings that
-    differ in their last digits.
+    caches that a check may have cooled do. "nearly" is the check at its dearest: embeddings that
+    differ in their last digits. The medians' errors are from a bootstrap over the runs.
     """
     subject = EngineUnderTest(open_bundle(bundle), engine, "onnxruntime", end_to_end=False)
     for batch in (1, 8):
-        equal = subject.workload(Setting(batch, threads))
-        near = subject.workload(Setting(batch, threads))
+        work, near = (subject.workload(Setting(batch, threads)) for _ in range(2))
         near._expected = [rows * np.float32(1 + 1e-6) for rows in near._expected]
-        checks: dict[str, Callable[[int, int], None]] = {
-            "no check": lambda index, ns: None,
-            "check, equal": lambda index, ns, work=equal: work.check(index),  # type: ignore[misc]
-            "check, nearly": lambda index, ns, work=near: work.check(index),  # type: ignore[misc]
-        }
-        found: dict[str, list[list[float]]] = {name: [] for name in checks}
-        for turn in range(rounds):
-            order = list(checks) if turn % 2 else list(checks)[::-1]
-            for name in order:
-                work = near if name == "check, nearly" else equal
-                timed = time_runs(
-                    work.run,
-                    0.3,
-                    100,
-                    warmup_s=0.05,
-                    clock=time.thread_time_ns,
-                    between=checks[name],
-                )
-                found[name].append([timed.latencies.percentile(q) for q in (50, 90)])
-        base = np.array(found["no check"])
-        for name, rows in found.items():
-            ratio = np.array(rows) / base
-            p50, p90 = np.median(ratio, axis=0)
-            quarters = np.percentile(ratio[:, 0], (25, 75))
+        random = np.random.default_rng(0)
+        kinds = ("no check", "check, equal", "check, nearly")
+        rows: dict[str, list[int]] = {kind: [] for kind in kinds}
+        last = kinds[0]
+
+        def between(index: int, ns: int) -> None:
+            nonlocal last
+            rows[last].append(ns)  # noqa: B023
+            last = kinds[random.integers(3)]  # noqa: B023
+            if last == "check, equal":
+                work.check(index)  # noqa: B023
+            elif last == "check, nearly":
+                near._last = work._last  # noqa: B023
+                near.check(index)  # noqa: B023
+
+        time_runs(work.run, seconds, 100, clock=time.thread_time_ns, between=between)
+        base = np.array(rows[kinds[0]])
+        for kind in kinds:
+            values = np.array(rows[kind])
+            ratios = [
+                np.median(random.choice(values, len(values)))
+                / np.median(random.choice(base, len(base)))
+                for _ in range(200)
+            ]
+            p90 = np.percentile(values, 90) / np.percentile(base, 90)
             print(
-                f"batch {batch}, {name}: p50 {np.median(np.array(rows)[:, 0]):.4f} ms, ratio"
-                f" {p50:.4f} (middle half {quarters[0]:.4f} to {quarters[1]:.4f}), p90 ratio"
-                f" {p90:.4f}",
+                f"batch {batch}, after {kind}: {len(values)} runs, p50 {np.median(values) / 1e6:.4f}"
+                f" ms, ratio {np.median(values) / np.median(base):.4f} +- {np.std(ratios):.4f},"
+                f" p90 ratio {p90:.4f}",
                 flush=True,
             )
 
