@@ -196,7 +196,7 @@ def _scaled_variance(means: F64) -> float:
 
 def _student_t(freedom: int) -> float:
     """Student's t for 95 %, by its expansion around the normal quantile (Abramowitz and Stegun,
-    26.7.5); within .001 from 10 degrees of freedom on."""
+    26.7.5); within .001 from 7 degrees of freedom on."""
     z = _Z
     terms = (
         (z**3 + z) / 4,
