@@ -50,7 +50,7 @@ def _parse_constant(text: str) -> "tuple[str, F32]":
 )
 @click.option("--mean", metavar="X|R,G,B", help="Subtracted from pixels 0..255.")
 @click.option("--std", metavar="X|R,G,B", help="Divides after the subtraction.")
-@click.option("--channels", metavar="RGB|BGR", help="Channel order.")
+@click.option("--channels", metavar="RGB|BGR|grey", help="Channel order, or one channel.")
 @click.option("--size", metavar="HxW", help="Input size; 112x112 by default.")
 @options.faces(what="Find or check the contract on faces of several people")
 @click.option(

@@ -250,12 +250,12 @@ def _ranks_without(model: ModelProto, slopes: Mapping[str, TensorProto]) -> dict
 
 
 def _channels_first(graph: ir.Graph) -> None:
-    """An image `(N, H, W, 3)` becomes `(N, 3, H, W)` with a Transpose behind it."""
+    """An image `(N, H, W, C)` becomes `(N, C, H, W)` with a Transpose behind it."""
     if len(graph.inputs) != 1:
         return
     face = graph.inputs[0]
     dims = list(face.shape or ())
-    if len(dims) != 4 or dims[3] != 3 or dims[1] == 3:
+    if len(dims) != 4 or dims[3] not in (1, 3) or dims[1] in (1, 3):
         return
     transpose = ir.node("Transpose", [face], {"perm": [0, 2, 3, 1]})
     transposed = transpose.outputs[0]
@@ -263,7 +263,7 @@ def _channels_first(graph: ir.Graph) -> None:
     for reader, index in [(use.node, use.idx) for use in face.uses()]:
         if reader is not transpose:
             reader.replace_input_with(index, transposed)
-    face.shape = ir.Shape([dims[0], 3, *dims[1:3]])
+    face.shape = ir.Shape([dims[0], dims[3], *dims[1:3]])
     graph.insert_before(graph[0], transpose)
 
 

@@ -47,7 +47,7 @@ class ContractCandidate:
 
     Attributes:
         name: The normalization, see `faces.contract.NORMALIZATIONS`.
-        channels: "RGB" or "BGR".
+        channels: "RGB", "BGR" or "GREY".
         input: The whole contract.
         view: How the faces were turned, see `faces.contract.VIEWS`.
         d_prime: Decidability of genuine and impostor scores.
@@ -131,7 +131,8 @@ def find_preprocessing(
     size = (face.height or ALIGNED_SIZE, face.width or ALIGNED_SIZE)
     declared = bundle.spec if bundle else contract_of(model)
     embed = onnx_embedder(model.SerializeToString())
-    return rank_contracts(embed, size, faces, declared, limit=limit, track=track)
+    grey = face.channels == 1
+    return rank_contracts(embed, size, faces, declared, grey=grey, limit=limit, track=track)
 
 
 def rank_contracts(
@@ -140,6 +141,7 @@ def rank_contracts(
     faces: Faces,
     declared: InputSpec | None = None,
     *,
+    grey: bool = False,
     limit: int = 160,
     track: Track = silent,
 ) -> PreprocessingResult:
@@ -150,6 +152,7 @@ def rank_contracts(
         size: H and W of the network's input, in pixels.
         faces: Faces of at least 8 people with two images each.
         declared: The contract that is declared, if any.
+        grey: Whether the network takes one channel, where none is declared.
         limit: Images at most.
         track: Reports progress.
 
@@ -173,7 +176,8 @@ def rank_contracts(
         return [trial(variant, count) for variant in track(variants, label, len(variants))]
 
     few = min(_SCOUTS, len(images))
-    spec = replace(declared or InputSpec(), height=size[0], width=size[1])
+    usual = InputSpec(channels="GREY" if grey else "RGB")
+    spec = replace(declared or usual, height=size[0], width=size[1])
     variants = [v for v in contract_variants(spec) if v.view == "upright"]
     scouts = trials(variants, "trying contracts, upright", few)
     best = max(scouts, key=_score).variant

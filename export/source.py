@@ -167,7 +167,14 @@ def _open_onnx(path: Path, options: SourceOptions, *, side_files: bool = True) -
     if own is None and options.spec is None:
         own = _pixels_in(path, given, model)
     size = (face.height or ALIGNED_SIZE, face.width or ALIGNED_SIZE)
-    spec, search = _declared_or_found(path, embed, size, own or options.spec, options)
+    grey = face.channels == 1
+    spec, search = _declared_or_found(path, embed, size, own or options.spec, options, grey=grey)
+    if face.channels and face.channels != spec.shape[0]:
+        raise UsageError(
+            f"the network takes {'one channel' if grey else 'three channels'}, the contract says"
+            f" {spec.channels}",
+            "add --channels grey" if grey else "leave --channels grey out",
+        )
     size = (face.height or spec.height, face.width or spec.width)
     if size != (spec.height, spec.width):
         raise UsageError(
@@ -184,6 +191,8 @@ def _pixels_in(path: Path, given: ModelProto, model: ModelProto) -> InputSpec | 
     if not takes_pixels(given) and (own is None or own.pixel_range != 255.0):
         return None
     raw = PRESETS["raw"]
+    if model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 1:
+        return replace(raw, channels="GREY")
     logger.info(
         "%s normalizes pixels itself: %s, the channels' order taken as RGB (else --preset raw"
         " --channels BGR)",
@@ -199,16 +208,18 @@ def _declared_or_found(
     size: tuple[int, int],
     declared: InputSpec | None,
     options: SourceOptions,
+    *,
+    grey: bool = False,
 ) -> tuple[InputSpec, PreprocessingResult | None]:
     """The contract, and the search that it comes from where it is not declared."""
     if declared is not None:
         return declared, None
-    search = _find_contract(path, embed, size, options)
+    search = _find_contract(path, embed, size, options, grey)
     return search.best.input, search
 
 
 def _find_contract(
-    path: Path, embed: Embed, size: tuple[int, int], options: SourceOptions
+    path: Path, embed: Embed, size: tuple[int, int], options: SourceOptions, grey: bool
 ) -> PreprocessingResult:
     """The contracts on the faces, or an error that asks for a declaration."""
     why = f"{path} does not say how a face becomes its input (channel order, mean, std)"
@@ -218,7 +229,7 @@ def _find_contract(
     )
     if options.faces is None:
         raise UsageError(why, hint)
-    result = rank_contracts(embed, size, options.faces)
+    result = rank_contracts(embed, size, options.faces, grey=grey)
     if not result.separates or result.best.view not in ("upright", "mirrored"):
         raise UsageError(
             f"{why}, and {options.faces.where} does not show it: {result.verdict}", hint

@@ -26,6 +26,9 @@ ARCFACE_TEMPLATE = (  # eyes, nose tip, mouth corners (x, y) in the 112x112 fram
     (70.7299, 92.2041),
 )
 
+LUMA_UNIT = 1 << 16
+LUMA = (19595, 38470, 7471)  # .299, .587, .114 of LUMA_UNIT: what Pillow's conversion to L takes
+
 Triple = tuple[float, float, float]
 
 
@@ -34,14 +37,14 @@ class InputSpec:
     """How a network's input is made from an aligned 112x112 RGB face.
 
     The face is scaled so that its side is `max(height, width)`, cropped at the centre to
-    `height x width`, put into `channels` order, and becomes `(pixel - mean) / std`.
+    `height x width`, put into `channels` order or made grey, and becomes `(pixel - mean) / std`.
 
     Attributes:
         height: Of the input, in pixels.
         width: Of the input, in pixels.
-        channels: `RGB` or `BGR`.
-        mean: Per channel of the input, in grey levels 0..255.
-        std: Per channel of the input, in grey levels.
+        channels: `RGB`, `BGR`, or `GREY` for one channel, the luma of ITU-R BT.601.
+        mean: Per channel of the input, in grey levels 0..255; three equal numbers for `GREY`.
+        std: Per channel of the input, in grey levels, likewise.
         layout: `NCHW`.
         template: Name of the landmarks' template that faces are aligned to.
         l2_normalised: Whether the network's own output has unit length.
@@ -61,19 +64,21 @@ class InputSpec:
             raise DataError(f"input size {self.height}x{self.width} is outside 8..1024 pixels")
         if not isinstance(self.height, int) or not isinstance(self.width, int):
             raise DataError(f"input size {self.height}x{self.width} is not in whole pixels")
-        if self.channels not in ("RGB", "BGR"):
-            raise DataError(f"channel order is RGB or BGR, found {self.channels!r}")
+        if self.channels not in ("RGB", "BGR", "GREY"):
+            raise DataError(f"channels are RGB, BGR or GREY, found {self.channels!r}")
         if self.layout != "NCHW":
             raise DataError(f"layout is NCHW, found {self.layout!r}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise DataError("mean and std hold three numbers, one per channel")
         if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise DataError(f"mean {self.mean} and std {self.std} must be finite, std above 0")
+        if self.channels == "GREY" and (len({*self.mean}) > 1 or len({*self.std}) > 1):
+            raise DataError(f"a grey input has one mean and one std, found {self.mean}, {self.std}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the input."""
-        return (3, self.height, self.width)
+        return (1 if self.channels == "GREY" else 3, self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, with mean and std exact: a network is fed by them."""
@@ -146,17 +151,19 @@ def contract_variants(spec: InputSpec) -> list[ContractVariant]:
         spec: The declared contract; its size is that of all variants.
 
     Returns:
-        Every normalization in both channel orders, the most usual first (the contract's own comes
+        Every normalization in both channel orders (a grey contract: grey), the most usual first (the contract's own comes
         last, as `declared`, when it is not among the usual ones), then the contract in each view
         that is not upright.
     """
     normalizations = dict(NORMALIZATIONS)
     if (spec.mean, spec.std) not in normalizations.values():
         normalizations["declared"] = (spec.mean, spec.std)
+    grey = spec.channels == "GREY"
     variants = [
         ContractVariant(name, replace(spec, channels=channels, mean=mean, std=std))
         for name, (mean, std) in normalizations.items()
-        for channels in ("RGB", "BGR")
+        if not grey or len({*mean}) == len({*std}) == 1
+        for channels in (("GREY",) if grey else ("RGB", "BGR"))
     ]
     own = next(v.name for v in variants if (v.spec.mean, v.spec.std) == (spec.mean, spec.std))
     return variants + [ContractVariant(own, spec, view) for view in list(VIEWS)[1:]]
@@ -210,7 +217,7 @@ def make_spec(
         preset: A key of `PRESETS`; `insightface` by default.
         mean: One number or three, `127.5` or `1,2,3`, in grey levels.
         std: As the mean.
-        channels: `RGB` or `BGR`.
+        channels: `RGB`, `BGR` or `grey`.
         size: `HEIGHTxWIDTH` or a side, in pixels.
 
     Raises:
@@ -236,7 +243,7 @@ def with_overrides(
         spec: The contract.
         mean: One number or three, in grey levels; None keeps the contract's.
         std: As the mean.
-        channels: `RGB` or `BGR`.
+        channels: `RGB`, `BGR` or `grey`.
         size: `HEIGHTxWIDTH` or a side, in pixels.
 
     Raises:
@@ -248,7 +255,7 @@ def with_overrides(
     if std is not None:
         changes["std"] = _triple(std, "--std")
     if channels is not None:
-        changes["channels"] = channels.upper()
+        changes["channels"] = "GREY" if channels.lower() == "gray" else channels.upper()
     if size is not None:
         changes["height"], changes["width"] = _size(size)
     try:
@@ -284,7 +291,7 @@ def preprocess(faces: U8, spec: InputSpec) -> F32:
         spec: The network's contract.
 
     Returns:
-        `(N, 3, H, W) float32`.
+        `(N, 3, H, W) float32`, `(N, 1, H, W)` for a grey contract.
     """
     side = max(spec.height, spec.width)
     if faces.shape[1:] != (ALIGNED_SIZE, ALIGNED_SIZE, 3) or faces.dtype != np.uint8:
@@ -301,9 +308,24 @@ def preprocess(faces: U8, spec: InputSpec) -> F32:
     faces = faces[:, top : top + spec.height, left : left + spec.width]
     if spec.channels == "BGR":
         faces = faces[..., ::-1]
+    elif spec.channels == "GREY":
+        faces = luma(faces)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    out = (faces.astype(np.float32) - mean) / std
+    out = (faces.astype(np.float32) - mean[: faces.shape[3]]) / std[: faces.shape[3]]
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+
+
+def luma(faces: U8) -> U8:
+    """Grey levels of colour images: ITU-R BT.601's luma as Pillow's mode L computes it.
+
+    Args:
+        faces: RGB `(N, H, W, 3) uint8`.
+
+    Returns:
+        `(N, H, W, 1) uint8`, rounded.
+    """
+    weighted = faces.astype(np.int64) @ np.array(LUMA, np.int64)
+    return ((weighted + LUMA_UNIT // 2) // LUMA_UNIT).astype(np.uint8)[..., None]
 
 
 def _resized(face: U8, side: int) -> U8:

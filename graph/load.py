@@ -35,12 +35,14 @@ class ImageInput:
 
     Attributes:
         name: The input's name.
+        channels: 3, or 1 for a grey image.
         batch: Faces per run; None where the graph leaves it open, like the others.
         height: Pixels.
         width: Pixels.
     """
 
     name: str
+    channels: int | None
     batch: int | None
     height: int | None
     width: int | None
@@ -180,9 +182,9 @@ def _shape(value: ValueInfoProto) -> ImageInput:
     shown = "x".join("?" if size is None else str(size) for size in sizes) or "without a shape"
     if len(sizes) != 4:
         raise ModelError(f"input {value.name} is {shown}; expected Nx3xHxW, rank 4")
-    if sizes[1] not in (3, None):
-        raise ModelError(f"input {value.name} is {shown}; expected 3 channels, Nx3xHxW")
-    return ImageInput(value.name, sizes[0], sizes[2], sizes[3])
+    if sizes[1] not in (1, 3, None):
+        raise ModelError(f"input {value.name} is {shown}; expected 3 channels or 1, Nx3xHxW")
+    return ImageInput(value.name, sizes[1], sizes[0], sizes[2], sizes[3])
 
 
 def _type(number: int) -> str:

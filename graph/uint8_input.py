@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..errors import UsageError
-from ..faces.contract import ALIGNED_SIZE, InputSpec
+from ..faces.contract import ALIGNED_SIZE, LUMA, LUMA_UNIT, InputSpec
 
 UINT8_SHAPE = (ALIGNED_SIZE, ALIGNED_SIZE, 3)  # an aligned face, RGB
 
@@ -19,7 +19,7 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     """Put `faces.contract.preprocess` in front of a network.
 
     Args:
-        model: A model with one input `(N, 3, H, W) float32`.
+        model: A model with one input `(N, C, H, W) float32`.
         spec: Its input contract.
 
     Returns:
@@ -38,21 +38,30 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     copy.CopyFrom(model)
     graph, face = copy.graph, model.graph.input[0].name
     top, left = (side - spec.height) // 2, (side - spec.width) // 2
-    order = [0, 1, 2] if spec.channels == "RGB" else [2, 1, 0]
+    grey = spec.channels == "GREY"
+    order = [2, 1, 0] if spec.channels == "BGR" else [0, 1, 2]
+    count = spec.shape[0]
     constants: dict[str, npt.NDArray[Any]] = {
         "raw_starts": np.array([top, left], np.int64),
         "raw_ends": np.array([top + spec.height, left + spec.width], np.int64),
         "raw_axes": np.array([1, 2], np.int64),
-        "raw_order": np.array(order, np.int64),
-        "raw_mean": np.array(spec.mean, np.float32),
-        "raw_std": np.array(spec.std, np.float32),
+        "raw_mean": np.array(spec.mean[:count], np.float32),
+        "raw_std": np.array(spec.std[:count], np.float32),
     }
+    if not grey:
+        constants["raw_order"] = np.array(order, np.int64)
+    else:  # whole numbers below 2 ** 24 all along: exact in float32
+        constants |= {
+            "raw_luma": np.array(LUMA, np.float32)[:, None],
+            "raw_half": np.array(LUMA_UNIT // 2, np.float32),
+            "raw_unit": np.array(LUMA_UNIT, np.float32),
+        }
     nodes = [
         helper.make_node("Cast", ["pixels"], ["raw_float"], to=TensorProto.FLOAT),
         helper.make_node(
             "Slice", ["raw_float", "raw_starts", "raw_ends", "raw_axes"], ["raw_crop"]
         ),
-        helper.make_node("Gather", ["raw_crop", "raw_order"], ["raw_channels"], axis=3),
+        *(_grey_nodes() if grey else [_order_node()]),
         helper.make_node("Sub", ["raw_channels", "raw_mean"], ["raw_centred"]),
         helper.make_node("Div", ["raw_centred", "raw_std"], ["raw_scaled"]),
         helper.make_node("Transpose", ["raw_scaled"], [face], perm=(0, 3, 1, 2)),
@@ -66,3 +75,17 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     graph.node.extend(nodes)
     graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())
     return copy
+
+
+def _order_node() -> NodeProto:
+    return helper.make_node("Gather", ["raw_crop", "raw_order"], ["raw_channels"], axis=3)
+
+
+def _grey_nodes() -> list[NodeProto]:
+    """`faces.contract.luma` on float32."""
+    return [
+        helper.make_node("MatMul", ["raw_crop", "raw_luma"], ["raw_weighted"]),
+        helper.make_node("Add", ["raw_weighted", "raw_half"], ["raw_raised"]),
+        helper.make_node("Div", ["raw_raised", "raw_unit"], ["raw_ratio"]),
+        helper.make_node("Floor", ["raw_ratio"], ["raw_channels"]),
+    ]

@@ -207,3 +207,34 @@ def test_mxnets_norms_and_slopes(tools: SimpleNamespace, caplog: pytest.LogCaptu
     assert tools.cosine(tools.run(tools.standard(given), faces), expected) > 0.999999
     assert "its spatial=0 is dropped" in caplog.text
     assert "is taken per channel" in caplog.text
+
+
+def test_a_grey_network_goes_through(tmp_path: Path, tools: SimpleNamespace) -> None:
+    """One channel: exported, calibrated, built and opened; a colour contract is refused."""
+    from fr_edge.calibration.calibrate import calibrate
+    from fr_edge.faces.contract import make_spec, preprocess
+    from fr_edge.faces.sources import open_faces
+    from fr_edge.runtime.build import build_engine
+    from fr_edge.runtime.session import open_session
+
+    given = tools.build()
+    for tensor in given.graph.initializer:
+        if tensor.name == "a_w":
+            array = numpy_helper.to_array(tensor).sum(axis=1, keepdims=True)
+            tensor.CopyFrom(numpy_helper.from_array(array, "a_w"))
+    given.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    onnx.save(given, tmp_path / "grey.onnx")
+    with pytest.raises(UsageError, match="the network takes one channel") as caught:
+        export_onnx(tmp_path / "grey.onnx", tmp_path / "b", spec=PRESETS["insightface"])
+    assert caught.value.hint == "add --channels grey"
+    spec = make_spec("raw", std="255", channels="grey")
+    bundle = export_onnx(tmp_path / "grey.onnx", tmp_path / "b", spec=spec).bundle
+    people = open_faces("synthetic:12x2@4")
+    faces = np.stack([people.read(index) for index in range(6)])
+    inputs = preprocess(faces, spec)
+    expected = tools.run(given, inputs)
+    assert tools.cosine(tools.run(onnx.load(bundle.file("model.onnx")), inputs), expected) > 0.99999
+    bundle = calibrate(bundle, people).bundle
+    bundle = build_engine(bundle, "int8", backend="onnxruntime").bundle
+    with open_session(bundle, "int8", "onnxruntime") as session:
+        assert tools.cosine(session.embed(faces), expected) > 0.98

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from fr_edge.errors import DataError, UsageError
 from fr_edge.faces.contract import (
@@ -147,3 +148,17 @@ def test_variants_hold_the_contract_every_normalization_and_every_view_once() ->
 def test_a_variant_turns_the_faces_before_it_normalizes(pictures: U8) -> None:
     mirrored = ContractVariant("insightface", InputSpec(), "mirrored").inputs(pictures)
     np.testing.assert_array_equal(mirrored, preprocess(pictures, InputSpec())[..., ::-1])
+
+
+def test_grey_is_pillows_luma() -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), np.uint8)
+    faces[0, 0, :4] = [[255, 255, 255], [0, 0, 0], [255, 0, 0], [1, 2, 3]]
+    spec = make_spec("raw", channels="grey")
+    inputs = preprocess(faces, spec)
+    assert spec.channels == make_spec(None, channels="gray").channels == "GREY"
+    assert inputs.shape == (3, *spec.shape) == (3, 1, 112, 112)
+    expected = [np.asarray(Image.fromarray(face).convert("L")) for face in faces]
+    np.testing.assert_array_equal(inputs[:, 0], np.stack(expected))
+    assert {v.spec.channels for v in contract_variants(spec)} == {"GREY"}
+    with pytest.raises(UsageError, match="a grey input has one mean and one std"):
+        make_spec("imagenet", channels="grey")

@@ -19,6 +19,7 @@ SPECS = (
     InputSpec(),
     InputSpec(channels="BGR", mean=(104.0, 117.0, 123.0), std=(58.0, 57.0, 56.0)),
     InputSpec(width=96, std=(128.0,) * 3),
+    InputSpec(channels="GREY", std=(128.0,) * 3),
 )
 
 
@@ -30,7 +31,7 @@ def pixels():
 def file_for(spec, folder):
     """A convolution over whole rows, which sees every pixel, channel and crop."""
     random = np.random.default_rng(1)
-    weight = random.normal(size=(6, 3, spec.height, spec.width)).astype(np.float32)
+    weight = random.normal(size=(6, spec.shape[0], spec.height, spec.width)).astype(np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["face", "w"], ["y"], "conv"),
