@@ -292,7 +292,7 @@ def prepare(home: Path) -> tuple[dict[str, Path], dict[str, tuple[list[str], str
             "built",
         ),
         "calibrate": (["calibrate", root, "--faces", "synthetic:16x2@5"], "exported"),
-        "calibrate, budget": (
+        "calibrate with a budget": (
             ["calibrate", root, "--faces", "synthetic:16x2@5", "--min-cosine", "0.9997"],
             "exported",
         ),

@@ -74,7 +74,10 @@ def align_folder(
     keys = list_images(source)
     if not keys:
         raise FacesError(f"{source} holds no images")
-    written, none, several, unreadable = [], [], [], {}
+    written: list[str] = []
+    none: list[str] = []
+    several: list[str] = []
+    unreadable: dict[str, str] = {}
     with align_log(source, out, _identity(detect, antialias)) as log:
         for key in track(keys, "aligning", len(keys)):
             crop = out / Path(key).with_suffix(".png")
