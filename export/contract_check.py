@@ -6,7 +6,7 @@ show it by measurement. A contract that contradicts either is refused.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..arrays import F64
 from ..errors import FacesError, ModelError
-from ..faces.contract import NORMALIZATIONS, InputSpec, preprocess
+from ..faces.contract import InputSpec, preprocess, with_usual_normalizations
 from ..faces.sources import Faces, portable_name, synthetic_faces
 from ..graph.edit import attribute
 from ..graph.run import Embed
@@ -191,7 +191,7 @@ def _scale_hint(embed: Embed, spec: InputSpec) -> str:
     declared = likeness(spec)
     if not declared > _ALIKE:
         return ""
-    others = [replace(spec, mean=mean, std=std) for mean, std in NORMALIZATIONS.values()]
+    others = with_usual_normalizations(spec)
     likenesses = [likeness(other) for other in others]
     least = min(likenesses)
     if not least < declared - _CLEARLY_LESS_ALIKE:

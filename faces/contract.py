@@ -169,6 +169,19 @@ def contract_variants(spec: InputSpec) -> list[ContractVariant]:
     return variants + [ContractVariant(own, spec, view) for view in list(VIEWS)[1:]]
 
 
+def with_usual_normalizations(spec: InputSpec) -> list[InputSpec]:
+    """The contract with every usual mean and std; a grey one with those of one number each.
+
+    Args:
+        spec: A contract.
+    """
+    return [
+        replace(spec, mean=mean, std=std)
+        for mean, std in NORMALIZATIONS.values()
+        if spec.channels != "GREY" or len({*mean}) == len({*std}) == 1
+    ]
+
+
 def spec_from_json(data: Mapping[str, Any]) -> InputSpec:
     """A contract from JSON types.
 
