@@ -100,8 +100,11 @@ class Shell:
         (self.home / "bin" / "fr-edge").write_bytes((self.home / "fr-edge").read_bytes())
         (self.home / "bin" / "fr-edge").chmod(0o755)
 
-    def run(self, block: str, timeout_s: float = 300) -> Done:
-        """Run a block as it stands; it ends at the first line that fails."""
+    def run(self, block: str, timeout_s: float = 900) -> Done:
+        """Run a block as it stands; it ends at the first line that fails.
+
+        A board's process that ended leaves `fr-edge` waiting: the time only bounds that.
+        """
         script = f"cd {self.work}\nset -eo pipefail\n{block}"
         environment = {k: v for k, v in self.environment.items() if k != "LD_PRELOAD"}
         environment["PATH"] = f"{self.home / 'bin'}:/usr/bin:/bin"

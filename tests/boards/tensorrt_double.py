@@ -620,7 +620,9 @@ def _compute(state: Any, face: int, embedding: int, shape: tuple[int, ...]) -> N
 
 
 def _options() -> ort.SessionOptions:
+    """As the graph is written: some of onnxruntime's optimisers change INT8 with FP16 around it."""
     options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return options

@@ -23,6 +23,7 @@ def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pr
     return PretendBoard(request.param, monkeypatch)
 
 
+@pytest.mark.parametrize("board", ["jetpack6.2"], indirect=True)
 def test_build_verify_and_benchmark(board: PretendBoard, mini: Path, capsys: Any) -> None:
     assert run(["build-engine", str(mini), "--int8", "--backend", "tensorrt", "--json"]) == 0
     built = json.loads(capsys.readouterr().out)
