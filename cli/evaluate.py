@@ -9,7 +9,7 @@ import click
 from . import options
 from .command import define_command
 from .output import Output, stored_or_not, table
-from .verify import artifact_text, gates_text, reason_lines
+from .verify import artifact_text, gates_text, reason_lines, verdict_text
 
 if TYPE_CHECKING:
     from ..metrics.identification import IdentificationResult
@@ -151,7 +151,8 @@ def _write_junit(junit: str | None, result: "EvaluateResult | IjbResult") -> Non
     from ..runtime.evaluation.gates import junit_xml
 
     if junit:
-        title = f"{result.engine} on {result.backend}, {result.protocol.name}"
+        graph = " graph, not an engine," if result.judged == "graph" else ""
+        title = f"{result.engine}{graph} on {result.backend}, {result.protocol.name}"
         skipped = [f"TAR at FAR {far}" for far, tar in result.tar_at_far.items() if tar is None]
         text = junit_xml("evaluate", title, result.gates, result.reasons, skipped)
         write_atomic(Path(junit), text.encode())
@@ -166,7 +167,11 @@ def _exit(output: Output, result: "EvaluateResult | IjbResult") -> None:
 def _verdict_lines(result: "EvaluateResult | IjbResult") -> list[str]:
     if not result.gates:
         return []
-    return [gates_text(result.gates), *reason_lines(result.reasons), str(result.verdict)]
+    return [gates_text(result.gates), *reason_lines(result.reasons), _verdict(result)]
+
+
+def _verdict(result: "EvaluateResult | IjbResult") -> str:
+    return verdict_text(str(result.verdict), result.judged)
 
 
 def _ijb_text(bundle: str, result: "IjbResult") -> str:

@@ -160,7 +160,8 @@ def command(
     keys = judged.keys if judged else ()
     output.result(to_builtins(result), with_names(_text(bundle, result), keys))
     if junit:
-        title = f"{result.engine} on {result.backend}, {judged_text(result)}"
+        graph = " graph, not an engine," if result.judged == "graph" else ""
+        title = f"{result.engine}{graph} on {result.backend}, {judged_text(result)}"
         text = junit_xml("verify", title, result.gates, result.reasons, result.not_measured)
         write_atomic(Path(junit), text.encode())
     output.check_stored(unstored)
@@ -221,7 +222,12 @@ def _text(bundle: str, result: "VerifyResult") -> str:
 def _verdict_lines(result: "VerifyResult") -> Iterator[str]:
     """The verdict with what it is about, or with its reasons and their cures."""
     yield from reason_lines(result.reasons)
-    yield f"{result.verdict}: {judged_text(result)}"
+    yield f"{verdict_text(result.verdict, result.judged)}: {judged_text(result)}"
+
+
+def verdict_text(verdict: str, judged: str) -> str:
+    """A verdict on a graph never looks like one on an engine."""
+    return f"{verdict}, of the graph, not of an engine" if judged == "graph" else verdict
 
 
 _SHORT = {"PASSED": "pass", "FAILED": "FAIL", "CANNOT JUDGE": "????"}

@@ -169,6 +169,7 @@ def evaluate(
         engine=session.precision,
         backend=session.backend,
         artifact=opened_file(session),
+        judged=session.artifact,
         protocol=ProtocolSummary(
             "pair list" if listed else "identity folder, sampled pairs",
             len(pairs),
@@ -271,6 +272,7 @@ def evaluate_ijb(
         engine=session.precision,
         backend=session.backend,
         artifact=opened_file(session),
+        judged=session.artifact,
         protocol=IjbProtocol("IJB 1:1", flags, len(ijb.faces), len(templates), name),
         tar_at_far={
             far_name(far): value if impostor * far >= 1 else None

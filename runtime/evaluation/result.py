@@ -66,6 +66,7 @@ class VerifyResult:
         gates: Every limit with its verdict.
         golden: The golden faces' answer.
         artifact: The file that was judged.
+        judged: "engine", or "graph" where the ONNX graph was judged in place of an engine.
         name: The protocol's name: "golden", or that of the faces or of the pair list.
         tar: FAR by name -> TAR of both; empty without faces of several people.
         mixed_gallery: The same with the reference's embeddings enrolled and the engine's as probes.
@@ -89,6 +90,7 @@ class VerifyResult:
     verdict: str = ""
     reasons: tuple[VerdictReason, ...] = ()
     artifact: OpenedFile | None = None
+    judged: str = ""
     name: str = ""
     tar: Mapping[str, RateChange] = field(default_factory=dict)
     mixed_gallery: Mapping[str, RateChange] = field(default_factory=dict)
@@ -161,6 +163,7 @@ class EvaluateResult:
         interval_95_at_far: FAR by name -> 95 % interval of the TAR.
         pairs: How many pairs the rates are over.
         artifact: The file that was judged.
+        judged: "engine", or "graph" where the ONNX graph was judged in place of an engine.
         identification: One-to-many search among people with names.
         notes: What was not measured or depends on few pairs, in words.
         gates: Limits that were asked for, with their verdicts.
@@ -181,6 +184,7 @@ class EvaluateResult:
     threshold_at_far: Mapping[str, float | None]
     pairs: PairCounts
     artifact: OpenedFile | None = None
+    judged: str = ""
     accuracy_insightface: AccuracyMean | None = None
     accuracy_interval_95: tuple[float, float] | None = None
     eer_interval_95: tuple[float, float] | None = None
@@ -216,6 +220,7 @@ class IjbResult:
         tar_at_far: FAR by name -> TAR as the published scripts read it; None where the impostor
             pairs are fewer than 1 / FAR.
         artifact: The file that was judged.
+        judged: "engine", or "graph" where the ONNX graph was judged in place of an engine.
         notes: What depends on few pairs, in words.
         gates: Limits that were asked for, with their verdicts.
         verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for.
@@ -230,6 +235,7 @@ class IjbResult:
     tar_at_far: Mapping[str, float | None]
     pairs: PairCounts
     artifact: OpenedFile | None = None
+    judged: str = ""
     notes: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = ()
     verdict: str | None = None

@@ -189,6 +189,7 @@ def verify(
         engine=session.precision,
         backend=session.backend,
         artifact=opened_file(session),
+        judged=session.artifact,
         reference=measured.reference,
         name=name,
         cosine=measured.drift,

@@ -132,9 +132,16 @@ def test_the_page_of_an_unbuilt_engine_shows_no_pass(
     root = tmp_path / "b"
     shutil.copytree(calibrated, root)
     assert run(["verify", str(root), "--engine", "int8", "--artifact", "graph", "-q"]) == 0
-    assert "not an engine" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("PASSED, of the graph, not of an engine: ")
+    junit = root.parent / "j.xml"
+    args = ["verify", str(root), "--engine", "int8", "--artifact", "graph", "--junit", str(junit)]
+    code, result = answer([*args, "--json", "-q"], capsys)
+    assert (code, result["verdict"], result["judged"]) == (0, "PASSED", "graph")
+    assert result["artifact"]["kind"] == "graph"
+    assert "int8 graph, not an engine, on onnxruntime" in junit.read_text()
     assert run(["report", str(root), "-q"]) == 0
-    assert "not an engine" in page_text(root)
+    assert "the graph was judged, not an engine (golden faces only)" in page_text(root)
     assert "PASSED INT8 engine" not in page_text(root)
 
 
