@@ -30,8 +30,12 @@ _SHARED = 0.5  # share of the error's length from which it is a shift that all f
 _UNRELATED = 0.2  # cosine below which embeddings have nothing in common
 _ODD = 10.0  # faces whose error is so many times the median's are not the tail of noise
 
-_MIXED_LABELS = 0.3  # share of doubtful faces from which labels and network cannot be told apart
-_MANY_WRONG = 0.05  # share of faces in the wrong folder from which rates prove nothing
+# Share of doubtful faces from which labels and network cannot be told apart. Right networks have none
+# worth a sentence; a layer broken 0.37 and 0.41, pixels on a wrong scale 0.82 to 0.90.
+_MIXED_LABELS = 0.3
+# Share of faces in the wrong folder from which rates prove nothing: a tenth of the genuine pairs of
+# people with two faces is then wrong, and a limit of 0.01 on the loss of TAR means nothing.
+_MANY_WRONG = 0.05
 _CONTRACT_PEOPLE = 20  # with two faces: fewer show no contract
 _CONTRACT_TRIED = 120  # people on whom the best other contract is tried
 _SCOUTED = 10  # people on whom every contract is tried
