@@ -48,7 +48,7 @@ _SAMPLE_SEED = 0
 _SAMPLE_CENTERED = 0.8  # share of the mean embedding that is subtracted
 _SAMPLE_DIM = 128
 _SAMPLE_BLOCKS = ((64, 1, 3), (128, 2, 3), (128, 1, 2), (128, 2, 3))  # channels, stride, repeats
-_SAMPLE_FACES = "synthetic:24x2@11"
+_SAMPLE_FACES = "synthetic:12x2@11"
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class _Maker:
         self.weights.append(numpy_helper.from_array(values, name))
         return name
 
-    def add(self, op: str, inputs: list[str], **attributes: object) -> str:
+    def add(self, op: str, inputs: list[str], **attributes: Any) -> str:
         name = f"{op.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
         return name

@@ -222,9 +222,10 @@ def _number(graph: GraphProto, numbers: dict[str, str]) -> None:
     graph.name, graph.doc_string = "network", ""
     del graph.value_info[:]
     del graph.quantization_annotation[:]
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        value.name = _numbered(value.name, "tensor", numbers)
-        value.doc_string = ""
+    for value in (*graph.input, *graph.output):
+        value.name, value.doc_string = _numbered(value.name, "tensor", numbers), ""
+    for tensor in graph.initializer:
+        tensor.name, tensor.doc_string = _numbered(tensor.name, "tensor", numbers), ""
     for node in graph.node:
         node.doc_string = ""
         node.name = _numbered(node.name, node.op_type, numbers)

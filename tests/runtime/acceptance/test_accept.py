@@ -23,6 +23,7 @@ from fr_edge.cli.main import run
 from fr_edge.runtime.acceptance import accept, engine_check
 from fr_edge.runtime.acceptance.accept import choose_engine
 from fr_edge.runtime.acceptance.disclosure import machine_names
+from fr_edge.runtime.acceptance.engine_check import EngineCheck
 from fr_edge.runtime.machine.backends import lacking
 
 SUMMARY = """\
@@ -57,8 +58,9 @@ def mine(mini: Path, tmp_path: Path) -> Path:
 
 
 def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
-    short: None, mine: Path, tmp_path: Path, capsys: Any
+    short: None, mine: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
+    monkeypatch.setattr(accept, "_ORDER", ("int8", "fp32"))
     before = digests(mine)
     line = (str(mine), "--backend", "onnxruntime")
     code, document = accepted(tmp_path / "out-of-lovelace.json", *line)
@@ -66,7 +68,7 @@ def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
     assert (document["verdict"], document["rehearsal"]) == ("CANNOT JUDGE", True)
     assert "rehearsal, no GPU" in document["reasons"][0]
     engines = {(e["bundle"], e["precision"]): e for e in document["engines"]}
-    assert set(engines) == {(b, p) for b in ("sample", "yours") for p in ("int8", "fp16", "fp32")}
+    assert set(engines) == {(b, p) for b in ("sample", "yours") for p in ("int8", "fp32")}
     assert {e["verdict"] for e in engines.values()} == {"PASSED"}
     assert [c["bundle"] for c in document["choices"]] == ["sample", "yours"]
     assert digests(mine) == before
@@ -92,6 +94,7 @@ def test_a_board_that_does_everything_passes(
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    monkeypatch.setattr(accept, "_ORDER", ("int8", "fp16"))
     code, document = accepted(tmp_path / "a.json", str(mine))
     assert (code, document["verdict"], document["rehearsal"]) == (0, "PASSED", False)
     assert document["machine"]["libraries"]["tensorrt"] == "10.3.0"
@@ -113,26 +116,32 @@ def test_a_board_that_does_everything_passes(
     assert "PASSED: this board computes" in capsys.readouterr().out
 
 
-def test_graphs_that_compute_nothing_do_not_pass(board: Any, tmp_path: Path) -> None:
+def test_graphs_that_compute_nothing_do_not_pass(
+    board: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     board.cuda.replays_compute = False
+    monkeypatch.setattr(accept, "_ORDER", ("fp32",))
     code, document = accepted(tmp_path / "a.json")
     assert (code, document["verdict"]) == (1, "CANNOT JUDGE")
     assert "batch 1 is not replayed as a CUDA graph" in document["reasons"][0]
     assert any("does not compute" in line for line in document["engines"][0]["log"])
 
 
-def test_an_engine_without_int8_fails_and_is_tried_again(board: Any, tmp_path: Path) -> None:
+def test_an_engine_without_int8_fails_and_is_tried_again(
+    board: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(accept, "_ORDER", ("int8", "fp32"))
     board.compute_no_int8(True)
     code, document = accepted(tmp_path / "a.json")
     assert (code, document["verdict"]) == (1, "FAILED")
     assert "computes in INT8" in document["reasons"][0]
-    assert [e["verdict"] for e in document["engines"]] == ["FAILED", "PASSED", "PASSED"]
-    assert set(document["choices"][0]["times_ms"]) == {"fp16", "fp32"}
+    assert [e["verdict"] for e in document["engines"]] == ["FAILED", "PASSED"]
+    assert set(document["choices"][0]["times_ms"]) == {"fp32"}
     board.compute_no_int8(False)
     code, document = accepted(tmp_path / "a.json")
     assert (code, document["verdict"]) == (0, "PASSED")
-    assert [e["precision"] for e in document["engines"]] == ["fp16", "fp32", "int8"]
-    assert set(document["choices"][-1]["times_ms"]) == {"int8", "fp16", "fp32"}
+    assert [e["precision"] for e in document["engines"]] == ["fp32", "int8"]
+    assert set(document["choices"][-1]["times_ms"]) == {"int8", "fp32"}
 
 
 def test_where_nothing_runs_each_reason_is_listed(
@@ -169,6 +178,7 @@ def test_the_rehearsal_of_the_help_runs(
 def test_an_interrupted_acceptance_goes_on(
     short: None, mini: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
+    monkeypatch.setattr(accept, "_ORDER", ("fp16", "fp32"))
     file, line = tmp_path / "a.json", (str(mini), "--backend", "onnxruntime")
     real, built = accept.check_engine_here, []
 
@@ -180,38 +190,40 @@ def test_an_interrupted_acceptance_goes_on(
     monkeypatch.setattr(accept, "check_engine_here", stopped)
     code, document = accepted(file, *line)
     assert code == 130
-    assert [e["precision"] for e in document["engines"]] == ["int8", "fp16"]
+    assert [e["precision"] for e in document["engines"]] == ["fp16"]
     assert document["left"][0] == "sample fp32"
 
     def counted(root: Path, bundle: str, precision: str, backend: str) -> Any:
         built.append((bundle, precision))
+        if len(built) > 3:  # of the third run: only which engines are tried counts
+            return EngineCheck(bundle, precision, "FAILED", ("not tried",))
         return real(root, bundle, precision, backend)
 
     monkeypatch.setattr(accept, "check_engine_here", counted)
     capsys.readouterr()
     code, document = accepted(file, *line)
-    assert (code, document["left"], len(document["engines"])) == (0, [], 6)
-    assert built == [("sample", "fp32"), *(("yours", p) for p in ("int8", "fp16", "fp32"))]
-    assert "2 engines passed before and are not repeated" in capsys.readouterr().err
+    assert (code, document["left"], len(document["engines"])) == (0, [], 4)
+    assert built == [("sample", "fp32"), ("yours", "fp16"), ("yours", "fp32")]
+    assert "1 engines passed before and are not repeated" in capsys.readouterr().err
     with transaction(mini, "test", {}) as draft:  # another network of the user's
         draft.path("policy.toml", "policy").write_text("[int8]\nmin_cosine = 0.5\n")
         draft.path("model.onnx", "model").write_bytes((mini / "model.fp16.onnx").read_bytes())
-    built.clear()
     accepted(file, *line)
-    assert {bundle for bundle, _ in built} == {"yours"}
+    assert built[3:] == [("yours", "fp16"), ("yours", "fp32")]
 
 
 def test_what_has_no_time_left_is_named_and_done_later(
     short: None, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(accept, "_BUDGET_S", 0.0)
+    monkeypatch.setattr(accept, "_ORDER", ("fp32",))
     codes = []
-    for done in range(4):
+    for done in range(2):
         code, document = accepted(tmp_path / "a.json", "--backend", "onnxruntime")
-        assert len(document["left"]) == 3 - done
-        assert ("the same command again goes on" in " ".join(document["reasons"])) is (done < 3)
+        assert len(document["left"]) == 1 - done
+        assert ("the same command again goes on" in " ".join(document["reasons"])) is (done < 1)
         codes.append(code)
-    assert codes == [1, 1, 1, 0]
+    assert codes == [1, 0]
 
 
 def test_a_file_of_another_machine_is_not_touched(short: None, tmp_path: Path, capsys: Any) -> None:
