@@ -8,6 +8,7 @@ needs, and nothing in it is random. What it would cost to run the network is `tr
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import onnx.inliner
 from google.protobuf.message import DecodeError
@@ -226,8 +227,13 @@ def _check_tensor(tensor: TensorProto) -> None:
                 f" {list(tensor.dims)} announces {size:,}"
             )
         return
-    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data)
-    stored = max(map(len, (*fields, tensor.double_data, tensor.uint64_data)))
+    stored = max(
+        len(tensor.float_data),
+        len(tensor.int32_data),
+        len(tensor.int64_data),
+        len(tensor.double_data),
+        len(tensor.uint64_data),
+    )
     if 2 * stored < prod(tensor.dims) / 4:  # complex numbers take two, packed ones less than one
         raise ModelError(f"tensor {tensor.name} lacks most of the numbers that it announces")
     try:
@@ -277,8 +283,13 @@ def _check_node(node: NodeProto, schema: onnx.defs.OpSchema, what: str) -> None:
         )
     for item in node.attribute:
         known = schema.attributes.get(item.name)
-        if known and not item.ref_attr_name and int(known.type.value) != item.type:
+        if known and not item.ref_attr_name and _number(known.type) != item.type:
             raise ModelError(f"{what}: its attribute {item.name} is not of {node.op_type}'s type")
+
+
+def _number(kind: Any) -> int:
+    """An attribute's type as `AttributeProto` counts it."""
+    return int(kind.value)
 
 
 def _check_dropout(graph: GraphProto) -> None:

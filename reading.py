@@ -9,7 +9,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from .errors import DataError, UsageError
 
@@ -18,6 +18,8 @@ Limited = Literal[
     "SET_MB", "SET_STEPS", "MODEL_MB", "SIDE_FILES_MB", "NODES", "APART_SECONDS", "APART_MB",
     "WEIGHTS_MB", "ENGINE_MB", "CACHE_MB",
 ]  # fmt: skip
+
+_PIECE = 1 << 20  # bytes read at once beyond the size that a file has when it is opened
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,17 @@ def read_file(path: Path, limit: Limited, kind: type[DataError] = DataError) -> 
         DataError: As `open_file`; also a file that is larger than its size says.
         OSError: The file cannot be read.
     """
+    pieces, total = [], 0
     with open_file(path, limit, kind) as stream:
-        data = stream.read(read_limit(limit) + 1)  # /proc and growing files have no true size
-    check_limit(limit, len(data), path, kind)
-    return data
+        # Never the limit at once: Python would take that memory first. A growing file, and one of
+        # /proc, has more than its size says.
+        piece = os.fstat(stream.fileno()).st_size + 1
+        while data := stream.read(piece):
+            total += len(data)
+            check_limit(limit, total, path, kind)
+            pieces.append(data)
+            piece = _PIECE
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def check_values(document: object, what: object) -> None:
@@ -185,7 +194,8 @@ def check_values(document: object, what: object) -> None:
             computed with it.
         UsageError: As `read_limit`.
     """
-    depth, most, level = 0, read_limit("DEPTH"), [document]
+    depth, most = 0, read_limit("DEPTH")
+    level: list[Any] = [document]
     while level:
         if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in level):
             raise DataError(f"{what} is damaged: it holds an integer of more than 64 bits")

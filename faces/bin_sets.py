@@ -33,6 +33,8 @@ _KNOWN = {
     *((home, name) for home in ("builtins", "__builtin__") for name in ("bytes", "bytearray")),
 }
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
 
 @dataclass(frozen=True)
 class BinSet:
@@ -139,7 +141,7 @@ def _check_steps(data: bytes) -> None:
     """Refuse what makes the unpickler take memory or time that the file's size does not explain."""
     stream = io.BytesIO(data)
     for step in count(1):
-        code = pickletools.code2op[stream.read(1).decode("latin-1")]
+        code = _OPCODES[stream.read(1).decode("latin-1")]
         value = _argument(stream, code)
         if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(value) > step:
             raise FacesError("its pickle numbers a value higher than it has values: a memory bomb")

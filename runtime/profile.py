@@ -1,7 +1,6 @@
 """Where a run's time goes, as a backend reports it."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -56,7 +55,7 @@ def node_times(profile: Path) -> tuple[LayerTime, ...]:
         The nodes, the slowest first, with medians over the runs: a node that was interrupted once
         is not slow.
     """
-    events: list[Mapping[str, Any]] = read_json(profile, list[dict[str, Any]])
+    events = read_json(profile, list[dict[str, Any]])
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[1:]
     times: dict[tuple[str, str], list[float]] = {}
     for event in events:

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import socket
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -157,6 +158,18 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("FR_EDGE_MAX_TOML_KB", text)
         with pytest.raises(UsageError, match="FR_EDGE_MAX_TOML_KB is"):
             read_limit("TOML_KB")
+
+
+def test_reading_takes_the_memory_of_the_file_and_not_of_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"a" * 5000)
+    tracemalloc.start()
+    try:
+        assert read_file(tmp_path / "x", "ENGINE_MB") == b"a" * 5000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert b"\n" in read_file(Path("/proc/self/status"), "JSON_MB")  # its size is said to be 0
 
 
 @pytest.mark.parametrize("name", LIMITS)

@@ -16,7 +16,7 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.derived import PAGE
 from ...bundle.manifest import Bundle
 from ...documents import read_json
-from ...errors import FacesError, MachineError
+from ...errors import BundleError, FacesError, MachineError
 from ...faces.face_numbers import reported_names
 from ...faces.sources import Faces, synthetic_faces
 from ...graph.layers import summarize_model
@@ -87,7 +87,14 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html")
-    text = page.render(_page_values(bundle, faces))
+    try:
+        text = page.render(_page_values(bundle, faces))
+    except (ValueError, TypeError, ArithmeticError, LookupError, jinja2.TemplateError) as error:
+        # Each report has the right types; its figures may not fit each other.
+        raise BundleError(
+            f"a report in {bundle.root} is damaged, its figures do not fit each other: {error}",
+            "run verify, evaluate and benchmark again",
+        ) from error
     shown = [name for name in bundle.files if name != PAGE]
     with transaction(bundle, "report", {}) as change:
         change.path(PAGE, "report", of=shown).write_text(text, encoding="utf-8")
