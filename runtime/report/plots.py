@@ -44,7 +44,7 @@ def cosine_histogram(edges: Sequence[float], counts: Sequence[int], p1: float, t
         axes.bar(edges[:-1], counts, widths, align="edge", color=_FIRST)
         axes.axvline(p1, color=_SECOND, linewidth=1.5, label=f"1 % are below {p1:.4f}")
         axes.set_yscale("symlog", linthresh=1)
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("cosine of reference and engine")
         axes.set_ylabel("faces")
 
@@ -108,6 +108,7 @@ def drift_by_kind(strata: Sequence[Stratum], title: str) -> str:
         axes.plot(mean, names, "o", color=_FIRST, markersize=5, label="mean")
         axes.plot(tail, names, "|", color=_SECOND, markersize=9, label="worst 5 % begin")
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("1 - cosine of reference and engine")
 
     return _svg(f"{title} kinds of faces", draw, height=1.3 + 0.21 * len(rows))
@@ -282,6 +283,7 @@ def _sides(curves: CurvesChange, title: str) -> Iterator[tuple[str, ScoreCurves,
 def _svg(name: str, draw: Callable[[Any], None], height: float = _SIZE[1]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
     colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     # The salt makes element ids equal from run to run.
@@ -293,6 +295,10 @@ def _svg(name: str, draw: Callable[[Any], None], height: float = _SIZE[1]) -> st
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
+        for axis in (part for side in figure.axes for part in (side.xaxis, side.yaxis)):
+            if isinstance(axis.get_major_formatter(), LogFormatter):  # would write TeX, unparsed
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
         if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
             # Above the plot, where it hides nothing.
             figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=1)

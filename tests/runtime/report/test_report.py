@@ -407,6 +407,14 @@ def test_a_browser_shows_it_offline_without_complaint(
     assert "PASSED" in dom
 
 
+def test_axes_with_decades_are_labelled_with_plain_numbers(judged: Path) -> None:
+    text = write_report(judged).read_text(encoding="utf-8")
+    assert "mathdefault" not in text
+    plot = text[text.index('aria-label="int8 cosines"') :]
+    labels = re.findall(r">\s*([0-9.]+)\s*</text>", plot[: plot.index("</svg>")])
+    assert {"0", "1", "10"} <= set(labels)
+
+
 def test_the_headline_is_of_a_rate_that_the_pairs_hold(judged: Path) -> None:
     """40 people give 12,480 impostor pairs: FAR 1e-4 is measured by one of them, 1e-3 by twelve."""
     report = json.loads(_verification(judged).read_text())
