@@ -390,7 +390,8 @@ def _gates(limits: BenchmarkLimits, run: BenchmarkRun) -> Iterator[Gate]:
         energy, name = run.energy, f"mJ per face, {label}"
         reason = "no sensor of this machine shows its power" if energy is None else invalid
         cure = "run it on a device with a power sensor (`fr-edge doctor`)" if not energy else cure
-        value, ends = (energy.mj_per_face, energy.interval_95_mj) if energy else (None, None)
+        drawn = energy.mj_per_face if energy else None
+        ends = energy.interval_95_mj if energy else None
         if energy and not ends and not invalid:
             reason = f"{_NO_INTERVAL}: the readings of power are few, uneven or drift"
-        yield ceiling_gate(name, value, limits.max_energy_mj, reason, ends, cure)
+        yield ceiling_gate(name, drawn, limits.max_energy_mj, reason, ends, cure)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 
 from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.golden import read_golden
 from fr_edge.documents import to_builtins
 from fr_edge.errors import UsageError
 from fr_edge.runtime.benchmark import workload as module
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.benchmark.result import (
     BenchmarkInterrupted,
+    BenchmarkResult,
     BenchmarkRun,
+    judge_performance,
     saturation_batch,
     summarize_run,
 )
@@ -23,6 +27,8 @@ from fr_edge.runtime.benchmark.setting import Setting
 from fr_edge.runtime.benchmark.statistics import latencies_of
 from fr_edge.runtime.benchmark.timing import Timing, time_runs
 from fr_edge.runtime.benchmark.workload import Workload, ready_batches, turns
+from fr_edge.runtime.evaluation.limits import BenchmarkLimits
+from fr_edge.runtime.machine.energy import FaceEnergy
 
 
 def _run(latencies: np.ndarray, **changes: object) -> BenchmarkRun:
@@ -66,6 +72,45 @@ def test_spoiled_figures_say_why(run: BenchmarkRun, reason: str) -> None:
     report = to_builtins(run)
     assert report["verdict"] == "INVALID"
     assert any(reason in found for found in report["reasons"])
+
+
+def _energy(interval: tuple[float, float] | None) -> FaceEnergy:
+    return FaceEnergy("VDD_IN", 9000.0, 3000.0, 60, 12.0, interval, 18.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "limits", "verdict"),
+    [
+        ({"throughput_interval_95": (480.0, 520.0)}, {"min_throughput": 470.0}, "PASSED"),
+        ({"throughput_interval_95": (480.0, 520.0)}, {"min_throughput": 490.0}, "CANNOT JUDGE"),
+        ({"throughput_interval_95": (480.0, 520.0)}, {"min_throughput": 530.0}, "FAILED"),
+        ({"throughput_interval_95": None}, {"min_throughput": 470.0}, "CANNOT JUDGE"),
+        ({"energy": _energy((11.0, 13.0))}, {"max_energy_mj": 14.0}, "PASSED"),
+        ({"energy": _energy((11.0, 13.0))}, {"max_energy_mj": 12.5}, "CANNOT JUDGE"),
+        ({"energy": _energy((11.0, 13.0))}, {"max_energy_mj": 10.0}, "FAILED"),
+        ({"energy": _energy(None)}, {"max_energy_mj": 14.0}, "CANNOT JUDGE"),
+        ({"energy": None}, {"max_energy_mj": 14.0}, "CANNOT JUDGE"),
+        ({"interval_95_ms": {"p99": (8.0, 8.5)}}, {"max_p99_ms": 8.6}, "PASSED"),
+        ({"interval_95_ms": {"p99": (8.0, 8.5)}}, {"max_p99_ms": 8.4}, "CANNOT JUDGE"),
+        ({"interval_95_ms": {"p99": (8.0, 8.5)}}, {"max_p99_ms": 7.9}, "FAILED"),
+        ({"interval_95_ms": {"p99": None}}, {"max_p99_ms": 8.6}, "PASSED"),
+    ],
+)
+def test_gates_go_by_the_interval(
+    field: dict[str, Any], limits: dict[str, float], verdict: str
+) -> None:
+    run = replace(_run(QUIET), **field)
+    result = BenchmarkResult("int8", "onnxruntime", "VALID", (run,))
+    judged = judge_performance(BenchmarkLimits(**limits), result)
+    assert (judged.gates_verdict, judged.passed) == (verdict, verdict == "PASSED")
+    assert all(reason.cure for reason in judged.reasons if reason.verdict == "CANNOT JUDGE")
+
+
+def test_the_throughput_has_an_interval_where_the_runs_show_one() -> None:
+    low, high = _run(QUIET).throughput_interval_95 or (0.0, 0.0)
+    assert low < 4 / QUIET.mean() * 1000 < high
+    assert high - low < 0.02 * low
+    assert _run(QUIET + np.linspace(0, 1, len(QUIET))).throughput_interval_95 is None
 
 
 def test_a_kernel_that_does_not_tell_is_no_reason() -> None:
@@ -162,6 +207,19 @@ def test_results_of_an_earlier_batch_are_invalid(
     result = benchmark(mini, "fp32", duration_s=0.4, warmup_s=0.1)
     assert result.golden_min_cosine is not None
     assert result.golden_min_cosine > 0.9999
+    assert any("embeddings moved during the run" in why for why in result.runs[0].reasons)
+
+
+def test_one_golden_face_makes_two_batches(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mirror image is the other: results of an earlier batch are found all the same."""
+    golden = read_golden(open_bundle(mini))
+    one = replace(golden, faces=golden.faces[:1], embeddings=golden.embeddings[:1])
+    monkeypatch.setattr(module, "read_golden", lambda bundle: one)
+    plain = benchmark(mini, "fp32", duration_s=0.2, warmup_s=0.1)
+    assert plain.runs[0].min_cosine_during == pytest.approx(1.0)
+    stale = _Stale(module.open_session(mini, "fp32"), 100)
+    monkeypatch.setattr(module, "open_session", lambda *_, **__: stale)
+    result = benchmark(mini, "fp32", duration_s=0.2, warmup_s=0.1)
     assert any("embeddings moved during the run" in why for why in result.runs[0].reasons)
 
 
