@@ -109,20 +109,26 @@ def change_variance(
     return ChangeVariance(unit, variance, people - 1)
 
 
-def change_interval(change: float, spread: ChangeVariance, threshold: float = 0.0) -> Ends:
+def change_interval(
+    change: float, spread: ChangeVariance, threshold: float = 0.0, threshold_freedom: int = 1
+) -> Ends:
     """95 % interval of the change of a rate.
 
     Args:
         change: Second rate minus first.
         spread: Its variance at fixed thresholds.
         threshold: Its variance from the thresholds.
+        threshold_freedom: Degrees of freedom of that variance.
 
     Returns:
-        `(low, high)`; a larger change would be of more decisions and vary more (the score interval
-        of a Poisson rate), so the end away from 0 is farther.
+        `(low, high)`; Student's t has the degrees of freedom of both variances (Welch, 1947). A
+        larger change would be of more decisions and vary more (the score interval of a Poisson
+        rate), so the end away from 0 is farther.
     """
-    quantile = student_t(max(1, spread.freedom))
-    half = quantile * float(np.sqrt(spread.variance + threshold))
+    variance = spread.variance + threshold
+    rest = spread.variance**2 / max(1, spread.freedom) + threshold**2 / threshold_freedom
+    quantile = student_t(max(1, int(variance**2 / rest))) if rest else 0.0
+    half = quantile * float(np.sqrt(variance))
     skew = quantile**2 * spread.unit / 2
     wide = skew + float(np.sqrt(skew**2 + half**2))
     low, high = (wide if change <= 0 else half), (wide if change >= 0 else half)

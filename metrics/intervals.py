@@ -355,7 +355,9 @@ def _change(rates: Sequence[_Rate], pairs: _PairBins, far: float) -> Ends:
     # Every impostor pair that only one network accepts moves the threshold by itself.
     single = _single_impostors(before.error, after.error) / max(1, before.error.accepted) ** 2
     threshold = max(threshold, ((before.steepness + after.steepness) / 2) ** 2 * single)
-    return change_interval(after.tar - before.tar, spread, threshold)
+    influence = after.steepness * after.error.person - before.steepness * before.error.person
+    freedom = influence_freedom(influence)
+    return change_interval(after.tar - before.tar, spread, threshold, freedom)
 
 
 def _decisions(pairs: _PairBins, far: float) -> Decisions:
