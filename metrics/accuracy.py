@@ -122,9 +122,8 @@ def accuracy_interval(
     of_genuine = share**2 * refused * (1 - refused) * design
     of_impostor = (1 - share) ** 2 * _dyadic_variance(wrong - false, a, b, len(faces))
     variance = of_genuine + of_impostor
-    influence = np.bincount(a, wrong - false, len(faces)) + np.bincount(
-        b, wrong - false, len(faces)
-    )
+    influence = np.bincount(a, wrong - false, len(faces)).astype(np.float64)
+    influence += np.bincount(b, wrong - false, len(faces))
     rest = of_genuine**2 / influence_freedom(sum_by_person(accepted - 1 + refused, genuine))
     rest += of_impostor**2 / influence_freedom(influence)
     quantile = student_t(max(1, int(_FREEDOM_TIMES * variance**2 / rest)))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, F64, I64
-from .intervals import Ends, TarInterval
-from .person_variance import PeoplePairs
+from .intervals import TarInterval
+from .person_variance import Ends, PeoplePairs
 from .smoothed_drop import PairPeople, SmoothedDrop, smoothed_tar_drop
 from .verification import (
     FARS,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F64, I64
-from .intervals import FEW_PEOPLE, MIN_ACCEPTED, Ends
+from .intervals import FEW_PEOPLE, MIN_ACCEPTED
 from .person_variance import (
     REFUSED,
     Z_975,
+    Ends,
     FarError,
     PairCorrelation,
     PeoplePairs,
