@@ -61,6 +61,9 @@ def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
     short: None, mine: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setattr(accept, "_ORDER", ("int8", "fp32"))
+    monkeypatch.setattr("socket.gethostname", lambda: "lovelace-box")
+    gossip = f"{mine}/model.onnx on lovelace-box"
+    monkeypatch.setattr(accept, "machine_facts", lambda: {"texts": {"nvpmodel": gossip}})
     before = digests(mine)
     line = (str(mine), "--backend", "onnxruntime")
     code, document = accepted(tmp_path / "out-of-lovelace.json", *line)
@@ -79,6 +82,7 @@ def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
     assert [name for name in private if name.lower() in text] == []
     for name in (socket.gethostname(), getpass.getuser()):
         assert name.lower() not in json.dumps(document["engines"]).lower()
+    assert document["machine"] == {"texts": {"nvpmodel": "<path> on <removed>"}}
     out = capsys.readouterr().out
     assert "CANNOT JUDGE: rehearsal, no GPU" in out
     assert "PASSED:" not in out
