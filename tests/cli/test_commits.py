@@ -23,8 +23,8 @@ from fr_edge.errors import BundleError
 
 PEOPLE = "synthetic:12x3@9"
 CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-# Every third call keeps the tests short; FR_EDGE_KILL_STEP=1 tries them all.
-STEP = int(os.environ.get("FR_EDGE_KILL_STEP", "3"))
+# Every sixth call keeps the tests short; FR_EDGE_KILL_STEP=1 tries them all.
+STEP = int(os.environ.get("FR_EDGE_KILL_STEP", "6"))
 Commit = Callable[..., None]
 Captured = pytest.CaptureFixture[str]
 
