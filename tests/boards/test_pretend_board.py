@@ -110,6 +110,7 @@ def keep_all(node: str, precision: str, depthwise: bool) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("board", ["jetpack6.2", "datacenter11"], indirect=True)
 def test_the_self_test_runs_and_replays(board: PretendBoard, monkeypatch: Any) -> None:
     monkeypatch.setattr(selftest, "BACKENDS", ("tensorrt",))
     tried = {result.backend: result for result in selftest.self_test()}
@@ -118,6 +119,7 @@ def test_the_self_test_runs_and_replays(board: PretendBoard, monkeypatch: Any) -
     assert board.cuda.replays > 0
 
 
+@pytest.mark.parametrize("board", ["jetpack6.2", "datacenter11"], indirect=True)
 def test_the_self_test_finds_what_a_user_would_meet(board: PretendBoard, monkeypatch: Any) -> None:
     monkeypatch.setattr(selftest, "BACKENDS", ("tensorrt",))
     board.trt.keeps = keep_fp16
