@@ -19,7 +19,7 @@ Limited = Literal[
     "WEIGHTS_MB", "ENGINE_MB", "CACHE_MB",
 ]  # fmt: skip
 
-_PIECE = 1 << 20  # bytes read at once beyond the size that a file has when it is opened
+_PIECE = 1 << 16  # bytes read at once beyond the size that a file has when it is opened
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from ..errors import ModelError
+from ..inference import first_line
 from .edit import attribute, is_unpadded_conv
 from .prelu import blend_nodes
 
@@ -65,7 +67,20 @@ def cpu_model(model: ModelProto, integer: Collection[str] | None = None) -> Mode
 
     Returns:
         A copy with the same weights and ranges; only the order of roundings differs.
+
+    Raises:
+        ModelError: The shapes of a layer's weights, scales and zero points contradict each other.
     """
+    try:
+        return _rewritten(model, integer)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"the INT8 layers of the model do not fit their weights: {first_line(error)}",
+            "calibrate again",
+        ) from error
+
+
+def _rewritten(model: ModelProto, integer: Collection[str] | None) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph

@@ -12,7 +12,7 @@ import pytest
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.mixed_precision import Budget
-from fr_edge.errors import DataError
+from fr_edge.errors import BundleError, DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.metrics.protocols import draw_pairs
@@ -423,3 +423,16 @@ def test_the_headline_is_of_a_rate_that_the_pairs_hold(judged: Path) -> None:
     body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
     assert "At a false accept rate of 1e-3 it accepts" in body
     assert "1e-4 *" in body
+
+
+def test_figures_that_do_not_fit_each_other_are_refused(judged: Path) -> None:
+    report = _verification(judged)
+    verified = json.loads(report.read_text())
+    verified["cosine"]["histogram"]["counts"] *= 2
+    with transaction(judged, "tamper", {}) as draft:
+        target = draft.path(f"reports/{report.name}", "verify")
+        target.write_text(json.dumps(verified))
+    before = {path: path.read_bytes() for path in judged.rglob("*") if path.is_file()}
+    with pytest.raises(BundleError, match="figures do not fit each other"):
+        write_report(judged)
+    assert {path: path.read_bytes() for path in judged.rglob("*") if path.is_file()} == before
