@@ -2,8 +2,8 @@
 
 People differ in how alike their faces are, in how many photographs there are of them and in whom
 they look like; photographs differ in quality. The second network is the first with noise and a
-small drift. `TUNING` are the populations that the intervals' constants were chosen on, `FRESH` others,
-which no constant was chosen on.
+small drift. `TUNING` are the populations that the intervals' constants were chosen on, `FRESH` others
+(docs/results/verification.md says which were looked at with which seeds).
 """
 
 from dataclasses import dataclass
