@@ -129,7 +129,9 @@ def finished_training(out: Path, options: Mapping[str, Any]) -> TrainingReport |
     networks = [name for name in ("model.pt", "model.onnx") if name in bundle]
     if not networks:
         return None
-    entry = next((e for e in reversed(bundle.history) if e.get("stage") == "distill"), {})
+    entry: Mapping[str, Any] = next(
+        (e for e in reversed(bundle.history) if e.get("stage") == "distill"), {}
+    )
     known = _REPORT in bundle and "model.pt" in bundle and _REPORT not in stale_reports(bundle)
     if not known or not entry:
         raise UsageError(
