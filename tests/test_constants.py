@@ -24,7 +24,7 @@ from fr_edge.calibration import (
     trt_cache,
 )
 from fr_edge.cli.main import root
-from fr_edge.export import contract_check, graph_ir, parity, preprocessing_search
+from fr_edge.export import contract_check, one_face, opset, parity, preprocessing_search
 from fr_edge.faces import contract, quality
 from fr_edge.metrics import accuracy, identification, protocols, rates, strata, verification
 from fr_edge.runtime.benchmark import result as benchmark
@@ -162,7 +162,8 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
     (trt_cache, {"ALGORITHM": "EntropyCalibration2", "_LAST_MAJOR": 10}),
     # Export.
     (parity, {"MIN_COSINE": 0.99999, "BATCHES": (1, 7)}),
-    (graph_ir, {"OPSET": 17, "IR_VERSION": 8}),
+    (opset, {"OPSET": 17, "IR_VERSION": 8}),
+    (one_face, {"MIN_DIM": 16, "HALF_COSINE": 0.999}),
     (preprocessing_search, {"SEPARATES": 1.5, "_TIE": 0.01, "_MIN_IDENTITIES": 8}),
     (contract_check, {"_CLEAR_LEAD": 0.05}),
 ]
@@ -210,3 +211,11 @@ def test_defaults_of_the_functions() -> None:
     assert parameters["steps"].default == calibrate.CalibrationSteps(True, True, True, True)
     assert mixed_precision.Budget(min_cosine=0.5).far == 1e-4
     assert inspect.signature(verify.verify).parameters["engine"].default == "int8"
+
+
+def test_luma_is_bt_601s() -> None:
+    """Against the recommendation's weights, in Pillow's 16 bits."""
+    from fr_edge.faces.contract import LUMA, LUMA_UNIT
+
+    assert sum(LUMA) == LUMA_UNIT == 65536
+    assert np.abs(np.array(LUMA) / LUMA_UNIT - [0.299, 0.587, 0.114]).max() < 1e-5
