@@ -226,7 +226,7 @@ def test_side_files_lie_beside_the_model(place: str, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     onnx.save(network([helper.make_node("Add", ["face", "w"], ["out"])], weight), path)
     with pytest.raises(ModelError, match="side files that cannot be read"):
-        read_onnx(path)
+        read_onnx(path, side_files=True)
 
 
 def test_side_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_side_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     weight.external_data.add(key="location", value="side")
     path = tmp_path / "x.onnx"
     onnx.save(network([helper.make_node("Add", ["face", "w"], ["out"])], weight), path)
-    assert len(read_onnx(path).graph.initializer[0].raw_data) == 2 << 20
+    assert len(read_onnx(path, side_files=True).graph.initializer[0].raw_data) == 2 << 20
     monkeypatch.setenv("FR_EDGE_MAX_SIDE_FILES_MB", "1")
     with pytest.raises(ModelError, match="larger than 1 MB"):
-        read_onnx(path)
+        read_onnx(path, side_files=True)
