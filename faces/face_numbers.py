@@ -4,7 +4,6 @@ A number is an HMAC of the name under a salt that lies in the user's state folde
 Reports travel with their bundle; who has no salt cannot even try names.
 """
 
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -103,6 +102,8 @@ def read_salt() -> bytes:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = os.open(file.parent, os.O_RDONLY)
         try:
+            import fcntl  # not on Windows, where the command line refuses to start
+
             fcntl.flock(folder, fcntl.LOCK_EX)
             salt = read_file(file, "JSON_MB") if file.is_file() else b""
             if len(salt) != _SALT_BYTES:

@@ -5,7 +5,6 @@ the work is complete. Each batch is stored with the sha256 of its pixels: a batc
 embedded anew. Work of a few seconds writes nothing.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -125,6 +124,8 @@ class _Log:
             self._usable = False
             return False
         try:
+            import fcntl  # not on Windows, where the command line refuses to start
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()

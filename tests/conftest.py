@@ -26,8 +26,23 @@ if find_spec("torch") is None:
 
 
 def pytest_configure() -> None:
-    """A shell's background job ignores Ctrl-C, and so would the programs that tests interrupt."""
+    """A shell's background job ignores Ctrl-C, nohup the hangup, and so would the programs that
+    tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each
+        _one_thread_each()
+
+
+def _one_thread_each() -> None:
+    import onnxruntime
+
+    class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    onnxruntime.SessionOptions = OneThread
 
 
 @pytest.fixture(scope="session", autouse=True)

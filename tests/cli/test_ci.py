@@ -38,6 +38,8 @@ def home(bundle: Path, distinct: Path, tmp_path: Path) -> Path:
     (script,), (policy,) = _blocks("sh"), _blocks("toml")
     # A run on a machine that tests share is INVALID, which the limits of [benchmark] do not allow.
     policy = policy.replace("min_throughput", "# min_throughput").replace("max_p99", "# max_p99")
+    # Nor can 40 people bound the FAR at a threshold kept from FAR 1e-3.
+    policy = policy.replace("max_kept_far", "# max_kept_far")
     (tmp_path / "certify.sh").write_text(script)
     (tmp_path / "policy.toml").write_text(policy)
     return tmp_path
