@@ -25,7 +25,7 @@ from .session import FaceEmbedder
 logger = logging.getLogger(__name__)
 
 _AFTER_S = 5.0  # of work; before that there is not enough to lose
-_KEPT_S = 7 * 24 * 3600  # a log that nobody went on with
+_KEPT_S = 7 * 24 * 3600  # an older log is not continued
 _HEAD = struct.Struct("<32sII")  # sha256 of the pixels, rows, numbers per row
 
 

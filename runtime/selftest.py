@@ -3,7 +3,7 @@
 The self-test's goes through every backend, the way a user's network goes: it is written into a bundle,
 built in FP32 and INT8, checked before loading, opened, and embeds faces in runs that are replayed where
 there are CUDA graphs; the result is compared with plain numpy. The sample, which `accept` tries and
-times, has what embedding networks are made of, with random weights. It tells nobody apart.
+times, has what embedding networks are made of, with random weights. It does not tell people apart.
 """
 
 import logging

@@ -62,7 +62,7 @@ _COMMON = frozenset(
     | {"admin", "test", "gpu", "cuda", "box", "host", "fr-edge", "fr_edge", "int8", "fp16", "fp32"}
     | {"none", "not specified", "default string", "to be filled by o.e.m.", "system serial number"}
 )
-"""Names that tell nobody apart, and whose removal would take the board's own name."""
+"""Names that many machines share; removing them would remove the board's own name."""
 
 _PACKAGES = (
     *("cuda-python", "cuda-bindings", "pycuda", "nvidia-ml-py", "numpy", "onnx", "onnxruntime"),
