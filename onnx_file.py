@@ -251,6 +251,11 @@ def _check_nodes(model: ModelProto) -> None:
     }
     schemas: dict[str, onnx.defs.OpSchema | None] = {}
     for node in _nodes(model.graph):
+        texts = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        if not all(
+            isinstance(text, str) for text in texts
+        ):  # protobuf gives such bytes as they are
+            raise ModelError("a node's names are not UTF-8")
         what = f"node {node.name or node.op_type!r}"
         if not any(node.output):
             raise ModelError(f"{what} has no output")

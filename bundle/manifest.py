@@ -17,6 +17,8 @@ MANIFEST = "bundle.json"
 STAGED = ".draft"  # the folder in which a change is written
 CHECKPOINTS = "checkpoint"  # the folder of a training that is not finished
 
+_MAX_NAME = 240  # bytes; file systems allow 255, and temporary names are a few longer
+
 _UNSIGNED = ("report.html", "policy.toml")  # need no signature, like `reports/`
 
 Check = Literal["manifest", "used", "all"]
@@ -205,14 +207,16 @@ def inside(name: str) -> str:
         `name` itself.
 
     Raises:
-        ValueError: The path is absolute, empty, hidden, contains ".." or control characters, or is
-            the manifest.
+        ValueError: The path is absolute, empty, hidden, too long, contains ".." or control
+            characters, or is the manifest.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or any(part.startswith(".") for part in path.parts):
         raise ValueError(f"{name!r} points outside the bundle")
     if not name.isprintable() or name != path.as_posix() or path.parts[0].startswith("bundle."):
         raise ValueError(f"{name!r} is not a name that a bundle may hold")
+    if len(name.encode()) > _MAX_NAME:
+        raise ValueError(f"a name of {len(name.encode())} bytes is longer than {_MAX_NAME}")
     return name
 
 

@@ -159,6 +159,21 @@ def test_a_node_that_cannot_be_is_named(node: NodeProto, word: str) -> None:
     assert word in refusal(network([node], yes, from_array(np.ones((3, 3, 1, 1), np.float32), "w")))
 
 
+def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    """protobuf gives them as bytes, which no operator is found by."""
+    graph = helper.make_graph(
+        [helper.make_node("Softplus", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    path = tmp_path / "x.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"Softplus", b"Soft\xff\xfeus"))
+    with pytest.raises(ModelError, match="a node's names are not UTF-8"):
+        read_onnx(path)
+
+
 def test_dropout_in_inference_mode_is_taken() -> None:
     no = from_array(np.array(False), "no")
     model = network([helper.make_node("Dropout", ["face", "", "no"], ["out"])], no)

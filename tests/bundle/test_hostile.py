@@ -224,3 +224,11 @@ def test_killed_in_its_first_change_the_same_command_runs_again(tmp_path: Path) 
     assert sorted(os.listdir(root)) == [".draft"]
     write(root, one="1")
     assert open_bundle(root, check="all").file("one").read_text() == "1"
+
+
+def test_names_too_long_for_a_file_system(tmp_path: Path) -> None:
+    """Asking for such a file is an error of the system, not a missing file."""
+    assert inside("reports/" + "a" * 200) == "reports/" + "a" * 200
+    for name in ("a" * 300, "\u00e9" * 200, "/".join(["a" * 100] * 3)):
+        with pytest.raises(ValueError, match="is longer than 240"):
+            inside(name)
