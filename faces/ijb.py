@@ -195,7 +195,7 @@ def _table(folder: Path, pattern: str, what: str, columns: int) -> list[list[str
 def _numbers(rows: list[list[str]], kind: type, folder: Path) -> npt.NDArray[Any]:
     try:
         return np.array(rows, dtype=np.str_).astype(kind)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise FacesError(f"{folder / 'meta'}: a number cannot be read: {error}") from error
 
 

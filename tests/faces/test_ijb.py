@@ -73,6 +73,7 @@ def test_what_is_missing_is_counted(ijb_folder: Path) -> None:
         ("x_name_5pts_score.txt", lambda t: t[:-30], "line 20"),
         ("x_template_pair_label.txt", lambda t: t + "99 1 0\n", "1 templates .* the first is 99"),
         ("x_template_pair_label.txt", lambda t: "", "empty"),
+        ("x_template_pair_label.txt", lambda t: t + f"{9**30} 1 0\n", "cannot be read"),
     ],
 )
 def test_damaged_lists(
