@@ -156,9 +156,9 @@ def energy_row(
         idle = SensorTrace([0.1 * i for i in range(101)], rail(calm))
         half = 0.002 * FACE_S
         drawn = FACE_S + half / 1.96 * random.standard_normal()
-        found = energy(run, idle, 1, drawn, (drawn - half, drawn + half))
-        assert found is not None
-        ends.append(found.interval_95_mj)
+        result = energy(run, idle, 1, drawn, (drawn - half, drawn + half))
+        assert result is not None
+        ends.append(result.interval_95_mj)
     return count(ends, (BUSY_MW - IDLE_MW) * FACE_S)
 
 

@@ -317,7 +317,7 @@ def _read_earlier(path: Path, max_regression: float | None) -> "BenchmarkResult"
 def _compare(
     earlier: "BenchmarkResult", result: "BenchmarkResult", name: str, max_regression: float | None
 ) -> "CompareResult | FrEdgeError":
-    """The comparison; the error where there is none to make, to be raised once all is printed."""
+    """The comparison, or the error that prevents it: it is raised once all is printed."""
     from ..errors import UsageError
     from ..runtime.evaluation.compare import compare_reports
 

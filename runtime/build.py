@@ -210,7 +210,7 @@ def _build(
 
 
 def _timings(bundle: Bundle, name: str, *, signing: bool) -> bytes:
-    """The timing cache of an earlier build; b"" where there is none, or none that may be used.
+    """The timing cache of an earlier build; b"" if there is no cache that may be used.
 
     What goes into a build that is signed must be signed itself: its timings come out again.
     """

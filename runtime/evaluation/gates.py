@@ -159,7 +159,7 @@ def eer_gate(value: float, limit: float, interval: Ends | None, *, named: bool) 
     Args:
         value: The rate, a fraction.
         limit: Its ceiling.
-        interval: 95 % interval of the rate; None where there is none.
+        interval: 95 % interval of the rate; None if it has no interval.
         named: Whether it is known who is who. Pairs that share people are not independent, so a
             pair list that does not name them gives no interval.
     """
@@ -173,7 +173,7 @@ def nameless(named: bool, interval: Ends | None) -> tuple[str, str]:
 
     Args:
         named: Whether it is known who is who.
-        interval: 95 % interval of the rate; None where there is none.
+        interval: 95 % interval of the rate; None if it has no interval.
 
     Returns:
         Reason and cure for `people_gate`; the reason is empty where names are not what is missing.
