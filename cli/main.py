@@ -18,7 +18,7 @@ import click
 from .._version import __version__
 from ..errors import FrEdgeError, MachineError, UsageError
 from ..interruption import find_interruption, interrupted
-from .output import echo, silence
+from .output import echo, reader_left, silence
 
 COMMANDS = (
     "demo",
@@ -120,13 +120,17 @@ def run(args: list[str]) -> int:
     try:
         result = root.main(args, prog_name="fr-edge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
         return _fail(args, error.format_message(), _usage_hint(error), 2)
     except (KeyboardInterrupt, click.Abort) as error:
         return _stopped(args, error)
-    except BrokenPipeError:  # the reader of the help page has left
+    except (BrokenPipeError, SystemExit) as error:  # of Click, which prints pages of its own
+        if find_interruption(error) is not None:
+            return _stopped(args, error)
+        if not reader_left(sys.stdout):
+            raise
         silence(sys.stdout)
         return 0
     except FrEdgeError as error:

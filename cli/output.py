@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -124,6 +125,20 @@ def silence(stream: Any) -> None:
         os.close(target)
     except (OSError, ValueError, AttributeError):  # closed, or none of the system's
         pass
+
+
+def reader_left(stream: Any) -> bool:
+    """Whether a stream is a pipe or socket whose reader is gone.
+
+    Args:
+        stream: `sys.stdout` or `sys.stderr`.
+    """
+    asked = select.poll()
+    try:
+        asked.register(stream.fileno(), 0)
+    except (OSError, ValueError, AttributeError):  # closed, or none of the system's
+        return False
+    return any(events & select.POLLERR for _, events in asked.poll(0))
 
 
 def _harmless(character: str) -> bool:

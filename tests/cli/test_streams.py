@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.cli.main import run
-from fr_edge.cli.output import one_line, printable, table
+from fr_edge.cli.main import COMMANDS, run
+from fr_edge.cli.output import one_line, printable, reader_left, table
 
 Captured = pytest.CaptureFixture[str]
 HOSTILE = "a\x1b[31m\x9b2J\u202eb\udcff\x07\x7f"
@@ -20,17 +20,54 @@ def start(*args: str, **streams: int | None) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-m", "fr_edge", *args], **streams)  # type: ignore[call-overload, no-any-return]
 
 
+def pipe_without_reader() -> int:
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
 def test_a_reader_that_leaves_is_no_error(exported: Path) -> None:
     processes = []
-    for args in (("inspect", str(exported), "--json"), ("inspect", "nowhere", "--json")):
-        read, write = os.pipe()
-        os.close(read)
+    for args in (("inspect", str(exported), "--json"), ("inspect", "nowhere", "--json"), ("-h",)):
+        write = pipe_without_reader()
         processes.append(start(*args, stdout=write, stderr=subprocess.PIPE))
         os.close(write)
-    good, bad = ((p.communicate()[1].decode(), p.returncode) for p in processes)
-    assert good == ("", 0)
+    good, bad, page = ((p.communicate()[1].decode(), p.returncode) for p in processes)
+    assert good == page == ("", 0)
     assert bad[1] == 4
     assert bad[0].startswith("fr-edge: there is no bundle at nowhere")
+
+
+@pytest.mark.parametrize("args", [["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_every_page_may_lose_its_reader(
+    args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    with os.fdopen(pipe_without_reader(), "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", sys.stderr)  # Click replaces both
+        assert run(args) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_completion_and_errors_without_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    with os.fdopen(pipe_without_reader(), "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        with monkeypatch.context() as asked:
+            asked.setenv("_FR_EDGE_COMPLETE", "bash_source")
+            assert run([]) == 0
+    with os.fdopen(pipe_without_reader(), "w") as broken:
+        monkeypatch.setattr(sys, "stderr", broken)
+        assert run([]) == 2
+
+
+def test_only_a_broken_pipe_has_lost_its_reader() -> None:
+    read, write = os.pipe()
+    with os.fdopen(read), os.fdopen(write, "w") as open_pipe, open(os.devnull, "w") as null:
+        assert not reader_left(open_pipe)
+        assert not reader_left(null)
+    assert not reader_left(open_pipe)  # closed
+    with os.fdopen(pipe_without_reader(), "w") as broken:
+        assert reader_left(broken)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
