@@ -13,8 +13,8 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from .bundle.bundle import open_bundle as open_bundle
     from .bundle.manifest import Bundle as Bundle
+    from .calibration.budget import Budget as Budget
     from .calibration.calibrate import calibrate as calibrate
-    from .calibration.mixed_precision import Budget as Budget
     from .calibration.qdq import quantize_onnx as quantize_onnx
     from .distill.train import distill_student as distill_student
     from .errors import BundleError as BundleError
@@ -49,7 +49,7 @@ _HOMES = {
     "distill_student": ".distill.train",
     "export_onnx": ".export.export",
     "calibrate": ".calibration.calibrate",
-    "Budget": ".calibration.mixed_precision",
+    "Budget": ".calibration.budget",
     "quantize_onnx": ".calibration.qdq",
     "EngineOptions": ".runtime.trt.config",
     "build_engine": ".runtime.build",

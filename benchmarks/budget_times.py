@@ -23,9 +23,9 @@ import onnx
 from int8_loss import FAR, harden
 
 from fr_edge.bundle.bundle import open_bundle
+from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import RANGES_ONLY, calibrate
 from fr_edge.calibration.latency_model import counted_latency
-from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.documents import to_builtins
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.runtime.cpu_kernel_selection import (

@@ -6,7 +6,7 @@
 The people whom PAIRS (`fold,path1,path2,same`, relative to FACES) names judge; all others
 calibrate. Rates count every pair of the judging faces. Bundles are copied, never changed; both
 networks run on onnxruntime's CPU, which is not TensorRT. One JSON document per bundle;
-`likely` is what other people should lose, with its standard error.
+`likely` is what other people should lose, with its 95 % interval.
 
 With a budget (at FAR 1e-4), `calibrate` searches layers to leave out. `--hard` makes that
 necessary: a tenth of the channels of one tensor become 50 times as loud, which float does not
@@ -26,9 +26,9 @@ import numpy as np
 import onnx
 
 from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, calibrate
 from fr_edge.calibration.equalization import equalize, scale_groups
-from fr_edge.calibration.mixed_precision import Budget
 from fr_edge.documents import to_builtins
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
@@ -78,7 +78,8 @@ def rows(loss: EmbeddingLoss) -> dict[str, Any]:
                 "fp32": rate.reference,
                 "int8": rate.engine,
                 "loss": rate.drop,
-                "likely": f"{rate.smoothed_drop:+.4f} ± {rate.smoothed_drop_error:.4f}",
+                "likely": rate.smoothed_drop,
+                "likely_interval_95": rate.smoothed_drop_interval_95,
             }
             for rate in loss.rates
             if rate.far <= 1e-3

@@ -24,6 +24,7 @@ from ..metrics.rates import unseparated_warning
 from ..onnx_file import read_onnx
 from ..progress import Track, silent
 from .activation_shift import channel_shifts, snap_to_grid
+from .budget import CANNOT_JUDGE, MAX_JUDGED_FACES, Budget
 from .calibration_report import CalibrationReport, make_report
 from .clipping import METHODS
 from .collect import collect_histograms
@@ -32,7 +33,7 @@ from .equalization import channel_scales, quantized_inputs, tensor_ranges
 from .gptq import RoundedWeight, round_weights
 from .histogram import MAX_FACES, Histogram
 from .latency_model import LatencyOf, counted_latency
-from .mixed_precision import Budget, HeldOutJudge, SearchResult, search_assignment
+from .mixed_precision import HeldOutJudge, SearchResult, search_assignment
 from .qdq import quantize_onnx
 from .subset import (
     CalibrationSubset,
@@ -55,7 +56,6 @@ from .trt_cache import (
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = 64  # faces of other people that the INT8 model is judged on
-_HELD_OUT_FOR_BUDGET = 2048  # the same with a budget, whose true accepts need many pairs
 _ALIGNMENT_FACES = 64  # calibration faces kept decoded, to look at their alignment afterwards
 _ROLES = {"calibration.json": "calibration table", "model.int8.onnx": "INT8 model (Q/DQ)"}
 _NOT_IN_HISTORY = ("budget", "time_source", "trials", "provenance")  # fields of the report
@@ -152,7 +152,7 @@ def calibrate(
     rule = choose_int8_layers(model)
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
-    held_out = _HELD_OUT_FOR_BUDGET if budget else _HELD_OUT
+    held_out = MAX_JUDGED_FACES if budget else _HELD_OUT
     subset = select_subset(faces, limit, held_out, pairs=budget is not None)
     stride = max(1, len(subset.calibration) // _ALIGNMENT_FACES)
     faces, images = with_digests(faces)
@@ -323,6 +323,13 @@ def _warnings(
             warnings.append(
                 f"{loss.genuine_pairs} genuine pairs cannot tell a TAR drop of {drop:g} from none by"
                 " count: more people with several images each would show what INT8 really loses"
+            )
+        full = next((a.loss for a in search.assignments if not a.float_layers), None)
+        if budget and full and budget.verdict(full) == CANNOT_JUDGE:
+            warnings.append(
+                f"these people cannot judge the budget with all layers in INT8"
+                f" ({budget.describe_loss(full)}): to keep fewer layers in float,"
+                f" {budget.cure(full)}"
             )
     return tuple(filter(None, warnings))
 

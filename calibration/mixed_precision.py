@@ -19,7 +19,7 @@ import onnx
 
 from ..arrays import F32
 from ..documents import convert, read_json
-from ..errors import DataError, FacesError, GateFailed, UsageError
+from ..errors import DataError, FacesError, GateFailed
 from ..faces.contract import InputSpec
 from ..faces.sources import Faces
 from ..files import write_atomic
@@ -27,6 +27,7 @@ from ..graph.layers import Int8Choice, choose_int8_layers, weighted_layers
 from ..interruption import keeping
 from ..metrics.rates import EmbeddingLoss, compare_embeddings
 from ..progress import Track
+from .budget import EXCEEDED, Budget, check_judges
 from .collect import embed_model
 from .gptq import RoundedWeight
 from .latency_model import COUNTED, LatencyOf, counted_latency
@@ -36,48 +37,6 @@ from .table import CalibrationTable, table_to_json
 REASON = "accuracy budget"  # why a layer of `CalibrationTable.float_layers` is kept in float
 
 _SENSITIVITY_FACES = 24  # faces that a single layer's error is measured on
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What INT8 may lose; None sets no limit.
-
-    Attributes:
-        max_tar_drop: Loss of TAR at `far`, as a fraction, both counted and smoothed.
-        min_cosine: Cosine with the float embedding that every face must keep.
-        far: False accept rate of `max_tar_drop`.
-    """
-
-    max_tar_drop: float | None = None
-    min_cosine: float | None = None
-    far: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if self.max_tar_drop is None and self.min_cosine is None:
-            raise UsageError("an accuracy budget is a TAR drop or a cosine", "--max-tar-drop 0.003")
-        if self.max_tar_drop is not None and not 0 <= self.max_tar_drop <= 1:
-            raise UsageError(f"--max-tar-drop is a share, 0 to 1, found {self.max_tar_drop}")
-        if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
-            raise UsageError(f"--min-cosine is a cosine, -1 to 1, found {self.min_cosine}")
-        if not 0 < self.far < 1:
-            raise UsageError(f"--far is a rate between 0 and 1, found {self.far}", "--far 1e-4")
-
-    def holds(self, loss: EmbeddingLoss) -> bool:
-        """Whether a loss is within the budget."""
-        rate = loss.at(self.far)
-        return (
-            self.max_tar_drop is None
-            or (rate is not None and rate.upper_tar_drop <= self.max_tar_drop)
-        ) and (self.min_cosine is None or loss.cosine.min >= self.min_cosine)
-
-    def describe(self) -> str:
-        """The budget as text."""
-        parts = []
-        if self.max_tar_drop is not None:
-            parts.append(f"TAR drop <= {self.max_tar_drop:g} at FAR {self.far:g}")
-        if self.min_cosine is not None:
-            parts.append(f"cosine >= {self.min_cosine:g}")
-        return " and ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -230,7 +189,7 @@ def search_assignment(
 
     Raises:
         FacesError: The held-out faces are too few for the budget.
-        GateFailed: No assignment holds the budget.
+        GateFailed: No assignment holds the budget, or the people cannot judge whether one does.
     """
     if not judge.picks:
         if budget:
@@ -242,7 +201,7 @@ def search_assignment(
     if budget is None:
         only = judge.assess(table, (), None, counted_latency(judge.model).cost)
         return SearchResult((only,), table, COUNTED)
-    _check_resolution(judge, budget)
+    check_judges(judge.faces.labels[list(judge.picks)], budget)
     times = latency(judge.model, partial(judge.quantize, table))
     key = _search_key(table, judge, budget, times.source)
     root = root.absolute()  # it may be called `.`
@@ -288,18 +247,19 @@ def bisect_float_layers(count: int, judge: Callable[[int], EmbeddingLoss], budge
         k, 1 to `count` - 1.
 
     Raises:
-        GateFailed: No k holds the budget.
+        GateFailed: No k holds the budget, or the people cannot judge whether one does.
     """
     low, high = 0, count - 1
     last = judge(high)
     if high == low or not budget.holds(last):
-        rate = last.at(budget.far)
-        losses = f"cosine {last.cosine.min:.4f}"
-        if rate:
-            losses += f", TAR drop {rate.drop:.4f}, likely {rate.smoothed_drop:+.4f}"
-            losses += f", standard error {rate.smoothed_drop_error:.4f}"
+        losses = f"with one layer in INT8, {budget.describe_loss(last)}"
+        if budget.verdict(last) != EXCEEDED:
+            people = f"{last.faces} faces of {last.people} people"
+            raise GateFailed(
+                f"cannot judge {budget.describe()} on {people}: {losses}", budget.cure(last)
+            )
         raise GateFailed(
-            f"no assignment holds {budget.describe()}: with one layer in INT8, {losses}",
+            f"no assignment holds {budget.describe()}: {losses}",
             "allow more (what was judged is remembered), or build FP16:"
             " `fr-edge build-engine BUNDLE --fp16`",
         )
@@ -372,21 +332,6 @@ def _above_noise(
         else share * (count(choose_int8_layers(model, {layer: REASON})) - base)
         for layer, value in savings.items()
     }
-
-
-def _check_resolution(judge: HeldOutJudge, budget: Budget) -> None:
-    """Raises FacesError when the held-out faces have too few pairs for the budget's rate."""
-    if budget.max_tar_drop is None:
-        return
-    counts = np.unique(judge.faces.labels[list(judge.picks)], return_counts=True)[1]
-    genuine = int((counts * (counts - 1) // 2).sum())
-    impostors = len(judge.picks) * (len(judge.picks) - 1) // 2 - genuine
-    if impostors * budget.far < 1.0 or not genuine:
-        raise FacesError(
-            f"{len(judge.picks)} held-out faces of {len(counts)} people give {impostors} impostor"
-            f" and {genuine} genuine pairs; FAR {budget.far:g} needs {1 / budget.far:.0f} and some",
-            "give more people with several images each, or a larger --far",
-        )
 
 
 def _search_key(

@@ -72,13 +72,15 @@ def command(
     image. What INT8 loses is measured on people held out from calibration; the likely loss is an
     estimate for other people from all pairs near the threshold, with its 95 % interval where the
     people suffice. With a budget, layers go back to float (FP16 in TensorRT's engine), those that
-    cost most first, until it holds; exit code 1 if no assignment holds it. A search that was
-    interrupted continues. Faces that are not aligned, or whose people the float network hardly tells
+    cost most first, until the people show that it holds: the counted drop and the upper end of the
+    likely loss's interval are within it. Exit code 1 if no assignment holds it or the people cannot
+    judge whether one does, 4 if they are too few for any answer. A search that was interrupted
+    continues. Faces that are not aligned, or whose people the float network hardly tells
     apart, replace no earlier calibration (exit code 4) unless --force is given.
     """
     from ..bundle.bundle import open_bundle
+    from ..calibration.budget import Budget
     from ..calibration.calibrate import calibrate
-    from ..calibration.mixed_precision import Budget
     from ..documents import to_builtins
     from ..faces.sources import open_faces
     from ..runtime.layer_latency import latency_here

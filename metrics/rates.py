@@ -93,13 +93,6 @@ class RateChange:
         """Reference minus engine, a fraction; NaN where there are no rates."""
         return np.nan if self.delta is None else -self.delta
 
-    @property
-    def upper_tar_drop(self) -> float:
-        """The larger of the counted drop and the smoothed one plus its error: for budgets."""
-        if self.smoothed_drop is None or self.smoothed_drop_error is None:
-            return self.drop
-        return max(self.drop, self.smoothed_drop + self.smoothed_drop_error)
-
 
 @dataclass(frozen=True)
 class ScoreCurves:

@@ -14,6 +14,7 @@ import pytest
 
 from fr_edge.bundle import golden
 from fr_edge.calibration import (
+    budget,
     calibrate,
     clipping,
     equalization,
@@ -131,10 +132,8 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
     (statistics, {"PERCENTILES": (50.0, 90.0, 95.0, 99.0, 99.9)}),
     (workload, {"_JPEG_QUALITY": 95}),
     # Calibration.
-    (
-        calibrate,
-        {"_HELD_OUT": 64, "_HELD_OUT_FOR_BUDGET": 2048, "_ALIGNMENT_FACES": 64},
-    ),
+    (calibrate, {"_HELD_OUT": 64, "_ALIGNMENT_FACES": 64}),
+    (budget, {"MAX_JUDGED_FACES": 2048}),
     (clipping, {"CLIPPING_WEIGHT": 8.0, "_LEVELS": 128, "_PERCENTILE": 99.99}),
     (
         equalization,
@@ -209,7 +208,7 @@ def test_defaults_of_the_functions() -> None:
     parameters = inspect.signature(calibrate.calibrate).parameters
     assert (parameters["method"].default, parameters["limit"].default) == ("auto", 512)
     assert parameters["steps"].default == calibrate.CalibrationSteps(True, True, True, True)
-    assert mixed_precision.Budget(min_cosine=0.5).far == 1e-4
+    assert budget.Budget(min_cosine=0.5).far == 1e-4
     assert inspect.signature(verify.verify).parameters["engine"].default == "int8"
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.mixed_precision import (
-    Budget,
     SearchLog,
     bisect_float_layers,
     rank_layers,
 )
-from fr_edge.errors import GateFailed, UsageError
+from fr_edge.errors import GateFailed
 from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
 
 BASE = compare_embeddings(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), np.arange(4))
@@ -49,18 +49,6 @@ def test_layers_that_cost_most_per_time_saved_go_first() -> None:
 def test_layers_that_int8_does_not_speed_up_go_before_all() -> None:
     errors = {"a": 1.0, "b": 0.0, "c": 0.4}
     assert rank_layers(errors, {"a": 1.0, "b": -0.1, "c": 0.0}) == ["c", "b", "a"]
-
-
-def test_a_budget_that_makes_no_sense() -> None:
-    for wrong in (
-        {},
-        {"max_tar_drop": -0.1},
-        {"max_tar_drop": float("nan")},
-        {"min_cosine": 2.0},
-        {"min_cosine": 0.9, "far": 0.0},
-    ):
-        with pytest.raises(UsageError):
-            Budget(**wrong)
 
 
 def test_the_log_remembers_under_its_key_alone(tmp_path: Path) -> None:

@@ -78,12 +78,15 @@ def test_timing_engines_without_a_budget_or_a_backend(bundle: Path, capsys: Capt
     assert (bundle / "bundle.json").read_bytes() == before
 
 
-def test_a_budget_finer_than_the_pairs_is_a_warning(
-    bundle: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_people_who_cannot_judge_a_budget(bundle: Path, capsys: Captured) -> None:
+    before = (bundle / "bundle.json").read_bytes()
     start = ("calibrate", str(bundle), "--faces", "synthetic:16x2@5")
-    assert run([*start, "--max-tar-drop", "0.1", "--far", "0.1"]) == 0
-    assert "3 genuine pairs cannot tell a TAR drop of 0.1 from none" in caplog.text
+    result = asked(capsys, *start, "--max-tar-drop", "0.1", "--far", "0.1", code=4)
+    assert (
+        "cannot judge TAR drop <= 0.1 at FAR 0.1: 6 held-out faces of 3 people" in result["error"]
+    )
+    assert "hold out 40 faces or more" in result["hint"]
+    assert (bundle / "bundle.json").read_bytes() == before
 
 
 def test_calibrate_makes_true_int8(calibrated: Path) -> None:

@@ -122,4 +122,3 @@ def test_the_same_scores_lose_nothing() -> None:
     for rate in compare_embeddings(exact, exact, labels).rates:
         assert (rate.drop, rate.smoothed_drop, rate.smoothed_drop_error) == (0, 0, 0)
         assert rate.smoothed_drop_interval_95 == ((0, 0) if rate.far == 1e-2 else None)
-        assert rate.upper_tar_drop == 0
