@@ -12,12 +12,18 @@ import onnx
 from onnx import numpy_helper
 
 from ..arrays import F64
+from ..graph.eight_bit import INT8, EightBit
 from ..graph.layer_weights import add_to_bias, layer_columns, weight_scales
 from ..graph.layers import Int8Choice
 
 
-def correct_biases(model: onnx.ModelProto, choice: Int8Choice, means: Mapping[str, F64]) -> None:
-    """Correct the biases of the INT8 layers, in place.
+def correct_biases(
+    model: onnx.ModelProto,
+    choice: Int8Choice,
+    means: Mapping[str, F64],
+    form: EightBit = INT8,
+) -> None:
+    """Correct the biases of the quantized layers, in place.
 
     MatMul has no bias and stays as it is. At the image's border, where padding adds zeros, the
     correction is slightly too large.
@@ -27,6 +33,7 @@ def correct_biases(model: onnx.ModelProto, choice: Int8Choice, means: Mapping[st
         choice: Which of its layers become INT8.
         means: Tensor -> `(C,) float64`, the mean of each channel; layers that read other tensors
             stay as they are.
+        form: The 8-bit format of the weights.
     """
     constants = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
@@ -37,9 +44,9 @@ def correct_biases(model: onnx.ModelProto, choice: Int8Choice, means: Mapping[st
         mean = means[node.input[0]]
         mean = np.repeat(mean, columns.shape[1] // len(mean))
         # Output by output: a large layer's weights in float64 would take much memory at once.
-        scales = weight_scales(node, weight).astype(np.float64)
+        scales = weight_scales(node, weight, form).astype(np.float64)
         shift = [
-            (row - np.rint(row / scale) * scale).sum(axis=1) @ mean
+            (row - form.nearest(row / scale) * scale).sum(axis=1) @ mean
             for row, scale in zip(columns, scales, strict=True)
         ]
         add_to_bias(model.graph, node, np.array(shift))

@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..arrays import F32, F64
+from ..graph.eight_bit import INT8, EightBit, eight_bit_format
 from ..graph.layer_weights import layer_columns, output_axis, weight_scales
 from .covariance import InputCovariance
 from .equalization import equalize
@@ -23,7 +24,7 @@ _BLOCK = 64  # columns rounded before the remaining ones are updated; affects sp
 
 @dataclass(frozen=True)
 class RoundedWeight:
-    """A layer's weights, rounded to whole INT8 steps.
+    """A layer's weights, rounded to numbers of its 8-bit format.
 
     Attributes:
         weight: float32 in the layout of the layer's own weights, after equalization.
@@ -53,6 +54,7 @@ def round_weights(
     Returns:
         Layer -> its rounded weights.
     """
+    form = eight_bit_format(table.precision)
     scaled = equalize(model, table.scales)
     constants = {t.name: t for t in scaled.graph.initializer}
     rounded = {}
@@ -69,11 +71,14 @@ def round_weights(
         hessian = inputs.covariance(corrected) / np.outer(input_scale, input_scale)
         if not np.isfinite(hessian).all():
             continue
-        # The rounding of the inputs adds independent errors of up to half a step each.
-        step = table.ranges[node.input[0]] / 127.0
-        hessian[np.diag_indices_from(hessian)] += step**2 / 12.0
-        result = gptq_round(flat, weight_scales(node, weight).astype(np.float64), hessian)
         mean = inputs.total / max(1, inputs.count) / input_scale
+        # The rounding of the inputs adds independent errors.
+        diagonal = np.diag(hessian).copy()
+        power = diagonal + mean**2 if corrected else diagonal
+        scale = table.ranges[node.input[0]] / form.largest
+        np.fill_diagonal(hessian, diagonal + form.rounding_noise(scale, power))
+        scales = weight_scales(node, weight, form).astype(np.float64)
+        result = gptq_round(flat, scales, hessian, form)
         rows = result.astype(np.float32).reshape(columns.shape)
         if node.op_type == "Conv":
             rows = rows.reshape(weight.shape)
@@ -84,30 +89,31 @@ def round_weights(
     return rounded
 
 
-def gptq_round(weights: F64, scale: F64, hessian: F64) -> F64:
+def gptq_round(weights: F64, scale: F64, hessian: F64, form: EightBit = INT8) -> F64:
     """Round weights so that the error e of each row has a small e @ hessian @ e.
 
-    The largest weight of a row keeps its 127 steps, so that the scale can be read off the weights.
+    The largest weight of a row stays the format's largest number, so that the scale can be read off the weights.
 
     Args:
         weights: `(O, n) float64`.
-        scale: `(O,) float64`, each row's INT8 step.
+        scale: `(O,) float64`, each row's scale.
         hessian: `(n, n) float64`, positive definite: the covariance of the inputs.
+        form: The 8-bit format.
 
     Returns:
-        `(O, n) float64`, multiples of `scale`, at most 127 steps.
+        `(O, n) float64`, numbers of the format times `scale`.
     """
     order = np.argsort(-np.diag(hessian), kind="stable")
     # Row i of this factor says how column i's error is spread over the columns after it.
     factor = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T
     remaining, scales = weights[:, order], scale[:, None]
-    peak = np.abs(remaining) >= 126.99 * scales
-    result = np.where(peak, np.sign(remaining) * 127.0 * scales, 0.0)
+    peak = np.abs(remaining) >= (form.largest - 0.01) * scales
+    result = np.where(peak, np.sign(remaining) * form.largest * scales, 0.0)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         errors = np.empty((len(remaining), stop - start))
         for i in range(start, stop):
-            nearest = np.clip(np.rint(remaining[:, i] / scale), -127, 127) * scale
+            nearest = form.nearest(remaining[:, i] / scale) * scale
             result[:, i] = np.where(peak[:, i], result[:, i], nearest)
             errors[:, i - start] = (remaining[:, i] - result[:, i]) / factor[i, i]
             remaining[:, i + 1 : stop] -= np.outer(errors[:, i - start], factor[i, i + 1 : stop])

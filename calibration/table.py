@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ _HINT = "make it again with `fr-edge calibrate BUNDLE --faces SRC`"
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """What turns a float model into its INT8 model, tensor by tensor.
+    """What turns a float model into its INT8 or FP8 model, tensor by tensor.
 
     Channel c of tensor t is divided by `scales[t][c]`, then `shifts[t][c]` is subtracted, where the
     table has them; `ranges` and `means` describe the result.
@@ -31,11 +31,13 @@ class CalibrationTable:
         faces: Number of faces that calibrated.
         identities: Number of people among them.
         model_sha256: Of the float model, hexadecimal.
-        ranges: Tensor that becomes INT8 -> amax > 0; its INT8 scale is amax / 127.
+        ranges: Tensor that is quantized -> amax > 0; its scale is amax / 127 for INT8, and amax / 448
+            for FP8.
         scales: Tensor -> `(C,) float64`, equalization.
         shifts: Tensor -> `(C,) float64`, activation shift.
         means: Tensor -> `(C,) float64`, the mean of each channel, for bias correction.
         float_layers: Layer kept in float by an accuracy budget -> the reason.
+        precision: "int8" or "fp8", the format of the quantized layers.
     """
 
     method: str
@@ -47,11 +49,12 @@ class CalibrationTable:
     shifts: Mapping[str, F64] = field(default_factory=dict)
     means: Mapping[str, F64] = field(default_factory=dict)
     float_layers: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "int8"
 
 
 @dataclass(frozen=True)
 class _TableDocument:
-    """`calibration.json`: the fields of `CalibrationTable`."""
+    """`calibration.json` and `calibration.fp8.json`: the fields of `CalibrationTable`."""
 
     method: str
     faces: int
@@ -62,6 +65,7 @@ class _TableDocument:
     shifts: dict[str, list[float]]
     means: dict[str, list[float]]
     float_layers: dict[str, str]
+    precision: Literal["int8", "fp8"] = "int8"
 
 
 def table_to_json(table: CalibrationTable) -> str:

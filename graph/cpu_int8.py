@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from ..errors import ModelError
 from ..inference import first_line
 from .edit import attribute, is_unpadded_conv
+from .eight_bit import FP8
 from .prelu import blend_nodes
 
 Array = npt.NDArray[Any]
@@ -238,11 +239,15 @@ def _is_per_axis(node: NodeProto, weights: Weights) -> bool:
 
 
 def _quantize_weight(node: NodeProto, weights: Weights) -> Nodes | None:
-    """Weights -> QuantizeLinear: the integers become the weights."""
+    """Weights -> QuantizeLinear: the integers, or FP8 numbers, become the weights."""
     if node.op_type != "QuantizeLinear" or not weights.keys() >= set(node.input):
         return None
     values, scale = weights[node.input[0]], weights[node.input[1]]
     zero = weights[node.input[2]] if len(node.input) > 2 else np.zeros_like(scale, np.uint8)
+    if zero.dtype == FP8.dtype:
+        steps = FP8.nearest(values / _along_axis(scale, node, values.ndim))
+        weights[node.output[0]] = steps.astype(FP8.dtype)
+        return []
     steps = np.rint(values / _along_axis(scale, node, values.ndim))
     steps = steps + _along_axis(zero, node, values.ndim)
     limits = np.iinfo(zero.dtype)

@@ -8,6 +8,7 @@ from onnx import GraphProto, NodeProto, numpy_helper
 
 from ..arrays import F32, F64
 from .edit import attribute
+from .eight_bit import INT8, EightBit
 
 _MIN_SCALE = np.float32(1e-12)  # of weights that are all zero
 
@@ -41,18 +42,19 @@ def layer_columns(node: NodeProto, weight: F32) -> F32:
     return (weight if output_axis(node, 2) == 0 else weight.T)[:, :, None]
 
 
-def weight_scales(node: NodeProto, weight: F32) -> F32:
-    """Compute the INT8 scale of each output channel: its largest weight over 127.
+def weight_scales(node: NodeProto, weight: F32, form: EightBit = INT8) -> F32:
+    """Compute the scale of each output channel: its largest weight over the format's largest number.
 
     Args:
         node: A Conv, Gemm or MatMul.
         weight: Its weights, float32.
+        form: The 8-bit format.
 
     Returns:
         `(O,) float32`.
     """
     others = tuple(i for i in range(weight.ndim) if i != output_axis(node, weight.ndim))
-    scales: F32 = np.abs(weight).max(axis=others) / np.float32(127.0)
+    scales: F32 = np.abs(weight).max(axis=others) / np.float32(form.largest)
     return np.maximum(scales, _MIN_SCALE)
 
 

@@ -1,6 +1,6 @@
 """The layers of a network: parameters, multiply-adds and precision, and which of them become INT8.
 
-Float, FP16 and Q/DQ models are read. Multiply-adds are those of Conv, Gemm and MatMul, which
+Float, FP16 and Q/DQ models (INT8, FP8) are read. Multiply-adds are those of Conv, Gemm and MatMul, which
 dominate: 221.2 M for the paper's MobileFaceNet. Products of two activations (attention) count too;
 they are no layers with weights and stay float.
 
@@ -25,6 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 from ..faces.contract import InputSpec
 from ..onnx_file import read_onnx
 from .edit import attribute
+from .eight_bit import EIGHT_BIT
 from .load import contract_of
 from .shapes import tensor_types
 
@@ -39,6 +40,7 @@ _PRECISIONS: dict[int, str] = {
     TensorProto.FLOAT16: "fp16",
     TensorProto.INT8: "int8",
     TensorProto.UINT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
 }
 
 
@@ -200,13 +202,15 @@ def layer_precisions(model: ModelProto) -> dict[str, int]:
         model: A float, FP16 or Q/DQ model.
 
     Returns:
-        "int8", "fp16" and "fp32" -> number of layers.
+        Precision -> number of layers; "int8", "fp16" and "fp32" are always there, "fp8" where a
+        layer has it.
     """
     constants, dequantized = _constants(model), _dequantized(model)
     counts = {"int8": 0, "fp16": 0, "fp32": 0}
     for node in model.graph.node:
         if _weight_of(node, constants):
-            counts[_precision(node, constants, dequantized)] += 1
+            precision = _precision(node, constants, dequantized)
+            counts[precision] = counts.get(precision, 0) + 1
     return counts
 
 
@@ -312,8 +316,10 @@ def _constants(model: ModelProto) -> dict[str, tuple[TensorProto, str]]:
     for node in model.graph.node:
         if node.op_type in _BETWEEN and node.input[0] in constants:
             tensor, precision = constants[node.input[0]]
-            int8 = node.op_type == "QuantizeLinear" or precision == "int8"
-            constants[node.output[0]] = (tensor, "int8" if int8 else precision)
+            if node.op_type == "QuantizeLinear":  # its zero point names the type
+                zero = node.input[2] if len(node.input) > 2 else ""
+                precision = constants[zero][1] if zero in constants else "int8"
+            constants[node.output[0]] = (tensor, precision)
     return constants
 
 
@@ -329,6 +335,6 @@ def _precision(
     if not weight:
         return precision
     precision = constants[weight][1]
-    if precision == "int8" and node.input[0] not in dequantized:
-        return "fp32"  # INT8 weights, float arithmetic
+    if precision in EIGHT_BIT and node.input[0] not in dequantized:
+        return "fp32"  # 8-bit weights, float arithmetic
     return precision
