@@ -1,14 +1,15 @@
 """What INT8 loses on people it was not calibrated on: FP32 beside INT8, same faces, same run.
 
     python benchmarks/int8_loss.py FACES PAIRS BUNDLE... [--limit N]
-        [--max-tar-drop X [--hard] [--backend NAME]]
+        [--max-tar-drop X [--far 1e-4] [--hard] [--backend NAME]]
 
 The people whom PAIRS (`fold,path1,path2,same`, relative to FACES) names judge; all others
 calibrate. Rates count every pair of the judging faces. Bundles are copied, never changed; both
 networks run on onnxruntime's CPU, which is not TensorRT. One JSON document per bundle;
 `likely` is what other people should lose, with its 95 % interval.
 
-With a budget (at FAR 1e-4), `calibrate` searches layers to leave out. `--hard` makes that
+With a budget (at FAR 1e-4 or `--far`), `calibrate` searches layers to leave out; where no
+assignment holds it, or the people cannot judge, `refused` is what it said. `--hard` makes that
 necessary: a tenth of the channels of one tensor become 50 times as loud, which float does not
 notice, and ranges are plain min-max. `--backend` times the search's engines (`onnxruntime`), else
 times are counted; `cpu_time` is that of the INT8 model on onnxruntime, all in float being 1.
@@ -30,6 +31,7 @@ from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, calibrate
 from fr_edge.calibration.equalization import equalize, scale_groups
 from fr_edge.documents import to_builtins
+from fr_edge.errors import FacesError, GateFailed
 from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.layers import choose_int8_layers, weighted_layers
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--limit", type=int, default=512)
     parser.add_argument("--max-tar-drop", type=float)
+    parser.add_argument("--far", type=float, default=FAR)
     parser.add_argument("--hard", action="store_true")
     parser.add_argument("--backend", default="auto")
     asked = parser.parse_args()
@@ -108,7 +111,7 @@ def main() -> None:
         read=lambda i: source.read(picks[i]),
         encoded=None,
     )
-    budget = None if asked.max_tar_drop is None else Budget(asked.max_tar_drop, far=FAR)
+    budget = None if asked.max_tar_drop is None else Budget(asked.max_tar_drop, far=asked.far)
     for bundle in asked.bundles:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / bundle.name
@@ -124,9 +127,13 @@ def main() -> None:
                 loss = compare_embeddings(exact, embed(copy, "int8", judging), judging.labels)
                 found["without_budget"] = rows(loss)
             latency = latency_here(open_bundle(copy), asked.backend)
-            done = calibrate(
-                copy, others, method, asked.limit, steps=steps, budget=budget, latency=latency
-            )
+            try:
+                done = calibrate(
+                    copy, others, method, asked.limit, steps=steps, budget=budget, latency=latency
+                )
+            except (GateFailed, FacesError) as error:
+                print(json.dumps(found | {"refused": f"{error}; {error.hint}"}), flush=True)
+                continue
             found["cpu_time"] = cpu_time(copy)
             found["summary"] = to_builtins(done.report)
             loss = compare_embeddings(exact, embed(copy, "int8", judging), judging.labels)
