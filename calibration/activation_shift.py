@@ -13,12 +13,14 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ..arrays import F64
-from ..graph.edit import is_unpadded_conv
-from ..graph.layer_weights import add_to_bias, layer_columns, store_weight
+from ..graph.edit import is_unpadded_conv, only_read_by
+from ..graph.layer_weights import add_to_bias, has_bias, layer_columns, store_weight
 from ..graph.layers import Int8Choice
 from .histogram import Histogram, channel_midpoints
 
-_ONE_SIDED = ("PRelu", "Relu", "LeakyRelu", "Clip")
+# Activations; a product makes SiLU, GELU, hard-swish and what a gate scales.
+_ONE_SIDED = ("PRelu", "Relu", "LeakyRelu", "Clip", "Mul", "HardSwish", "Gelu")
+_NORMALIZED = ("LayerNormalization", "Add")
 
 
 def shiftable_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
@@ -29,16 +31,23 @@ def shiftable_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
         choice: Which of its layers become INT8.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+
+    def maker(tensor: str) -> str:
+        """The operator that makes a tensor's values, which a Reshape only arranges."""
+        while tensor in makers and makers[tensor].op_type == "Reshape":
+            tensor = makers[tensor].input[0]
+        return makers[tensor].op_type if tensor in makers else ""
+
     return [
         tensor
         for tensor in choice.tensors
-        if tensor in makers
-        and makers[tensor].op_type in _ONE_SIDED
-        and all(node.name in choice.int8 and is_unpadded_conv(node) for node in readers[tensor])
+        if maker(tensor) in (*_ONE_SIDED, *_NORMALIZED)
+        and only_read_by(model.graph, tensor, choice.int8)
+        and all(
+            is_unpadded_conv(node) or (_is_matrix(node) and has_bias(model.graph, node))
+            for node in model.graph.node
+            if tensor in node.input
+        )
     ]
 
 
@@ -89,6 +98,7 @@ def shift_activations(
     constants = {t.name: t for t in graph.initializer}
     int8 = set(choice.int8)
     renamed: dict[str, str] = {}
+    trailing = {n.input[0]: () if _is_matrix(n) else (1, 1) for n in graph.node if n.name in int8}
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.name in int8 and node.input[0] in renamed:
@@ -98,7 +108,7 @@ def shift_activations(
             add_to_bias(graph, node, lost)
         nodes.append(node)
         for name in set(node.output) & set(shifts) & set(choice.tensors):
-            array = shifts[name].astype(np.float32).reshape(-1, 1, 1)
+            array = shifts[name].astype(np.float32).reshape(-1, *trailing[name])
             offset = store_weight(graph, f"{name}/offset", array)
             renamed[name] = f"{name}/shifted"
             nodes.append(helper.make_node("Sub", [name, offset], [renamed[name]], renamed[name]))
@@ -106,3 +116,7 @@ def shift_activations(
     graph.ClearField("node")
     graph.node.extend(copies)
     return renamed
+
+
+def _is_matrix(node: NodeProto) -> bool:
+    return node.op_type in ("Gemm", "MatMul")

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from ..arrays import F64
 from ..graph.eight_bit import INT8, EightBit
-from ..graph.layer_weights import add_to_bias, layer_columns, weight_scales
+from ..graph.layer_weights import add_to_bias, has_bias, layer_columns, weight_scales
 from ..graph.layers import Int8Choice
 
 
@@ -25,7 +25,7 @@ def correct_biases(
 ) -> None:
     """Correct the biases of the quantized layers, in place.
 
-    MatMul has no bias and stays as it is. At the image's border, where padding adds zeros, the
+    A MatMul without one stays as it is. At the image's border, where padding adds zeros, the
     correction is slightly too large.
 
     Args:
@@ -37,7 +37,9 @@ def correct_biases(
     """
     constants = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
-        if node.name not in choice.int8 or node.op_type == "MatMul" or node.input[0] not in means:
+        if node.name not in choice.int8 or node.input[0] not in means:
+            continue
+        if not has_bias(model.graph, node):
             continue
         weight = numpy_helper.to_array(constants[node.input[1]])
         columns = layer_columns(node, weight)

@@ -23,6 +23,7 @@ from ..graph.trained_ranges import read_trained_ranges
 from ..metrics.rates import unseparated_warning
 from ..onnx_file import read_onnx
 from ..progress import Track, silent
+from . import constants
 from .activation_shift import channel_shifts, snap_to_grid
 from .budget import CANNOT_JUDGE, MAX_JUDGED_FACES, Budget
 from .calibration_report import CalibrationReport, make_report
@@ -31,7 +32,7 @@ from .collect import collect_histograms
 from .covariance import CovarianceCollector
 from .equalization import channel_scales, quantized_inputs, tensor_ranges
 from .gptq import RoundedWeight, round_weights
-from .histogram import MAX_FACES, Histogram
+from .histogram import Histogram
 from .latency_model import LatencyOf, counted_latency
 from .mixed_precision import HeldOutJudge, SearchResult, search_assignment
 from .qdq import quantize_onnx
@@ -55,8 +56,6 @@ from .trt_cache import (
 
 logger = logging.getLogger(__name__)
 
-_HELD_OUT = 64  # faces of other people that the INT8 model is judged on
-_ALIGNMENT_FACES = 64  # calibration faces kept decoded, to look at their alignment afterwards
 _ROLES = {"calibration.json": "calibration table", "model.int8.onnx": "INT8 model (Q/DQ)"}
 _NOT_IN_HISTORY = ("budget", "time_source", "trials", "provenance")  # fields of the report
 
@@ -144,19 +143,21 @@ def calibrate(
         raise UsageError(
             f"no calibration method {method!r}", f"methods: auto, {', '.join(METHODS)}"
         )
-    if not 1 <= limit <= MAX_FACES:
-        raise UsageError(f"--limit is 1 to {MAX_FACES}, found {limit}")
+    if not 1 <= limit <= constants.MAX_FACES:
+        raise UsageError(f"--limit is 1 to {constants.MAX_FACES}, found {limit}")
     cache_version = version_number(trt_cache) if trt_cache else 0
     model = read_onnx(bundle.file("model.onnx"))
     check_finite(model)
     rule = choose_int8_layers(model)
     if not rule.int8:
         raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
-    held_out = MAX_JUDGED_FACES if budget else _HELD_OUT
+    held_out = MAX_JUDGED_FACES if budget else constants.HELD_OUT
     subset = select_subset(faces, limit, held_out, pairs=budget is not None)
-    stride = max(1, len(subset.calibration) // _ALIGNMENT_FACES)
+    stride = max(1, len(subset.calibration) // constants.ALIGNMENT_FACES)
     faces, images = with_digests(faces)
-    faces = faces.cached((*subset.held_out, *subset.calibration[::stride][:_ALIGNMENT_FACES]))
+    faces = faces.cached(
+        (*subset.held_out, *subset.calibration[::stride][: constants.ALIGNMENT_FACES])
+    )
     stats = FaceStatistics()
     fit = _fit(model, rule, bundle, faces, subset, stats, method, steps, cache_version, track)
     picks = [i for i in subset.held_out if not is_blank(faces.read(i))]
@@ -214,7 +215,7 @@ def fit_table(
     """
     midpoints = channel_shifts(model, choice, histograms) if steps.activation_shift else {}
     inputs = quantized_inputs(model, choice, histograms, midpoints)
-    scales = channel_scales(model, inputs) if steps.equalization else {}
+    scales = channel_scales(model, choice, inputs) if steps.equalization else {}
     ranges = tensor_ranges(inputs, scales, method)
     shifts = {
         name: snap_to_grid(midpoint / scales.get(name, 1.0), ranges[name])

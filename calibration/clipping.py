@@ -11,18 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F64
-from .histogram import HALF_BINS, Histogram
-
-# An error by clipping is the same all over a face and has one sign, while rounding errors differ
-# from place to place and average out in the sums that follow. Half and double of this weight move
-# 1 - mean cosine by at most 5 % (docs/results/int8.md).
-CLIPPING_WEIGHT = 8.0
-
-_LEVELS = 128  # magnitudes that INT8 distinguishes
-_PERCENTILE = 99.99  # share of values inside, %; as NVIDIA's and onnxruntime's calibrators use
-_AUTO_SHARES = np.geomspace(0.15, 1.0, 40)  # candidates for amax, as shares of the peak
-_MSE_SHARES = np.linspace(0.1, 1.0, 91)
-_POOLED_BINS = 2048
+from . import constants
+from .histogram import Histogram
 
 
 @dataclass(frozen=True)
@@ -64,16 +54,16 @@ def abs_histogram(histogram: Histogram, shift: F64) -> AbsHistogram:
         histogram: A tensor's values, C channels.
         shift: `(C,) float64`, whole numbers of bin widths, so that no bin has to be split.
     """
-    bins = 2 * HALF_BINS
+    bins = 2 * constants.HALF_BINS
     offset = np.rint(shift / histogram.width).astype(np.int64)
-    place = np.arange(bins) - HALF_BINS - offset[:, None]
+    place = np.arange(bins) - constants.HALF_BINS - offset[:, None]
     place = np.where(place < 0, -1 - place, place)
     index = place + np.arange(len(offset))[:, None] * bins
     folded = np.bincount(index.ravel(), histogram.counts.ravel(), len(offset) * bins)
     folded = folded.reshape(-1, bins)
     used = np.flatnonzero(folded.any(axis=0))[-1:].sum() + 1  # the bins beyond are empty
     counts = folded[:, :used].astype(np.float64)
-    x = (np.arange(bins) - HALF_BINS + 0.5) * histogram.width[:, None]
+    x = (np.arange(bins) - constants.HALF_BINS + 0.5) * histogram.width[:, None]
     total = np.maximum(counts.sum(axis=1), 1.0)
     variance = (histogram.counts * x**2).sum(axis=1) / total - histogram.mean**2
     peak = np.maximum(histogram.high - shift, shift - histogram.low)
@@ -119,7 +109,7 @@ def quantization_error(magnitudes: AbsHistogram, moments: CumulativeMoments, ama
         - 2.0 * amax * (m1[:, -1] - m1[row, edge])
         + amax**2 * (m0[:, -1] - m0[row, edge])
     )
-    total: F64 = rounding + CLIPPING_WEIGHT * np.maximum(clipping, 0.0)
+    total: F64 = rounding + constants.CLIPPING_WEIGHT * np.maximum(clipping, 0.0)
     return total / np.maximum(m0[:, -1], 1.0)
 
 
@@ -139,9 +129,12 @@ def min_error_amax(
         squared error of the unscaled channel.
     """
     peak = float((magnitudes.peak / scale).max())
-    errors = quantization_error(magnitudes, moments, scale * peak * _AUTO_SHARES[:, None]) @ gain
+    errors = (
+        quantization_error(magnitudes, moments, scale * peak * constants.AUTO_SHARES[:, None])
+        @ gain
+    )
     best = int(np.argmin(errors))
-    return peak * float(_AUTO_SHARES[best]), float(errors[best])
+    return peak * float(constants.AUTO_SHARES[best]), float(errors[best])
 
 
 def pool_channels(magnitudes: AbsHistogram, scale: F64) -> tuple[F64, float]:
@@ -155,13 +148,13 @@ def pool_channels(magnitudes: AbsHistogram, scale: F64) -> tuple[F64, float]:
         Counts `(2048,) float64` over [0, largest value], and the bin width.
     """
     peak = float((magnitudes.peak / scale).max(initial=0.0))
-    edges = np.linspace(0.0, peak, _POOLED_BINS + 1)
-    below = np.zeros(_POOLED_BINS + 1)
+    edges = np.linspace(0.0, peak, constants.POOLED_BINS + 1)
+    below = np.zeros(constants.POOLED_BINS + 1)
     bins = np.arange(magnitudes.counts.shape[1] + 1)
     for counts, width in zip(magnitudes.counts, magnitudes.width / scale, strict=True):
         below += np.interp(edges, bins * width, np.concatenate([[0.0], counts.cumsum()]))
     below[-1] = magnitudes.counts.sum()  # the largest value's bin reaches beyond the last edge
-    return np.diff(below), peak / _POOLED_BINS
+    return np.diff(below), peak / constants.POOLED_BINS
 
 
 def _minmax_amax(counts: F64, width: float) -> float:
@@ -172,7 +165,7 @@ def _minmax_amax(counts: F64, width: float) -> float:
 def _percentile_amax(counts: F64, width: float) -> float:
     """The magnitude below which 99.99 % of the values lie."""
     below = np.cumsum(counts) / counts.sum()
-    return (int(np.searchsorted(below, _PERCENTILE / 100.0)) + 1) * width
+    return (int(np.searchsorted(below, constants.PERCENTILE / 100.0)) + 1) * width
 
 
 def _mse_amax(counts: F64, width: float) -> float:
@@ -180,11 +173,13 @@ def _mse_amax(counts: F64, width: float) -> float:
     x = (np.arange(len(counts)) + 0.5) * width
 
     def squared_error(amax: float) -> float:
-        step = amax / (_LEVELS - 1)
-        rounded = np.clip(np.rint(x / step), 0, _LEVELS - 1) * step
+        step = amax / (constants.LEVELS - 1)
+        rounded = np.clip(np.rint(x / step), 0, constants.LEVELS - 1) * step
         return float(counts @ np.square(rounded - x))
 
-    return min((len(counts) * width * float(share) for share in _MSE_SHARES), key=squared_error)
+    return min(
+        (len(counts) * width * float(share) for share in constants.MSE_SHARES), key=squared_error
+    )
 
 
 def _entropy_amax(counts: F64, width: float) -> float:
@@ -195,7 +190,7 @@ def _entropy_amax(counts: F64, width: float) -> float:
     ReLU makes many, need no level: the first bin counts as much as its neighbour.
     """
     counts = np.concatenate([counts[1:2], counts[1:]])
-    ends = range(_LEVELS, len(counts) + 1, 8)
+    ends = range(constants.LEVELS, len(counts) + 1, 8)
     return min(ends, key=lambda end: _kl_divergence(counts, end)) * width
 
 
@@ -204,9 +199,9 @@ def _kl_divergence(counts: F64, end: int) -> float:
     inside = counts[:end]
     reference = inside.copy()
     reference[-1] += counts[end:].sum()
-    level = np.arange(end) * _LEVELS // end
-    total = np.bincount(level, inside, _LEVELS)
-    filled = np.bincount(level, inside > 0, _LEVELS)
+    level = np.arange(end) * constants.LEVELS // end
+    total = np.bincount(level, inside, constants.LEVELS)
+    filled = np.bincount(level, inside > 0, constants.LEVELS)
     candidate = np.where(inside > 0, (total / np.maximum(filled, 1))[level], 0.0)
     p, q = reference / reference.sum(), candidate / max(candidate.sum(), 1e-300)
     hit = p > 0

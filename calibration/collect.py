@@ -16,12 +16,8 @@ from ..faces.sources import Faces
 from ..graph.prelu import blended
 from ..inference import make_session
 from ..progress import Track, silent
+from . import constants
 from .histogram import Histogram, add_values, empty_histogram
-
-_BATCH = 4  # faces per run, if `_MAX_BATCH_VALUES` allows
-_MAX_BATCH_VALUES = 1 << 24  # collected values per run; two runs' values are in memory at once
-_MIN_CHANNEL_VALUES = 1024  # smaller tensors are counted when so many values per channel wait
-_MAX_WAITING_VALUES = 1 << 21  # or so many in all
 
 
 def collect_histograms(
@@ -60,7 +56,7 @@ def collect_histograms(
             waiting[name].append(_channels_second(values[source], name in last))
             size = sum(part.size for part in waiting[name])
             channels = waiting[name][0].shape[1]
-            if size >= min(_MIN_CHANNEL_VALUES * channels, _MAX_WAITING_VALUES):
+            if size >= min(constants.MIN_CHANNEL_VALUES * channels, constants.MAX_WAITING_VALUES):
                 _count(histograms, name, waiting[name])
         if watch:
             watch(values)
@@ -92,10 +88,10 @@ def embed_model(
     """
     output = model.graph.output[0].name
     session = _session(model, [output])
-    steps = (len(picks) + _BATCH - 1) // _BATCH
+    steps = (len(picks) + constants.BATCH - 1) // constants.BATCH
     parts = [
         _run(session, preprocess(batch, spec))[output]
-        for batch in track(faces.batches(_BATCH, picks), "comparing", steps)
+        for batch in track(faces.batches(constants.BATCH, picks), "comparing", steps)
     ]
     return np.concatenate(parts)
 
@@ -123,10 +119,10 @@ def _count(histograms: dict[str, Histogram], name: str, waiting: list[F32]) -> N
 
 
 def _batch_size(session: Any) -> int:
-    """Faces per run that keep the collected values within `_MAX_BATCH_VALUES`."""
+    """Faces per run that keep the collected values within `MAX_BATCH_VALUES`."""
     shapes = [[d for d in output.shape if isinstance(d, int)] for output in session.get_outputs()]
     values = sum(prod(shape) for shape in shapes)
-    return max(1, min(_BATCH, _MAX_BATCH_VALUES // max(1, values)))
+    return max(1, min(constants.BATCH, constants.MAX_BATCH_VALUES // max(1, values)))
 
 
 def _channels_last(model: onnx.ModelProto) -> set[str]:

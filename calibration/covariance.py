@@ -12,9 +12,7 @@ from onnx import NodeProto
 
 from ..arrays import F32, F64
 from ..graph.edit import attribute
-
-MAX_INPUTS = 1024  # inputs per output of a layer; a larger matrix would take over 4 MB
-_PATCHES = 128  # patches used of each batch; neighbouring ones are much alike
+from . import constants
 
 
 @dataclass
@@ -71,7 +69,7 @@ class CovarianceCollector:
                 continue
             shape = shapes[node.input[1]]
             size = _input_size(node, shape)
-            if 0 < size <= MAX_INPUTS:
+            if 0 < size <= constants.MAX_INPUTS:
                 source = flat.get(node.input[0], node.input[0])
                 self._nodes.append((node, source, shape))
                 self.moments[node.name] = InputCovariance(
@@ -104,12 +102,12 @@ def input_patches(node: NodeProto, shape: tuple[int, ...], values: F32) -> F32:
         values: `(N, ...) float32`, its input.
 
     Returns:
-        `(P, n) float32`, about 128 patches, or all rows of a Gemm.
+        `(P, n) float32`, about 128 patches.
     """
-    if node.op_type == "Gemm":
-        return values.reshape(len(values), -1)
-    if node.op_type == "MatMul":
-        rows = values.reshape(-1, values.shape[-1])
+    if node.op_type in ("Gemm", "MatMul"):
+        # A Flatten in front of a Gemm was left out: a row of the weights holds all that follows.
+        width = values[0].size if node.op_type == "Gemm" else values.shape[-1]
+        rows = values.reshape(-1, width)
         return rows[:: _sample_stride(len(rows))]
     kernel, (top, left, bottom, right) = shape[2:], _ints(node, "pads", 4, 0)
     down, across = _ints(node, "strides", 2, 1)
@@ -124,7 +122,7 @@ def input_patches(node: NodeProto, shape: tuple[int, ...], values: F32) -> F32:
 
 def _sample_stride(count: int) -> int:
     """Odd, so that the sample does not stay in the same columns of the image."""
-    return max(1, count // _PATCHES) | 1
+    return max(1, count // constants.PATCHES) | 1
 
 
 def _input_size(node: NodeProto, shape: tuple[int, ...]) -> int:

@@ -1,8 +1,8 @@
 """Cross-layer equalization: one range per tensor suffices when its channels are alike.
 
 Dividing channel c of a tensor by s[c] leaves the network's output unchanged if the rows of the
-layer that makes it are divided by s and the columns of its readers multiplied: convolutions and
-matrix products absorb a scale, and ReLU, PReLU, pooling and additions are positively homogeneous.
+layer that makes it are divided by s and the columns of its readers multiplied (scale_groups.py has
+what else takes a scale or passes it on).
 (M. Nagel et al., Data-free quantization through weight equalization and bias correction, 2019.)
 
 How much to scale follows from the histograms and the weights, without another pass over the faces.
@@ -16,9 +16,10 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ..arrays import F32, F64
-from ..graph.edit import attribute, uses
-from ..graph.layer_weights import layer_columns
-from ..graph.layers import Int8Choice
+from ..graph.edit import attribute, only_read_by, uses
+from ..graph.layer_weights import layer_columns, output_axis
+from ..graph.layers import Int8Choice, weighted_nodes
+from . import constants
 from .clipping import (
     METHODS,
     AbsHistogram,
@@ -29,28 +30,7 @@ from .clipping import (
     pool_channels,
 )
 from .histogram import Histogram
-
-_ABSORBING = ("Conv", "Gemm", "BatchNormalization")
-_HOMOGENEOUS = (
-    "PRelu",
-    "Relu",
-    "LeakyRelu",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Flatten",
-)
-
-# Exponents a of s = peak ** a / weight ** (1 - a): 0 evens out the weights, 1 the activations, 0.5
-# is Nagel's. (G. Xiao et al., SmoothQuant, 2023, has the same parameter.)
-_EXPONENTS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
-
-# Weight of the error of rounded weights, relative to rounded activations: it is the same at every
-# place of the image. Half gives the same mean cosine and worse minima, double a worse mean
-# (docs/results/int8.md).
-_WEIGHT_ERROR_FACTOR = 4.0
-
-_MIN_RELATIVE_PEAK = 1e-3  # channels with a smaller share of the largest peak count as having it
+from .scale_groups import channel_axes, product_constant, scale_groups, separate_tensors
 
 
 @dataclass(frozen=True)
@@ -111,11 +91,14 @@ def quantized_inputs(
     return inputs
 
 
-def channel_scales(model: onnx.ModelProto, inputs: Mapping[str, QuantizedInput]) -> dict[str, F64]:
+def channel_scales(
+    model: onnx.ModelProto, choice: Int8Choice, inputs: Mapping[str, QuantizedInput]
+) -> dict[str, F64]:
     """By how much equalization divides each channel.
 
     Args:
         model: A float model whose nodes are named.
+        choice: Which of its layers become INT8.
         inputs: The tensors that INT8 layers read.
 
     Returns:
@@ -127,7 +110,14 @@ def channel_scales(model: onnx.ModelProto, inputs: Mapping[str, QuantizedInput])
         if tensor in groups:
             members.setdefault(groups[tensor], []).append(values)
     scales = {group: _best_scale(tensors) for group, tensors in members.items()}
-    return {tensor: scales[group] for tensor, group in groups.items() if group in scales}
+    result = {tensor: scales[group] for tensor, group in groups.items() if group in scales}
+    for tensor in separate_tensors(model, choice):
+        scale = _best_scale([inputs[tensor]])
+        if _relative_error(inputs[tensor], scale) < constants.WORTH_A_PRODUCT * _relative_error(
+            inputs[tensor], np.ones(len(scale))
+        ):
+            result[tensor] = scale
+    return result
 
 
 def tensor_ranges(
@@ -157,44 +147,8 @@ def tensor_ranges(
     return ranges
 
 
-def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
-    """Which tensors must share one scale per channel.
-
-    Args:
-        model: A float model whose nodes are named.
-
-    Returns:
-        Tensor -> the name of its group. Tensors that cannot be scaled (the input, the embedding,
-        inputs and outputs of other operators) are absent.
-    """
-    graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    parent: dict[str, str] = {}
-    fixed = {value.name for value in (*graph.input, *graph.output)}
-
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
-    for node in graph.node:
-        data = [name for name in node.input if name and name not in constants]
-        first = find(data[0]) if data else ""
-        if node.op_type in _ABSORBING and data == [node.input[0]] and len(node.output) == 1:
-            find(node.output[0])
-        elif node.op_type in _HOMOGENEOUS and len(data) == len(node.output) == 1:
-            parent[find(node.output[0])] = first
-        elif node.op_type == "Add" and len(data) == 2:
-            parent[find(data[1])] = first
-            parent[find(node.output[0])] = find(first)
-        else:
-            fixed.update((*data, *node.output))
-    roots = {find(name) for name in fixed}
-    return {name: find(name) for name in list(parent) if find(name) not in roots}
-
-
 def equalize(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelProto:
-    """Divide channels of tensors by changing the weights around them.
+    """Divide channels of tensors by changing the constants around them.
 
     Args:
         model: A float model whose nodes are named.
@@ -205,6 +159,9 @@ def equalize(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelPro
     """
     copy = _without_constants(model)
     arrays = {t.name: t for t in model.graph.initializer}
+    axes = channel_axes(model) if scales else {}
+    separate = scales.keys() - axes.keys()
+    layers = {node.name for node in weighted_nodes(model)} if separate else set[str]()
     changed: dict[str, onnx.TensorProto] = {}
 
     def multiply(node: NodeProto, index: int, factor: F64) -> None:
@@ -214,22 +171,50 @@ def equalize(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelPro
             changed[name] = numpy_helper.from_array(array.astype(np.float32), name)
             node.input[index] = name
 
+    def divided(node: NodeProto, tensor: str) -> NodeProto:
+        """Rename what a node makes; the division of that takes its name."""
+        if not only_read_by(copy.graph, tensor, layers):
+            raise ValueError(f"{tensor} cannot be scaled")
+        reader = next(other for other in copy.graph.node if tensor in other.input)
+        trailing = len(arrays[reader.input[1]].dims) - 2 if reader.op_type == "Conv" else 0
+        factor = (1.0 / scales[tensor]).reshape(-1, *[1] * trailing)
+        name, source = f"{tensor}/equalized", f"{tensor}/unequalized"
+        changed[name] = numpy_helper.from_array(factor.astype(np.float32), name)
+        node.output[list(node.output).index(tensor)] = source
+        return helper.make_node("Mul", [source, name], [tensor], f"{tensor}/scaled")
+
+    nodes: list[NodeProto] = []
     for node in copy.graph.node:
-        if node.op_type not in _ABSORBING:
-            continue
-        source, result = scales.get(node.input[0]), scales.get(node.output[0])
+        nodes.append(node)
+        for name in set(node.output) & separate:
+            nodes.append(divided(node, name))
+        data = next((name for name in node.input if name and name not in arrays), "")
+        source, result = scales.get(data), scales.get(node.output[0] if node.output else "")
         if source is None and result is None:
             continue
         into = np.ones(1) if source is None else source
         out = np.ones(1) if result is None else 1.0 / result
-        if node.op_type == "BatchNormalization":
+        constant = product_constant(node, arrays)
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            shape = tuple(arrays[node.input[1]].dims)
+            multiply(node, 1, _per_input(node, shape, into) * _per_output(node, len(shape), out))
+            multiply(node, 2, out)
+        elif node.op_type == "BatchNormalization":
             multiply(node, 1, into * out)
             multiply(node, 2, out)
             multiply(node, 3, 1.0 / into)
-            continue
-        shape = tuple(arrays[node.input[1]].dims)
-        multiply(node, 1, _per_input(node, shape, into) * _per_output(node, len(shape), out))
-        multiply(node, 2, out)
+        elif node.op_type in ("LayerNormalization", "InstanceNormalization"):
+            multiply(node, 1, out)
+            multiply(node, 2, out)
+        elif constant is not None:
+            factor = out if node.op_type in ("Add", "Sub") else into * out
+            axis = axes[data if source is not None else node.output[0]]
+            factor = factor.reshape(axis.factor_shape())
+            multiply(node, constant, 1.0 / factor if node.op_type == "Div" else factor)
+    if separate:
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        copy.graph.ClearField("node")
+        copy.graph.node.extend(copies)
     read = uses(copy.graph)
     copy.graph.initializer.extend(t for t in (arrays | changed).values() if t.name in read)
     return copy
@@ -254,7 +239,7 @@ def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _per_output(node: NodeProto, rank: int, factor: F64) -> F64:
     """A factor per output channel, shaped to multiply the weights."""
-    if node.op_type == "Gemm" and not attribute(node, "transB", 0):
+    if output_axis(node, rank) == rank - 1:
         return factor
     return factor.reshape(-1, *[1] * (rank - 1))
 
@@ -263,8 +248,8 @@ def _per_input(node: NodeProto, shape: tuple[int, ...], factor: F64) -> F64:
     """A factor per input channel, shaped to multiply the weights."""
     if factor.size == 1:
         return factor.reshape([1] * len(shape))
-    if node.op_type == "Gemm":  # after a Flatten a channel is a run of columns
-        rows = bool(attribute(node, "transB", 0))
+    if node.op_type in ("Gemm", "MatMul"):  # after a Flatten a channel is a run of columns
+        rows = output_axis(node, 2) == 0
         wide = np.repeat(factor, shape[1 if rows else 0] // factor.size)
         return wide if rows else wide[:, None]
     groups = int(attribute(node, "group", 1))
@@ -277,14 +262,14 @@ def _best_scale(members: Sequence[QuantizedInput]) -> F64:
     peak = np.exp(np.mean([np.log(_relative(m.magnitudes.peak)) for m in members], axis=0))
     weight = np.max([_relative(m.weight_peak) for m in members], axis=0)
     candidates = [np.ones(len(peak))]
-    candidates += [peak**a / weight ** (1.0 - a) for a in _EXPONENTS]
+    candidates += [peak**a / weight ** (1.0 - a) for a in constants.EXPONENTS]
     candidates = [scale / np.exp(np.log(scale).mean()) for scale in candidates]
     return min(candidates, key=lambda scale: sum(_relative_error(m, scale) for m in members))
 
 
 def _relative(values: F64) -> F64:
     """Shares of the largest value, bounded below so that silent channels are not amplified."""
-    return np.maximum(values / (values.max() or 1.0), _MIN_RELATIVE_PEAK)
+    return np.maximum(values / (values.max() or 1.0), constants.MIN_RELATIVE_PEAK)
 
 
 def _relative_error(values: QuantizedInput, scale: F64) -> float:
@@ -299,5 +284,5 @@ def _relative_error(values: QuantizedInput, scale: F64) -> float:
     for weights in values.weights:
         step = (np.abs(weights).max(axis=2) * scale).max(axis=1) / 127.0
         errors = float((step**2).sum()) / 12.0 * weights.shape[2] * power
-        total += _WEIGHT_ERROR_FACTOR * errors
+        total += constants.WEIGHT_ERROR_FACTOR * errors
     return total / (float(values.gain @ variance) or 1.0)

@@ -14,12 +14,11 @@ from onnx import numpy_helper
 
 from ..arrays import F32, F64
 from ..graph.eight_bit import INT8, EightBit, eight_bit_format
-from ..graph.layer_weights import layer_columns, output_axis, weight_scales
+from ..graph.layer_weights import has_bias, layer_columns, output_axis, weight_scales
+from . import constants
 from .covariance import InputCovariance
 from .equalization import equalize
 from .table import CalibrationTable
-
-_BLOCK = 64  # columns rounded before the remaining ones are updated; affects speed only
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def round_weights(
         channel_scale = table.scales.get(node.input[0], np.ones(1))
         input_scale = np.repeat(channel_scale, flat.shape[1] // len(channel_scale))
         inputs = moments[node.name]
-        corrected = correct_biases and node.op_type != "MatMul"
+        corrected = correct_biases and has_bias(scaled.graph, node)
         hessian = inputs.covariance(corrected) / np.outer(input_scale, input_scale)
         if not np.isfinite(hessian).all():
             continue
@@ -107,10 +106,10 @@ def gptq_round(weights: F64, scale: F64, hessian: F64, form: EightBit = INT8) ->
     # Row i of this factor says how column i's error is spread over the columns after it.
     factor = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T
     remaining, scales = weights[:, order], scale[:, None]
-    peak = np.abs(remaining) >= (form.largest - 0.01) * scales
+    peak = np.abs(remaining) >= (form.largest - constants.PEAK_MARGIN) * scales
     result = np.where(peak, np.sign(remaining) * form.largest * scales, 0.0)
-    for start in range(0, len(order), _BLOCK):
-        stop = min(start + _BLOCK, len(order))
+    for start in range(0, len(order), constants.BLOCK):
+        stop = min(start + constants.BLOCK, len(order))
         errors = np.empty((len(remaining), stop - start))
         for i in range(start, stop):
             nearest = form.nearest(remaining[:, i] / scale) * scale

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, F64, I32, U32
-
-HALF_BINS = 512  # bins on either side of zero; a full channel has at least two per INT8 step
-MAX_FACES = 100_000  # at 112x112, no count of so many exceeds 32 bits
-
-_BLOCK_VALUES = 1 << 15  # values of a block, so that it fits a core's cache
-_BLOCK_CHANNELS = 64  # channels of a block, whose bins are to fit the cache too
-_LOG_HALF_BINS = 9
-_MIN_EXPONENT = -100  # log2 of the smallest bin width; smaller values count as zero
+from . import constants
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,8 @@ def empty_histogram(channels: int) -> Histogram:
         channels: Number of channels C.
     """
     return Histogram(
-        np.zeros((channels, 2 * HALF_BINS), np.uint32),
-        np.full(channels, _MIN_EXPONENT, np.int32),
+        np.zeros((channels, 2 * constants.HALF_BINS), np.uint32),
+        np.full(channels, constants.MIN_EXPONENT, np.int32),
         np.zeros(channels),
         np.zeros(channels),
         np.zeros(channels),
@@ -82,7 +75,9 @@ def add_values(histogram: Histogram, values: F32) -> Histogram:
     channels = values.shape[1]
     rows = np.moveaxis(values, 1, 0)
     # A block's values and bins stay in the cache from the first operation to the last.
-    size = max(1, min(_BLOCK_CHANNELS, _BLOCK_VALUES * channels // max(values.size, 1)))
+    size = max(
+        1, min(constants.BLOCK_CHANNELS, constants.BLOCK_VALUES * channels // max(values.size, 1))
+    )
     for start in range(0, channels, size):
         part = slice(start, start + size)
         x = np.ascontiguousarray(rows[part])
@@ -118,30 +113,39 @@ def channel_midpoints(histogram: Histogram) -> F64:
 def _count(x: F32, exponent: I32) -> U32:
     """The counts `(C, 2 * HALF_BINS)` of values `(C, V)`."""
     place = x * np.exp2(-exponent.astype(np.float32))[:, None]
-    # Adding HALF_BINS before rounding down would move values just below zero to its other side.
+    # Adding constants.HALF_BINS before rounding down would move values just below zero to its other side.
     np.floor(place, out=place)
-    offsets = np.arange(HALF_BINS, 2 * HALF_BINS * len(x), 2 * HALF_BINS, dtype=np.float32)
+    offsets = np.arange(
+        constants.HALF_BINS,
+        2 * constants.HALF_BINS * len(x),
+        2 * constants.HALF_BINS,
+        dtype=np.float32,
+    )
     place += offsets[:, None]
     index = place.astype(np.int32).ravel()
-    counts = np.bincount(index, minlength=len(x) * 2 * HALF_BINS)
-    return counts.reshape(-1, 2 * HALF_BINS).astype(np.uint32)
+    counts = np.bincount(index, minlength=len(x) * 2 * constants.HALF_BINS)
+    return counts.reshape(-1, 2 * constants.HALF_BINS).astype(np.uint32)
 
 
 def _bin_exponent(peak: F64) -> I32:
     """log2 of the smallest bin width for which `peak` falls inside the last bin."""
     power = np.frexp(peak)[1]  # peak < 2 ** power
-    return np.where(peak > 0.0, power - _LOG_HALF_BINS, _MIN_EXPONENT).astype(np.int32)
+    return np.where(
+        peak > 0.0, power - int(np.log2(constants.HALF_BINS)), constants.MIN_EXPONENT
+    ).astype(np.int32)
 
 
 def _widen_bins(counts: U32, doublings: I32) -> U32:
     """The counts in bins 2 ** `doublings[c]` as wide; each side of zero keeps its own bins."""
     if not doublings.any():
         return counts
-    doublings = np.minimum(doublings, _LOG_HALF_BINS)
+    doublings = np.minimum(doublings, int(np.log2(constants.HALF_BINS)))
     out = np.zeros_like(counts)
     for power in np.unique(doublings):
         rows = doublings == power
-        folded = counts[rows].reshape(-1, (2 * HALF_BINS) >> power, 1 << power).sum(axis=2)
-        start = HALF_BINS - folded.shape[1] // 2
+        folded = (
+            counts[rows].reshape(-1, (2 * constants.HALF_BINS) >> power, 1 << power).sum(axis=2)
+        )
+        start = constants.HALF_BINS - folded.shape[1] // 2
         out[rows, start : start + folded.shape[1]] = folded
     return out

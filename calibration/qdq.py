@@ -17,7 +17,7 @@ from ..arrays import F32
 from ..errors import BundleError
 from ..graph.edit import prune
 from ..graph.eight_bit import INT8, EightBit, eight_bit_format
-from ..graph.layer_weights import add_to_bias, output_axis, store_weight, weight_scales
+from ..graph.layer_weights import add_to_bias, has_bias, output_axis, store_weight, weight_scales
 from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
 from .activation_shift import shift_activations
@@ -78,7 +78,7 @@ def _use_rounded_weights(
         if node.name in choice.int8 and node.name in rounded:
             result = rounded[node.name]
             node.input[1] = store_weight(graph, f"{node.name}/rounded", result.weight)
-            if node.op_type != "MatMul":
+            if has_bias(graph, node):
                 add_to_bias(graph, node, result.shift)
 
 

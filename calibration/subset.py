@@ -9,17 +9,7 @@ import numpy.typing as npt
 from ..arrays import F64, U8
 from ..errors import FacesError
 from ..faces.sources import Faces, size_warning, spread_picks
-
-ENOUGH_FACES = 128  # with fewer faces the tails still depend on chance: a warning
-
-_MIN_FACES = 4  # with fewer different faces a range is meaningless: an error
-_MIN_PEOPLE = 16  # with fewer people others may have larger activations: a warning
-_HOLD_OUT_EVERY = 5  # one identity in so many is held out for judging
-_HOLD_OUT_FOR_PAIRS = 2  # the same where many pairs are wanted and enough others remain
-_MAX_IMAGES = 8  # held-out images per person; more would make the rates that person's
-_BLANK_STD = 2.0  # standard deviation of grey levels, 0..255, below which an image is blank
-_BLUE_EXCESS = 5.0  # mean blue minus red, 0..255, above which channels look swapped
-_EXTREME_GREY = 40.0  # mean brightness closer to 0 or 255 than this is suspicious
+from . import constants
 
 
 @dataclass(frozen=True)
@@ -70,15 +60,17 @@ def select_subset(
         pairs: Many pairs are wanted, for true accept rates.
     """
     people = np.unique(faces.labels)
-    if len(people) < _HOLD_OUT_EVERY or not faces.labelled:
+    if len(people) < constants.HOLD_OUT_EVERY or not faces.labelled:
         reason = (
             f"{len(people)} people are too few to hold any out"
             if faces.labelled
             else "the source does not label identities"
         )
         return CalibrationSubset(tuple(spread_picks(faces, limit)), (), reason)
-    out = np.isin(faces.labels, people[_HOLD_OUT_EVERY - 1 :: _HOLD_OUT_EVERY])
-    more = np.isin(faces.labels, people[_HOLD_OUT_FOR_PAIRS - 1 :: _HOLD_OUT_FOR_PAIRS])
+    out = np.isin(faces.labels, people[constants.HOLD_OUT_EVERY - 1 :: constants.HOLD_OUT_EVERY])
+    more = np.isin(
+        faces.labels, people[constants.HOLD_OUT_FOR_PAIRS - 1 :: constants.HOLD_OUT_FOR_PAIRS]
+    )
     if pairs and (~more).sum() >= limit:
         out = more
     rest = np.flatnonzero(~out)
@@ -112,11 +104,11 @@ def usable_faces(faces: Faces, picks: Iterable[int], stats: FaceStatistics) -> I
         stats.digests.add(hash(face.tobytes()))
         stats.color += face[28:84, 28:84].mean(axis=(0, 1), dtype=np.float64)
         yield face
-    if len(stats.digests) < _MIN_FACES:
+    if len(stats.digests) < constants.MIN_FACES:
         total = len(stats.used) + stats.blank
         raise FacesError(
             f"{faces.where} gives {len(stats.digests)} different faces that are not blank, of"
-            f" {total}; calibration needs at least {_MIN_FACES}",
+            f" {total}; calibration needs at least {constants.MIN_FACES}",
             "give a few hundred faces of many people",
         )
 
@@ -127,7 +119,7 @@ def is_blank(face: U8) -> bool:
     Args:
         face: `(112, 112, 3) uint8` RGB.
     """
-    return float(face.mean(axis=2).std()) < _BLANK_STD
+    return float(face.mean(axis=2).std()) < constants.BLANK_STD
 
 
 def subset_warnings(faces: Faces, stats: FaceStatistics) -> list[str]:
@@ -143,19 +135,19 @@ def subset_warnings(faces: Faces, stats: FaceStatistics) -> list[str]:
         warnings.append(f"{stats.blank} of {used + stats.blank} images are blank and were left out")
     if different < used:
         warnings.append(f"{used - different} of {used} faces are copies of others")
-    if different < ENOUGH_FACES:
+    if different < constants.ENOUGH_FACES:
         warnings.append(
-            f"{different} different faces are few: ranges settle from about {ENOUGH_FACES}"
+            f"{different} different faces are few: ranges settle from about {constants.ENOUGH_FACES}"
         )
-    if (people := len(np.unique(faces.labels[stats.used]))) < _MIN_PEOPLE:
+    if (people := len(np.unique(faces.labels[stats.used]))) < constants.MIN_PEOPLE:
         warnings.append(f"all faces are of {people} people: others may have larger activations")
     if note := size_warning(faces):
         warnings.append(note)
     red, _, blue = color = stats.color / used
-    if not faces.synthetic and blue > red + _BLUE_EXCESS:
+    if not faces.synthetic and blue > red + constants.BLUE_EXCESS:
         warnings.append("the faces are bluer than they are red: are their channels swapped?")
     grey = float(color.mean())
-    if not _EXTREME_GREY <= grey <= 255.0 - _EXTREME_GREY:
+    if not constants.EXTREME_GREY <= grey <= 255.0 - constants.EXTREME_GREY:
         warnings.append(
             f"the faces are very {'dark' if grey < 128 else 'bright'}, mean {grey:.0f}/255"
         )
@@ -170,4 +162,4 @@ def _several_images_first(
     for index in np.flatnonzero(chosen):
         by_person.setdefault(int(faces.labels[index]), []).append(int(index))
     people = sorted(by_person.values(), key=lambda images: len(images) == 1)
-    return tuple([index for images in people for index in images[:_MAX_IMAGES]][:limit])
+    return tuple([index for images in people for index in images[: constants.MAX_IMAGES]][:limit])

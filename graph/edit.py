@@ -4,7 +4,7 @@ Names used inside the bodies of If, Loop and Scan count.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
@@ -80,6 +80,25 @@ def reads(node: NodeProto) -> set[str]:
         Its inputs, and what its bodies take from outside.
     """
     return {name for name in node.input if name}.union(*(set(uses(b)) for b in _bodies(node)))
+
+
+def only_read_by(graph: GraphProto, tensor: str, layers: Collection[str]) -> bool:
+    """Tell whether only given layers read a tensor, as the data that they multiply by weights.
+
+    Args:
+        graph: The graph.
+        tensor: A tensor's name.
+        layers: Names of Conv, Gemm and MatMul nodes: all of them Conv, or all of them matrices.
+
+    Returns:
+        False too where nothing reads it.
+    """
+    nodes = [node for node in graph.node if tensor in reads(node)]
+    kinds = {node.op_type == "Conv" for node in nodes}
+    return len(kinds) == 1 and all(
+        node.name in layers and node.input[0] == tensor and list(node.input).count(tensor) == 1
+        for node in nodes
+    )
 
 
 def is_unpadded_conv(node: NodeProto) -> bool:

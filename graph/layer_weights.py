@@ -7,7 +7,7 @@ import numpy.typing as npt
 from onnx import GraphProto, NodeProto, numpy_helper
 
 from ..arrays import F32, F64
-from .edit import attribute
+from .edit import attribute, reads, uses
 from .eight_bit import INT8, EightBit
 
 _MIN_SCALE = np.float32(1e-12)  # of weights that are all zero
@@ -83,18 +83,50 @@ def add_to_bias(graph: GraphProto, node: NodeProto, shift: F64) -> None:
 
     Args:
         graph: The graph that holds the layer's constants.
-        node: A Conv or Gemm; it gets a bias if it has none.
+        node: A Conv or Gemm, which gets a bias if it has none; or a MatMul with a constant added to
+            its output.
         shift: `(O,) float64`, one number per output channel; of a Gemm, before its factor alpha.
 
     Raises:
-        ValueError: The bias is not constant.
+        ValueError: The bias is not constant, or a MatMul has none.
     """
-    old = node.input[2] if len(node.input) > 2 else ""
+    place = (node, 2) if node.op_type != "MatMul" else _added_constant(graph, node)
+    if place is None:
+        raise ValueError(f"{node.name} has no bias")
+    holder, index = place
+    old = holder.input[index] if len(holder.input) > index else ""
     bias = next((numpy_helper.to_array(t) for t in graph.initializer if t.name == old), None)
     if old and bias is None:
         raise ValueError(f"the bias of {node.name} is not constant")
     if node.op_type == "Gemm":  # alpha * a @ b + beta * c
         shift = shift * attribute(node, "alpha", 1.0) / (attribute(node, "beta", 1.0) or 1.0)
     array = (shift if bias is None else bias + shift).astype(np.float32)
-    del node.input[2:]
-    node.input.append(store_weight(graph, f"{node.name}/bias", array))
+    name = store_weight(graph, f"{node.name}/bias", array)
+    if index < len(holder.input):
+        holder.input[index] = name
+    else:
+        holder.input.append(name)
+
+
+def has_bias(graph: GraphProto, node: NodeProto) -> bool:
+    """Tell whether `add_to_bias` can add to a layer's output.
+
+    Args:
+        graph: The graph that holds the layer.
+        node: A Conv, Gemm or MatMul.
+
+    Returns:
+        True for a Conv or Gemm; for a MatMul, whether a constant is added to its output and to
+        nothing else.
+    """
+    return node.op_type != "MatMul" or _added_constant(graph, node) is not None
+
+
+def _added_constant(graph: GraphProto, node: NodeProto) -> tuple[NodeProto, int] | None:
+    """The Add behind a MatMul, and which of its inputs is constant."""
+    readers = [n for n in graph.node if node.output[0] in reads(n)]
+    if len(readers) != 1 or readers[0].op_type != "Add" or uses(graph)[node.output[0]] != 1:
+        return None
+    constants = {tensor.name for tensor in graph.initializer}
+    places = [i for i, name in enumerate(readers[0].input) if name in constants]
+    return (readers[0], places[0]) if len(places) == 1 else None

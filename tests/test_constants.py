@@ -13,17 +13,8 @@ import numpy as np
 import pytest
 
 from fr_edge.bundle import golden
-from fr_edge.calibration import (
-    budget,
-    calibrate,
-    clipping,
-    equalization,
-    histogram,
-    latency_model,
-    mixed_precision,
-    subset,
-    trt_cache,
-)
+from fr_edge.calibration import budget, calibrate, latency_model, mixed_precision, trt_cache
+from fr_edge.calibration import constants as calibration
 from fr_edge.cli.main import root
 from fr_edge.export import contract_check, one_face, opset, parity, preprocessing_search
 from fr_edge.faces import contract, quality
@@ -132,32 +123,46 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
     (statistics, {"PERCENTILES": (50.0, 90.0, 95.0, 99.0, 99.9)}),
     (workload, {"_JPEG_QUALITY": 95}),
     # Calibration.
-    (calibrate, {"_HELD_OUT": 64, "_ALIGNMENT_FACES": 64}),
     (budget, {"MAX_JUDGED_FACES": 2048}),
-    (clipping, {"CLIPPING_WEIGHT": 8.0, "_LEVELS": 128, "_PERCENTILE": 99.99}),
     (
-        equalization,
+        calibration,
         {
-            "_EXPONENTS": (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0),
-            "_WEIGHT_ERROR_FACTOR": 4.0,
-            "_MIN_RELATIVE_PEAK": 1e-3,
+            "CLIPPING_WEIGHT": 8.0,
+            "LEVELS": 128,  # magnitudes of INT8, 0 to 127
+            "PERCENTILE": 99.99,  # onnxruntime's and ModelOpt's default
+            "POOLED_BINS": 2048,  # ModelOpt's
+            "HALF_BINS": 512,
+            "MIN_EXPONENT": -100,
+            "EXPONENTS": (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0),
+            "WEIGHT_ERROR_FACTOR": 4.0,
+            "MIN_RELATIVE_PEAK": 1e-3,
+            "WORTH_A_PRODUCT": 0.8,
+            "MAX_INPUTS": 1024,
+            "PATCHES": 128,
+            "BLOCK": 64,
+            "PEAK_MARGIN": 0.01,
+            "ENOUGH_FACES": 128,
+            "MIN_FACES": 4,
+            "MIN_PEOPLE": 16,
+            "HOLD_OUT_EVERY": 5,
+            "HOLD_OUT_FOR_PAIRS": 2,
+            "MAX_IMAGES": 8,
+            "HELD_OUT": 64,
+            "ALIGNMENT_FACES": 64,
+            "BLANK_STD": 2.0,
+            "BLUE_EXCESS": 5.0,
+            "EXTREME_GREY": 40.0,
+            "MAX_FACES": 100_000,  # times 112 * 112 values is below 2 ** 32
+            "BATCH": 4,
+            "MAX_BATCH_VALUES": 1 << 24,
+            "MIN_CHANNEL_VALUES": 1024,
+            "MAX_WAITING_VALUES": 1 << 21,
+            "BLOCK_VALUES": 1 << 15,
+            "BLOCK_CHANNELS": 64,
         },
     ),
-    (histogram, {"HALF_BINS": 512, "MAX_FACES": 100_000, "_LOG_HALF_BINS": 9}),
     (latency_model, {"_INT8_SPEED": 2.0, "_CONVERSION": 250.0}),
     (mixed_precision, {"_SENSITIVITY_FACES": 24}),
-    (
-        subset,
-        {
-            "ENOUGH_FACES": 128,
-            "_MIN_FACES": 4,
-            "_MIN_PEOPLE": 16,
-            "_HOLD_OUT_EVERY": 5,
-            "_HOLD_OUT_FOR_PAIRS": 2,
-            "_MAX_IMAGES": 8,
-            "_BLANK_STD": 2.0,
-        },
-    ),
     (trt_cache, {"ALGORITHM": "EntropyCalibration2", "_LAST_MAJOR": 10}),
     # Export.
     (parity, {"MIN_COSINE": 0.99999, "BATCHES": (1, 7)}),
@@ -178,8 +183,11 @@ def test_constants(module: ModuleType, wanted: dict[str, Any]) -> None:
 def test_arrays_of_constants() -> None:
     # insightface and facenet: np.arange(0, 4, 0.01), squared distances
     np.testing.assert_allclose(accuracy._THRESHOLDS, np.arange(400) / 100, atol=1e-12)
-    np.testing.assert_allclose(clipping._AUTO_SHARES[[0, -1]], (0.15, 1.0))
-    assert len(clipping._AUTO_SHARES) == 40
+    for shares, wanted in (
+        (calibration.AUTO_SHARES, 0.15 * (1 / 0.15) ** (np.arange(40) / 39)),
+        (calibration.MSE_SHARES, 0.1 + 0.01 * np.arange(91)),
+    ):
+        np.testing.assert_allclose(shares, wanted)
     # ITU-R BT.601
     np.testing.assert_allclose(quality._LUMA, (0.299, 0.587, 0.114), rtol=1e-6)
 
@@ -218,3 +226,10 @@ def test_luma_is_bt_601s() -> None:
 
     assert sum(LUMA) == LUMA_UNIT == 65536
     assert np.abs(np.array(LUMA) / LUMA_UNIT - [0.299, 0.587, 0.114]).max() < 1e-5
+
+
+def test_every_constant_of_calibration_is_pinned() -> None:
+    """A new one gets its experiment there and its value here."""
+    pinned = next(wanted for module, wanted in CONSTANTS if module is calibration)
+    named = {name for name in vars(calibration) if name.isupper()}
+    assert named == {*pinned, "AUTO_SHARES", "MSE_SHARES"}

@@ -19,9 +19,10 @@ from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.manifest import Bundle
 from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import RANGES_ONLY, CalibrationResult, calibrate
-from fr_edge.calibration.equalization import equalize, scale_groups
+from fr_edge.calibration.equalization import equalize
 from fr_edge.calibration.latency_model import LatencyModel, LatencyOf
 from fr_edge.calibration.mixed_precision import REASON, HeldOutJudge
+from fr_edge.calibration.scale_groups import scale_groups
 from fr_edge.calibration.table import read_table, table_to_json
 from fr_edge.documents import to_builtins
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fr_edge.calibration.clipping import (
-    CLIPPING_WEIGHT,
     METHODS,
     abs_histogram,
     cumulative_moments,
@@ -12,6 +11,7 @@ from fr_edge.calibration.clipping import (
     pool_channels,
     quantization_error,
 )
+from fr_edge.calibration.constants import CLIPPING_WEIGHT
 from fr_edge.calibration.histogram import add_values, channel_midpoints, empty_histogram
 
 # Share of the range: channels are pooled from their own bins, others' histograms have one width.

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fr_edge.calibration import collect as module
+from fr_edge.calibration import constants as module
 from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.errors import FacesError
@@ -18,10 +18,10 @@ SPEC = PRESETS["insightface"]
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("_MAX_BATCH_VALUES", 1),
-        ("_MIN_CHANNEL_VALUES", 1),
-        ("_MIN_CHANNEL_VALUES", 1 << 30),
-        ("_MAX_WAITING_VALUES", 1),
+        ("MAX_BATCH_VALUES", 1),
+        ("MIN_CHANNEL_VALUES", 1),
+        ("MIN_CHANNEL_VALUES", 1 << 30),
+        ("MAX_WAITING_VALUES", 1),
     ],
 )
 def test_the_same_counts(

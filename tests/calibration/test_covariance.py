@@ -6,8 +6,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fr_edge.calibration.constants import MAX_INPUTS
 from fr_edge.calibration.covariance import (
-    MAX_INPUTS,
     CovarianceCollector,
     InputCovariance,
     input_patches,

@@ -7,8 +7,9 @@ from fitted import fit, run
 from onnx import TensorProto, helper, numpy_helper
 
 from fr_edge.calibration.calibrate import CalibrationSteps
-from fr_edge.calibration.equalization import equalize, scale_groups
+from fr_edge.calibration.equalization import equalize
 from fr_edge.calibration.histogram import Histogram
+from fr_edge.calibration.scale_groups import scale_groups
 from fr_edge.graph.layers import choose_int8_layers
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fr_edge.calibration import histogram
+from fr_edge.calibration.constants import HALF_BINS
 from fr_edge.calibration.histogram import (
-    HALF_BINS,
     Histogram,
     add_values,
     channel_midpoints,

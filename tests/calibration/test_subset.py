@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fr_edge.calibration.constants import ENOUGH_FACES
 from fr_edge.calibration.subset import (
-    ENOUGH_FACES,
     CalibrationSubset,
     FaceStatistics,
     is_blank,

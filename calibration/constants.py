@@ -1,0 +1,102 @@
+"""The constants of calibration, each with the experiment behind it.
+
+`python benchmarks/calibration_constants.py FACES PAIRS BUNDLE...` measures what a constant does: INT8
+is made anew with other values, and the cosines of faces of other people to their float embeddings
+are listed. Its tables, with the networks, dates and commands, are in docs/results/int8.md ("The
+constants"). "Taken from" names a source instead; "not measured" says that there is neither.
+
+What a budget's search uses is in budget.py, mixed_precision.py and latency_model.py.
+"""
+
+import numpy as np
+
+# Ranges (clipping.py).
+
+# An error by clipping is the same all over a face and has one sign, while rounding errors differ
+# from place to place and average out in the sums that follow. Half and double of this weight move
+# 1 - mean cosine by at most 5 %. Tried: 1 to 32 on y1, casia, SFace.
+CLIPPING_WEIGHT = 8.0
+
+# Magnitudes that symmetric INT8 distinguishes, 0 to 127. By definition.
+LEVELS = 128
+
+# Share of values inside the range of method "percentile", in %. Taken from onnxruntime and
+# ModelOpt, whose default it is.
+PERCENTILE = 99.99
+
+# Candidates for amax as shares of the peak: of method auto, and of mse. 20 instead of 40, or 80,
+# change nothing that shows. Tried on y1, casia, SFace.
+AUTO_SHARES = np.geomspace(0.15, 1.0, 40)
+MSE_SHARES = np.linspace(0.1, 1.0, 91)
+
+# Bins in which all channels are counted together, for the methods that look at a tensor alone.
+# Taken from ModelOpt's and pytorch-quantization's histogram calibrators.
+POOLED_BINS = 2048
+
+# Bins of a channel on either side of zero, so that a full channel has at least two per INT8 step.
+# A power of two.
+HALF_BINS = 512
+
+# log2 of the smallest bin width; smaller values count as zero. Far below every float32 activation
+# that matters, and far above where 2 ** -x overflows. Not measured.
+MIN_EXPONENT = -100
+
+# Equalization (equalization.py).
+
+# Exponents a of s = peak ** a / weight ** (1 - a): 0 evens out the weights, 1 the activations; 0.5
+# is taken from M. Nagel et al. (2019), the parameter from G. Xiao et al. (SmoothQuant, 2023), whose
+# 0.5 to 0.75 lie inside. One exponent alone instead of the best of them was tried on y1.
+EXPONENTS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
+
+# Weight of the error of rounded weights, relative to rounded activations: it is the same at every
+# place of the image. Half gives the same mean cosine and worse minima, double a worse mean. Tried:
+# 1 to 8 on y1, casia, SFace.
+WEIGHT_ERROR_FACTOR = 4.0
+
+# Channels with a smaller share of the largest peak count as having it, so that a silent channel is
+# not amplified without end.
+MIN_RELATIVE_PEAK = 1e-3
+
+# A tensor that no constant can scale, as behind SiLU, gets a product of its own only where the error
+# of what reads it falls to this share.
+WORTH_A_PRODUCT = 0.8
+
+# GPTQ (gptq.py, covariance.py).
+
+# Inputs per output of a layer; a larger matrix would take over 4 MB, and its inverse seconds.
+MAX_INPUTS = 1024
+
+# Patches used of each batch; neighbouring ones are much alike.
+PATCHES = 128
+
+# Columns rounded before the remaining ones are updated; affects speed only.
+BLOCK = 64
+
+# The largest weight of an output keeps its largest step whatever GPTQ would do, so that the scale can
+# be read off the rounded weights. Weights this far below it, in steps, count as the largest: what
+# float32 rounds is less.
+PEAK_MARGIN = 0.01
+
+# Which faces calibrate and which judge (subset.py, calibrate.py).
+
+ENOUGH_FACES = 128  # with fewer faces the tails still depend on chance: a warning
+MIN_FACES = 4  # with fewer different faces a range is meaningless: an error. Not measured
+MIN_PEOPLE = 16  # with fewer people others may have larger activations: a warning. Not measured
+HOLD_OUT_EVERY = 5  # one identity in so many is held out for judging
+HOLD_OUT_FOR_PAIRS = 2  # the same where many pairs are wanted and enough others remain
+MAX_IMAGES = 8  # held-out images per person; more would make the rates that person's
+HELD_OUT = 64  # faces of other people that the INT8 model is judged on
+ALIGNMENT_FACES = 64  # calibration faces kept decoded, to look at their alignment afterwards
+BLANK_STD = 2.0  # standard deviation of grey levels, 0..255, below which an image is blank
+BLUE_EXCESS = 5.0  # mean blue minus red, 0..255, above which channels look swapped
+EXTREME_GREY = 40.0  # mean brightness closer to 0 or 255 than this is suspicious
+
+# Memory and speed (collect.py, histogram.py); results do not depend on them.
+
+MAX_FACES = 100_000  # at 112x112, no count of so many exceeds 32 bits
+BATCH = 4  # faces per run, if MAX_BATCH_VALUES allows
+MAX_BATCH_VALUES = 1 << 24  # collected values per run; two runs' values are in memory at once
+MIN_CHANNEL_VALUES = 1024  # smaller tensors are counted when so many values per channel wait
+MAX_WAITING_VALUES = 1 << 21  # or so many in all
+BLOCK_VALUES = 1 << 15  # values of a block of a histogram, so that it fits a core's cache
+BLOCK_CHANNELS = 64  # channels of a block, whose bins are to fit the cache too
