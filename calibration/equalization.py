@@ -73,18 +73,18 @@ def quantized_inputs(
         histograms: Tensor -> its values, for `choice.tensors`.
         shifts: Tensor -> `(C,) float64`, subtracted before quantizing; 0 for other tensors.
     """
-    constants = {t.name: t for t in model.graph.initializer}
+    weights = {t.name: t for t in model.graph.initializer}
     int8 = set(choice.int8)
-    weights: dict[str, list[F32]] = {}
+    readers: dict[str, list[F32]] = {}
     for node in model.graph.node:
         if node.name in int8:
-            columns = layer_columns(node, numpy_helper.to_array(constants[node.input[1]]))
+            columns = layer_columns(node, numpy_helper.to_array(weights[node.input[1]]))
             # After a Flatten, a channel is a run of columns.
             channels = len(histograms[node.input[0]].low)
             columns = columns.reshape(len(columns), channels, -1)
-            weights.setdefault(node.input[0], []).append(columns)
+            readers.setdefault(node.input[0], []).append(columns)
     inputs = {}
-    for name, arrays in weights.items():
+    for name, arrays in readers.items():
         histogram = histograms[name]
         magnitudes = abs_histogram(histogram, shifts.get(name, np.zeros(len(histogram.low))))
         inputs[name] = QuantizedInput(magnitudes, cumulative_moments(magnitudes), tuple(arrays))

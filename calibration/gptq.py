@@ -55,12 +55,12 @@ def round_weights(
     """
     form = eight_bit_format(table.precision)
     scaled = equalize(model, table.scales)
-    constants = {t.name: t for t in scaled.graph.initializer}
+    weights = {t.name: t for t in scaled.graph.initializer}
     rounded = {}
     for node in scaled.graph.node:
         if node.name not in moments or node.input[0] not in table.ranges:
             continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
+        weight = numpy_helper.to_array(weights[node.input[1]])
         columns = layer_columns(node, weight).astype(np.float64)
         flat = columns.reshape(len(columns), -1)
         channel_scale = table.scales.get(node.input[0], np.ones(1))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fr_edge.calibration import histogram
+from fr_edge.calibration import constants
 from fr_edge.calibration.constants import HALF_BINS
 from fr_edge.calibration.histogram import (
     Histogram,
@@ -56,7 +56,7 @@ def test_blocks_of_any_size(channels: int, monkeypatch: pytest.MonkeyPatch) -> N
     """The second set is louder in some channels only."""
     first, second = values(5, 4, channels, 3, 5), values(6, 2, channels, 3, 5)
     whole = add_values(add_values(empty_histogram(channels), first), second)
-    monkeypatch.setattr(histogram, "_BLOCK_VALUES", 70)
+    monkeypatch.setattr(constants, "BLOCK_VALUES", 70)
     same(add_values(add_values(empty_histogram(channels), first), second), whole)
 
 
