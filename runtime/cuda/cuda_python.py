@@ -167,10 +167,12 @@ class _CudaPython:
         except MachineError:  # not everything can be recorded; then it is queued call by call
             recorded = False
         status, graph = driver.cuStreamEndCapture(stream)
-        if int(status) or not recorded:
+        if int(status):
             return None
-        ready = self._call("cuGraphInstantiate", graph, 0)
+        ready = self._call("cuGraphInstantiate", graph, 0) if recorded else None
         self._call("cuGraphDestroy", graph)
+        if ready is None:
+            return None
         self._graphs.append(ready)
 
         def launch() -> None:

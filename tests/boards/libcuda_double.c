@@ -8,7 +8,10 @@
  * DOUBLE_FREE_MB  what cuMemAlloc and cuMemHostAlloc may take together; no limit by default
  * DOUBLE_REPLAY   "nothing": graphs are launched and compute nothing
  * DOUBLE_INIT     the status of cuInit, 0 by default
+ *
+ * double_alive tells what was made and not given back; a driver has no such call.
  */
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +22,12 @@ enum { OK, INVALID_VALUE, NO_MEMORY, NOT_READY = 4, NO_DEVICE = 100, INVALID_DEV
        INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500,
        CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 enum { MOST = 4 };
+enum { DEVICEMAP = 2, GLOBAL_MODE = 0, THREAD_LOCAL_MODE = 1 };
 
 static struct gpu { char name[64]; int major, minor, integrated; size_t mb; } gpus[MOST];
 static int count, version = 12060, init_status;
 static size_t used, limit = (size_t)-1;
+static int contexts, streams, events, graphs; /* alive */
 
 __attribute__((constructor)) static void configure(void) {
     const char *text = getenv("DOUBLE_CUDA");
@@ -65,8 +70,24 @@ R cuGetErrorName(R r, const char **s) {
         : r == 803 ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : "CUDA_ERROR_OF_THE_DOUBLE";
     return OK;
 }
-R cuDevicePrimaryCtxRetain(void **c, int d) { *c = (void *)(uintptr_t)(d + 1); return OK; }
-R cuDevicePrimaryCtxRelease_v2(int d) { return OK; }
+R cuDevicePrimaryCtxRetain(void **c, int d) {
+    contexts++;
+    *c = (void *)(uintptr_t)(d + 1);
+    return OK;
+}
+R cuDevicePrimaryCtxRelease_v2(int d) {
+    if (!contexts) return INVALID_CONTEXT;
+    contexts--;
+    return OK;
+}
+R cuDevicePrimaryCtxSetFlags_v2(int d, unsigned f) { return OK; }
+R cuDevicePrimaryCtxGetState(int d, unsigned *f, int *active) {
+    *f = 0;
+    *active = contexts > 0;
+    return OK;
+}
+R cuCtxGetCurrent(void **c) { *c = (void *)(uintptr_t)(CURRENT + 1); return OK; }
+R cuCtxSynchronize(void) { NEED_CONTEXT; return OK; }
 R cuCtxPushCurrent_v2(void *c) { stack[depth++] = (int)(uintptr_t)c - 1; return OK; }
 R cuCtxPopCurrent_v2(void **c) {
     NEED_CONTEXT;
@@ -77,16 +98,24 @@ R cuCtxPopCurrent_v2(void **c) {
 R cuCtxGetDevice(int *d) { NEED_CONTEXT; *d = CURRENT; return OK; }
 
 /* Memory: a block knows its device, so that a copy outside of it is an error. */
-static struct block { char *at; size_t size; int device, host; struct block *next; } *blocks;
+static struct block { char *at; size_t size; int device, host; unsigned flags; struct block *next; }
+    *blocks;
 static struct stream *capturing; /* one capture at a time suffices */
+static int capture_mode;
+static pthread_t capturer;
 
-static R take(void **p, size_t n, int host) {
+/* Whether this thread may not allocate: of the mode's meaning in cuda.h, CUstreamCaptureMode. */
+static int refused_by_capture(void) {
+    return capturing && (capture_mode == GLOBAL_MODE ||
+        (capture_mode == THREAD_LOCAL_MODE && pthread_equal(capturer, pthread_self())));
+}
+static R take(void **p, size_t n, int host, unsigned flags) {
     NEED_CONTEXT;
-    if (capturing) return CAPTURE_UNSUPPORTED;
+    if (refused_by_capture()) return CAPTURE_UNSUPPORTED;
     if (!n) return INVALID_VALUE;
     if (n > limit || used > limit - n) return NO_MEMORY;
     struct block *b = malloc(sizeof *b);
-    *b = (struct block){calloc(1, n), n, CURRENT, host, blocks};
+    *b = (struct block){calloc(1, n), n, CURRENT, host, flags, blocks};
     blocks = b;
     used += n;
     *p = b->at;
@@ -104,21 +133,37 @@ static R give(void *p, int host) {
     }
     return INVALID_VALUE;
 }
-static int inside(const void *p, size_t n, int host, int device) {
+static struct block *block_of(const void *p, size_t n, int host) {
     for (struct block *b = blocks; b; b = b->next)
-        if ((char *)p >= b->at && (char *)p + n <= b->at + b->size && b->host == host)
-            return host || b->device == device;
+        if ((char *)p >= b->at && (char *)p + n <= b->at + b->size && b->host == host) return b;
     return 0;
 }
-R cuMemHostAlloc(void **p, size_t n, unsigned f) { return take(p, n, 1); }
+static int inside(const void *p, size_t n, int host, int device) {
+    struct block *b = block_of(p, n, host);
+    return b && (host || b->device == device);
+}
+R cuMemHostAlloc(void **p, size_t n, unsigned f) { return take(p, n, 1, f); }
+R cuMemAllocHost_v2(void **p, size_t n) { return take(p, n, 1, 0); }
+R cuMemHostGetFlags(unsigned *f, void *p) {
+    struct block *b = block_of(p, 1, 1);
+    if (b) *f = b->flags;
+    return b ? OK : INVALID_VALUE;
+}
 R cuMemHostGetDevicePointer_v2(uint64_t *d, void *p, unsigned f) {
+    struct block *b = block_of(p, 1, 1);
     *d = (uint64_t)(uintptr_t)p;
-    return inside(p, 1, 1, CURRENT) ? OK : INVALID_VALUE;
+    return b && b->flags & DEVICEMAP ? OK : INVALID_VALUE;
+}
+R cuMemGetInfo_v2(size_t *left, size_t *total) {
+    NEED_CONTEXT;
+    *total = gpus[CURRENT].mb << 20;
+    *left = (limit < *total ? limit : *total) - used;
+    return OK;
 }
 R cuMemFreeHost(void *p) { return give(p, 1); }
 R cuMemAlloc_v2(uint64_t *d, size_t n) {
     void *p = 0;
-    R status = take(&p, n, 0);
+    R status = take(&p, n, 0, 0);
     *d = (uint64_t)(uintptr_t)p;
     return status;
 }
@@ -127,7 +172,7 @@ R cuMemFree_v2(uint64_t d) { return give((void *)(uintptr_t)d, 0); }
 /* Streams, and the nodes that a capture gathers. */
 struct node { int kind; void *to; const void *from; size_t size; void (*work)(void *); void *data;
               struct node *next; };
-struct stream { int device, invalid; struct node *first, **last; };
+struct stream { int device, invalid; unsigned flags; struct node *first, **last; };
 struct graph { int device; struct node *first; };
 static float clock_ms;
 
@@ -147,10 +192,13 @@ R cuStreamCreate(void **s, unsigned f) {
     NEED_CONTEXT;
     struct stream *made = calloc(1, sizeof *made);
     made->device = CURRENT;
+    made->flags = f;
+    streams++;
     *s = made;
     return OK;
 }
-R cuStreamDestroy_v2(void *s) { free(s); return OK; }
+R cuStreamGetFlags(void *s, unsigned *f) { *f = ((struct stream *)s)->flags; return OK; }
+R cuStreamDestroy_v2(void *s) { streams--; free(s); return OK; }
 R cuStreamSynchronize(void *s) {
     NEED_CONTEXT;
     if (s != capturing || !s) return OK;
@@ -178,6 +226,7 @@ struct event { int recorded; float at; };
 R cuEventCreate(void **e, unsigned f) {
     NEED_CONTEXT;
     *e = calloc(1, sizeof(struct event));
+    events++;
     return OK;
 }
 R cuEventRecord(void *e, void *s) {
@@ -188,7 +237,9 @@ R cuEventRecord(void *e, void *s) {
     event->at = clock_ms += 0.125f;
     return OK;
 }
-R cuEventDestroy_v2(void *e) { free(e); return OK; }
+R cuEventDestroy_v2(void *e) { events--; free(e); return OK; }
+R cuEventQuery(void *e) { return ((struct event *)e)->recorded ? OK : NOT_READY; }
+R cuEventSynchronize(void *e) { return OK; }
 R cuEventElapsedTime(float *ms, void *a, void *b) {
     struct event *first = a, *second = b;
     if (!first->recorded || !second->recorded) return INVALID_HANDLE;
@@ -205,6 +256,8 @@ R cuStreamBeginCapture_v2(void *s, int mode) {
     stream->last = &stream->first;
     stream->invalid = 0;
     capturing = stream;
+    capture_mode = mode;
+    capturer = pthread_self();
     return OK;
 }
 R cuStreamIsCapturing(void *s, int *status) { *status = s && s == capturing; return OK; }
@@ -216,16 +269,18 @@ R cuStreamEndCapture(void *s, void **g) {
     if (stream->invalid) return CAPTURE_INVALIDATED;
     struct graph *graph = malloc(sizeof *graph);
     *graph = (struct graph){stream->device, stream->first};
+    graphs++;
     *g = graph;
     return OK;
 }
 R cuGraphInstantiateWithFlags(void **x, void *g, unsigned long long f) {
     struct graph *made = malloc(sizeof *made);
     *made = *(struct graph *)g;
+    graphs++;
     *x = made;
     return OK;
 }
-R cuGraphDestroy(void *g) { free(g); return OK; }
+R cuGraphDestroy(void *g) { graphs--; free(g); return OK; }
 R cuGraphLaunch(void *x, void *s) {
     NEED_CONTEXT;
     struct graph *graph = x;
@@ -235,7 +290,13 @@ R cuGraphLaunch(void *x, void *s) {
     for (struct node *n = graph->first; n; n = n->next) work(n);
     return OK;
 }
-R cuGraphExecDestroy(void *x) { free(x); return OK; }
+R cuGraphExecDestroy(void *x) { graphs--; free(x); return OK; }
+
+/* Bytes, contexts, streams, events, graphs, and contexts that are current in this thread. */
+void double_alive(long *n) {
+    long alive[] = {(long)used, contexts, streams, events, graphs, depth};
+    memcpy(n, alive, sizeof alive);
+}
 
 R cuGetProcAddress_v2(const char *name, void **f, int wanted, uint64_t flags, int *status);
 R cuGetProcAddress(const char *name, void **f, int wanted, uint64_t flags);
@@ -249,6 +310,11 @@ static const struct { const char *name; int since; void *form; } CALLS[] = {
     SAME(cuEventCreate), SAME(cuEventRecord), SAME(cuEventElapsedTime),
     {"cuEventElapsedTime", 12080, cuEventElapsedTime_v2},
     {"cuDeviceGetPCIBusId", 4010, cuDeviceGetPCIBusId},
+    {"cuMemHostGetFlags", 2030, cuMemHostGetFlags}, {"cuMemAllocHost", 3020, cuMemAllocHost_v2},
+    {"cuMemGetInfo", 3020, cuMemGetInfo_v2}, {"cuStreamGetFlags", 5050, cuStreamGetFlags},
+    {"cuCtxGetCurrent", 4000, cuCtxGetCurrent}, SAME(cuCtxSynchronize), SAME(cuEventQuery),
+    SAME(cuEventSynchronize), {"cuDevicePrimaryCtxGetState", 7000, cuDevicePrimaryCtxGetState},
+    {"cuDevicePrimaryCtxSetFlags", 11000, cuDevicePrimaryCtxSetFlags_v2},
     {"cuDeviceTotalMem", 3020, cuDeviceTotalMem_v2},
     {"cuDevicePrimaryCtxRetain", 7000, cuDevicePrimaryCtxRetain},
     {"cuDevicePrimaryCtxRelease", 11000, cuDevicePrimaryCtxRelease_v2},

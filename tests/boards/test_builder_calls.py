@@ -21,7 +21,7 @@ from fr_edge.runtime.machine.device import GpuList
 from fr_edge.runtime.trt import builder
 from fr_edge.runtime.trt.builder import Compiled, compile_plan
 from fr_edge.runtime.trt.config import EngineOptions
-from fr_edge.runtime.trt.layers import node_precisions
+from fr_edge.runtime.trt.layers import layers_in_log, node_precisions
 
 SHAPE = (3, 16, 16)
 VERSIONS = ["8.6.1", "10.3.0", "10.13.3.9", "10.16.2.10", "11.4.1.5"]
@@ -112,6 +112,22 @@ def test_both_forms_of_the_log_are_read(tiny, log_form):
     assert node_precisions(model, layers)["c2"] == "int8"
     asked = trt.called("EngineInspector.get_engine_information")
     assert len(asked) == (0 if log_form else 1)
+
+
+def test_the_logger_keeps_problems_and_every_layer():
+    """TensorRT writes all layers in one message, or a message for each."""
+    trt = TensorRTDouble("10.3.0").module
+    log, severity = builder.recorder(trt), trt.ILogger.Severity
+    for level in severity:
+        log.log(level, f"said at {level.name}")
+    assert sorted(log.problems) == ["said at ERROR", "said at INTERNAL_ERROR"]
+    assert log.table == ""
+    for name in ("c1", "c2"):
+        log.log(severity.VERBOSE, f"Name: {name}, LayerType: CaskConvolution, TacticName: t")
+    assert [row.name for row in layers_in_log(log.table)] == ["c1", "c2"]
+    whole = "Layers:\nName: c3, LayerType: kgen, TacticName: t"
+    log.log(severity.VERBOSE, whole)
+    assert [row.name for row in layers_in_log(log.table)] == ["c3"]
 
 
 @pytest.fixture

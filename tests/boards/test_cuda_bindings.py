@@ -28,6 +28,16 @@ from fr_edge.runtime.cuda.interface import open_cuda
 from fr_edge.runtime.machine.device import find_gpus, use_gpu
 
 facts = {"package": driver.__file__}
+library = ctypes.CDLL("libcuda.so.1")
+
+def alive():
+    # Bytes, contexts, streams, events, graphs, contexts that are current in this thread.
+    counts = (ctypes.c_long * 6)()
+    library.double_alive(counts)
+    return list(counts)
+
+def refuse():
+    raise MachineError("TensorRT could not run the engine")
 
 def failure(call, *args):
     try:
@@ -38,6 +48,9 @@ def failure(call, *args):
 def use(cuda):
     stream, buffer, other = cuda.stream(), cuda.buffer(64), cuda.buffer(64)
     facts["mapped"] = buffer.mapped
+    flags = ctypes.c_uint()
+    library.cuStreamGetFlags(ctypes.c_void_p(stream), ctypes.byref(flags))
+    facts["stream flags"] = flags.value
     first = cuda.mark(stream)
     buffer.array[:] = 7
     cuda.push(buffer, 64, stream)
@@ -60,7 +73,25 @@ def use(cuda):
     launch()
     facts["replayed"] = list(device) == list(buffer.array) == [9] * 64
     facts["sync in a capture"] = cuda.record(stream, lambda: cuda.wait(stream)) is None
+    facts["refused in a capture"] = cuda.record(stream, refuse) is None
+    bytes_before = alive()[0]
     facts["too large"] = failure(cuda.buffer, 2 << 20)
+    facts["the host's half fits"] = failure(cuda.buffer, 600 << 10)
+    facts["kept of them"] = 0 if buffer.mapped else alive()[0] - bytes_before
+    facts["allocated meanwhile"] = []
+
+    def allocate():
+        with cuda.current():
+            facts["allocated meanwhile"].append(failure(cuda.buffer, 64))
+
+    def allocate_elsewhere():
+        other_thread = threading.Thread(target=allocate)
+        other_thread.start()
+        other_thread.join()
+        cuda.push(buffer, 64, stream)
+
+    facts["recorded beside it"] = cuda.record(stream, allocate_elsewhere) is not None
+    cuda.record(stream, allocate)
     thread = threading.Thread(target=lambda: facts.update(thread=failure(cuda.buffer, 64)))
     thread.start()
     thread.join()
@@ -69,7 +100,9 @@ cuda = open_cuda()
 with cuda.current():
     use(cuda)
 facts["not current"] = failure(cuda.buffer, 64)
+facts["in use"] = alive()
 cuda.close()
+facts["left"] = alive()
 gpus = find_gpus()
 facts["driver"], facts["gpus"] = gpus.driver, [(g.name, g.compute, g.bus_id) for g in gpus.gpus]
 if len(gpus.gpus) > 1:
@@ -118,6 +151,17 @@ def test_every_call_of_a_session_is_served(
     assert facts["recorded, not run"]
     assert facts["replayed"]
     assert facts["sync in a capture"]
+    assert facts["refused in a capture"]
+    assert facts["stream flags"] == 1  # CU_STREAM_NON_BLOCKING
+    # A capture forbids allocating to its own thread alone (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).
+    assert facts["recorded beside it"]
+    elsewhere, here = facts["allocated meanwhile"]
+    assert elsewhere is None
+    assert "(900)" in here
+    assert facts["kept of them"] == 0
+    assert (facts["the host's half fits"] is None) is integrated
+    assert min(facts["in use"][:5]) > 0
+    assert facts["left"] == [0] * 6
     assert facts["too large"].endswith("close other programs")
     assert "(201)" in facts["thread"]
     assert "(201)" in facts["not current"]

@@ -8,6 +8,7 @@ from enum import IntEnum
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fr_edge.errors import MachineError, UsageError
@@ -62,6 +63,132 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> DriverDouble:
     cuda_python._driver_function.cache_clear()
     yield double
     cuda_python._driver_function.cache_clear()
+
+
+class PyCudaDouble(ModuleType):
+    """pycuda.driver of one GPU, whose memory is the host's; it keeps a log of what was asked."""
+
+    device_attribute = SimpleNamespace(INTEGRATED=18)
+    host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
+    Error = type("Error", (Exception,), {})
+    MemoryError = type("MemoryError", (Error,), {})
+
+    def __init__(self, *, integrated: bool) -> None:
+        super().__init__("pycuda.driver")
+        self.log: list[str] = []
+        self.integrated, self.full = integrated, False
+        log = self.log
+        context = SimpleNamespace(
+            push=lambda: log.append("push"), detach=lambda: log.append("detach")
+        )
+        self.Context = SimpleNamespace(pop=lambda: log.append("pop"))
+        self.Device = lambda index: SimpleNamespace(
+            retain_primary_context=lambda: context, get_attribute=lambda which: int(integrated)
+        )
+
+    def init(self) -> None:
+        pass
+
+    def pagelocked_empty(self, size: int, dtype: Any, mem_flags: int) -> Any:
+        self.log.append(f"host {size} flags {mem_flags}")
+        memory = PageLocked(self, size)
+        array = np.asarray(memory).view(Based)
+        array.base_memory = memory
+        return array
+
+    def mem_alloc(self, size: int) -> Any:
+        if self.full:
+            raise self.MemoryError("out of memory")
+        self.log.append(f"device {size}")
+        return DeviceMemory(self, size)
+
+    def memcpy_htod_async(self, address: int, array: Any, stream: Any) -> None:
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        self.log.append(f"in {array.nbytes} on {stream.handle}")
+
+    def memcpy_dtoh_async(self, array: Any, address: int, stream: Any) -> None:
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        self.log.append(f"out {array.nbytes} on {stream.handle}")
+
+    def Stream(self) -> Any:  # noqa: N802
+        return SimpleNamespace(handle=11, synchronize=lambda: self.log.append("wait"))
+
+    def Event(self) -> Any:  # noqa: N802
+        event = SimpleNamespace(record=lambda stream: self.log.append(f"mark {stream.handle}"))
+        event.time_till = lambda other: 2.5
+        return event
+
+
+class PageLocked:
+    """pycuda.driver.PagelockedHostAllocation."""
+
+    def __init__(self, driver: PyCudaDouble, size: int) -> None:
+        self.driver, self.memory = driver, (ctypes.c_uint8 * size)()
+        interface = {"shape": (size,), "typestr": "|u1", "version": 3}
+        self.__array_interface__ = {**interface, "data": (ctypes.addressof(self.memory), False)}
+
+    def get_device_pointer(self) -> int:
+        return ctypes.addressof(self.memory)
+
+    def free(self) -> None:
+        self.driver.log.append("free host")
+
+
+class Based(np.ndarray):
+    """An array whose `base` is its memory, as pycuda's C code makes it."""
+
+    base_memory: Any = None
+
+    @property
+    def base(self) -> Any:
+        return self.base_memory
+
+
+class DeviceMemory:
+    """pycuda.driver.DeviceAllocation."""
+
+    def __init__(self, driver: PyCudaDouble, size: int) -> None:
+        self.driver, self.memory = driver, (ctypes.c_uint8 * size)()
+
+    def __int__(self) -> int:
+        return ctypes.addressof(self.memory)
+
+    def free(self) -> None:
+        self.driver.log.append("free device")
+
+
+@pytest.mark.parametrize("integrated", [True, False])
+def test_what_pycuda_is_asked(integrated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    double, package = PyCudaDouble(integrated=integrated), ModuleType("pycuda")
+    package.driver = double  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", double)
+    cuda = pycuda_driver.open_pycuda(0)
+    with cuda.current():
+        buffer, stream = cuda.buffer(8), cuda.stream()
+        assert buffer.mapped is integrated
+        assert (buffer.address == buffer.array.ctypes.data) is integrated
+        buffer.array[:] = range(8)
+        cuda.push(buffer, 4, stream)
+        buffer.array[:] = 9
+        cuda.pull(buffer, 4, stream)
+        assert cuda.elapsed_ms(cuda.mark(stream), cuda.mark(stream)) == 2.5
+        cuda.wait(stream)
+        assert cuda.record(stream, lambda: None) is None
+        double.full = True
+        if not integrated:
+            with pytest.raises(MachineError, match="no 8 bytes left") as error:
+                cuda.buffer(8)
+            assert error.value.hint == "close other programs"
+    cuda.close()
+    assert buffer.array.tolist() == ([9] * 8 if integrated else [0, 1, 2, 3, 9, 9, 9, 9])
+    steps = {
+        True: ["host 8 flags 2", "mark 11", "mark 11", "wait"],
+        False: ["host 8 flags 0", "device 8", "in 4 on 11", "out 4 on 11", "mark 11", "mark 11",
+                "wait", "host 8 flags 0"],
+    }[integrated]  # fmt: skip
+    freed = ["free host"] if integrated else ["free host", "free device"]
+    assert double.log == ["push", *steps, "pop", "push", *freed, "pop", "detach"]
 
 
 @pytest.fixture

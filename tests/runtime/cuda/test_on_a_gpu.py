@@ -97,8 +97,6 @@ def test_a_buffer_is_shared_exactly_where_the_gpu_is_integrated(cuda: Cuda) -> N
 def test_host_memory_is_page_locked(cuda: Cuda) -> None:
     """Only then copies run beside the CPU (cuMemHostGetFlags refuses other memory)."""
     driver, flags = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint()
-    if not hasattr(driver, "cuMemHostGetFlags"):
-        pytest.skip("this driver library has no cuMemHostGetFlags")
     buffer = cuda.buffer(SIZE)
     address = ctypes.c_void_p(buffer.array.ctypes.data)
     assert driver.cuMemHostGetFlags(ctypes.byref(flags), address) == 0
@@ -168,6 +166,28 @@ def test_what_cannot_be_recorded_is_none_and_the_stream_lives_on(cuda: Cuda) -> 
     stream, buffer = cuda.stream(), cuda.buffer(SIZE)
     assert cuda.record(stream, lambda: cuda.wait(stream)) is None
     assert come_back(cuda, buffer, stream, 7)
+
+
+def test_another_thread_allocates_while_a_graph_is_recorded(cuda: Cuda) -> None:
+    if cuda.name == "pycuda":
+        pytest.skip("pycuda has no graphs")
+    stream, buffer, errors = cuda.stream(), cuda.buffer(SIZE), []
+
+    def allocate() -> None:
+        try:
+            with cuda.current():
+                cuda.buffer(SIZE)
+        except MachineError as error:
+            errors.append(error.message)
+
+    def work() -> None:
+        thread = threading.Thread(target=allocate)
+        thread.start()
+        thread.join()
+        cuda.push(buffer, SIZE, stream)
+
+    assert cuda.record(stream, work) is not None
+    assert errors == []
 
 
 def test_too_much_memory_is_an_error_and_not_a_crash(cuda: Cuda) -> None:

@@ -191,3 +191,12 @@ def test_counts_always_name_the_three():
         "fp32": 0,
         "bf16": 1,
     }
+
+
+def test_int8_weights_under_float_data_are_float_arithmetic():
+    def precision(*types: str) -> str:
+        return EngineLayer("c", "CaskConvolution", types[:1], types[1:], (), ("c",)).precision
+
+    assert precision("fp32", "int8") == precision("int8", "fp32") == "fp32"
+    assert precision("fp16", "int8") == "mixed"
+    assert precision("int8", "int8") == "int8"
