@@ -63,6 +63,8 @@ def main() -> None:
         return
     counts: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        from tests.fuzzing.command_lines import make_seeds
+
         home = Path(folder)
         make_seeds(home / "seeds")
         jobs: queue.Queue[str] = queue.Queue()
@@ -92,63 +94,9 @@ def main() -> None:
         )
 
 
-def make_seeds(home: Path) -> None:
-    """The bundle and the other files that inputs begin from."""
-    from fr_edge.cli.main import run
-    from tests.networks import write_network
-
-    bundle = home / "made" / "b"
-    home.mkdir()
-    write_network(home / "net.onnx", batch="batch")
-    for line in (
-        f"export {home}/net.onnx --preset insightface --out {bundle}",
-        f"calibrate {bundle} --faces synthetic:16x2@5 --trt-cache 10.3.0",
-        f"build-engine {bundle} --int8 --backend onnxruntime",
-        f"verify {bundle} --engine int8 --faces synthetic:16x4@7",
-        f"benchmark {bundle} --engine int8 --duration 0.3",
-        f"embed {bundle} --faces synthetic:6x2 --out {home}/e.npz",
-    ):
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            run([*line.split(), "-q"])  # verdicts do not matter
-
-
-def commands(seeds: Path) -> dict[str, tuple[str, str, str]]:
-    """Name -> folder of the files, pattern of those that are mutated, command line; `@` is the copy."""
-    bundle = str(seeds / "made")
-    faces = "--faces synthetic:12x2"
-    lines = {
-        "inspect": "inspect @/b",
-        "inspect --layers": "inspect @/b/model.onnx --layers",
-        "verify": f"verify @/b --engine int8 {faces}",
-        "verify graph": "verify @/b --engine int8 --artifact graph",
-        "evaluate": f"evaluate @/b --engine int8 --protocol {seeds}/readers/pairs/pairs.csv",
-        "build-engine": "build-engine @/b --int8 --backend onnxruntime",
-        "calibrate": f"calibrate @/b {faces} --limit 16",
-        "embed": f"embed @/b {faces} --out @/e.npz",
-        "benchmark": "benchmark @/b --engine int8 --duration 0.1",
-        "report": "report @/b",
-        "export bundle": "export @/b --out @/c",
-        "export onnx": "export @/b/model.onnx --out @/c",
-        "find-preprocessing": "find-preprocessing @/b --faces synthetic:12x2",
-        "pack": "pack @/b --out @/x.frb",
-    }
-    table = {name: (bundle, "b/*", line) for name, line in lines.items()}
-    other = seeds / "readers"
-    table |= {
-        "verify pairs": (str(other / "pairs"), "pairs.csv", f"verify {bundle}/b --pairs @/pairs.csv"),
-        "evaluate bin": (str(other / "bins"), "x.bin", f"evaluate {bundle}/b --protocol @/x.bin"),
-        "embed tar": (str(other / "tars"), "x.tar", f"embed {bundle}/b --faces @/x.tar --out @/e.npz"),
-        "embed records": (str(other / "records"), "*", f"embed {bundle}/b --faces @ --out @/e.npz"),
-        "export checkpoint": (str(other / "torch"), "x.pt", "export @/x.pt --preset insightface --out @/c"),
-        "check-engine": (str(other / "plan"), "*", "check-engine @/x.plan"),
-        "compare": (str(other / "report"), "r.json", f"compare @/r.json {bundle}/b"),
-        "verify policy": (str(other / "policy"), "p.toml", f"verify {bundle}/b --policy @/p.toml"),
-    }  # fmt: skip
-    return table
-
-
 def plan(seeds: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The inputs, spread evenly over readers and over commands."""
+    from tests.fuzzing.command_lines import commands
     from tests.fuzzing.readers import make_readers
 
     readers = [r.name for r in make_readers(seeds / "readers", seeds / "made" / "b")]
@@ -279,6 +227,7 @@ def serve(home: Path) -> None:
 
 def one(job: dict[str, Any], place: Path, readers: dict[str, Any], seeds: Path) -> dict[str, str]:
     from fr_edge.errors import FrEdgeError
+    from tests.fuzzing.command_lines import commands
     from tests.fuzzing.mutate import mutate
 
     rng = random.Random(job["seed"])

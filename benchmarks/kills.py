@@ -130,7 +130,8 @@ def kill_copies(
     def fresh() -> None:
         for old in (root, place / "out", place / "e.npz"):
             shutil.rmtree(old, ignore_errors=True)
-        (place / "e.npz").unlink(missing_ok=True)
+        for name in ("e.npz", "x.frb"):
+            (place / name).unlink(missing_ok=True)
         if source is not None:
             shutil.copytree(source, root)
 
@@ -282,6 +283,9 @@ def prepare(home: Path) -> tuple[dict[str, Path], dict[str, tuple[list[str], str
             raise SystemExit(f"{name}: {code}: {(home / 'log').read_text()}")
         sources[name] = home / f"{name}.bundle"
         shutil.copytree(made, sources[name])
+    pack = str(home / "built.frb")
+    if code := ended(start(["pack", made, "--out", pack], home / "log")):
+        raise SystemExit(f"pack: {code}: {(home / 'log').read_text()}")
     place = home / "place"
     root, out = str(place / "killed.bundle"), str(place / "out")
     student, demo = str(place / "student.bundle"), str(place / "demo")
@@ -302,6 +306,12 @@ def prepare(home: Path) -> tuple[dict[str, Path], dict[str, tuple[list[str], str
         "evaluate": (["evaluate", root, "--protocol", PEOPLE], "built"),
         "benchmark": (["benchmark", root, "--duration", "0.3", "--allow-invalid"], "built"),
         "report": (["report", root], "built"),
+        "pack": (["pack", root, "--out", str(place / "x.frb")], "built"),
+        "unpack": (["unpack", pack, "--allow-unsigned", "--out", root], ""),
+        "unpack over a bundle": (
+            ["unpack", pack, "--allow-unsigned", "--force", "--out", root],
+            "exported",
+        ),
         "align": (["align", str(home / "photos"), "--out", out, "--detector", detector], ""),
         "distill": (
             ["distill", "tiny", "--faces", "synthetic:24x4@1", "--out", student, *TRAINING],

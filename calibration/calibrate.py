@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnx
 
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import Bundle
-from ..bundle.provenance import with_digests
+from ..bundle.provenance import ImageDigests, with_digests
 from ..documents import encode_json, to_builtins
 from ..errors import FacesError, ModelError, UsageError
 from ..faces.quality import alignment_warning
@@ -20,6 +21,7 @@ from ..faces.sources import Faces
 from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
 from ..graph.trained_ranges import read_trained_ranges
+from ..interruption import keeping
 from ..metrics.rates import unseparated_warning
 from ..onnx_file import read_onnx
 from ..progress import Track, silent
@@ -36,6 +38,7 @@ from .histogram import Histogram
 from .latency_model import LatencyOf, counted_latency
 from .mixed_precision import HeldOutJudge, SearchResult, search_assignment
 from .qdq import quantize_onnx
+from .statistics_draft import StatisticsDraft, kept_statistics, remove_statistics
 from .subset import (
     CalibrationSubset,
     FaceStatistics,
@@ -159,10 +162,13 @@ def calibrate(
         (*subset.held_out, *subset.calibration[::stride][: constants.ALIGNMENT_FACES])
     )
     stats = FaceStatistics()
-    fit = _fit(model, rule, bundle, faces, subset, stats, method, steps, cache_version, track)
+    fit = _fit(
+        model, rule, bundle, faces, images, subset, stats, method, steps, cache_version, track
+    )  # fmt: skip
     picks = [i for i in subset.held_out if not is_blank(faces.read(i))]
     judge = HeldOutJudge(model, bundle.spec, faces, picks, fit.rounded, track)
-    search = search_assignment(fit.table, judge, budget, bundle.root, latency)
+    with keeping(lambda: kept_statistics(bundle.root)):
+        search = search_assignment(fit.table, judge, budget, bundle.root, latency)
     choice = choose_int8_layers(model, search.table.float_layers)
     unusable = _unusable(faces, stats, search)
     if unusable and "calibration.json" in bundle and not force:
@@ -185,6 +191,7 @@ def calibrate(
     options |= {"trt_cache": trt_cache} if trt_cache else {}
     options |= {name: False for name, used in asdict(steps).items() if not used}
     _write(bundle, options, files, report, fit.cache)
+    remove_statistics(bundle.root)
     return CalibrationResult(
         open_bundle(bundle.root, check="manifest"), search.table, choice, report
     )
@@ -252,6 +259,7 @@ def _fit(
     rule: Int8Choice,
     bundle: Bundle,
     faces: Faces,
+    digests: ImageDigests,
     subset: CalibrationSubset,
     stats: FaceStatistics,
     method: str,
@@ -264,14 +272,21 @@ def _fit(
     plain = activation_tensors(model) if cache_version else ()
     tensors = tuple(dict.fromkeys((*plain, *(() if trained else rule.tensors))))
     covariances = CovarianceCollector(model, rule.int8 if steps.gptq and not trained else ())
+    sha256 = bundle.files["model.onnx"].sha256
+    draft = StatisticsDraft(bundle, subset.calibration, tensors, covariances.moments)
+    if tensors:
+        draft.restore(faces, digests.by_index)
     picks = track(subset.calibration, "calibrating", len(subset.calibration))
     images = usable_faces(faces, picks, stats)
-    histograms: dict[str, Histogram] = {}
+    deque(islice(images, draft.count if tensors else None), maxlen=0)  # these are only checked
+    histograms = draft.histograms
     if tensors:
-        histograms = collect_histograms(model, tensors, bundle.spec, images, covariances)
-    else:  # the faces are still checked
-        deque(images, maxlen=0)
-    sha256 = bundle.files["model.onnx"].sha256
+        with draft.collecting(stats.used, digests.by_index):
+            collect_histograms(
+                model, tensors, bundle.spec, images, covariances,
+                histograms=histograms, counted=draft.counted,
+            )  # fmt: skip
+            draft.complete()
     if trained:
         table = _trained_table(rule, trained, sha256)
     else:

@@ -19,6 +19,8 @@ from ..progress import Track, silent
 from . import constants
 from .histogram import Histogram, add_values, empty_histogram
 
+_PART = 32  # faces after which all waiting values are counted, so that the histograms are complete
+
 
 def collect_histograms(
     model: onnx.ModelProto,
@@ -26,6 +28,9 @@ def collect_histograms(
     spec: InputSpec,
     images: Iterable[U8],
     watch: Callable[[Mapping[str, F32]], None] | None = None,
+    *,
+    histograms: dict[str, Histogram] | None = None,
+    counted: Callable[[int], None] | None = None,
 ) -> dict[str, Histogram]:
     """Histograms of a model's tensors, channel by channel.
 
@@ -37,9 +42,11 @@ def collect_histograms(
         spec: The model's input contract.
         images: `(112, 112, 3) uint8` RGB each; read once, a few at a time.
         watch: Called with each batch's tensors, name -> `(N, ...) float32`.
+        histograms: Tensor -> its values in earlier images, which are counted into.
+        counted: Called with the number of images that the histograms hold, every 32 of them.
 
     Returns:
-        Tensor -> its histogram.
+        Tensor -> its histogram: `histograms`, where it is given.
 
     Raises:
         FacesError: There is no image.
@@ -49,17 +56,24 @@ def collect_histograms(
     sources = {name: flat.get(name, name) for name in tensors}
     last = _channels_last(model) - flat.keys()
     session = _session(model, sorted(set(sources.values())), threads=1)
-    histograms: dict[str, Histogram] = {}
+    histograms = {} if histograms is None else histograms
     waiting: dict[str, list[F32]] = {name: [] for name in tensors}
-    for values in _run_ahead(session, _batches(images, _batch_size(session), spec)):
+    size, done = _batch_size(session), 0
+    for values in _run_ahead(session, _batches(images, size, spec)):
         for name, source in sources.items():
             waiting[name].append(_channels_second(values[source], name in last))
-            size = sum(part.size for part in waiting[name])
+            total = sum(part.size for part in waiting[name])
             channels = waiting[name][0].shape[1]
-            if size >= min(constants.MIN_CHANNEL_VALUES * channels, constants.MAX_WAITING_VALUES):
+            if total >= min(constants.MIN_CHANNEL_VALUES * channels, constants.MAX_WAITING_VALUES):
                 _count(histograms, name, waiting[name])
         if watch:
             watch(values)
+        done += len(next(iter(values.values())))
+        if done % _PART < size:
+            for name in tensors:
+                _count(histograms, name, waiting[name])
+            if counted:
+                counted(done)
     for name in tensors:
         _count(histograms, name, waiting[name])
     if len(histograms) < len(set(tensors)):

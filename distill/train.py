@@ -22,7 +22,7 @@ import torch
 from ..arrays import I64
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import CHECKPOINTS, MANIFEST, Bundle
-from ..errors import FacesError, GateFailed, MachineError, UsageError
+from ..errors import FacesError, GateFailed, MachineError, ModelError, UsageError
 from ..faces.pairs import Pairs, read_pairs
 from ..faces.sources import Faces
 from ..files import replace_atomic
@@ -256,6 +256,11 @@ def _train(
     recipe = state.recipe
     per_epoch = len(data.pixels) // recipe.batch
     steps = recipe.epochs * per_epoch
+    if state.step > steps:
+        raise ModelError(
+            f"{place.folder} holds a checkpoint of step {state.step:,}; the training has {steps:,}",
+            f"remove {place.folder} and start again",
+        )
     interval = max(1, steps // _CURVE_POINTS)
     quantized_from = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
     if state.step > quantized_from:

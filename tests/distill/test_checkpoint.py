@@ -12,7 +12,7 @@ from fr_edge.distill.checkpoint import restore_checkpoint, save_checkpoint
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.train_step import TrainState, start_training
-from fr_edge.errors import MachineError, ModelError
+from fr_edge.errors import MachineError, ModelError, UsageError
 
 
 def new_run(step: int) -> TrainState:
@@ -58,3 +58,43 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"last\.pt"):
         restore_checkpoint(tmp_path, new_run(0), {})
     assert not restore_checkpoint(tmp_path / "nowhere", new_run(0), {})
+
+
+def damaged(content: dict[str, Any]) -> dict[str, Any]:
+    """What -> a file's content; each is of another type or form than a training writes."""
+    wrong = (1 << 70, {1: 2})
+    changed: dict[str, Any] = {"list": [1], "none": None, "empty": {}}
+    for name in content:
+        if name != "sums":  # which an earlier fr-edge left out
+            changed[f"no {name}"] = {k: v for k, v in content.items() if k != name}
+        for value in (*wrong, torch.zeros(3, device="meta")):
+            changed[f"{name} {value}"] = {**content, name: value}
+    state = content["optimizer"]["state"]
+    for buffer in ("text", torch.zeros(2, 3, 5), torch.zeros(1).to_sparse()):
+        odd = {number: {"momentum_buffer": buffer} for number in state or (0,)}
+        changed[f"buffer {buffer}"] = {**content, "optimizer": {"state": odd}}
+    changed["another option"] = {**content, "optimizer": {"state": {0: {"step": "text"}}}}
+    changed["a missing buffer"] = {
+        **content,
+        "optimizer": {"state": {1 << 40: {"momentum_buffer": None}}},
+    }
+    changed["accuracy"] = {**content, "verification": [{"step": 1, "accuracy": "<b>"}]}
+    return changed
+
+
+def test_a_checkpoint_of_a_stranger_is_refused_or_harmless(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, new_run(3), {"lr": 1.0})
+    good = torch.load(tmp_path / "last.pt", weights_only=True)
+    run = new_run(0)
+    accepted = []
+    for name, content in damaged(good).items():
+        torch.save(content, tmp_path / "last.pt")
+        try:
+            restore_checkpoint(tmp_path, run, {"lr": 1.0})
+            accepted.append(name)
+        except (ModelError, UsageError):  # UsageError: another training's
+            pass
+    # Plain values that a training may have written, and names that are not looked at.
+    assert accepted == [
+        f"seconds {1 << 70}",
+    ]
