@@ -56,7 +56,9 @@ LIMITS: dict[Limited, ReadLimit] = {
     "MODEL_MB": ReadLimit(2047, "MB", "an ONNX file"),
     "SIDE_FILES_MB": ReadLimit(16_384, "MB", "weights that an ONNX file keeps in side files"),
     "NODES": ReadLimit(50_000, "operators", "a network"),
-    "APART_SECONDS": ReadLimit(60, "seconds", "the trial run of a network of unknown cost"),
+    "APART_SECONDS": ReadLimit(
+        60, "seconds", "the trial run of a network of unknown cost, or of a program"
+    ),
     "APART_MB": ReadLimit(8192, "MB", "address space of that trial run"),
     "WEIGHTS_MB": ReadLimit(16_384, "MB", "a checkpoint, unpacked"),
     "ENGINE_MB": ReadLimit(8192, "MB", "an engine: a TensorRT plan or onnxruntime's graph"),

@@ -8,7 +8,7 @@ that people train. Others are run once in a process of their own, with limits of
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import onnx
@@ -79,11 +79,32 @@ def ensure_runnable(
         data = data or model.SerializeToString()
     except Exception as error:  # protobuf's error class has no public base
         raise ModelError(f"{name} is larger than 2 GB: {error}") from error
+    run_apart(_TRIAL, tuple(map(str, size)), data, name, reason)
+
+
+def run_apart(
+    script: str, arguments: Sequence[str], data: bytes, name: str, reason: str
+) -> dict[str, int]:
+    """Run a network once in a process of its own, with limits of time and memory.
+
+    Args:
+        script: Python code; its arguments are seconds, bytes of memory, and `arguments`. It exits
+            with 0 where the network ran.
+        arguments: What else the script takes.
+        data: Its standard input.
+        name: What errors call the network.
+        reason: Why it is tried.
+
+    Returns:
+        The limits: `seconds` and `memory` in bytes.
+
+    Raises:
+        ModelError: The script did not finish in time, or failed.
+    """
     seconds, memory = read_limit("APART_SECONDS"), read_limit("APART_MB")
-    limits = (seconds, memory, *size)
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _TRIAL, *map(str, limits)],
+            [sys.executable, "-I", "-c", script, str(seconds), str(memory), *arguments],
             input=data,
             capture_output=True,
             timeout=seconds,
@@ -99,6 +120,7 @@ def ensure_runnable(
             f"{name} cannot be run on one image within {memory >> 20:,} MB ({reason})",
             f"if you trust it, set {limit_variable('APART_MB')} to what it may take",
         )
+    return {"seconds": seconds, "memory": memory}
 
 
 def _unknown_cost(model: ModelProto, size: tuple[int, int]) -> str:

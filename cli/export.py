@@ -44,7 +44,11 @@ def _parse_constant(text: str) -> "tuple[str, F32]":
 )
 @click.argument("source", metavar="SOURCE")
 @click.option("--out", required=True, metavar="BUNDLE", help="The bundle to write.")
-@click.option("--arch", metavar="NAME", help="The network of a checkpoint that does not name it.")
+@click.option(
+    "--arch",
+    metavar="NAME|FILE.py:FUNCTION",
+    help="The network of a checkpoint that does not name it; a FILE.py's code is run.",
+)
 @click.option(
     "--preset", metavar="NAME", help="A known contract: insightface, adadistill, raw, ..."
 )
@@ -87,8 +91,10 @@ def command(
 ) -> None:
     """Export any face network to one clean ONNX file.
 
-    SOURCE is a bundle, a checkpoint or an ONNX file. The export is compared with the original. The
-    input contract is how pixels become the network's input: it comes from the network's training and
+    SOURCE is a bundle, a checkpoint, an ONNX, TorchScript or torch.export file. The export is compared
+    with the original. With --arch FILE.py:FUNCTION the checkpoint's network is what that function
+    gives: its code runs with your rights. TorchScript and torch.export files are programs; they are
+    taken where they only compute tensors. The input contract is how pixels become the network's input: it comes from the network's training and
     is never guessed. When it is not known, --faces finds it; when it is declared, --faces checks it.
     A contract that contradicts the network or the faces is refused.
     """

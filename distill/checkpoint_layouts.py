@@ -1,10 +1,12 @@
 """Names that other trainers give to the weights of the same networks, converted to fr-edge's names.
 
 They are the state dicts of insightface's arcface_torch (IResNet, mbf), of the official AdaDistill
-repository (IResNet, MobileFaceNet), and of TreB1eN's and FaceX-Zoo's MobileFaceNet.
+repository (IResNet, MobileFaceNet), of TreB1eN's and FaceX-Zoo's MobileFaceNet, of AdaFace's and
+CVLface's IR networks, and of those of face.evoLVe and TreB1eN (IR and IR-SE). facenet-pytorch's and
+EdgeFace's networks are built under their own names.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,13 +17,15 @@ _CONV, _BN, _PRELU = ("weight",), ("weight", "bias", "running_mean", "running_va
 
 _COUNT = "num_batches_tracked"
 
-_BLOCKS = {
-    (2, 2, 2, 2): "iresnet18",
-    (3, 4, 6, 3): "iresnet34",
-    (3, 4, 14, 3): "iresnet50",
-    (3, 13, 30, 3): "iresnet100",
-    (6, 26, 60, 6): "iresnet200",
+_STAGES = {  # blocks in each stage -> depth
+    (2, 2, 2, 2): 18,
+    (3, 4, 6, 3): 34,
+    (3, 4, 14, 3): 50,
+    (3, 13, 30, 3): 100,
+    (6, 26, 60, 6): 200,
 }
+
+_DEPTHS = {sum(stages): depth for stages, depth in _STAGES.items()}  # blocks in all -> depth
 
 
 def to_our_names(state: Mapping[str, T]) -> tuple[str, dict[str, T]] | None:
@@ -43,13 +47,52 @@ def to_our_names(state: Mapping[str, T]) -> tuple[str, dict[str, T]] | None:
         name, pairs = "mbf", _insightface_mbf()
     elif "layer1.0.conv1.weight" in state and "fc.weight" in state:
         stages = tuple(_count(state, f"layer{stage}.") for stage in range(1, 5))
-        if stages not in _BLOCKS:
+        if stages not in _STAGES:
             return None
-        name, pairs = _BLOCKS[stages], _iresnet(stages)
+        name, pairs = f"iresnet{_STAGES[stages]}", _iresnet(stages)
+    elif "input_layer.0.weight" in state and "body.0.res_layer.0.weight" in state:
+        blocks = _count(state, "body.")
+        if blocks not in _DEPTHS:
+            return None
+        gated = "body.0.res_layer.5.fc1.weight" in state
+        adaface = "body.0.res_layer.2.running_mean" in state
+        form = "adaface-ir" if adaface else "evolve-irse" if gated else "evolve-ir"
+        name, pairs = f"{form}{_DEPTHS[blocks]}", _ir(blocks, adaface)
+    elif "conv2d_1a.conv.weight" in state and "last_linear.weight" in state:
+        head = ("logits.weight", "logits.bias")  # classes of the training
+        return "facenet", {name: value for name, value in state.items() if name not in head}
     else:
         return None
     ours = dict(pairs)
     return name, {ours.get(theirs, theirs): value for theirs, value in state.items()}
+
+
+def nearest_layout(names: Collection[str]) -> tuple[str, int]:
+    """The known layout that most names of a checkpoint belong to.
+
+    Args:
+        names: Names of a checkpoint that no layout fits.
+
+    Returns:
+        What the layout is called, and how many of the names it has.
+    """
+    layouts = {
+        "AdaDistill's MobileFaceNet": _adadistill_mobilefacenet("output_layer."),
+        "FaceX-Zoo's MobileFaceNet": _adadistill_mobilefacenet(""),
+        "insightface's mbf": _insightface_mbf(),
+        **{f"insightface's IResNet-{d}": _iresnet(stages) for stages, d in _STAGES.items()},
+        **{f"AdaFace's IR-{d}": _ir(blocks, True) for blocks, d in _DEPTHS.items() if d < 200},
+        **{f"face.evoLVe's IR-{d}": _ir(blocks, False) for blocks, d in _DEPTHS.items() if d < 200},
+    }
+    known = {label: {theirs for theirs, _ in pairs} for label, pairs in layouts.items()}
+    given = set(names)
+
+    def likeness(label: str) -> tuple[float, int]:
+        shared = len(given & known[label])
+        return shared / len(given | known[label]), shared
+
+    best = max(known, key=likeness)
+    return best, len(given & known[best])
 
 
 def _count(state: Mapping[str, T], prefix: str) -> int:
@@ -131,3 +174,26 @@ def _iresnet(stages: tuple[int, ...]) -> Names:
     for part in ("weight", "bias"):
         yield f"fc.{part}", f"embed.{part}"
     yield from _bn("features", "norm")
+
+
+def _ir(blocks: int, adaface: bool) -> Names:
+    """AdaFace's IR network, or face.evoLVe's, which has a normalisation less in each block."""
+    yield from _block(("input_layer.0", "input_layer.1", "input_layer.2"), "features.0")
+    for number in range(blocks):
+        theirs, ours = f"body.{number}.res_layer", f"features.{number + 1}"
+        yield from _bn(f"{theirs}.0", f"{ours}.body.0")
+        yield from _conv(f"{theirs}.1", f"{ours}.body.1.0")
+        if adaface:
+            yield from _bn(f"{theirs}.2", f"{ours}.body.1.1")
+        slope = 3 if adaface else 2
+        yield f"{theirs}.{slope}.weight", f"{ours}.body.1.2.weight"
+        yield from _block((f"{theirs}.{slope + 1}", f"{theirs}.{slope + 2}"), f"{ours}.body.2")
+        if not adaface:
+            yield f"{theirs}.5.fc1.weight", f"{ours}.body.3.squeeze.weight"
+            yield f"{theirs}.5.fc2.weight", f"{ours}.body.3.excite.weight"
+        shortcut = f"body.{number}.shortcut_layer"
+        yield from _block((f"{shortcut}.0", f"{shortcut}.1"), f"{ours}.shortcut")
+    yield from _bn("output_layer.0", f"features.{blocks + 1}")
+    for part in ("weight", "bias"):
+        yield f"output_layer.3.{part}", f"embed.{part}"
+    yield from _bn("output_layer.4", "norm")

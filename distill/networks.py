@@ -1,18 +1,22 @@
-"""The networks: MobileFaceNet (students) and IResNet (teachers).
+"""The networks: MobileFaceNet (students), IResNet (teachers), and those of checkpoints people bring.
 
-Both take `(N, 3, H, W) float32` and return `(N, D) float32` embeddings, not normalised. MobileFaceNet
-(arXiv 1804.07573) has the shape that AdaDistill trains (1,199,488 parameters at width 1); IResNet is
-ArcFace's improved residual network (arXiv 1801.07698).
+All take `(N, 3, H, W) float32` and return `(N, D) float32` embeddings, not normalised unless their
+file says so. MobileFaceNet (arXiv 1804.07573) has the shape that AdaDistill trains (1,199,488
+parameters at width 1); IResNet is ArcFace's improved residual network (arXiv 1801.07698), of which
+AdaFace (arXiv 2204.00964) and face.evoLVe (arXiv 2107.08621) have forms of their own.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .edgeface import EDGEFACES, build_edgeface
 from .fake_quant import Conv2d, Linear
+from .inception_resnet import InceptionResNet
 
 
 class _PReLUFunction(torch.autograd.Function):
@@ -143,19 +147,39 @@ class MobileFaceNet(nn.Module):
         return out
 
 
-class _IBlock(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 with the stride, BN, plus the (projected) input."""
+class _ChannelGate(nn.Module):
+    """Squeeze and excitation (arXiv 1709.01507): channels are scaled by what all pixels hold."""
 
-    def __init__(self, inp: int, out: int, stride: int) -> None:
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.BatchNorm2d(inp),
-            _conv_block(inp, out, 3, 1, 1),
-            _conv_bn(out, out, 3, stride, 1),
-        )
-        self.shortcut: nn.Module = (
-            nn.Identity() if stride == 1 and inp == out else _conv_bn(inp, out, 1, stride, 0)
-        )
+        self.squeeze = nn.Conv2d(channels, channels // reduction, 1, bias=False)
+        self.excite = nn.Conv2d(channels // reduction, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.relu(self.squeeze(nn.functional.adaptive_avg_pool2d(x, 1)))
+        out: Tensor = x * torch.sigmoid(self.excite(gate))
+        return out
+
+
+class _IBlock(nn.Module):
+    """BN, 3x3, BN, PReLU, 3x3 with the stride, BN, plus the (projected) input.
+
+    `form` is "insightface", "adaface" (the shortcut of as many channels is never projected) or
+    "evolve" (likewise, and no normalisation between the convolutions).
+    """
+
+    def __init__(self, inp: int, out: int, stride: int, form: str, gated: bool) -> None:
+        super().__init__()
+        inner = _conv_block(inp, out, 3, 1, 1)
+        if form == "evolve":
+            inner = nn.Sequential(inner[0], nn.Identity(), inner[2])
+        parts = [nn.BatchNorm2d(inp), inner, _conv_bn(out, out, 3, stride, 1)]
+        self.body = nn.Sequential(*parts, *([_ChannelGate(out)] if gated else []))
+        self.shortcut: nn.Module = nn.Identity()
+        if inp != out or (stride > 1 and form == "insightface"):
+            self.shortcut = _conv_bn(inp, out, 1, stride, 0)
+        elif stride > 1:
+            self.shortcut = nn.MaxPool2d(1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.body(x) + self.shortcut(x)
@@ -170,6 +194,9 @@ class IResNet(nn.Module):
         dim: Embedding size.
         widths: Channels of each stage.
         stem_stride: 1 in the published networks; 2 makes the demo's small teacher.
+        form: "insightface", "adaface" (no scale and shift after the last normalisation) or
+            "evolve", which differ in their blocks.
+        gated: Squeeze and excitation in each block.
     """
 
     def __init__(
@@ -178,22 +205,38 @@ class IResNet(nn.Module):
         dim: int = 512,
         widths: tuple[int, int, int, int] = (64, 128, 256, 512),
         stem_stride: int = 1,
+        *,
+        form: str = "insightface",
+        gated: bool = False,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [_conv_block(3, widths[0], 3, stem_stride, 1)]
         inp = widths[0]
         for count, width in zip(blocks, widths, strict=True):
             for index in range(count):
-                layers.append(_IBlock(inp, width, 2 if index == 0 else 1))
+                layers.append(_IBlock(inp, width, 2 if index == 0 else 1, form, gated))
                 inp = width
         side = 112 // (16 * stem_stride) + (1 if stem_stride == 2 else 0)
         self.features = nn.Sequential(*layers, nn.BatchNorm2d(inp), nn.Flatten())
         self.embed = Linear(inp * side * side, dim)
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = nn.BatchNorm1d(dim, affine=form != "adaface")
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(self.embed(self.features(x)))
         return out
+
+
+BLOCKS = {  # depth of an IResNet -> blocks in each stage
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 14, 3),
+    100: (3, 13, 30, 3),
+    200: (6, 26, 60, 6),
+}
+
+
+def _residual(depth: int, form: str, gated: bool = False) -> Callable[[int], nn.Module]:
+    return lambda dim: IResNet(BLOCKS[depth], dim, form=form, gated=gated)
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -205,17 +248,24 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "mobilefacenet-affine": lambda dim: MobileFaceNet(dim, affine=True),
     "mbf": lambda dim: MobileFaceNet(dim, outer=2, affine=True),
     "iresnet-tiny": lambda dim: IResNet((1, 1, 1, 1), dim, (16, 32, 64, 128), stem_stride=2),
-    "iresnet18": lambda dim: IResNet((2, 2, 2, 2), dim),
-    "iresnet34": lambda dim: IResNet((3, 4, 6, 3), dim),
-    "iresnet50": lambda dim: IResNet((3, 4, 14, 3), dim),
-    "iresnet100": lambda dim: IResNet((3, 13, 30, 3), dim),
-    "iresnet200": lambda dim: IResNet((6, 26, 60, 6), dim),
+    **{f"iresnet{depth}": _residual(depth, "insightface") for depth in BLOCKS},
+    **{f"adaface-ir{depth}": _residual(depth, "adaface") for depth in (18, 34, 50, 100)},
+    **{f"evolve-ir{depth}": _residual(depth, "evolve") for depth in (50, 100)},
+    **{f"evolve-irse{depth}": _residual(depth, "evolve", gated=True) for depth in (50, 100)},
+    "facenet": InceptionResNet,
+    **{name: partial(build_edgeface, name) for name in EDGEFACES},
 }
 
 
 ALIASES = {  # names that people use -> ours
-    **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
+    **{f"r{depth}": f"iresnet{depth}" for depth in BLOCKS},
+    **{f"ir_{depth}": f"adaface-ir{depth}" for depth in (18, 34, 50)},
+    **dict.fromkeys(("ir_100", "ir_101"), "adaface-ir100"),
+    **dict.fromkeys(("ir_se_50", "ir_se50", "irse50"), "evolve-irse50"),
+    "ir50": "evolve-ir50",
     "mobileface": "mobilefacenet",
+    "inception_resnet_v1": "facenet",
+    "inceptionresnetv1": "facenet",
 }
 
 
@@ -223,24 +273,56 @@ def build_network(name: str, dim: int = 512) -> nn.Module:
     """A network with random weights.
 
     Args:
-        name: A key of `NETWORKS`.
+        name: A key of `NETWORKS` or `ALIASES`.
         dim: Embedding size.
 
     Raises:
         UsageError: There is no network of that name.
+        MachineError: It is an EdgeFace, and timm is not installed.
     """
     check_network(name)
-    return NETWORKS[name](dim)
+    return NETWORKS[network_name(name)](dim)
 
 
 def check_network(name: str) -> None:
     """Check that a network exists.
 
     Args:
-        name: A key of `NETWORKS`.
+        name: A key of `NETWORKS` or `ALIASES`.
 
     Raises:
         UsageError: There is no network of that name.
     """
-    if name not in NETWORKS:
-        raise UsageError(f"there is no network {name!r}", f"networks: {', '.join(NETWORKS)}")
+    if network_name(name) not in NETWORKS:
+        raise UsageError(
+            f"there is no network {name!r}",
+            f"networks: {', '.join(NETWORKS)}; your own: --arch FILE.py:FUNCTION",
+        )
+
+
+def network_name(name: str) -> str:
+    """fr-edge's name of a network.
+
+    Args:
+        name: A name as people write it, in any case: `r50`, `IR_101`, `mbf`.
+
+    Returns:
+        A key of `NETWORKS` where it is one of theirs, else the name as it is.
+    """
+    if name in NETWORKS:
+        return name
+    lower = name.lower()
+    return ALIASES.get(lower, lower if lower in NETWORKS else name)
+
+
+def usual_preset(name: str) -> str:
+    """The input contract that published weights of a network were trained with.
+
+    Args:
+        name: A key of `NETWORKS`.
+
+    Returns:
+        A key of `faces.contract.PRESETS`: AdaFace reads BGR (its README), facenet-pytorch faces of
+        160 pixels.
+    """
+    return "facenet" if name == "facenet" else "adaface" if "adaface" in name else "insightface"

@@ -22,6 +22,7 @@ from ..graph.load import CONTRACT_KEY
 from ..inference import make_session
 from ..onnx_file import read_onnx
 from ..trial_run import ensure_runnable
+from .networks import usual_preset
 from .weights import load_network
 
 _BATCH = 64  # faces per run
@@ -79,8 +80,7 @@ def open_teacher(
         run, spec = _onnx_runner(path, spec)
     else:
         network, name, _ = load_network(path, arch or None)
-        # Every checkpoint layout that fr-edge reads is trained with this contract.
-        spec = spec or make_spec("insightface")
+        spec = spec or make_spec(usual_preset(name))
         run = _torch_runner(network.to(device), device)
     embed = _embedder(run, spec)
     probe = embed(np.zeros((1, ALIGNED_SIZE, ALIGNED_SIZE, 3), np.uint8))

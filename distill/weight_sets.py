@@ -4,7 +4,7 @@ A checkpoint may hold several sets (raw weights and their moving average, a teac
 student's): they are all found, and which one is meant is never decided silently.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ..errors import ModelError, UsageError
 
-# A name that only one kind of network has: insightface's and AdaDistill's layouts, and ours.
-_ANCHORS = (
-    "conv_6_sep.conv.weight",
-    "conv_sep.layers.0.weight",
-    "layer1.0.conv1.weight",
-    "features.0.0.weight",
+_ANCHORS = (  # a name that one kind of network has
+    "conv_6_sep.conv.weight",  # AdaDistill's MobileFaceNet
+    "conv_sep.layers.0.weight",  # insightface's mbf
+    "layer1.0.conv1.weight",  # insightface's IResNet
+    "input_layer.0.weight",  # IR networks of AdaFace, CVLface and face.evoLVe
+    "conv2d_1a.conv.weight",  # facenet-pytorch
+    "stages.0.blocks.0.conv_dw.weight",  # EdgeFace
+    "features.0.0.weight",  # fr-edge
 )
-
-_EVOLVE = "input_layer.0.weight"  # face.evoLVe's and AdaFace's IR networks
 
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 
@@ -42,19 +42,25 @@ class WeightSet:
     state: dict[str, Tensor]
 
 
-def choose_weights(path: Path, content: Mapping[str, Any], wanted: str | None = None) -> WeightSet:
+def choose_weights(
+    path: Path,
+    content: Mapping[str, Any],
+    wanted: str | None = None,
+    anchors: Sequence[str] = _ANCHORS,
+) -> WeightSet:
     """Give the weights that a checkpoint holds.
 
     Args:
         path: The file, for errors.
         content: What it holds.
         wanted: A part of the label of the set that is meant; None where there is one.
+        anchors: Names of weights that tell a network, one of each kind that is meant.
 
     Returns:
         The set; where no known network is in the file, its first dictionary of tensors.
 
     Raises:
-        ModelError: The file holds no tensors, or a layout that is told apart but not known.
+        ModelError: The file holds no tensors.
         UsageError: It holds several sets and `wanted` names none or several of them.
     """
     groups = list(_tensor_groups(content))
@@ -64,12 +70,7 @@ def choose_weights(path: Path, content: Mapping[str, Any], wanted: str | None = 
             f"{path} holds no tensors; found {names or 'nothing'}",
             "expected a state dict, alone or in a trainer's dictionary",
         )
-    sets = [each for label, state in groups for each in _networks(label, state)]
-    if not sets and any(name.endswith(_EVOLVE) for _, state in groups for name in state):
-        raise ModelError(
-            f"{path} holds an IR network of face.evoLVe or AdaFace, whose layout is not known",
-            "export it where it was trained, with torch.onnx.export, and give the ONNX file",
-        )
+    sets = [each for label, state in groups for each in _networks(label, state, anchors)]
     sets = sets or [WeightSet(label, _without_wrappers(state)) for label, state in groups]
     labels = [each.label or "the file itself" for each in sets]
     if wanted is not None:
@@ -101,12 +102,14 @@ def _tensor_groups(
             yield from _tensor_groups(value, f"{label}.{name}" if label else name, depth - 1)
 
 
-def _networks(label: str, state: Mapping[str, Tensor]) -> Iterator[WeightSet]:
+def _networks(
+    label: str, state: Mapping[str, Tensor], anchors: Sequence[str]
+) -> Iterator[WeightSet]:
     """The networks in one dictionary: one for each prefix that an anchor has."""
     prefixes = {
         name[: -len(anchor)]
         for name in state
-        for anchor in _ANCHORS
+        for anchor in anchors
         if name == anchor or name.endswith(f".{anchor}")
     }
     for prefix in sorted(prefixes):

@@ -17,14 +17,19 @@ from torch import Tensor, nn
 
 from ..errors import MachineError, ModelError, UsageError
 from ..reading import check_limit, open_file
-from .checkpoint_layouts import to_our_names
-from .networks import ALIASES, NETWORKS, build_network
+from .checkpoint_layouts import nearest_layout, to_our_names
+from .edgeface import edgeface_of
+from .networks import NETWORKS, build_network, network_name
 from .weight_sets import choose_weights
 
 logger = logging.getLogger(__name__)
 
 _MAX_NAMES = 4  # of a kind in an error
 _MAX_DIM = 4096
+
+_LAST_LAYERS = (  # whose rows are the embedding's numbers
+    *("embed.weight", "last_linear.weight", "head.fc.linear2.weight", "head.fc.weight"),
+)
 
 
 def load_network(
@@ -55,23 +60,71 @@ def load_network(
     named = content.get("network")
     if converted := to_our_names(state):
         named, state = converted
+    elif edgeface := edgeface_of(state):
+        named = edgeface
     if arch is None and not isinstance(named, str):
-        raise UsageError(
-            f"{path} does not say which network its weights belong to",
-            f"name it, one of {', '.join(NETWORKS)}",
-        )
-    name = ALIASES.get(arch or str(named), arch or str(named))
-    embed = state.get("embed.weight")
+        raise _unknown_layout(path, state)
+    name = network_name(arch or str(named))
     dim = content.get("dim")
     if not isinstance(dim, int) or not 0 < dim <= _MAX_DIM:
         dim = 512
+    embed = next((state[key] for key in _LAST_LAYERS if key in state), None)
     if embed is not None and embed.ndim == 2:
         dim = int(embed.shape[0])
         if not 0 < dim <= _MAX_DIM:
             raise ModelError(f"{path}: its embeddings have {dim:,} numbers, at most {_MAX_DIM:,}")
     network = build_network(name, dim)
-    _fill(path, name, network, state)
+    fill_network(path, name, network, state)
     return network.eval(), name, dim
+
+
+def load_into(path: Path, name: str, network: nn.Module, weights: str | None = None) -> nn.Module:
+    """Load a checkpoint into somebody's own network.
+
+    Args:
+        path: A checkpoint. A prefix of all names, and weights of other parts beside the network's,
+            are left out where the network's first name tells it.
+        name: What errors call the network.
+        network: The network; it is changed.
+        weights: A part of the name of the set that is meant, where the file holds several.
+
+    Returns:
+        The network in eval mode.
+
+    Raises:
+        UsageError: The file holds several sets of weights.
+        ModelError: The file holds no weights, or they are not the network's; the message counts
+            what does not fit.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path} holds a {type(content).__name__}; expected a state dict")
+    anchors = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+    chosen = choose_weights(path, content, weights, anchors[:1])
+    fill_network(path, name, network, chosen.state)
+    return network.eval()
+
+
+def _unknown_layout(path: Path, state: Mapping[str, Tensor]) -> UsageError:
+    """The error for weights that do not tell their network: what is nearest to them."""
+    why = f"{path} does not say which network its weights belong to"
+    known = f"one of {', '.join(NETWORKS)}"
+    if "features.0.0.weight" in state and "embed.weight" in state:  # fr-edge's own names
+        return UsageError(why, f"name it: --arch NAME, {known}")
+    names = list(state)
+    while len(names) > 1 and len({name.partition(".")[0] for name in names}) == 1:
+        names = [name.partition(".")[2] for name in names]
+    label, shared = nearest_layout(names)
+    near = (
+        f"the nearest is {label}, with {shared} of its {len(names)} names"
+        if shared * 4 >= len(names)
+        else f"none is near to names such as {', '.join(names[:2])}"
+    )
+    return UsageError(
+        f"{why}, and their layout is not known; {near}",
+        "give the code of the network, --arch FILE.py:FUNCTION, which runs that file; or its name,"
+        f" {known}",
+    )
 
 
 def save_network(
@@ -217,8 +270,19 @@ def _tensor_problem(tensor: Tensor, wanted: Tensor) -> str:
     return ""
 
 
-def _fill(path: Path, name: str, network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy the weights into the network; raises ModelError that lists what does not fit."""
+def fill_network(path: Path, name: str, network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy weights into a network, all of them and no others.
+
+    Args:
+        path: The checkpoint, for errors.
+        name: The network's name, for errors.
+        network: The network.
+        state: Name -> tensor; counters of batches may be missing.
+
+    Raises:
+        ModelError: Weights are missing, too many, of another shape or type, or not finite; the
+            message lists what does not fit.
+    """
     wanted = network.state_dict()
     counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}
     state = {**counters, **state}

@@ -157,8 +157,10 @@ def _place_in_memory(before: Shape, place: Place, after: Shape, batch: TracedBat
         outer, rest = divmod(slower, prod(after[:axis]))
         if not rest and outer and (result := batch.place(after, axis, outer)) is not None:
             candidates.append(result)
-    # Where the batch is 1 several axes fit: the one that begins with it is meant.
-    return min(candidates, key=lambda c: (c.outer != 1, c.axis), default=None)
+    # Where the batch is 1 several axes fit: the one that begins with it is meant, and not the last,
+    # where the features are.
+    last = len(after) - 1
+    return min(candidates, key=lambda c: (c.axis == last, c.outer != 1, c.axis), default=None)
 
 
 def _place_by_axes(node: ir.Node, before: Shape, axis: int, after: Shape) -> int | None:

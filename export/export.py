@@ -118,10 +118,11 @@ def export_onnx(
     """Export a bundle's weights, a checkpoint or an ONNX file into a bundle.
 
     Args:
-        source: A bundle, a PyTorch checkpoint, safetensors or ONNX file.
+        source: A bundle, a PyTorch checkpoint, safetensors, TorchScript, torch.export or ONNX file.
         out: The bundle to write; may be the source bundle. What it holds of a former model is
             removed.
-        arch: The network's name, for a checkpoint that does not name it.
+        arch: The network's name, for a checkpoint that does not name it; or `FILE.py:FUNCTION`,
+            whose code is run and gives the network.
         spec: The input contract of a checkpoint or ONNX file. Bundles and ONNX files of fr-edge
             have their own.
         golden: A source of faces to keep in the bundle; None draws them.
@@ -129,7 +130,8 @@ def export_onnx(
             declared is found.
         weights: A part of the name of the weights that are meant, for a checkpoint with several
             sets, such as "ema".
-        output: Name of the output that is the embedding, for an ONNX file with several.
+        output: Name (of PyTorch networks: number or key) of the output that is the embedding, where
+            there are several.
         constants: Input -> its numbers, for inputs of an ONNX file besides the image.
         force: Export although the contract looks wrong; a warning is logged.
 
@@ -144,7 +146,7 @@ def export_onnx(
     """
     options = {
         "source": portable_name(str(source)),
-        "arch": arch,
+        "arch": arch and _portable_arch(arch),
         "spec": spec.to_json() if spec else None,
         "golden": portable_name(str(golden)) if golden else None,
         "faces": portable_name(faces.where) if faces else None,
@@ -164,6 +166,12 @@ def export_onnx(
         summary = _export(opened, contract, change, golden)
         change.summary = to_builtins(summary)
     return ExportResult(open_bundle(out, check="manifest"), summary)
+
+
+def _portable_arch(arch: str) -> str:
+    """The name of a network, or of the code that builds it without the folders above it."""
+    where, colon, function = arch.rpartition(":")
+    return f"{Path(where).name}{colon}{function}"
 
 
 def _check_contract(source: ExportSource, faces: Faces | None, force: bool) -> ContractCheck:

@@ -26,7 +26,13 @@ from .canonicalize import tidy
 from .contract_check import own_normalization
 from .one_face import InterfaceOptions, takes_pixels
 from .preprocessing_search import PreprocessingResult, rank_contracts
-from .torch_network import exact_embedder, module_embedder
+from .torch_network import (
+    exact_embedder,
+    is_torch_program,
+    module_embedder,
+    network_to_onnx,
+    open_foreign_network,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +109,12 @@ def open_source(source: Path, out: Path, options: SourceOptions) -> ExportSource
             f"there is no model at {source}", "give a bundle, a checkpoint or an ONNX file"
         )
     if _is_checkpoint(source):
-        if options.output or options.constants:
-            raise UsageError(f"--output and --constant are for ONNX files; {source} holds weights")
+        if options.constants:
+            raise UsageError(f"--constant is for ONNX files; {source} holds weights")
+        if ":" in (options.arch or "") or is_torch_program(source):
+            return _open_foreign(source, options)
+        if options.output:
+            raise UsageError(f"--output is for networks with several outputs; {source} has one")
         return _open_weights(source, options, keep=True)
     if options.arch is not None:
         raise UsageError(f"--arch {options.arch} is for PyTorch weights; {source} has none")
@@ -116,7 +126,7 @@ def open_source(source: Path, out: Path, options: SourceOptions) -> ExportSource
 
 
 def _is_checkpoint(path: Path) -> bool:
-    if path.suffix.lower() in (".pt", ".pth", ".ckpt", ".safetensors"):
+    if path.suffix.lower() in (".pt", ".pth", ".pt2", ".ckpt", ".safetensors"):
         return True
     if path.suffix.lower() == ".onnx":
         return False
@@ -136,7 +146,7 @@ def _open_bundle_source(source: Path, out: Path, options: SourceOptions) -> Expo
 
 
 def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSource:
-    from .torch_network import load_ranges, load_torch_network, network_to_onnx, saver
+    from .torch_network import load_ranges, load_torch_network, saver
 
     network, name, dim = load_torch_network(path, options.arch, options.weights)
     embed = module_embedder(network)
@@ -148,6 +158,22 @@ def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSo
     exact = exact_embedder(network)
     trained = tuple(ranges.values())
     return ExportSource("pytorch", path, model, embed, spec, save, exact, trained, search)
+
+
+def _open_foreign(path: Path, options: SourceOptions) -> ExportSource:
+    """A person's own network, TorchScript or a torch.export program; the bundle gets no weights."""
+    declared = options.spec or InputSpec()
+    network = open_foreign_network(path, options.arch, options.weights, options.output, declared)
+    embed = module_embedder(network.module, network.batch)
+    size = (declared.height, declared.width)
+    spec, search = _declared_or_found(path, embed, size, options.spec, options)
+    onnx_model = network_to_onnx(network.module, network.name, spec, network.batch or 2)
+    if network.batch is not None:
+        face = onnx_model.graph.input[0].type.tensor_type.shape.dim[0]
+        face.ClearField("dim_param")
+        face.dim_value = network.batch
+    model = tidy(onnx_model, InterfaceOptions(size=size))
+    return ExportSource("pytorch", path, model, embed, spec, search=search)
 
 
 def _open_onnx(path: Path, options: SourceOptions, *, side_files: bool = True) -> ExportSource:

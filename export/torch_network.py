@@ -17,13 +17,15 @@ from onnx import ModelProto
 
 from ..arrays import F32, F64, U8
 from ..bundle.manifest import Bundle
-from ..errors import MachineError, UsageError
+from ..errors import MachineError, ModelError, UsageError
 from ..faces.contract import InputSpec, preprocess
 from ..graph.run import BATCH, Embed, split_batches
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ..distill.foreign_network import ForeignNetwork
 
 
 def load_torch_network(
@@ -49,6 +51,51 @@ def load_torch_network(
             "exporting PyTorch weights needs torch", "pip install 'fr-edge[train]'"
         ) from error
     return load_network(path, arch, weights)
+
+
+def open_foreign_network(
+    path: Path, arch: str | None, weights: str | None, output: str | None, spec: InputSpec
+) -> "ForeignNetwork":
+    """Open a person's own network or a program; see `distill.foreign_network.open_foreign`.
+
+    Args:
+        path: A checkpoint, or a TorchScript or torch.export file.
+        arch: `FILE.py:FUNCTION` for a checkpoint; its code is run.
+        weights: A part of the name of the set of weights that is meant.
+        output: Number or key of the output that is the embedding.
+        spec: The input contract, for the size and the channels.
+
+    Returns:
+        The network.
+
+    Raises:
+        MachineError: torch is not installed.
+    """
+    try:
+        from ..distill.foreign_network import open_foreign
+    except ImportError as error:
+        raise MachineError(
+            "exporting PyTorch networks needs torch", "pip install 'fr-edge[train]'"
+        ) from error
+    return open_foreign(path, arch, weights, output, spec.shape)
+
+
+def is_torch_program(path: Path) -> bool:
+    """Tell whether a file is TorchScript or a torch.export program, not weights.
+
+    Args:
+        path: A file.
+
+    Raises:
+        MachineError: torch is not installed.
+    """
+    try:
+        from ..distill.foreign_network import is_program
+    except ImportError as error:
+        raise MachineError(
+            "exporting PyTorch networks needs torch", "pip install 'fr-edge[train]'"
+        ) from error
+    return is_program(path)
 
 
 def load_ranges(path: Path) -> dict[str, float]:
@@ -84,23 +131,25 @@ def saver(
     return lambda path: save_network(path, network.state_dict(), name, dim, ranges)
 
 
-def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelProto:
+def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec, batch: int = 1) -> ModelProto:
     """Convert a network to ONNX, opset 17, with a dynamic batch.
 
     Args:
         network: The network in eval mode.
         name: Its name, for errors.
         spec: The input contract.
+        batch: Faces in the run that is traced.
 
     Returns:
         The model, input `face`, output `embedding`.
 
     Raises:
         UsageError: The network does not take faces of the contract's size.
+        ModelError: Torch cannot write one of its operators.
     """
     import torch
 
-    face = torch.zeros(1, *spec.shape)
+    face = torch.zeros(batch, *spec.shape)
     try:
         with torch.no_grad():
             network(face)
@@ -111,19 +160,27 @@ def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec) -> ModelPr
         ) from error
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # The TorchScript exporter is deprecated; it is the one that writes opset 17 directly.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")
         path = Path(folder, "network.onnx")
-        torch.onnx.export(
-            network,
-            (face,),
-            str(path),
-            dynamo=False,
-            opset_version=17,
-            input_names=["face"],
-            output_names=["embedding"],
-            dynamic_axes={"face": {0: "batch"}, "embedding": {0: "batch"}},
-        )
+        try:
+            if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+                network = torch.jit.trace(network, face, check_trace=False)
+            torch.onnx.export(
+                network,
+                (face,),
+                str(path),
+                dynamo=False,
+                opset_version=17,
+                input_names=["face"],
+                output_names=["embedding"],
+                dynamic_axes={"face": {0: "batch"}, "embedding": {0: "batch"}},
+            )
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            text = str(error).strip().partition("\n")[0]
+            raise ModelError(
+                f"{name} cannot be written as ONNX: {text}",
+                "write it with torch.onnx.export where it was trained, and give the ONNX file",
+            ) from error
         return onnx.load(str(path))
 
 
@@ -182,11 +239,12 @@ def random_torch_weights(arch: str, dim: int, spec: InputSpec, seed: int) -> Tor
     return TorchWeights(module_embedder(build_network(arch, dim)), spec, dim)
 
 
-def module_embedder(network: "torch.nn.Module") -> Embed:
+def module_embedder(network: "torch.nn.Module", batch: int | None = None) -> Embed:
     """Make a function of a PyTorch network.
 
     Args:
         network: The network; it is put into eval mode and float32.
+        batch: Faces that it takes at a time; None for any number.
 
     Returns:
         `(N, 3, H, W) float32 -> (N, D) float32`.
@@ -197,10 +255,12 @@ def module_embedder(network: "torch.nn.Module") -> Embed:
 
     def embed(inputs: F32) -> F32:
         with torch.no_grad():
-            parts = [
-                network(torch.from_numpy(np.ascontiguousarray(part))).numpy()
-                for part in split_batches(inputs, BATCH)
-            ]
+            parts = []
+            for part in split_batches(inputs, batch or BATCH):
+                count = len(part)
+                if batch is not None and count < batch:
+                    part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
+                parts.append(network(torch.from_numpy(np.ascontiguousarray(part))).numpy()[:count])
         return np.concatenate(parts)
 
     return embed

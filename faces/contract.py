@@ -98,6 +98,7 @@ def _short(values: Triple) -> str:
 PRESETS: dict[str, InputSpec] = {  # of pixels 0..255
     "insightface": InputSpec(),
     "adadistill": InputSpec(),
+    "adaface": InputSpec(channels="BGR"),
     "raw": InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     "facenet": InputSpec(height=160, width=160, std=(128.0, 128.0, 128.0)),
     # torchvision's mean and std times 255

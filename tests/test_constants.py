@@ -45,6 +45,8 @@ PUBLISHED = {  # name -> side, and the arithmetic of the code that the networks 
     "insightface": (112, (PIXELS / 255 - 0.5) / 0.5 + np.zeros(3)),
     # AdaDistill: the same transform
     "adadistill": (112, (PIXELS / 255 - 0.5) / 0.5 + np.zeros(3)),
+    # AdaFace's README: BGR, ((image / 255) - 0.5) / 0.5
+    "adaface": (112, (PIXELS / 255 - 0.5) / 0.5 + np.zeros(3)),
     "raw": (112, PIXELS + np.zeros(3)),
     # facenet-pytorch: fixed_image_standardization
     "facenet": (160, (PIXELS - 127.5) / 128 + np.zeros(3)),
@@ -57,7 +59,8 @@ PUBLISHED = {  # name -> side, and the arithmetic of the code that the networks 
 def test_presets_are_the_published_arithmetic(name: str) -> None:
     side, wanted = PUBLISHED[name]
     spec = contract.PRESETS[name]
-    assert (spec.height, spec.width, spec.channels, spec.layout) == (side, side, "RGB", "NCHW")
+    order = "BGR" if name == "adaface" else "RGB"
+    assert (spec.height, spec.width, spec.channels, spec.layout) == (side, side, order, "NCHW")
     np.testing.assert_allclose((PIXELS - spec.mean) / np.array(spec.std), wanted, atol=1e-9)
 
 

@@ -1,6 +1,6 @@
 """Checkpoints: other trainers' names, wrappers, and files that must be refused."""
 
-import warnings
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fr_edge.distill.checkpoint_layouts import to_our_names
-from fr_edge.distill.networks import build_network
+from fr_edge.distill.edgeface import edgeface_of
+from fr_edge.distill.networks import NETWORKS, IResNet, build_network, network_name
 from fr_edge.distill.weights import load_network, save_network
-from fr_edge.errors import ModelError, UsageError
+from fr_edge.errors import MachineError, ModelError, UsageError
 
 
 def block(prelu: bool = True, names: tuple[str, ...] = ("conv", "bn", "prelu")) -> nn.Module:
@@ -118,8 +119,10 @@ def test_the_official_mobilefacenet_has_331_names() -> None:
     assert len(adadistill_names()) == 331
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("wrap", ["", "module."])
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [("mobilefacenet", ""), ("mobilefacenet", "module."), ("mbf", ""), ("iresnet18", "module.")],
+)
 def test_other_trainers_checkpoints_load(name: str, wrap: str, tmp_path: Path) -> None:
     network, state = foreign(name, LAYOUTS[name]())
     saved = {wrap + key: value for key, value in state.items()}
@@ -137,7 +140,7 @@ def test_other_trainers_checkpoints_load(name: str, wrap: str, tmp_path: Path) -
         ("mobilefacenet", "net."),
         ("mbf", "model._orig_mod."),
         ("mobilefacenet", "backbone._orig_mod."),
-        ("iresnet18", "features.module."),
+        ("mbf", "features.module."),
         ("mobilefacenet", "module.model.net.backbone."),
     ],
 )
@@ -188,26 +191,181 @@ def test_mobilefacenets_whose_head_is_not_nested(tmp_path: Path) -> None:
         assert torch.equal(loaded(face), network(face))
 
 
-def test_names_that_people_use(tmp_path: Path) -> None:
-    network = build_network("iresnet18", 16)
-    torch.save(network.state_dict(), tmp_path / "r18.pt")
-    assert load_network(tmp_path / "r18.pt", "r18")[1] == "iresnet18"
+class GatedBlock(nn.Module):
+    """A block as AdaFace's and face.evoLVe's code builds it: names and order of its layers."""
+
+    def __init__(self, inp: int, out: int, stride: int, middle_norm: bool, gated: bool) -> None:
+        super().__init__()
+        self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
+        if inp != out:
+            convolution = nn.Conv2d(inp, out, 1, stride, bias=False)
+            self.shortcut_layer = nn.Sequential(convolution, nn.BatchNorm2d(out))
+        layers = [nn.BatchNorm2d(inp), nn.Conv2d(inp, out, 3, 1, 1, bias=False)]
+        layers += [nn.BatchNorm2d(out)] if middle_norm else []
+        layers += [nn.PReLU(out), nn.Conv2d(out, out, 3, stride, 1, bias=False)]
+        self.res_layer = nn.Sequential(*layers, nn.BatchNorm2d(out))
+        if gated:
+            gate = {"fc1": nn.Conv2d(out, out // 16, 1, bias=False)}
+            gate["fc2"] = nn.Conv2d(out // 16, out, 1, bias=False)
+            self.res_layer.append(nn.ModuleDict(gate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in self.res_layer:
+            if isinstance(layer, nn.ModuleDict):
+                pooled = y.mean((2, 3), keepdim=True)
+                y = y * layer["fc2"](layer["fc1"](pooled).relu()).sigmoid()
+            else:
+                y = layer(y)
+        out: Tensor = y + self.shortcut_layer(x)
+        return out
 
 
-def test_an_unknown_layout_and_a_program_are_named(tmp_path: Path) -> None:
-    torch.save({"input_layer.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "ir.pth")
-    with pytest.raises(ModelError, match=r"IR network of face\.evoLVe or AdaFace"):
-        load_network(tmp_path / "ir.pth")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # people have such files all the same
-        script = torch.jit.trace(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 1, 1))
-    script.save(tmp_path / "script.pt")
-    with pytest.raises(ModelError, match="is TorchScript, a program"):
-        load_network(tmp_path / "script.pt")
-    program = torch.export.export(nn.Conv2d(1, 1, 1), (torch.zeros(1, 1, 1, 1),))
-    torch.export.save(program, tmp_path / "program.pt2")
-    with pytest.raises(ModelError, match=r"a torch\.export program"):
-        load_network(tmp_path / "program.pt2")
+def ir_network(blocks: tuple[int, ...], form: str, widths: tuple[int, ...]) -> nn.Module:
+    adaface = form == "adaface-ir"
+    body, inp = [], widths[0]
+    for count, width in zip(blocks, widths, strict=True):
+        for index in range(count):
+            stride = 2 if index == 0 else 1
+            body.append(GatedBlock(inp, width, stride, adaface, form == "evolve-irse"))
+            inp = width
+    parts = {
+        "input_layer": nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 1, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.PReLU(widths[0]),
+        ),
+        "body": nn.Sequential(*body),
+        "output_layer": nn.Sequential(
+            nn.BatchNorm2d(inp),
+            nn.Dropout(),
+            nn.Flatten(),
+            nn.Linear(inp * 49, 24),
+            nn.BatchNorm1d(24, affine=not adaface),
+        ),
+    }
+    return nn.Sequential(OrderedDict(parts))
+
+
+@pytest.mark.parametrize("form", ["adaface-ir", "evolve-ir", "evolve-irse"])
+def test_ir_networks_of_adaface_and_evolve_compute_the_same(form: str) -> None:
+    widths = (16, 16, 16, 32)
+    theirs = ir_network((3, 4, 14, 3), form, widths).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.3, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    converted = to_our_names(theirs.state_dict())
+    assert converted is not None
+    assert converted[0] == f"{form}50"
+    kind, gated = form.partition("-")[0], form == "evolve-irse"
+    ours = IResNet((3, 4, 14, 3), 24, widths, form=kind, gated=gated).eval()
+    ours.load_state_dict(converted[1])
+    face = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(face), theirs(face))
+
+
+def test_ir_networks_of_every_depth_have_the_published_weights() -> None:
+    """Counts of parameters: AdaFace's IR-18, -50 and -101, face.evoLVe's IR-50 and IR-SE-50."""
+    depths = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+    counts = {"adaface-ir18": 24_020_352, "adaface-ir50": 43_585_600, "adaface-ir100": 65_150_912}
+    counts |= {"evolve-ir50": 43_574_976, "evolve-irse50": 43_797_696}
+    for name in [name for name in NETWORKS if name.startswith(("adaface", "evolve"))]:
+        form, depth = name.rstrip("0123456789"), int(re.sub(r"\D", "", name))
+        with torch.device("meta"):
+            theirs = ir_network(depths[depth], form, (64, 128, 256, 512))
+            ours = build_network(name)
+        converted = to_our_names(theirs.state_dict())
+        assert converted is not None
+        assert converted[0] == name
+        assert set(converted[1]) == set(ours.state_dict())
+        assert sum(p.numel() for p in ours.parameters()) == counts.get(
+            name, sum(p.numel() for p in ours.parameters())
+        )
+
+
+def test_facenet_pytorch_is_known_by_its_names(tmp_path: Path) -> None:
+    """27,910,327 parameters are published for VGGFace2's 8,631 people, whose head is left out."""
+    with torch.device("meta"):
+        network = build_network("facenet")
+    classes = 8_631 * 512 + 8_631
+    assert sum(p.numel() for p in network.parameters()) + classes == 27_910_327
+    names = [*network.state_dict(), "logits.weight", "logits.bias"]
+    for name in ("repeat_2.9.branch1.2.bn.running_var", "mixed_7a.branch2.0.conv.weight"):
+        assert name in names
+    converted = to_our_names(dict.fromkeys(names, 0))
+    assert converted is not None
+    assert converted[0] == "facenet"
+    assert set(converted[1]) == set(network.state_dict())
+
+
+def test_edgefaces_are_told_apart() -> None:
+    """Without timm: by the width of the stem, the blocks, and linear layers of low rank."""
+    sizes = {"edgeface_base": (80, 9), "edgeface_s_gamma_05": (48, 9)}
+    sizes |= {"edgeface_xs_gamma_06": (32, 9), "edgeface_xxs": (24, 6)}
+    for name, (width, blocks) in sizes.items():
+        state = {"stem.0.weight": torch.zeros(width, 3, 4, 4)}
+        state |= {"stages.3.blocks.0.conv_dw.weight": torch.zeros(1)}
+        state |= {f"stages.2.blocks.{i}.gamma": torch.zeros(1) for i in range(blocks)}
+        if "gamma" in name:
+            state["stages.0.blocks.0.mlp.fc1.linear1.weight"] = torch.zeros(1)
+        assert edgeface_of(state) == name
+    assert edgeface_of({"stem.0.weight": torch.zeros(96, 3, 4, 4)}) is None
+
+
+def test_edgeface_is_timms_edgenext(tmp_path: Path) -> None:
+    """Published sizes: 1.77 M parameters for XS with 0.6 of the rank (arXiv 2307.01838, table 1)."""
+    try:
+        import timm  # noqa: F401
+    except Exception as error:
+        with pytest.raises(MachineError, match="timm cannot be imported") as caught:
+            build_network("edgeface_xs_gamma_06")
+        assert "fr-edge[edgeface]" in str(caught.value.hint)
+        pytest.skip(f"timm cannot be imported: {error}")
+    network = build_network("edgeface_xs_gamma_06")
+    assert sum(p.numel() for p in network.parameters()) == 1_770_492
+    saved = {f"model.{name}": value for name, value in network.state_dict().items()}
+    torch.save(saved, tmp_path / "edgeface.pt")
+    loaded, name, dim = load_network(tmp_path / "edgeface.pt")
+    assert (name, dim) == ("edgeface_xs_gamma_06", 512)
+    face = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(face), network.eval()(face))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("r50", "iresnet50"),
+        ("R100", "iresnet100"),
+        ("ir_50", "adaface-ir50"),
+        ("IR_101", "adaface-ir100"),
+        ("ir_se_50", "evolve-irse50"),
+        ("mbf", "mbf"),
+        ("InceptionResnetV1", "facenet"),
+        ("edgeface_xs_gamma_06", "edgeface_xs_gamma_06"),
+        ("nothing like it", "nothing like it"),
+    ],
+)
+def test_names_in_use_are_understood(theirs: str, ours: str) -> None:
+    assert network_name(theirs) == ours
+
+
+def test_an_unknown_layout_is_told_with_the_nearest_one(tmp_path: Path) -> None:
+    names = iresnet_names((2, 2, 2, 2))
+    state = {name.replace("conv1", "first"): torch.ones(1) for name in names}
+    torch.save({"state_dict": {f"net.{k}": v for k, v in state.items()}}, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="layout is not known; the nearest is insight") as caught:
+        load_network(tmp_path / "x.pth")
+    fitting = sum("conv1" not in name for name in names)
+    assert f"IResNet-18, with {fitting} of its {len(names)} names" in str(caught.value)
+    assert "--arch FILE.py:FUNCTION" in str(caught.value.hint)
+    torch.save({"blocks.0.attn.qkv.weight": torch.ones(2), "cls": torch.ones(1)}, tmp_path / "v.pt")
+    with pytest.raises(UsageError, match="none is near to names such as blocks.0.attn.qkv.weight"):
+        load_network(tmp_path / "v.pt")
 
 
 def test_deep_iresnets_are_told_apart() -> None:

@@ -1,19 +1,23 @@
 """Checkpoints as a source of export: weights in many wrappings are found, code is never run."""
 
+import json
 import os
 import pickle
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from fr_edge.cli.main import run
 from fr_edge.distill.networks import build_network
 from fr_edge.errors import DataError, ModelError, UsageError
 from fr_edge.export.export import export_onnx
 from fr_edge.export.torch_network import load_torch_network
 from fr_edge.faces.contract import PRESETS
+from fr_edge.graph.run import onnx_embedder
 
 ARCH = "mobilefacenet-0.25"
 
@@ -158,8 +162,8 @@ def test_the_name_is_asked_for(network: torch.nn.Module, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="does not say which network") as caught:
         load_torch_network(tmp_path / "w.pt")
     assert ARCH in caught.value.hint
-    with pytest.raises(UsageError, match="no network 'facenet'"):
-        load_torch_network(tmp_path / "w.pt", "facenet")
+    with pytest.raises(UsageError, match="no network 'arcface'"):
+        load_torch_network(tmp_path / "w.pt", "arcface")
 
 
 def test_a_size_the_network_cannot_take(network: torch.nn.Module, tmp_path: Path) -> None:
@@ -167,3 +171,39 @@ def test_a_size_the_network_cannot_take(network: torch.nn.Module, tmp_path: Path
     spec = replace(PRESETS["insightface"], width=96)
     with pytest.raises(UsageError, match="does not take faces of 112x96"):
         export_onnx(tmp_path / "w.pt", tmp_path / "b", arch=ARCH, spec=spec)
+
+
+@pytest.mark.parametrize("source", ["code", "program"])
+def test_own_code_and_programs_export_to_what_they_compute(
+    source: str, network: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line to the graph; the program is for two faces and starts a process."""
+    small = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 7, 8),
+        torch.nn.PReLU(8),
+        torch.nn.Flatten(),
+        torch.nn.Linear(1568, 24),
+    ).eval()
+    path, arch = tmp_path / "w.pth", []
+    if source == "code":
+        torch.save({"net._orig_mod." + k: v for k, v in small.state_dict().items()}, path)
+        code = "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 8, 7, 8),"
+        code += " nn.PReLU(8), nn.Flatten(), nn.Linear(1568, 24))\nprint('no result')\n"
+        (tmp_path / "mine.py").write_text(code)
+        arch = ["--arch", f"{tmp_path / 'mine.py'}:net"]
+    else:
+        path = tmp_path / "p.pt2"
+        torch.export.save(torch.export.export(small, (torch.zeros(2, 3, 112, 112),)), path)
+    bundle = tmp_path / "b"
+    words = ["export", str(path), "--out", str(bundle), "--preset", "insightface", "--json", *arch]
+    assert run(words) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["check"]["min_cosine"] > 0.99999
+    assert ("code is run" in captured.err) == (source == "code")
+    assert not (bundle / "model.pt").exists()
+    assert str(tmp_path) not in (bundle / "bundle.json").read_text()
+    faces = torch.randn(7, 3, 112, 112)
+    embed = onnx_embedder((bundle / "model.onnx").read_bytes())
+    with torch.no_grad():
+        np.testing.assert_allclose(embed(faces.numpy()), small(faces).numpy(), atol=1e-5)
