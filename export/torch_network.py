@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..distill.foreign_network import ForeignNetwork
+    from ..distill.foreign.foreign_network import ForeignNetwork
 
 
 def load_torch_network(
@@ -56,7 +56,7 @@ def load_torch_network(
 def open_foreign_network(
     path: Path, arch: str | None, weights: str | None, output: str | None, spec: InputSpec
 ) -> "ForeignNetwork":
-    """Open a person's own network or a program; see `distill.foreign_network.open_foreign`.
+    """Open a person's own network or a program; see `distill.foreign.foreign_network.open_foreign`.
 
     Args:
         path: A checkpoint, or a TorchScript or torch.export file.
@@ -72,7 +72,7 @@ def open_foreign_network(
         MachineError: torch is not installed.
     """
     try:
-        from ..distill.foreign_network import open_foreign
+        from ..distill.foreign.foreign_network import open_foreign
     except ImportError as error:
         raise MachineError(
             "exporting PyTorch networks needs torch", "pip install 'fr-edge[train]'"
@@ -90,7 +90,7 @@ def is_torch_program(path: Path) -> bool:
         MachineError: torch is not installed.
     """
     try:
-        from ..distill.foreign_network import is_program
+        from ..distill.foreign.foreign_network import is_program
     except ImportError as error:
         raise MachineError(
             "exporting PyTorch networks needs torch", "pip install 'fr-edge[train]'"

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import ModelError
-from ..reading import check_limit, open_file
+from ...errors import ModelError
+from ...reading import check_limit, open_file
 from .tensor_operators import is_tensor_operator
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from fr_edge.distill.exported_program import load_exported_program
-from fr_edge.distill.foreign_network import OneEmbedding, is_program, load_program, open_foreign
-from fr_edge.distill.own_network import build_own_network
-from fr_edge.distill.torchscript import load_torchscript
+from fr_edge.distill.foreign.exported_program import load_exported_program
+from fr_edge.distill.foreign.foreign_network import (
+    OneEmbedding,
+    is_program,
+    load_program,
+    open_foreign,
+)
+from fr_edge.distill.foreign.own_network import build_own_network
+from fr_edge.distill.foreign.torchscript import load_torchscript
 from fr_edge.errors import ModelError, UsageError
 
 FACE = (3, 32, 32)

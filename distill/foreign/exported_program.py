@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..documents import decode_json
-from ..errors import ModelError
-from ..reading import check_limit, open_file
+from ...documents import decode_json
+from ...errors import ModelError
+from ...reading import check_limit, open_file
 from .tensor_operators import is_tensor_operator
 
 logger = logging.getLogger(__name__)

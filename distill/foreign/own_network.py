@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ModelError, UsageError
+from ...errors import ModelError, UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, UsageError
-from ..reading import open_file
-from ..trial_run import run_apart
+from ...errors import ModelError, UsageError
+from ...reading import open_file
+from ...trial_run import run_apart
+from ..weights import load_into
 from .exported_program import is_exported_program, load_exported_program
 from .own_network import build_own_network, contained, names_code
 from .torchscript import is_torchscript, load_torchscript
-from .weights import load_into
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ import torch
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 torch.set_num_threads(2)
 from pathlib import Path
-from fr_edge.distill.foreign_network import load_program
+from fr_edge.distill.foreign.foreign_network import load_program
 network = load_program(Path(sys.argv[3]))
 try:
     with torch.no_grad():
