@@ -1,5 +1,6 @@
 """Files on disk: sha256 and atomic writes."""
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .reading import open_file
+
+_AT_FDCWD, _EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h: RENAME_EXCHANGE
 
 
 def sha256(path: Path) -> str:
@@ -88,6 +91,25 @@ def _open_locked(path: Path, mode: int) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Give two folders each other's name in one step, so that no moment is without either.
+
+    Args:
+        first: A folder.
+        second: Another one on the same file system.
+
+    Returns:
+        Whether it was done; False where the system or the file system cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        rename = libc.renameat2  # glibc 2.28; the only call that exchanges
+    except AttributeError:
+        return False
+    done: int = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE)
+    return done == 0
 
 
 def sync(path: Path) -> None:

@@ -29,6 +29,7 @@ from bright_detector import write_bright_detector  # noqa: E402
 from networks import write_network  # noqa: E402
 
 from fr_edge.bundle.bundle import open_bundle, transaction  # noqa: E402
+from fr_edge.bundle.pack_format import unlisted_files  # noqa: E402
 from fr_edge.cli import demo_journal, demo_stages  # noqa: E402
 from fr_edge.cli.main import run  # noqa: E402
 from fr_edge.errors import BundleError  # noqa: E402
@@ -97,8 +98,7 @@ def hashes(root: Path) -> dict[str, str] | None:
 
 def leftovers(root: Path) -> set[str]:
     """What lies in a bundle's folder and is not the bundle's."""
-    bundle = open_bundle(root, check="manifest")
-    return content(root) - {"bundle.json", *bundle.files}
+    return set(unlisted_files(open_bundle(root, check="manifest")))
 
 
 def judge(outcome: Outcome, root: Path, before: dict[str, str] | None) -> None:

@@ -195,7 +195,9 @@ def _make_root(root: Path) -> bool:
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; a bundle is a folder", "choose another --out")
     if root.is_dir():
-        foreign = [p.name for p in root.iterdir() if p.name not in (STAGED, CHECKPOINTS)]
+        # Folders that were made for a commit which was killed before it was decided are empty.
+        own = (STAGED, CHECKPOINTS)
+        foreign = [p.name for p in root.iterdir() if p.name not in own and not _is_empty(p)]
         if foreign and not _is_bundle(root):
             raise UsageError(
                 f"{root} is a folder with other things in it ({foreign[0]}, ...), not a bundle",
@@ -203,6 +205,17 @@ def _make_root(root: Path) -> bool:
             )
         return False
     root.mkdir(parents=True)
+    return True
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a path is a folder with nothing but empty folders in it."""
+    folders = [path]  # no recursion: a stranger's may be deep
+    while folders:
+        folder = folders.pop()
+        if folder.is_symlink() or not folder.is_dir():
+            return False
+        folders += folder.iterdir()
     return True
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from ..documents import encode_json
 from ..errors import BundleError, MachineError, UsageError
-from ..files import sync
+from ..files import exchange, sync
 from ..interruption import deferred_signals
 from .bundle import open_bundle
 from .derived import is_report
@@ -330,6 +330,10 @@ def _draft_beside(out: Path, force: bool) -> Iterator[Path]:
         else:
             busy = "is being written by another command"
             with _exclusive(out, busy), deferred_signals():
+                if exchange(draft, out):
+                    shutil.rmtree(draft)
+                    sync(out.parent)
+                    return
                 out.rename(old)
                 try:
                     draft.rename(out)

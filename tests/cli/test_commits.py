@@ -25,6 +25,16 @@ PEOPLE = "synthetic:12x3@9"
 CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 # Every sixth call keeps the tests short; FR_EDGE_KILL_STEP=1 tries them all.
 STEP = int(os.environ.get("FR_EDGE_KILL_STEP", "6"))
+TRAINING = [
+    "--faces",
+    "synthetic:4x4@1",
+    "--set",
+    "method=arcface",
+    "--set",
+    "network=iresnet-tiny",
+]
+TRAINING += ["--set", "dim=16", "--set", "batch=8", "--set", "epochs=1", "--set", "workers=0"]
+TRAINING += ["--set", "verify_identities=0"]
 Commit = Callable[..., None]
 Captured = pytest.CaptureFixture[str]
 
@@ -115,12 +125,15 @@ def bytes_of(root: Path, name: str) -> bytes:
         ["evaluate", "BUNDLE", "--protocol", PEOPLE],
         ["benchmark", "BUNDLE", "--duration", "0.1", "--allow-invalid"],
         ["report", "BUNDLE"],
+        ["distill", "tiny", "--out", "NEW", *TRAINING],
     ],
     ids=lambda args: args[0] + ("-new" if "NEW" in args else ""),
 )
 def test_a_commit_killed_anywhere_is_old_or_new(
     args: list[str], bundle: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if args[0] == "distill":
+        pytest.importorskip("torch", reason="training needs torch: pip install 'fr-edge[train]'")
     places = {"BUNDLE": bundle, "NETWORK": network, "NEW": tmp_path / "new.bundle"}
     real, outcomes = module._commit, []
 
