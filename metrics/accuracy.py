@@ -90,8 +90,9 @@ def accuracy_interval(
 
     A score interval. Genuine pairs have the design effect of their people, impostor pairs their
     variance over dyads of people, both at the threshold that is best for all pairs: where it is
-    best, accuracy hardly depends on it. Student's t has
-    the degrees of freedom of people's influences (Welch, 1947; Satterthwaite, 1946).
+    best, accuracy hardly depends on it. Thresholds found on few people do scatter: the variance is at
+    least that of folds that share no person. Student's t has the degrees of freedom of people's
+    influences (Welch, 1947; Satterthwaite, 1946).
 
     Args:
         embeddings: `(N, D) float32` of any length, of the faces that the list indexes.
@@ -108,7 +109,8 @@ def accuracy_interval(
     if (genuine.pairs > 0).sum() < MIN_PEOPLE or same.all():
         return None
     scores = cosines(embeddings[first], embeddings[second])
-    mean = float(np.mean(fold_accuracy(scores, same, pairs.fold)))
+    folds = fold_accuracy(scores, same, pairs.fold)
+    mean = float(np.mean(folds))
     threshold, share = best_threshold(scores, same), float(same.mean())
     accepted = (scores[same] >= threshold).astype(np.float64)
     often_refused = (scores[same] > np.quantile(scores[same], REFUSED)).astype(np.float64)
@@ -126,6 +128,8 @@ def accuracy_interval(
     influence += np.bincount(b, wrong - false, len(faces))
     rest = of_genuine**2 / influence_freedom(sum_by_person(accepted - 1 + refused, genuine))
     rest += of_impostor**2 / influence_freedom(influence)
+    if len(folds) >= MIN_FOLDS:
+        variance = max(variance, float(np.var(folds)) / (len(folds) - 1))
     quantile = student_t(max(1, int(_FREEDOM_TIMES * variance**2 / rest)))
     return score_interval(mean, variance / (errors * (1 - errors)), quantile=quantile)
 

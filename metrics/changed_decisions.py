@@ -27,6 +27,8 @@ _PRIOR = PairCorrelation(face=0.05, person=0.02)  # of a decision's change
 
 _PRIOR_PEOPLE = 0.3  # that the prior counts as
 
+_FREEDOM_TIMES = 2  # people's changes alone tell half: their rate is drawn to what is expected
+
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
@@ -106,7 +108,7 @@ def change_variance(
     unit = 1 / (1 / design + 1 / expected)
     variance = (float((changes**2).mean()) / design + 1) * unit * design
     variance = max(variance, between_people(changes - changes.mean(), pairs))
-    return ChangeVariance(unit, variance, people - 1)
+    return ChangeVariance(unit, variance, _freedom(pairs))
 
 
 def change_interval(
@@ -133,6 +135,16 @@ def change_interval(
     wide = skew + float(np.sqrt(skew**2 + half**2))
     low, high = (wide if change <= 0 else half), (wide if change >= 0 else half)
     return max(-1.0, change - low), min(1.0, change + high)
+
+
+def _freedom(pairs: PeoplePairs) -> int:
+    """Degrees of freedom of a sum of squares of people weighted by their pairs (Satterthwaite, 1946):
+    few where few people have most of the pairs.
+    """
+    squares = pairs.weights**2
+    people = int((pairs.pairs > 0).sum())
+    effective = float(squares.sum()) ** 2 / float((squares**2).sum())
+    return max(1, min(people - 1, int(_FREEDOM_TIMES * effective)))
 
 
 def _design(moments: PairMoments, pairs: PeoplePairs) -> float:

@@ -9,7 +9,6 @@ from ..arrays import F64, I64
 from .intervals import FEW_PEOPLE, MIN_ACCEPTED
 from .person_variance import (
     REFUSED,
-    Z_975,
     Ends,
     FarError,
     PairCorrelation,
@@ -18,9 +17,12 @@ from .person_variance import (
     design_effect,
     far_error,
     far_variance,
+    influence_freedom,
     pair_correlation,
     pair_moments,
     share_design,
+    student_t,
+    sum_by_person,
 )
 from .verification import ScoreList, allowed_impostors, threshold_at_far
 
@@ -71,7 +73,8 @@ def smoothed_tar_drop(
     by a smooth step, `tanh`, as wide as genuine scores scatter, and the sum is scaled by how many
     pairs lie at the threshold itself (the density of a step half as wide). The threshold moves as
     it does in the mean of several rates that enough impostors hold. A fraction of the variance for
-    some bias (docs/results/int8.md), whose size the interval estimates and includes.
+    some bias (docs/results/int8.md), whose size the interval estimates and includes. Student's t has
+    the degrees of freedom of people's influences (Welch, 1947; Satterthwaite, 1946).
 
     Args:
         far: False accept rate, 0 to 1; the impostor pairs must resolve it.
@@ -97,7 +100,12 @@ def smoothed_tar_drop(
     bias += (slope * (moves[0] - float(np.mean(moves)))) ** 2
     drop, error = float(lost.mean()), float(np.sqrt(genuine + threshold))
     genuine *= _unseen(margin, people.genuine)
-    half = Z_975 * float(np.sqrt(genuine + threshold + bias))
+    rest = genuine**2 / influence_freedom(
+        sum_by_person(values - values.mean(), people.genuine)
+    ) + threshold**2 / influence_freedom(sum(weight * far.person for weight, far in terms))
+    variance = genuine + threshold + bias
+    quantile = student_t(max(1, int(variance**2 / rest))) if rest else 0.0
+    half = quantile * float(np.sqrt(variance))
     several = int((people.genuine.faces > 1).sum())
     enough = several >= FEW_PEOPLE and (
         allowed_impostors(far, reference.impostor_pairs) >= MIN_ACCEPTED

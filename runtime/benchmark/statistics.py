@@ -122,8 +122,8 @@ def percentile_interval(latencies: Latencies, q: float) -> Ends | None:
 
     Returns:
         Its ends in milliseconds; None where fewer than 3.7 independent runs are expected above the
-        percentile (p99 needs 369 runs, p99.9 3,689), or where the runs drift, or are too few for
-        how long they depend on each other.
+        percentile (p99 needs 369 runs, p99.9 3,689; queries that wait half as many again), or where
+        the runs drift, come in bursts, or are too few for how long they depend on each other.
     """
     if _runs_above(latencies, q) < MIN_BEYOND or _too_few(latencies):
         return None
