@@ -6,7 +6,6 @@
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..documents import encode_json
-from ..errors import BundleError, MachineError, UsageError
-from ..files import exchange, sync
-from ..interruption import deferred_signals
+from ..errors import BundleError, DataError, MachineError, UsageError
+from ..files import sync
+from ..reading import read_file
 from .bundle import open_bundle
 from .derived import is_report
+from .draft_folder import draft_beside
 from .keys import PublicKey, SigningKey
 from .manifest import MANIFEST, SCHEMA, Bundle, linked_part, read_manifest
 from .pack_format import (
@@ -231,7 +231,7 @@ def unpack(
     """Make a bundle of a pack.
 
     The signature is checked before the first file is written, each file's name, size and sha256
-    while it is.
+    while it is. A bundle that is there already, whole and of the same pack, is left as it is.
 
     Args:
         file: The pack.
@@ -247,25 +247,48 @@ def unpack(
         MachineError: The folder cannot be written, or another command is writing it.
     """
     file, folder = Path(file), Path(os.path.abspath(out))
-    with open_regular(file) as stream, _draft_beside(folder, force) as draft:
+    with open_regular(file) as stream:
         reader = PackReader(stream, file)
         texts = {name: data for name in TEXTS if (data := reader.read_text(name)) is not None}
         if SBOM not in texts:
             raise BundleError(f"{file} lacks {SBOM}", AGAIN)
-        for name, data in texts.items():
-            (draft / name).write_bytes(data)
-        bundle = read_manifest(draft, "manifest")
-        check_names(bundle.files)
         signed_by = _signers(file, texts, tuple(keys))
-        if not signed_by:
-            _accept_unsigned(file, texts, allow_unsigned)
-        for name in sorted(bundle.files):
-            _unpack_file(reader, bundle, name)
-        reader.check_end(bundle.files)
-        for parent in {path.parent for path in draft.rglob("*")}:
-            sync(parent)
+        same = None if force else _unpacked_before(folder, texts)
+        if same and (signed_by or allow_unsigned):
+            logger.info("%s holds this pack already; nothing was changed", out)
+            return _unpack_result(out, same, signed_by)
+        with draft_beside(folder, force) as draft:
+            for name, data in texts.items():
+                (draft / name).write_bytes(data)
+            bundle = read_manifest(draft, "manifest")
+            check_names(bundle.files)
+            if not signed_by:
+                _accept_unsigned(file, texts, allow_unsigned)
+            for name in sorted(bundle.files):
+                _unpack_file(reader, bundle, name)
+            reader.check_end(bundle.files)
+            for parent in {path.parent for path in draft.rglob("*")}:
+                sync(parent)
+    return _unpack_result(out, bundle, signed_by)
+
+
+def _unpack_result(out: str | Path, bundle: Bundle, keys: Iterable[PublicKey]) -> UnpackResult:
     size = sum(entry.size for entry in bundle.files.values())
-    return UnpackResult(str(out), len(bundle.files), size, tuple(map(describe_key, signed_by)))
+    return UnpackResult(str(out), len(bundle.files), size, tuple(map(describe_key, keys)))
+
+
+def _unpacked_before(folder: Path, texts: Mapping[str, bytes]) -> Bundle | None:
+    """The bundle there, if it is whole and has exactly these texts: a run that was killed at its
+    very end left it."""
+    try:
+        for name in TEXTS:
+            path = folder / name
+            data = read_file(path, "JSON_MB") if os.path.lexists(path) else None
+            if data != texts.get(name):
+                return None
+        return open_bundle(folder, check="all")
+    except (OSError, DataError):
+        return None
 
 
 def _signers(
@@ -306,89 +329,3 @@ def _unpack_file(reader: PackReader, bundle: Bundle, name: str) -> None:
         reader.copy(name, bundle.files[name], bundle.files, stream.write)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-@contextmanager
-def _draft_beside(out: Path, force: bool) -> Iterator[Path]:
-    """A folder that becomes `out` at the end of the block; on an exception nothing is left.
-
-    What a killed run has left beside `out` is removed, or put back where it was on the way out.
-    """
-    if not out.name:
-        raise UsageError("the bundle's folder has no name", "name a new folder: --out DIR")
-    draft, old = (out.with_name(f".{out.name}.{word}") for word in ("unpack", "replaced"))
-    with _made(draft):
-        if os.path.lexists(old):
-            if os.path.lexists(out):
-                shutil.rmtree(old)
-            else:
-                old.rename(out)
-        _check_target(out, force)
-        yield draft
-        if not os.path.lexists(out):
-            draft.rename(out)
-        else:
-            busy = "is being written by another command"
-            with _exclusive(out, busy), deferred_signals():
-                if exchange(draft, out):
-                    shutil.rmtree(draft)
-                    sync(out.parent)
-                    return
-                out.rename(old)
-                try:
-                    draft.rename(out)
-                except OSError:
-                    old.rename(out)
-                    raise
-                shutil.rmtree(old)
-        sync(out.parent)
-
-
-@contextmanager
-def _made(draft: Path) -> Iterator[None]:
-    """An empty folder that no other command uses; removed at the end."""
-    if draft.is_symlink() or (draft.exists() and not draft.is_dir()):
-        raise UsageError(f"{draft} is in the way", "remove it")
-    try:
-        draft.mkdir(exist_ok=True)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"there is no folder {draft.parent}", "make it first") from error
-    except OSError as error:
-        raise MachineError(f"{draft.parent} cannot be written: {error.strerror}") from error
-    status = draft.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o002:  # whose it is could change it later
-        raise UsageError(f"{draft} is in the way, and others may write it", "choose another --out")
-    with _exclusive(draft, "is being unpacked by another command"):
-        try:
-            for path in draft.iterdir():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            yield
-        except BaseException:  # else it has become the bundle
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-
-
-@contextmanager
-def _exclusive(folder: Path, busy: str) -> Iterator[None]:
-    import fcntl  # not on Windows, where the command line refuses to start
-
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(handle), os.lstat(folder)):
-                raise FileNotFoundError(folder)
-        except OSError as error:
-            raise MachineError(f"{folder} {busy}", "wait for it, then run this again") from error
-        yield
-    finally:
-        os.close(handle)
-
-
-def _check_target(out: Path, force: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise UsageError(f"{out} exists", "choose a new folder for --out, or add --force")
-    if out.is_symlink() or not (out / MANIFEST).is_file():
-        raise UsageError(f"{out} is not a bundle", "--force replaces bundles only")

@@ -23,7 +23,7 @@ from packs import FILES, Member, content, edit, keys_of, make_key, member, write
 from fr_edge.bundle.keys import SigningKey
 from fr_edge.bundle.pack import pack, unpack
 from fr_edge.bundle.signature import SIGNATURES
-from fr_edge.errors import BundleError, FrEdgeError, MachineError, UsageError
+from fr_edge.errors import BundleError, MachineError, UsageError
 
 Change = Callable[[list[Member]], None]
 
@@ -295,7 +295,7 @@ def test_what_is_there_stays_unless_it_is_replaced(
 ) -> None:
     """Also on a file system that cannot exchange two folders."""
     if not exchanged:
-        monkeypatch.setattr("fr_edge.bundle.pack.exchange", lambda *_: False)
+        monkeypatch.setattr("fr_edge.bundle.draft_folder.exchange", lambda *_: False)
     file, key = made
     keys = keys_of(key)
     out = write_bundle(tmp_path / "out", {"old": b"old"})
@@ -341,6 +341,24 @@ def test_two_at_once_and_what_a_killed_one_left(
         unpack(file, tmp_path / "out", keys_of(key))
     assert "model.onnx" in content(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_unpacked_already_is_left_as_it_is(
+    made: tuple[Path, SigningKey], tmp_path: Path
+) -> None:
+    """As after a kill behind the last rename: the same command ends as it would have."""
+    file, key = made
+    out = tmp_path / "out"
+    first = unpack(file, out, keys_of(key))
+    status = out.stat()
+    assert unpack(file, out, keys_of(key)) == first
+    with pytest.raises(UsageError, match="exists"):  # not vouched for
+        unpack(file, out, ())
+    unpack(file, out, (), allow_unsigned=True)
+    assert (out.stat().st_ino, out.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    (out / "model.onnx").write_bytes(b"changed")
+    with pytest.raises(UsageError, match="exists"):
+        unpack(file, out, keys_of(key))
 
 
 def test_a_draft_of_somebody_else_is_not_used(
@@ -447,9 +465,8 @@ def test_the_writer_of_tests_makes_what_pack_makes(
     file, key = made
     assert edit(file, tmp_path / "b.frb", lambda rows: None).read_bytes() == file.read_bytes()
     assert write_tar(tmp_path / "c.frb", _rows(file)).read_bytes() == file.read_bytes()
-    unpack(tmp_path / "b.frb", tmp_path / "out", keys_of(key))
-    with pytest.raises(FrEdgeError):
-        unpack(tmp_path / "b.frb", tmp_path / "out", keys_of(key))
+    first = unpack(tmp_path / "b.frb", tmp_path / "out", keys_of(key))
+    assert unpack(tmp_path / "c.frb", tmp_path / "out", keys_of(key)) == first
 
 
 def test_a_large_manifest_is_not_taken_into_memory(
