@@ -19,10 +19,14 @@ MADE_OF: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("calibration.json", ("model.onnx",)),
     ("calibration.cache", ("model.onnx",)),
     ("model.int8.onnx", ("model.onnx", "calibration.json")),
+    ("calibration.fp8.json", ("model.onnx",)),
+    ("model.fp8.onnx", ("model.onnx", "calibration.fp8.json")),
     ("engines/*-fp32.*", ("model.onnx",)),
     ("engines/*-fp16.*", ("model.fp16.onnx",)),
     ("engines/*-int8.*", ("model.int8.onnx",)),
+    ("engines/*-fp8.*", ("model.fp8.onnx",)),
     ("reports/calibration.json", ("calibration.json",)),
+    ("reports/calibration-fp8.json", ("calibration.fp8.json",)),
     ("reports/training.json", ("model.pt",)),
 )
 """File pattern -> the files it is made of."""

@@ -227,4 +227,6 @@ def _maker(name: str) -> str:
         return "make it with `fr-edge export SOURCE --out BUNDLE`"
     if name in ("calibration.json", "model.int8.onnx"):
         return "make it with `fr-edge calibrate BUNDLE --faces SRC`"
+    if name in ("calibration.fp8.json", "model.fp8.onnx"):
+        return "make it with `fr-edge calibrate BUNDLE --faces SRC --precision fp8`"
     return "make it with `fr-edge build-engine BUNDLE`"

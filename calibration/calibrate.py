@@ -1,4 +1,4 @@
-"""Calibration: faces -> statistics -> calibration table -> INT8 model, judged and in the bundle."""
+"""Calibration: faces -> statistics -> table -> INT8 or FP8 model, judged and in the bundle."""
 
 import logging
 from collections import deque
@@ -18,6 +18,7 @@ from ..documents import encode_json, to_builtins
 from ..errors import FacesError, ModelError, UsageError
 from ..faces.quality import alignment_warning
 from ..faces.sources import Faces
+from ..graph.eight_bit import eight_bit_format
 from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
 from ..graph.trained_ranges import read_trained_ranges
@@ -47,7 +48,7 @@ from .subset import (
     subset_warnings,
     usable_faces,
 )
-from .table import CalibrationTable, table_to_json
+from .table import CALIBRATION_FILES, CalibrationFiles, CalibrationTable, table_to_json
 from .trt_cache import (
     ALGORITHM,
     TrtCache,
@@ -59,7 +60,10 @@ from .trt_cache import (
 
 logger = logging.getLogger(__name__)
 
-_ROLES = {"calibration.json": "calibration table", "model.int8.onnx": "INT8 model (Q/DQ)"}
+# FP8's relative precision is the same at every scale, so nothing is clipped; entropy and mse
+# distribute INT8's 127 steps.
+_FP8_METHODS = ("minmax", "percentile")
+
 _NOT_IN_HISTORY = ("budget", "time_source", "trials", "provenance")  # fields of the report
 
 
@@ -69,7 +73,8 @@ class CalibrationSteps:
 
     Attributes:
         equalization: Scale channels of neighbouring layers to a common range.
-        activation_shift: Subtract the midpoints of one-sided activations.
+        activation_shift: Subtract the midpoints of one-sided activations; INT8 only, since FP8 is
+            most precise near zero, where most activations are.
         bias_correction: Correct biases for the mean error of rounded weights.
         gptq: Round weights for their real inputs, not to nearest.
     """
@@ -108,25 +113,28 @@ def calibrate(
     limit: int = 512,
     track: Track = silent,
     *,
+    precision: str = "int8",
     steps: CalibrationSteps = ALL_STEPS,
     budget: Budget | None = None,
     trt_cache: str | None = None,
     latency: LatencyOf = counted_latency,
     force: bool = False,
 ) -> CalibrationResult:
-    """Write `calibration.json`, `model.int8.onnx` and `reports/calibration.json` into a bundle.
+    """Write a calibration table, a Q/DQ model and a report into a bundle: `CALIBRATION_FILES`.
 
-    The INT8 model is judged on people held out from calibration. A network that was trained with
-    simulated INT8 has ranges of its own, which method auto uses.
+    The model is judged on people held out from calibration. A network that was trained with simulated
+    INT8 has ranges of its own, which method auto uses for INT8.
 
     Args:
         bundle: A bundle with `model.onnx`, or its folder.
         faces: Aligned faces; a few hundred of many people. Each is decoded once.
-        method: How ranges are chosen: auto, minmax, percentile, entropy or mse.
+        method: How ranges are chosen: auto, minmax, percentile, entropy or mse; for FP8 auto (twice
+            the largest magnitude), minmax or percentile.
         limit: Most faces that calibrate, spread over the identities.
         track: Shows progress.
+        precision: "int8" or "fp8".
         steps: Which methods are used besides ranges.
-        budget: What INT8 may lose. Layers go back to float until it holds; a search that was
+        budget: What the precision may lose. Layers go back to float until it holds; a search that was
             interrupted continues.
         trt_cache: A TensorRT version: write `calibration.cache` too, for implicit INT8, with the
             ranges of all activations by `method` (entropy for auto), without the other steps.
@@ -134,7 +142,7 @@ def calibrate(
         force: Replace an earlier calibration even when the faces look unusable.
 
     Raises:
-        UsageError: The method or limit does not exist.
+        UsageError: The precision, method or limit does not exist, or INT8's cache is wanted of FP8.
         FacesError: Faces cannot be read, are blank, or are too few; or they are not aligned or
             their people not separated, and the bundle has a calibration that is kept.
         ModelError: The network has no dense layer, or overflows.
@@ -142,9 +150,16 @@ def calibrate(
         GateFailed: No assignment holds the budget.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if method != "auto" and method not in METHODS:
+    names = CALIBRATION_FILES[eight_bit_format(precision).name]
+    methods = METHODS if precision == "int8" else _FP8_METHODS
+    if method != "auto" and method not in methods:
         raise UsageError(
-            f"no calibration method {method!r}", f"methods: auto, {', '.join(METHODS)}"
+            f"no calibration method {method!r} for {precision.upper()}",
+            f"methods: auto, {', '.join(methods)}",
+        )
+    if trt_cache and precision != "int8":
+        raise UsageError(
+            "a TensorRT calibration cache is INT8's", "leave out --trt-cache, or --precision int8"
         )
     if not 1 <= limit <= constants.MAX_FACES:
         raise UsageError(f"--limit is 1 to {constants.MAX_FACES}, found {limit}")
@@ -153,7 +168,7 @@ def calibrate(
     check_finite(model)
     rule = choose_int8_layers(model)
     if not rule.int8:
-        raise ModelError("the model has no dense layer that INT8 could speed up", "build FP16")
+        raise ModelError("the model has no dense layer that 8 bits could speed up", "build FP16")
     held_out = MAX_JUDGED_FACES if budget else constants.HELD_OUT
     subset = select_subset(faces, limit, held_out, pairs=budget is not None)
     stride = max(1, len(subset.calibration) // constants.ALIGNMENT_FACES)
@@ -163,7 +178,8 @@ def calibrate(
     )
     stats = FaceStatistics()
     fit = _fit(
-        model, rule, bundle, faces, images, subset, stats, method, steps, cache_version, track
+        model, rule, bundle, faces, images, subset, stats, method, precision, steps, cache_version,
+        track,
     )  # fmt: skip
     picks = [i for i in subset.held_out if not is_blank(faces.read(i))]
     judge = HeldOutJudge(model, bundle.spec, faces, picks, fit.rounded, track)
@@ -171,7 +187,7 @@ def calibrate(
         search = search_assignment(fit.table, judge, budget, bundle.root, latency)
     choice = choose_int8_layers(model, search.table.float_layers)
     unusable = _unusable(faces, stats, search)
-    if unusable and "calibration.json" in bundle and not force:
+    if unusable and names.table in bundle and not force:
         raise FacesError(
             f"{faces.where} cannot replace the bundle's calibration, which is kept: "
             + "; ".join(unusable),
@@ -182,15 +198,16 @@ def calibrate(
         logger.warning(warning)
     quantized = quantize_onnx(model, search.table, choice, fit.rounded)
     files = {
-        "calibration.json": table_to_json(search.table).encode(),
-        "model.int8.onnx": quantized.SerializeToString(),
+        names.table: table_to_json(search.table).encode(),
+        names.model: quantized.SerializeToString(),
     }
     report = make_report(bundle, search, choice, faces.synthetic, warnings, budget, images, files)
     options: dict[str, Any] = {"method": method, "limit": limit}
+    options |= {"precision": precision} if precision != "int8" else {}
     options |= {"budget": budget.describe()} if budget else {}
     options |= {"trt_cache": trt_cache} if trt_cache else {}
     options |= {name: False for name, used in asdict(steps).items() if not used}
-    _write(bundle, options, files, report, fit.cache)
+    _write(bundle, names, options, files, report, fit.cache)
     remove_statistics(bundle.root)
     return CalibrationResult(
         open_bundle(bundle.root, check="manifest"), search.table, choice, report
@@ -207,23 +224,30 @@ def fit_table(
     faces: int,
     identities: int,
     model_sha256: str,
+    precision: str = "int8",
 ) -> CalibrationTable:
     """Shifts, scales, ranges and means of a float model, from histograms.
 
     Args:
         model: A float model whose nodes are named.
-        choice: Which of its layers become INT8.
+        choice: Which of its layers are quantized.
         histograms: Tensor -> its values, for `choice.tensors`.
-        method: How ranges are chosen: auto, minmax, percentile, entropy or mse.
+        method: How ranges are chosen, as `calibrate`.
         steps: Which methods are used besides ranges.
         faces: Number of faces behind the histograms.
         identities: Number of people among them.
         model_sha256: Of the model's file, hexadecimal.
+        precision: "int8" or "fp8".
     """
-    midpoints = channel_shifts(model, choice, histograms) if steps.activation_shift else {}
+    shifted = steps.activation_shift and precision == "int8"
+    midpoints = channel_shifts(model, choice, histograms) if shifted else {}
     inputs = quantized_inputs(model, choice, histograms, midpoints)
     scales = channel_scales(model, choice, inputs) if steps.equalization else {}
-    ranges = tensor_ranges(inputs, scales, method)
+    if precision == "fp8" and method == "auto":
+        peaks = tensor_ranges(inputs, scales, "minmax")
+        ranges = {name: constants.FP8_HEADROOM * peak for name, peak in peaks.items()}
+    else:
+        ranges = tensor_ranges(inputs, scales, method)
     shifts = {
         name: snap_to_grid(midpoint / scales.get(name, 1.0), ranges[name])
         for name, midpoint in midpoints.items()
@@ -241,6 +265,7 @@ def fit_table(
         scales,
         shifts,
         means if steps.bias_correction else {},
+        precision=precision,
     )
 
 
@@ -263,12 +288,13 @@ def _fit(
     subset: CalibrationSubset,
     stats: FaceStatistics,
     method: str,
+    precision: str,
     steps: CalibrationSteps,
     cache_version: int,
     track: Track,
 ) -> _Fit:
     """One pass over the calibration faces; the histograms are freed when it returns."""
-    trained = read_trained_ranges(model) if method == "auto" else {}
+    trained = read_trained_ranges(model) if method == "auto" and precision == "int8" else {}
     plain = activation_tensors(model) if cache_version else ()
     tensors = tuple(dict.fromkeys((*plain, *(() if trained else rule.tensors))))
     covariances = CovarianceCollector(model, rule.int8 if steps.gptq and not trained else ())
@@ -293,7 +319,7 @@ def _fit(
         identities = len(np.unique(faces.labels[stats.used]))
         table = fit_table(
             model, rule, histograms, method, steps,
-            faces=len(stats.used), identities=identities, model_sha256=sha256,
+            faces=len(stats.used), identities=identities, model_sha256=sha256, precision=precision,
         )  # fmt: skip
     cache = ""
     if cache_version:
@@ -330,7 +356,7 @@ def _warnings(
     search: SearchResult,
     budget: Budget | None,
 ) -> tuple[str, ...]:
-    warnings = [f"the INT8 model was not judged: {subset.reason}"] if subset.reason else []
+    warnings = [f"the quantized model was not judged: {subset.reason}"] if subset.reason else []
     warnings += subset_warnings(faces, stats)
     if search.assignments:
         loss = search.assignments[-1].loss
@@ -352,6 +378,7 @@ def _warnings(
 
 def _write(
     bundle: Bundle,
+    names: CalibrationFiles,
     options: Mapping[str, Any],
     files: Mapping[str, bytes],
     report: CalibrationReport,
@@ -360,11 +387,13 @@ def _write(
     with transaction(bundle, "calibrate", options) as change:
         if cache:
             change.path("calibration.cache", "TensorRT calibration cache").write_text(cache)
-        else:
+        elif report.precision == "int8":
             change.remove("calibration.cache")
+        quantized = f"{report.precision.upper()} model (Q/DQ)"
+        roles = {names.table: "calibration table", names.model: quantized}
         for name, data in files.items():
-            change.path(name, _ROLES[name]).write_bytes(data)
-        target = change.path("reports/calibration.json", "calibration report")
+            change.path(name, roles[name]).write_bytes(data)
+        target = change.path(names.report, "calibration report")
         target.write_bytes(encode_json(report))
         summary = to_builtins(report)
         change.summary.update({k: v for k, v in summary.items() if k not in _NOT_IN_HISTORY})

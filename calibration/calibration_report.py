@@ -1,4 +1,4 @@
-"""What a calibration did and what INT8 loses, with the shape of `reports/calibration.json`."""
+"""What a calibration did and what INT8 or FP8 loses: the shape of `reports/calibration*.json`."""
 
 import hashlib
 import platform
@@ -19,7 +19,7 @@ _PACKAGES = ("onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What calibration did and what INT8 loses: `reports/calibration.json`.
+    """What calibration did and what the precision loses; the keys are the same for INT8 and FP8.
 
     Attributes:
         method: How ranges were chosen.
@@ -28,16 +28,17 @@ class CalibrationReport:
         synthetic_faces: The faces are synthetic.
         equalized_tensors: Number of tensors that equalization scales.
         shifted_tensors: Number of tensors with an activation shift.
-        int8_layers: Number of layers in INT8.
-        int8_mac_share: Share of all multiply-adds in INT8, 0..1.
+        int8_layers: Number of layers in 8 bits.
+        int8_mac_share: Share of all multiply-adds in 8 bits, 0..1.
         int8_dense_share: The same of the dense layers' multiply-adds.
         kept_float: Why layers with weights are in float -> how many.
-        judged: The INT8 model against the float model on held-out people; None without any.
+        judged: The quantized model against the float model on held-out people; None without any.
         warnings: What is suspicious, a sentence each.
         budget: The accuracy budget as text.
         time_source: Where the times of `trials` come from.
         trials: The assignments of INT8 to layers that were judged; the last one is taken.
         provenance: The model, the images and the versions that the figures come from.
+        precision: "int8" or "fp8".
     """
 
     method: str
@@ -56,6 +57,7 @@ class CalibrationReport:
     time_source: str
     trials: tuple[Assignment, ...]
     provenance: Provenance | None = None
+    precision: str = "int8"
 
 
 def make_report(
@@ -107,4 +109,5 @@ def make_report(
         time_source=search.time_source,
         trials=assignments,
         provenance=replace(provenance, files={**provenance.files, **written}),
+        precision=table.precision,
     )

@@ -20,6 +20,29 @@ _HINT = "make it again with `fr-edge calibrate BUNDLE --faces SRC`"
 
 
 @dataclass(frozen=True)
+class CalibrationFiles:
+    """Where a bundle keeps the calibration of one precision.
+
+    Attributes:
+        table: The calibration table.
+        model: The Q/DQ model.
+        report: What calibration did and what the precision loses.
+    """
+
+    table: str
+    model: str
+    report: str
+
+
+CALIBRATION_FILES = {
+    "int8": CalibrationFiles("calibration.json", "model.int8.onnx", "reports/calibration.json"),
+    "fp8": CalibrationFiles(
+        "calibration.fp8.json", "model.fp8.onnx", "reports/calibration-fp8.json"
+    ),
+}
+
+
+@dataclass(frozen=True)
 class CalibrationTable:
     """What turns a float model into its INT8 or FP8 model, tensor by tensor.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     "build-engine",
     example="fr-edge build-engine mine.bundle --int8 --backend onnxruntime",
     option_groups={
-        "Precision": ("--int8", "--fp16", "--fp32", "--precision"),
+        "Precision": ("--int8", "--fp8", "--fp16", "--fp32", "--precision"),
         "TensorRT": (
             "--batch",
             "--workspace",
@@ -40,12 +40,18 @@ if TYPE_CHECKING:
     flag_value="int8",
     help="INT8; layers that calibration excluded stay FP16 or FP32.",
 )
+@click.option(
+    "--fp8",
+    "precision",
+    flag_value="fp8",
+    help="FP8 (E4M3), for Ada, Hopper, Blackwell and Thor; a CPU emulates it.",
+)
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision.")
 @click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
 @click.option(
     "--precision",
     "named",
-    type=click.Choice(["auto", "int8", "fp16", "fp32"]),
+    type=click.Choice(["auto", "int8", "fp8", "fp16", "fp32"]),
     help="The same by name; auto builds each, verifies it, and keeps the fastest that passes.",
 )
 @options.backend
@@ -79,14 +85,14 @@ def command(
     """Build an engine for this machine into BUNDLE.
 
     An engine runs on the kind of machine and the library version that it was built on. Layers that
-    were to be INT8 and are not are listed with the likely reason; -v lists all. tensorrt-rtx compiles
+    were to be INT8 or FP8 and are not are listed with the likely reason; -v lists all. tensorrt-rtx compiles
     without a GPU too: that checks the network with NVIDIA's compiler, and executes nothing.
     """
     chosen = precision or named
     if precision and named and precision != named:
         raise click.UsageError(f"--{precision} contradicts --precision {named}")
     if chosen is None:
-        raise click.UsageError("name the engine: --int8, --fp16, --fp32 or --precision auto")
+        raise click.UsageError("name the engine: --int8, --fp8, --fp16, --fp32 or --precision auto")
     settings = _options(**tensorrt)
     source = options.load_faces(faces) if faces else None
     key = options.load_signing_key(sign)

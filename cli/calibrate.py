@@ -1,4 +1,4 @@
-"""`fr-edge calibrate`: INT8 ranges from faces, and the INT8 model."""
+"""`fr-edge calibrate`: INT8 or FP8 ranges from faces, and the Q/DQ model."""
 
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="auto, minmax, percentile, entropy or mse.",
+    help="auto, minmax, percentile, entropy or mse; of FP8 auto, minmax or percentile.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp8"]),
+    default="int8",
+    show_default=True,
+    help="The 8-bit format; fp8 for Ada, Hopper, Blackwell and Thor.",
 )
 @click.option("--limit", default=512, show_default=True, metavar="N", help="Faces at most.")
 @click.option("--max-tar-drop", type=float, metavar="X", help="Budget: loss of TAR at --far.")
@@ -58,6 +65,7 @@ def command(
     bundle: str,
     faces: str,
     method: str,
+    precision: str,
     limit: int,
     max_tar_drop: float | None,
     min_cosine: float | None,
@@ -66,10 +74,11 @@ def command(
     trt_cache: str | None,
     force: bool,
 ) -> None:
-    """Find INT8 ranges on faces; write the Q/DQ model.
+    """Find INT8 or FP8 ranges on faces; write the Q/DQ model.
 
-    Ranges go to calibration.json, the model to model.int8.onnx. Only statistics are kept, never an
-    image. What INT8 loses is measured on people held out from calibration; the likely loss is an
+    Ranges go to calibration.json, the model to model.int8.onnx; FP8's go to calibration.fp8.json and
+    model.fp8.onnx beside them. Only statistics are kept, never an
+    image. What the precision loses is measured on people held out from calibration; the likely loss is an
     estimate for other people from all pairs near the threshold, with its 95 % interval where the
     people suffice. With a budget, layers go back to float (FP16 in TensorRT's engine), those that
     cost most first, until the people show that it holds: the counted drop and the upper end of the
@@ -86,6 +95,8 @@ def command(
     from ..runtime.layer_latency import latency_here
 
     has_budget = max_tar_drop is not None or min_cosine is not None
+    if precision == "fp8" and backend == "onnxruntime":
+        raise click.UsageError("onnxruntime emulates FP8, so its times decide nothing")
     if backend != "auto" and not has_budget:
         raise click.UsageError("--backend needs a budget: add --max-tar-drop 0.003")
     opened = open_bundle(bundle)
@@ -95,6 +106,7 @@ def command(
         method,
         limit,
         output.track,
+        precision=precision,
         budget=Budget(max_tar_drop, min_cosine, far) if has_budget else None,
         trt_cache=trt_cache,
         latency=latency_here(opened, backend),
@@ -104,9 +116,12 @@ def command(
 
 
 def _text(bundle: str, report: "CalibrationReport", far: float) -> str:
+    from ..calibration.table import CALIBRATION_FILES
+
+    name = report.precision.upper()
     kept = ", ".join(f"{count} {why}" for why, count in report.kept_float.items()) or "none"
     lines = [
-        f"{bundle}/model.int8.onnx: {report.int8_layers} layers in INT8,"
+        f"{bundle}/{CALIBRATION_FILES[report.precision].model}: {report.int8_layers} layers in {name},"
         f" {100 * report.int8_mac_share:.1f} % of all multiply-adds,"
         f" {100 * report.int8_dense_share:.1f} % of the dense layers'",
         f"  ranges: {report.method}, {report.faces} faces of {report.identities} people",
@@ -119,16 +134,16 @@ def _text(bundle: str, report: "CalibrationReport", far: float) -> str:
             f" {cosine.mean:.5f}, p1 {cosine.p1:.5f}, min {cosine.min:.5f}"
         )
         if judged.rates:
-            lines.append(_rates(judged.rates))
+            lines.append(_rates(judged.rates, name))
     if len(report.trials) > 1:
         lines += [
             f"  assignments tried (time: {report.time_source}; all in float is 1)",
-            _trials(report, far),
+            _trials(report, far, name),
         ]
-    return "\n".join([*lines, f"next: fr-edge build-engine {bundle} --int8"])
+    return "\n".join([*lines, f"next: fr-edge build-engine {bundle} --{report.precision}"])
 
 
-def _rates(rates: "tuple[RateChange, ...]") -> str:
+def _rates(rates: "tuple[RateChange, ...]", name: str) -> str:
     rows = [
         [
             f"{rate.far:g}",
@@ -142,7 +157,7 @@ def _rates(rates: "tuple[RateChange, ...]") -> str:
         for rate in rates
     ]
     header = (
-        "FAR", "TAR FP32", "INT8", "likely loss", "threshold FP32", "INT8", "TAR at FP32's",
+        "FAR", "TAR FP32", name, "likely loss", "threshold FP32", name, "TAR at FP32's",
     )  # fmt: skip
     return table(rows, header)
 
@@ -153,8 +168,8 @@ def _likely_loss(rate: "RateChange") -> str:
     return f"{text} ± {(interval[1] - interval[0]) / 2:.4f}" if interval else text
 
 
-def _trials(report: "CalibrationReport", far: float) -> str:
-    """The assignments that were judged, those with most INT8 first."""
+def _trials(report: "CalibrationReport", far: float, name: str) -> str:
+    """The assignments that were judged, those with most 8-bit layers first."""
     rows = []
     for trial in sorted(report.trials, key=lambda trial: -trial.int8_mac_share):
         rate, cosine = trial.loss.at(far), trial.loss.cosine
@@ -172,5 +187,5 @@ def _trials(report: "CalibrationReport", far: float) -> str:
         )
     drop = f"TAR drop at {far:g}"
     return table(
-        rows, ("MACs in INT8", "left out", "time", "cosine mean", "min", drop, "likely", "")
+        rows, (f"MACs in {name}", "left out", "time", "cosine mean", "min", drop, "likely", "")
     )

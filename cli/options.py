@@ -102,17 +102,18 @@ def artifact(body: Body) -> Body:
         type=click.Choice(["engine", "graph"]),
         default="engine",
         show_default=True,
-        help="Judge the engine as it was built, or the ONNX graph with every INT8 rounding.",
+        help="Judge the engine as it was built, or the ONNX graph with every rounding.",
     )(body)
 
 
 def engine(default: str = "auto") -> Callable[[Body], Body]:
     return click.option(
         "--engine",
-        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+        type=click.Choice(["auto", "fp32", "fp16", "fp8", "int8"]),
         default=default,
         show_default=True,
-        help="Which engine; auto takes int8, else fp16, else fp32, of those that were built.",
+        help="Which engine; auto takes int8, else fp8 (on TensorRT), else fp16, else fp32, of those"
+        " that were built.",
     )
 
 

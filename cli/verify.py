@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @options.bundle
 @click.option(
     "--engine",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "fp8", "int8"]),
     default="int8",
     show_default=True,
     help="The engine to judge.",

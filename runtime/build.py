@@ -21,6 +21,7 @@ from ..bundle.manifest import Bundle
 from ..bundle.signature import add_signature
 from ..bundle.trust import ensure_signatures, vouched_for
 from ..calibration.calibrate import calibrate
+from ..calibration.table import CALIBRATION_FILES
 from ..documents import encode_json
 from ..errors import BundleError, FrEdgeError, GateFailed, MachineError, ModelError, UsageError
 from ..faces.contract import ALIGNED_SIZE, preprocess
@@ -49,8 +50,6 @@ from .trt.layers import LayerProof
 
 logger = logging.getLogger(__name__)
 
-_CALIBRATED = ("calibration.json", "calibration.cache", "model.int8.onnx")
-
 PRELU_FORMS: dict[PreluForm, str] = {"split": "relu(x) - a relu(-x)", "native": "PReLU as it is"}
 
 _PRELU_S = 4.0  # of timing, for both forms together
@@ -65,7 +64,7 @@ class BuildResult:
     Attributes:
         engine: Its path within the bundle.
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         layers: Precision -> layers with weights: TensorRT's as they were built, the CPU's as the
             model has them.
         integer_kernels: Layers that run on integer arithmetic.
@@ -107,22 +106,22 @@ def build_engine(
 
     Args:
         bundle: An open bundle or its folder.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto".
-        faces: Calibrate on these first if the bundle is not calibrated; INT8 only.
+        faces: Calibrate on these first if the bundle is not calibrated for INT8 or FP8.
         track: Shows progress.
         options: TensorRT's.
         sign: Signs the engine, its fingerprint and timing cache, and what was calibrated for it: for
             a machine that uses signed files only.
 
     Raises:
-        UsageError: An unknown name, options that the backend does not have, or INT8 of a bundle
-            that is not calibrated, without faces.
+        UsageError: An unknown name, options that the backend does not have, or INT8 or FP8 of a
+            bundle that is not calibrated for it, without faces.
         BundleError: The bundle lacks the model of that precision, or it is not signed and that is
             required.
         MachineError: The backend cannot be used here.
         ModelError: The backend refuses the network.
-        GateFailed: An INT8 engine would hold no INT8 convolution. The bundle stays as it was.
+        GateFailed: An INT8 or FP8 engine would hold no such convolution. The bundle stays as it was.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"no precision {precision!r}", f"precisions: {', '.join(PRECISIONS)}")
@@ -134,16 +133,23 @@ def build_engine(
         )
     bundle = ensure_signatures(bundle if isinstance(bundle, Bundle) else open_bundle(bundle))
     options = options or EngineOptions()
-    if precision == "int8" and SOURCES["int8"] not in bundle:
+    if precision in CALIBRATION_FILES and SOURCES[precision] not in bundle:
+        purpose = "" if precision == "int8" else f" for {precision.upper()}"
         if faces is None:
             raise UsageError(
-                f"{bundle.root} is not calibrated, and INT8 ranges come from faces only",
-                "add --faces SRC, or run `fr-edge calibrate` first",
+                f"{bundle.root} is not calibrated{purpose}, and {precision.upper()} ranges come from"
+                " faces only",
+                f"add --faces SRC, or run `fr-edge calibrate BUNDLE --faces SRC --precision {precision}`"
+                " first",
             )
-        version = cache_version(chosen) if options.implicit else None
-        bundle = calibrate(bundle, faces, track=track, trt_cache=version).bundle
+        version = cache_version(chosen) if options.implicit and precision == "int8" else None
+        bundle = calibrate(
+            bundle, faces, track=track, precision=precision, trt_cache=version
+        ).bundle
         if sign:
-            add_signature(bundle, [name for name in _CALIBRATED if name in bundle], sign)
+            files = CALIBRATION_FILES[precision]
+            made = (files.table, files.model, *(["calibration.cache"] if version else []))
+            add_signature(bundle, [name for name in made if name in bundle], sign)
         bundle = ensure_signatures(bundle)
     if precision == "fp16" and SOURCES["fp16"] not in bundle:
         raise BundleError(
@@ -167,7 +173,9 @@ def _build(
     """Build an engine; also the names of the files that were written."""
     name, cache = engine_name(backend, precision), f"engines/{backend}.timing"
     written = [name, f"{name}.json"]
-    source, table = bundle.file(SOURCES[precision]), bundle.files.get("calibration.json")
+    source = bundle.file(SOURCES[precision])
+    files = CALIBRATION_FILES.get(precision)
+    table = bundle.files.get(files.table) if files else None
     settings = {"precision": precision, "backend": backend}
     with transaction(bundle, "build-engine", settings) as change:
         target = change.path(name, f"{precision} engine")
@@ -196,7 +204,7 @@ def _build(
             **built.facts,
             "precision": precision,
             "source_sha256": bundle.files[SOURCES[precision]].sha256,
-            "table_sha256": table.sha256 if table and precision == "int8" else "",
+            "table_sha256": table.sha256 if table else "",
             "input": bundle.spec,
             "layers": result.layers,
             "integer_kernels": result.integer_kernels,
@@ -229,7 +237,7 @@ def build_fastest_plan(
 
     Args:
         bundle: An open bundle.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         backend: "tensorrt" or "tensorrt-rtx".
         options: How to build it.
         timing_cache: An earlier build's, b"" to begin one.

@@ -57,7 +57,7 @@ def build_cpu_engine(source: Path, target: Path, precision: str) -> BackendBuild
     Args:
         source: The ONNX file.
         target: Where to write the engine.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
 
     Raises:
         ModelError: onnxruntime refuses the model, or its weights are not finite.
@@ -82,6 +82,11 @@ def build_cpu_engine(source: Path, target: Path, precision: str) -> BackendBuild
     }
     if precision == "fp16":
         logger.info("onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32")
+    if precision == "fp8":
+        logger.info(
+            "onnxruntime's CPU emulates FP8: every number is rounded as on a GPU, sums are float32, and"
+            " it takes longer than FP32; its time says nothing about a GPU's"
+        )
     if precision == "int8":
         facts["integer_layers"] = list(integer)
         facts["int8_in_float"] = layers["int8"] - len(integer)

@@ -23,7 +23,12 @@ from .machine.device import describe_device, selected_gpu
 
 logger = logging.getLogger(__name__)
 
-SOURCES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+SOURCES = {
+    "fp32": "model.onnx",
+    "fp16": "model.fp16.onnx",
+    "fp8": "model.fp8.onnx",
+    "int8": "model.int8.onnx",
+}
 PRECISIONS = tuple(SOURCES)
 
 
@@ -65,7 +70,7 @@ def engine_name(backend: str, precision: str) -> str:
 
     Args:
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
     """
     if backend != "tensorrt":
         return f"engines/{backend}-{precision}.{'onnx' if backend == 'onnxruntime' else 'plan'}"
@@ -80,7 +85,7 @@ def find_engine(bundle: Bundle, backend: str, precision: str) -> str | None:
     Args:
         bundle: An open bundle.
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
 
     Returns:
         The path within the bundle of the engine that was built here, else of one that may be used

@@ -49,7 +49,7 @@ class CpuSession:
 
         Args:
             path: The file.
-            precision: "fp32", "fp16" or "int8".
+            precision: "fp32", "fp16", "fp8" or "int8".
             spec: The network's input contract.
             artifact: "engine" to run the file exactly as it is, "graph" to let onnxruntime and
                 `cpu_model` optimise it first.

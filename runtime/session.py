@@ -13,6 +13,7 @@ from ..bundle.bundle import open_bundle
 from ..bundle.manifest import Bundle
 from ..bundle.provenance import ImageDigests, Provenance, digest_pairs, make_provenance
 from ..bundle.trust import ensure_signatures, vouched_for
+from ..calibration.table import CALIBRATION_FILES
 from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
 from ..files import sha256
@@ -55,7 +56,7 @@ class Session(FaceEmbedder, Protocol):
 
     Attributes:
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         artifact: "engine" for an engine that was built, "graph" for an ONNX file as it is.
         file: The file's path within the bundle.
         sha256: Of exactly the bytes that were opened.
@@ -151,8 +152,9 @@ def open_session(
 
     Args:
         bundle: An open bundle or its folder.
-        engine: "fp32", "fp16", "int8", or "auto" for the best engine that was built: int8, else
-            fp16, else fp32, else (none was built) the graph of model.onnx.
+        engine: "fp32", "fp16", "fp8", "int8", or "auto" for the best engine that was built: int8,
+            else fp8 (not on the CPU, which emulates it), else fp16, else fp32, else (none was built)
+            the graph of model.onnx.
         backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": TensorRT where it can run and
             such an engine was built for it, else onnxruntime.
         artifact: "engine" for the engine; "graph" for the ONNX file of that precision on
@@ -168,7 +170,7 @@ def open_session(
     """
     bundle = ensure_signatures(bundle if isinstance(bundle, Bundle) else open_bundle(bundle))
     if engine not in ("auto", *PRECISIONS):
-        raise UsageError(f"no engine {engine!r}", "engines: auto, fp32, fp16, int8")
+        raise UsageError(f"no engine {engine!r}", f"engines: auto, {', '.join(PRECISIONS)}")
     if artifact not in ("engine", "graph"):
         raise UsageError(f"no artifact {artifact!r}", "artifacts: engine, graph")
     if artifact == "graph" and backend not in ("auto", ONNXRUNTIME):
@@ -317,7 +319,8 @@ def session_provenance(
     """
     files = [session.file, "model.onnx", SOURCES[session.precision]]
     files += [f"{session.file}.json"] if session.artifact == "engine" else []
-    files += ["calibration.json"] if session.precision == "int8" else []
+    if session.precision in CALIBRATION_FILES:
+        files.append(CALIBRATION_FILES[session.precision].table)
     files += also
     inputs = {name: sha256(path) for name, path in (reads or {}).items() if path is not None}
     if list_sha256:
@@ -344,4 +347,6 @@ def session_provenance(
 def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:
     """The precisions of `engine` that were built, the best first."""
     wanted = PRECISIONS[::-1] if engine == "auto" else (engine,)
+    if engine == "auto" and backend == ONNXRUNTIME:
+        wanted = tuple(name for name in wanted if name != "fp8")  # emulated, slower than FP32
     return [p for p in wanted if find_engine(bundle, backend, p)]

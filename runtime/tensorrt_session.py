@@ -82,7 +82,7 @@ class GpuSession:
 
         Args:
             path: The plan.
-            precision: "fp32", "fp16" or "int8".
+            precision: "fp32", "fp16", "fp8" or "int8".
             backend: "tensorrt" or "tensorrt-rtx".
             spec: The network's input contract.
             file: The file's name for reports; by default that of `path`.

@@ -81,6 +81,7 @@ def test_normalizations_that_are_searched() -> None:
 def test_default_limits_of_every_gate() -> None:
     assert limits.COSINE_FLOORS == {
         "int8": (0.95, 0.97),
+        "fp8": (0.95, 0.97),
         "fp16": (0.999, 0.9995),
         "fp32": (0.9999, 0.9999),
     }
@@ -133,6 +134,7 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
             "CLIPPING_WEIGHT": 8.0,
             "LEVELS": 128,  # magnitudes of INT8, 0 to 127
             "PERCENTILE": 99.99,  # onnxruntime's and ModelOpt's default
+            "FP8_HEADROOM": 2.0,
             "POOLED_BINS": 2048,  # ModelOpt's
             "HALF_BINS": 512,
             "MIN_EXPONENT": -100,

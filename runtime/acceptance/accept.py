@@ -33,7 +33,7 @@ from ..machine.device import describe_device, find_gpus
 from ..onnxruntime_session import ONNXRUNTIME
 from ..selftest import make_sample_bundle
 from .disclosure import copy_without_names, machine_facts, machine_names, without_names
-from .engine_check import EngineCheck, check_engine_here, rebuild
+from .engine_check import EngineCheck, check_engine_here, fp8_lack, rebuild
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,15 @@ class _Acceptance:
             _model_key(source) if source else "",
         )
 
+    def _is_whole(self, choice: ShipChoice, done: set[tuple[str, str]]) -> bool:
+        order = self._order(choice.bundle)
+        return set(choice.times_ms) == set(order) and {(choice.bundle, p) for p in order} <= done
+
+    def _order(self, kind: str) -> tuple[str, ...]:
+        """The precisions to try: FP8 where the user's bundle has it and the GPU takes it."""
+        fp8 = kind == YOURS and self.source is not None and SOURCES["fp8"] in self.source
+        return (*_ORDER, "fp8") if fp8 and not fp8_lack(self.backend) else _ORDER
+
     def _clean(self, value: Any) -> Any:
         return without_names(to_builtins(value), self.names)
 
@@ -187,11 +196,7 @@ class _Acceptance:
             engines = [e for e in earlier.engines if e.verdict == PASSED]
             engines = [e for e in engines if e.bundle == SAMPLE or same]
             done = {(e.bundle, e.precision) for e in engines}
-            choices = [  # only those of all three engines
-                c
-                for c in earlier.choices
-                if set(c.times_ms) == set(_ORDER) == {p for b, p in done if b == c.bundle}
-            ]
+            choices = [c for c in earlier.choices if self._is_whole(c, done)]
             self.before_s = earlier.seconds
             self.result = replace(self.result, engines=tuple(engines), choices=tuple(choices))
             logger.info(
@@ -206,6 +211,8 @@ class _Acceptance:
             if find_gpus().lack:
                 notes.append("`fr-edge accept --backend onnxruntime` rehearses without a GPU")
             self.result = replace(self.result, reasons=tuple(tried))
+        if self.source and SOURCES["fp8"] in self.source and (lack := fp8_lack(self.backend)):
+            notes.append(f"yours fp8 was not tried: {lack}")
         for text in notes:
             logger.info("%s", text)
         self.result = replace(self.result, notes=tuple(notes), machine=machine_facts())
@@ -231,7 +238,7 @@ class _Acceptance:
     def steps(self) -> None:
         """Every step that is not done, until the time is over."""
         kinds = (SAMPLE, YOURS) if self.source else (SAMPLE,)
-        steps = [(kind, what) for kind in kinds for what in (*_ORDER, "compare")]
+        steps = [(kind, what) for kind in kinds for what in (*self._order(kind), "compare")]
         done = {(e.bundle, e.precision) for e in self.result.engines}
         done |= {(c.bundle, "compare") for c in self.result.choices}
         todo = [step for step in steps if step not in done]

@@ -25,11 +25,11 @@ from ..evaluation.gates import CANNOT_JUDGE, FAILED, PASSED
 from ..evaluation.limits import min_cosine_floor
 from ..evaluation.verify import verify
 from ..fingerprint import engine_name, read_fingerprint
-from ..machine.device import selected_index
+from ..machine.device import selected_gpu, selected_index
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import open_session
 from ..trt.builder import inspect_plan, load_library, recorder
-from ..trt.config import EngineOptions
+from ..trt.config import EngineOptions, has_fp8
 
 _REPLAY_BATCHES = (1, 8)
 _REPLAY_RUNS = (
@@ -95,7 +95,7 @@ class EngineCheck:
 
     Attributes:
         bundle: "sample" or "yours".
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         verdict: "PASSED", "FAILED" or "CANNOT JUDGE".
         problems: Why it is not PASSED.
         build_s: Seconds that the build took.
@@ -134,7 +134,7 @@ def check_engine_here(root: Path, bundle: str, precision: str, backend: str) -> 
     Args:
         root: The bundle's folder, which is changed.
         bundle: "sample" or "yours".
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
     """
     start = time.monotonic()
@@ -151,12 +151,24 @@ def check_engine_here(root: Path, bundle: str, precision: str, backend: str) -> 
     return replace(check, seconds=time.monotonic() - start)
 
 
+def fp8_lack(backend: str) -> str:
+    """Why FP8 engines cannot run here; "" where they can, and on the CPU, which emulates them.
+
+    Args:
+        backend: "onnxruntime", "tensorrt", "tensorrt-rtx" or "".
+    """
+    gpu = None if backend == ONNXRUNTIME else selected_gpu()
+    if gpu is None or has_fp8(gpu.compute):
+        return ""
+    return f"compute capability {gpu.compute} has no FP8"
+
+
 def rebuild(root: Path, precision: str, backend: str) -> None:
     """Build an engine that an interrupted acceptance left behind unbuilt.
 
     Args:
         root: The bundle's folder, which is changed.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
 
     Raises:

@@ -80,7 +80,7 @@ def benchmark(
 
     Args:
         bundle: An open bundle or its folder.
-        engine: "fp32", "fp16", "int8" or "auto", as `open_session`.
+        engine: "fp32", "fp16", "fp8", "int8" or "auto", as `open_session`.
         backend: As `open_session`.
         batches: Batch sizes; None doubles the size from 1 on, to 32 at most, until that brings less
             than 10 % more faces per second.
@@ -128,6 +128,8 @@ def benchmark(
     problems = _golden_problems(cosine, min_cosine_floor(bundle, policy, session.precision))
     if not subject.on_cpu:
         problems += other_gpu_load(board, processes)
+    elif session.precision == "fp8":
+        problems += (_EMULATED,)
     settings = all_settings(batches, threads, streams, rates, session.largest_batch)
     runs: list[BenchmarkRun] = []
     interrupted = False
@@ -178,6 +180,9 @@ def benchmark(
     if interrupted:
         raise BenchmarkInterrupted(result)
     return result
+
+
+_EMULATED = "FP8 is emulated on this CPU: how long that takes says nothing about a GPU"
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class BenchmarkResult:
     """A benchmark of one engine; docs/benchmark.schema.json describes every field.
 
     Attributes:
-        engine: The precision: "fp32", "fp16" or "int8".
+        engine: The precision: "fp32", "fp16", "fp8" or "int8".
         verdict: "VALID" when all runs are.
         runs: One for each setting, in order.
         golden_min_cosine: The lowest cosine of the engine's golden embeddings with the original's.

@@ -23,7 +23,10 @@ Ends = tuple[float, float]
 _LEFT_OUT = ", so it is left out"
 _MEDIAN = "p50 ms"  # a figure's name ends so
 _THROUGHPUT = " faces per second"
-_MADE = ("model.pt", "model.onnx", "model.fp16.onnx", "calibration.json", "model.int8.onnx")
+_MADE = (
+    *("model.pt", "model.onnx", "model.fp16.onnx"),
+    *("calibration.json", "model.int8.onnx", "calibration.fp8.json", "model.fp8.onnx"),
+)
 _CONDITIONS = ("engine", "backend", "artifact", "fr_edge", "faces", "protocol", "timed")
 
 

@@ -35,7 +35,7 @@ class EmbeddingOrigin:
     Attributes:
         models: The network's files -> their sha256.
         input: The network's input contract.
-        engine: "fp32", "fp16" or "int8".
+        engine: "fp32", "fp16", "fp8" or "int8".
         backend: Where it ran.
     """
 
@@ -63,7 +63,7 @@ def origin_of(bundle: Bundle, precision: str, backend: str) -> EmbeddingOrigin:
 
     Args:
         bundle: An open bundle.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         backend: Where it runs.
     """
     models = {name: bundle.files[name].sha256 for name in _NETWORK if name in bundle}

@@ -105,7 +105,7 @@ def evaluate(
     Args:
         bundle: An open bundle or its folder.
         protocol: A pair list, or faces with a folder per person.
-        engine: "fp32", "fp16", "int8" or "auto", as `open_session`.
+        engine: "fp32", "fp16", "fp8", "int8" or "auto", as `open_session`.
         backend: As `open_session`.
         track: Shows progress.
         artifact: "engine" judges the engine that was built, exactly; "graph" the ONNX graph on
@@ -235,7 +235,7 @@ def evaluate_ijb(
     Args:
         bundle: An open bundle or its folder.
         ijb: What `faces.ijb.read_ijb` read.
-        engine: "fp32", "fp16", "int8" or "auto", as `open_session`.
+        engine: "fp32", "fp16", "fp8", "int8" or "auto", as `open_session`.
         backend: As `open_session`.
         track: Shows progress.
         artifact: "engine" or "graph", as `evaluate`.

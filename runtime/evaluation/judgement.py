@@ -73,7 +73,7 @@ def judge_gates(
 
     Args:
         limits: What the engine must satisfy.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         golden: The golden faces' answer.
         drift: Cosines of engine and reference.
         comparison: Rates of both, where faces of several people were given.

@@ -7,7 +7,7 @@ A policy is a TOML file that the bundle keeps, with a table per command and prec
     far = 1e-4                  # of `verify`: where TAR is judged
     max_tar_drop = 0.005        # half a point; a precision's own value goes before it
 
-    [int8]                      # of `verify`, for this precision only; also [fp16], [fp32]
+    [int8]                      # of `verify`, for this precision only; also [fp8], [fp16], [fp32]
     min_cosine = 0.96
 
     [evaluate]                  # also [evaluate.int8]; [verify] is the same as the top level
@@ -31,7 +31,12 @@ from ...reading import read_file
 
 # Precision -> floors of the minimum and of the 1st percentile cosine. A single hard face decides
 # the minimum, which falls with the number of faces; the 1st percentile does not.
-COSINE_FLOORS = {"int8": (0.95, 0.97), "fp16": (0.999, 0.9995), "fp32": (0.9999, 0.9999)}
+COSINE_FLOORS = {
+    "int8": (0.95, 0.97),
+    "fp8": (0.95, 0.97),
+    "fp16": (0.999, 0.9995),
+    "fp32": (0.9999, 0.9999),
+}
 
 POLICY_NAME = "policy.toml"  # where a bundle keeps the policy it is judged by
 
@@ -158,7 +163,7 @@ def read_policy(path: Path, precision: str, kind: type[AnyLimits]) -> AnyLimits:
 
     Args:
         path: A TOML file.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         kind: `Limits` of `verify`, `EvaluateLimits` or `BenchmarkLimits`.
 
     Raises:
@@ -189,7 +194,7 @@ def merged_policy(
         asked: Go before the policy.
         bundle: An open bundle.
         policy: A TOML file that takes the place of the bundle's own policy; None for the latter.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
 
     Raises:
         DataError: The policy cannot be read.
@@ -205,7 +210,7 @@ def bundle_policy(bundle: Bundle, precision: str, kind: type[AnyLimits]) -> AnyL
 
     Args:
         bundle: An open bundle.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         kind: `Limits` of `verify`, `EvaluateLimits` or `BenchmarkLimits`.
 
     Raises:
@@ -250,7 +255,7 @@ def min_cosine_floor(bundle: Bundle, policy: Path | None, precision: str) -> flo
     Args:
         bundle: An open bundle.
         policy: A TOML file that takes the place of the bundle's own policy; None for the latter.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
 
     Raises:
         DataError: The policy cannot be read.
@@ -320,7 +325,7 @@ def _limits(data: dict[str, Any], path: Path, where: str, command: str) -> dict[
                 f"{path} holds {name!r}{place}, expected {', '.join((*known, *other))}",
                 f"did you mean {near[0]!r}?"
                 if near
-                else "tables: [int8], [fp16], [fp32], [verify], [evaluate], [benchmark]",
+                else "tables: [int8], [fp8], [fp16], [fp32], [verify], [evaluate], [benchmark]",
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise DataError(f"{path}: {name}{place} is a number, found {value!r}")

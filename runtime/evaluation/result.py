@@ -57,7 +57,7 @@ class VerifyResult:
 
     Attributes:
         passed: Whether the verdict is PASSED.
-        engine: The precision: "fp32", "fp16" or "int8".
+        engine: The precision: "fp32", "fp16", "fp8" or "int8".
         verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; empty in reports of earlier versions.
             PASSED without `faces` is about the golden faces alone.
         reasons: Why the verdict is not PASSED; empty when it is.
@@ -151,7 +151,7 @@ class EvaluateResult:
     """What `evaluate` measured on a pair list or a folder of people.
 
     Attributes:
-        engine: The precision: "fp32", "fp16" or "int8".
+        engine: The precision: "fp32", "fp16", "fp8" or "int8".
         accuracy: Mean over the pair list's folds, a fraction.
         accuracy_insightface: The same by insightface's convention of 400 thresholds.
         accuracy_interval_95: 95 % interval of the accuracy; None with too few people or folds.
@@ -216,7 +216,7 @@ class IjbResult:
     """What `evaluate_ijb` measured.
 
     Attributes:
-        engine: The precision: "fp32", "fp16" or "int8".
+        engine: The precision: "fp32", "fp16", "fp8" or "int8".
         tar_at_far: FAR by name -> TAR as the published scripts read it; None where the impostor
             pairs are fewer than 1 / FAR.
         artifact: The file that was judged.

@@ -22,7 +22,7 @@ from ...interruption import keeping
 from ...progress import Track, silent
 from ..build import build_engine
 from ..cpu_kernel_selection import interleaved_min_times
-from ..fingerprint import PRECISIONS, engine_name
+from ..fingerprint import PRECISIONS, SOURCES, engine_name
 from ..machine.backends import pick_backend
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import open_session
@@ -35,7 +35,7 @@ class PrecisionCandidate:
     """One precision that was tried.
 
     Attributes:
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         problem: Why it was not built or did not pass; empty for one that did.
         min_cosine: Lowest cosine with the original; None where it was not built.
         min_ms: Fastest run of one batch, timed in turns with the others; None where it did not pass.
@@ -53,7 +53,7 @@ class PrecisionChoice:
 
     Attributes:
         batch: Faces in a timed run.
-        chosen: "fp32", "fp16" or "int8".
+        chosen: "fp32", "fp16", "fp8" or "int8".
         engine: The engine's path within the bundle.
     """
 
@@ -76,7 +76,9 @@ def select_precision(
     track: Track = silent,
     sign: SigningKey | None = None,
 ) -> PrecisionChoice:
-    """Keep the fastest of the fp32, fp16 and int8 engines that passes `verify`.
+    """Keep the fastest of the fp32, fp16, fp8 and int8 engines that passes `verify`.
+
+    FP8 is tried where the bundle is calibrated for it and TensorRT runs it.
 
     The others' engines of this backend are removed, so `--engine auto` means the chosen one. Of
     TensorRT's two forms of PReLU each engine has the faster one; its fingerprint names it.
@@ -103,7 +105,8 @@ def select_precision(
     root = bundle.root if isinstance(bundle, Bundle) else Path(bundle)
     candidates: list[PrecisionCandidate] = []
     with keeping(lambda: f"the engines built so far are in {root}" if candidates else ""):
-        for name in track(PRECISIONS, "building and verifying", len(PRECISIONS)):
+        tried = _precisions(root, chosen_backend)
+        for name in track(tried, "building and verifying", len(tried)):
             candidates.append(
                 _build_and_verify(root, name, chosen_backend, faces, pairs, options, sign)
             )
@@ -124,11 +127,16 @@ def select_precision(
     )
     recorded = {"precision": "auto", "backend": chosen_backend}
     with transaction(root, "build-engine", recorded) as change:
-        for name in PRECISIONS:
+        for name in tried:
             if name != winner:
                 change.remove(engine_name(chosen_backend, name))
         change.summary.update(to_builtins(result))
     return result
+
+
+def _precisions(root: Path, backend: str) -> tuple[str, ...]:
+    fp8 = backend != ONNXRUNTIME and SOURCES["fp8"] in open_bundle(root, check="manifest")
+    return tuple(name for name in PRECISIONS if name != "fp8" or fp8)
 
 
 def _build_and_verify(

@@ -95,7 +95,7 @@ def verify(
 
     Args:
         bundle: An open bundle or its folder.
-        engine: The precision: "fp32", "fp16" or "int8".
+        engine: The precision: "fp32", "fp16", "fp8" or "int8".
         backend: As `open_session`.
         artifact: "engine" judges the engine that was built, exactly; "graph" the ONNX graph on
             onnxruntime with every rounding that its Q/DQ nodes ask for.

@@ -21,7 +21,13 @@ _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
 
 INT8_IN_FLOAT = "int8 in float"  # INT8 weights, computed in float on this CPU
-_PRECISIONS = {"int8": _FIRST, "fp16": "#4aa8a0", INT8_IN_FLOAT: "#9a7fc0", "fp32": _SECOND}
+_PRECISIONS = {
+    "int8": _FIRST,
+    "fp8": "#b8a12a",
+    "fp16": "#4aa8a0",
+    INT8_IN_FLOAT: "#9a7fc0",
+    "fp32": _SECOND,
+}
 _NAMES = {"int8": "INT8 in integer kernels", INT8_IN_FLOAT: "INT8 weights, float sums"}
 
 _LOG_RATIO = 10.0  # largest over smallest latency, from which a linear axis hides the small ones

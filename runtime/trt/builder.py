@@ -76,7 +76,7 @@ def compile_plan(
         trt: The module `tensorrt` or `tensorrt_rtx`.
         model: The serialized network.
         shape: Of one face as the network takes it.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         options: How to build it.
         timing_cache: An earlier build's, b"" to begin one, None to keep none.
         calibrator: For implicit quantisation of a network without Q and DQ.

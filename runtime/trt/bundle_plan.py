@@ -13,18 +13,19 @@ from onnx import ModelProto
 
 from ...bundle.manifest import Bundle
 from ...errors import GateFailed
+from ...graph.eight_bit import EIGHT_BIT
 from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
-from ...graph.layers import weighted_nodes
+from ...graph.layers import layer_precisions, weighted_nodes
 from ...graph.load import check_finite
 from ...graph.prelu import fusible, has_prelu
 from ...graph.uint8_input import UINT8_SHAPE, with_uint8_input
 from ...onnx_file import read_onnx
 from ..fingerprint import SOURCES, BackendBuild
 from ..machine.backends import COMPILE_ONLY, MODULES
-from ..machine.device import find_gpus
+from ..machine.device import find_gpus, selected_gpu
 from .builder import Compiled, compile_plan, load_library
 from .calibrator import cached_calibrator
-from .config import EngineOptions, strongly_typed
+from .config import EngineOptions, require_fp8, strongly_typed
 from .layers import (
     UNKNOWN,
     LayerProof,
@@ -44,7 +45,7 @@ def build_plan(
 
     Args:
         bundle: An open bundle.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         backend: "tensorrt" or "tensorrt-rtx".
         options: How to build it.
         timing_cache: An earlier build's, b"" to begin one.
@@ -54,10 +55,14 @@ def build_plan(
 
     Raises:
         ModelError: TensorRT refuses the network.
-        GateFailed: An INT8 engine computes no convolution in INT8, or it is not known whether.
+        GateFailed: An INT8 or FP8 engine computes no convolution so, or it is not known whether.
         MachineError: The library or the GPU does not suffice.
+        UsageError: FP8 with options that it does not go with.
     """
     trt = load_library(backend)
+    if precision == "fp8":
+        gpu = None if backend in COMPILE_ONLY else selected_gpu()
+        require_fp8(trt, options, gpu.compute if gpu else "")
     calibrator = cached_calibrator(trt, bundle, precision) if options.implicit else None
     strong = strongly_typed(trt, options)
     model = _flavour(bundle, precision, strong, options.implicit)
@@ -70,8 +75,8 @@ def build_plan(
     compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
     precisions = node_precisions(model, compiled.layers)
     proofs = prove_layers(model, compiled.layers)
-    if precision == "int8":
-        _require_int8(proofs)
+    if precision in EIGHT_BIT:
+        _require_precision(proofs, precision)
         _log_refused(proofs)
     layers = count_precisions(precisions.values())
     facts = {
@@ -119,8 +124,7 @@ def compile_variant(
     """
     trt = load_library(backend)
     typed = _with_fp16(bundle, model) if strongly_typed(trt, options) else model
-    quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    precision = "int8" if quantised else "fp16"
+    precision = next((p for p in EIGHT_BIT if layer_precisions(model).get(p)), "fp16")
     cache = None if backend in COMPILE_ONLY else timing_cache
     data = _serialized(typed, split=True)
     return compile_plan(trt, data, bundle.spec.shape, precision, options, cache)
@@ -131,13 +135,13 @@ def _flavour(bundle: Bundle, precision: str, strong: bool, implicit: bool) -> Mo
     plain = implicit or (precision == "fp16" and not strong)
     model = read_onnx(bundle.file(SOURCES["fp32" if plain else precision]))
     check_finite(model)
-    return _with_fp16(bundle, model) if precision == "int8" and strong else model
+    return _with_fp16(bundle, model) if precision in EIGHT_BIT and strong else model
 
 
 def _with_fp16(bundle: Bundle, model: ModelProto) -> ModelProto:
-    """FP16 around the INT8 of a float32 model, where the network's numbers fit."""
+    """FP16 around the INT8 or FP8 of a float32 model, where the network's numbers fit."""
     if SOURCES["fp16"] not in bundle:
-        logger.info("the network has no FP16 flavour, so what is not INT8 stays FP32")
+        logger.info("the network has no FP16 flavour, so what is not in 8 bits stays FP32")
         return model
     wide = wide_nodes(read_onnx(bundle.file(SOURCES["fp16"])))
     wide &= {node.name for node in model.graph.node}
@@ -152,16 +156,18 @@ def _serialized(model: ModelProto, split: bool) -> bytes:
     return data
 
 
-def _require_int8(proofs: Sequence[LayerProof]) -> None:
-    """An INT8 engine must be known to compute in INT8; "not reported" is not "not INT8"."""
+def _require_precision(proofs: Sequence[LayerProof], precision: str) -> None:
+    """An INT8 or FP8 engine must be known to compute so; "not reported" is not a refusal."""
+    wanted = precision.upper()
     kind = "Conv" if any(proof.operator == "Conv" for proof in proofs) else "Gemm"
     states = [proof.built for proof in proofs if proof.operator == kind]
-    if "int8" in states:
+    if precision in states:
         return
     if unknown := states.count(UNKNOWN) + states.count("merged"):
         raise GateFailed(
-            f"whether the engine computes in INT8 is not known: TensorRT reports the precision of"
-            f" {len(states) - unknown} of its {len(states)} {kind} layers, and none of these is INT8",
+            f"whether the engine computes in {wanted} is not known: TensorRT reports the precision of"
+            f" {len(states) - unknown} of its {len(states)} {kind} layers, and none of these is"
+            f" {wanted}",
             "build for one batch size, --batch 8,8,8, of which TensorRT reports more; free GPU"
             " memory if there is little: the inspector needs an execution context",
         )
@@ -169,19 +175,20 @@ def _require_int8(proofs: Sequence[LayerProof]) -> None:
     reasons = Counter(proof.reason for proof in proofs if proof.reason)
     likely = "".join(f"; {n} of them likely since {why}" for why, n in reasons.most_common(1))
     raise GateFailed(
-        f"none of the engine's {len(states)} {kind} layers computes in INT8: {counts}{likely}",
+        f"none of the engine's {len(states)} {kind} layers computes in {wanted}: {counts}{likely}",
         "calibrate again and look at what it keeps in float: `fr-edge inspect BUNDLE`; if that is"
         " little, this TensorRT finds FP16 faster: `fr-edge build-engine BUNDLE --fp16`",
     )
 
 
 def _log_refused(proofs: Sequence[LayerProof]) -> None:
-    """Name the layers that the network wants in INT8 and that TensorRT built otherwise."""
+    """Name the layers that the network wants in 8 bits and that TensorRT built otherwise."""
     for proof in proofs:
         if proof.reason:
             logger.warning(
-                "%s was to be INT8 and computes in %s: %s",
+                "%s was to be %s and computes in %s: %s",
                 proof.layer,
+                proof.asked.upper(),
                 proof.built.upper(),
                 proof.reason,
             )

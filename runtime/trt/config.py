@@ -10,6 +10,9 @@ from ...errors import MachineError, UsageError
 
 PreluForm = Literal["split", "native", "fastest"]
 
+# NVIDIA's support matrix: FP8 tensor cores in Ada (8.9) and later; TensorRT-RTX 1.7 refuses 8.6.
+MIN_FP8_COMPUTE = (8, 9)
+
 if TYPE_CHECKING:
     import tensorrt
 
@@ -72,6 +75,48 @@ def strongly_typed(trt: Any, options: EngineOptions) -> bool:
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
+def require_fp8(trt: Any, options: EngineOptions, compute: str) -> None:
+    """Raise where FP8 cannot be built.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        options: How the engine is built.
+        compute: The GPU's compute capability, such as "8.7"; "" where the engine is not built for
+            the GPU of this machine.
+
+    Raises:
+        UsageError: Options that FP8 does not go with.
+        MachineError: This TensorRT or the GPU has no FP8.
+    """
+    if options.implicit or options.dla is not None:
+        raise UsageError(
+            "FP8 comes from the Q and DQ of the file and runs on the GPU",
+            "leave --implicit and --dla out, or build --int8",
+        )
+    if not strongly_typed(trt, options) or not hasattr(trt.DataType, "FP8"):
+        raise MachineError(
+            f"TensorRT {trt.__version__} takes no FP8 network",
+            "FP8 needs TensorRT 10.3 and later; build --int8 or --fp16",
+        )
+    for capability in filter(None, (compute, *options.compute)):
+        if not has_fp8(capability):
+            raise MachineError(
+                f"compute capability {capability} has no FP8: Ada (8.9), Hopper, Blackwell and Thor"
+                " have it",
+                "build --int8 or --fp16; `fr-edge targets` lists what a board takes",
+            )
+
+
+def has_fp8(compute: str) -> bool:
+    """Whether the tensor cores of a GPU multiply FP8: from Ada on.
+
+    Args:
+        compute: Compute capability, such as "8.9".
+    """
+    numbers = tuple(int(part) if part.isdigit() else 0 for part in compute.split("."))
+    return numbers >= MIN_FP8_COMPUTE
+
+
 def configure(
     trt: Any,
     builder: "tensorrt.Builder",
@@ -87,7 +132,7 @@ def configure(
         builder: The builder.
         config: Its configuration, which is changed.
         options: How the engine is built.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "fp8" or "int8".
         workspace_mb: Memory for this build, which may be less than the options'.
 
     Raises:

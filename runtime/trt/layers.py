@@ -21,6 +21,8 @@ UNKNOWN = "unknown"
 
 _PRECISIONS = ("int8", "fp16", "fp32")
 
+_QUANTIZED = ("int8", "fp8")
+
 _REFORMAT = ("reformat", "reformatting")
 
 _TYPES = {
@@ -37,6 +39,7 @@ _VECTOR = 4  # channels of INT8's smallest vectorised format, kCHW4 (NvInferRunt
 _NOT_REPORTED = re.compile(r"N/A\b|^\s*$", re.IGNORECASE)  # "N/A due to dynamic shapes"
 
 _TACTICS = {
+    "fp8": r"e4m3|fp8",
     "int8": r"i8i8|i8i32|i8f32|imma|int8",
     "fp16": r"f16f16|h16816|h1688|h884|hmma|fp16",
     "fp32": r"f32f32|sgemm|ffma|fp32",
@@ -101,11 +104,11 @@ class LayerProof:
     Attributes:
         layer: The ONNX node.
         operator: Conv, Gemm or MatMul.
-        asked: What the file asks for: "int8" between Q and DQ, else its weights' type.
+        asked: What the file asks for: "int8" or "fp8" between Q and DQ, else its weights' type.
         built: What the engine computes in; `UNKNOWN` where that is not reported, "merged" where no
             layer of the engine names the node.
         evidence: What shows it, as `EngineLayer.evidence`.
-        reason: Why a layer that was to be INT8 likely is not, "" for the others.
+        reason: Why a layer that was to be INT8 or FP8 likely is not, "" for the others.
     """
 
     layer: str
@@ -179,7 +182,11 @@ def prove_layers(model: ModelProto, layers: Sequence[EngineLayer]) -> tuple[Laye
     for index, asked in enumerate(weighted_layers(model)):
         engine = computing.get(asked.name)
         built = engine.precision if engine else "merged"
-        refused = asked.precision == "int8" and built not in ("int8", UNKNOWN, "merged")
+        refused = asked.precision in _QUANTIZED and built not in (
+            asked.precision,
+            UNKNOWN,
+            "merged",
+        )
         proofs.append(
             LayerProof(
                 asked.name,
@@ -194,9 +201,14 @@ def prove_layers(model: ModelProto, layers: Sequence[EngineLayer]) -> tuple[Laye
 
 
 def _likely_reason(layer: Layer, built: str, *, first: bool) -> str:
-    """Why TensorRT left INT8; it does not tell itself."""
+    """Why TensorRT left INT8 or FP8; it does not tell itself."""
+    name = layer.precision.upper()
     if built == "mixed":
-        return "its weights are INT8 and its data are not: the Q and DQ before it do not reach it"
+        return (
+            f"its weights are {name} and its data are not: the Q and DQ before it do not reach it"
+        )
+    if layer.precision == "fp8":
+        return "TensorRT has no FP8 kernel for its sizes on this GPU, or measured another as faster"
     if layer.groups > 1:
         return "few TensorRT versions have INT8 kernels for grouped convolutions"
     if layer.op != "Conv":
@@ -228,7 +240,8 @@ def count_precisions(precisions: Iterable[str]) -> dict[str, int]:
     Returns:
         Precision -> count; int8, fp16 and fp32 are always there.
     """
-    return {**dict.fromkeys(_PRECISIONS, 0), **Counter(precisions)}
+    counts = Counter(precisions)
+    return {**({"fp8": 0} if "fp8" in counts else {}), **dict.fromkeys(_PRECISIONS, 0), **counts}
 
 
 def reformats(layers: Sequence[EngineLayer]) -> int:
