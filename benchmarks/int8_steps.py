@@ -1,6 +1,6 @@
 """Where INT8's loss sits, what each step of calibration brings, and what two constants should be.
 
-    python benchmarks/int8_steps.py FACES PAIRS BUNDLE... --table where|steps|constants
+    python benchmarks/int8_steps.py FACES PAIRS BUNDLE... --table where|steps|constants|others
         [--limit 256] [--judged 96]
 
 Faces of the people in PAIRS are left out: they judge the tables of int8_loss.py. Of the others,
@@ -10,7 +10,8 @@ collected once per network; each row fits, rounds, quantizes and runs anew on on
 
     where      the layers and the roundings that lose: ranges by squared error, no other step
     steps      ranges by each method alone, then the steps one after another, then all but one
-    constants  CLIPPING_WEIGHT and _WEIGHT_ERROR_FACTOR, all steps (`--judged 1061` shows the worst)
+    constants  CLIPPING_WEIGHT and WEIGHT_ERROR_FACTOR, all steps (`--judged 1061` shows the worst)
+    others     the other constants of calibration/constants.py that decide scales and ranges
 
 One line of JSON per row, as soon as it is measured.
 """
@@ -26,7 +27,7 @@ import onnx
 
 from fr_edge.arrays import F32
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration import clipping, equalization
+from fr_edge.calibration import constants as values
 from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, CalibrationSteps, fit_table
 from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.covariance import CovarianceCollector, InputCovariance
@@ -59,6 +60,13 @@ STEPS: dict[str, tuple[str, CalibrationSteps]] = {
     "all but bias correction": ("auto", replace(ALL_STEPS, bias_correction=False)),
 }
 CONSTANTS = ((1, 1), (4, 4), (8, 4), (16, 4), (32, 4), (8, 1), (8, 2), (8, 8), (16, 2), (16, 8))
+OTHERS: dict[str, tuple[object, ...]] = {
+    "HEADROOM": (1.0, 1.1, 1.4),
+    "EXPONENTS": ((0.0,), (0.5,), (1.0,)),
+    "MIN_RELATIVE_PEAK": (1e-4, 1e-2),
+    "WORTH_A_PRODUCT": (0.0, 0.5, 1.0),
+    "AUTO_SHARES": (np.geomspace(0.15, 1.0, 20), np.geomspace(0.15, 1.0, 80)),
+}
 
 
 @dataclass(frozen=True)
@@ -153,12 +161,23 @@ def steps(subject: Subject) -> Iterator[tuple[str, onnx.ModelProto]]:
 
 def constants(subject: Subject) -> Iterator[tuple[str, onnx.ModelProto]]:
     for clip, weight in CONSTANTS:
-        vars(clipping)["CLIPPING_WEIGHT"] = float(clip)
-        vars(equalization)["_WEIGHT_ERROR_FACTOR"] = float(weight)
+        vars(values)["CLIPPING_WEIGHT"] = float(clip)
+        vars(values)["WEIGHT_ERROR_FACTOR"] = float(weight)
         yield f"{clip}, {weight}", subject.quantized("auto", ALL_STEPS)
 
 
-TABLES = {"where": where, "steps": steps, "constants": constants}
+def others(subject: Subject) -> Iterator[tuple[str, onnx.ModelProto]]:
+    yield "as they are", subject.quantized("auto", ALL_STEPS)
+    for name, tried in OTHERS.items():
+        kept = getattr(values, name)
+        for value in tried:
+            vars(values)[name] = value
+            text = f"{len(value)} values" if isinstance(value, np.ndarray) else str(value)
+            yield f"{name} {text}", subject.quantized("auto", ALL_STEPS)
+        vars(values)[name] = kept
+
+
+TABLES = {"where": where, "steps": steps, "constants": constants, "others": others}
 
 
 def main() -> None:

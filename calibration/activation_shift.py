@@ -20,11 +20,12 @@ from .histogram import Histogram, channel_midpoints
 
 # Activations; a product makes SiLU, GELU, hard-swish and what a gate scales.
 _ONE_SIDED = ("PRelu", "Relu", "LeakyRelu", "Clip", "Mul", "HardSwish", "Gelu")
-_NORMALIZED = ("LayerNormalization", "Add")
 
 
 def shiftable_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
-    """Tensors that may be shifted: one-sided, and read by unpadded INT8 convolutions only.
+    """Tensors that may be shifted: one-sided, and read by INT8 layers only, which have biases.
+
+    Convolutions among them are unpadded.
 
     Args:
         model: A float model whose nodes are named.
@@ -41,7 +42,7 @@ def shiftable_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
     return [
         tensor
         for tensor in choice.tensors
-        if maker(tensor) in (*_ONE_SIDED, *_NORMALIZED)
+        if maker(tensor) in _ONE_SIDED
         and only_read_by(model.graph, tensor, choice.int8)
         and all(
             is_unpadded_conv(node) or (_is_matrix(node) and has_bias(model.graph, node))

@@ -141,7 +141,9 @@ def tensor_ranges(
         if magnitudes.peak.max() == 0.0:
             ranges[tensor] = 1.0
         elif method == "auto":
-            ranges[tensor] = min_error_amax(magnitudes, values.moments, scale, values.gain)[0]
+            amax = min_error_amax(magnitudes, values.moments, scale, values.gain)[0]
+            few = values.moments.m0[0, -1] < constants.FEW_VALUES
+            ranges[tensor] = amax * (constants.HEADROOM if few else 1.0)
         else:
             ranges[tensor] = METHODS[method](*pool_channels(magnitudes, scale))
     return ranges

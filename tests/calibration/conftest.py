@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from bench import BenchFaces  # noqa: E402
 from networks import write_network  # noqa: E402
 
 from fr_edge.bundle.manifest import Bundle  # noqa: E402
@@ -61,3 +62,9 @@ def inputs(faces: Faces) -> np.ndarray:
 def histograms(model: onnx.ModelProto, faces: Faces) -> dict[str, Histogram]:
     images = map(faces.read, range(len(faces)))
     return collect_histograms(model, choose_int8_layers(model).tensors, SPEC, images)
+
+
+@pytest.fixture(scope="session")
+def bench_faces() -> BenchFaces:
+    """Drawn faces that calibrate, and others that judge."""
+    return BenchFaces()
