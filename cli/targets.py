@@ -33,6 +33,7 @@ def command(output: Output, target: str) -> None:
         "typing": result.typing,
         "opset": str(result.opset or ""),
         **{f"--{name}": text for name, text in (result.flavours or {}).items()},
+        "FP8": result.fp8,
         "DLA": result.dla,
     }
     lines = [f"{result.target}: {result.verdict} (as of {result.as_of})"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .machine.device import cuda_python_install
+from .trt.config import has_fp8
 
 AS_OF = "2026-11-27"  # when the table was last compared with its sources
 
@@ -16,6 +17,10 @@ _MIN_PYTHON = (3, 10)
 _MIN_BLACKWELL = (10, 8)  # the release that added these GPUs
 _BLACKWELL = ("10.0", "12.0")
 _MIN_RTX = (1, 3)
+_MIN_FP8 = (
+    10,
+    3,
+)  # the first whose FP8 convolutions need no workaround (NVIDIA/TensorRT issue 3987)
 _RTX_COMPUTE = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # ComputeCapability of RTX 1.7.1
 
 
@@ -107,6 +112,7 @@ class Compatibility:
         typing: How the network gets its types there.
         opset: The newest ONNX opset that its TensorRT takes, 0 where it is not known.
         flavours: Precision -> the file that is built.
+        fp8: Whether FP8 engines can be built, and why not.
         dla: Whether and how a DLA can be used.
         problems: What does not work there.
         steps: What to do.
@@ -122,6 +128,7 @@ class Compatibility:
     typing: str = ""
     opset: int = 0
     flavours: dict[str, str] | None = None
+    fp8: str = ""
     dla: str = ""
     problems: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
@@ -166,6 +173,7 @@ def _on_rtx(text: str, target: Target, version: tuple[int, ...]) -> Compatibilit
     facts: dict[str, Any] = {
         "tensorrt": f"RTX {'.'.join(map(str, version))}",
         "compute": target.compute,
+        "fp8": _fp8(target, None),
         "dla": "no: it has none",
     }
     problems = []
@@ -184,7 +192,7 @@ def _on_rtx(text: str, target: Target, version: tuple[int, ...]) -> Compatibilit
         "works",
         typing="strong: types as in the ONNX file",
         opset=19,
-        flavours=_flavours(strong=True),
+        flavours=_flavours(strong=True, fp8=has_fp8(target.compute)),
         steps=(
             "pip install tensorrt-rtx on x86-64 (there is no wheel for aarch64)",
             "fr-edge build-engine BUNDLE --int8 --backend tensorrt-rtx; it compiles without a GPU"
@@ -234,6 +242,7 @@ def _with_version(
         "cuda": cuda,
         "python": python,
         "compute": target.compute,
+        "fp8": _fp8(target, version),
         "dla": _dla(target, version),
     }
     problems = _problems(target, version, python)
@@ -249,7 +258,7 @@ def _with_version(
         "works",
         typing="strong: types as in the ONNX file" if strong else "flags: FP16 and INT8 allowed",
         opset=19 if strong else 17,
-        flavours=_flavours(strong),
+        flavours=_flavours(strong, fp8=facts["fp8"].startswith("yes")),
         steps=_steps(target, strong, cuda),
         **facts,
     )
@@ -268,11 +277,25 @@ def _problems(target: Target, version: tuple[int, ...], python: str) -> tuple[st
     return tuple(problems)
 
 
-def _flavours(strong: bool) -> dict[str, str]:
+def _fp8(target: Target, version: tuple[int, ...] | None) -> str:
+    """Whether a target takes FP8; a version of None is TensorRT-RTX."""
+    if not has_fp8(target.compute):
+        return f"no: compute capability {target.compute}, and FP8 begins with 8.9 (Ada)"
+    if version is not None and version < _MIN_FP8:
+        return (
+            f"no: TensorRT {'.'.join(map(str, version))}, and FP8 convolutions need 10.3 and later"
+        )
+    if version is None:
+        return "yes by its compiler; its documentation names matrix products only; not tried"
+    return "yes, not tried"
+
+
+def _flavours(strong: bool, *, fp8: bool = False) -> dict[str, str]:
     if strong:
         return {
             "fp32": "model.onnx",
             "fp16": "model.fp16.onnx",
+            **({"fp8": "model.fp8.onnx with FP16 around it"} if fp8 else {}),
             "int8": "model.int8.onnx with FP16 around it (FP16 scales)",
         }
     return {

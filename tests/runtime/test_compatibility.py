@@ -16,6 +16,7 @@ from fr_edge.runtime.compatibility import (
     _dla,
     compatibility_of,
 )
+from fr_edge.runtime.trt.config import has_fp8
 
 PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
 
@@ -149,3 +150,31 @@ def test_the_page_and_the_table_agree():
         assert re.match(rf"{re.escape(pack.tensorrt)}\b", cells[1])
         assert cells[2:4] == [pack.cuda, pack.python]
         assert "https://" in cells[4]
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        ("thor@jetpack7.0", "yes"),
+        ("h100@tensorrt10.3", "yes"),
+        ("b200@tensorrt10.8", "yes"),
+        ("l4@tensorrt11.4", "yes"),
+        ("rtx-50@tensorrt-rtx1.7", "yes by its compiler"),
+        ("l4@tensorrt10.2", "no: TensorRT 10.2"),
+        ("orin-nano@jetpack7.2", "no: compute capability 8.7"),
+        ("agx-orin@jetpack7.2.2", "no: compute capability 8.7"),
+        ("a100@tensorrt11.4", "no: compute capability 8.0"),
+        ("rtx-30@tensorrt-rtx1.7", "no: compute capability 8.6"),
+    ],
+)
+def test_who_takes_fp8(target, answer):
+    result = compatibility_of(target)
+    assert result.verdict == "works"
+    assert result.fp8.startswith(answer)
+    assert ("fp8" in result.flavours) == answer.startswith("yes")
+
+
+def test_fp8_begins_with_ada():
+    by_compute = {t.compute: has_fp8(t.compute) for t in TARGETS.values()}
+    takes = {compute for compute, fp8 in by_compute.items() if fp8}
+    assert takes == {"8.9", "9.0", "10.0", "11.0", "12.0"}
