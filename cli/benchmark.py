@@ -11,6 +11,7 @@ from .benchmark_text import as_markdown, as_text
 from .command import define_command
 from .compare import changes_text, fraction
 from .output import Output
+from .verdict_text import failure_text, write_junit
 
 if TYPE_CHECKING:
     from ..errors import FrEdgeError
@@ -34,7 +35,9 @@ def _batches(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
     return None if text == "auto" else _numbers(ctx, parameter, text)
 
 
-def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float:
+def _seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(s|m|h|)", text.strip())
     if match is None or not 0 < float(match[1]) * _UNITS[match[2]] < float("inf"):
         raise click.BadParameter(
@@ -108,11 +111,9 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str) -> float
 )
 @click.option(
     "--duration",
-    default="10",
-    show_default=True,
     metavar="TIME",
     callback=_seconds,
-    help="Of each setting, such as 10, 5m or 1h.",
+    help="Of each setting, such as 90s, 5m or 1h. [10 s; 40 s for a gate on energy]",
 )
 @click.option("--end-to-end", is_flag=True, help="Time decoding and preprocessing too.")
 @click.option("--layers", is_flag=True, help="The slowest layers, as the backend profiles them.")
@@ -140,20 +141,18 @@ def command(
     threads: tuple[int, ...],
     streams: tuple[int, ...],
     rates: tuple[int, ...],
-    duration: float,
+    duration: float | None,
     end_to_end: bool,
     layers: bool,
     power_mode: str | None,
     log: str | None,
     against: str | None,
     max_regression: float | None,
-    max_p99_ms: float | None,
-    min_throughput: float | None,
-    max_energy_mj: float | None,
     policy: str | None,
     junit: str | None,
     markdown: bool,
     allow_invalid: bool,
+    **limits: float | None,
 ) -> None:
     """Time an engine on this machine.
 
@@ -172,7 +171,7 @@ def command(
     if markdown and output.json:
         raise click.UsageError("--json and --markdown each want all of stdout: choose one")
     earlier = _read_earlier(Path(against), max_regression) if against else None
-    if duration >= _LONG_S and not log:
+    if (duration or 0) >= _LONG_S and not log:
         output.note("--log FILE would keep what a power failure takes")
     printed: list[tuple[CompareResult | FrEdgeError | None, BenchmarkResult]] = []
 
@@ -198,12 +197,10 @@ def command(
                 end_to_end=end_to_end,
                 layers=layers,
                 power_mode=power_mode,
-                max_p99_ms=max_p99_ms,
-                min_throughput=min_throughput,
-                max_energy_mj=max_energy_mj,
                 policy=Path(policy) if policy else None,
                 log=Path(log) if log else None,
                 before_storing=show,
+                **{name: limit for name, limit in limits.items() if limit is not None},
             )
         except BenchmarkInterrupted:
             stopped = 128 + signals.number
@@ -212,8 +209,7 @@ def command(
                 raise
             not_stored = error
     ((comparison, result),) = printed
-    if junit:
-        _write_junit(Path(junit), result)
+    _write_junit(junit, result)
     if not_stored is not None:
         _end_unstored(not_stored)
     if isinstance(comparison, FrEdgeError):
@@ -223,7 +219,7 @@ def command(
         click.get_current_context().exit(stopped)
     slower = comparison is not None and not comparison.passed
     if result.passed is False and result.gates_verdict == "FAILED":
-        output.fail_gate(_failed(result))
+        output.fail_gate(failure_text(result.gates_verdict, result.reasons))
     if slower:
         output.fail_gate(f"slower than {against} by more than allowed")
     invalid = sum(run.verdict != "VALID" for run in result.runs)
@@ -232,7 +228,7 @@ def command(
             f"INVALID: {invalid} of {len(result.runs)} lines; --allow-invalid exits 0 all the same"
         )
     if result.passed is False:
-        output.fail_gate(_failed(result))
+        output.fail_gate(failure_text(result.gates_verdict, result.reasons))
 
 
 def _print(
@@ -275,15 +271,9 @@ def _end(message: str, hint: str, code: int) -> NoReturn:
     click.get_current_context().exit(code)
 
 
-def _failed(result: "BenchmarkResult") -> str:
-    reasons = [r.reason for r in result.reasons if r.verdict == result.gates_verdict]
-    return f"{result.gates_verdict}: {'; '.join(reasons)}"
-
-
-def _write_junit(path: Path, result: "BenchmarkResult") -> None:
-    from ..files import write_atomic
+def _write_junit(path: str | None, result: "BenchmarkResult") -> None:
     from ..runtime.benchmark.result import skipped_gates
-    from ..runtime.evaluation.gates import CANNOT_JUDGE, VerdictReason, junit_xml
+    from ..runtime.evaluation.gates import CANNOT_JUDGE, VerdictReason
 
     invalid = [
         VerdictReason(CANNOT_JUDGE, f"{run.setting.label} is INVALID: {'; '.join(run.reasons)}")
@@ -292,8 +282,7 @@ def _write_junit(path: Path, result: "BenchmarkResult") -> None:
     ]
     title = f"{result.engine} on {result.backend}"
     reasons = (*result.reasons, *invalid)
-    text = junit_xml("benchmark", title, result.gates, reasons, skipped_gates(result))
-    write_atomic(path, text.encode())
+    write_junit(path, "benchmark", title, result.gates, reasons, skipped_gates(result))
 
 
 def _read_earlier(path: Path, max_regression: float | None) -> "BenchmarkResult":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .output import table
-from .verify import artifact_text, gates_text, reason_lines
+from .verdict_text import artifact_text, gates_text, reason_lines
 
 if TYPE_CHECKING:
     from ..runtime.benchmark.result import BenchmarkResult, BenchmarkRun, LoadSummary

@@ -9,7 +9,15 @@ import click
 from . import options
 from .command import define_command
 from .output import Output, stored_or_not, table
-from .verify import artifact_text, gates_text, reason_lines, verdict_text
+from .verdict_text import (
+    artifact_text,
+    failure_text,
+    gates_text,
+    judged_title,
+    reason_lines,
+    verdict_text,
+    write_junit,
+)
 
 if TYPE_CHECKING:
     from ..metrics.identification import IdentificationResult
@@ -70,15 +78,12 @@ def command(
     faces: str | None,
     flip: bool,
     flags: tuple[bool, bool, bool] | None,
-    min_tar: float | None,
-    min_accuracy: float | None,
-    max_eer: float | None,
-    far: float | None,
     policy: str | None,
     junit: str | None,
     engine: str,
     backend: str,
     artifact: Literal["engine", "graph"],
+    **limits: float | None,
 ) -> None:
     """Measure how well an engine tells people apart.
 
@@ -94,7 +99,7 @@ def command(
 
     name = options.source_name(protocol)
     if is_ijb(Path(protocol)):
-        if min_accuracy is not None or max_eer is not None:
+        if limits["min_accuracy"] is not None or limits["max_eer"] is not None:
             raise click.UsageError("IJB has no accuracy and no EER: gate its --min-tar")
         norm, detector, mirrored = flags or (True, True, flip)
         ijb, unstored = stored_or_not(
@@ -108,10 +113,9 @@ def command(
                 norm=norm,
                 detector=detector,
                 flip=mirrored,
-                min_tar=min_tar,
-                far=far,
                 policy=Path(policy) if policy else None,
                 name=name,
+                **limits,
             )
         )
         output.result(to_builtins(ijb), _ijb_text(bundle, ijb))
@@ -132,12 +136,9 @@ def command(
             output.track,
             artifact=artifact,
             flip=flip,
-            min_tar=min_tar,
-            min_accuracy=min_accuracy,
-            max_eer=max_eer,
-            far=far,
             policy=Path(policy) if policy else None,
             name=name,
+            **limits,
         )
     )
     output.result(to_builtins(result), _text(bundle, result))
@@ -147,31 +148,21 @@ def command(
 
 
 def _write_junit(junit: str | None, result: "EvaluateResult | IjbResult") -> None:
-    from ..files import write_atomic
-    from ..runtime.evaluation.gates import junit_xml
-
-    if junit:
-        graph = " graph, not an engine," if result.judged == "graph" else ""
-        title = f"{result.engine}{graph} on {result.backend}, {result.protocol.name}"
-        skipped = [f"TAR at FAR {far}" for far, tar in result.tar_at_far.items() if tar is None]
-        text = junit_xml("evaluate", title, result.gates, result.reasons, skipped)
-        write_atomic(Path(junit), text.encode())
+    skipped = [f"TAR at FAR {far}" for far, tar in result.tar_at_far.items() if tar is None]
+    title = judged_title(result, result.protocol.name)
+    write_junit(junit, "evaluate", title, result.gates, result.reasons, skipped)
 
 
 def _exit(output: Output, result: "EvaluateResult | IjbResult") -> None:
     if result.passed is False:
-        reasons = [r.reason for r in result.reasons if r.verdict == result.verdict]
-        output.fail_gate(f"{result.verdict}: {'; '.join(reasons)}")
+        output.fail_gate(failure_text(result.verdict, result.reasons))
 
 
 def _verdict_lines(result: "EvaluateResult | IjbResult") -> list[str]:
     if not result.gates:
         return []
-    return [gates_text(result.gates), *reason_lines(result.reasons), _verdict(result)]
-
-
-def _verdict(result: "EvaluateResult | IjbResult") -> str:
-    return verdict_text(str(result.verdict), result.judged)
+    verdict = verdict_text(str(result.verdict), result.judged)
+    return [gates_text(result.gates), *reason_lines(result.reasons), verdict]
 
 
 def _ijb_text(bundle: str, result: "IjbResult") -> str:

@@ -1,6 +1,6 @@
 """`fr-edge verify`: does the engine still tell people apart as the original does?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,12 +9,20 @@ import click
 from . import options
 from .command import define_command
 from .output import Output, stored_or_not, table
+from .verdict_text import (
+    artifact_text,
+    failure_text,
+    gates_text,
+    judged_title,
+    reason_lines,
+    verdict_text,
+    write_junit,
+)
 
 if TYPE_CHECKING:
     from ..metrics.intervals import TarInterval
-    from ..runtime.evaluation.gates import Gate, VerdictReason
     from ..runtime.evaluation.judgement import GalleryAdvice
-    from ..runtime.evaluation.result import OpenedFile, VerifyResult
+    from ..runtime.evaluation.result import VerifyResult
 
 
 @define_command(
@@ -96,21 +104,12 @@ def command(
     pairs: str | None,
     reference: str | None,
     teacher: str | None,
-    min_cosine: float | None,
-    p1_cosine: float | None,
-    max_tar_drop: float | None,
-    max_stratum_drop: float | None,
-    min_tar: float | None,
-    min_accuracy: float | None,
-    max_eer: float | None,
-    min_kept_tar: float | None,
-    max_kept_far: float | None,
-    far: float | None,
     policy: str | None,
     groups: str | None,
     keep_names: bool,
     degrade: bool,
     junit: str | None,
+    **limits: float | None,
 ) -> None:
     """Compare an engine with the original network.
 
@@ -123,8 +122,6 @@ def command(
     """
     from ..documents import to_builtins
     from ..faces.face_numbers import with_names
-    from ..files import write_atomic
-    from ..runtime.evaluation.gates import junit_xml
     from ..runtime.evaluation.verify import verify
 
     source, listed = options.load_judged(faces, pairs)
@@ -138,47 +135,23 @@ def command(
             pairs=listed,
             reference=Path(reference) if reference else None,
             teacher=Path(teacher) if teacher else None,
-            min_cosine=min_cosine,
-            p1_cosine=p1_cosine,
-            max_tar_drop=max_tar_drop,
-            max_stratum_drop=max_stratum_drop,
-            far=far,
-            min_tar=min_tar,
-            min_accuracy=min_accuracy,
-            max_eer=max_eer,
-            min_kept_tar=min_kept_tar,
-            max_kept_far=max_kept_far,
             policy=Path(policy) if policy else None,
             groups=Path(groups) if groups else None,
             degrade=degrade,
             keep_names=keep_names,
             name=options.source_name(pairs or faces),
             track=output.track,
+            **limits,
         )
     )
     judged = listed.faces if listed else source
     keys = judged.keys if judged else ()
     output.result(to_builtins(result), with_names(_text(bundle, result), keys))
-    if junit:
-        graph = " graph, not an engine," if result.judged == "graph" else ""
-        title = f"{result.engine}{graph} on {result.backend}, {judged_text(result)}"
-        text = junit_xml("verify", title, result.gates, result.reasons, result.not_measured)
-        write_atomic(Path(junit), text.encode())
+    title = judged_title(result, judged_text(result))
+    write_junit(junit, "verify", title, result.gates, result.reasons, result.not_measured)
     output.check_stored(unstored)
     if not result.passed:
-        reasons = [r.reason for r in result.reasons if r.verdict == result.verdict]
-        output.fail_gate(with_names(f"{result.verdict}: {'; '.join(reasons)}", keys))
-
-
-def artifact_text(artifact: "OpenedFile | None", backend: str) -> str:
-    """What was judged: the engine, or the graph with every rounding."""
-    if artifact is None:
-        return ""
-    file = f"{artifact.file} (sha256 {artifact.sha256[:12]})"
-    if artifact.kind == "engine":
-        by = f", by {artifact.execution}" if artifact.execution else ""
-        return f"judged: the engine {file} on {backend}{by}"
-    return f"judged: the graph {file} with every rounding, on {backend}; not an engine"
+        output.fail_gate(with_names(failure_text(result.verdict, result.reasons), keys))
 
 
 def _text(bundle: str, result: "VerifyResult") -> str:
@@ -223,37 +196,6 @@ def _verdict_lines(result: "VerifyResult") -> Iterator[str]:
     """The verdict with what it is about, or with its reasons and their cures."""
     yield from reason_lines(result.reasons)
     yield f"{verdict_text(result.verdict, result.judged)}: {judged_text(result)}"
-
-
-def verdict_text(verdict: str, judged: str) -> str:
-    """A verdict on a graph never looks like one on an engine."""
-    return f"{verdict}, of the graph, not of an engine" if judged == "graph" else verdict
-
-
-_SHORT = {"PASSED": "pass", "FAILED": "FAIL", "CANNOT JUDGE": "????"}
-
-
-def gates_text(gates: "Sequence[Gate]") -> str:
-    """A line for each gate."""
-    rows = [
-        [
-            _SHORT[gate.verdict],
-            gate.name,
-            "not measured" if gate.value is None else f"{gate.value:.5f}",
-            "" if gate.interval_95 is None else "{:.5f} to {:.5f}".format(*gate.interval_95),
-            f"at {gate.at} {gate.limit:g}",
-        ]
-        for gate in gates
-    ]
-    return table(rows)
-
-
-def reason_lines(reasons: "Sequence[VerdictReason]") -> Iterator[str]:
-    """Why a verdict is not PASSED, and what to do."""
-    for reason in reasons:
-        yield f"{reason.verdict}: {reason.reason}"
-        if reason.cure:
-            yield f"  cure: {reason.cure}"
 
 
 def judged_text(result: "VerifyResult") -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, F64, I64
+from .dimensions import min_dimension_correlation
 from .intervals import TarInterval
 from .person_variance import Ends, PeoplePairs
 from .smoothed_drop import PairPeople, SmoothedDrop, smoothed_tar_drop
@@ -172,6 +173,9 @@ class CosineDrift:
         mean: Mean.
         histogram: The distribution.
         worst: The faces that moved most, the worst first.
+        min_dimension_correlation: Of the dimensions of the embedding, the lowest correlation over
+            the faces (`min_dimension_correlation`); None with few faces and in reports of earlier
+            versions.
     """
 
     faces: int
@@ -182,6 +186,7 @@ class CosineDrift:
     mean: float
     histogram: CosineHistogram
     worst: tuple[FaceCosine, ...]
+    min_dimension_correlation: float | None = None
 
 
 def compare_rates(
@@ -323,6 +328,7 @@ def measure_drift(reference: F32, engine: F32, keys: Sequence[str]) -> CosineDri
         float(cosine.mean()),
         CosineHistogram(tuple(float(e) for e in edges), tuple(int(c) for c in counts)),
         tuple(FaceCosine(keys[i], float(cosine[i])) for i in np.argsort(cosine)[:_WORST_FACES]),
+        min_dimension_correlation(reference, engine),
     )
 
 

@@ -206,7 +206,7 @@ def test_arrays_of_constants() -> None:
         ("verify", {"engine": "int8", "artifact": "engine", "far": None, "max_tar_drop": None}),
         ("evaluate", {"engine": "auto", "artifact": "engine"}),
         ("find-preprocessing", {"limit": 160}),
-        ("benchmark", {"batches": "1", "duration": "10"}),
+        ("benchmark", {"batches": "1", "duration": None}),
     ],
 )
 def test_defaults_of_the_commands(command: str, defaults: dict[str, object]) -> None:

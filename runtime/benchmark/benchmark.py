@@ -5,6 +5,7 @@ One caller runs one batch after the other (MLPerf's SingleStream), several at th
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,7 @@ from ..evaluation.result import check_unchanged, opened_file
 from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch
 from ..machine.nvml import gpu_processes
-from ..machine.sensors import clock_settings, denied
+from ..machine.sensors import Reading, clock_settings, denied
 from ..machine.tegrastats import power_mode as current_power_mode
 from ..session import session_provenance
 from .breakdown import measure_breakdown
@@ -49,13 +50,20 @@ from .soak_log import SoakLog
 from .timing import time_runs
 from .workload import EngineUnderTest
 
+logger = logging.getLogger(__name__)
+
+_DURATION_S = 10.0
+_ENERGY_DURATION_S = (
+    40.0  # power is read twice a second; its interval needs 32 readings, or twice that
+)
+
 
 def benchmark(
     bundle: Bundle | str | Path,
     engine: str = "auto",
     backend: str = "auto",
     batches: Sequence[int] | None = (1,),
-    duration_s: float = 10.0,
+    duration_s: float | None = None,
     warmup_s: float = 5.0,
     track: Track = silent,
     *,
@@ -65,12 +73,10 @@ def benchmark(
     end_to_end: bool = False,
     layers: bool = False,
     power_mode: str | None = None,
-    max_p99_ms: float | None = None,
-    min_throughput: float | None = None,
-    max_energy_mj: float | None = None,
     policy: Path | None = None,
     log: Path | None = None,
     before_storing: Callable[[BenchmarkResult], None] = lambda result: None,
+    **limits: float | None,
 ) -> BenchmarkResult:
     """Time an engine on the golden faces and write its report, `reports/benchmark-...json`.
 
@@ -84,7 +90,9 @@ def benchmark(
         backend: As `open_session`.
         batches: Batch sizes; None doubles the size from 1 on, to 32 at most, until that brings less
             than 10 % more faces per second.
-        duration_s: Of each setting, seconds; longer where that holds too few runs.
+        duration_s: Of each setting, seconds; longer where that holds too few runs. None for 10, or
+            40 where `max_energy_mj` is asked of a machine that reports its power: fewer readings
+            show no interval.
         warmup_s: Longest warm-up of each setting, seconds.
         track: Shows progress.
         threads: onnxruntime's; empty for one per core.
@@ -95,14 +103,12 @@ def benchmark(
         layers: Whether to add the backend's profile of the layers.
         power_mode: Runs in another mode are INVALID, as nvpmodel names it; by default the one that
             the bundle's policy requires in [benchmark].
-        max_p99_ms: Gate: ceiling of the 99th percentile of latency of each run, milliseconds.
-            Limits left None come from `policy`, else from the bundle's policy.
-        min_throughput: Gate: floor of the throughput, faces per second.
-        max_energy_mj: Gate: ceiling of the energy of a face above idle, millijoules.
         policy: A TOML file with limits in [benchmark], which the bundle keeps.
         log: A file that gets a line of JSON every ten seconds.
         before_storing: Called with the result before it is written into the bundle, which may be
             locked or read-only.
+        limits: Gates of each run, by the names of `BenchmarkLimits`: `max_p99_ms=8`. Those left out
+            come from `policy`, else from the bundle's policy.
 
     Returns:
         The figures, the verdicts and the reasons.
@@ -115,15 +121,19 @@ def benchmark(
         ModelError: A golden embedding is zero or not finite.
         BenchmarkInterrupted: Ctrl-C came; what had run is written, and is its `result`.
     """
-    check_options(batches, threads, streams, rates, duration_s)
-    asked = BenchmarkLimits(max_p99_ms, min_throughput, max_energy_mj)
+    check_options(
+        batches, threads, streams, rates, _DURATION_S if duration_s is None else duration_s
+    )
+    asked = BenchmarkLimits(**limits)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     bundle = with_policy_signatures(bundle, policy)
     required_mode = power_mode or required_power_mode(bundle, policy)
     board, processes = read_board(), gpu_processes()  # before a session of ours is there
     subject = EngineUnderTest(bundle, engine, backend, end_to_end=end_to_end)
     session, golden = subject.first, subject.golden
-    limits = merged_policy(asked, bundle, policy, session.precision)
+    gated = merged_policy(asked, bundle, policy, session.precision)
+    if duration_s is None:
+        duration_s = _default_duration(gated, board)
     cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
     problems = _golden_problems(cosine, min_cosine_floor(bundle, policy, session.precision))
     if not subject.on_cpu:
@@ -170,7 +180,7 @@ def benchmark(
             instead={POLICY_NAME: policy},
         ),
     )
-    result = judge_performance(limits, result)
+    result = judge_performance(gated, result)
     timed = (duration_s, settings, end_to_end, required_mode)
     result = replace(result, report=_report_name(bundle, result, timed))
     try:
@@ -238,6 +248,17 @@ class _Bench:
             layers=layers,
         )
         return vars(breakdown)
+
+
+def _default_duration(limits: BenchmarkLimits, board: Reading) -> float:
+    if limits.max_energy_mj is None or not (board.energy_uj or board.total_mw()):
+        return _DURATION_S
+    logger.info(
+        "each line is timed for %g s, not %g: the gate on energy needs the readings of power",
+        _ENERGY_DURATION_S,
+        _DURATION_S,
+    )
+    return _ENERGY_DURATION_S
 
 
 def _golden_problems(cosine: float, floor: float) -> tuple[str, ...]:

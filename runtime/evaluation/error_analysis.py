@@ -39,7 +39,9 @@ _MANY_WRONG = 0.05
 _CONTRACT_PEOPLE = 20  # with two faces: fewer show no contract
 _CONTRACT_TRIED = 120  # people on whom the best other contract is tried
 _SCOUTED = 10  # people on whom every contract is tried
-_CLEAR_LEAD = 0.05  # of d', from which a better contract casts doubt, as at export
+_CLEAR_LEAD = (
+    0.03  # of d', from which a better contract casts doubt: SFace loses .06 to another order
+)
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 

@@ -90,12 +90,9 @@ def evaluate(
     *,
     artifact: Artifact = "engine",
     flip: bool = False,
-    min_tar: float | None = None,
-    min_accuracy: float | None = None,
-    max_eer: float | None = None,
-    far: float | None = None,
     policy: Path | None = None,
     name: str = "",
+    **limits: float | None,
 ) -> EvaluateResult:
     """Judge an engine on a pair list or a folder of people.
 
@@ -112,13 +109,10 @@ def evaluate(
             onnxruntime with every rounding that its Q/DQ nodes ask for.
         flip: Whether an embedding is the sum of the face's and its mirror image's, as papers
             report; a device that embeds once has the figures without.
-        min_tar: Gate: floor of the TAR at `far`. Limits left None come from `policy`, else from the
-            bundle's policy.
-        min_accuracy: Gate: floor of the accuracy, a fraction.
-        max_eer: Gate: ceiling of the equal error rate.
-        far: The false accept rate of `min_tar`, 1e-4 by default.
         policy: A TOML file with limits, which the bundle keeps.
         name: The protocol's name in the report; by default that of the faces.
+        limits: Gates, by the names of `EvaluateLimits`: `min_tar=0.95`. Those left out come from
+            `policy`, else from the bundle's policy.
 
     Raises:
         UsageError: Impossible limits.
@@ -128,7 +122,7 @@ def evaluate(
         FacesError: The faces hold no genuine or no impostor pair.
         ModelError: An embedding is zero or not finite.
     """
-    asked = EvaluateLimits(min_tar, min_accuracy, max_eer, far)
+    asked = EvaluateLimits(**limits)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     bundle = with_policy_signatures(bundle, policy)
     listed = isinstance(protocol, Pairs)
@@ -136,7 +130,7 @@ def evaluate(
     faces, images = with_digests(faces)
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
-        limits = merged_policy(asked, bundle, policy, session.precision)
+        gated = merged_policy(asked, bundle, policy, session.precision)
         embeddings = _embed(session, faces, flip, track)
     check_embeddings(embeddings, faces.keys, session.file)
     named = faces.labelled
@@ -151,7 +145,7 @@ def evaluate(
             "impostor pairs among its faces, expected both",
             "one folder per person: the folder's name is the identity",
         )
-    fars = sorted({*FARS, limits.judged_far}, reverse=True)
+    fars = sorted({*FARS, gated.judged_far}, reverse=True)
     accuracy = pair_accuracy(embeddings, pairs)
     legacy = insightface_accuracy(embeddings[pairs.first], embeddings[pairs.second], pairs.same)
     if named:
@@ -193,7 +187,7 @@ def evaluate(
         identification=identify(embeddings, faces.labels) if named else None,
         notes=tuple(filter(None, (*_notes(scores, accuracy, named), few))),
         report=report_name(
-            "evaluate", session, name, faces, pairs, {"flip": flip, "limits": limits}, images
+            "evaluate", session, name, faces, pairs, {"flip": flip, "limits": gated}, images
         ),
         provenance=session_provenance(
             bundle,
@@ -205,7 +199,7 @@ def evaluate(
             instead={POLICY_NAME: policy},
         ),
     )
-    result = _with_verdict(result, _evaluation_gates(limits, result))
+    result = _with_verdict(result, list(_gates(gated, result)))
     summary = {"accuracy": result.accuracy, "verdict": result.verdict}
     save_result(bundle, "evaluate", result, summary=summary, files=kept_policy(policy))
     return result
@@ -222,10 +216,9 @@ def evaluate_ijb(
     norm: bool = True,
     detector: bool = True,
     flip: bool = True,
-    min_tar: float | None = None,
-    far: float | None = None,
     policy: Path | None = None,
     name: str = "ijb",
+    **limits: float | None,
 ) -> IjbResult:
     """Judge an engine on IJB-B or IJB-C: TAR over pairs of templates of many images.
 
@@ -242,11 +235,10 @@ def evaluate_ijb(
         norm: Whether an image counts by its embedding's norm.
         detector: Whether an image counts by its detector's score.
         flip: Whether the mirror image's embedding is added.
-        min_tar: Gate: floor of the TAR at `far`. Limits left None come from `policy`, else from the
-            bundle's policy.
-        far: The false accept rate of `min_tar`, one of the table's; 1e-4 by default.
         policy: A TOML file with limits, which the bundle keeps.
         name: The protocol's name in the report.
+        limits: Gates, by the names of `EvaluateLimits`; `far` is one of the table's. Those left out
+            come from `policy`, else from the bundle's policy.
 
     Raises:
         UsageError: Impossible limits.
@@ -256,13 +248,13 @@ def evaluate_ijb(
         FacesError: An image is damaged.
         ModelError: An embedding is zero or not finite.
     """
-    asked = EvaluateLimits(min_tar=min_tar, far=far)
+    asked = EvaluateLimits(**limits)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     bundle = with_policy_signatures(bundle, policy)
     images, digests = with_digests(ijb.faces)
     ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
-        limits = merged_policy(asked, bundle, policy, session.precision)
+        gated = merged_policy(asked, bundle, policy, session.precision)
         batches = _embed_images(session, ijb, flip, track)
         templates, numbers = pool_templates(batches, ijb, norm=norm, detector=detector)
     tar = nearest_tar(template_cosines(templates, numbers, ijb), ijb.same, _IJB_FARS)
@@ -286,7 +278,7 @@ def evaluate_ijb(
             f"{name}-{flags}",
             ijb.faces,
             None,
-            (ijb.first, ijb.second, ijb.same, limits),
+            (ijb.first, ijb.second, ijb.same, gated),
             digests,
         ),
         provenance=replace(
@@ -300,7 +292,7 @@ def evaluate_ijb(
             pairs=digest_pairs(np.zeros(len(ijb.same), np.int64), ijb.first, ijb.second, ijb.same),
         ),
     )
-    result = _with_verdict(result, _evaluation_gates(limits, result))
+    result = _with_verdict(result, list(_gates(gated, result)))
     save_result(bundle, "evaluate", result, options={"flags": flags}, files=kept_policy(policy))
     return result
 
@@ -343,11 +335,6 @@ def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
     if accuracy.folds < 2:
         yield "a single fold is judged at its own best threshold, so its accuracy is too high"
     yield from (note for far in FARS if (note := few_impostors(scores.impostor_pairs, far)))
-
-
-def _evaluation_gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> list[Gate]:
-    """The gates that were asked for."""
-    return list(_gates(limits, result))
 
 
 def _with_verdict(result: Evaluated, gates: list[Gate]) -> Evaluated:

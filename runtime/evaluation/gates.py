@@ -142,7 +142,7 @@ def people_gate(
     """
     if interval is None and not reason:
         reason = "too few people for a 95 % interval"
-    elif interval is not None and interval[0] <= limit <= interval[1]:
+    elif interval is not None and not reason and interval[0] <= limit <= interval[1]:
         bound = interval[0] if at == "least" else interval[1]
         room = abs(limit - value)
         keeps = value > limit if at == "least" else value < limit

@@ -69,22 +69,13 @@ def verify(
     pairs: Pairs | None = None,
     reference: Path | None = None,
     teacher: Path | None = None,
-    min_cosine: float | None = None,
-    p1_cosine: float | None = None,
-    max_tar_drop: float | None = None,
-    max_stratum_drop: float | None = None,
-    far: float | None = None,
-    min_tar: float | None = None,
-    min_accuracy: float | None = None,
-    max_eer: float | None = None,
-    min_kept_tar: float | None = None,
-    max_kept_far: float | None = None,
     policy: Path | None = None,
     groups: Path | None = None,
     degrade: bool = False,
     keep_names: bool = False,
     name: str = "",
     track: Track = silent,
+    **limits: float | None,
 ) -> VerifyResult:
     """Compare an engine with the original network and write `reports/verify-PRECISION-PROTOCOL.json`.
 
@@ -104,17 +95,6 @@ def verify(
         reference: The original network's embeddings of those faces, a file of `fr-edge embed
             --backend torch`; by default model.onnx in FP32 speaks for the original.
         teacher: Another network's embeddings of those faces: can its enrolled gallery be kept?
-        min_cosine: Floor of the lowest cosine.
-        p1_cosine: Floor of the 1st percentile of the cosines.
-        max_tar_drop: Largest loss of TAR, a fraction.
-        max_stratum_drop: Largest loss of TAR in any kind of face, a fraction.
-        far: The false accept rate at which TAR is judged; by default 1e-4, or the lowest above
-            that the pairs show.
-        min_tar: Floor of the engine's TAR.
-        min_accuracy: Floor of the engine's accuracy over the pair list's folds, a fraction.
-        max_eer: Ceiling of the engine's equal error rate.
-        min_kept_tar: Floor of the engine's TAR at the reference's threshold.
-        max_kept_far: Ceiling of the engine's FAR at that threshold.
         policy: A TOML file with limits, which the bundle keeps.
         groups: A CSV file `path,group` that adds groups of faces to the kinds.
         degrade: Whether to judge copies of some faces too, made small, blurred, noisy and dark.
@@ -122,6 +102,7 @@ def verify(
             numbers that only this user can turn back.
         name: The protocol's name in the report; by default that of the faces.
         track: Shows progress.
+        limits: What the engine must satisfy, by the names of `Limits`: `min_cosine=0.96`.
 
     Returns:
         What was measured, with the verdict.
@@ -134,18 +115,7 @@ def verify(
         FacesError: The faces cannot be used.
         ModelError: An embedding is zero or not finite.
     """
-    asked = Limits(
-        min_cosine=min_cosine,
-        p1_cosine=p1_cosine,
-        max_tar_drop=max_tar_drop,
-        max_stratum_drop=max_stratum_drop,
-        far=far,
-        min_tar=min_tar,
-        min_accuracy=min_accuracy,
-        max_eer=max_eer,
-        min_kept_tar=min_kept_tar,
-        max_kept_far=max_kept_far,
-    )
+    asked = Limits(**limits)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     bundle = with_policy_signatures(bundle, policy)
     faces = pairs.faces if pairs is not None else faces
@@ -157,7 +127,7 @@ def verify(
         open_session(bundle, engine, backend, artifact=artifact) as session,
         open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
     ):
-        limits = merged_policy(asked, bundle, policy, session.precision)
+        gated = merged_policy(asked, bundle, policy, session.precision)
         sides = _Sides(bundle, read_golden(bundle), fp32, session, track, keep_names)
         if faces is None:
             images = digest_images(sides.golden.faces)
@@ -165,13 +135,13 @@ def verify(
         measured = _Measured(golden.original, golden.engine)
         if faces is not None:
             masks = read_groups(groups, faces.keys) if groups else None
-            measured = _measure(sides, faces, pairs, golden, reference, limits, masks)
+            measured = _measure(sides, faces, pairs, golden, reference, gated, masks)
             if degrade:
                 measured = _measure_degraded(sides, faces, measured)
         gates, not_measured = judge_gates(
-            limits, session.precision, golden, measured.drift, measured.comparison
+            gated, session.precision, golden, measured.drift, measured.comparison
         )
-        doubts, findings = _doubts(sides, faces, measured, limits)
+        doubts, findings = _doubts(sides, faces, measured, gated)
         reasons = gate_reasons(gates) + doubts
         verdict = overall_verdict(reason.verdict for reason in reasons)
         if verdict == FAILED:
@@ -179,9 +149,9 @@ def verify(
     comparison, embeddings = measured.comparison, measured.embeddings
     migration, in_doubt = None, any(doubt.verdict == CANNOT_JUDGE for doubt in doubts)
     if teacher is not None and faces is not None and embeddings is not None:
-        migration = compare_gallery(teacher, faces, embeddings.engine, limits, in_doubt)
+        migration = compare_gallery(teacher, faces, embeddings.engine, gated, in_doubt)
     name = name or protocol_name(faces)
-    flags = {"degrade": degrade, "limits": limits, "files": _digests(reference, teacher, groups)}
+    flags = {"degrade": degrade, "limits": gated, "files": _digests(reference, teacher, groups)}
     result = VerifyResult(
         passed=verdict == PASSED,
         verdict=verdict,
@@ -230,7 +200,7 @@ def verify(
             degraded=comparison.degraded,
             accuracy=comparison.accuracy,
             curves=comparison.curves,
-            gallery=gallery_advice(limits, comparison.mixed_gallery, cannot_judge=in_doubt),
+            gallery=gallery_advice(gated, comparison.mixed_gallery, cannot_judge=in_doubt),
         )
     save_result(
         bundle,

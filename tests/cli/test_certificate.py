@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from PIL import Image
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.cli.main import run
+from fr_edge.runtime.session import open_session
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from engine_edits import OUTPUTS  # noqa: E402
 
 Captured = pytest.CaptureFixture[str]
 
@@ -325,6 +330,63 @@ def test_one_bit_of_one_scale(bundle: Path, capsys: Captured) -> None:
     assert "stale" in capsys.readouterr().out
 
 
+EMBEDDING = "each dimension of the embedding"
+CAUGHT_BY = {
+    "two dimensions swapped": EMBEDDING,
+    "one dimension dead": EMBEDDING,
+    "one dimension's sign flipped": EMBEDDING,
+    "the first face's embedding for all": EMBEDDING,
+    "third face of a batch gets the second's": "min cosine",
+    "a single face goes wrong": "batches of 1, 2, 4, ... faces",
+    "NaN for one face of a batch": "",
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_engine_that_gives_out_other_numbers(name: str, bundle: Path, capsys: Captured) -> None:
+    """On the golden faces alone, where nobody shows a loss of TAR."""
+    edit_engine(bundle, OUTPUTS[name])
+    verify = ["verify", str(bundle), "--engine", "int8", "--json", "-q"]
+    if not CAUGHT_BY[name]:
+        assert "not finite" in refused(verify, capsys)
+        return
+    code, result = answer(verify, capsys)
+    assert (code, result["verdict"]) == (1, "FAILED")
+    failed = [gate["name"] for gate in result["gates"] if not gate["passed"]]
+    assert any(gate.startswith(CAUGHT_BY[name]) for gate in failed)
+
+
+def edit_golden(root: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    with np.load(root / "golden.npz") as file:
+        arrays = dict(file)
+    edit(arrays)
+    with transaction(root, "tamper", {}) as change:
+        np.savez(change.path("golden.npz", "golden"), **arrays)
+
+
+def test_golden_embeddings_made_by_a_tampered_engine(bundle: Path, capsys: Captured) -> None:
+    edit_engine(bundle, shuffle_weights)
+    with open_session(bundle, "int8") as session:
+        edit_golden(bundle, lambda a: a.update(embeddings=session.embed(a["faces"])))
+    code, result = answer(["verify", str(bundle), "--engine", "int8", "--json", "-q"], capsys)
+    assert (code, result["verdict"]) == (1, "FAILED")
+    assert "fp32 model is the original" in result["reasons"][0]["reason"]
+
+
+def test_golden_faces_that_are_all_alike_show_nothing(bundle: Path, capsys: Captured) -> None:
+    """32 times one face: an engine that gives everybody that face's embedding is like the original."""
+
+    def repeat(arrays: dict[str, Any]) -> None:
+        for key in ("faces", "embeddings"):
+            arrays[key] = np.repeat(arrays[key][:1], len(arrays[key]), axis=0)
+
+    edit_golden(bundle, repeat)
+    edit_engine(bundle, OUTPUTS["the first face's embedding for all"])
+    code, result = answer(["verify", str(bundle), "--engine", "int8", "--json", "-q"], capsys)
+    assert (code, result["passed"]) == (1, False)
+    assert "all these faces the same embedding" in json.dumps(result["reasons"])
+
+
 def other_bundle(folder: Path, preset: str, seed: int) -> Path:
     """A network of the same shape, or the same one under another contract, with its INT8 engine."""
     source = write_network(folder / "other.onnx", seed=seed)
@@ -421,8 +483,12 @@ def test_a_real_network_under_the_wrong_preset(
     import tarfile
 
     with tarfile.open(real_data / "faces_dev.tar") as tar:
-        wanted = [m for m in tar.getmembers() if m.name.startswith("lfw/") and m.name < "lfw/C"]
-        tar.extractall(tmp_path / "faces", members=wanted, filter="data")
+        by_person: dict[str, list[tarfile.TarInfo]] = {}
+        for member in tar:
+            if member.isfile() and member.name.startswith("lfw/"):
+                by_person.setdefault(member.name.split("/")[1], []).append(member)
+        several = [members[:2] for _, members in sorted(by_person.items()) if len(members) > 1]
+        tar.extractall(tmp_path / "faces", members=sum(several[:30], []), filter="data")
     faces = str(tmp_path / "faces" / "lfw")
     verify = ["verify", root, "--engine", "fp32", "--faces", faces, "--json", "-q"]
     code, result = answer(verify, capsys)

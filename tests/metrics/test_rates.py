@@ -1,14 +1,16 @@
 """Cosines, thresholds and rates against sorting all pairs by hand."""
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+from fr_edge.metrics.dimensions import min_dimension_correlation
 from fr_edge.metrics.person_variance import PeoplePairs
 from fr_edge.metrics.rates import compare_embeddings, unseparated_warning
 from fr_edge.metrics.smoothed_drop import PairPeople, smoothed_tar_drop
-from fr_edge.metrics.verification import ScoreList
+from fr_edge.metrics.verification import ScoreList, normalise
 
 
 def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,3 +124,38 @@ def test_the_same_scores_lose_nothing() -> None:
     for rate in compare_embeddings(exact, exact, labels).rates:
         assert (rate.drop, rate.smoothed_drop, rate.smoothed_drop_error) == (0, 0, 0)
         assert rate.smoothed_drop_interval_95 == ((0, 0) if rate.far == 1e-2 else None)
+
+
+def test_the_dimension_that_follows_the_reference_least() -> None:
+    random = np.random.default_rng(0)
+    spread = random.uniform(0.5, 1.5, 64)
+    reference = normalise((random.normal(size=(400, 64)) * spread).astype(np.float32))
+    engine = normalise((reference + random.normal(0, 0.02, reference.shape)).astype(np.float32))
+    expected = min(np.corrcoef(reference[:, d], engine[:, d])[0, 1] for d in range(64))
+    assert min_dimension_correlation(reference, engine) == pytest.approx(expected, abs=1e-5)
+    assert min_dimension_correlation(reference, 7 * engine) == pytest.approx(expected, abs=1e-5)
+
+    def edited(edit: Callable[[np.ndarray], object]) -> float | None:
+        rows = reference.copy()
+        edit(rows)
+        return min_dimension_correlation(reference, rows)
+
+    def swap(rows: np.ndarray) -> None:
+        rows[:, [3, 7]] = rows[:, [7, 3]]
+
+    swapped = edited(swap)
+    assert swapped is not None
+    assert abs(swapped) < 0.2
+    assert edited(lambda rows: rows.__setitem__((slice(None), 3), 0)) == pytest.approx(0, abs=0.2)
+    flipped = edited(lambda rows: rows.__setitem__((slice(None), 3), -rows[:, 3]))
+    assert flipped == pytest.approx(-1, abs=1e-3)
+    assert edited(lambda rows: rows.__setitem__(slice(None), rows[0])) == 0
+    # Few faces, and faces that are all alike, show nothing.
+    assert min_dimension_correlation(reference[:15], engine[:15]) is None
+    assert min_dimension_correlation(np.tile(reference[:1], (20, 1)), engine[:20]) is None
+    # A dimension that hardly varies is rounding.
+    reference[:, 5] = 1e-3 * random.normal(size=400)
+    engine[:, 5] = 1e-3 * random.normal(size=400)
+    kept = min_dimension_correlation(reference, engine)
+    assert kept is not None
+    assert kept > 0.9

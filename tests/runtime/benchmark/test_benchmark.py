@@ -28,7 +28,9 @@ from fr_edge.runtime.benchmark.statistics import latencies_of
 from fr_edge.runtime.benchmark.timing import Timing, time_runs
 from fr_edge.runtime.benchmark.workload import Workload, ready_batches, turns
 from fr_edge.runtime.evaluation.limits import BenchmarkLimits
-from fr_edge.runtime.machine.energy import FaceEnergy
+from fr_edge.runtime.machine.energy import FaceEnergy, energy
+from fr_edge.runtime.machine.monitor import SensorTrace
+from fr_edge.runtime.machine.sensors import Reading
 
 
 def _run(latencies: np.ndarray, **changes: object) -> BenchmarkRun:
@@ -93,7 +95,8 @@ def _energy(interval: tuple[float, float] | None) -> FaceEnergy:
         ({"interval_95_ms": {"p99": (8.0, 8.5)}}, {"max_p99_ms": 8.6}, "PASSED"),
         ({"interval_95_ms": {"p99": (8.0, 8.5)}}, {"max_p99_ms": 8.4}, "CANNOT JUDGE"),
         ({"interval_95_ms": {"p99": (8.0, 8.5)}}, {"max_p99_ms": 7.9}, "FAILED"),
-        ({"interval_95_ms": {"p99": None}}, {"max_p99_ms": 8.6}, "PASSED"),
+        ({"interval_95_ms": {"p99": None}}, {"max_p99_ms": 8.6}, "CANNOT JUDGE"),
+        ({"interval_95_ms": {"p99": None}}, {"max_p99_ms": 7.0}, "FAILED"),
     ],
 )
 def test_gates_go_by_the_interval(
@@ -104,6 +107,47 @@ def test_gates_go_by_the_interval(
     judged = judge_performance(BenchmarkLimits(**limits), result)
     assert (judged.gates_verdict, judged.passed) == (verdict, verdict == "PASSED")
     assert all(reason.cure for reason in judged.reasons if reason.verdict == "CANNOT JUDGE")
+
+
+def test_a_gate_on_energy_lengthens_the_default(
+    mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 s hold the readings that an interval needs; 10 s hold 20, which show none."""
+
+    class Resting(Exception):
+        pass
+
+    def rest(duration_s: float) -> None:
+        raise Resting(duration_s)
+
+    monkeypatch.setattr("fr_edge.runtime.benchmark.benchmark.rest", rest)
+    for rails, asked, limit, seconds in (
+        ({"VDD_IN": 9000.0}, None, 5.0, 40.0),
+        ({"VDD_IN": 9000.0}, 6.0, 5.0, 6.0),
+        ({"VDD_IN": 9000.0}, None, None, 10.0),
+        ({}, None, 5.0, 10.0),
+    ):
+        reading = Reading(power_mw=rails)
+        monkeypatch.setattr("fr_edge.runtime.benchmark.benchmark.read_board", lambda r=reading: r)
+        with pytest.raises(Resting, match=f"^{seconds}$"):
+            benchmark(mini, "fp32", duration_s=asked, max_energy_mj=limit)
+
+
+def _power(seconds: float, period_s: float) -> SensorTrace:
+    """A trace of power with noise of a twentieth."""
+    times = np.arange(0, seconds, period_s)
+    noise = np.random.default_rng(0).normal(9000, 450, len(times))
+    readings = [Reading(power_mw={"VDD_IN": float(value)}) for value in noise]
+    return SensorTrace(list(times), readings)
+
+
+def test_the_default_with_a_gate_on_energy_can_be_judged() -> None:
+    idle = _power(10, 0.1)
+    short, long = (energy(_power(s, 0.5), idle, 1, 0.01, (0.0099, 0.0101)) for s in (10, 40))
+    assert short is not None
+    assert long is not None
+    assert short.interval_95_mj is None
+    assert long.interval_95_mj is not None
 
 
 def test_the_throughput_has_an_interval_where_the_runs_show_one() -> None:

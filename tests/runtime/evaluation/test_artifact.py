@@ -108,7 +108,8 @@ def test_results_of_an_earlier_batch_do_not_pass(
     assert result.cosine.min > 0.95
     assert result.verdict == "FAILED"
     assert [gate.name for gate in result.gates if not gate.passed] == [
-        "same faces again: min cosine"
+        "same faces again: min cosine",
+        "batches of 1, 2, 4, ... faces: min cosine",
     ]
 
 

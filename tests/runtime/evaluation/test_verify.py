@@ -98,11 +98,13 @@ def test_noise_in_the_engine_fails_its_cosine_gates(mini: Path, people: Faces) -
 
 def test_a_model_that_is_not_the_original_fails_the_proof(mini: Path, people: Faces) -> None:
     _rewrite(mini, "model.onnx", _scale_weights(lambda v: np.ascontiguousarray(v[:, :, ::-1])))
-    found = verify(mini, "fp32", artifact="graph", faces=people)
+    found = verify(mini, "fp32", artifact="graph", faces=people, far=1e-2)
     # The engine agrees with model.onnx on every face; only the golden faces know better.
     assert found.cosine.min > 0.9999
     assert [g.name for g in found.gates if not g.passed] == [
-        "fp32 model is the original: min cosine"
+        "fp32 model is the original: min cosine",
+        "each dimension of the embedding: min correlation",
+        "batches of 1, 2, 4, ... faces: min cosine",
     ]
 
 
@@ -225,7 +227,7 @@ def test_a_reference_that_hardly_tells_people_apart_proves_nothing(
     mini: Path, people: Faces
 ) -> None:
     """A network of random weights: nothing can be lost, so an engine equal to it must not pass."""
-    result = verify(mini, "fp32", artifact="graph", faces=people)
+    result = verify(mini, "fp32", artifact="graph", faces=people, far=1e-2)
     assert all(gate.passed for gate in result.gates)
     assert (result.passed, result.verdict) == (False, "CANNOT JUDGE")
     reasons = " ".join(reason.reason for reason in result.reasons)
@@ -243,6 +245,17 @@ def test_mixed_labels_cannot_be_judged(mini: Path, distinct: Faces) -> None:
     result = verify(mini, "fp32", artifact="graph", faces=replace(distinct, labels=labels))
     assert result.verdict == "CANNOT JUDGE"
     assert any("labels" in reason.reason for reason in result.reasons)
+
+
+def test_by_default_no_far_above_a_thousandth_is_judged(mini: Path, distinct: Faces) -> None:
+    """30 people give 6,960 impostor pairs: enough for 1e-2, which opens no door, not for 1e-3."""
+    few = replace(distinct, keys=distinct.keys[:120], labels=distinct.labels[:120])
+    result = verify(mini, "fp32", artifact="graph", faces=few)
+    assert result.verdict == "CANNOT JUDGE"
+    (reason,) = (r for r in result.reasons if r.verdict == "CANNOT JUDGE")
+    assert "FAR 1e-4 needs 100,000 impostor pairs" in reason.reason
+    assert "a larger --far" in reason.cure
+    assert verify(mini, "fp32", artifact="graph", faces=few, far=1e-2).verdict == "PASSED"
 
 
 def test_by_default_the_lowest_far_that_the_pairs_show_is_judged(

@@ -76,8 +76,13 @@ def _benchmark(bundle: Path) -> str:
     return f"reports/{report.name}"
 
 
-@pytest.fixture
-def judged(mini: Path, people: Faces, distinct: Faces) -> Path:
+@pytest.fixture(scope="session")
+def judged_once(
+    calibrated_mini: Path, people: Faces, distinct: Faces, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle with reports of every kind."""
+    mini = tmp_path_factory.mktemp("judged") / "mini.bundle"
+    shutil.copytree(calibrated_mini, mini)
     build_engine(mini, "int8", "onnxruntime")
     verify(
         mini,
@@ -99,6 +104,13 @@ def judged(mini: Path, people: Faces, distinct: Faces) -> Path:
     with transaction(mini, "distill", {}) as draft:
         draft.path("reports/training.json", "report").write_text(json.dumps(training))
     return mini
+
+
+@pytest.fixture
+def judged(judged_once: Path, tmp_path: Path) -> Path:
+    """The same, which the test may change."""
+    shutil.copytree(judged_once, tmp_path / "judged.bundle")
+    return tmp_path / "judged.bundle"
 
 
 def test_page_is_whole_and_stands_alone(judged: Path) -> None:
