@@ -71,7 +71,9 @@ class Gate:
 
     def describe(self) -> str:
         """`min cosine 0.9712, at least 0.95`."""
-        value = self.reason or "not measured" if self.value is None else f"{self.value:.4f}"
+        if self.value is None:
+            return f"{self.name}, at {self.at} {self.limit:g}: {self.reason or 'not measured'}"
+        value = f"{self.value:.4f}"
         between = (
             "" if self.interval_95 is None else " ({:.4f} to {:.4f})".format(*self.interval_95)
         )

@@ -66,12 +66,15 @@ def roc_curves(curves: CurvesChange, title: str) -> str:
     """
 
     def draw(axes: Any) -> None:
-        for name, scores, style in _sides(curves, title):
+        for name, scores, style in sides:
             axes.plot(scores.roc["far"], scores.roc["tar"], label=name, **style)
         axes.set_xscale("log")
         axes.set_xlabel("false accept rate")
         axes.set_ylabel("true accept rate")
+        lowest = min(min(scores.roc["tar"], default=0.0) for _, scores, _ in sides)
+        axes.set_ylim(min(lowest, 0.9) - 0.01, 1.01)  # of networks without an error too
 
+    sides = list(_sides(curves, title))
     return _svg(f"{title} ROC", draw)
 
 
@@ -81,14 +84,21 @@ def det_curves(curves: CurvesChange, title: str) -> str:
     Args:
         curves: Of reference and engine.
         title: Begins the plot's name.
+
+    Returns:
+        The plot; empty where neither rejects a genuine pair.
     """
+    lines = []
+    for name, scores, style in _sides(curves, title):
+        roc = zip(scores.roc["far"], scores.roc["tar"], strict=True)
+        if points := [(far, 1 - tar) for far, tar in roc if tar < 1]:
+            lines.append((name, points, style))
+    if not lines:
+        return ""
 
     def draw(axes: Any) -> None:
-        for name, scores, style in _sides(curves, title):
-            roc = zip(scores.roc["far"], scores.roc["tar"], strict=True)
-            points = [(far, 1 - tar) for far, tar in roc if tar < 1]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, **style)
+        for name, points, style in lines:
+            axes.plot(*zip(*points, strict=True), label=name, **style)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("false accept rate")

@@ -15,13 +15,16 @@ from fr_edge.calibration.calibrate import calibrate
 from fr_edge.errors import BundleError, DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
+from fr_edge.metrics.comparison import CurvesChange
 from fr_edge.metrics.protocols import draw_pairs
+from fr_edge.metrics.rates import ScoreCurves
 from fr_edge.onnx_file import read_onnx
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.evaluate import evaluate
 from fr_edge.runtime.evaluation.stored_reports import list_reports
 from fr_edge.runtime.evaluation.verify import verify
+from fr_edge.runtime.report.plots import det_curves, roc_curves
 from fr_edge.runtime.report.report import write_report
 
 _VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -121,7 +124,7 @@ def test_page_is_whole_and_stands_alone(judged: Path) -> None:
     assert body.index("PASSED INT8 engine") < 400
     named = {a["aria-label"] for tag, a in page.tags if tag == "svg"}
     assert named == {
-        *(f"int8 {what}" for what in ("cosines", "kinds of faces", "ROC", "DET", "scores")),
+        *(f"int8 {what}" for what in ("cosines", "kinds of faces", "ROC", "scores")),
         "int8 latency",
         "int8 speed",
         "int8 onnxruntime layers",
@@ -415,7 +418,7 @@ def test_a_browser_shows_it_offline_without_complaint(
     judged: Path, shown: Callable[[Path, int, float], str]
 ) -> None:
     dom = shown(write_report(judged), 400, 60)
-    assert dom.count("<svg") == 9
+    assert dom.count("<svg") == 8
     assert "PASSED" in dom
 
 
@@ -425,6 +428,16 @@ def test_axes_with_decades_are_labelled_with_plain_numbers(judged: Path) -> None
     plot = text[text.index('aria-label="int8 cosines"') :]
     labels = re.findall(r">\s*([0-9.]+)\s*</text>", plot[: plot.index("</svg>")])
     assert {"0", "1", "10"} <= set(labels)
+
+
+def test_a_plot_of_errors_needs_some() -> None:
+    """Networks without a false reject have no line in decades; their ROC stays below 1."""
+    share = (0.0,) * 128
+    clean = ScoreCurves({"far": [1e-3, 1.0], "tar": [1.0, 1.0]}, 0.0, share, share)
+    wrong = ScoreCurves({"far": [1e-3, 1.0], "tar": [0.9, 1.0]}, 0.1, share, share)
+    assert det_curves(CurvesChange(clean, clean), "int8") == ""
+    assert "int8 engine" in det_curves(CurvesChange(clean, wrong), "int8")
+    assert "1.02" not in roc_curves(CurvesChange(clean, clean), "int8")
 
 
 def test_the_headline_is_of_a_rate_that_the_pairs_hold(judged: Path) -> None:
