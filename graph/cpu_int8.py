@@ -93,7 +93,7 @@ def _rewritten(model: ModelProto, integer: Collection[str] | None) -> ModelProto
         products = {name: product for name, product in products.items() if name in integer}
     sources = {product.source.output[0] for product in products.values()}
     if integer is not None:
-        _skip_rounding(nodes, sources, ends)
+        _skip_rounding(nodes, sources, ends, weights)
     nodes = _replace_each(nodes, lambda node: _integer_product(node, products, weights))
     nodes = _replace_each(nodes, lambda node: _unsigned_pair(node, sources, weights))
     # onnxruntime has integer kernels for matrix products, and looks for the DQs before them.
@@ -145,6 +145,8 @@ def _find_products(nodes: Nodes, ends: set[str], weights: Weights) -> dict[str, 
         if source is None or source.op_type != "QuantizeLinear" or weight.input[0] not in weights:
             continue
         if source.output[0] in others:  # another node reads the int8 numbers themselves
+            continue
+        if not _round_trip(source, data, weights):
             continue
         steps = weights[weight.input[0]]
         matrix, axis = _as_matrix(node, steps)
@@ -272,7 +274,15 @@ def _dequantize_weight(node: NodeProto, weights: Weights, quantized: set[str]) -
     return []
 
 
-def _skip_rounding(nodes: Nodes, sources: set[str], ends: set[str]) -> None:
+def _round_trip(quantize: NodeProto, dequantize: NodeProto, weights: Weights) -> bool:
+    """Whether Q and DQ together only round: scales and zero points of both are the same."""
+    return all(
+        a == b or (a in weights and b in weights and np.array_equal(weights[a], weights[b]))
+        for a, b in zip(quantize.input[1:], dequantize.input[1:], strict=False)
+    )
+
+
+def _skip_rounding(nodes: Nodes, sources: set[str], ends: set[str], weights: Weights) -> None:
     """Readers of an activation behind Q and DQ read it before them, in place.
 
     Except behind `sources`, whose integers are wanted.
@@ -284,6 +294,7 @@ def _skip_rounding(nodes: Nodes, sources: set[str], ends: set[str]) -> None:
         if node.op_type == "DequantizeLinear"
         and node.input[0] in quantized.keys() - sources
         and node.output[0] not in ends
+        and _round_trip(quantized[node.input[0]], node, weights)
     }
     for node in nodes:
         node.input[:] = [before.get(name, name) for name in node.input]

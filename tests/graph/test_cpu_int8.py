@@ -69,6 +69,28 @@ def test_activations_behind_a_nonzero_zero_point_stay_as_they_are(tiny, faces):
     assert np.abs(run(rewritten, faces(2)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("integer", [None, ()])
+def test_another_scale_behind_a_rounding_is_computed(tiny, faces, integer):
+    """A DQ with twice the scale of its Q multiplies by two: nothing that may be left out."""
+    model = tiny(int8=True)
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    made = {n.output[0]: n for n in model.graph.node}
+    behind = [
+        n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and made[n.input[0]].input[0] not in weights
+    ]
+    for node in behind:
+        doubled = numpy_helper.from_array(2 * weights[node.input[1]], f"{node.output[0]}_doubled")
+        model.graph.initializer.append(doubled)
+        node.input[1] = doubled.name
+    expected = run(model, faces(2), optimise=False)
+    honest = run(tiny(int8=True), faces(2), optimise=False)
+    assert np.abs(honest - expected).max() > 0.5 * np.abs(expected).max()
+    result = run(cpu_model(model, integer), faces(2))
+    assert np.abs(result - expected).max() <= 0.02 * np.abs(expected).max()
+
+
 def test_integer_weights_are_taken_as_they_are(tiny, faces):
     """Some quantisers write int8 weights with DQ alone, where ours writes float weights, Q and DQ."""
     model = tiny(int8=True)
