@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx
 import pytest
+from bench import Bench, BenchFaces, trained
 from fitted import fit
 
 from fr_edge.calibration.histogram import Histogram
@@ -16,11 +17,13 @@ from fr_edge.graph.int8_fp16 import int8_fp16_model
 from fr_edge.graph.layers import choose_int8_layers
 from fr_edge.runtime.trt.builder import compile_plan
 from fr_edge.runtime.trt.config import EngineOptions
-from fr_edge.runtime.trt.layers import node_precisions
+from fr_edge.runtime.trt.layers import node_precisions, reformats
 
 rtx: Any = pytest.importorskip(
     "tensorrt_rtx", reason="the compile check needs tensorrt-rtx (pip install 'fr-edge[rtx]')"
 )
+
+SHIFT_OR_SCALE = ("/shifted", "/scaled")
 
 
 @pytest.mark.parametrize("flavour", [lambda m: m, int8_fp16_model], ids=["float32", "float16"])
@@ -53,3 +56,21 @@ def test_layers_that_a_budget_keeps_in_float_are_fp16(
         choice.int8
     )
     assert set(precisions.values()) == {"int8", "fp16"}
+
+
+@pytest.mark.parametrize("name", ["residual", "excite", "tokens"])
+def test_dense_layers_of_trained_networks_are_int8(name: str, bench_faces: BenchFaces) -> None:
+    """PReLU, SiLU, GELU, LayerNorm, gates, attention, with shifts and products: one kernel each."""
+    bench = Bench(trained(name), bench_faces)
+    quantized = bench.quantized()
+    inserted = [node.name for node in quantized.graph.node if node.name.endswith(SHIFT_OR_SCALE)]
+    options = EngineOptions(batch=(1, 1, 4))
+    built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
+    precisions = node_precisions(quantized, built.layers)
+    assert {node for node, p in precisions.items() if p == "int8"} == set(bench.choice.int8)
+    assert inserted
+    assert not [layer for layer in built.layers if layer.name.endswith(SHIFT_OR_SCALE)]
+    assert reformats(built.layers) == 0
+    # No INT8 layer is followed by a second kernel before its reader's numbers are rounded.
+    kernels = [layer for layer in built.layers if layer.kind == "kgen" and "int8" in layer.outputs]
+    assert len(kernels) <= len(bench.choice.tensors)
