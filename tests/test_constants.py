@@ -135,7 +135,7 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
             "LEVELS": 128,  # magnitudes of INT8, 0 to 127
             "FEW_VALUES": 4096,
             "HEADROOM": 1.2,
-            "PERCENTILE": 99.99,  # onnxruntime's and ModelOpt's default
+            "PERCENTILE": 99.99,  # onnxruntime's documentation
             "FP8_HEADROOM": 2.0,
             "POOLED_BINS": 2048,  # ModelOpt's
             "HALF_BINS": 512,
