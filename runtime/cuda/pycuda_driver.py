@@ -43,8 +43,26 @@ class _PyCuda:
         self._buffers: list[Buffer] = []
 
     @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """The driver's errors as a MachineError, as cuda-python's calls give them."""
+        try:
+            yield
+        except self._driver.Error as error:
+            raise MachineError(
+                f"the CUDA driver refuses a call: {error}", "`fr-edge doctor` checks the driver"
+            ) from error
+
+    def _stream(self, handle: int) -> Any:
+        if handle not in self._streams:
+            raise MachineError(
+                f"stream {handle} is not one of this GPU's", "use it where it was created"
+            )
+        return self._streams[handle]
+
+    @contextmanager
     def current(self) -> Iterator[None]:
-        self._context.push()
+        with self._checked():
+            self._context.push()
         try:
             yield
         finally:
@@ -64,36 +82,46 @@ class _PyCuda:
             raise MachineError(
                 f"the GPU has no {size} bytes left: {error}", "close other programs"
             ) from error
+        except driver.Error as error:
+            raise MachineError(
+                f"the CUDA driver refuses memory: {error}", "`fr-edge doctor` checks the driver"
+            ) from error
         self._buffers.append(buffer)
         return buffer
 
     def stream(self) -> int:
-        stream = self._driver.Stream()
+        with self._checked():
+            stream = self._driver.Stream()
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
     def push(self, buffer: Buffer, size: int, stream: int) -> None:
         if not buffer.mapped:
-            self._driver.memcpy_htod_async(
-                buffer.address, buffer.array[:size], self._streams[stream]
-            )
+            target = self._stream(stream)
+            with self._checked():
+                self._driver.memcpy_htod_async(buffer.address, buffer.array[:size], target)
 
     def pull(self, buffer: Buffer, size: int, stream: int) -> None:
         if not buffer.mapped:
-            self._driver.memcpy_dtoh_async(
-                buffer.array[:size], buffer.address, self._streams[stream]
-            )
+            source = self._stream(stream)
+            with self._checked():
+                self._driver.memcpy_dtoh_async(buffer.array[:size], buffer.address, source)
 
     def mark(self, stream: int) -> Any:
-        event = self._driver.Event()
-        event.record(self._streams[stream])
+        on = self._stream(stream)
+        with self._checked():
+            event = self._driver.Event()
+            event.record(on)
         return event
 
     def elapsed_ms(self, first: Any, second: Any) -> float:
-        return float(first.time_till(second))
+        with self._checked():
+            return float(first.time_till(second))
 
     def wait(self, stream: int) -> None:
-        self._streams[stream].synchronize()
+        queue = self._stream(stream)
+        with self._checked():
+            queue.synchronize()
 
     def record(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
         return None

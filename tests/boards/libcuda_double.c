@@ -67,9 +67,12 @@ R cuDeviceGetAttribute(int *v, int a, int d) { /* numbers of CUdevice_attribute 
 }
 R cuGetErrorName(R r, const char **s) {
     *s = r == OK ? "CUDA_SUCCESS" : r == NO_DEVICE ? "CUDA_ERROR_NO_DEVICE"
+        : r == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT"
+        : r == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
         : r == 803 ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : "CUDA_ERROR_OF_THE_DOUBLE";
     return OK;
 }
+R cuGetErrorString(R r, const char **s) { return cuGetErrorName(r, s); }
 R cuDevicePrimaryCtxRetain(void **c, int d) {
     contexts++;
     *c = (void *)(uintptr_t)(d + 1);
@@ -305,7 +308,8 @@ R cuGetProcAddress(const char *name, void **f, int wanted, uint64_t flags);
 static const struct { const char *name; int since; void *form; } CALLS[] = {
 #define SAME(name) {#name, 2000, name}
     SAME(cuInit), SAME(cuDriverGetVersion), SAME(cuDeviceGetCount), SAME(cuDeviceGet),
-    SAME(cuDeviceGetName), SAME(cuDeviceGetAttribute), SAME(cuGetErrorName), SAME(cuCtxGetDevice),
+    SAME(cuDeviceGetName), SAME(cuDeviceGetAttribute), SAME(cuGetErrorName),
+    SAME(cuGetErrorString), SAME(cuCtxGetDevice),
     SAME(cuMemHostAlloc), SAME(cuMemFreeHost), SAME(cuStreamCreate), SAME(cuStreamSynchronize),
     SAME(cuEventCreate), SAME(cuEventRecord), SAME(cuEventElapsedTime),
     {"cuEventElapsedTime", 12080, cuEventElapsedTime_v2},

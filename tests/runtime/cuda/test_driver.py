@@ -157,6 +157,13 @@ class DeviceMemory:
         self.driver.log.append("free device")
 
 
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*args: Any, **keywords: Any) -> Any:
+        raise error
+
+    return call
+
+
 @pytest.mark.parametrize("integrated", [True, False])
 def test_what_pycuda_is_asked(integrated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     double, package = PyCudaDouble(integrated=integrated), ModuleType("pycuda")
@@ -175,11 +182,24 @@ def test_what_pycuda_is_asked(integrated: bool, monkeypatch: pytest.MonkeyPatch)
         assert cuda.elapsed_ms(cuda.mark(stream), cuda.mark(stream)) == 2.5
         cuda.wait(stream)
         assert cuda.record(stream, lambda: None) is None
+        for call in (cuda.push, cuda.pull):
+            if not integrated:
+                with pytest.raises(MachineError, match="stream 12 is not one of this GPU's"):
+                    call(buffer, 4, 12)
+        for ask in (cuda.mark, cuda.wait):
+            with pytest.raises(MachineError, match="stream 12 is not one of this GPU's"):
+                ask(12)
         double.full = True
         if not integrated:
             with pytest.raises(MachineError, match="no 8 bytes left") as error:
                 cuda.buffer(8)
             assert error.value.hint == "close other programs"
+    refused = double.Error("cuMemHostAlloc failed: invalid device context")
+    monkeypatch.setattr(double, "pagelocked_empty", raising(refused))
+    monkeypatch.setattr(double, "Stream", raising(refused))
+    for make in (lambda: cuda.buffer(8), cuda.stream):
+        with pytest.raises(MachineError, match="invalid device context"):
+            make()
     cuda.close()
     assert buffer.array.tolist() == ([9] * 8 if integrated else [0, 1, 2, 3, 9, 9, 9, 9])
     steps = {
