@@ -10,8 +10,8 @@ for all faces (at most 8 of a person, and a third of those who have one) and kep
 ranked on calibration faces, so that all draws visit assignments of one list.
 
 The network is the hard one of `int8_loss.py --hard`, which must keep layers in float. Prints one JSON
-document: each draw's verdict (`kept`, `exceeded`, `cannot judge`), what was taken, its loss on the
-judging people and on the others, counted and smoothed; and how many of the kept ones lost more
+line for each draw: its verdict (`kept`, `exceeded`, `cannot judge`), what was taken, its loss on the
+judging people and on the others, counted and smoothed; then how many of the kept ones lost more
 than the budget on the others. onnxruntime's CPU computes the INT8 roundings, which is not TensorRT.
 """
 
@@ -190,7 +190,10 @@ def main() -> None:
         spec = open_bundle(copy, check="manifest").spec
         pool = fill(copy, faces, spec, cache, calibration)
         one = partial(draw, pool, budget, asked.share, folder=Path(name))
-        rows = [one(seed=asked.seed + i) for i in range(asked.draws)]
+        rows = []
+        for seed in range(asked.seed, asked.seed + asked.draws):
+            rows.append(one(seed=seed))
+            print(json.dumps(rows[-1]), flush=True)
     kept = [row for row in rows if row["verdict"] == "kept"]
     more = [r for r in kept if r["others"]["counted"] > asked.max_tar_drop]
     smoothed = [r for r in kept if r["others"]["smoothed"] > asked.max_tar_drop]
@@ -205,7 +208,7 @@ def main() -> None:
         "kept_but_counted_more_on_others": len(more),
         "kept_but_smoothed_more_on_others": len(smoothed),
     }
-    print(json.dumps({**summary, "rows": rows}))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":
