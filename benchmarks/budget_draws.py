@@ -6,8 +6,8 @@
 One identity in ten calibrates. In each draw a random share of the others judges, as `calibrate`
 judges with a budget (`search_assignment`), and the loss of what was taken is measured on the rest.
 Embeddings of the float network and of every assignment that a search visits are computed once
-for all faces (at most 8 of a person, and a third of those who have one) and kept in FOLDER, so a draw costs no inference; layers are
-ranked on calibration faces, so that all draws visit assignments of one list.
+for all faces (at most 8 of a person, and a third of those who have one) and kept in FOLDER, so a
+draw costs no inference; layers are ranked on calibration faces, so all draws visit one list.
 
 The network is the hard one of `int8_loss.py --hard`, which must keep layers in float. Prints one JSON
 line for each draw: its verdict (`kept`, `exceeded`, `cannot judge`), what was taken, its loss on the
@@ -31,7 +31,7 @@ from int8_loss import harden
 
 from fr_edge.arrays import F32, I64
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.budget import Budget
+from fr_edge.calibration.budget import Budget, judge_loss
 from fr_edge.calibration.calibrate import RANGES_ONLY, calibrate
 from fr_edge.calibration.mixed_precision import (
     REASON,
@@ -45,7 +45,7 @@ from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.layers import choose_int8_layers
 from fr_edge.graph.prelu import blended
 from fr_edge.inference import make_session
-from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
+from fr_edge.metrics.rates import EmbeddingLoss
 from fr_edge.progress import silent
 
 IMAGES = 8  # of a person, as `calibrate` judges
@@ -87,7 +87,7 @@ class Pool:
 
     def loss(self, float_layers: tuple[str, ...], rows: I64, far: float) -> EmbeddingLoss:
         reference, engine = self.embeddings(None), self.embeddings(float_layers)
-        return compare_embeddings(reference[rows], engine[rows], self.labels[rows], far)
+        return judge_loss(reference[rows], engine[rows], self.labels[rows], far)
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def rate_row(loss: EmbeddingLoss, far: float) -> dict[str, Any]:
     return {
         "genuine": loss.genuine_pairs,
         "counted": rate.drop,
+        "counted_change_95": rate.interval_95 and rate.interval_95.delta,
         "smoothed": rate.smoothed_drop,
         "interval_95": rate.smoothed_drop_interval_95,
         "cosine_min": loss.cosine.min,

@@ -1,20 +1,21 @@
 """What INT8 may lose, and whether it was shown on held-out people that it loses no more.
 
-A drop of TAR is kept when both the counted drop and the upper end of the smoothed drop's 95 %
-interval over people are within the limit. Where that interval is missing or holds the limit, the
-people cannot judge the budget, and that is what is answered.
+A drop of TAR is kept when the upper ends of two 95 % intervals over people are within the limit:
+that of the counted drop, which other people would count, and that of the smoothed drop. Where one
+is missing or holds the limit, the people cannot judge the budget, and that is what is answered.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
 import numpy as np
 
-from ..arrays import I64
+from ..arrays import F32, I64
 from ..errors import FacesError, UsageError
-from ..metrics.intervals import FEW_PEOPLE, MIN_ACCEPTED
-from ..metrics.rates import EmbeddingLoss, RateChange
-from ..metrics.verification import allowed_impostors
+from ..metrics.intervals import FEW_PEOPLE, MIN_ACCEPTED, tar_intervals
+from ..metrics.person_variance import Ends
+from ..metrics.rates import EmbeddingLoss, RateChange, compare_embeddings
+from ..metrics.verification import all_pairs, allowed_impostors
 
 KEPT, EXCEEDED, CANNOT_JUDGE = "kept", "exceeded", "cannot judge"
 
@@ -58,13 +59,11 @@ class Budget:
             return EXCEEDED
         if self.max_tar_drop is None:
             return KEPT
-        rate = loss.at(self.far)
-        if rate is None or rate.smoothed_drop_interval_95 is None:
-            return CANNOT_JUDGE
-        low, high = rate.smoothed_drop_interval_95
-        if rate.drop <= self.max_tar_drop and high <= self.max_tar_drop:
-            return KEPT
-        return EXCEEDED if low > self.max_tar_drop else CANNOT_JUDGE
+        intervals = _drop_intervals(loss.at(self.far))
+        if any(low > self.max_tar_drop for low, _ in intervals):
+            return EXCEEDED
+        kept = [high <= self.max_tar_drop for _, high in intervals]
+        return KEPT if len(kept) == 2 and all(kept) else CANNOT_JUDGE
 
     def holds(self, loss: EmbeddingLoss) -> bool:
         """Whether it was shown that a loss is within the budget."""
@@ -86,8 +85,10 @@ class Budget:
         if rate is None:
             return text
         text += f", TAR drop {rate.drop:+.4f}"
-        if interval := rate.smoothed_drop_interval_95:
-            text += f", likely {rate.smoothed_drop:+.4f} ({interval[0]:+.4f} to {interval[1]:+.4f})"
+        if interval := rate.interval_95:
+            text += f" ({-interval.delta[1]:+.4f} to {-interval.delta[0]:+.4f})"
+        if likely := rate.smoothed_drop_interval_95:
+            text += f", likely {rate.smoothed_drop:+.4f} ({likely[0]:+.4f} to {likely[1]:+.4f})"
         return text
 
     def cure(self, loss: EmbeddingLoss) -> str:
@@ -106,12 +107,38 @@ class Budget:
         return f"give {count} people with several images each, allow more, or a larger --far"
 
     def _more_people(self, rate: RateChange | None) -> float:
-        """How many times the people let the interval end at the limit; 0 where none would."""
-        if rate is None or not (interval := rate.smoothed_drop_interval_95):
-            return 0.0
-        low, high = interval
-        room = (self.max_tar_drop or 0.0) - (low + high) / 2
-        return ((high - low) / 2 / room) ** 2 if room > 0 else 0.0
+        """How many times the people let both intervals end at the limit; 0 where none would."""
+        times = []
+        for low, high in _drop_intervals(rate):
+            room = (self.max_tar_drop or 0.0) - (low + high) / 2
+            times.append(((high - low) / 2 / room) ** 2 if room > 0 else 0.0)
+        return max(times) if times and min(times) > 0 else 0.0
+
+
+def judge_loss(reference: F32, engine: F32, labels: I64, far: float | None) -> EmbeddingLoss:
+    """What a budget is held against: `compare_embeddings`, with intervals of the TARs at one rate.
+
+    Args:
+        reference: Embeddings `(N, D) float32` by the float model.
+        engine: Embeddings `(N, D) float32` of the same faces by the INT8 model.
+        labels: Identity of each face, `(N,) int64`.
+        far: The budget's false accept rate; None for no intervals.
+    """
+    loss = compare_embeddings(reference, engine, labels, far)
+    if far is None or loss.at(far) is None:
+        return loss
+    scores = all_pairs(reference, labels), all_pairs(engine, labels)
+    interval = tar_intervals(reference, engine, labels, scores, (far,)).get(far)
+    rates = [replace(r, interval_95=interval) if r.far == far else r for r in loss.rates]
+    return replace(loss, rates=tuple(rates))
+
+
+def _drop_intervals(rate: RateChange | None) -> list[Ends]:
+    """95 % intervals of the counted and of the smoothed drop, as far as there are any."""
+    if rate is None:
+        return []
+    counted = rate.interval_95 and (-rate.interval_95.delta[1], -rate.interval_95.delta[0])
+    return [ends for ends in (counted, rate.smoothed_drop_interval_95) if ends]
 
 
 def check_judges(labels: I64, budget: Budget) -> None:

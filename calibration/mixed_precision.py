@@ -27,7 +27,7 @@ from ..graph.layers import Int8Choice, choose_int8_layers, weighted_layers
 from ..interruption import keeping
 from ..metrics.rates import EmbeddingLoss, compare_embeddings
 from ..progress import Track
-from .budget import EXCEEDED, Budget, check_judges
+from .budget import EXCEEDED, Budget, check_judges, judge_loss
 from .collect import embed_model
 from .gptq import RoundedWeight
 from .latency_model import COUNTED, LatencyOf, counted_latency
@@ -99,7 +99,7 @@ class HeldOutJudge:
         quantized = self.quantize(table, choice)
         embeddings = embed_model(quantized, self.spec, self.faces, self.picks, self.track)
         labels = self.faces.labels[list(self.picks)]
-        loss = compare_embeddings(self.expected, embeddings, labels, far)
+        loss = judge_loss(self.expected, embeddings, labels, far)
         return Assignment(
             tuple(float_layers), choice.mac_share, len(choice.tensors), cost(choice), loss
         )
