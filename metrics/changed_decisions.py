@@ -106,8 +106,8 @@ def change_variance(
         return ChangeVariance(0.0, 0.0, people)
     # Gamma prior of one change at the expected rate, over effective pairs.
     unit = 1 / (1 / design + 1 / expected)
-    variance = (float((changes**2).mean()) / design + 1) * unit * design
-    variance = max(variance, between_people(changes - changes.mean(), pairs))
+    # The jackknife, and half a change for those that these people do not show (Jeffreys, 1946).
+    variance = between_people(changes - changes.mean(), pairs) + unit * design / 2
     return ChangeVariance(unit, variance, _freedom(pairs))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fr_edge.metrics.accuracy import Accuracy, accuracy_interval, fold_interval, pair_accuracy
+from fr_edge.metrics.changed_decisions import Decisions, change_variance
 from fr_edge.metrics.intervals import few_people, rate_intervals, tar_intervals
 from fr_edge.metrics.person_variance import (
     PairCorrelation,
@@ -264,3 +265,37 @@ def test_embeddings_that_are_nearly_all_equal(noise: float) -> None:
     for interval in intervals.values():
         assert 0 <= interval.reference[0] <= interval.reference[1] <= 1
         assert -1 <= interval.delta[0] <= interval.delta[1] <= 1
+
+
+def test_a_change_is_as_uncertain_as_people_differ() -> None:
+    """Against plain sums: the jackknife over people, and the freedom of people weighted by pairs."""
+    random = np.random.default_rng(0)
+    pairs = _people_pairs([9, *[3] * 12])
+    before = (random.random(len(pairs.face_a)) < 0.9).astype(float)
+    after = (random.random(len(before)) < 0.8).astype(float)
+    scores = random.random(len(before)), random.random(len(before))
+    spread = change_variance(Decisions(before, after), [], scores, (0.05, 0.05), pairs)
+    owner = pairs.person[pairs.face_a]
+    change = after - before - (after - before).mean()
+    weights = [float((owner == person).mean()) for person in range(13)]
+    jackknife = sum(
+        (change[owner == person].sum() / len(change) / (1 - weights[person])) ** 2
+        for person in range(13)
+    )
+    assert jackknife < spread.variance < 1.5 * jackknife
+    assert spread.freedom == int(2 * sum(w**2 for w in weights) ** 2 / sum(w**4 for w in weights))
+    even = _people_pairs([3] * 12)
+    same = np.ones(36)
+    spread = change_variance(Decisions(same, same), [], (same, 2 * same), (0.05, 0.05), even)
+    assert spread.freedom in (11, 12)
+
+
+def test_folds_that_scatter_widen_the_accuracy() -> None:
+    """Few people, some with many photographs: the other folds' threshold misses the best one."""
+    sample = draw(30, SCENARIOS["celebrities"], np.random.default_rng(0))
+    pairs = draw_pairs(sample.labels)
+    accuracy = pair_accuracy(sample.old, pairs)
+    ends = accuracy_interval(sample.old, pairs, sample.labels)
+    assert ends is not None
+    error = accuracy.std / np.sqrt(accuracy.folds - 1)
+    assert accuracy.mean - ends[0] > 2 * 1.96 * error  # by people alone 1.1 times

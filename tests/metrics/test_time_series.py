@@ -120,3 +120,38 @@ def test_what_theory_knows_of_the_memory_is_used() -> None:
     assert (plain.batch_size, queue.batch_size) == (1, 40)
     assert make_series(values, memory=float("inf")).batch_size is None
     assert make_series(values, memory=200.0).batch_size is None
+
+
+def test_a_weak_memory_that_lasts_is_seen() -> None:
+    """A tenth of the variance is remembered by 20 values: neighbours alone hardly show it."""
+    random = np.random.default_rng(0)
+    lasting = np.sqrt(0.1) * _wandering(random, 400, 0.95)[:60]
+    rows = lasting + np.sqrt(0.9) * random.standard_normal(lasting.shape)
+    unseen = sum(make_series(row).batch_size == 1 for row in rows)
+    assert unseen <= 15  # without sums over 16 values: 27
+
+
+def test_a_few_large_values_in_the_memory_leave_no_interval_of_the_mean() -> None:
+    rows = np.exp(_wandering(np.random.default_rng(0), 1600))[:40]
+    assert sum(mean_interval(make_series(row)) is not None for row in rows) == 0
+
+
+def test_a_quantile_that_bursts_decide_has_no_interval() -> None:
+    """A neighbour for 40 of 440 runs: just about a tenth of the time, if it comes often enough."""
+    random = np.random.default_rng(0)
+    stated = 0
+    for _ in range(40):
+        busy = np.zeros(3200, bool)
+        at = int(random.exponential(400))
+        while at < len(busy):
+            busy[at : (at := at + int(random.exponential(40)))] = True
+            at += int(random.exponential(400))
+        series = make_series(np.exp(0.05 * random.standard_normal(3200)) * (1 + 0.3 * busy))
+        stated += quantile_interval(series, 0.9) is not None
+    assert stated <= 12  # else 23
+
+
+def test_a_memory_that_theory_knows_asks_for_half_as_many_again() -> None:
+    values = np.random.default_rng(0).standard_normal(26_000)
+    assert quantile_interval(make_series(values[:18_000], memory=40.0), 0.99) is None  # 450
+    assert quantile_interval(make_series(values, memory=40.0), 0.99) is not None  # 650
