@@ -1,7 +1,7 @@
 """What INT8 may lose, and whether it was shown on held-out people that it loses no more.
 
 A drop of TAR is kept when the upper ends of two 95 % intervals over people are within the limit:
-that of the counted drop, which other people would count, and that of the smoothed drop. Where one
+that of the drop that as many other people would count, and that of the smoothed drop. Where one
 is missing or holds the limit, the people cannot judge the budget, and that is what is answered.
 """
 
@@ -134,11 +134,18 @@ def judge_loss(reference: F32, engine: F32, labels: I64, far: float | None) -> E
 
 
 def _drop_intervals(rate: RateChange | None) -> list[Ends]:
-    """95 % intervals of the counted and of the smoothed drop, as far as there are any."""
+    """95 % intervals of the counted and of the smoothed drop, as far as there are any.
+
+    The counted one's upper end is that of a prediction: as many other people scatter as much as
+    those who judge, so it is the root of 2 wider. A gain by count is luck, and counts as none.
+    """
     if rate is None:
         return []
-    counted = rate.interval_95 and (-rate.interval_95.delta[1], -rate.interval_95.delta[0])
-    return [ends for ends in (counted, rate.smoothed_drop_interval_95) if ends]
+    intervals = [rate.smoothed_drop_interval_95] if rate.smoothed_drop_interval_95 else []
+    if rate.interval_95:
+        low, high = rate.interval_95.delta
+        intervals.append((-high, max(rate.drop, 0.0) + (high - low) / sqrt(2)))
+    return intervals
 
 
 def check_judges(labels: I64, budget: Budget) -> None:
