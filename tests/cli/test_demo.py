@@ -1,8 +1,12 @@
 """The demo's stages run on real parts, once each; its gates judge. `make demo` is the full size."""
 
 import json
+import os
 import shlex
+import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,6 +20,7 @@ from fr_edge.cli.demo_stages import run_demo
 from fr_edge.cli.main import root, run
 from fr_edge.cli.output import Output
 from fr_edge.errors import DataError
+from fr_edge.interruption import Interrupted
 from fr_edge.runtime.evaluation.gates import ceiling_gate
 
 SMALL = DemoPlan(
@@ -27,9 +32,28 @@ SMALL = DemoPlan(
 QUIET = Output(quiet=True)
 
 
+class Stopping(Output):
+    """Gets a signal in the middle of a training."""
+
+    def track(self, items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+        for number, item in enumerate(items):
+            if label == "training" and number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield item
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Interrupted]:
+    """A demo that was stopped inside its first stage."""
     folder = tmp_path_factory.mktemp("home") / "demo"
+    with pytest.raises(Interrupted) as caught:
+        run_demo(folder, Stopping(quiet=True), SMALL)
+    return folder, caught.value
+
+
+@pytest.fixture(scope="module")
+def home(stopped: tuple[Path, Interrupted]) -> Path:
+    folder, _ = stopped
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_stages, "_verify", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -39,6 +63,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_stage_that_was_stopped_goes_on(stopped: tuple[Path, Interrupted], home: Path) -> None:
+    folder, stop = stopped
+    assert stop.kept.startswith("the training up to step 2 of ")
+    assert stop.kept.endswith(f"0 of 15 stages are finished in {folder}")
+    history = open_bundle(home / "teacher.bundle").history
+    assert [entry["stage"] for entry in history] == ["distill"]
+    assert not (home / "teacher.bundle" / "checkpoint").exists()
 
 
 def test_it_goes_on_where_it_was_interrupted(home: Path) -> None:
