@@ -112,10 +112,10 @@ def judged(bundle: Path, engine: str, faces: str, *more: str) -> tuple[str, str]
     """Verdict, and figures with the reasons: of the golden faces, and of people where those pass."""
     verify = ["verify", str(bundle), "--engine", engine, *more]
     code, result, message = command(*verify)
-    if result and result["passed"]:
+    if result.get("passed"):
         code, result, message = command(*verify, "--faces", faces)
-    if not result:
-        return f"exit {code}", message.splitlines()[0]
+    if "verdict" not in result:
+        return f"exit {code}", str(result.get("error", message))
     on = f"{result['faces']['identities']} people" if result["faces"] else "golden faces"
     text = f"{on}, min cosine {result['cosine']['min']:.3f}"
     rates = [r for r in result["tar"].values() if r["delta"] is not None]
