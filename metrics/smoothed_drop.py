@@ -100,9 +100,12 @@ def smoothed_tar_drop(
     bias += (slope * (moves[0] - float(np.mean(moves)))) ** 2
     drop, error = float(lost.mean()), float(np.sqrt(genuine + threshold))
     genuine *= _unseen(margin, people.genuine)
-    rest = genuine**2 / influence_freedom(
-        sum_by_person(values - values.mean(), people.genuine)
-    ) + threshold**2 / influence_freedom(sum(weight * far.person for weight, far in terms))
+    by_threshold = np.zeros(len(people.genuine.faces))
+    for weight, term in terms:
+        by_threshold += weight * term.person
+    by_people = sum_by_person(values - values.mean(), people.genuine)
+    rest = genuine**2 / influence_freedom(by_people)
+    rest += threshold**2 / influence_freedom(by_threshold)
     variance = genuine + threshold + bias
     quantile = student_t(max(1, int(variance**2 / rest))) if rest else 0.0
     half = quantile * float(np.sqrt(variance))

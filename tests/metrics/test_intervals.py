@@ -21,6 +21,7 @@ from fr_edge.metrics.person_variance import (
     student_t,
 )
 from fr_edge.metrics.protocols import draw_pairs
+from fr_edge.metrics.rates import compare_embeddings
 from fr_edge.metrics.verification import all_pairs, equal_error_rate, tar_at_far
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -299,3 +300,13 @@ def test_folds_that_scatter_widen_the_accuracy() -> None:
     assert ends is not None
     error = accuracy.std / np.sqrt(accuracy.folds - 1)
     assert accuracy.mean - ends[0] > 2 * 1.96 * error  # by people alone 1.1 times
+
+
+def test_few_people_with_most_pairs_widen_the_likely_loss() -> None:
+    """One person in ten has 50 photographs: Student's t has few degrees of freedom."""
+    sample = draw(30, SCENARIOS["celebrities"], np.random.default_rng(0))
+    rate = compare_embeddings(sample.old, sample.new, sample.labels).rates[0]
+    assert rate.smoothed_drop_interval_95 is not None
+    assert rate.smoothed_drop_error is not None
+    half = np.ptp(rate.smoothed_drop_interval_95) / 2
+    assert half > 3.5 * rate.smoothed_drop_error  # 2.6 times with the normal quantile
