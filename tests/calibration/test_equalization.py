@@ -10,6 +10,7 @@ from fr_edge.calibration.calibrate import CalibrationSteps
 from fr_edge.calibration.equalization import equalize
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.scale_groups import scale_groups
+from fr_edge.graph.layer_weights import add_to_bias, has_bias
 from fr_edge.graph.layers import choose_int8_layers
 
 
@@ -125,3 +126,52 @@ def test_each_method_brings_the_int8_model_closer(
     assert loss() < 0.5 * none
     assert loss(activation_shift=False, bias_correction=False) < none
     assert loss(equalization=False, bias_correction=False) < none
+
+
+def test_one_side_of_a_product_is_scaled_and_a_matmul_has_the_bias_behind_it() -> None:
+    """Of a tensor and its gate, both free, the tensor alone; a bias is a constant added behind."""
+    rng = np.random.default_rng(6)
+    arrays = {
+        "w1": rng.standard_normal((6, 3, 1, 1)),
+        "w2": rng.standard_normal((6, 6, 1, 1)),
+        "w3": rng.standard_normal((4, 6, 1, 1)),
+        "w4": rng.standard_normal((10, 5)),
+        "b4": rng.standard_normal(5),
+        "w5": rng.standard_normal((10, 5)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "c1"),
+        helper.make_node("Relu", ["a"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "w2"], ["g"], "c2"),
+        helper.make_node("Mul", ["g", "r"], ["p"], "product"),
+        helper.make_node("Conv", ["p", "w3"], ["y"], "c3"),
+        helper.make_node("MatMul", ["y", "w4"], ["m"], "biased"),
+        helper.make_node("Add", ["m", "b4"], ["z"], "bias"),
+        helper.make_node("MatMul", ["y", "w5"], ["n"], "unbiased"),
+        helper.make_node("Add", ["z", "n"], ["e"], "sum"),
+    ]
+    weights = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 10, 10))],
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, (1, 4, 10, 5))],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = rng.standard_normal((1, 3, 10, 10)).astype(np.float32)
+    groups = scale_groups(model)
+    assert groups["p"] == groups["r"] == groups["a"]
+    assert "g" not in groups
+    scale = np.exp(rng.normal(0, 1, 6))
+    close(run(equalize(model, dict.fromkeys("arp", scale)), x)[0], run(model, x)[0])
+    biased, unbiased = (
+        next(n for n in model.graph.node if n.name == m) for m in ("biased", "unbiased")
+    )
+    assert has_bias(model.graph, biased)
+    assert not has_bias(model.graph, unbiased)
+    before, shift = run(model, x)[0], rng.standard_normal(5)
+    add_to_bias(model.graph, biased, shift)
+    np.testing.assert_allclose(run(model, x)[0], before + shift, atol=1e-4)
+    with pytest.raises(ValueError, match="unbiased has no bias"):
+        add_to_bias(model.graph, unbiased, shift)
