@@ -7,6 +7,7 @@ the reason why there is no GPU is known before anything that would crash without
 import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -121,6 +122,12 @@ def package_version(name: str) -> str:
     Returns:
         The version, "" where the package is not installed.
     """
+    return _version_on(name, tuple(sys.path))
+
+
+@cache
+def _version_on(name: str, path: tuple[str, ...]) -> str:
+    """Of a package on a search path; its metadata is parsed once, not for every engine opened."""
     for distribution in (name, *_OTHER_NAMES.get(name, ())):
         with suppress(PackageNotFoundError):
             return version(distribution)

@@ -1,7 +1,7 @@
 /* A double of a board's files: the paths of PREFIXES are read below the folder that DOUBLE_FILES names.
  *
  * Preloaded (LD_PRELOAD) before glibc, whose functions do the work; without DOUBLE_FILES nothing is
- * changed. What the folder does not have is not there.
+ * changed. What the folder does not have is not there. The host's name is DOUBLE_HOST's.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -16,7 +16,7 @@
 
 static const char *const PREFIXES[] = {
     "/sys/", "/proc/device-tree", "/proc/self/task", "/proc/meminfo", "/etc/nv_tegra_release",
-    "/etc/nvpmodel.conf", "/etc/os-release",
+    "/etc/nvpmodel.conf", "/etc/os-release", "/etc/machine-id",
 };
 
 static const char *at(const char *path, char *room) {
@@ -56,6 +56,13 @@ FILE *fopen64(const char *p, const char *m) { return REAL(fopen64)(AT(p), m); }
 DIR *opendir(const char *p) { return REAL(opendir)(AT(p)); }
 int access(const char *p, int m) { return REAL(access)(AT(p), m); }
 ssize_t readlink(const char *p, char *to, size_t n) { return REAL(readlink)(AT(p), to, n); }
+
+int gethostname(char *name, size_t size) {
+    const char *host = getenv("DOUBLE_HOST");
+    if (!host) return REAL(gethostname)(name, size);
+    snprintf(name, size, "%s", host);
+    return 0;
+}
 
 #define STAT(name, kind) \
     int name(const char *p, struct kind *s) { \

@@ -1,4 +1,4 @@
-"""Lines of tegrastats as boards printed them."""
+"""Lines of tegrastats and trtexec as boards printed them."""
 
 # Recorded on boards and published: the first three in a Prometheus exporter's tests, ORIN_NANO in
 # henrygd/beszel's agent/gpu_test.go, AGX_ORIN_JETPACK_7 in rbonghi/jetson_stats' tests, ORIN_NX and
@@ -65,3 +65,25 @@ THOR_AT_REST = (
     "GR3D_FREQ @[1574,1574,1574] cpu@49.75C/49.75C tj@51.218C/51.218C gpu@51.218C/51.218C "
     "VDD_GPU 6330mW/6330mW/6330mW VIN 28906mW/14453mW/28906mW"
 )
+
+# Of a public log of TensorRT 8.4's trtexec, and one line of 10's with its own percentiles.
+TRTEXEC_8 = """\
+[05/09/2022-06:27:25] [I] Throughput: 476.66 qps
+[05/09/2022-06:27:25] [I] Latency: min = 2.05615 ms, max = 2.59482 ms, mean = 2.09467 ms, median = 2.08276 ms, percentile(99%) = 2.58971 ms
+[05/09/2022-06:27:25] [I] End-to-End Host Latency: min = 3 ms, max = 3 ms, mean = 3 ms, median = 3 ms, percentile(99%) = 3 ms
+[05/09/2022-06:27:25] [I] Enqueue Time: min = 0.0024 ms, max = 0.02 ms, mean = 0.007 ms, median = 0.00634766 ms, percentile(99%) = 0.01 ms
+[05/09/2022-06:27:25] [I] H2D Latency: min = 0 ms, max = 0 ms, mean = 0 ms, median = 0 ms, percentile(99%) = 0 ms
+[05/09/2022-06:27:25] [I] GPU Compute Time: min = 2.05615 ms, max = 2.59482 ms, mean = 2.09467 ms, median = 2.08 ms, percentile(90%) = 2.1 ms
+[05/09/2022-06:27:25] [I] Total GPU Compute Time: 2.99956 s
+"""
+TRTEXEC_10 = """\
+&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b26] # trtexec --loadEngine=a.plan
+[09/02/2026-10:00:01] [I] === Performance summary ===
+[09/02/2026-10:00:01] [I] Throughput: 480.1 qps
+[09/02/2026-10:00:01] [I] Latency: min = 2.1 ms, max = 2.6 ms, mean = 2.2 ms, median = 2.2 ms, percentile(90%) = 2.3 ms, percentile(95%) = 2.4 ms, percentile(99%) = 2.5 ms
+[09/02/2026-10:00:01] [I] Enqueue Time: min = 0.01 ms, max = 0.1 ms, mean = 0.02 ms, median = 0.02 ms, percentile(90%) = 0.03 ms, percentile(95%) = 0.04 ms, percentile(99%) = 0.05 ms
+[09/02/2026-10:00:01] [I] H2D Latency: min = 0.01 ms, max = 0.02 ms, mean = 0.01 ms, median = 0.01 ms, percentile(90%) = 0.02 ms, percentile(95%) = 0.02 ms, percentile(99%) = 0.02 ms
+[09/02/2026-10:00:01] [I] GPU Compute Time: min = 2.1 ms, max = 2.6 ms, mean = 2.1 ms, median = 2.125 ms, percentile(90%) = 2.2 ms, percentile(95%) = 2.3 ms, percentile(99%) = 2.4 ms
+[09/02/2026-10:00:01] [I] D2H Latency: min = 0.001 ms, max = 0.01 ms, mean = 0.002 ms, median = 0.002 ms, percentile(90%) = 0.003 ms, percentile(95%) = 0.004 ms, percentile(99%) = 0.005 ms
+"""
+"""The form of 10's summary; the figures are made up."""

@@ -1,14 +1,25 @@
 """Boards as files and tools: /sys, /proc and /etc of Jetsons and of a PC, nvpmodel, tegrastats.
 
-The modes and rails are those of public captures, tegrastats' lines stand in board_texts.py; release
-lines have JetPack's form. The tools are shell scripts that answer: doubles, no board is behind them.
+Modes, rails and release lines are those of public captures: Thor's release line of jetson_stats'
+issues 711 and 772, its two modes and their answer to `nvpmodel -q` of anduril/jetpack-nixos' pull request
+460, JetPack 7.2's line of an AGX Orin's environment log. No capture of Thor's rails was found: the board
+has none here, and its power comes from tegrastats. tegrastats' lines stand in board_texts.py. The tools
+are shell scripts that answer: doubles, no board is behind them.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from board_texts import AGX_ORIN_JETPACK_7, ORIN_NANO_JETPACK_6, THOR_JETPACK_7
+from board_texts import (
+    AGX_ORIN_JETPACK_7,
+    ORIN_NANO_JETPACK_6,
+    THOR_JETPACK_7,
+    TRTEXEC_8,
+    TRTEXEC_10,
+)
 
+MAC, SERIAL, MACHINE = "48:b0:2d:3c:7e:91", "1425523071918", "5f1c9b7e0a4d4c1e8b2f6a3d9c0e7b15"
+"""What no document may hold of a board."""
 INA = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
 CPU = "sys/devices/system/cpu/cpu0/cpufreq"
 
@@ -29,6 +40,7 @@ class Board:
         rails: INA3221's, name -> (millivolts, milliamperes).
         gpu_clock: Folder of the GPU's clock below /sys/class/devfreq.
         tegrastats: Its line.
+        trtexec: What its trtexec prints, "" without one.
     """
 
     tensorrt: str
@@ -42,34 +54,41 @@ class Board:
     rails: dict[str, tuple[int, int]] = field(default_factory=dict)
     gpu_clock: str = ""
     tegrastats: str = ""
+    trtexec: str = ""
 
 
 NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
 NANO_MODES = {0: "15W", 1: "25W", 2: "MAXN_SUPER"}
 NANO_RAILS = {"VDD_IN": (5000, 965), "VDD_CPU_GPU_CV": (5000, 104), "VDD_SOC": (5000, 295)}
 AGX = "NVIDIA Jetson AGX Orin Developer Kit"
-AGX_MODES = {0: "MAXN", 1: "15W", 2: "30W", 3: "50W"}
+AGX_MODES = {0: "MAXN", 1: "MODE_15W", 2: "MODE_30W", 3: "MODE_50W"}
 AGX_RAILS = {
     "VDD_GPU_SOC": (19000, 168), "VDD_CPU_CV": (19000, 231), "VIN_SYS_5V0": (5000, 953),
 }  # fmt: skip
 THOR = "NVIDIA Jetson AGX Thor Developer Kit"
 R36_3 = "# R36 (release), REVISION: 3.0, GCID: 36923193, BOARD: generic, EABI: aarch64"
 R36_4 = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64"
-R38 = "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64"
-R39 = "# R39 (release), REVISION: 0.0, GCID: 43180001, BOARD: generic, EABI: aarch64"
+R38 = (
+    "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64,"
+    " DATE: Fri Aug 22 00:55:42 UTC 2025"
+)
+R39 = (
+    "# R39 (release), REVISION: 2.0, GCID: 45755727, BOARD: generic, EABI: aarch64,"
+    " DATE: Mon Jun  1 09:28:48 PM UTC 2026"
+)
 
 BOARDS = {
     "orin-nano@jetpack6.0": Board(
         "8.6.2", (8, 6, 2, 3), 12020, "Orin|8.7|7620|1", "6.0", NANO, R36_3, NANO_MODES,
-        NANO_RAILS, "17000000.gpu", ORIN_NANO_JETPACK_6,
+        NANO_RAILS, "17000000.gpu", ORIN_NANO_JETPACK_6, TRTEXEC_8,
     ),
     "orin-nano-super@jetpack6.2": Board(
         "10.3.0", (10, 3, 0, 30), 12060, "Orin|8.7|7620|1", "6.2", NANO, R36_4, NANO_MODES,
-        NANO_RAILS, "17000000.gpu", ORIN_NANO_JETPACK_6,
+        NANO_RAILS, "17000000.gpu", ORIN_NANO_JETPACK_6, TRTEXEC_10,
     ),
     "agx-orin@jetpack7.2": Board(
         "10.16.2.10", (10, 16, 2, 10), 13020, "Orin|8.7|62817|1", "7.2", AGX, R39, AGX_MODES,
-        AGX_RAILS, "17000000.gpu", AGX_ORIN_JETPACK_7,
+        AGX_RAILS, "17000000.gpu", AGX_ORIN_JETPACK_7, TRTEXEC_10,
     ),
     "thor@jetpack7.0": Board(
         "10.13.3.9", (10, 13, 3, 9), 13000, "Thor|11.0|125749|1", "7.0", THOR, R38,
@@ -93,6 +112,8 @@ def write_board(board: Board, home: Path) -> None:
         "proc/meminfo": f"MemTotal: {_memory(board)} kB\nMemAvailable: {_memory(board) // 2} kB",
         "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
         "sys/class/thermal/thermal_zone0/temp": "50031",
+        "sys/class/net/eth0/address": MAC,
+        "etc/machine-id": MACHINE,
         f"{CPU}/scaling_governor": "schedutil",
         f"{CPU}/scaling_min_freq": "729600",
         f"{CPU}/scaling_max_freq": "1510400",
@@ -102,6 +123,7 @@ def write_board(board: Board, home: Path) -> None:
         files |= {
             "etc/nv_tegra_release": board.release,
             "proc/device-tree/model": f"{board.model}\0",
+            "proc/device-tree/serial-number": f"{SERIAL}\0",
             "etc/nvpmodel.conf": "\n".join(
                 f"< POWER_MODEL ID={number} NAME={name} >\nCPU_ONLINE CORE_0 1"
                 for number, name in board.modes.items()
@@ -120,6 +142,7 @@ def write_board(board: Board, home: Path) -> None:
             files[f"{INA}/in{place}_input"] = str(volts)
             files[f"{INA}/curr{place}_input"] = str(amperes)
     else:
+        files["sys/class/dmi/id/product_serial"] = SERIAL
         files["sys/bus/pci/devices/0000:01:00.0/vendor"] = "0x10de"
         files["sys/bus/pci/devices/0000:01:00.0/class"] = "0x030200"
     for name, text in files.items():
@@ -128,6 +151,8 @@ def write_board(board: Board, home: Path) -> None:
         path.write_text(f"{text}\n")
     if board.model:
         _write_tools(board, home)
+    if board.trtexec:
+        write_tool(home / "bin" / "trtexec", f"cat <<'E'\n{board.trtexec}E")
 
 
 def _memory(board: Board) -> int:

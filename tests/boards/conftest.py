@@ -8,7 +8,7 @@ import pytest
 from board_trees import BOARDS
 from compiled import COMPILER, NO_COMPILER, build_driver, build_files
 from networks import write_distinct_people
-from shell import Shell
+from shell import Boards, Shell
 from tiny_network import bundle, faces, tiny  # noqa: F401
 
 
@@ -34,10 +34,16 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_distinct_people(tmp_path_factory.mktemp("judging") / "faces", 80, 3)
 
 
+@pytest.fixture(scope="session")
+def boards(driver_folder: Path, files_library: Path) -> Iterator[Boards]:
+    """The process that begins boards."""
+    process = Boards(driver_folder, files_library)
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def open_board(
-    tmp_path: Path, driver_folder: Path, files_library: Path
-) -> Iterator[Callable[..., Shell]]:
+def open_board(tmp_path: Path, boards: Boards) -> Iterator[Callable[..., Shell]]:
     """`open_board(name, **double)`: a shell on a board of `board_trees.BOARDS`."""
     shells: list[Shell] = []
 
@@ -48,7 +54,7 @@ def open_board(
             if not (gpus := double.pop("gpus", ""))
             else replace(BOARDS[name], gpus=gpus)
         )
-        shells.append(Shell(board, home, driver_folder, files_library, **double))
+        shells.append(Shell(board, home, boards, **double))
         return shells[-1]
 
     yield make

@@ -1,6 +1,10 @@
-"""A process on a pretend board: it runs `fr-edge` commands that a FIFO brings, one after the other.
+"""Processes on pretend boards: each runs `fr-edge` commands that a FIFO brings, one after the other.
 
-    python run_on_board.py HOME    with HOME/board.json, HOME/request and HOME/done as FIFOs
+    python run_on_board.py    begins a board for each HOME that a line of stdin names
+
+HOME has board.json, environment.json, and request and done as FIFOs. A board is a fork of this
+process, which has loaded the libraries: loading them again for every board would take longer than
+what the boards do.
 
 The driver is libcuda_double.c, the files are board_files_double.c's, TensorRT is its double, whose
 work is queued through the driver. The clock is a double too: a run of an engine takes 50 ms and 1.5 ms
@@ -11,6 +15,8 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
+import signal
 import subprocess  # noqa: F401  (before the clock is replaced)
 import sys
 import tempfile  # noqa: F401
@@ -18,6 +24,8 @@ import threading  # noqa: F401
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +35,16 @@ import onnxruntime  # noqa: F401
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE)]
 from tensorrt_double import TensorRTDouble  # noqa: E402
+
+LOADED = (
+    *("fr_edge.cli.main", "fr_edge.runtime.acceptance.accept"),
+    *("fr_edge.calibration.calibrate", "fr_edge.export.export", "fr_edge.runtime.build"),
+    *("fr_edge.runtime.benchmark.benchmark", "fr_edge.runtime.machine.doctor"),
+    *("fr_edge.runtime.evaluation.evaluate", "fr_edge.runtime.evaluation.verify"),
+    *("fr_edge.runtime.report.report", "fr_edge.runtime.tensorrt_session", "rich.table"),
+)
+if find_spec("matplotlib"):
+    LOADED = (*LOADED, "matplotlib.figure", "matplotlib.backends.backend_svg")
 
 _REST_S = 0.2
 _RUN_S, _FACE_S = 0.050, 0.0015
@@ -117,15 +135,18 @@ def install(home: Path, board: dict[str, Any], clock: ClockDouble) -> TensorRTDo
     if board["keeps"]:
         trt.keeps = lambda node, kind, depthwise: board["keeps"] if kind == "int8" else None
     trt.contexts = board["contexts"]
+    if board["sample"]:
+        import_module("fr_edge.runtime.acceptance.accept").make_sample_bundle = lambda root, track: (
+            shutil.copytree(board["sample"], root)
+        )
     if not board["rtx"]:
         sys.modules["tensorrt_rtx"] = None  # type: ignore[assignment]
     return trt
 
 
-def main(home: Path) -> None:
+def main(home: Path, clock: ClockDouble) -> None:
     """Serve until the FIFO brings nothing."""
     board = json.loads((home / "board.json").read_text())
-    clock = ClockDouble()
     trt = install(home, board, clock)
     from fr_edge.cli.main import run
 
@@ -136,8 +157,8 @@ def main(home: Path) -> None:
         # What the installed packages of this board are, as of now.
         state = (home / "installed").read_text().split() if (home / "installed").exists() else []
         sys.modules["tensorrt"] = trt.module if "tensorrt" in state else None  # type: ignore[assignment]
-        # About as many runs in an hour as elsewhere in a minute; `accept` has ten minutes for all.
-        clock.factor = 15.0 if "1h" in args else 0.2 if args[0] == "accept" else 1.0
+        # About as many runs in an hour as elsewhere in a minute.
+        clock.factor = 15.0 if "1h" in args else 1.0
         clock.hold(args[0] in ("benchmark", "accept"))
         with (
             (home / "out").open("w") as out,
@@ -154,5 +175,38 @@ def main(home: Path) -> None:
         (home / "done").write_text(f"{code}\n")
 
 
+def begin(home: Path, clock: ClockDouble) -> int:
+    """Fork a board; gives its number."""
+    if process := os.fork():
+        return process
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(json.loads((home / "environment.json").read_text()))
+    log = os.open(home / "log", os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    code = 1
+    try:
+        main(home, clock)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)
+
+
+def serve() -> None:
+    """Begin boards until stdin ends."""
+    clock = ClockDouble()  # first: modules keep the functions that tell the time
+    for name in LOADED:
+        import_module(name)
+    commands: Any = import_module("fr_edge.cli.main").COMMANDS
+    for name in commands:
+        import_module(f"fr_edge.cli.{name.replace('-', '_')}")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    for line in iter(sys.stdin.readline, ""):
+        print(begin(Path(line.rstrip("\n")), clock), flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve()

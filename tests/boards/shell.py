@@ -7,14 +7,18 @@ the refusals that a user meets (no python3-venv, no environment, `fr-edge` befor
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from board_trees import Board, write_board, write_tool
+from board_trees import MAC, MACHINE, SERIAL, Board, write_board, write_tool
 
 HERE = Path(__file__).parent
+HOST, USER = "lovelace-box", "ada"  # whose names no document may hold
 ASK = r"""home={home}
 printf '%s\0' "$PWD" "$PATH" "$@" > $home/request
 code=$(cat $home/done)
@@ -62,20 +66,22 @@ class Shell:
         work: The folder, a clone of the repository as far as installing needs it.
     """
 
-    def __init__(self, board: Board, home: Path, driver: Path, files: Path, **double: str) -> None:
+    def __init__(self, board: Board, home: Path, boards: "Boards", **double: str) -> None:
         self.home, self.board, self.work = home, board, home / "work"
         self.work.mkdir(parents=True)
         for name in ("pyproject.toml", "constraints.txt"):
             (self.work / name).write_text("")
         write_board(board, home)
         facts = {"keeps": "", "contexts": 1 << 20, "rtx": not board.model, **asdict(board)}
+        facts["sample"] = ""  # accept's network is made anew
         self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("DOUBLE_")},
-            "LD_LIBRARY_PATH": str(driver),
-            "LD_PRELOAD": str(files),
+            **boards.environment,
             "DOUBLE_CUDA": str(board.cuda),
             "DOUBLE_GPUS": board.gpus,
-            "OMP_NUM_THREADS": "1",
+            "DOUBLE_HOST": HOST,
+            "USER": USER,
+            "LOGNAME": USER,
+            "HOME": str(home / "home" / USER),
         }
         for name, value in double.items():
             if name.isupper():
@@ -90,9 +96,9 @@ class Shell:
         write_tool(home / "fr-edge", ASK.replace("{home}", str(home)))
         for name in ("request", "done"):
             os.mkfifo(home / name)
-        line = [sys.executable, str(HERE / "run_on_board.py"), str(home)]
-        with (home / "log").open("w") as log:
-            self.process = subprocess.Popen(line, env=self.environment, stderr=log)
+        (home / "home" / USER).mkdir(parents=True)
+        (home / "environment.json").write_text(json.dumps(self.environment))
+        self.process = boards.begin(home)
 
     def ready(self) -> None:
         """As after installing, for tests that begin there."""
@@ -133,5 +139,45 @@ class Shell:
 
     def close(self) -> None:
         """End the board's process."""
+        with suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
+
+
+class Boards:
+    """The process that begins boards (run_on_board.py); close it.
+
+    Attributes:
+        environment: Of each board, before what differs.
+    """
+
+    def __init__(self, driver: Path, files: Path) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("DOUBLE_")}
+        doubles = {"LD_LIBRARY_PATH": str(driver), "LD_PRELOAD": str(files)}
+        self.environment = {**kept, **doubles, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "run_on_board.py")],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def begin(self, home: Path) -> int:
+        """Begin the board of a folder; gives its process."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{home}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
+
+
+def private(text: str, shell: Shell) -> list[str]:
+    """What a document tells of a board that it must not: names, numbers, paths."""
+    secrets = (HOST, USER, MAC, SERIAL, MACHINE, str(shell.home), "/tmp", "/home", sys.prefix)
+    paths = re.findall(r"(?<![\w.:])~?/(?:[\w.@+-]+/)+[\w.@+-]+", text)
+    return [s for s in secrets if re.search(rf"\b{re.escape(s)}\b|{re.escape(s)}/", text)] + paths

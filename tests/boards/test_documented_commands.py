@@ -13,22 +13,25 @@ from pathlib import Path
 import pytest
 from board_trees import BOARDS, Board
 from networks import write_network
-from shell import Shell
+from shell import Shell, private
 
 ROOT = Path(__file__).parents[2]
 JETSONS = [name for name, board in BOARDS.items() if board.model]
 CARDS = [name for name, board in BOARDS.items() if not board.model]
-LONG = re.compile("--duration 1h|fr-edge accept")  # what the board makes no difference to
-SUPER = "orin-nano-super@jetpack6.2"  # on which all commands run, on the others those of a board
+ACCEPT = "## Everything in one command"
 Open = Callable[..., Shell]
 
 
 def blocks(page: str, heading: str = "") -> list[str]:
-    """The bash blocks of a page, below a heading up to the next one of its kind."""
+    """The bash blocks and commands of a page, below a heading up to the next one of its kind."""
     text = (ROOT / page).read_text(encoding="utf-8")
     if heading:
         text = re.split(r"(?m)^## ", text.split(f"\n{heading}\n", 1)[1])[0]
-    return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    found = re.findall(r"```(bash|console)\n(.*?)```", text, re.DOTALL)
+    return [
+        body if kind == "bash" else "\n".join(re.findall(r"(?m)^\$ (.*)", body))
+        for kind, body in found
+    ]
 
 
 def for_board(block: str, board: Board) -> str:
@@ -54,25 +57,41 @@ def proven_int8(bundle: Path, version: str) -> None:
         assert json.loads(path.read_text())["verdict"] == "VALID"
 
 
+def accepted(shell: Shell, version: str) -> None:
+    """The board passed; its file has all engines, needed less than ten minutes, and tells no names."""
+    (file,) = shell.work.glob("accept-*.json")
+    text = file.read_text()
+    told = json.loads(text)
+    assert (told["verdict"], told["reasons"], told["left"]) == ("PASSED", [], [])
+    kinds = [(check["bundle"], check["precision"]) for check in told["engines"]]
+    assert kinds == [(b, p) for b in ("sample", "yours") for p in ("int8", "fp16", "fp32")]
+    assert {choice["bundle"] for choice in told["choices"]} == {"sample", "yours"}
+    assert told["machine"]["libraries"]["tensorrt"] == version
+    assert told["seconds"] < 600
+    for check in told["engines"]:
+        assert set(check["replay"]["replayed"].values()) == {True}
+        ratio = check["trtexec"]["compute_ratio"]
+        assert (ratio is not None) is bool(shell.board.trtexec), check["trtexec"]
+    assert private(text, shell) == []
+
+
 @pytest.mark.parametrize("name", JETSONS)
 def test_a_jetson(open_board: Open, calibrated_mini: Path, judging: Path, name: str) -> None:
-    shell, board = open_board(name), BOARDS[name]
+    shell, board = open_board(name, sample=str(calibrated_mini)), BOARDS[name]
     for bundle in ("mine.bundle", "student.bundle"):
         shutil.copytree(calibrated_mini, shell.work / bundle)
     (shell.work / "faces").mkdir()
     (shell.work / "faces" / "judging").symlink_to(judging)
-    pages = [("docs/jetson.md", ""), ("README.md", "## On a Jetson")]
-    for page, heading in pages[: 2 if name == SUPER else 1]:
+    for page, heading in (("docs/jetson.md", ""), ("README.md", "## On a Jetson")):
         (shell.home / "installed").write_text("")
-        chosen = [
-            block for block in blocks(page, heading) if name == SUPER or not LONG.search(block)
-        ]
-        text = "\n".join(chosen)
+        text = "\n".join(blocks(page, heading))
         done = shell.run(for_board(text, board))
         assert done.code == 0, f"{done.out[-3000:]}\n{done.err[-3000:]}\n{shell.log()}"
         assert re.search(r"^tensorrt +ran ", done.out, re.MULTILINE)
         assert "CUDA graph of batch" not in done.err
     proven_int8(shell.work / "mine.bundle", board.tensorrt)
+    accepted(shell, board.tensorrt)
+    assert len((shell.work / "soak.jsonl").read_text().splitlines()) > 300  # in an hour
 
 
 def write_pairs(folder: Path, faces: Path) -> None:
@@ -91,7 +110,7 @@ def write_pairs(folder: Path, faces: Path) -> None:
 
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card(open_board: Open, calibrated_mini: Path, judging: Path, name: str) -> None:
-    shell, board = open_board(name), BOARDS[name]
+    shell, board = open_board(name, sample=str(calibrated_mini)), BOARDS[name]
     shell.ready()
     faces = shell.work / "faces"
     faces.mkdir()
@@ -101,10 +120,9 @@ def test_a_card(open_board: Open, calibrated_mini: Path, judging: Path, name: st
     write_network(shell.work / "backbone.onnx")
     first, *rest = blocks("README.md")
     text = "\n".join([first, *(b for b in rest if "--protocol" in b)])
-    if name != CARDS[0]:  # these have nothing to do with the card
-        text = re.sub(r"(?m)^fr-edge (export|calibrate|report) .*$", "", text)
-        shutil.copytree(calibrated_mini, shell.work / "mine.bundle")
-    done = shell.run(text)
+    done = shell.run("\n".join([text, *blocks("docs/jetson.md", ACCEPT)]))
     assert done.code == 0, f"{done.out[-3000:]}\n{done.err[-3000:]}\n{shell.log()}"
     assert "CUDA graph of batch" not in done.err
+    assert (shell.work / "mine.bundle" / "report.html").stat().st_size > 100_000
     proven_int8(shell.work / "mine.bundle", board.tensorrt)
+    accepted(shell, board.tensorrt)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from board_texts import TRTEXEC_8 as LOG_8
 
 from fr_edge.bundle.golden import read_golden
 from fr_edge.graph.layers import weighted_nodes
@@ -18,17 +19,6 @@ from fr_edge.runtime.evaluation.verify import verify
 from fr_edge.runtime.machine import backends
 from fr_edge.runtime.machine.backends import system_tensorrt
 from fr_edge.runtime.selftest import make_sample_bundle, sample_network
-
-# Of a public log of TensorRT 8.4's trtexec, and one line of 10's with its own percentiles.
-LOG_8 = """\
-[05/09/2022-06:27:25] [I] Throughput: 476.66 qps
-[05/09/2022-06:27:25] [I] Latency: min = 2.05615 ms, max = 2.59482 ms, mean = 2.09467 ms, median = 2.08276 ms, percentile(99%) = 2.58971 ms
-[05/09/2022-06:27:25] [I] End-to-End Host Latency: min = 3 ms, max = 3 ms, mean = 3 ms, median = 3 ms, percentile(99%) = 3 ms
-[05/09/2022-06:27:25] [I] Enqueue Time: min = 0.0024 ms, max = 0.02 ms, mean = 0.007 ms, median = 0.00634766 ms, percentile(99%) = 0.01 ms
-[05/09/2022-06:27:25] [I] H2D Latency: min = 0 ms, max = 0 ms, mean = 0 ms, median = 0 ms, percentile(99%) = 0 ms
-[05/09/2022-06:27:25] [I] GPU Compute Time: min = 2.05615 ms, max = 2.59482 ms, mean = 2.09467 ms, median = 2.08 ms, percentile(90%) = 2.1 ms
-[05/09/2022-06:27:25] [I] Total GPU Compute Time: 2.99956 s
-"""
 
 
 def test_the_sample_is_a_face_network_that_survives_int8(tmp_path: Path) -> None:
