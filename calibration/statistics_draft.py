@@ -166,7 +166,7 @@ class StatisticsDraft:
             parts = {field: arrays[f"m{i}.{field}"] for field in _MOMENTS}
             for field in ("product", "total"):
                 _check_form(parts[field], getattr(self.moments[layer], field))
-            moments[layer] = InputCovariance(**{**parts, "count": int(parts["count"])})
+            moments[layer] = InputCovariance(parts["product"], parts["total"], int(parts["count"]))
         if set(moments) != set(self.moments):
             raise ValueError("it holds the moments of other layers")
         self.histograms.update(histograms)
@@ -189,7 +189,7 @@ class StatisticsDraft:
             arrays |= {f"m{i}.{field}": np.asarray(getattr(part, field)) for field in _MOMENTS}
         try:
             with replace_atomic(self._path, private=True) as stream:
-                np.savez(stream, **arrays)
+                np.savez(stream, **arrays)  # type: ignore[arg-type]  # its other option is a bool
         except OSError as error:
             logger.warning("%s cannot be written: %s", self._path, error.strerror)
             return ""
