@@ -59,8 +59,8 @@ def to_our_names(state: Mapping[str, T]) -> tuple[str, dict[str, T]] | None:
         form = "adaface-ir" if adaface else "evolve-irse" if gated else "evolve-ir"
         name, pairs = f"{form}{_DEPTHS[blocks]}", _ir(blocks, adaface)
     elif "conv2d_1a.conv.weight" in state and "last_linear.weight" in state:
-        head = ("logits.weight", "logits.bias")  # classes of the training
-        return "facenet", {name: value for name, value in state.items() if name not in head}
+        classes = ("logits.weight", "logits.bias")  # of the training
+        return "facenet", {key: value for key, value in state.items() if key not in classes}
     else:
         return None
     ours = dict(pairs)
