@@ -19,7 +19,7 @@ class _ConvNormRelu(nn.Module):
     ) -> None:
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = tuple(side // 2 for side in sides) if same else 0
+        padding = (sides[0] // 2, sides[1] // 2) if same else (0, 0)
         self.conv = nn.Conv2d(inp, out, sides, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
 

@@ -164,7 +164,9 @@ def network_to_onnx(network: "nn.Module", name: str, spec: InputSpec, batch: int
         path = Path(folder, "network.onnx")
         try:
             if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-                network = torch.jit.trace(network, face, check_trace=False)
+                network = torch.jit.trace(  # type: ignore[no-untyped-call]
+                    network, face, check_trace=False
+                )
             torch.onnx.export(
                 network,
                 (face,),

@@ -105,7 +105,9 @@ def load_torchscript(path: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module: nn.Module = torch.jit.load(data, map_location="cpu")
+            module: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call]
+                data, map_location="cpu"
+            )
     except Exception as error:  # its loader raises RuntimeError and others
         text = str(error).strip().partition("\n")[0]
         raise ModelError(f"{path} is TorchScript that torch cannot load: {text}") from error
