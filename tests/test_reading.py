@@ -39,7 +39,7 @@ ALLOWED = {
     ("arrays.py", "zipfile.ZipFile"): "of a stream from open_file",
     ("bundle/bundle.py", "os.open"): "the folder, for its lock",
     ("bundle/pack.py", "read_text"): "of a pack, through open_file",
-    ("bundle/pack.py", "os.open"): "the folder, for its lock",
+    ("bundle/draft_folder.py", "os.open"): "a folder that was written, to sync it",
     ("distill/teacher_cache.py", "open_memmap"): "the cache, whose note was read and compared",
     ("distill/teacher_cache.py", "open"): "the cache that was made here, to reserve its space",
     ("distill/train_step.py", "read_text"): "/proc",

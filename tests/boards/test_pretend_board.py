@@ -64,7 +64,10 @@ def test_replays_that_compute_nothing_are_found(
         board.cuda.working_replays = working
         assert run(["verify", str(mini), "--engine", "fp32", *line]) == 1
         verified = json.loads(capsys.readouterr().out)
-        assert (verified["verdict"], verified["artifact"]["execution"]) == ("FAILED", "CUDA graph")
+        assert (verified["verdict"], verified["artifact"]["execution"]) == (
+            "FAILED",
+            "CUDA graph and queued calls",
+        )
     board.replayed()
     assert run(["benchmark", str(mini), "--engine", "fp32", "--duration", "1.1", *line]) == 1
     timed = json.loads(capsys.readouterr().out)
