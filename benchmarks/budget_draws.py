@@ -154,11 +154,11 @@ def draw(pool: Pool, budget: Budget, share: float, seed: int, folder: Path) -> d
         all_faces.model, all_faces.spec, all_faces.faces, picks, {}, silent, pool, rows
     )
     try:
-        found = search_assignment(pool.table, judge, budget, folder / "none.bundle")
+        searched = search_assignment(pool.table, judge, budget, folder / "unused.bundle")
     except FrEdgeError as error:
         verdict = "cannot judge" if "cannot judge" in str(error) else "exceeded"
         return {"seed": seed, "verdict": verdict, "why": str(error)}
-    taken = found.assignments[-1]
+    taken = searched.assignments[-1]
     return {
         "seed": seed,
         "verdict": "kept",

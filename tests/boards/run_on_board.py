@@ -203,7 +203,7 @@ def serve() -> None:
     commands: Any = import_module("fr_edge.cli.main").COMMANDS
     for name in commands:
         import_module(f"fr_edge.cli.{name.replace('-', '_')}")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the parent does not wait for them
     for line in iter(sys.stdin.readline, ""):
         print(begin(Path(line.rstrip("\n")), clock), flush=True)
 

@@ -27,10 +27,10 @@ def blocks(page: str, heading: str = "") -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     if heading:
         text = re.split(r"(?m)^## ", text.split(f"\n{heading}\n", 1)[1])[0]
-    found = re.findall(r"```(bash|console)\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```(bash|console)\n(.*?)```", text, re.DOTALL)
     return [
         body if kind == "bash" else "\n".join(re.findall(r"(?m)^\$ (.*)", body))
-        for kind, body in found
+        for kind, body in blocks
     ]
 
 

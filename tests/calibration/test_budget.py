@@ -43,7 +43,7 @@ def with_drop(
         ((0.0, 0.0024), (0.0, 0.003), KEPT),
         ((-0.02, -0.0178), (-0.001, 0.002), KEPT),
         ((0.0, 0.0026), (0.0, 0.002), CANNOT_JUDGE),  # other people count .0013 + sqrt(2) .0013
-        ((-0.02, -0.0155), (0.0, 0.002), CANNOT_JUDGE),  # a gain is none: 0 + sqrt(2) .00225
+        ((-0.02, -0.0155), (0.0, 0.002), CANNOT_JUDGE),  # a gain counts as 0: 0 + sqrt(2) .00225
         ((0.0, 0.002), (0.001, 0.0031), CANNOT_JUDGE),  # the likely drop alone
         ((0.0, 0.01), (0.003, 0.005), CANNOT_JUDGE),
         ((0.0, 0.01), (0.0031, 0.005), EXCEEDED),

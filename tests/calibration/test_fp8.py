@@ -116,11 +116,11 @@ def test_onnxruntime_rounds_activations_and_weights_to_fp8(
     first = next(n for n in quantized.graph.node if n.op_type == "Conv")
     makers = {name: node for node in quantized.graph.node for name in node.output}
     data, weight = (makers[makers[name].input[0]] for name in first.input[:2])
-    found = run(quantized, inputs[:2], *first.input[:2])
+    rounded = run(quantized, inputs[:2], *first.input[:2])
     scale = values[data.input[1]]
-    np.testing.assert_array_equal(found[0], rounded_to_fp8(inputs[:2], scale))
+    np.testing.assert_array_equal(rounded[0], rounded_to_fp8(inputs[:2], scale))
     scales = values[weight.input[1]].reshape(-1, 1, 1, 1)
-    np.testing.assert_array_equal(found[1], rounded_to_fp8(values[weight.input[0]], scales))
+    np.testing.assert_array_equal(rounded[1], rounded_to_fp8(values[weight.input[0]], scales))
     exact = run(quantized, inputs[:4])[0]
     engine = run(cpu_model(quantized), inputs[:4])[0]
     cosine = (
