@@ -38,7 +38,7 @@ MIN_DIMENSION_CORRELATION = 0.8
 _NO_PEOPLE = "no faces of several known people were given"
 _GIVE_PEOPLE = "give --faces, a folder per person, or --pairs"
 _NO_LIST = "no pair list was given"
-_ALIKE = "the original network gives all these faces the same embedding"
+_ALIKE = "the original network gives all these faces the same embedding, or nearly"
 _OTHER_GOLDEN = "export again, with --golden and photographs of many people"
 
 # A reference beyond these hardly tells people apart, so a loss against it proves nothing. Each limit

@@ -153,6 +153,10 @@ def test_the_dimension_that_follows_the_reference_least() -> None:
     # Few faces, and faces that are all alike, show nothing.
     assert min_dimension_correlation(reference[:15], engine[:15]) is None
     assert min_dimension_correlation(np.tile(reference[:1], (20, 1)), engine[:20]) is None
+    # A network that embeds all faces alike, to a mean cosine of .99999 and of .999.
+    for spread_of_all, judged in ((0.003, False), (0.03, True)):
+        alike = reference[:1] + spread_of_all * reference
+        assert (min_dimension_correlation(alike, alike) is not None) == judged
     # A dimension that hardly varies is rounding.
     reference[:, 5] = 1e-3 * random.normal(size=400)
     engine[:, 5] = 1e-3 * random.normal(size=400)
