@@ -67,7 +67,7 @@ def runs_of(bundle: Path, target: Path, side: str) -> tuple[dict[str, TimedCall]
     file = bundle / "model.int8.onnx"
     opened = open_bundle(bundle, check="manifest")
     make = engine_builder(opened, ONNXRUNTIME)
-    integer = build_cpu_engine(file, target, "int8").integer_kernels
+    integer = build_cpu_engine(file, target, "int8", opened.spec).integer_kernels
     return {
         f"{side}, forced": cpu_runner(make(onnx.load(file))),
         f"{side}, built": CpuSession(target, "int8", opened.spec, artifact="engine").embed_tensor,

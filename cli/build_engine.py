@@ -11,6 +11,7 @@ from .output import Output, size_text, table
 if TYPE_CHECKING:
     from ..bundle.keys import SigningKey
     from ..faces.sources import Faces
+    from ..graph.frame_input import InputKind
     from ..runtime.trt.config import EngineOptions
 
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     example="fr-edge build-engine mine.bundle --int8 --backend onnxruntime",
     option_groups={
         "Precision": ("--int8", "--fp8", "--fp16", "--fp32", "--precision"),
+        "Input": ("--input",),
         "TensorRT": (
             "--batch",
             "--workspace",
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
             "--dla",
             "--version-compatible",
             "--hardware-compatible",
-            "--uint8-input",
+            "--frame-size",
             "--implicit",
             "--compute",
         ),
@@ -64,7 +66,19 @@ if TYPE_CHECKING:
 @click.option("--version-compatible", is_flag=True, help="TensorRT: loads on later versions too.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: runs on later GPUs too.")
 @click.option(
-    "--uint8-input", is_flag=True, help="TensorRT: pixels in; the engine applies the contract."
+    "--input",
+    "input_kind",
+    type=click.Choice(["tensor", "crop", "frame"]),
+    default="tensor",
+    show_default=True,
+    help="What the engine takes: preprocessed faces; aligned faces as pixels; or a camera frame and"
+    " the landmarks of its faces, which it aligns itself.",
+)
+@click.option(
+    "--frame-size",
+    metavar="HxW,HxW,HxW",
+    help="TensorRT with --input frame: smallest, typical, largest frame; by default"
+    " 112x112,1080x1920,2160x3840.",
 )
 @click.option(
     "--implicit", is_flag=True, help="TensorRT 8, 10: INT8 by calibration.cache, not Q/DQ."
@@ -80,6 +94,7 @@ def command(
     backend: str,
     faces: str | None,
     sign: str | None,
+    input_kind: "InputKind",
     **tensorrt: Any,
 ) -> None:
     """Build an engine for this machine into BUNDLE.
@@ -97,9 +112,13 @@ def command(
     source = options.load_faces(faces) if faces else None
     key = options.load_signing_key(sign)
     if chosen == "auto":
+        if input_kind != "tensor":
+            raise click.UsageError(
+                f"--precision auto compares engines of --input tensor; name one for {input_kind}"
+            )
         _select(output, bundle, backend, source, settings, key)
     else:
-        _build(output, bundle, chosen, backend, source, settings, key)
+        _build(output, bundle, chosen, backend, source, settings, key, input_kind)
 
 
 def _build(
@@ -110,11 +129,14 @@ def _build(
     faces: "Faces | None",
     settings: "EngineOptions | None",
     key: "SigningKey | None",
+    input_kind: "InputKind",
 ) -> None:
     from ..documents import to_builtins
     from ..runtime.build import build_engine
 
-    built = build_engine(bundle, precision, backend, faces, output.track, settings, key)
+    built = build_engine(
+        bundle, precision, backend, faces, output.track, settings, key, input_kind=input_kind
+    )
     lines = [
         f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)},"
         f" layers with weights: {built.describe_layers() or 'not reported'}"
@@ -126,7 +148,8 @@ def _build(
         head = ("layer", "operator", "asked for", "computes in", "shown by", "likely because")
         lines += ["", table(rows, head), ""]
     if not built.compile_only:
-        lines.append(f"next: fr-edge verify {bundle} --engine {precision}")
+        kind = "" if input_kind == "tensor" else f"-{input_kind}"
+        lines.append(f"next: fr-edge verify {bundle} --engine {precision}{kind}")
     output.result(to_builtins(built), "\n".join(lines))
 
 
@@ -167,7 +190,7 @@ def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOp
         "dla": values["dla"],
         "version_compatible": values["version_compatible"] or None,
         "hardware_compatible": values["hardware_compatible"] or None,
-        "uint8_input": values["uint8_input"] or None,
+        "frame": _frame_sizes(values["frame_size"]) if values["frame_size"] else None,
         "implicit": values["implicit"] or None,
         "compute": tuple(compute.split(",")) if compute else None,
     }
@@ -178,3 +201,12 @@ def _options(batch: str | None, compute: str | None, **values: Any) -> "EngineOp
         given["batch"] = tuple(int(part) for part in parts)
     chosen = {name: value for name, value in given.items() if value is not None}
     return EngineOptions(**chosen) if chosen else None
+
+
+def _frame_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    parts = [part.strip().lower().split("x") for part in text.split(",")]
+    if len(parts) != 3 or not all(len(p) == 2 and all(n.isdigit() for n in p) for p in parts):
+        raise click.UsageError(
+            f"--frame-size takes three sizes such as 112x112,1080x1920,2160x3840, found {text!r}"
+        )
+    return tuple((int(height), int(width)) for height, width in parts)

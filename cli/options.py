@@ -106,14 +106,30 @@ def artifact(body: Body) -> Body:
     )(body)
 
 
+class EngineName(click.Choice[str]):
+    """A precision, alone or with what the engine takes: int8, int8-crop, int8-frame.
+
+    Args:
+        auto: Whether "auto" is one.
+    """
+
+    def __init__(self, *, auto: bool) -> None:
+        self.shown = [*(["auto"] if auto else []), "fp32", "fp16", "fp8", "int8"]
+        kinds = [f"{name}-{kind}" for name in self.shown for kind in ("tensor", "crop", "frame")]
+        super().__init__([*self.shown, *kinds])
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(self.shown)}][-crop|-frame]"
+
+
 def engine(default: str = "auto") -> Callable[[Body], Body]:
     return click.option(
         "--engine",
-        type=click.Choice(["auto", "fp32", "fp16", "fp8", "int8"]),
+        type=EngineName(auto=True),
         default=default,
         show_default=True,
         help="Which engine; auto takes int8, else fp8 (on TensorRT), else fp16, else fp32, of those"
-        " that were built.",
+        " that were built. int8-crop and int8-frame name what it takes too.",
     )
 
 

@@ -60,10 +60,10 @@ if TYPE_CHECKING:
 @options.bundle
 @click.option(
     "--engine",
-    type=click.Choice(["fp32", "fp16", "fp8", "int8"]),
+    type=options.EngineName(auto=False),
     default="int8",
     show_default=True,
-    help="The engine to judge.",
+    help="The engine to judge; int8-crop and int8-frame name what it takes too.",
 )
 @options.backend
 @options.device

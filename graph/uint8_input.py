@@ -1,4 +1,4 @@
-"""Writes the input contract into the network, so that it takes uint8 pixels.
+"""Writes the input contract into the network, so that it takes aligned faces as uint8 pixels.
 
 A quarter of the bytes cross to the GPU, and mean and channel order cannot be confused.
 """
@@ -38,37 +38,23 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     copy.CopyFrom(model)
     graph, face = copy.graph, model.graph.input[0].name
     top, left = (side - spec.height) // 2, (side - spec.width) // 2
-    grey = spec.channels == "GREY"
-    order = [2, 1, 0] if spec.channels == "BGR" else [0, 1, 2]
-    count = spec.shape[0]
-    constants: dict[str, npt.NDArray[Any]] = {
+    contract, constants = contract_nodes(spec, "raw_crop", face)
+    constants |= {
         "raw_starts": np.array([top, left], np.int64),
         "raw_ends": np.array([top + spec.height, left + spec.width], np.int64),
         "raw_axes": np.array([1, 2], np.int64),
-        "raw_mean": np.array(spec.mean[:count], np.float32),
-        "raw_std": np.array(spec.std[:count], np.float32),
     }
-    if not grey:
-        constants["raw_order"] = np.array(order, np.int64)
-    else:  # whole numbers below 2 ** 24 all along: exact in float32
-        constants |= {
-            "raw_luma": np.array(LUMA, np.float32)[:, None],
-            "raw_half": np.array(LUMA_UNIT // 2, np.float32),
-            "raw_unit": np.array(LUMA_UNIT, np.float32),
-        }
     nodes = [
         helper.make_node("Cast", ["pixels"], ["raw_float"], to=TensorProto.FLOAT),
         helper.make_node(
             "Slice", ["raw_float", "raw_starts", "raw_ends", "raw_axes"], ["raw_crop"]
         ),
-        *(_grey_nodes() if grey else [_order_node()]),
-        helper.make_node("Sub", ["raw_channels", "raw_mean"], ["raw_centred"]),
-        helper.make_node("Div", ["raw_centred", "raw_std"], ["raw_scaled"]),
-        helper.make_node("Transpose", ["raw_scaled"], [face], perm=(0, 3, 1, 2)),
+        *contract,
         *model.graph.node,
     ]
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param or "batch"
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, (batch, *UINT8_SHAPE))
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    count = batch.dim_value or batch.dim_param or "batch"
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, (count, *UINT8_SHAPE))
     for field in ("input", "node"):
         graph.ClearField(field)
     graph.input.append(pixels)
@@ -77,14 +63,48 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     return copy
 
 
-def _order_node() -> NodeProto:
-    return helper.make_node("Gather", ["raw_crop", "raw_order"], ["raw_channels"], axis=3)
+def contract_nodes(
+    spec: InputSpec, crop: str, face: str
+) -> tuple[list[NodeProto], dict[str, npt.NDArray[Any]]]:
+    """The nodes that turn grey levels of the network's size into its input.
+
+    Args:
+        spec: The network's input contract.
+        crop: The tensor that they read, `(N, H, W, 3) float32`, RGB.
+        face: The tensor that they write, `(N, C, H, W) float32`.
+
+    Returns:
+        The nodes, and name -> constant that they need.
+    """
+    count = spec.shape[0]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "raw_mean": np.array(spec.mean[:count], np.float32),
+        "raw_std": np.array(spec.std[:count], np.float32),
+    }
+    if spec.channels == "GREY":  # whole numbers below 2 ** 24 all along: exact in float32
+        constants |= {
+            "raw_luma": np.array(LUMA, np.float32)[:, None],
+            "raw_half": np.array(LUMA_UNIT // 2, np.float32),
+            "raw_unit": np.array(LUMA_UNIT, np.float32),
+        }
+        channels = _grey_nodes(crop)
+    else:
+        order = [2, 1, 0] if spec.channels == "BGR" else [0, 1, 2]
+        constants["raw_order"] = np.array(order, np.int64)
+        channels = [helper.make_node("Gather", [crop, "raw_order"], ["raw_channels"], axis=3)]
+    nodes = [
+        *channels,
+        helper.make_node("Sub", ["raw_channels", "raw_mean"], ["raw_centred"]),
+        helper.make_node("Div", ["raw_centred", "raw_std"], ["raw_scaled"]),
+        helper.make_node("Transpose", ["raw_scaled"], [face], perm=(0, 3, 1, 2)),
+    ]
+    return nodes, constants
 
 
-def _grey_nodes() -> list[NodeProto]:
+def _grey_nodes(crop: str) -> list[NodeProto]:
     """`faces.contract.luma` on float32."""
     return [
-        helper.make_node("MatMul", ["raw_crop", "raw_luma"], ["raw_weighted"]),
+        helper.make_node("MatMul", [crop, "raw_luma"], ["raw_weighted"]),
         helper.make_node("Add", ["raw_weighted", "raw_half"], ["raw_raised"]),
         helper.make_node("Div", ["raw_raised", "raw_unit"], ["raw_ratio"]),
         helper.make_node("Floor", ["raw_ratio"], ["raw_channels"]),

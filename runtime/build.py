@@ -27,6 +27,7 @@ from ..errors import BundleError, FrEdgeError, GateFailed, MachineError, ModelEr
 from ..faces.contract import ALIGNED_SIZE, preprocess
 from ..faces.sources import Faces
 from ..files import sha256
+from ..graph.frame_input import INPUT_KINDS, InputKind
 from ..graph.prelu import has_prelu
 from ..onnx_file import read_onnx
 from ..progress import Track, silent
@@ -101,6 +102,8 @@ def build_engine(
     track: Track = silent,
     options: EngineOptions | None = None,
     sign: SigningKey | None = None,
+    *,
+    input_kind: InputKind = "tensor",
 ) -> BuildResult:
     """Build an engine for this machine, into the bundle.
 
@@ -113,6 +116,9 @@ def build_engine(
         options: TensorRT's.
         sign: Signs the engine, its fingerprint and timing cache, and what was calibrated for it: for
             a machine that uses signed files only.
+        input_kind: What the engine takes: "tensor" for the network's input, "crop" for aligned faces
+            `(N, 112, 112, 3) uint8`, "frame" for a frame `(1, H, W, 3) uint8` and landmarks
+            `(N, 5, 2) float32`, which it aligns itself.
 
     Raises:
         UsageError: An unknown name, options that the backend does not have, or INT8 or FP8 of a
@@ -125,6 +131,8 @@ def build_engine(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"no precision {precision!r}", f"precisions: {', '.join(PRECISIONS)}")
+    if input_kind not in INPUT_KINDS:
+        raise UsageError(f"no input {input_kind!r}", f"inputs: {', '.join(INPUT_KINDS)}")
     chosen = pick_backend(backend, build=True)
     if chosen == ONNXRUNTIME and options is not None:
         raise UsageError(
@@ -132,7 +140,7 @@ def build_engine(
             "leave them out, or name --backend tensorrt or tensorrt-rtx",
         )
     bundle = ensure_signatures(bundle if isinstance(bundle, Bundle) else open_bundle(bundle))
-    options = options or EngineOptions()
+    options = replace(options or EngineOptions(), input_kind=input_kind)
     if precision in CALIBRATION_FILES and SOURCES[precision] not in bundle:
         purpose = "" if precision == "int8" else f" for {precision.upper()}"
         if faces is None:
@@ -171,7 +179,8 @@ def _build(
     bundle: Bundle, precision: str, backend: str, options: EngineOptions, *, signing: bool
 ) -> tuple[BuildResult, list[str]]:
     """Build an engine; also the names of the files that were written."""
-    name, cache = engine_name(backend, precision), f"engines/{backend}.timing"
+    name = engine_name(backend, precision, options.input_kind)
+    cache = f"engines/{backend}.timing"
     written = [name, f"{name}.json"]
     source = bundle.file(SOURCES[precision])
     files = CALIBRATION_FILES.get(precision)
@@ -180,7 +189,7 @@ def _build(
     with transaction(bundle, "build-engine", settings) as change:
         target = change.path(name, f"{precision} engine")
         if backend == ONNXRUNTIME:
-            built = build_cpu_engine(source, target, precision)
+            built = build_cpu_engine(source, target, precision, bundle.spec, options.input_kind)
         else:
             known = _timings(bundle, cache, signing=signing)
             plan, built = build_fastest_plan(bundle, precision, backend, options, known)
@@ -326,7 +335,7 @@ def _time(
                 version_compatible=options.version_compatible,
             )
             sessions.append(stack.enter_context(session))
-        if options.uint8_input:
+        if options.input_kind != "tensor":
             seconds = interleaved_min_times([s.embed for s in sessions], images, _PRELU_S)
         else:
             inputs = preprocess(images, bundle.spec)

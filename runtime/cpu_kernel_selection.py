@@ -20,7 +20,9 @@ from onnx import ModelProto
 
 from ..arrays import F32
 from ..errors import MachineError, ModelError
+from ..faces.contract import InputSpec
 from ..graph.cpu_int8 import cpu_model, integer_layers
+from ..graph.frame_input import InputKind, with_input
 from ..graph.layers import layer_precisions
 from ..graph.load import check_finite
 from ..onnx_file import read_onnx
@@ -51,13 +53,17 @@ class KernelSelection:
     relative: tuple[float, ...]
 
 
-def build_cpu_engine(source: Path, target: Path, precision: str) -> BackendBuild:
+def build_cpu_engine(
+    source: Path, target: Path, precision: str, spec: InputSpec, kind: InputKind = "tensor"
+) -> BackendBuild:
     """Optimise a model for this CPU and write the result; for INT8 the fastest candidate.
 
     Args:
         source: The ONNX file.
         target: Where to write the engine.
         precision: "fp32", "fp16", "fp8" or "int8".
+        spec: The network's input contract.
+        kind: What the engine takes.
 
     Raises:
         ModelError: onnxruntime refuses the model, or its weights are not finite.
@@ -68,9 +74,9 @@ def build_cpu_engine(source: Path, target: Path, precision: str) -> BackendBuild
     layers = layer_precisions(model)
     selections = select_kernels(model, cpu_runner, (1, MAX_BATCH)) if precision == "int8" else []
     integer = selections[0].layers if selections else ()
-    optimised = cpu_model(model, integer if selections else None).SerializeToString()
+    optimised = with_input(cpu_model(model, integer if selections else None), spec, kind)
     try:
-        make_cpu_session(optimised, str(source), save_optimized=target)
+        make_cpu_session(optimised.SerializeToString(), str(source), save_optimized=target)
     except ModelError as error:
         if "serializ" not in error.message:
             raise
@@ -78,7 +84,8 @@ def build_cpu_engine(source: Path, target: Path, precision: str) -> BackendBuild
             f"onnxruntime cannot write the engine to {target.parent}", "is the disk full?"
         ) from error
     facts: dict[str, Any] = {
-        "operators": dict(Counter(node.op_type for node in read_onnx(target).graph.node))
+        "input_kind": kind,
+        "operators": dict(Counter(node.op_type for node in read_onnx(target).graph.node)),
     }
     if precision == "fp16":
         logger.info("onnxruntime's CPU has few FP16 kernels: weights are FP16, most sums FP32")

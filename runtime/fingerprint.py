@@ -17,6 +17,7 @@ from ..bundle.keys import state_folder
 from ..bundle.manifest import Bundle
 from ..documents import convert, read_json
 from ..errors import BundleError, DataError, MachineError
+from ..graph.frame_input import InputKind
 from ..reading import read_file
 from .machine.backends import COMPILE_ONLY, MODULES, library_version, same_version
 from .machine.device import describe_device, selected_gpu
@@ -62,16 +63,18 @@ class _Required:
     int8_in_float: int = 0
 
 
-def engine_name(backend: str, precision: str) -> str:
+def engine_name(backend: str, precision: str, kind: InputKind = "tensor") -> str:
     """The path within a bundle of the engine that is built here.
 
     TensorRT's has the library's version and the GPU in its name, so that one bundle serves many
-    boards: "engines/tensorrt-10.3.0-orin-int8.plan".
+    boards: "engines/tensorrt-10.3.0-orin-int8.plan", "...-int8-frame.plan".
 
     Args:
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         precision: "fp32", "fp16", "fp8" or "int8".
+        kind: What the engine takes.
     """
+    precision += "" if kind == "tensor" else f"-{kind}"
     if backend != "tensorrt":
         return f"engines/{backend}-{precision}.{'onnx' if backend == 'onnxruntime' else 'plan'}"
     facts = machine_fingerprint(backend)
@@ -79,19 +82,23 @@ def engine_name(backend: str, precision: str) -> str:
     return f"engines/{'-'.join(filter(None, words))}.plan"
 
 
-def find_engine(bundle: Bundle, backend: str, precision: str) -> str | None:
+def find_engine(
+    bundle: Bundle, backend: str, precision: str, kind: InputKind = "tensor"
+) -> str | None:
     """The bundle's engine for this machine.
 
     Args:
         bundle: An open bundle.
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         precision: "fp32", "fp16", "fp8" or "int8".
+        kind: What the engine takes.
 
     Returns:
         The path within the bundle of the engine that was built here, else of one that may be used
         here, else of one that was built elsewhere; None where there is no engine.
     """
-    own = engine_name(backend, precision)
+    own = engine_name(backend, precision, kind)
+    ending = own[own.rindex(f"-{precision}") :]
     if own in bundle or backend != "tensorrt":
         return own if own in bundle else None
     names = [
@@ -99,7 +106,7 @@ def find_engine(bundle: Bundle, backend: str, precision: str) -> str | None:
         for name in sorted(bundle.files)
         if name.startswith(f"engines/{backend}-")
         and not name.startswith("engines/tensorrt-rtx-")
-        and name.endswith(f"-{precision}.plan")
+        and name.endswith(ending)
     ]
     usable = (n for n in names if not any(differences(read_fingerprint(bundle, n))))
     return next(usable, names[0]) if names else None

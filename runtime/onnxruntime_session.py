@@ -11,6 +11,7 @@ from ..arrays import F32, U8
 from ..errors import UsageError
 from ..faces.contract import InputSpec, preprocess
 from ..graph.cpu_int8 import cpu_model
+from ..graph.frame_input import FRAME, LANDMARKS, InputKind
 from ..graph.layers import layer_precisions
 from ..graph.load import check_finite
 from ..graph.uint8_input import UINT8_SHAPE
@@ -18,6 +19,7 @@ from ..inference import make_session
 from ..onnx_file import parse_onnx
 from ..trial_run import ensure_runnable
 from .fingerprint import read_expected
+from .frames import align_faces, check_frame, needed_part, tile_faces, unit_length
 from .machine.device import cores
 from .profile import LayerTime, node_times
 
@@ -67,7 +69,6 @@ class CpuSession:
         self.precision, self.artifact = precision, artifact
         self.file = file or path.name
         self.largest_batch: int | None = None
-        self.uint8_input = False
         self.execution = ""
         self._path, self._spec, self._threads = path, spec, threads
         data, self.sha256 = read_expected(path, expected_sha256)
@@ -75,32 +76,64 @@ class CpuSession:
         self._session: Any = self._load(self._model(data))
         face = self._session.get_inputs()[0]
         self._input, self._shape = face.name, tuple(face.shape[1:])
+        self.input_kind: InputKind = "tensor"
+        if face.type == "tensor(uint8)":
+            self.input_kind = "frame" if face.name == FRAME else "crop"
+        self.uint8_input = self.input_kind != "tensor"
         self.dim = int(self._session.get_outputs()[0].shape[-1])
 
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
         check_images(images)
+        self._require_open()
         if 0 < len(images) <= MAX_BATCH:
-            return self.embed_tensor(preprocess(images, self._spec))
+            return self._run(self._feeds(images))
         parts = [
-            self.embed_tensor(preprocess(images[start : start + MAX_BATCH], self._spec))
-            for start in range(0, max(1, len(images)), MAX_BATCH)
+            self._run(self._feeds(images[start : start + MAX_BATCH]))
+            for start in range(0, len(images), MAX_BATCH)
         ]
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def embed_frame(self, frame: U8, landmarks: F32) -> F32:
+        """Embed faces of a frame; see `Session.embed_frame`."""
+        check_frame(frame, landmarks)
+        if self.input_kind != "frame":
+            return unit_length(self.embed(align_faces(frame, landmarks)))
+        self._require_open()
+        parts = []
+        for start in range(0, len(landmarks), MAX_BATCH):
+            part, points = needed_part(frame, landmarks[start : start + MAX_BATCH])
+            parts.append(self._run({FRAME: part[None], LANDMARKS: points}))
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def embed_tensor(self, inputs: F32) -> F32:
         """Embed preprocessed faces; see `Session.embed_tensor`."""
-        if self._session is None:
-            raise UsageError("the session is closed", "open a new one")
+        self._require_open()
+        refuse_tensor(self.file, self.input_kind)
         check_inputs(inputs, self._shape)
         if 0 < len(inputs) <= MAX_BATCH:
-            out: F32 = self._session.run(None, {self._input: inputs})[0]
-            return out
+            return self._run({self._input: inputs})
         parts = [
-            self._session.run(None, {self._input: inputs[start : start + MAX_BATCH]})[0]
+            self._run({self._input: inputs[start : start + MAX_BATCH]})
             for start in range(0, len(inputs), MAX_BATCH)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def _feeds(self, images: U8) -> dict[str, F32 | U8]:
+        """The network's inputs for aligned faces."""
+        if self.input_kind == "frame":
+            frame, landmarks = tile_faces(images)
+            return {FRAME: frame[None], LANDMARKS: landmarks}
+        tensor = self.input_kind == "tensor"
+        return {self._input: preprocess(images, self._spec) if tensor else images}
+
+    def _run(self, feeds: dict[str, F32 | U8]) -> F32:
+        out: F32 = self._session.run(None, feeds)[0]
+        return out
+
+    def _require_open(self) -> None:
+        if self._session is None:
+            raise UsageError("the session is closed", "open a new one")
 
     def device_times(self, images: U8) -> None:
         """None: nothing is copied to a device."""
@@ -108,12 +141,12 @@ class CpuSession:
     def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
         """onnxruntime's own profile, of a session of its own; see `Session.layer_times`."""
         check_images(images)
-        inputs = preprocess(images[:MAX_BATCH], self._spec)
+        feeds = self._feeds(images[:MAX_BATCH])
         data, _ = read_expected(self._path, self.sha256)
         with TemporaryDirectory() as folder:
             session = self._load(self._model(data), Path(folder) / "profile")
             for _ in range(runs + 1):
-                session.run(None, {self._input: inputs})
+                session.run(None, feeds)
             return node_times(Path(session.end_profiling()))
 
     def close(self) -> None:
@@ -157,6 +190,23 @@ def check_images(images: U8) -> None:
             f"expected images (N, {', '.join(map(str, UINT8_SHAPE))}) uint8,"
             f" found {images.shape} {images.dtype}",
             "`align` cuts them out of photographs; preprocessed faces go into `embed_tensor`",
+        )
+
+
+def refuse_tensor(file: str, kind: InputKind) -> None:
+    """Raise where an engine applies the input contract itself.
+
+    Args:
+        file: The engine's name.
+        kind: What it takes.
+
+    Raises:
+        UsageError: It takes pixels.
+    """
+    if kind != "tensor":
+        raise UsageError(
+            f"{file} takes pixels and applies the input contract itself",
+            "use `embed`, or build the engine without --input",
         )
 
 

@@ -17,6 +17,7 @@ from ..calibration.table import CALIBRATION_FILES
 from ..errors import BundleError, UsageError
 from ..faces.sources import Faces
 from ..files import sha256
+from ..graph.frame_input import INPUT_KINDS, InputKind
 from ..metrics.protocols import ListedPairs
 from ..progress import Track, silent
 from .fingerprint import (
@@ -24,7 +25,6 @@ from .fingerprint import (
     SOURCES,
     built_here,
     check_fingerprint,
-    engine_name,
     find_engine,
     machine_fingerprint,
 )
@@ -62,7 +62,9 @@ class Session(FaceEmbedder, Protocol):
         sha256: Of exactly the bytes that were opened.
         largest_batch: Faces that one run of the engine takes, None where any number does; `embed`
             cuts larger batches.
-        uint8_input: Whether the engine takes pixels and applies the input contract itself.
+        input_kind: What the engine takes: "tensor" for what `faces.contract.preprocess` makes, "crop"
+            for aligned faces, "frame" for a frame with landmarks.
+        uint8_input: Whether it takes pixels, and applies the input contract itself.
         int8_layers: Layers with INT8 weights.
         int8_in_float: Of these, the layers that compute in float on this CPU and round no
             activation.
@@ -74,6 +76,7 @@ class Session(FaceEmbedder, Protocol):
     file: str
     sha256: str
     largest_batch: int | None
+    input_kind: InputKind
     uint8_input: bool
     int8_layers: int
     int8_in_float: int
@@ -95,6 +98,23 @@ class Session(FaceEmbedder, Protocol):
 
         Raises:
             UsageError: Images of another shape or type, or the session is closed.
+        """
+
+    def embed_frame(self, frame: U8, landmarks: F32) -> F32:
+        """Align and embed faces of one frame; in the engine where it takes frames, else on the host.
+
+        Args:
+            frame: `(H, W, 3) uint8`, RGB.
+            landmarks: `(N, 5, 2) float32`: x, y of the eyes, nose tip and mouth corners in pixels,
+                what is left in the frame first; N may be 0.
+
+        Returns:
+            `(N, D) float32`, of unit length.
+
+        Raises:
+            UsageError: A frame or landmarks of another shape or type, or the session is closed.
+            FacesError: Landmarks that are not finite, in one place, outside the frame, or not those
+                of a face.
         """
 
     def embed_tensor(self, inputs: F32) -> F32:
@@ -154,7 +174,8 @@ def open_session(
         bundle: An open bundle or its folder.
         engine: "fp32", "fp16", "fp8", "int8", or "auto" for the best engine that was built: int8,
             else fp8 (not on the CPU, which emulates it), else fp16, else fp32, else (none was built)
-            the graph of model.onnx.
+            the graph of model.onnx. "int8-crop" and "int8-frame" name an engine by what it takes
+            too; without that, it is the first of tensor, crop and frame that was built.
         backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": TensorRT where it can run and
             such an engine was built for it, else onnxruntime.
         artifact: "engine" for the engine; "graph" for the ONNX file of that precision on
@@ -169,31 +190,45 @@ def open_session(
         ModelError: The backend refuses the network.
     """
     bundle = ensure_signatures(bundle if isinstance(bundle, Bundle) else open_bundle(bundle))
-    if engine not in ("auto", *PRECISIONS):
-        raise UsageError(f"no engine {engine!r}", f"engines: auto, {', '.join(PRECISIONS)}")
+    precision, kinds = _parse_engine(engine)
     if artifact not in ("engine", "graph"):
         raise UsageError(f"no artifact {artifact!r}", "artifacts: engine, graph")
+    if artifact == "graph" and len(kinds) == 1:
+        raise UsageError(f"{engine} names an engine, not a graph", f"--engine {precision}")
     if artifact == "graph" and backend not in ("auto", ONNXRUNTIME):
         raise UsageError(
             f"{backend} runs engines, not ONNX graphs", "leave --backend out, or --artifact graph"
         )
     chosen = pick_backend(ONNXRUNTIME if artifact == "graph" else backend)
-    if backend == "auto" and not _built(bundle, chosen, engine):
+    if backend == "auto" and not _built(bundle, chosen, precision, kinds):
         chosen = ONNXRUNTIME
     if chosen != ONNXRUNTIME and threads is not None:
         raise UsageError(f"{chosen} has no threads to choose", "threads are onnxruntime's")
-    built = _built(bundle, chosen, engine)
+    built = _built(bundle, chosen, precision, kinds)
     if artifact == "graph" or (engine == "auto" and not built and chosen == ONNXRUNTIME):
-        precision = built[0] if built else "fp32" if engine == "auto" else engine
-        return _open_graph(bundle, precision, threads)
+        best = built[0][0] if built else "fp32"
+        return _open_graph(bundle, best if precision == "auto" else precision, threads)
     if not built:
-        precision = PRECISIONS[-1] if engine == "auto" else engine
         named = "" if backend == "auto" else f" --backend {backend}"
+        named += "" if len(kinds) > 1 else f" --input {kinds[0]}"
+        wanted = PRECISIONS[-1] if precision == "auto" else precision
         raise BundleError(
             f"{bundle.root} has no {'' if engine == 'auto' else engine + ' '}engine for {chosen}",
-            f"build it with `fr-edge build-engine {bundle.root} --{precision}{named}`",
+            f"build it with `fr-edge build-engine {bundle.root} --{wanted}{named}`",
         )
-    return _open_engine(bundle, built[0], chosen, threads)
+    return _open_engine(bundle, *built[0], chosen, threads)
+
+
+def _parse_engine(text: str) -> tuple[str, tuple[InputKind, ...]]:
+    """The precision, or "auto", that an engine's name holds, and what the engine may take."""
+    precision, dash, kind = text.partition("-")
+    kinds = tuple(k for k in INPUT_KINDS if k == kind or not dash)
+    if precision not in ("auto", *PRECISIONS) or not kinds:
+        raise UsageError(
+            f"no engine {text!r}",
+            f"engines: auto, {', '.join(PRECISIONS)}; with -{' or -'.join(INPUT_KINDS)} by what they take",
+        )
+    return precision, kinds
 
 
 def _open_graph(bundle: Bundle, precision: str, threads: int | None) -> CpuSession:
@@ -209,9 +244,8 @@ def _open_graph(bundle: Bundle, precision: str, threads: int | None) -> CpuSessi
 
 
 def _open_engine(
-    bundle: Bundle, precision: str, backend: str, threads: int | None
+    bundle: Bundle, precision: str, name: str, backend: str, threads: int | None
 ) -> CpuSession | GpuSession:
-    name = find_engine(bundle, backend, precision) or engine_name(backend, precision)
     facts = check_fingerprint(bundle, name)
     path, sha256 = bundle.file(name), bundle.files[name].sha256
     if backend != ONNXRUNTIME:
@@ -344,9 +378,12 @@ def session_provenance(
     return replace(provenance, files=judged)
 
 
-def _built(bundle: Bundle, backend: str, engine: str) -> list[str]:
-    """The precisions of `engine` that were built, the best first."""
-    wanted = PRECISIONS[::-1] if engine == "auto" else (engine,)
-    if engine == "auto" and backend == ONNXRUNTIME:
+def _built(
+    bundle: Bundle, backend: str, precision: str, kinds: Sequence[InputKind]
+) -> list[tuple[str, str]]:
+    """Precision and path of the engines that were built, the best first."""
+    wanted = PRECISIONS[::-1] if precision == "auto" else (precision,)
+    if precision == "auto" and backend == ONNXRUNTIME:
         wanted = tuple(name for name in wanted if name != "fp8")  # emulated, slower than FP32
-    return [p for p in wanted if find_engine(bundle, backend, p)]
+    names = ((p, find_engine(bundle, backend, p, kind)) for p in wanted for kind in kinds)
+    return [(precision, name) for precision, name in names if name]

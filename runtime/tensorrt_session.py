@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,13 @@ import numpy as np
 
 from ..arrays import F32, U8
 from ..errors import MachineError, UsageError
-from ..faces.contract import InputSpec, preprocess
+from ..faces.contract import InputSpec
 from .cuda.interface import Buffer, Cuda, open_cuda
 from .fingerprint import read_expected
-from .onnxruntime_session import check_images, check_inputs
+from .frames import align_faces, check_frame, needed_part, unit_length
+from .onnxruntime_session import check_images, check_inputs, refuse_tensor
 from .profile import DeviceTimes, LayerTime
+from .trt.bindings import Inputs, Shape, bind_inputs
 from .trt.builder import load_library, open_runtime, recorder
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ REPLAYED, QUEUED = "CUDA graph", "queued calls"  # how runs are executed, `Sessi
 
 @dataclass
 class _Context:
-    """TensorRT's execution context, and the batch size that its input shape has now."""
+    """TensorRT's execution context, and the shapes that its inputs have now."""
 
     trt: "tensorrt.IExecutionContext"
-    count: int = 0
+    shapes: tuple[Shape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class _Replay:
 class GpuSession:
     """A `runtime.session.Session` on one GPU; from any thread, one call at a time.
 
-    The first run of a batch size is queued call by call and recorded as a CUDA graph, with an
-    execution context of its own as NVIDIA advises. The graph is recorded over another input, and its
+    The first run of a batch size (and frame size) is queued call by call and recorded as a CUDA
+    graph, with an execution context of its own as NVIDIA advises. The graph is recorded over another input, and its
     replay on this one must give what the run without it gave. From then on, the first run included,
     all embeddings come from replays. Where the CUDA package has no graphs, memory does not suffice
     for the context, or the replay computes something else, runs are queued call by call.
@@ -128,23 +129,17 @@ class GpuSession:
             )
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {engine.get_tensor_mode(name): name for name in names}
-        self._face, self._embedding = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
-        smallest, _, largest = engine.get_tensor_profile_shape(self._face, 0)
-        self._min, self._max = int(smallest[0]), int(largest[0])
-        self.largest_batch: int | None = self._max
-        self._shape = tuple(int(largest[i]) for i in range(1, len(largest)))
+        self._embedding = modes[trt.TensorIOMode.OUTPUT]
+        self._inputs = bind_inputs(trt, engine, self._cuda, self.file)
+        self.input_kind = self._inputs.kind
+        self.uint8_input = self.input_kind != "tensor"
+        self.largest_batch: int | None = self._inputs.largest_batch
         self.dim = int(engine.get_tensor_shape(self._embedding)[1])
         self._engine = engine
-        # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
-        uint8 = getattr(trt.DataType, "UINT8", None)
-        self.uint8_input = engine.get_tensor_dtype(self._face) == uint8
-        self._type = np.dtype(np.uint8 if self.uint8_input else np.float32)
-        self._bytes = self._type.itemsize * prod(self._shape)
-        self._faces: Buffer = self._cuda.buffer(self._max * self._bytes)
-        self._embeddings: Buffer = self._cuda.buffer(4 * self._max * self.dim)
+        self._embeddings: Buffer = self._cuda.buffer(4 * self._inputs.largest_batch * self.dim)
         self._stream = self._cuda.stream()
         self._plain: _Context | None = self._new_context()
-        self._replays: dict[int, _Replay | None] = {}
+        self._replays: dict[tuple[Shape, ...], _Replay | None] = {}
         self._records = True
 
     def _new_context(self) -> "_Context":
@@ -161,7 +156,9 @@ class GpuSession:
             self._require(done, "set the optimisation profile")
         # Built with details, so that layers can be inspected; at run time they cost latency.
         context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
-        for name, buffer in ((self._face, self._faces), (self._embedding, self._embeddings)):
+        buffers = {binding.name: binding.buffer for binding in self._inputs.bindings}
+        buffers[self._embedding] = self._embeddings
+        for name, buffer in buffers.items():
             self._require(context.set_tensor_address(name, buffer.address), f"bind {name!r}")
         return _Context(context)
 
@@ -183,47 +180,56 @@ class GpuSession:
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
         check_images(images)
-        if self.uint8_input:
-            return self._embed(images)
-        parts = [
-            self._embed(preprocess(images[start : start + self._max], self._spec))
-            for start in range(0, max(1, len(images)), self._max)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._embed_parts(images, lambda part: self._inputs.of_faces(part, self._spec))
+
+    def embed_frame(self, frame: U8, landmarks: F32) -> F32:
+        """Embed faces of a frame; see `Session.embed_frame`."""
+        check_frame(frame, landmarks)
+        if self.input_kind != "frame":
+            return unit_length(self.embed(align_faces(frame, landmarks)))
+        if np.any(np.greater(frame.shape, self._inputs.bindings[0].largest[1:])):
+            frame, landmarks = needed_part(frame, landmarks)
+        return self._embed_parts(landmarks, lambda part: self._inputs.of_frame(frame, part))
 
     def embed_tensor(self, inputs: F32) -> F32:
         """Embed preprocessed faces; see `Session.embed_tensor`."""
-        if self.uint8_input:
-            raise UsageError(
-                f"{self.file} takes pixels and applies the input contract itself",
-                "use `embed`, or build the engine without --uint8-input",
-            )
-        check_inputs(inputs, self._shape)
-        return self._embed(inputs)
+        refuse_tensor(self.file, self.input_kind)
+        check_inputs(inputs, self._inputs.bindings[-1].largest[1:])
+        return self._embed_parts(inputs, lambda part: (part,))
 
-    def _embed(self, faces: F32 | U8) -> F32:
+    def _embed_parts(self, faces: F32 | U8, inputs_of: Callable[[Any], Inputs]) -> F32:
+        self._require_open()
+        rows = [self._embed(inputs_of(part)) for part in self._inputs.split(faces)]
+        if len(rows) == 1:
+            return rows[0]
+        return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def _require_open(self) -> Cuda:
+        if self._cuda is None:
+            raise UsageError("the session is closed", "open a new one")
+        return self._cuda
+
+    def _embed(self, arrays: Inputs) -> F32:
         with self._lock:
-            if self._cuda is None:
-                raise UsageError("the session is closed", "open a new one")
-            out = np.empty((len(faces), self.dim), np.float32)
-            with self._cuda.current():
-                for start in range(0, len(faces), self._max):
-                    part = faces[start : start + self._max]
-                    self._run(self._cuda, part, out[start : start + len(part)])
+            cuda = self._require_open()
+            out = np.empty((len(arrays[-1]), self.dim), np.float32)
+            with cuda.current():
+                self._run(cuda, arrays, out)
             return out
 
-    def _run(self, cuda: Cuda, faces: F32 | U8, out: F32) -> None:
+    def _run(self, cuda: Cuda, arrays: Inputs, out: F32) -> None:
         """At most the profile's largest batch; below its smallest the rest of the buffer is old data."""
-        count = max(len(faces), self._min)
-        self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
-        if replay := self._replays.get(count):
+        shapes = self._inputs.write(arrays)
+        if replay := self._replays.get(shapes):
             replay.launch()
         else:
-            self._queue(cuda, self._plain_context(), count)
+            self._queue(cuda, self._plain_context(), shapes)
         cuda.wait(self._stream)
         self._fetch(out)
-        if count not in self._replays:
-            replay = self._replays[count] = self._record(cuda, count)
+        if shapes not in self._replays:
+            replay = self._record(cuda, shapes)
+            if replay or len(self._replays) < _MAX_GRAPHS:
+                self._replays[shapes] = replay
             if replay:  # what it computed is in the buffer
                 self._fetch(out)
         self._execution.add(REPLAYED if replay else QUEUED)
@@ -236,7 +242,7 @@ class GpuSession:
             self._plain = self._new_context()
         return self._plain
 
-    def _record(self, cuda: Cuda, count: int) -> "_Replay | None":
+    def _record(self, cuda: Cuda, shapes: tuple[Shape, ...]) -> "_Replay | None":
         """Record the run that has just been and replay it; None where that is not possible.
 
         The graph is recorded while the buffer holds another input: one that does not read its input
@@ -244,21 +250,25 @@ class GpuSession:
         """
         if not self._records or len(self._replays) >= _MAX_GRAPHS:
             return None
+        count = shapes[-1][0]
         size = 4 * count * self.dim
         expected = self._embeddings.array[:size].view(np.float32).copy()
-        faces = self._faces.array[: count * self._bytes].copy()
+        used = self._inputs.used(shapes)
+        before = [array.copy() for array in used]
         try:
             context = self._new_context()
-            self._faces.array[: len(faces)] = 0
+            for array in used:
+                array[:] = 0
             # A run before: TensorRT sets up what may not be recorded.
-            self._queue(cuda, context, count)
+            self._queue(cuda, context, shapes)
             cuda.wait(self._stream)
-            launch = cuda.record(self._stream, lambda: self._queue(cuda, context, count))
+            launch = cuda.record(self._stream, lambda: self._queue(cuda, context, shapes))
         except MachineError as error:
             logger.info("batch %d is queued call by call, not replayed: %s", count, error.message)
             return None
         finally:
-            self._faces.array[: len(faces)] = faces
+            for array, data in zip(used, before, strict=True):
+                array[:] = data
         if launch is None:
             self._records = cuda.name != "pycuda"
             return None
@@ -279,18 +289,25 @@ class GpuSession:
         return _Replay(context, launch)
 
     def _queue(
-        self, cuda: Cuda, context: "_Context", count: int, mark: Callable[[], None] = lambda: None
+        self,
+        cuda: Cuda,
+        context: "_Context",
+        shapes: tuple[Shape, ...],
+        mark: Callable[[], None] = lambda: None,
     ) -> None:
         mark()
-        cuda.push(self._faces, count * self._bytes, self._stream)
-        if context.count != count:
-            done = context.trt.set_input_shape(self._face, (count, *self._shape))
-            self._require(done, f"set the batch to {count}")
-            context.count = count
+        bindings = self._inputs.bindings
+        for binding, data in zip(bindings, self._inputs.used(shapes), strict=True):
+            cuda.push(binding.buffer, data.nbytes, self._stream)
+        if context.shapes != shapes:
+            for binding, shape in zip(bindings, shapes, strict=True):
+                done = context.trt.set_input_shape(binding.name, shape)
+                self._require(done, f"set {binding.name!r} to {shape}")
+            context.shapes = shapes
         mark()
         self._require(context.trt.execute_async_v3(self._stream), "run the engine")
         mark()
-        cuda.pull(self._embeddings, 4 * count * self.dim, self._stream)
+        cuda.pull(self._embeddings, 4 * shapes[-1][0] * self.dim, self._stream)
         mark()
 
     def device_times(self, images: U8) -> DeviceTimes | None:
@@ -301,26 +318,22 @@ class GpuSession:
         the GPU cannot be asked.
         """
         check_images(images)
-        images = images[: self._max]
-        faces = images if self.uint8_input else preprocess(images, self._spec)
+        arrays = self._inputs.of_faces(self._inputs.split(images)[0], self._spec)
         with self._lock:
-            if self._cuda is None:
-                raise UsageError("the session is closed", "open a new one")
-            cuda, count = self._cuda, max(len(faces), self._min)
-            self._faces.array.view(self._type)[: faces.size] = faces.reshape(-1)
-            replay = self._replays.get(count)
+            cuda, shapes = self._require_open(), self._inputs.write(arrays)
+            replay = self._replays.get(shapes)
             with cuda.current():
                 plain = self._plain_context()
                 marks: list[Any] = []
                 try:
-                    self._queue(cuda, plain, count, lambda: marks.append(cuda.mark(self._stream)))
+                    self._queue(cuda, plain, shapes, lambda: marks.append(cuda.mark(self._stream)))
                     cuda.wait(self._stream)
                     sent, computed, fetched = map(cuda.elapsed_ms, marks, marks[1:])
                 except MachineError as error:
                     logger.warning("times on the GPU are not measured: %s", error.message)
                     return None
                 start = time.perf_counter_ns()
-                (replay.launch if replay else partial(self._queue, cuda, plain, count))()
+                (replay.launch if replay else partial(self._queue, cuda, plain, shapes))()
                 queued = time.perf_counter_ns() - start
                 cuda.wait(self._stream)
             return DeviceTimes(queued / 1e6, sent, computed, fetched, replay is not None)
@@ -338,21 +351,20 @@ class GpuSession:
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times[layer_name] = times.get(layer_name, 0.0) + ms / runs
 
+        arrays = self._inputs.of_faces(self._inputs.split(images)[0], self._spec)
         with self._lock:
-            if self._cuda is None:
-                raise UsageError("the session is closed", "open a new one")
-            cuda, count = self._cuda, max(min(len(images), self._max), self._min)
+            cuda, shapes = self._require_open(), self._inputs.write(arrays)
             profiler = Profiler()  # outlives the context, which holds no reference to it
             with cuda.current():
                 try:
-                    self._profile(cuda, count, runs, profiler)
+                    self._profile(cuda, shapes, runs, profiler)
                 except MachineError as error:
                     logger.warning("layers are not profiled: %s", error.message)
                     return ()
             rows = [LayerTime(name, "", ms) for name, ms in times.items()]
         return tuple(sorted(rows, key=lambda row: -row.ms))
 
-    def _profile(self, cuda: Cuda, count: int, runs: int, profiler: Any) -> None:
+    def _profile(self, cuda: Cuda, shapes: tuple[Shape, ...], runs: int, profiler: Any) -> None:
         """Run in a context of its own: a profiler, once set, slows every later run."""
         context = None
         with suppress(MachineError):
@@ -361,11 +373,11 @@ class GpuSession:
             self._replays.clear()
             self._plain = None
             context = self._new_context()
-        self._queue(cuda, context, count)
+        self._queue(cuda, context, shapes)
         cuda.wait(self._stream)
         context.trt.profiler = profiler
         for _ in range(runs):
-            self._queue(cuda, context, count)
+            self._queue(cuda, context, shapes)
             cuda.wait(self._stream)
 
     def __enter__(self) -> "GpuSession":

@@ -14,6 +14,7 @@ from ...metrics.protocols import ListedPairs
 from ...metrics.rates import CosineDrift, measure_drift
 from ...progress import Track
 from ..embedding_log import logged_embedder
+from ..frames import align_faces, draw_frame
 from ..session import Session
 from .embeddings_file import check_embeddings, read_embeddings, refuse_other_network
 
@@ -32,6 +33,8 @@ class ReferenceCheck:
             again, in another order and after other faces; None in reports of earlier versions.
         small_batches_min_cosine: Lowest cosine of the engine's embeddings in batches of 1, 2, 4, ...
             faces with those of the original network; None in reports of earlier versions.
+        alignment_min_cosine: Of an engine that takes frames: lowest cosine of its embeddings of
+            faces that it aligned with those of the same faces aligned on the host.
     """
 
     original: str
@@ -39,6 +42,7 @@ class ReferenceCheck:
     engine: CosineDrift
     repeat_min_cosine: float | None = None
     small_batches_min_cosine: float | None = None
+    alignment_min_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,21 @@ def check_reference(golden: Golden, reference: Session, engine: Session) -> Refe
         measure_drift(golden.embeddings, judged, golden.keys),
         measure_drift(judged, _embed_again(golden, engine), golden.keys).min,
         measure_drift(golden.embeddings, _embed_in_small_batches(golden, engine), golden.keys).min,
+        _check_alignment(golden, engine) if engine.input_kind == "frame" else None,
     )
+
+
+def _check_alignment(golden: Golden, engine: Session) -> float:
+    """Golden faces in drawn frames, aligned by the engine and by `norm_crop`'s rules on the host."""
+    random = np.random.default_rng(0)
+    aligned, cut = [], []
+    for face in golden.faces:
+        frame, landmarks = draw_frame(face, random)
+        aligned.append(engine.embed_frame(frame, landmarks))
+        cut.append(engine.embed(align_faces(frame, landmarks)))
+    inside, outside = np.concatenate(aligned), np.concatenate(cut)
+    check_embeddings(inside, golden.keys, engine.file)
+    return measure_drift(outside, inside, golden.keys).min
 
 
 def _embed_again(golden: Golden, engine: Session) -> F32:

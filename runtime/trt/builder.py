@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...errors import MachineError, ModelError
+from ...graph.frame_input import PREFIX
 from ..cuda.interface import on_selected_gpu
 from ..machine.backends import MODULES
 from ..machine.device import find_gpus
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import tensorrt
 
 logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+_Sizes = tuple[Shape, Shape, Shape]  # of one input: smallest, typical and largest
 
 _SMALLER_MB = (1024, 256)  # workspaces to try when the build runs out of memory
 
@@ -70,12 +74,12 @@ def compile_plan(
     timing_cache: bytes | None = None,
     calibrator: Any = None,
 ) -> Compiled:
-    """Parse and build an ONNX network with one input `(batch, *shape)`.
+    """Parse and build an ONNX network with one input `(batch, *shape)`, or with frame and landmarks.
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
         model: The serialized network.
-        shape: Of one face as the network takes it.
+        shape: Of one face as the network takes it; not used for a frame engine.
         precision: "fp32", "fp16", "fp8" or "int8".
         options: How to build it.
         timing_cache: An earlier build's, b"" to begin one, None to keep none.
@@ -124,12 +128,15 @@ def _compile(
 ) -> Compiled:
     builder: tensorrt.Builder = _started(trt, "Builder", log)
     strong = strongly_typed(trt, options)
-    network = _parsed(trt, builder, log, model, shape, strong)
+    sizes = _profile_sizes(shape, options)
+    network = _parsed(trt, builder, log, model, sizes, options, strong)
     config = builder.create_builder_config()
     configure(trt, builder, config, options, precision, workspace_mb)
+    if options.input_kind == "frame" and not strong:
+        _keep_float32(trt, network, config)
     profile = builder.create_optimization_profile()
-    sizes = (trt.Dims((size, *shape)) for size in options.batch)
-    profile.set_shape(network.get_input(0).name, *sizes)
+    for index, shapes in enumerate(sizes):
+        profile.set_shape(network.get_input(index).name, *map(trt.Dims, shapes))
     config.add_optimization_profile(profile)
     if calibrator is not None:
         config.int8_calibrator = calibrator
@@ -151,7 +158,8 @@ def _parsed(
     builder: "tensorrt.Builder",
     log: Any,
     model: bytes,
-    shape: tuple[int, int, int],
+    sizes: list[_Sizes],
+    options: EngineOptions,
     strong: bool,
 ) -> "tensorrt.INetworkDefinition":
     creation, flags = trt.NetworkDefinitionCreationFlag, 0
@@ -164,14 +172,46 @@ def _parsed(
     if not parser.parse(model):
         errors = [_one_line(parser.get_error(index)) for index in range(parser.num_errors)]
         raise explain_refusal("parse", errors or log.problems)
-    sizes = [network.get_input(0).shape[i] for i in range(len(network.get_input(0).shape))]
-    if network.num_inputs != 1 or tuple(sizes[1:]) != shape:
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    shapes = [tuple(int(size) for size in value.shape) for value in inputs]
+    if len(shapes) != len(sizes) or not all(map(_fits, shapes, sizes)):
+        texts = [f"(batch, {', '.join(map(str, each[0][1:]))})" for each in sizes]
+        if options.input_kind == "frame":
+            texts[0] = "(1, height, width, 3)"
         raise ModelError(
-            f"the network takes {network.num_inputs} inputs, the first {tuple(sizes)};"
-            f" expected one, (batch, {', '.join(map(str, shape))})",
+            f"the network takes {len(shapes)} inputs, {' and '.join(map(str, shapes))}; expected"
+            f" {('one', 'two')[len(texts) - 1]}, {' and '.join(texts)}",
             "export it again with `fr-edge export`",
         )
     return network
+
+
+def _profile_sizes(shape: Shape, options: EngineOptions) -> list[_Sizes]:
+    """Smallest, typical and largest shape of each input."""
+    if options.input_kind != "frame":
+        small, typical, large = ((size, *shape) for size in options.batch)
+        return [(small, typical, large)]
+    frames = [(1, *size, 3) for size in options.frame]
+    landmarks = [(size, 5, 2) for size in options.batch]
+    return [(frames[0], frames[1], frames[2]), (landmarks[0], landmarks[1], landmarks[2])]
+
+
+def _fits(shape: Shape, sizes: _Sizes) -> bool:
+    """Whether a network's input has the profile's sizes, -1 where they vary; any batch will do."""
+    ranges = zip(*(size[1:] for size in sizes), strict=True)
+    return shape[1:] == tuple(given[0] if len({*given}) == 1 else -1 for given in ranges)
+
+
+def _keep_float32(
+    trt: Any, network: "tensorrt.INetworkDefinition", config: "tensorrt.IBuilderConfig"
+) -> None:
+    """Let no flag lower the places of pixels, which FP16 would round to whole ones and more."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        own = layer.name.startswith(PREFIX)
+        if own and layer.num_outputs and layer.get_output(0).dtype == trt.float32:
+            layer.precision = trt.float32
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
 
 def _layers(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[EngineLayer]:
@@ -206,9 +246,9 @@ def inspect_plan(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> str
     context: tensorrt.IExecutionContext | None = engine.create_execution_context()
     if context is not None:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        face = next(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
-        shape = tuple(engine.get_tensor_profile_shape(face, 0)[1])
-        if context.set_input_shape(face, shape):
+        inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        typical = [tuple(engine.get_tensor_profile_shape(name, 0)[1]) for name in inputs]
+        if all(map(context.set_input_shape, inputs, typical)):
             inspector.execution_context = context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 

@@ -14,11 +14,12 @@ from onnx import ModelProto
 from ...bundle.manifest import Bundle
 from ...errors import GateFailed
 from ...graph.eight_bit import EIGHT_BIT
+from ...graph.frame_input import with_input
 from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
 from ...graph.layers import layer_precisions, weighted_nodes
 from ...graph.load import check_finite
 from ...graph.prelu import fusible, has_prelu
-from ...graph.uint8_input import UINT8_SHAPE, with_uint8_input
+from ...graph.uint8_input import UINT8_SHAPE
 from ...onnx_file import read_onnx
 from ..fingerprint import SOURCES, BackendBuild
 from ..machine.backends import COMPILE_ONLY, MODULES
@@ -66,10 +67,9 @@ def build_plan(
     calibrator = cached_calibrator(trt, bundle, precision) if options.implicit else None
     strong = strongly_typed(trt, options)
     model = _flavour(bundle, precision, strong, options.implicit)
-    if options.uint8_input:
-        model = with_uint8_input(model, bundle.spec)
+    model = with_input(model, bundle.spec, options.input_kind)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
-    shape = UINT8_SHAPE if options.uint8_input else bundle.spec.shape
+    shape = UINT8_SHAPE if options.input_kind == "crop" else bundle.spec.shape
     split = options.prelu != "native" and options.dla is None and not options.implicit
     data = _serialized(model, split)
     compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
@@ -85,7 +85,7 @@ def build_plan(
         "compile_only": backend in COMPILE_ONLY,
         "compute": list(options.compute),
         "batch": list(options.batch),
-        "uint8_input": options.uint8_input,
+        "input_kind": options.input_kind,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "dla": options.dla,

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import MachineError, UsageError
+from ...graph.frame_input import InputKind
 
 PreluForm = Literal["split", "native", "fastest"]
+FrameSize = tuple[int, int]  # height and width in pixels
 
 # NVIDIA's support matrix: FP8 tensor cores in Ada (8.9) and later; TensorRT-RTX 1.7 refuses 8.6.
 MIN_FP8_COMPUTE = (8, 9)
@@ -29,7 +31,8 @@ class EngineOptions:
         version_compatible: The engine loads in later TensorRT versions too.
         hardware_compatible: The engine runs on later GPUs too.
         compute: Compute capabilities to compile for ("8.6"), where the library can.
-        uint8_input: The engine takes pixels and applies the input contract itself.
+        input_kind: What the engine takes: "tensor", "crop" or "frame".
+        frame: Smallest, typical and largest frame of a frame engine: height and width in pixels.
         implicit: TensorRT 8 or 10 places INT8 itself, by the bundle's calibration.cache.
         prelu: PReLU as relu(x) - a relu(-x) ("split"), as it is ("native"), or what is faster of
             the two on this GPU ("fastest"). A DLA has PReLU itself, and implicit INT8 would need a
@@ -43,7 +46,8 @@ class EngineOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     compute: tuple[str, ...] = ()
-    uint8_input: bool = False
+    input_kind: InputKind = "tensor"
+    frame: tuple[FrameSize, FrameSize, FrameSize] = ((112, 112), (1080, 1920), (2160, 3840))
     implicit: bool = False
     prelu: PreluForm = "split"
 
@@ -55,6 +59,13 @@ class EngineOptions:
                 f" found {self.batch}",
                 "for example --batch 1,8,32",
             )
+        for sizes in zip(*self.frame, strict=True):
+            if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+                raise UsageError(
+                    "frames are 1 pixel or more a side, in the order smallest, typical, largest;"
+                    f" found {self.frame}",
+                    "for example --frame-size 112x112,1080x1920,2160x3840",
+                )
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise UsageError(f"the workspace is 1 MB or more, found {self.workspace_mb}")
         if self.level is not None and not 0 <= self.level <= 5:

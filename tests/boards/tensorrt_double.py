@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
@@ -203,8 +204,9 @@ class TensorRTDouble:
                 "Error Code 4: Internal Error (a UINT8 input must be cast before other layers read"
                 f" it; it is read by {sorted(readers)})"
             )
-        shapes = [profile._shapes.get(name) for profile in config._profiles]
-        if None in shapes or not shapes:
+        names = [value.name for value in model.graph.input]
+        profiles = [profile._shapes for profile in config._profiles]
+        if not profiles or not all(n in shapes for n in names for shapes in profiles):
             raise Refused(
                 "4: [network.cpp::validate::3066] Error Code 4: Internal Error (Network has dynamic"
                 " or shape inputs, but no optimization profile has been defined.)"
@@ -220,7 +222,7 @@ class TensorRTDouble:
                 "[optimizer.cpp::computeCosts::3869] Error Code 10: Internal Error (Could not find"
                 " any implementation for node c1 within workspace limit.)"
             )
-        dla = self._dla(config, shapes[0])
+        dla = self._dla(config, profiles[0][name])
         ranges = self._calibrated(config) if "INT8" in flags and not _quantised(model) else set()
         return {
             "version": list(self.header),
@@ -229,7 +231,7 @@ class TensorRTDouble:
             "hardware": _get(config, "hardware_compatibility_level", "NONE"),
             "detailed": _get(config, "profiling_verbosity", "LAYER_NAMES_ONLY") == "DETAILED",
             "shares": self.major >= 10 or config._preview.get("PROFILE_SHARING_0806", False),
-            "shapes": shapes[0],
+            "shapes": profiles[0],
             "dla": dla,
             "precisions": dict(self._precisions(model, strong, flags, ranges)),
         }
@@ -342,6 +344,27 @@ class TensorRTDouble:
         sizes = [dim.dim_value or -1 for dim in face.type.tensor_type.shape.dim]
         return self._make("ITensor", **{"_ITensor.name": face.name, "_sizes": sizes})
 
+    def INetworkDefinition_num_layers(self, this: Any) -> int:  # noqa: N802
+        return len(this._model.graph.node)
+
+    def INetworkDefinition_get_layer(self, this: Any, index: int) -> Any:  # noqa: N802
+        """One layer for each node; TensorRT's parser names them so, and makes some more."""
+        node = this._model.graph.node[index]
+        types = {v.name: v.type.tensor_type.elem_type for v in _inferred(this._model)}
+        return self._make(
+            "ILayer",
+            **{
+                "_ILayer.name": node.name or f"(Unnamed Layer* {index}) [{node.op_type}]",
+                "_ILayer.num_outputs": len(node.output),
+                "_types": [types[name] for name in node.output],
+            },
+        )
+
+    def ILayer_get_output(self, this: Any, index: int) -> Any:  # noqa: N802
+        floats = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
+        kind = floats.get(this._types[index], "INT32")
+        return self._make("ITensor", **{"_ITensor.dtype": getattr(self.module.DataType, kind)})
+
     def ITensor_shape(self, this: Any) -> Any:  # noqa: N802
         return self._dims(this._sizes)
 
@@ -434,15 +457,16 @@ class TensorRTDouble:
         return meta, model
 
     def ICudaEngine_num_io_tensors(self, this: Any) -> int:  # noqa: N802
-        return 2
+        return 1 + len(this._state.model.graph.input)
 
     def ICudaEngine_get_tensor_name(self, this: Any, index: int) -> str:  # noqa: N802
         graph = this._state.model.graph  # outputs first: the order is not promised
-        return str((graph.output[0].name, graph.input[0].name)[index])
+        return str((graph.output[0].name, *(value.name for value in graph.input))[index])
 
     def ICudaEngine_get_tensor_mode(self, this: Any, name: str) -> Any:  # noqa: N802
         mode = self.module.TensorIOMode
-        return mode.INPUT if name == this._state.model.graph.input[0].name else mode.OUTPUT
+        inputs = {value.name for value in this._state.model.graph.input}
+        return mode.INPUT if name in inputs else mode.OUTPUT
 
     def ICudaEngine_get_tensor_dtype(self, this: Any, name: str) -> Any:  # noqa: N802
         kind = self._tensor(this, name).type.tensor_type.elem_type
@@ -455,12 +479,11 @@ class TensorRTDouble:
     def ICudaEngine_get_tensor_profile_shape(  # noqa: N802
         self, this: Any, name: str, profile_index: int
     ) -> list[Any]:
-        assert name == this._state.model.graph.input[0].name
-        return [self._dims(shape) for shape in this._state.meta["shapes"]]
+        return [self._dims(shape) for shape in this._state.meta["shapes"][name]]
 
     def _tensor(self, engine: Any, name: str) -> Any:
         graph = engine._state.model.graph
-        return next(t for t in (graph.input[0], graph.output[0]) if t.name == name)
+        return next(t for t in (*graph.input, graph.output[0]) if t.name == name)
 
     def ICudaEngine_create_execution_context(self, this: Any, **ignored: Any) -> Any:  # noqa: N802
         contexts = this._state.contexts
@@ -477,8 +500,8 @@ class TensorRTDouble:
             "IExecutionContext",
             _engine=this,
             _at={},
-            _shape=(),
-            _ready=(),
+            _shapes={},
+            _ready={},
             _profile=-1 + free,
             _number=this._state.made,
         )
@@ -513,7 +536,7 @@ class TensorRTDouble:
         return True
 
     def IExecutionContext_set_input_shape(self, this: Any, name: str, shape: Any) -> bool:  # noqa: N802
-        smallest, _, largest = this._engine._state.meta["shapes"]
+        smallest, _, largest = this._engine._state.meta["shapes"][name]
         sizes = tuple(shape)
         if this._profile != 0 or not all(
             a <= size <= b for a, size, b in zip(smallest, sizes, largest, strict=True)
@@ -524,27 +547,27 @@ class TensorRTDouble:
                 f" Error (Static dimension mismatch or out of the profile: {sizes})",
             )
             return False
-        vars(this)["_shape"] = sizes
+        this._shapes[name] = sizes
         return True
 
     def IExecutionContext_execute_async_v3(self, this: Any, stream_handle: int) -> bool:  # noqa: N802
-        state, at, shape = this._engine._state, dict(this._at), this._shape
-        face, embedding = state.model.graph.input[0].name, state.model.graph.output[0].name
+        state, at, shapes = this._engine._state, dict(this._at), dict(this._shapes)
+        names, embedding = list(state.meta["shapes"]), state.model.graph.output[0].name
         problem = ""
-        if this._profile != 0 or not shape or set(at) != {face, embedding}:
+        if this._profile != 0 or set(shapes) != {*names} or set(at) != {*names, embedding}:
             problem = "a profile, the input's shape and all addresses must be set"
-        elif self.capturing(stream_handle) and this._ready != shape:
+        elif self.capturing(stream_handle) and this._ready != shapes:
             problem = "operation not permitted when stream is capturing"  # what a first run sets up
         if problem:
             self._error(state.log, f"1: [enqueueV3] Error Code 1: Cuda Runtime ({problem})")
             return False
 
         def work() -> None:
-            _compute(state, at[face], at[embedding], shape)
-            self.on_run(shape[0])
+            _compute(state, at, embedding, shapes)
+            self.on_run(shapes[names[-1]][0])
 
         self.launch(stream_handle, work)
-        vars(this)["_ready"] = shape
+        vars(this)["_ready"] = shapes
         profiler = vars(this).get("_IExecutionContext.profiler")
         if profiler is not None:
             for index, name in enumerate(state.meta["precisions"]):
@@ -558,7 +581,7 @@ class TensorRTDouble:
         state = this._engine._state
         if not state.meta["detailed"]:
             return json.dumps({"Layers": list(state.meta["precisions"])})
-        shaped = _static(state.meta) or (context is not None and bool(context._shape))
+        shaped = _static(state.meta) or (context is not None and bool(context._shapes))
         shaped = shaped and "inspector" not in self.untold
         rows = [self._row(name, kind, shaped) for name, kind in state.meta["precisions"].items()]
         copy = {
@@ -603,20 +626,24 @@ class TensorRTDouble:
             )
 
 
-def _compute(state: Any, face: int, embedding: int, shape: tuple[int, ...]) -> None:
-    """Run the network on the bytes at one address into those at the other."""
-    kind = (
-        np.uint8 if state.model.graph.input[0].type.tensor_type.elem_type == _UINT8 else np.float32
+def _compute(
+    state: Any, at: dict[str, int], embedding: str, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Run the network on the bytes at the inputs' addresses into those at the embedding's."""
+    feeds = {}
+    for value in state.model.graph.input:
+        kind = np.uint8 if value.type.tensor_type.elem_type == _UINT8 else np.float32
+        size = int(np.prod(shapes[value.name])) * np.dtype(kind).itemsize
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(at[value.name]))
+        feeds[value.name] = data.view(kind).reshape(shapes[value.name])
+    sums = (
+        zlib.crc32(array.reshape(-1).view(np.uint8)[::61].tobytes()) for array in feeds.values()
     )
-    size = int(np.prod(shape)) * np.dtype(kind).itemsize
-    data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(face))
-    key = (shape, zlib.crc32(data[::61].tobytes()))
+    key = (*shapes.items(), *sums)
     if key not in state.known:  # the same faces again: the same numbers
-        name = state.session.get_inputs()[0].name
-        array = data.view(kind).reshape(shape)
-        state.known[key] = np.ascontiguousarray(state.session.run(None, {name: array})[0])
+        state.known[key] = np.ascontiguousarray(state.session.run(None, feeds)[0])
     out = state.known[key]
-    ctypes.memmove(embedding, out.ctypes.data, out.nbytes)
+    ctypes.memmove(at[embedding], out.ctypes.data, out.nbytes)
 
 
 def _options() -> ort.SessionOptions:
@@ -629,10 +656,12 @@ def _options() -> ort.SessionOptions:
 
 
 def _summary(model: Any) -> str:
-    """The input, the operators, and the types of the convolutions' weights."""
-    face = model.graph.input[0]
-    kind = onnx.TensorProto.DataType.Name(face.type.tensor_type.elem_type)
-    sizes = [d.dim_param or d.dim_value for d in face.type.tensor_type.shape.dim]
+    """The inputs, the operators, and the types of the convolutions' weights."""
+    inputs = []
+    for value in model.graph.input:
+        kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        sizes = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        inputs.append(f"{value.name} {kind} {sizes}")
     counts = Counter(node.op_type for node in model.graph.node)
     weights = Counter(
         onnx.TensorProto.DataType.Name(w.data_type)
@@ -641,7 +670,17 @@ def _summary(model: Any) -> str:
     )
     operators = ", ".join(f"{n} {op}" for op, n in sorted(counts.items()))
     types = ", ".join(f"{n} {name}" for name, n in sorted(weights.items()))
-    return f"{face.name} {kind} {sizes}; {operators}; weights {types}"
+    return f"{' and '.join(inputs)}; {operators}; weights {types}"
+
+
+@lru_cache(maxsize=1)
+def _values(data: bytes) -> list[Any]:
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(data)).graph
+    return [*graph.value_info, *graph.output]
+
+
+def _inferred(model: Any) -> list[Any]:
+    return _values(model.SerializeToString())
 
 
 def _quantised(model: Any) -> bool:
@@ -649,7 +688,7 @@ def _quantised(model: Any) -> bool:
 
 
 def _static(meta: dict[str, Any]) -> bool:
-    return len({shape[0] for shape in meta["shapes"]}) == 1
+    return all(shape == shapes[0] for shapes in meta["shapes"].values() for shape in shapes)
 
 
 def _get(thing: Any, name: str, default: str) -> str:

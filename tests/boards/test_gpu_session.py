@@ -14,12 +14,19 @@ import onnx
 import pytest
 from cuda_double import CudaDouble
 from networks import write_network
+from pretend import PretendBoard
 from tensorrt_double import TensorRTDouble
 
+from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.golden import read_golden
 from fr_edge.errors import BundleError, MachineError, UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
+from fr_edge.graph.frame_input import with_frame_input
 from fr_edge.graph.uint8_input import UINT8_SHAPE, with_uint8_input
 from fr_edge.runtime import tensorrt_session
+from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.frames import draw_frame, tile_faces
+from fr_edge.runtime.session import open_session
 from fr_edge.runtime.tensorrt_session import GpuSession
 from fr_edge.runtime.trt import config
 from fr_edge.runtime.trt.builder import compile_plan
@@ -67,7 +74,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any) -> Open:
             model = with_uint8_input(onnx.load(network), InputSpec())
         board = Opened(trt, cuda, model)
         shape = UINT8_SHAPE if uint8 else SPEC.shape
-        options = EngineOptions(batch=(MIN, MIN, MAX), uint8_input=uint8)
+        options = EngineOptions(batch=(MIN, MIN, MAX), input_kind="crop" if uint8 else "tensor")
         data = model.SerializeToString()
         plan = compile_plan(trt.module, data, shape, "fp32", options).plan
         trt.transcript.clear()
@@ -219,7 +226,7 @@ def test_a_shared_profile_of_8_6_serves_graphs(opened: Open) -> None:
 @pytest.mark.parametrize(
     ("refuses", "message"),
     [
-        ("set_input_shape", "set the batch to 3"),
+        ("set_input_shape", r"set 'face' to \(3, 3, 16, 16\)"),
         ("set_tensor_address", "bind 'face'"),
         ("execute_async_v3", "run the engine"),
     ],
@@ -296,3 +303,53 @@ def test_what_it_opened_and_closing(opened: Open, tmp_path: Path) -> None:
         GpuSession(tmp_path / "e.plan", "int8", "tensorrt", SPEC, expected_sha256=session.sha256)
     with pytest.raises(MachineError, match=r"TensorRT cannot load e\.plan"):
         GpuSession(tmp_path / "e.plan", "int8", "tensorrt", SPEC)
+
+
+def test_a_frame_engine_aligns_on_the_gpu_what_the_host_aligns(
+    tmp_path: Path, mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = PretendBoard("jetpack6.2", monkeypatch)
+    options = EngineOptions(batch=(1, 2, 3), frame=((200, 300), (480, 640), (500, 700)))
+    build_engine(mini, "fp32", "tensorrt", options=options, input_kind="frame")
+    random = np.random.default_rng(0)
+    faces = read_golden(open_bundle(mini)).faces[:4]
+    frame, landmarks = draw_frame(faces[0], random)
+    large = np.pad(frame, ((900, 0), (0, 400), (0, 0)))
+    small, template = tile_faces(faces[:1])
+    with (
+        open_session(mini, "fp32-frame", "tensorrt") as session,
+        open_session(mini, "fp32", artifact="graph") as host,
+    ):
+        assert (session.input_kind, session.largest_batch) == ("frame", 3)
+        expected = host.embed_frame(frame, landmarks)
+        for _ in range(2):  # the second time a replay
+            assert (session.embed_frame(frame, landmarks) * expected).sum() > 0.9999
+        assert session.execution == "CUDA graph"
+        moved = landmarks + np.array([0, 900], np.float32)
+        assert (session.embed_frame(large, moved) * expected).sum() > 0.9999
+        expected = host.embed_frame(small, template)
+        assert (session.embed_frame(small, template) * expected).sum() > 0.9999
+        unit = host.embed(faces)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        assert (session.embed(faces) * unit).sum(1).min() > 0.9999
+        five = np.repeat(landmarks, 5, 0)  # more than the profile takes
+        assert session.embed_frame(frame, five).shape == (5, session.dim)
+        assert session.embed_frame(frame, five[:0]).shape == (0, session.dim)
+        giant = np.zeros((2000, 2000, 3), np.uint8)
+        with pytest.raises(UsageError, match="takes frames of 700x500 pixels at most"):
+            session.embed_frame(giant, (landmarks - landmarks.mean(1)) * 9 + 1000)
+    assert not board.trt.called("ILayer.precision")
+
+
+def test_flags_lower_no_pixels_place_where_the_network_is_weakly_typed(
+    mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = PretendBoard("jetpack6.0", monkeypatch)
+    build_engine(mini, "fp16", "tensorrt", input_kind="frame")
+    assert "IBuilderConfig.set_flag(flag=OBEY_PRECISION_CONSTRAINTS)" in board.trt.transcript
+    model = with_frame_input(onnx.load(mini / "model.onnx"), open_bundle(mini).spec)
+    names = [node.name for node in model.graph.node if node.name.startswith("frame_")]
+    other = ("_Shape", "size_Gather", "_Greater", "_Less", "_And")  # not of floats
+    places = [name for name in names if not name.endswith(other)]
+    pinned = board.trt.transcript.count("ILayer.precision = FLOAT")
+    assert pinned == len(places) > 50

@@ -58,7 +58,8 @@ ROUTES = {
         "int8", {"dla": 0, "implicit": True, "batch": (2, 2, 2)}, BEFORE_11
     ),
     "int8 by Q/DQ on DLA core 0": Route("int8", {"dla": 0, "batch": (2, 2, 2)}, ("datacenter11",)),
-    "raw pixels": Route("int8", {"uint8_input": True}),
+    "raw pixels": Route("int8", {"input_kind": "crop"}),
+    "frame": Route("int8", {"input_kind": "frame"}),
     "version- and hardware-compatible": Route(
         "fp32", {"version_compatible": True, "hardware_compatible": True}
     ),
@@ -82,7 +83,10 @@ def calls(board: PretendBoard, bundle: Bundle, route: Route) -> list[str]:
     if options.get("implicit"):
         version = board.trt.module.__version__
         bundle = with_cache(bundle, version, activation_tensors(Tiny(int8=False).model()))
-    built = build_engine(bundle, route.precision, "tensorrt", options=EngineOptions(**options))
+    kind = options.pop("input_kind", "tensor")
+    built = build_engine(
+        bundle, route.precision, "tensorrt", options=EngineOptions(**options), input_kind=kind
+    )
     counts = ", ".join(f"{name}={n}" for name, n in built.layers.items())
     board.trt.transcript.append(f"-- built: {counts}")
     board.trt.transcript.append(SESSION)
@@ -123,7 +127,7 @@ def all_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, list[
     for name, route in ROUTES.items():
         for board in route.boards:
             with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch:
-                side = 112 if route.options.get("uint8_input") else 16
+                side = 112 if route.options.get("input_kind") else 16
                 bundle = write_tiny_bundle(Path(folder) / "tiny.bundle", side)
                 yield board, name, calls(PretendBoard(board, patch), bundle, route)
 
@@ -134,7 +138,7 @@ def test_the_calls_are_those_of_the_transcript(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, board: str
 ) -> None:
     route = ROUTES[name]
-    side = 112 if route.options.get("uint8_input") else 16
+    side = 112 if route.options.get("input_kind") else 16
     bundle = write_tiny_bundle(tmp_path / "tiny.bundle", side)
     pretend = PretendBoard(board, monkeypatch)
     if board not in route.boards:

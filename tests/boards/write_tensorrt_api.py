@@ -18,9 +18,24 @@ from pathlib import Path
 from typing import Any
 
 CLASSES = (
-    *("Builder", "IBuilderConfig", "INetworkDefinition", "ITensor", "OnnxParser", "ParserError"),
-    *("Runtime", "ICudaEngine", "IExecutionContext", "EngineInspector", "IOptimizationProfile"),
-    *("ITimingCache", "IHostMemory", "ILogger", "Logger", "IProfiler", "Dims"),
+    *("Builder", "IBuilderConfig", "INetworkDefinition", "ILayer", "ITensor"),
+    *(
+        "OnnxParser",
+        "ParserError",
+        "Runtime",
+        "ICudaEngine",
+        "IExecutionContext",
+        "EngineInspector",
+    ),
+    *(
+        "IOptimizationProfile",
+        "ITimingCache",
+        "IHostMemory",
+        "ILogger",
+        "Logger",
+        "IProfiler",
+        "Dims",
+    ),
     *("IInt8Calibrator", "IInt8EntropyCalibrator2"),
 )
 LAYERS = "INetworkDefinition.add_"  # networks come from the parser: of these the names suffice

@@ -204,3 +204,38 @@ def test_doctor_says_what_there_is(capsys: Captured) -> None:
     result = asked(capsys, "doctor")
     assert result["backends"]["onnxruntime"]["ready"] is True
     assert {"backends", "gpu", "jetson", "problems"} <= set(result)
+
+
+def test_an_engine_of_frames_is_built_judged_and_timed(
+    mini: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    root = str(mini)
+    assert run(["build-engine", root, "--fp32", "--input", "frame"]) == 0
+    assert f"next: fr-edge verify {root} --engine fp32-frame" in capsys.readouterr().out
+    result = asked(capsys, "verify", root, "--engine", "fp32-frame")
+    assert result["artifact"]["file"] == "engines/onnxruntime-fp32-frame.onnx"
+    assert result["golden"]["alignment_min_cosine"] > 0.999
+    out = tmp_path / "frame.npz"
+    asked(
+        capsys,
+        "embed",
+        root,
+        "--faces",
+        "synthetic:3x2@1",
+        "--out",
+        str(out),
+        "--engine",
+        "fp32-frame",
+    )
+    with np.load(out) as data:
+        norms = np.linalg.norm(data["embeddings"], axis=1)
+    assert norms == pytest.approx(np.ones(6), abs=1e-5)
+    timed = ("benchmark", root, "--engine", "fp32-frame", "--batch", "2", "--duration", "0.2")
+    asked(capsys, *timed, "--allow-invalid")
+    for options, message in (
+        (["--fp32", "--input", "film"], "'film' is not one of"),
+        (["--fp32", "--frame-size", "9x9"], "--frame-size takes three sizes"),
+        (["--precision", "auto", "--input", "frame"], "auto compares engines of --input tensor"),
+    ):
+        assert run(["build-engine", root, *options]) == 2
+        assert message in capsys.readouterr().err

@@ -13,7 +13,6 @@ from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.fingerprint import read_fingerprint
 from fr_edge.runtime.onnxruntime_session import CpuSession
 from fr_edge.runtime.session import open_session
-from fr_edge.runtime.trt.config import EngineOptions
 
 SPECS = (
     InputSpec(),
@@ -65,17 +64,12 @@ def test_a_contract_that_scales_is_refused(tmp_path):
 
 def test_nvidias_compiler_takes_pixels(mini):
     pytest.importorskip("tensorrt_rtx", reason="the compile check needs tensorrt-rtx")
-    built = build_engine(mini, "int8", "tensorrt-rtx", options=EngineOptions(uint8_input=True))
-    assert built.engine == "engines/tensorrt-rtx-int8.plan"
+    built = build_engine(mini, "int8", "tensorrt-rtx", input_kind="crop")
+    assert built.engine == "engines/tensorrt-rtx-int8-crop.plan"
     assert built.layers["int8"] > 0
     bundle = open_bundle(mini)
     assert built.engine in bundle
-    assert read_fingerprint(bundle, built.engine)["uint8_input"] is True
-
-
-def test_the_cpu_has_no_pixels_in_engine(mini):
-    with pytest.raises(UsageError, match="options are TensorRT's"):
-        build_engine(mini, "fp32", "onnxruntime", options=EngineOptions(uint8_input=True))
+    assert read_fingerprint(bundle, built.engine)["input_kind"] == "crop"
 
 
 @pytest.mark.gpu
@@ -85,7 +79,7 @@ def test_a_gpu_takes_pixels(tmp_path, pixels, spec, gpu_backend):
     with transaction(root, "export", {}) as draft:
         draft.spec, draft.embedding_dim = spec, 6
         draft.path("model.onnx", "model").write_bytes(file_for(spec, tmp_path).read_bytes())
-    build_engine(root, "fp32", gpu_backend, options=EngineOptions(uint8_input=True))
+    build_engine(root, "fp32", gpu_backend, input_kind="crop")
     bundle = open_bundle(root)
     expected = open_session(bundle, "fp32", artifact="graph").embed(pixels)
     session = open_session(bundle, "fp32", gpu_backend)

@@ -1,0 +1,168 @@
+"""An engine's inputs, each with its buffer on the host and on the GPU."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...arrays import F32, U8
+from ...faces.contract import ALIGNED_SIZE, InputSpec, preprocess
+from ...graph.frame_input import FRAME, InputKind
+from ..cuda.interface import Buffer, Cuda
+from ..frames import fit_frame, tile_faces
+
+if TYPE_CHECKING:
+    import tensorrt
+
+Shape = tuple[int, ...]
+Inputs = tuple[F32 | U8, ...]  # one array for each input of an engine
+
+
+@dataclass(frozen=True)
+class InputBinding:
+    """One input of an engine.
+
+    Attributes:
+        name: The tensor's name.
+        type: uint8 or float32.
+        smallest: The smallest shape that the engine's profile takes.
+        largest: The largest; the buffer has room for it.
+        buffer: Where the engine reads it.
+    """
+
+    name: str
+    type: np.dtype[Any]
+    smallest: Shape
+    largest: Shape
+    buffer: Buffer
+
+    def bytes_of(self, shape: Shape) -> npt.NDArray[np.uint8]:
+        """The part of the buffer that an array fills.
+
+        Args:
+            shape: Of the array.
+        """
+        return self.buffer.array[: self.type.itemsize * prod(shape)]
+
+    def write(self, array: F32 | U8) -> Shape:
+        """Put an array into the buffer.
+
+        Args:
+            array: Of the input's type, at least one row, not larger than `largest`.
+
+        Returns:
+            The shape to run with: up to the smallest batch the first row is repeated.
+        """
+        shape = (max(len(array), self.smallest[0]), *array.shape[1:])
+        rows = self.bytes_of(shape).view(self.type).reshape(shape)
+        rows[: len(array)] = array
+        rows[len(array) :] = array[0]
+        return shape
+
+
+@dataclass(frozen=True)
+class EngineInputs:
+    """What an engine takes.
+
+    Attributes:
+        kind: "tensor", "crop" or "frame".
+        bindings: The inputs; the last one has the batch in front.
+        file: The engine's name.
+    """
+
+    kind: InputKind
+    bindings: tuple[InputBinding, ...]
+    file: str
+
+    @property
+    def largest_batch(self) -> int:
+        """Faces that one run takes."""
+        return self.bindings[-1].largest[0]
+
+    def split(self, faces: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Cut faces into parts that one run takes.
+
+        Args:
+            faces: N faces, or the landmarks of N.
+        """
+        size = self.largest_batch
+        if self.kind == "frame":  # aligned faces lie side by side in one
+            size = min(size, self.bindings[0].largest[2] // ALIGNED_SIZE)
+        return [faces[start : start + size] for start in range(0, len(faces), size)]
+
+    def of_faces(self, images: U8, spec: InputSpec) -> Inputs:
+        """The inputs for aligned faces.
+
+        Args:
+            images: `(N, 112, 112, 3) uint8`, RGB, a part of `split`.
+            spec: The network's input contract.
+        """
+        if self.kind == "frame":
+            return self.of_frame(*tile_faces(images))
+        return (preprocess(images, spec) if self.kind == "tensor" else images,)
+
+    def of_frame(self, frame: U8, landmarks: F32) -> Inputs:
+        """The inputs for faces of a frame.
+
+        Args:
+            frame: `(H, W, 3) uint8`, RGB.
+            landmarks: `(N, 5, 2) float32`, a part of `split`.
+
+        Raises:
+            UsageError: The frame is too large for the engine.
+        """
+        first = self.bindings[0]
+        fitted = fit_frame(frame, first.smallest[1:3], first.largest[1:3], self.file)
+        return fitted[None], landmarks
+
+    def write(self, arrays: Inputs) -> tuple[Shape, ...]:
+        """Put arrays into the buffers.
+
+        Args:
+            arrays: One for each input.
+
+        Returns:
+            The shapes to run with.
+        """
+        return tuple(b.write(array) for b, array in zip(self.bindings, arrays, strict=True))
+
+    def used(self, shapes: Sequence[Shape]) -> list[npt.NDArray[np.uint8]]:
+        """The parts of the buffers that a run reads.
+
+        Args:
+            shapes: Of the run.
+        """
+        return [b.bytes_of(shape) for b, shape in zip(self.bindings, shapes, strict=True)]
+
+
+def bind_inputs(trt: Any, engine: "tensorrt.ICudaEngine", cuda: Cuda, file: str) -> EngineInputs:
+    """Make buffers for an engine's inputs.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        engine: The engine, built by `trt.builder.compile_plan`.
+        cuda: The GPU.
+        file: The engine's name.
+
+    Raises:
+        MachineError: Memory does not suffice.
+    """
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    names = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    names.sort(key=lambda name: name != FRAME)
+    # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
+    uint8 = getattr(trt.DataType, "UINT8", None)
+    bindings = []
+    for name in names:
+        kind = np.dtype(np.uint8 if engine.get_tensor_dtype(name) == uint8 else np.float32)
+        smallest, _, largest = (
+            tuple(int(dims[i]) for i in range(len(dims)))
+            for dims in engine.get_tensor_profile_shape(name, 0)
+        )
+        buffer = cuda.buffer(kind.itemsize * prod(largest))
+        bindings.append(InputBinding(name, kind, smallest, largest, buffer))
+    taken: InputKind = "crop" if bindings[0].type == np.uint8 else "tensor"
+    return EngineInputs("frame" if names[0] == FRAME else taken, tuple(bindings), file)
