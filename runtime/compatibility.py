@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
+from .machine.backends import RTX_COMPUTE
 from .machine.device import cuda_python_install
 from .trt.config import has_fp8
 
@@ -21,7 +22,6 @@ _MIN_FP8 = (
     10,
     3,
 )  # the first whose FP8 convolutions need no workaround (NVIDIA/TensorRT issue 3987)
-_RTX_COMPUTE = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # ComputeCapability of RTX 1.7.1
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def _on_rtx(text: str, target: Target, version: tuple[int, ...]) -> Compatibilit
     problems = []
     if version < _MIN_RTX:
         problems.append(f"TensorRT-RTX {'.'.join(map(str, version))}: fr-edge drives 1.3 and later")
-    if target.compute not in _RTX_COMPUTE:
+    if target.compute not in RTX_COMPUTE:
         problems.append(
-            f"TensorRT-RTX compiles for compute capability {', '.join(_RTX_COMPUTE)}, and"
+            f"TensorRT-RTX compiles for compute capability {', '.join(RTX_COMPUTE)}, and"
             f" {target.name} has {target.compute}"
         )
     if problems:

@@ -14,7 +14,7 @@ import numpy as np
 from ...bundle.bundle import open_bundle
 from ...bundle.golden import Golden, read_golden
 from ...bundle.manifest import Bundle
-from ...documents import decode_json, to_builtins
+from ...documents import to_builtins
 from ...errors import FrEdgeError, GateFailed, ModelError
 from ...metrics.rates import measure_drift
 from ...reading import read_file
@@ -30,6 +30,7 @@ from ..onnxruntime_session import ONNXRUNTIME
 from ..session import open_session
 from ..trt.builder import inspect_plan, load_library, recorder
 from ..trt.config import EngineOptions, has_fp8
+from ..trt.layers import inspector_table
 
 _REPLAY_BATCHES = (1, 8)
 _REPLAY_RUNS = (
@@ -201,7 +202,7 @@ def _build(check: EngineCheck, root: Path, backend: str) -> EngineCheck:
     trt, plan = load_library(backend), read_file(bundle.file(name), "ENGINE_MB")
     with on_selected_gpu():
         text = inspect_plan(trt, recorder(trt), plan, EngineOptions())
-    return replace(check, inspector=decode_json(text.encode(), dict[str, Any], "the inspector"))
+    return replace(check, inspector=inspector_table(text))
 
 
 def _verify(check: EngineCheck, root: Path, backend: str) -> EngineCheck:

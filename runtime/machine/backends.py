@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import MachineError, UsageError
-from .device import find_gpus
+from .device import find_gpus, selected_gpu
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 MODULES = {
@@ -19,6 +19,7 @@ MODULES = {
 }
 _MIN_NUMBERS = 3  # of a version: plans of 10.3.0 do not load in 10.3.1
 COMPILE_ONLY = ("tensorrt-rtx",)  # build without a GPU too; what they build does not run there
+RTX_COMPUTE = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # ComputeCapability of RTX 1.7.1
 
 _REMEDY = (
     "for good: create the environment again with `python3 -m venv --system-site-packages`, with the"
@@ -80,6 +81,10 @@ def lacking(backend: str, *, build: bool = False) -> str:
     needs_gpu = backend != "onnxruntime" and not (build and backend in COMPILE_ONLY)
     if needs_gpu and (lack := find_gpus().lack):
         missing.append(lack)
+    elif needs_gpu and backend in COMPILE_ONLY:
+        gpu = selected_gpu()
+        if gpu is not None and gpu.compute not in RTX_COMPUTE:
+            missing.append(f"TensorRT-RTX has no kernels for compute capability {gpu.compute}")
     return "; ".join(missing)
 
 

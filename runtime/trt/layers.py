@@ -6,6 +6,8 @@ dynamic batch both may leave out the tensors' types; then those of the weights c
 kernel's name, else the precision is unknown.
 """
 
+import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +17,10 @@ from typing import Any
 from onnx import ModelProto
 
 from ...documents import decode_json
+from ...errors import DataError
 from ...graph.layers import Layer, weighted_layers, weighted_nodes
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 
@@ -52,6 +57,10 @@ _WEIGHTS = re.compile(r'"?Weights"?: \{[^}]*?"?\bType"?: "?(\w+)')
 """TensorRT 10 writes `Weights: {"Type": "Int8", ...}`, 8 and RTX `Weights: {Type: Int8, ...}`."""
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+_FUSED = re.compile(r" \+ | \|\| ")
+"""Between the nodes of a layer's name: "Conv_1 + PRelu_2", and "Conv_1 || Conv_3" for convolutions of
+one input that one kernel computes (trtexec logs of 8.x; 10 names the nodes in the metadata)."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +146,24 @@ def layers_in_json(text: str) -> list[EngineLayer]:
     Returns:
         The layers; empty where the engine was built without details.
     """
-    rows = decode_json(text.encode(), dict[str, Any], "the engine inspector's table").get(
-        "Layers", []
-    )
+    rows = inspector_table(text).get("Layers", [])
     return [_from_object(row) for row in rows if isinstance(row, dict)]
+
+
+def inspector_table(text: str) -> dict[str, Any]:
+    """The engine inspector's table, {} where it is not JSON: then nothing is told, and no build fails.
+
+    TensorRT writes the names of an ONNX file into it as they are, control characters too.
+
+    Args:
+        text: `IEngineInspector.get_engine_information(JSON)`.
+    """
+    try:
+        shown = json.dumps(json.loads(text, strict=False))
+        return decode_json(shown.encode(), dict[str, Any], "the engine inspector's table")
+    except (ValueError, RecursionError, DataError) as error:
+        logger.warning("TensorRT's table of the layers cannot be read: %s", error)
+        return {}
 
 
 def node_precisions(model: ModelProto, layers: Sequence[EngineLayer]) -> dict[str, str]:
@@ -262,7 +285,7 @@ def _from_line(line: str) -> EngineLayer:
     if cask := _WEIGHTS.search(line):
         weights = (_type(cask[1]),)
     tactic = re.search(r"TacticName: ([^,]*)", line)
-    nodes = tuple(_NODE.findall(line)) or tuple(name.split(" + "))
+    nodes = tuple(_NODE.findall(line)) or tuple(_FUSED.split(name))
     return EngineLayer(
         name,
         kind,
@@ -285,7 +308,7 @@ def _from_object(row: dict[str, Any]) -> EngineLayer:
         tuple(_type(t.get("Format/Datatype", t.get("Datatype", ""))) for t in row.get(key, []))
         for key in ("Inputs", "Outputs")
     )
-    nodes = tuple(_NODE.findall(str(row.get("Metadata", "")))) or tuple(name.split(" + "))
+    nodes = tuple(_NODE.findall(str(row.get("Metadata", "")))) or tuple(_FUSED.split(name))
     return EngineLayer(
         name,
         str(row.get("LayerType", "")),

@@ -103,6 +103,15 @@ def test_weights_or_kernels_names_prove_it_where_no_context_fits(tiny, version, 
     assert precisions["c2"] == "int8"
 
 
+def test_a_context_without_a_shape_is_not_given_to_the_inspector(tiny):
+    trt = TensorRTDouble("10.3.0")
+    trt.refuses = {"IExecutionContext.set_input_shape"}
+    model = tiny(int8=True)
+    precisions = node_precisions(model, built(trt, model, "int8").layers)
+    assert precisions["c2"] == "int8"  # by its weights
+    assert trt.called("EngineInspector.execution_context") == []
+
+
 @pytest.mark.parametrize("log_form", ["json", "plain", ""])
 def test_both_forms_of_the_log_are_read(tiny, log_form):
     trt = TensorRTDouble("10.3.0")

@@ -128,6 +128,23 @@ def test_a_graph_that_keeps_the_input_it_was_recorded_with_is_not_used(opened: O
     assert (board.cuda.replays, board.session.execution) == (1, "queued calls")
 
 
+def test_the_first_embeddings_are_the_replays_too(opened: Open) -> None:
+    board = opened()
+    board.cuda.replay_factor = np.float32(1 + 2**-9)
+    first = board.session.embed(_images(3))
+    assert np.array_equal(first, board.session.embed(_images(3)))
+    assert np.allclose(first, board.expected(_images(3), uint8=False) * (1 + 2**-9), 1e-5, 1e-6)
+
+
+def test_black_faces_do_not_hide_a_graph_that_computes_nothing(opened: Open) -> None:
+    """The graph is recorded over zeros, which black pixels are too."""
+    board = opened(uint8=True)
+    board.cuda.replays_compute = False
+    black = np.zeros((3, 112, 112, 3), np.uint8)
+    assert _near(board.session.embed(black), board.expected(black, uint8=True))
+    assert board.session.execution == "queued calls"
+
+
 def test_it_knows_how_embeddings_were_computed(opened: Open) -> None:
     session = opened().session
     assert session.execution == ""

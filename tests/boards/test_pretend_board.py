@@ -15,6 +15,7 @@ from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli.main import run
 from fr_edge.runtime import fingerprint, selftest
 from fr_edge.runtime.fingerprint import find_engine
+from fr_edge.runtime.machine.backends import lacking
 from fr_edge.runtime.session import open_session
 
 
@@ -103,6 +104,15 @@ def test_a_dla_engine_is_opened_on_its_core(board: PretendBoard, mini: Path) -> 
     board.trt.transcript.clear()
     open_session(mini, "fp16", "tensorrt").close()
     assert board.trt.called("Runtime.DLA_core") == ["Runtime.DLA_core = 1"]
+
+
+@pytest.mark.parametrize("board", ["jetpack6.2"], indirect=True)
+def test_tensorrt_rtx_has_no_kernels_for_a_jetson(board: PretendBoard) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    assert lacking("tensorrt-rtx") == "TensorRT-RTX has no kernels for compute capability 8.7"
+    assert lacking("tensorrt-rtx", build=True) == ""  # for other GPUs
+    board.have(L4)
+    assert lacking("tensorrt-rtx") == ""
 
 
 def keep_fp16(node: str, precision: str, depthwise: bool) -> str | None:

@@ -9,13 +9,13 @@ import pytest
 from fr_edge.documents import to_builtins
 from fr_edge.errors import UsageError
 from fr_edge.runtime.compatibility import (
-    _RTX_COMPUTE,
     AS_OF,
     JETPACKS,
     TARGETS,
     _dla,
     compatibility_of,
 )
+from fr_edge.runtime.machine.backends import RTX_COMPUTE
 from fr_edge.runtime.trt.config import has_fp8
 
 PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_tensorrt_rtx_goes_by_the_compute_capability():
     if not rtx.__version__.startswith("1.7."):
         pytest.skip(f"the table is of 1.7, installed is {rtx.__version__}")
     known = [n[2:] for n in dir(rtx.ComputeCapability) if n.startswith("SM")]
-    assert sorted(known) == sorted(text.replace(".", "") for text in _RTX_COMPUTE)
+    assert sorted(known) == sorted(text.replace(".", "") for text in RTX_COMPUTE)
 
 
 def test_blackwell_needs_tensorrt_10_8():

@@ -76,6 +76,28 @@ def test_reformats_are_counted():
     assert reformats(layers_in_json(json.dumps(INSPECTOR))) == 1
 
 
+def test_convolutions_that_one_kernel_computes_have_its_precision():
+    """TensorRT 8 joins those of one input by "||" and names no nodes in metadata."""
+    name = "Conv_1.weight + Conv_1_q + Conv_1 || Conv_3 + PWN(PRelu_4)"
+    row = {**INSPECTOR["Layers"][1], "Name": name}
+    expected = {"Conv_1": "int8", "Conv_3": "int8"}
+    assert node_precisions(model(), layers_in_json(json.dumps({"Layers": [row]}))) == expected
+    line = f"Name: {name}, LayerType: CaskConvolution, Inputs: [], Outputs: [], Weights: {{Type: Int8}}"
+    assert node_precisions(model(), layers_in_log(line)) == expected
+
+
+@pytest.mark.parametrize("name", ["Conv_1\u001econv/1", "Conv_1\ttab"])
+def test_names_with_control_characters_are_read(name):
+    """As a file's names stand in TensorRT's text."""
+    text = json.dumps({"Layers": [{**INSPECTOR["Layers"][2], "Name": "@"}]}).replace("@", name)
+    assert [layer.name for layer in layers_in_json(text)] == [name]
+
+
+def test_a_table_that_is_not_json_tells_nothing(caplog):
+    assert layers_in_json('{"Layers": [{"Name": "a "quoted" name"}]}') == []
+    assert "cannot be read" in caplog.text
+
+
 def test_an_inspector_without_details_tells_nothing():
     assert layers_in_json('{"Layers": ["Conv_1 + PRelu_2", "Conv_2"]}') == []
     assert layers_in_json('{"Bindings": []}') == []
