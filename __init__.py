@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .runtime.build import build_engine as build_engine
     from .runtime.evaluation.evaluate import evaluate as evaluate
     from .runtime.evaluation.verify import verify as verify
+    from .runtime.recognition.face_gallery import Gallery as Gallery
+    from .runtime.recognition.gallery_migration import migrate_gallery as migrate_gallery
+    from .runtime.recognition.recogniser import Recogniser as Recogniser
     from .runtime.session import embed as embed
     from .runtime.session import open_session as open_session
     from .runtime.trt.config import EngineOptions as EngineOptions
@@ -55,6 +58,9 @@ _HOMES = {
     "build_engine": ".runtime.build",
     "open_session": ".runtime.session",
     "embed": ".runtime.session",
+    "Recogniser": ".runtime.recognition.recogniser",
+    "Gallery": ".runtime.recognition.face_gallery",
+    "migrate_gallery": ".runtime.recognition.gallery_migration",
     "cosines": ".metrics.verification",
     "verify": ".runtime.evaluation.verify",
     "evaluate": ".runtime.evaluation.evaluate",

@@ -7,12 +7,13 @@ so names and fixed or free axes do not matter.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from ..arrays import F32, U8
-from ..errors import ModelError
+from ..errors import FacesError, ModelError, UsageError
 from .contract import InputSpec, with_overrides
 from .detectors.base import Candidates, Floats, Layout, Outputs, Size
 from .detectors.centerface import CENTERFACE
@@ -45,6 +46,10 @@ class DetectedFace:
     box: F32
     points: F32
 
+
+FacePolicy = Literal["one", "largest", "central", "all"]  # which of several faces are meant
+
+FACE_POLICIES: tuple[FacePolicy, ...] = ("one", "largest", "central", "all")
 
 Detect = Callable[[U8], list[DetectedFace]]  # RGB (H, W, 3) -> faces, the most confident first
 
@@ -122,6 +127,51 @@ def open_detector(
         f" For a {network.size[0]}x{network.size[1]} picture it gives {_listed(outputs)}",
         f"known layouts:{known}",
     )
+
+
+def choose_faces(
+    faces: list[DetectedFace], shape: tuple[int, ...], policy: FacePolicy
+) -> list[DetectedFace]:
+    """The faces of a photograph that are meant.
+
+    Args:
+        faces: All that were found, the most confident first.
+        shape: Height and width of the photograph in pixels.
+        policy: "one" where there must be exactly one, "largest" by its box's area, "central" whose
+            box's middle is nearest to the photograph's, or "all".
+
+    Returns:
+        One face or more.
+
+    Raises:
+        FacesError: There is no face, or several with "one".
+        UsageError: An unknown policy.
+    """
+    if policy not in FACE_POLICIES:
+        raise UsageError(f"no policy {policy!r}", f"policies: {', '.join(FACE_POLICIES)}")
+    if not faces:
+        raise FacesError("no face", "is it upright, with a face of some 30 pixels or more?")
+    if policy == "one" and len(faces) > 1:
+        boxes = "; ".join(_box(face) for face in faces[:4]) + ("; ..." if len(faces) > 4 else "")
+        raise FacesError(
+            f"{len(faces)} faces, expected one: {boxes}",
+            "choose the largest or central one, or all",
+        )
+    if policy == "largest":
+        return [max(faces, key=lambda face: float(face.box[2] * face.box[3]))]
+    if policy == "central":
+        middle = np.array([shape[1], shape[0]]) / 2
+        return [
+            min(
+                faces, key=lambda face: float(np.hypot(*(face.box[:2] + face.box[2:] / 2 - middle)))
+            )
+        ]
+    return faces
+
+
+def _box(face: DetectedFace) -> str:
+    left, top, width, height = face.box
+    return f"{width:.0f}x{height:.0f} at {left:.0f},{top:.0f}"
 
 
 def _letterbox(image: U8, size: Size) -> tuple[U8, float]:

@@ -9,7 +9,8 @@ from .verification import allowed_impostors, far_name, normalise
 
 FPIRS = (1e-1, 1e-2, 1e-3)  # false positive identification rates that reports show
 
-_BLOCK = 1024  # probes scored at once
+_PROBES = 256  # scored at once
+_ROWS = 16_384  # of the gallery scored at once: 16 MB of scores
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,79 @@ def identify(embeddings: F32, labels: I64) -> IdentificationResult | None:
     gallery, people = unit[enrolled], person[enrolled]
     probe = np.flatnonzero((count[person] > 1) & (first[person] != np.arange(len(person))))
     strangers = first[count == 1]
-    best, match = _best(unit[probe], gallery)
+    best, match = (part[:, 0] for part in nearest(unit[probe], gallery, 1))
     right = people[match] == person[probe]
-    alarms = np.sort(_best(unit[strangers], gallery)[0])[::-1]
+    alarms = nearest(unit[strangers], gallery, 1)[0][:, 0]
     tpir: dict[str, float | None] = {}
     for fpir in FPIRS:
-        allowed = allowed_impostors(fpir, len(alarms))
-        # The first stranger who must be rejected sets the threshold.
-        tpir[far_name(fpir)] = float((right & (best > alarms[allowed])).mean()) if allowed else None
+        threshold = threshold_at_fpir(alarms, fpir)
+        hits = None if threshold is None else right & (best >= threshold)
+        tpir[far_name(fpir)] = None if hits is None else float(hits.mean())
     return IdentificationResult(
         len(enrolled), len(probe), len(strangers), float(right.mean()), tpir
     )
 
 
-def _best(probes: F32, gallery: F32) -> tuple[F32, I64]:
-    """The highest cosine of each probe in the gallery, and the row it is of."""
-    best = np.empty(len(probes), np.float32)
-    match = np.empty(len(probes), np.int64)
-    for start in range(0, len(probes), _BLOCK):
-        scores = probes[start : start + _BLOCK] @ gallery.T
-        index = scores.argmax(axis=1)
-        match[start : start + _BLOCK] = index
-        best[start : start + _BLOCK] = scores[np.arange(len(index)), index]
-    return best, match
+def nearest(probes: F32, gallery: F32, count: int) -> tuple[F32, I64]:
+    """The rows of a gallery that are most like each probe, by brute force in blocks.
+
+    Args:
+        probes: `(P, D) float32` of unit length.
+        gallery: `(N, D) float32` of unit length.
+        count: How many rows per probe.
+
+    Returns:
+        Cosines `(P, K) float32`, the highest first, and rows `(P, K) int64`; K is `count` or N. Of
+        equal cosines the lower row is first.
+    """
+    count = min(count, len(gallery))
+    cosine = np.full((len(probes), count), -np.inf, np.float32)
+    row = np.full((len(probes), count), len(gallery), np.int64)
+    if not count:
+        return cosine, row
+    for first in range(0, len(probes), _PROBES):
+        part = slice(first, first + _PROBES)
+        for start in range(0, len(gallery), _ROWS):
+            scores = probes[part] @ gallery[start : start + _ROWS].T
+            _merge(scores, start, cosine[part], row[part])
+    return cosine, row
+
+
+def _merge(scores: F32, start: int, cosine: F32, row: I64) -> None:
+    """Put the scores `(p, rows)` of rows `start...` into the best ones so far `(p, K)`, in place."""
+    best, column = scores.max(axis=1), scores.argmax(axis=1)
+    count = cosine.shape[1]
+    for probe in np.flatnonzero(best > cosine[:, -1]):
+        if count == 1:
+            cosine[probe], row[probe] = best[probe], start + column[probe]
+            continue
+        columns = np.flatnonzero(scores[probe] > cosine[probe, -1])
+        if len(columns) > count:
+            lowest = np.partition(scores[probe, columns], -count)[-count]
+            columns = columns[scores[probe, columns] >= lowest]  # more where several are equal
+        values = np.concatenate([cosine[probe], scores[probe, columns]])
+        rows = np.concatenate([row[probe], start + columns])
+        order = np.lexsort((rows, -values))[:count]
+        cosine[probe], row[probe] = values[order], rows[order]
+
+
+def threshold_at_fpir(strangers: F32, fpir: float) -> float | None:
+    """The lowest threshold at which no more than a share of the strangers is taken for somebody.
+
+    A probe is identified when its highest cosine in the gallery is the threshold or more.
+
+    Args:
+        strangers: The highest cosine of each stranger in the gallery, `(S,) float32`.
+        fpir: False positive identification rate, 0 to 1.
+
+    Returns:
+        The threshold; None with fewer than 1 / fpir strangers, who cannot show this rate.
+    """
+    allowed = allowed_impostors(fpir, len(strangers))
+    if allowed < 1:
+        return None
+    if allowed >= len(strangers):
+        return -1.0
+    # The first stranger who must be rejected sets the threshold.
+    highest_refused = np.sort(strangers)[-allowed - 1]
+    return float(np.nextafter(highest_refused, np.float32(2)))

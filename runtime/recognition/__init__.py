@@ -1,0 +1,1 @@
+"""Photographs to decisions: detection, alignment, embedding and search as one thing."""

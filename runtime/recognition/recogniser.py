@@ -1,0 +1,393 @@
+"""Photographs in, embeddings and decisions out: detection, alignment, embedding and threshold as one.
+
+Nothing is embedded that was not aligned: with a detector every image is a photograph, whose faces are
+found and cut out; without one only aligned faces of 112x112 pixels are taken.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ...arrays import F32, U8
+from ...bundle.bundle import open_bundle
+from ...bundle.manifest import Bundle
+from ...errors import BundleError, FacesError, UsageError
+from ...faces.align import align
+from ...faces.contract import ALIGNED_SIZE
+from ...faces.detect import Detect, DetectedFace, FacePolicy, choose_faces, open_detector
+from ...faces.images import decode_photograph
+from ...metrics.verification import far_name
+from ...reading import read_file
+from ..evaluation.embeddings_file import check_embeddings
+from ..evaluation.gates import PASSED
+from ..evaluation.judgement import judged_rate
+from ..evaluation.limits import Limits
+from ..evaluation.result import VerifyResult
+from ..evaluation.stored_reports import read_reports
+from ..frames import check_frame, unit_length
+from ..session import Session, open_session
+from .gallery_file import GalleryModel, gallery_model
+
+logger = logging.getLogger(__name__)
+
+Photograph = U8 | str | Path  # RGB `(H, W, 3) uint8`, or an image file
+
+_BATCH = 32  # faces that are embedded at once
+
+
+@dataclass(frozen=True, eq=False)
+class RecognisedFace:
+    """A face of a photograph and its embedding.
+
+    Attributes:
+        face: Where it is.
+        embedding: `(D,) float32` of unit length.
+    """
+
+    face: DetectedFace
+    embedding: F32
+
+
+@dataclass(frozen=True)
+class MatchThreshold:
+    """The cosine from which two faces are one person's, from a certificate.
+
+    Attributes:
+        value: The cosine.
+        far: The false accept rate at which it was found.
+        report: The report's path within the bundle.
+        synthetic: Whether it was found on synthetic faces, which are no people.
+    """
+
+    value: float
+    far: float
+    report: str
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class FaceComparison:
+    """Two faces compared.
+
+    Attributes:
+        similarity: Cosine of their embeddings.
+        same: Whether it is the threshold or more.
+        threshold: The threshold and where it comes from.
+    """
+
+    similarity: float
+    same: bool
+    threshold: MatchThreshold
+
+
+class Recogniser:
+    """A bundle's engine with a detector; threads may share it. Use it in a `with` statement.
+
+    Args:
+        bundle: An open bundle or its folder.
+        detector: An ONNX file, or what `open_detector` gives, or a function from an RGB photograph
+            `(H, W, 3) uint8` to its faces; None where all images are aligned faces.
+        engine: As `open_session` takes it.
+        backend: As `open_session` takes it.
+        threads: onnxruntime's threads; None for one per core.
+
+    Raises:
+        FrEdgeError: What `open_session` and `open_detector` raise.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        detector: Detect | str | Path | None = None,
+        engine: str = "auto",
+        backend: str = "auto",
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self._detect = open_detector(detector) if isinstance(detector, str | Path) else detector
+        self.session: Session = open_session(self.bundle, engine, backend, threads=threads)
+        self._thresholds: dict[float | None, MatchThreshold] = {}
+
+    @property
+    def model(self) -> GalleryModel:
+        """What makes the embeddings: a `Gallery` belongs to it."""
+        return gallery_model(self.bundle, self.session.precision)
+
+    def detect(self, image: Photograph) -> list[DetectedFace]:
+        """The faces of a photograph, the most confident first.
+
+        Args:
+            image: RGB `(H, W, 3) uint8`, or an image file.
+
+        Raises:
+            UsageError: An array of another shape or type, or there is no detector.
+            FacesError: The file is not an image.
+        """
+        if self._detect is None:
+            raise UsageError("there is no detector", 'give one: Recogniser(bundle, "det_10g.onnx")')
+        return self._detect(_read(image))
+
+    def embed(self, image: Photograph, faces: FacePolicy = "one", *, unit: bool = True) -> F32:
+        """Embed the face of a photograph, or an aligned face where there is no detector.
+
+        Args:
+            image: RGB `(H, W, 3) uint8`, or an image file.
+            faces: Which of several faces: "one" refuses them, "largest" and "central" take one.
+            unit: Whether the embedding is scaled to unit length; otherwise it is as the network gives
+                it, and the faces are aligned on the host.
+
+        Returns:
+            `(D,) float32`.
+
+        Raises:
+            UsageError: An array of another shape or type; without a detector one that is not
+                112x112.
+            FacesError: No face, several of them, or landmarks that are not those of a face.
+            ModelError: The embedding is zero or not finite.
+        """
+        return self.embed_batch([image], faces, unit=unit)[0]
+
+    def embed_batch(
+        self, images: Iterable[Photograph], faces: FacePolicy = "one", *, unit: bool = True
+    ) -> F32:
+        """Embed one face of each of several photographs; they are read as they are needed.
+
+        Args:
+            images: N photographs, as `embed` takes them.
+            faces: As `embed` takes it; not "all".
+            unit: As `embed` takes it.
+
+        Returns:
+            `(N, D) float32`.
+
+        Raises:
+            FrEdgeError: As `embed`; the message names the image.
+        """
+        if faces == "all":
+            raise UsageError('faces="all" is not one per image', "`embed_all` gives every face")
+        todo, parts = enumerate(images), []
+        while batch := list(islice(todo, _BATCH)):
+            parts.append(self._embed_part(batch, faces, unit))
+        return np.concatenate(parts) if parts else np.zeros((0, self.session.dim), np.float32)
+
+    def embed_all(self, image: Photograph) -> list[RecognisedFace]:
+        """Embed every face of a photograph.
+
+        Args:
+            image: RGB `(H, W, 3) uint8`, or an image file.
+
+        Returns:
+            The faces, the most confident first; empty where there is none.
+
+        Raises:
+            UsageError: An array of another shape or type, or there is no detector.
+            FacesError: The file is not an image, or landmarks are not those of a face.
+        """
+        pixels = _read(image)
+        faces = self.detect(pixels)
+        if not faces:
+            return []
+        name = _name(image, 0)
+        embeddings = self._embed_frame(pixels, np.stack([face.points for face in faces]), name)
+        pairs = zip(faces, embeddings, strict=True)
+        return [RecognisedFace(face, embedding) for face, embedding in pairs]
+
+    def compare(
+        self,
+        a: Photograph,
+        b: Photograph,
+        faces: FacePolicy = "one",
+        *,
+        far: float | None = None,
+    ) -> FaceComparison:
+        """Whether two photographs show the same person, at the certificate's threshold.
+
+        Args:
+            a: A photograph, as `embed` takes it.
+            b: Another one.
+            faces: As `embed` takes it.
+            far: As `threshold` takes it.
+
+        Raises:
+            BundleError: There is no certificate with a threshold; see `threshold`.
+            FrEdgeError: What `embed` raises.
+        """
+        threshold = self.threshold(far)
+        first, second = self.embed_batch([a, b], faces)
+        similarity = float(np.dot(first.astype(np.float64), second.astype(np.float64)))
+        return FaceComparison(similarity, similarity >= threshold.value, threshold)
+
+    def threshold(self, far: float | None = None) -> MatchThreshold:
+        """The match threshold of this engine, from its certificate.
+
+        A certificate is a report of `verify` that PASSED and is of exactly the bytes that are open
+        here. Of several the one with most impostor pairs counts, real faces before synthetic ones.
+
+        Args:
+            far: The false accept rate; None for 1e-4, else 1e-3, as far as the pairs show them.
+
+        Raises:
+            BundleError: There is no such report, or its pairs do not show this rate.
+            DataError: A report is damaged.
+        """
+        if far not in self._thresholds:
+            self._thresholds[far] = self._find_threshold(far)
+            if self._thresholds[far].synthetic:
+                logger.warning(
+                    "the match threshold is of synthetic faces; `verify` with --faces finds that of"
+                    " people"
+                )
+        return self._thresholds[far]
+
+    def close(self) -> None:
+        """Free the engine; closing twice does nothing."""
+        self.session.close()
+
+    def __enter__(self) -> "Recogniser":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def certificates(self) -> list[VerifyResult]:
+        """The reports of `verify` about exactly the bytes that are open here, and still valid.
+
+        Raises:
+            DataError: A report is damaged.
+        """
+        session = self.session
+        return [
+            stored.report
+            for stored in read_reports(open_bundle(self.bundle.root))  # reports of a moment ago too
+            if isinstance(stored.report, VerifyResult)
+            and not stored.stale
+            and stored.report.artifact is not None
+            and stored.report.artifact.sha256 == session.sha256
+            and stored.report.backend == session.backend
+        ]
+
+    def _find_threshold(self, far: float | None) -> MatchThreshold:
+        what = f"the {self.session.precision} {self.session.artifact} on {self.session.backend}"
+        certify = (
+            f"certify it: `fr-edge verify {self.bundle.root} --engine {self.session.precision} --faces"
+            " SRC`"
+        )
+        reports = self.certificates()
+        if not reports:
+            raise BundleError(f"no report of `verify` is about {what}: no threshold", certify)
+        passed = [report for report in reports if report.verdict == PASSED]
+        if not passed:
+            verdicts = ", ".join(sorted({report.verdict or "FAILED" for report in reports}))
+            raise BundleError(
+                f"`verify` did not pass {what} ({verdicts}): no threshold",
+                f"`fr-edge report {self.bundle.root}` shows why",
+            )
+        thresholds, reasons = [], []
+        for report in passed:
+            rates = {rate.far: rate for rate in report.tar.values()}
+            wanted = Limits(far=far)
+            if wanted.judged_far not in rates:
+                reasons.append(f"{report.report} has no pairs at FAR {far_name(wanted.judged_far)}")
+                continue
+            rate = judged_rate(wanted, report.tar)
+            value, why = rate.threshold.engine, rate.reason or rate.low_confidence
+            if value is None or why:
+                reasons.append(f"{report.report}: {why or 'it has no threshold'}")
+                continue
+            synthetic = report.faces is not None and report.faces.synthetic
+            pairs = report.faces.impostor_pairs if report.faces else 0
+            threshold = MatchThreshold(value, rate.far, report.report, synthetic)
+            thresholds.append((not synthetic, pairs, threshold))
+        if not thresholds:
+            raise BundleError(
+                f"no report of {what} shows a threshold at this rate: {'; '.join(reasons)}",
+                f"{certify}, with more people, or ask for another rate",
+            )
+        return max(thresholds, key=lambda item: item[:2])[2]
+
+    def _embed_part(
+        self, batch: Sequence[tuple[int, Photograph]], policy: FacePolicy, unit: bool
+    ) -> F32:
+        names = [_name(image, number) for number, image in batch]
+        if self._detect is None:
+            crops = [
+                _crop(_read(image), name) for (_, image), name in zip(batch, names, strict=True)
+            ]
+            return self._embed_crops(crops, names, unit)
+        faces = self._one_face_each(batch, names, policy)
+        if self.session.input_kind == "frame" and unit:
+            rows = [
+                self._embed_frame(pixels, points, name)
+                for (pixels, points), name in zip(faces, names, strict=True)
+            ]
+            return np.concatenate(rows)
+        crops = []
+        for pixels, points in faces:
+            crops.append(align(pixels, points[0]))
+        return self._embed_crops(crops, names, unit)
+
+    def _one_face_each(
+        self, batch: Sequence[tuple[int, Photograph]], names: Sequence[str], policy: FacePolicy
+    ) -> Iterator[tuple[U8, F32]]:
+        """Each photograph and the landmarks of its face, `(1, 5, 2) float32`."""
+        for (_, image), name in zip(batch, names, strict=True):
+            pixels = _read(image)
+            try:
+                chosen = choose_faces(self.detect(pixels), pixels.shape, policy)
+                points = np.stack([face.points for face in chosen])
+                check_frame(pixels, points)
+            except FacesError as error:
+                raise FacesError(f"{name}: {error.message}", error.hint) from error
+            yield pixels, points
+
+    def _embed_frame(self, pixels: U8, points: F32, name: str) -> F32:
+        try:
+            embeddings = self.session.embed_frame(pixels, points)
+        except FacesError as error:
+            raise FacesError(f"{name}: {error.message}", error.hint) from error
+        check_embeddings(embeddings, [name] * len(embeddings), self.session.file)
+        return embeddings
+
+    def _embed_crops(self, crops: Sequence[U8], names: Sequence[str], unit: bool) -> F32:
+        embeddings = self.session.embed(np.stack(crops))
+        check_embeddings(embeddings, names, self.session.file)
+        return unit_length(embeddings) if unit else embeddings
+
+
+def _read(image: Photograph) -> U8:
+    """The pixels of a photograph; an EXIF orientation is applied to files."""
+    if isinstance(image, str | Path):
+        try:
+            return decode_photograph(read_file(Path(image), "IMAGE_MB", FacesError), str(image))
+        except OSError as error:
+            raise FacesError(f"{image} cannot be read: {error.strerror}") from error
+    if not isinstance(image, np.ndarray):
+        raise UsageError(
+            f"expected an image (H, W, 3) uint8 or a file, found {type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UsageError(
+            f"expected an image (H, W, 3) uint8, RGB, found {image.shape} {image.dtype}",
+            'with Pillow: np.asarray(Image.open(file).convert("RGB"))',
+        )
+    return image
+
+
+def _crop(pixels: U8, name: str) -> U8:
+    if pixels.shape[:2] != (ALIGNED_SIZE, ALIGNED_SIZE):
+        raise UsageError(
+            f"{name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, expected an aligned face of"
+            f" {ALIGNED_SIZE}x{ALIGNED_SIZE}",
+            'photographs need a detector: Recogniser(bundle, "det_10g.onnx")',
+        )
+    return pixels
+
+
+def _name(image: Photograph, number: int) -> str:
+    """What errors call an image: its file, or its place among those given."""
+    return str(image) if isinstance(image, str | Path) else f"image {number}"
