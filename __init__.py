@@ -13,9 +13,9 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from .bundle.bundle import open_bundle as open_bundle
     from .bundle.manifest import Bundle as Bundle
-    from .calibration.budget import Budget as Budget
     from .calibration.calibrate import calibrate as calibrate
     from .calibration.qdq import quantize_onnx as quantize_onnx
+    from .calibration.search.budget import Budget as Budget
     from .distill.train import distill_student as distill_student
     from .errors import BundleError as BundleError
     from .errors import DataError as DataError
@@ -52,7 +52,7 @@ _HOMES = {
     "distill_student": ".distill.train",
     "export_onnx": ".export.export",
     "calibrate": ".calibration.calibrate",
-    "Budget": ".calibration.budget",
+    "Budget": ".calibration.search.budget",
     "quantize_onnx": ".calibration.qdq",
     "EngineOptions": ".runtime.trt.config",
     "build_engine": ".runtime.build",

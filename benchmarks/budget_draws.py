@@ -31,9 +31,10 @@ from int8_loss import harden
 
 from fr_edge.arrays import F32, I64
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.budget import Budget, judge_loss
-from fr_edge.calibration.calibrate import RANGES_ONLY, calibrate
-from fr_edge.calibration.mixed_precision import (
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.fitting import RANGES_ONLY
+from fr_edge.calibration.search.budget import Budget, judge_loss
+from fr_edge.calibration.search.mixed_precision import (
     REASON,
     Assignment,
     HeldOutJudge,
@@ -90,7 +91,7 @@ class Pool:
         return judge_loss(reference[rows], engine[rows], self.labels[rows], far)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CachedJudge(HeldOutJudge):
     """A judge of some of the pool's faces, from the pool's embeddings."""
 
@@ -151,7 +152,7 @@ def draw(pool: Pool, budget: Budget, share: float, seed: int, folder: Path) -> d
     all_faces = pool.judge
     picks = [all_faces.picks[i] for i in rows]
     judge = CachedJudge(
-        all_faces.model, all_faces.spec, all_faces.faces, picks, {}, silent, pool, rows
+        all_faces.model, all_faces.spec, all_faces.faces, picks, {}, silent, pool=pool, rows=rows
     )
     try:
         searched = search_assignment(pool.table, judge, budget, folder / "unused.bundle")

@@ -23,9 +23,10 @@ import onnx
 from int8_loss import FAR, harden
 
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.budget import Budget
-from fr_edge.calibration.calibrate import RANGES_ONLY, calibrate
-from fr_edge.calibration.latency_model import counted_latency
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.fitting import RANGES_ONLY
+from fr_edge.calibration.search.budget import Budget
+from fr_edge.calibration.search.latency_model import counted_latency
 from fr_edge.documents import to_builtins
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.runtime.cpu_kernel_selection import (

@@ -44,7 +44,7 @@ from fr_edge.metrics.rates import compare_embeddings
 OURS = """
 import onnx
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.calibrate import fit_table
+from fr_edge.calibration.fitting import fit_table
 from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.faces.sources import open_faces

@@ -26,7 +26,8 @@ import numpy.typing as npt
 import onnxruntime
 from distill_real import prepare
 
-from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, calibrate
+from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.fitting import ALL_STEPS, RANGES_ONLY
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.teacher import open_teacher
 from fr_edge.distill.train import distill_student

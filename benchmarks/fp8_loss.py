@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, CalibrationSteps, fit_table
 from fr_edge.calibration.collect import collect_histograms, embed_model
 from fr_edge.calibration.covariance import CovarianceCollector
+from fr_edge.calibration.fitting import ALL_STEPS, RANGES_ONLY, CalibrationSteps, fit_table
 from fr_edge.calibration.gptq import round_weights
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.calibration.subset import FaceStatistics, select_subset, usable_faces

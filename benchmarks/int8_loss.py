@@ -27,10 +27,11 @@ import numpy as np
 import onnx
 
 from fr_edge.bundle.bundle import open_bundle, transaction
-from fr_edge.calibration.budget import Budget
-from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, calibrate
+from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.equalization import equalize
+from fr_edge.calibration.fitting import ALL_STEPS, RANGES_ONLY
 from fr_edge.calibration.scale_groups import scale_groups
+from fr_edge.calibration.search.budget import Budget
 from fr_edge.documents import to_builtins
 from fr_edge.errors import FacesError, GateFailed
 from fr_edge.faces.pairs import read_pairs

@@ -28,9 +28,9 @@ import onnx
 from fr_edge.arrays import F32
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.calibration import constants as values
-from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, CalibrationSteps, fit_table
 from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.covariance import CovarianceCollector, InputCovariance
+from fr_edge.calibration.fitting import ALL_STEPS, RANGES_ONLY, CalibrationSteps, fit_table
 from fr_edge.calibration.gptq import round_weights
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.qdq import quantize_onnx

@@ -14,7 +14,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from ..arrays import F64
 from ..graph.edit import is_unpadded_conv, only_read_by
-from ..graph.layer_weights import add_to_bias, has_bias, layer_columns, store_weight
+from ..graph.layer_weights import add_to_bias, groups_of, has_bias, layer_columns, store_weight
 from ..graph.layers import Int8Choice
 from .histogram import Histogram, channel_midpoints
 
@@ -104,9 +104,12 @@ def shift_activations(
     for node in graph.node:
         if node.name in int8 and node.input[0] in renamed:
             weight = numpy_helper.to_array(constants[node.input[1]])
-            lost = layer_columns(node, weight).sum(axis=2) @ shifts[node.input[0]]
+            sums = layer_columns(node, weight).sum(axis=2)
+            groups = groups_of(node)
+            parts = sums.reshape(groups, -1, sums.shape[1])
+            lost = parts @ shifts[node.input[0]].reshape(groups, -1, 1)
             node.input[0] = renamed[node.input[0]]
-            add_to_bias(graph, node, lost)
+            add_to_bias(graph, node, lost.ravel())
         nodes.append(node)
         for name in set(node.output) & set(shifts) & set(choice.tensors):
             array = shifts[name].astype(np.float32).reshape(-1, *trailing[name])

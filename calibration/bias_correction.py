@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from ..arrays import F64
 from ..graph.eight_bit import INT8, EightBit
-from ..graph.layer_weights import add_to_bias, has_bias, layer_columns, weight_scales
+from ..graph.layer_weights import add_to_bias, groups_of, has_bias, layer_columns, weight_scales
 from ..graph.layers import Int8Choice
 
 
@@ -44,11 +44,13 @@ def correct_biases(
         weight = numpy_helper.to_array(constants[node.input[1]])
         columns = layer_columns(node, weight)
         mean = means[node.input[0]]
-        mean = np.repeat(mean, columns.shape[1] // len(mean))
+        groups = groups_of(node)
+        mean = np.repeat(mean, groups * columns.shape[1] // len(mean)).reshape(groups, -1)
+        outputs = len(columns) // groups  # of a group
         # Output by output: a large layer's weights in float64 would take much memory at once.
         scales = weight_scales(node, weight, form).astype(np.float64)
         shift = [
-            (row - form.nearest(row / scale) * scale).sum(axis=1) @ mean
-            for row, scale in zip(columns, scales, strict=True)
+            (row - form.nearest(row / scale) * scale).sum(axis=1) @ mean[o // outputs]
+            for o, (row, scale) in enumerate(zip(columns, scales, strict=True))
         ]
         add_to_bias(model.graph, node, np.array(shift))

@@ -1,62 +1,47 @@
 """Calibration: faces -> statistics -> table -> INT8 or FP8 model, judged and in the bundle."""
 
 import logging
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import Bundle
-from ..bundle.provenance import ImageDigests, with_digests
+from ..bundle.provenance import with_digests
 from ..documents import encode_json, to_builtins
-from ..errors import FacesError, ModelError, UsageError
+from ..errors import FacesError, GateFailed, ModelError, UsageError
 from ..faces.quality import alignment_warning
 from ..faces.sources import Faces
 from ..graph.eight_bit import eight_bit_format
 from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
-from ..graph.trained_ranges import read_trained_ranges
 from ..interruption import keeping
 from ..metrics.rates import unseparated_warning
 from ..onnx_file import read_onnx
 from ..progress import Track, silent
 from . import constants
-from .activation_shift import channel_shifts, snap_to_grid
-from .budget import CANNOT_JUDGE, MAX_JUDGED_FACES, Budget
 from .calibration_report import CalibrationReport, make_report
 from .clipping import METHODS
-from .collect import collect_histograms
-from .covariance import CovarianceCollector
-from .equalization import channel_scales, quantized_inputs, tensor_ranges
-from .gptq import RoundedWeight, round_weights
-from .histogram import Histogram
-from .latency_model import LatencyOf, counted_latency
-from .mixed_precision import HeldOutJudge, SearchResult, search_assignment
-from .qdq import quantize_onnx
-from .statistics_draft import StatisticsDraft, kept_statistics, remove_statistics
+from .fitting import ALL_STEPS, CalibrationSteps, Fit, fit_faces
+from .search.budget import CANNOT_JUDGE, MAX_JUDGED_FACES, Budget
+from .search.latency_model import LatencyOf, counted_latency
+from .search.mixed_precision import (
+    HeldOutJudge,
+    SearchResult,
+    remove_search_logs,
+    search_assignment,
+)
+from .statistics_draft import kept_statistics, remove_statistics
 from .subset import (
     CalibrationSubset,
     FaceStatistics,
     is_blank,
     select_subset,
     subset_warnings,
-    usable_faces,
 )
 from .table import CALIBRATION_FILES, CalibrationFiles, CalibrationTable, table_to_json
-from .trt_cache import (
-    ALGORITHM,
-    TrtCache,
-    activation_tensors,
-    cache_text,
-    plain_ranges,
-    version_number,
-)
+from .trt_cache import version_number
 
 logger = logging.getLogger(__name__)
 
@@ -64,29 +49,9 @@ logger = logging.getLogger(__name__)
 # distribute INT8's 127 steps.
 _FP8_METHODS = ("minmax", "percentile")
 
+DEPTHWISE = ("auto", "float", "int8")
+
 _NOT_IN_HISTORY = ("budget", "time_source", "trials", "provenance")  # fields of the report
-
-
-@dataclass(frozen=True)
-class CalibrationSteps:
-    """Which methods are used besides ranges; each can be left out to measure what it contributes.
-
-    Attributes:
-        equalization: Scale channels of neighbouring layers to a common range.
-        activation_shift: Subtract the midpoints of one-sided activations; INT8 only, since FP8 is
-            most precise near zero, where most activations are.
-        bias_correction: Correct biases for the mean error of rounded weights.
-        gptq: Round weights for their real inputs, not to nearest.
-    """
-
-    equalization: bool = True
-    activation_shift: bool = True
-    bias_correction: bool = True
-    gptq: bool = True
-
-
-ALL_STEPS = CalibrationSteps()
-RANGES_ONLY = CalibrationSteps(False, False, False, False)
 
 
 @dataclass(frozen=True)
@@ -118,6 +83,7 @@ def calibrate(
     budget: Budget | None = None,
     trt_cache: str | None = None,
     latency: LatencyOf = counted_latency,
+    depthwise: str = "auto",
     force: bool = False,
 ) -> CalibrationResult:
     """Write a calibration table, a Q/DQ model and a report into a bundle: `CALIBRATION_FILES`.
@@ -139,10 +105,14 @@ def calibrate(
         trt_cache: A TensorRT version: write `calibration.cache` too, for implicit INT8, with the
             ranges of all activations by `method` (entropy for auto), without the other steps.
         latency: How long assignments take; the fastest that holds the budget is kept.
+        depthwise: What grouped and depthwise convolutions compute in: "float"; "int8", the 8-bit
+            format like the dense layers; or "auto": float, unless a budget's engines are timed and
+            8 bits are faster there and hold the budget.
         force: Replace an earlier calibration even when the faces look unusable.
 
     Raises:
-        UsageError: The precision, method or limit does not exist, or INT8's cache is wanted of FP8.
+        UsageError: The precision, method, limit or `depthwise` does not exist, or INT8's cache is
+            wanted of FP8.
         FacesError: Faces cannot be read, are blank, or are too few; or they are not aligned or
             their people not separated, and the bundle has a calibration that is kept.
         ModelError: The network has no dense layer, or overflows.
@@ -163,11 +133,16 @@ def calibrate(
         )
     if not 1 <= limit <= constants.MAX_FACES:
         raise UsageError(f"--limit is 1 to {constants.MAX_FACES}, found {limit}")
+    if depthwise not in DEPTHWISE:
+        raise UsageError(f"--depthwise is {', '.join(DEPTHWISE)}, found {depthwise!r}")
     cache_version = version_number(trt_cache) if trt_cache else 0
     model = read_onnx(bundle.file("model.onnx"))
     check_finite(model)
-    rule = choose_int8_layers(model)
-    if not rule.int8:
+    # Whether grouped convolutions are in 8 bits; only engines tell which is faster.
+    timed = budget is not None and latency is not counted_latency
+    kinds = {"float": [False], "int8": [True], "auto": [False, True][: 1 + timed]}[depthwise]
+    choices = [choose_int8_layers(model, grouped=grouped) for grouped in kinds]
+    if not choices[0].int8:
         raise ModelError("the model has no dense layer that 8 bits could speed up", "build FP16")
     held_out = MAX_JUDGED_FACES if budget else constants.HELD_OUT
     subset = select_subset(faces, limit, held_out, pairs=budget is not None)
@@ -177,15 +152,18 @@ def calibrate(
         (*subset.held_out, *subset.calibration[::stride][: constants.ALIGNMENT_FACES])
     )
     stats = FaceStatistics()
-    fit = _fit(
-        model, rule, bundle, faces, images, subset, stats, method, precision, steps, cache_version,
-        track,
+    fits, cache = fit_faces(
+        model, choices, bundle, faces, images, subset, stats, method, precision, steps,
+        cache_version, track,
     )  # fmt: skip
     picks = [i for i in subset.held_out if not is_blank(faces.read(i))]
-    judge = HeldOutJudge(model, bundle.spec, faces, picks, fit.rounded, track)
+    judges = [
+        HeldOutJudge(model, bundle.spec, faces, picks, fit.rounded, track, grouped)
+        for grouped, fit in zip(kinds, fits, strict=True)
+    ]
     with keeping(lambda: kept_statistics(bundle.root)):
-        search = search_assignment(fit.table, judge, budget, bundle.root, latency)
-    choice = choose_int8_layers(model, search.table.float_layers)
+        search, judge = _fastest(fits, judges, budget, bundle.root, latency)
+    choice = judge.choose(search.table.float_layers)
     unusable = _unusable(faces, stats, search)
     if unusable and names.table in bundle and not force:
         raise FacesError(
@@ -196,7 +174,7 @@ def calibrate(
     warnings = [*_warnings(faces, subset, stats, search, budget), *unusable]
     for warning in warnings:
         logger.warning(warning)
-    quantized = quantize_onnx(model, search.table, choice, fit.rounded)
+    quantized = judge.quantize(search.table, choice)
     files = {
         names.table: table_to_json(search.table).encode(),
         names.model: quantized.SerializeToString(),
@@ -206,139 +184,35 @@ def calibrate(
     options |= {"precision": precision} if precision != "int8" else {}
     options |= {"budget": budget.describe()} if budget else {}
     options |= {"trt_cache": trt_cache} if trt_cache else {}
+    options |= {"depthwise": depthwise} if depthwise != "auto" else {}
     options |= {name: False for name, used in asdict(steps).items() if not used}
-    _write(bundle, names, options, files, report, fit.cache)
+    _write(bundle, names, options, files, report, cache)
     remove_statistics(bundle.root)
+    remove_search_logs(bundle.root)
     return CalibrationResult(
         open_bundle(bundle.root, check="manifest"), search.table, choice, report
     )
 
 
-def fit_table(
-    model: onnx.ModelProto,
-    choice: Int8Choice,
-    histograms: Mapping[str, Histogram],
-    method: str = "auto",
-    steps: CalibrationSteps = ALL_STEPS,
-    *,
-    faces: int,
-    identities: int,
-    model_sha256: str,
-    precision: str = "int8",
-) -> CalibrationTable:
-    """Shifts, scales, ranges and means of a float model, from histograms.
-
-    Args:
-        model: A float model whose nodes are named.
-        choice: Which of its layers are quantized.
-        histograms: Tensor -> its values, for `choice.tensors`.
-        method: How ranges are chosen, as `calibrate`.
-        steps: Which methods are used besides ranges.
-        faces: Number of faces behind the histograms.
-        identities: Number of people among them.
-        model_sha256: Of the model's file, hexadecimal.
-        precision: "int8" or "fp8".
-    """
-    shifted = steps.activation_shift and precision == "int8"
-    midpoints = channel_shifts(model, choice, histograms) if shifted else {}
-    inputs = quantized_inputs(model, choice, histograms, midpoints)
-    scales = channel_scales(model, choice, inputs) if steps.equalization else {}
-    if precision == "fp8" and method == "auto":
-        peaks = tensor_ranges(inputs, scales, "minmax")
-        ranges = {name: constants.FP8_HEADROOM * peak for name, peak in peaks.items()}
-    else:
-        ranges = tensor_ranges(inputs, scales, method)
-    shifts = {
-        name: snap_to_grid(midpoint / scales.get(name, 1.0), ranges[name])
-        for name, midpoint in midpoints.items()
-    }
-    means = {
-        name: histograms[name].mean / scales.get(name, 1.0) - shifts.get(name, 0.0)
-        for name in choice.tensors
-    }
-    return CalibrationTable(
-        method,
-        faces,
-        identities,
-        model_sha256,
-        ranges,
-        scales,
-        shifts,
-        means if steps.bias_correction else {},
-        precision=precision,
-    )
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What one pass over the calibration faces gives; `cache` is the text of TensorRT's calibration
-    cache, or ""."""
-
-    table: CalibrationTable
-    rounded: Mapping[str, RoundedWeight]
-    cache: str
-
-
-def _fit(
-    model: onnx.ModelProto,
-    rule: Int8Choice,
-    bundle: Bundle,
-    faces: Faces,
-    digests: ImageDigests,
-    subset: CalibrationSubset,
-    stats: FaceStatistics,
-    method: str,
-    precision: str,
-    steps: CalibrationSteps,
-    cache_version: int,
-    track: Track,
-) -> _Fit:
-    """One pass over the calibration faces; the histograms are freed when it returns."""
-    trained = read_trained_ranges(model) if method == "auto" and precision == "int8" else {}
-    plain = activation_tensors(model) if cache_version else ()
-    tensors = tuple(dict.fromkeys((*plain, *(() if trained else rule.tensors))))
-    covariances = CovarianceCollector(model, rule.int8 if steps.gptq and not trained else ())
-    sha256 = bundle.files["model.onnx"].sha256
-    draft = StatisticsDraft(bundle, subset.calibration, tensors, covariances.moments)
-    if tensors:
-        draft.restore(faces, digests.by_index)
-    picks = track(subset.calibration, "calibrating", len(subset.calibration))
-    images = usable_faces(faces, picks, stats)
-    deque(islice(images, draft.count if tensors else None), maxlen=0)  # these are only checked
-    histograms = draft.histograms
-    if tensors:
-        with draft.collecting(stats.used, digests.by_index):
-            collect_histograms(
-                model, tensors, bundle.spec, images, covariances,
-                histograms=histograms, counted=draft.counted,
-            )  # fmt: skip
-            draft.complete()
-    if trained:
-        table = _trained_table(rule, trained, sha256)
-    else:
-        identities = len(np.unique(faces.labels[stats.used]))
-        table = fit_table(
-            model, rule, histograms, method, steps,
-            faces=len(stats.used), identities=identities, model_sha256=sha256, precision=precision,
-        )  # fmt: skip
-    cache = ""
-    if cache_version:
-        activations = {name: histograms[name] for name in plain}
-        ranges = plain_ranges(activations, "entropy" if method == "auto" else method)
-        cache = cache_text(TrtCache(cache_version, ALGORITHM, ranges))
-    correct = steps.bias_correction
-    rounded = round_weights(model, table, covariances.moments, correct_biases=correct)
-    return _Fit(table, rounded, cache)
-
-
-def _trained_table(
-    choice: Int8Choice, ranges: Mapping[str, float], model_sha256: str
-) -> CalibrationTable:
-    """Trained ranges and nothing else, because the weights were trained with them."""
-    if missing := [name for name in choice.tensors if name not in ranges]:
-        raise ModelError(f"the network was trained without a range for {missing[0]}", "train again")
-    used = {name: ranges[name] for name in choice.tensors}
-    return CalibrationTable("trained", 0, 0, model_sha256, used)
+def _fastest(
+    fits: Sequence[Fit],
+    judges: Sequence[HeldOutJudge],
+    budget: Budget | None,
+    root: Path,
+    latency: LatencyOf,
+) -> tuple[SearchResult, HeldOutJudge]:
+    """The first search, or a later one that finds an assignment that is certainly faster."""
+    best, judge = search_assignment(fits[0].table, judges[0], budget, root, latency), judges[0]
+    for fit, other in zip(fits[1:], judges[1:], strict=True):
+        try:
+            search = search_assignment(fit.table, other, budget, root, latency)
+        except GateFailed as error:
+            logger.info("with depthwise convolutions in 8 bits, %s", error)
+            continue
+        taken, before = search.assignments[-1], best.assignments[-1]
+        if taken.cost < before.cost - search.noise:
+            best, judge = search, other
+    return best, judge
 
 
 def _unusable(faces: Faces, stats: FaceStatistics, search: SearchResult) -> list[str]:

@@ -11,8 +11,8 @@ from ..bundle.manifest import Bundle
 from ..bundle.provenance import ImageDigests, Provenance, make_provenance
 from ..graph.layers import Int8Choice
 from ..metrics.rates import EmbeddingLoss
-from .budget import Budget
-from .mixed_precision import Assignment, SearchResult
+from .search.budget import Budget
+from .search.mixed_precision import Assignment, SearchResult
 
 _PACKAGES = ("onnx", "onnxruntime")
 

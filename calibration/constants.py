@@ -8,7 +8,7 @@ two constants" and "SiLU, squeeze-excite and attention"). "Taken from" names a s
 says that there is neither. Networks: y1, casia and SFace are real ones; residual, excite and tokens
 are those of tests/calibration/trained.
 
-What a budget's search uses is in budget.py, mixed_precision.py and latency_model.py.
+What a budget's search uses is in calibration/search.
 """
 
 import numpy as np

@@ -16,8 +16,8 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from ..arrays import F32, F64
-from ..graph.edit import attribute, only_read_by, uses
-from ..graph.layer_weights import layer_columns, output_axis
+from ..graph.edit import only_read_by, uses
+from ..graph.layer_weights import groups_of, layer_columns, output_axis
 from ..graph.layers import Int8Choice, weighted_nodes
 from . import constants
 from .clipping import (
@@ -40,7 +40,7 @@ class QuantizedInput:
     Attributes:
         magnitudes: Its values' magnitudes after the activation shift, C channels.
         moments: The cumulative moments of `magnitudes`.
-        weights: `(O, C, K) float32` of each INT8 layer that reads it.
+        weights: `(O / G, G, C / G, K) float32` of each INT8 layer that reads it, which has G groups.
     """
 
     magnitudes: AbsHistogram
@@ -50,13 +50,14 @@ class QuantizedInput:
     @property
     def gain(self) -> F64:
         """`(C,) float64`, the sum of the squared weights that read each channel."""
-        squares = [np.einsum("ock,ock->c", w, w, dtype=np.float64) for w in self.weights]
-        return np.asarray(np.sum(squares, axis=0))
+        squares = [np.einsum("ogck,ogck->gc", w, w, dtype=np.float64) for w in self.weights]
+        return np.asarray(sum(square.ravel() for square in squares))
 
     @property
     def weight_peak(self) -> F64:
         """`(C,) float64`, the largest weight that reads each channel."""
-        return np.asarray(np.max([np.abs(w).max(axis=(0, 2)) for w in self.weights], axis=0), float)
+        peaks = [np.abs(w).max(axis=(0, 3)).ravel() for w in self.weights]
+        return np.asarray(np.max(peaks, axis=0), float)
 
 
 def quantized_inputs(
@@ -81,8 +82,11 @@ def quantized_inputs(
             columns = layer_columns(node, numpy_helper.to_array(weights[node.input[1]]))
             # After a Flatten, a channel is a run of columns.
             channels = len(histograms[node.input[0]].low)
-            columns = columns.reshape(len(columns), channels, -1)
-            readers.setdefault(node.input[0], []).append(columns)
+            groups = groups_of(node)
+            parts = columns.reshape(
+                groups, -1, channels // groups, columns[0].size * groups // channels
+            )
+            readers.setdefault(node.input[0], []).append(parts.swapaxes(0, 1))
     inputs = {}
     for name, arrays in readers.items():
         histogram = histograms[name]
@@ -254,7 +258,7 @@ def _per_input(node: NodeProto, shape: tuple[int, ...], factor: F64) -> F64:
         rows = output_axis(node, 2) == 0
         wide = np.repeat(factor, shape[1 if rows else 0] // factor.size)
         return wide if rows else wide[:, None]
-    groups = int(attribute(node, "group", 1))
+    groups = groups_of(node)
     per_row = np.repeat(factor.reshape(groups, -1), shape[0] // groups, axis=0)
     return per_row.reshape(*per_row.shape, *[1] * (len(shape) - 2))
 
@@ -282,9 +286,10 @@ def _relative_error(values: QuantizedInput, scale: F64) -> float:
     """
     variance = values.magnitudes.variance
     total = min_error_amax(values.magnitudes, values.moments, scale, values.gain)[1]
-    power = float((variance / scale**2).sum())
+    power = variance / scale**2
     for weights in values.weights:
-        step = (np.abs(weights).max(axis=2) * scale).max(axis=1) / 127.0
-        errors = float((step**2).sum()) / 12.0 * weights.shape[2] * power
+        groups, places = weights.shape[1], weights.shape[3]
+        step = (np.abs(weights).max(axis=3) * scale.reshape(groups, -1)).max(axis=2) / 127.0
+        errors = float((step**2 @ power.reshape(groups, -1).sum(axis=1)).sum()) / 12.0 * places
         total += constants.WEIGHT_ERROR_FACTOR * errors
     return total / (float(values.gain @ variance) or 1.0)

@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="The 8-bit format; fp8 for Ada, Hopper, Blackwell and Thor.",
 )
+@click.option(
+    "--depthwise",
+    type=click.Choice(["auto", "float", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Grouped and depthwise convolutions: in float, in the 8-bit format like the others, or auto:"
+    " float unless timed engines are faster with them and hold the budget.",
+)
 @click.option("--limit", default=512, show_default=True, metavar="N", help="Faces at most.")
 @click.option("--max-tar-drop", type=float, metavar="X", help="Budget: loss of TAR at --far.")
 @click.option("--min-cosine", type=float, metavar="X", help="Budget: the worst face's cosine.")
@@ -66,6 +74,7 @@ def command(
     faces: str,
     method: str,
     precision: str,
+    depthwise: str,
     limit: int,
     max_tar_drop: float | None,
     min_cosine: float | None,
@@ -88,8 +97,8 @@ def command(
     apart, replace no earlier calibration (exit code 4) unless --force is given.
     """
     from ..bundle.bundle import open_bundle
-    from ..calibration.budget import Budget
     from ..calibration.calibrate import calibrate
+    from ..calibration.search.budget import Budget
     from ..documents import to_builtins
     from ..faces.sources import open_faces
     from ..runtime.layer_latency import latency_here
@@ -110,6 +119,7 @@ def command(
         budget=Budget(max_tar_drop, min_cosine, far) if has_budget else None,
         trt_cache=trt_cache,
         latency=latency_here(opened, backend),
+        depthwise=depthwise,
         force=force,
     ).report
     output.result({"bundle": bundle, **to_builtins(report)}, _text(bundle, report, far))

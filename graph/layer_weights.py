@@ -42,6 +42,19 @@ def layer_columns(node: NodeProto, weight: F32) -> F32:
     return (weight if output_axis(node, 2) == 0 else weight.T)[:, :, None]
 
 
+def groups_of(node: NodeProto) -> int:
+    """Tell into how many groups a layer divides its channels.
+
+    Args:
+        node: A Conv, Gemm or MatMul.
+
+    Returns:
+        The groups of a convolution, 1 for other layers. Group i makes the i-th part of the output
+        channels from the i-th part of the input channels.
+    """
+    return int(attribute(node, "group", 1))
+
+
 def weight_scales(node: NodeProto, weight: F32, form: EightBit = INT8) -> F32:
     """Compute the scale of each output channel: its largest weight over the format's largest number.
 

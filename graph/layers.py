@@ -7,10 +7,10 @@ they are no layers with weights and stay float.
 The rule for INT8 (docs/results/int8.md has the measurements behind it):
 
 - Dense convolutions and matrix products are INT8, the first and the embedding layer too.
-- Grouped and depthwise convolutions stay float. They cause most of INT8's loss in a face network:
-  each channel has its own range, nothing is summed over channels, and one scale serves them all.
-  INT8 gains nothing there: they hold few multiply-adds, and TensorRT expands them
-  (NVIDIA/TensorRT issue 4529).
+- Grouped and depthwise convolutions stay float, unless they are asked for. They cause most of INT8's
+  loss in a face network: each channel has its own range, nothing is summed over channels, and one
+  scale serves them all. INT8 gains nothing where it was compiled (docs/results/engines.md): they hold
+  few multiply-adds, and TensorRT expands them (NVIDIA/TensorRT issue 4529).
 """
 
 from collections import Counter
@@ -113,7 +113,7 @@ class Int8Choice:
         float_layers: Other layers with weights -> why they stay float.
         tensors: Activations that need a range.
         mac_share: Share of all multiply-adds in INT8, 0 to 1.
-        dense_share: The same for dense layers only.
+        dense_share: Share of the dense layers' multiply-adds in INT8.
     """
 
     int8: tuple[str, ...]
@@ -250,21 +250,25 @@ def summarize_model(path: str | Path, *, side_files: bool = False) -> ModelSumma
 
 
 def choose_int8_layers(
-    model: ModelProto, float_layers: Mapping[str, str] | None = None
+    model: ModelProto,
+    float_layers: Mapping[str, str] | None = None,
+    *,
+    grouped: bool = False,
 ) -> Int8Choice:
     """Choose the layers that become INT8, by the rule at the head of this file.
 
     Args:
         model: A float model whose nodes are named.
         float_layers: Further layers that stay float -> the reason.
+        grouped: Grouped and depthwise convolutions become INT8 too.
 
     Returns:
         The choice.
     """
     everything = layers(model)
     table = [layer for layer in everything if layer.weight]
-    grouped = {layer.name: GROUPED for layer in table if layer.groups > 1}
-    floats = {**grouped, **(float_layers or {})}
+    rule = {} if grouped else {layer.name: GROUPED for layer in table if layer.groups > 1}
+    floats = {**rule, **(float_layers or {})}
     chosen = [layer for layer in table if layer.name not in floats]
     dense = [layer for layer in table if layer.groups == 1]
     return Int8Choice(
@@ -272,7 +276,7 @@ def choose_int8_layers(
         floats,
         tuple(dict.fromkeys(layer.data for layer in chosen)),
         total_macs(chosen) / (total_macs(everything) or 1),
-        total_macs(chosen) / (total_macs(dense) or 1),
+        total_macs([layer for layer in chosen if layer.groups == 1]) / (total_macs(dense) or 1),
     )
 
 

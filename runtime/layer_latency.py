@@ -1,7 +1,7 @@
 """Latency of INT8 assignments, each built as an engine and run on this machine.
 
 For calibration's accuracy budget, where an engine can run; elsewhere latencies are estimated by
-counting (`calibration.latency_model`). This project has not run TensorRT's side on a GPU yet.
+counting (`calibration.search.latency_model`). This project has not run TensorRT's side on a GPU yet.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,12 @@ import onnx
 
 from ..arrays import F32
 from ..bundle.manifest import Bundle
-from ..calibration.latency_model import LatencyModel, LatencyOf, QuantizeChoice, counted_latency
+from ..calibration.search.latency_model import (
+    LatencyModel,
+    LatencyOf,
+    QuantizeChoice,
+    counted_latency,
+)
 from ..errors import ModelError
 from ..faces.contract import InputSpec
 from ..graph.cpu_int8 import cpu_model, integer_layers

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from fr_edge.bundle import golden
-from fr_edge.calibration import budget, calibrate, latency_model, mixed_precision, trt_cache
+from fr_edge.calibration import calibrate, fitting, trt_cache
 from fr_edge.calibration import constants as calibration
+from fr_edge.calibration.search import budget, latency_model, mixed_precision
 from fr_edge.cli.main import root
 from fr_edge.export import contract_check, one_face, opset, parity, preprocessing_search
 from fr_edge.faces import contract, quality
@@ -168,7 +169,7 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
             "BLOCK_CHANNELS": 64,
         },
     ),
-    (latency_model, {"_INT8_SPEED": 2.0, "_CONVERSION": 250.0}),
+    (latency_model, {"_INT8_SPEED": 2.0, "_CONVERSION": 250.0, "_BYTE": 250.0 / 3.0}),
     (mixed_precision, {"_SENSITIVITY_FACES": 24}),
     (trt_cache, {"ALGORITHM": "EntropyCalibration2", "_LAST_MAJOR": 10}),
     # Export.
@@ -222,7 +223,7 @@ def test_defaults_of_the_commands(command: str, defaults: dict[str, object]) -> 
 def test_defaults_of_the_functions() -> None:
     parameters = inspect.signature(calibrate.calibrate).parameters
     assert (parameters["method"].default, parameters["limit"].default) == ("auto", 512)
-    assert parameters["steps"].default == calibrate.CalibrationSteps(True, True, True, True)
+    assert parameters["steps"].default == fitting.CalibrationSteps(True, True, True, True)
     assert budget.Budget(min_cosine=0.5).far == 1e-4
     assert inspect.signature(verify.verify).parameters["engine"].default == "int8"
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from fitted import run
 
-from fr_edge.calibration.calibrate import ALL_STEPS, CalibrationSteps, fit_table
 from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.covariance import CovarianceCollector
+from fr_edge.calibration.fitting import ALL_STEPS, CalibrationSteps, fit_table
 from fr_edge.calibration.gptq import round_weights
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.faces.contract import PRESETS, preprocess
@@ -36,9 +36,10 @@ class BenchFaces:
 class Bench:
     """A network with its statistics."""
 
-    def __init__(self, model: onnx.ModelProto, faces: BenchFaces) -> None:
+    def __init__(self, model: onnx.ModelProto, faces: BenchFaces, grouped: bool = False) -> None:
         name_nodes(model.graph)
-        self.model, self.choice, self.judged = model, choose_int8_layers(model), faces.judged
+        self.model, self.judged = model, faces.judged
+        self.choice = choose_int8_layers(model, grouped=grouped)
         self.moments = CovarianceCollector(model, self.choice.int8)
         images = map(faces.calibrating.read, range(len(faces.calibrating)))
         self.histograms = collect_histograms(model, self.choice.tensors, SPEC, images, self.moments)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from fr_edge.calibration.calibrate import fit_table
+from fr_edge.calibration.fitting import fit_table
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.table import CalibrationTable
 from fr_edge.graph.layers import choose_int8_layers

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fr_edge.calibration.budget import (
+from fr_edge.calibration.search.budget import (
     CANNOT_JUDGE,
     EXCEEDED,
     KEPT,
@@ -13,7 +13,7 @@ from fr_edge.calibration.budget import (
     check_judges,
     judge_loss,
 )
-from fr_edge.calibration.mixed_precision import bisect_float_layers
+from fr_edge.calibration.search.mixed_precision import bisect_float_layers
 from fr_edge.errors import FacesError, GateFailed, UsageError
 from fr_edge.metrics.intervals import TarInterval
 from fr_edge.metrics.person_variance import Ends

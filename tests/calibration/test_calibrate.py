@@ -17,12 +17,13 @@ from onnx import numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.manifest import Bundle
-from fr_edge.calibration.budget import Budget
-from fr_edge.calibration.calibrate import RANGES_ONLY, CalibrationResult, calibrate
+from fr_edge.calibration.calibrate import CalibrationResult, calibrate
 from fr_edge.calibration.equalization import equalize
-from fr_edge.calibration.latency_model import LatencyModel, LatencyOf
-from fr_edge.calibration.mixed_precision import REASON, HeldOutJudge
+from fr_edge.calibration.fitting import RANGES_ONLY
 from fr_edge.calibration.scale_groups import scale_groups
+from fr_edge.calibration.search.budget import Budget
+from fr_edge.calibration.search.latency_model import LatencyModel, LatencyOf
+from fr_edge.calibration.search.mixed_precision import REASON, HeldOutJudge
 from fr_edge.calibration.table import read_table, table_to_json
 from fr_edge.documents import to_builtins
 from fr_edge.errors import BundleError, FacesError, GateFailed, ModelError, UsageError
@@ -165,7 +166,7 @@ def test_a_budget_puts_layers_back_to_float(bundle: Path, faces: Faces) -> None:
 
 SEARCH = r"""
 import sys
-from fr_edge.calibration.budget import Budget
+from fr_edge.calibration.search.budget import Budget
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.faces.sources import open_faces
 calibrate(sys.argv[1], open_faces("synthetic:20x2@7"), budget=Budget(min_cosine=float(sys.argv[2])))
@@ -361,7 +362,8 @@ def test_times_of_another_kind_are_not_recalled(
     judged: list[Sequence[str]] = []
     assess = HeldOutJudge.assess
     monkeypatch.setattr(HeldOutJudge, "assess", lambda *a: judged.append(a[2]) or assess(*a))
-    calibrate(bundle, faces, budget=Budget(min_cosine=0.9), latency=slower_in(layer, 0.0, 0.0))
+    latency = slower_in(layer, 0.0, 0.0)
+    calibrate(bundle, faces, budget=Budget(min_cosine=0.9), latency=latency, depthwise="float")
     assert judged == [()]
 
 

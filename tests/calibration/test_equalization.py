@@ -6,8 +6,8 @@ import pytest
 from fitted import fit, run
 from onnx import TensorProto, helper, numpy_helper
 
-from fr_edge.calibration.calibrate import CalibrationSteps
 from fr_edge.calibration.equalization import equalize
+from fr_edge.calibration.fitting import CalibrationSteps
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.scale_groups import scale_groups
 from fr_edge.graph.layer_weights import add_to_bias, has_bias

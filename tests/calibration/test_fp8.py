@@ -16,10 +16,11 @@ from onnx import numpy_helper
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
-from fr_edge.calibration.calibrate import calibrate, fit_table
+from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.collect import collect_histograms
 from fr_edge.calibration.constants import FP8_HEADROOM
 from fr_edge.calibration.covariance import CovarianceCollector
+from fr_edge.calibration.fitting import fit_table
 from fr_edge.calibration.gptq import gptq_round, round_weights
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.qdq import quantize_onnx

@@ -38,3 +38,15 @@ def test_further_layers_stay_float_with_their_reason(model: onnx.ModelProto) -> 
         sum(x.macs for x in weighted_layers(model) if x.name in choice.int8)
         / total_macs(layers(model))
     )
+
+
+def test_depthwise_layers_become_int8_where_they_are_asked_for(model: onnx.ModelProto) -> None:
+    """The shares stay those of what is in INT8: all multiply-adds, and no more than all dense ones."""
+    rule, choice = choose_int8_layers(model), choose_int8_layers(model, grouped=True)
+    assert set(choice.int8) == {layer.name for layer in weighted_layers(model)}
+    assert set(choice.int8) - set(rule.int8) == set(rule.float_layers)
+    assert choice.float_layers == {}
+    assert (choice.mac_share, choice.dense_share) == (1.0, 1.0)
+    dense = rule.int8[0]
+    kept = choose_int8_layers(model, {dense: "because"}, grouped=True)
+    assert kept.dense_share == choose_int8_layers(model, {dense: "because"}).dense_share < 1.0

@@ -1,12 +1,14 @@
 """Time is counted as documented: multiply-adds, and tensors that are written twice."""
 
+from math import prod
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fr_edge.calibration.latency_model import _CONVERSION, counted_latency
-from fr_edge.graph.layers import choose_int8_layers
+from fr_edge.calibration.search.latency_model import _CONVERSION, counted_latency
+from fr_edge.graph.layers import choose_int8_layers, weighted_layers
 
 
 def two_readers() -> onnx.ModelProto:
@@ -53,3 +55,23 @@ def test_a_real_network_is_faster_the_more_of_it_is_int8(model: onnx.ModelProto)
         cost(choose_int8_layers(model, {layer: ""})) > cost(choose_int8_layers(model))
         for layer in int8
     )
+
+
+def test_depthwise_in_int8_saves_no_arithmetic_and_writes_twice_as_much(
+    model: onnx.ModelProto,
+) -> None:
+    """By the bytes that TensorRT-RTX's tables show (docs/results/engines.md)."""
+    cost, table = counted_latency(model).cost, weighted_layers(model)
+    total = sum(layer.macs for layer in table)
+    layer = next(layer for layer in table if layer.groups > 1)
+    both = choose_int8_layers(model, grouped=True)
+    others = choose_int8_layers(model, {layer.name: ""}, grouped=True)
+    shapes = {t.name: t.shape for t in table}
+    makers = {node.output[0]: node for node in model.graph.node}
+    before = makers[layer.data]
+    while before.name not in shapes:  # PReLU keeps the shape
+        before = makers[before.input[0]]
+    read, written = prod(shapes[before.name]), prod(layer.shape)
+    extra = (4 * written - 2 * read) * _CONVERSION / 3
+    conversion = _CONVERSION * read * (layer.data in others.tensors)
+    assert cost(both) - cost(others) == pytest.approx((extra - conversion) / total, abs=1e-9)

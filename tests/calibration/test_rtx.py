@@ -11,8 +11,8 @@ from bench import Bench, BenchFaces, trained
 from fitted import fit
 
 from fr_edge.calibration.histogram import Histogram
-from fr_edge.calibration.mixed_precision import REASON
 from fr_edge.calibration.qdq import quantize_onnx
+from fr_edge.calibration.search.mixed_precision import REASON
 from fr_edge.graph.int8_fp16 import int8_fp16_model
 from fr_edge.graph.layers import choose_int8_layers
 from fr_edge.runtime.trt.builder import compile_plan

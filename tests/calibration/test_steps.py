@@ -9,7 +9,7 @@ import pytest
 from bench import SPEC, STEPS, Bench, BenchFaces
 from uneven_network import uneven_network
 
-from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, CalibrationSteps
+from fr_edge.calibration.fitting import ALL_STEPS, RANGES_ONLY, CalibrationSteps
 from fr_edge.faces.contract import preprocess
 
 SEEDS = (2, 6, 7)

@@ -11,8 +11,8 @@ from fitted import run
 
 from fr_edge.calibration import constants
 from fr_edge.calibration.activation_shift import shift_activations, shiftable_tensors
-from fr_edge.calibration.calibrate import ALL_STEPS, RANGES_ONLY, CalibrationSteps
 from fr_edge.calibration.equalization import equalize
+from fr_edge.calibration.fitting import ALL_STEPS, RANGES_ONLY, CalibrationSteps
 from fr_edge.calibration.scale_groups import channel_axes, scale_groups, separate_tensors
 
 BOUNDS = {"residual": 0.0485, "excite": 0.112, "tokens": 0.0292}

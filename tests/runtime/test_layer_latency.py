@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from fr_edge.bundle.bundle import open_bundle
-from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import calibrate
-from fr_edge.calibration.latency_model import LatencyModel, QuantizeChoice, counted_latency
+from fr_edge.calibration.search.budget import Budget
+from fr_edge.calibration.search.latency_model import LatencyModel, QuantizeChoice, counted_latency
 from fr_edge.errors import MachineError, ModelError, UsageError
 from fr_edge.faces.contract import preprocess
 from fr_edge.faces.sources import Faces

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fr_edge.bundle.bundle import open_bundle, transaction
-from fr_edge.calibration.budget import Budget
 from fr_edge.calibration.calibrate import calibrate
+from fr_edge.calibration.search.budget import Budget
 from fr_edge.errors import BundleError, DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces

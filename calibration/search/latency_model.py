@@ -9,8 +9,8 @@ from math import prod
 
 import onnx
 
-from ..graph.layers import Int8Choice, weighted_layers
-from ..graph.shapes import tensor_types
+from ...graph.layers import Int8Choice, weighted_layers
+from ...graph.shapes import tensor_types
 
 COUNTED = "multiply-adds and conversions, counted"
 
@@ -22,6 +22,7 @@ _INT8_SPEED = (
 # written in INT8, 3 bytes. A Jetson AGX Orin 64 GB does about 100 multiply-adds in the time of a
 # byte (data sheet: 21 T multiply-adds and 205 GB per second at its peak).
 _CONVERSION = 250.0
+_BYTE = _CONVERSION / 3.0
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,16 @@ def counted_latency(model: onnx.ModelProto, quantize: QuantizeChoice | None = No
     """Times counted from multiply-adds and conversions; all in FP16 is 1.
 
     A tensor costs a conversion when float operators read it besides INT8 layers: it is written
-    twice. Other tensors are converted in the kernel that makes them.
+    twice. Other tensors are converted in the kernel that makes them. A grouped convolution is no
+    faster in INT8, but it reads half the bytes and writes FP32, twice as many.
 
     Args:
         model: A float model whose shapes can be inferred.
         quantize: Unused; part of the signature `LatencyOf`.
     """
-    macs = {layer.name: layer.macs for layer in weighted_layers(model)}
+    table = weighted_layers(model)
+    macs = {layer.name: layer.macs for layer in table}
+    grouped = {layer.name: layer for layer in table if layer.groups > 1}
     total = sum(macs.values()) or 1
     sizes = _tensor_sizes(model)
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -72,7 +76,12 @@ def counted_latency(model: onnx.ModelProto, quantize: QuantizeChoice | None = No
             # An addition reads the INT8 form, as its skip branch (qdq.py).
             if any(n.name not in int8 and n.op_type != "Add" for n in readers.get(tensor, ()))
         ]
-        work = total - sum(macs[name] for name in int8) * (1.0 - 1.0 / _INT8_SPEED)
+        dense = int8 - grouped.keys()
+        work = total - sum(macs[name] for name in dense) * (1.0 - 1.0 / _INT8_SPEED)
+        # Each number is written by the kernel before and read by the next: INT8 for FP16 in front
+        # of a grouped convolution, FP32 for FP16 behind it (docs/results/engines.md).
+        work += _BYTE * sum(4 * prod(grouped[n].shape) for n in int8 & grouped.keys())
+        work -= _BYTE * sum(2 * sizes.get(grouped[n].data, 0) for n in int8 & grouped.keys())
         return (work + _CONVERSION * sum(sizes.get(t, 0) for t in written_twice)) / total
 
     return LatencyModel(COUNTED, cost)

@@ -8,7 +8,7 @@ hundredth of INT8's (docs/results/engines.md).
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..arrays import F32
-from ..documents import convert, read_json
-from ..errors import DataError, FacesError, GateFailed
-from ..faces.contract import InputSpec
-from ..faces.sources import Faces
-from ..files import write_atomic
-from ..graph.layers import Int8Choice, choose_int8_layers, weighted_layers
-from ..interruption import keeping
-from ..metrics.rates import EmbeddingLoss, compare_embeddings
-from ..progress import Track
+from ...arrays import F32
+from ...documents import convert, read_json
+from ...errors import DataError, FacesError, GateFailed
+from ...faces.contract import InputSpec
+from ...faces.sources import Faces
+from ...files import write_atomic
+from ...graph.layers import Int8Choice, choose_int8_layers
+from ...interruption import keeping
+from ...metrics.rates import EmbeddingLoss, compare_embeddings
+from ...progress import Track
+from ..collect import embed_model
+from ..gptq import RoundedWeight
+from ..qdq import quantize_onnx
+from ..table import CalibrationTable, table_to_json
 from .budget import EXCEEDED, Budget, check_judges, judge_loss
-from .collect import embed_model
-from .gptq import RoundedWeight
 from .latency_model import COUNTED, LatencyOf, counted_latency
-from .qdq import quantize_onnx
-from .table import CalibrationTable, table_to_json
 
 REASON = "accuracy budget"  # why a layer of `CalibrationTable.float_layers` is kept in float
 
@@ -69,6 +69,7 @@ class HeldOutJudge:
         picks: Indices of the held-out faces.
         rounded: Layer -> rounded weights; other weights are rounded to nearest.
         track: Shows progress.
+        grouped: Grouped and depthwise convolutions may be INT8 too.
     """
 
     model: onnx.ModelProto
@@ -77,11 +78,17 @@ class HeldOutJudge:
     picks: Sequence[int]
     rounded: Mapping[str, RoundedWeight]
     track: Track
+    grouped: bool = False
 
     @cached_property
     def expected(self) -> F32:
         """`(len(picks), D) float32`, the float model's embeddings."""
         return embed_model(self.model, self.spec, self.faces, self.picks, self.track)
+
+    def choose(self, float_layers: Iterable[str] = ()) -> Int8Choice:
+        """The assignment that keeps `float_layers` in float, and what the rule keeps there."""
+        reasons = dict.fromkeys(float_layers, REASON)
+        return choose_int8_layers(self.model, reasons, grouped=self.grouped)
 
     def quantize(self, table: CalibrationTable, choice: Int8Choice) -> onnx.ModelProto:
         """The Q/DQ model of an assignment."""
@@ -95,7 +102,7 @@ class HeldOutJudge:
         cost: Callable[[Int8Choice], float],
     ) -> Assignment:
         """Judge the assignment that keeps `float_layers` in float; `far` is one more rate."""
-        choice = choose_int8_layers(self.model, dict.fromkeys(float_layers, REASON))
+        choice = self.choose(float_layers)
         quantized = self.quantize(table, choice)
         embeddings = embed_model(quantized, self.spec, self.faces, self.picks, self.track)
         labels = self.faces.labels[list(self.picks)]
@@ -106,10 +113,8 @@ class HeldOutJudge:
 
     def layer_error(self, table: CalibrationTable, layer: str) -> float:
         """1 - mean cosine on a few faces when only this layer is INT8."""
-        others = {
-            other.name: REASON for other in weighted_layers(self.model) if other.name != layer
-        }
-        quantized = self.quantize(table, choose_int8_layers(self.model, others))
+        others = [other for other in self.choose().int8 if other != layer]
+        quantized = self.quantize(table, self.choose(others))
         stride = max(1, len(self.picks) // _SENSITIVITY_FACES)
         few = list(range(0, len(self.picks), stride))[:_SENSITIVITY_FACES]
         embeddings = embed_model(quantized, self.spec, self.faces, [self.picks[i] for i in few])
@@ -148,10 +153,6 @@ class SearchLog:
             write_atomic(self._path, json.dumps(asdict(self._log)).encode())
         return results[name]
 
-    def close(self) -> None:
-        """Remove the file: the search is complete."""
-        self._path.unlink(missing_ok=True)
-
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -161,11 +162,13 @@ class SearchResult:
         assignments: All that were judged; the last one is taken.
         table: The calibration table, with the taken assignment's layers in float.
         time_source: Where the assignments' times come from.
+        noise: Differences of their times up to this are not significant.
     """
 
     assignments: tuple[Assignment, ...]
     table: CalibrationTable
     time_source: str
+    noise: float = 0.0
 
 
 def search_assignment(
@@ -178,7 +181,8 @@ def search_assignment(
     """Judge INT8 in all dense layers and, with a budget, find the fastest assignment that holds it.
 
     Without a budget one assignment is judged, or none without held-out people, and times are
-    counted. A search that was interrupted continues; its log lies beside the bundle.
+    counted. A search that was interrupted continues; its log lies beside the bundle until
+    `remove_search_logs`.
 
     Args:
         table: The calibration table of the float model.
@@ -204,17 +208,31 @@ def search_assignment(
     check_judges(judge.faces.labels[list(judge.picks)], budget)
     times = latency(judge.model, partial(judge.quantize, table))
     key = _search_key(table, judge, budget, times.source)
-    root = root.absolute()  # it may be called `.`
-    log = SearchLog(root.with_name(f".{root.name}.calibrate"), key)
+    log = SearchLog(_log_path(root, judge.grouped), key)
     noise = float(log.recall("noise", times.noise))
     assignments = _search(table, judge, budget, log, times.cost, noise)
-    log.close()
     holding = [a for a in assignments if budget.holds(a.loss)]
     limit = min(a.cost for a in holding) + noise
     best = min((a for a in holding if a.cost <= limit), key=lambda a: len(a.float_layers))
     assignments.sort(key=lambda a: a is best)
     float_layers = dict.fromkeys(best.float_layers, REASON)
-    return SearchResult(tuple(assignments), replace(table, float_layers=float_layers), times.source)
+    table = replace(table, float_layers=float_layers)
+    return SearchResult(tuple(assignments), table, times.source, noise)
+
+
+def remove_search_logs(root: Path) -> None:
+    """Remove what searches remembered: the calibration is complete.
+
+    Args:
+        root: The bundle's folder.
+    """
+    for grouped in (False, True):
+        _log_path(root, grouped).unlink(missing_ok=True)
+
+
+def _log_path(root: Path, grouped: bool) -> Path:
+    root = root.absolute()  # it may be called `.`
+    return root.with_name(f".{root.name}{'.depthwise' if grouped else ''}.calibrate")
 
 
 def rank_layers(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
@@ -292,11 +310,10 @@ def _search(
 
     def saving(layer: str) -> float:
         """The time that INT8 saves in this layer while the others are INT8."""
-        choice = choose_int8_layers(judge.model, {layer: REASON})
-        return cost(choice) - assignments[0].cost
+        return cost(judge.choose([layer])) - assignments[0].cost
 
     holds = budget.holds(attempt(()))
-    layers = choose_int8_layers(judge.model).int8
+    layers = judge.choose().int8
     savings = {
         layer: float(log.recall(f"{layer} saves", partial(saving, layer)))
         for layer in judge.track(layers, "times", len(layers))
@@ -309,7 +326,7 @@ def _search(
         layer: float(log.recall(layer, partial(judge.layer_error, table, layer)))
         for layer in judge.track(layers, "sensitivity", len(layers))
     }
-    savings = _above_noise(savings, noise, judge.model, 1.0 - assignments[0].cost)
+    savings = _above_noise(savings, noise, judge, 1.0 - assignments[0].cost)
     order = rank_layers(errors, savings)
     if len(order) > 1 and not budget.holds(attempt(order[:-1])):
         # The layer that saves most time may lose more than the budget; the one that loses least
@@ -320,16 +337,14 @@ def _search(
 
 
 def _above_noise(
-    savings: Mapping[str, float], noise: float, model: onnx.ModelProto, total: float
+    savings: Mapping[str, float], noise: float, judge: HeldOutJudge, total: float
 ) -> dict[str, float]:
     """Savings; one within the noise is replaced by the layer's counted part of the total saving."""
-    count = counted_latency(model).cost
-    base = count(choose_int8_layers(model))
+    count = counted_latency(judge.model).cost
+    base = count(judge.choose())
     share = max(total, 1e-3) / (1.0 - base)
     return {
-        layer: value
-        if abs(value) > noise
-        else share * (count(choose_int8_layers(model, {layer: REASON})) - base)
+        layer: value if abs(value) > noise else share * (count(judge.choose([layer])) - base)
         for layer, value in savings.items()
     }
 
@@ -340,5 +355,12 @@ def _search_key(
     """What results depend on. The budget's limits are not part of it: another budget's search may
     use what this one judged."""
     keys = [judge.faces.keys[i] for i in judge.picks]
-    inputs = [time_source, budget.far, judge.faces.where, keys, sorted(judge.rounded)]
+    inputs = [
+        time_source,
+        budget.far,
+        judge.faces.where,
+        keys,
+        sorted(judge.rounded),
+        judge.grouped,
+    ]
     return hashlib.sha256((table_to_json(table) + json.dumps(inputs)).encode()).hexdigest()
