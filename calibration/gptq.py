@@ -3,6 +3,10 @@ covariance, so that the error of a layer's sums over real inputs is small, not t
 
 (E. Frantar et al., GPTQ, 2023, after the optimal brain surgeon; columns go in the order of the
 largest inputs first.)
+
+Bias correction takes back what rounding leaves of a layer's mean output: for output o the sum over the
+inputs of (w - rounded w) * mean(x), known from the histograms. (M. Nagel et al., Data-free
+quantization through weight equalization and bias correction, 2019.)
 """
 
 from collections.abc import Mapping
@@ -14,7 +18,15 @@ from onnx import numpy_helper
 
 from ..arrays import F32, F64
 from ..graph.eight_bit import INT8, EightBit, eight_bit_format
-from ..graph.layer_weights import has_bias, layer_columns, output_axis, weight_scales
+from ..graph.layer_weights import (
+    add_to_bias,
+    groups_of,
+    has_bias,
+    layer_columns,
+    output_axis,
+    weight_scales,
+)
+from ..graph.layers import Int8Choice
 from . import constants
 from .covariance import InputCovariance
 from .equalization import equalize
@@ -118,3 +130,42 @@ def gptq_round(weights: F64, scale: F64, hessian: F64, form: EightBit = INT8) ->
             remaining[:, i + 1 : stop] -= np.outer(errors[:, i - start], factor[i, i + 1 : stop])
         remaining[:, stop:] -= errors @ factor[start:stop, stop:]
     return result[:, np.argsort(order)]
+
+
+def correct_biases(
+    model: onnx.ModelProto,
+    choice: Int8Choice,
+    means: Mapping[str, F64],
+    form: EightBit = INT8,
+) -> None:
+    """Correct the biases of the quantized layers, in place.
+
+    A MatMul without one stays as it is. At the image's border, where padding adds zeros, the
+    correction is slightly too large.
+
+    Args:
+        model: A float model; changed by the call.
+        choice: Which of its layers become INT8.
+        means: Tensor -> `(C,) float64`, the mean of each channel; layers that read other tensors
+            stay as they are.
+        form: The 8-bit format of the weights.
+    """
+    weights = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.name not in choice.int8 or node.input[0] not in means:
+            continue
+        if not has_bias(model.graph, node):
+            continue
+        weight = numpy_helper.to_array(weights[node.input[1]])
+        columns = layer_columns(node, weight)
+        mean = means[node.input[0]]
+        groups = groups_of(node)
+        mean = np.repeat(mean, groups * columns.shape[1] // len(mean)).reshape(groups, -1)
+        outputs = len(columns) // groups  # of a group
+        # Output by output: a large layer's weights in float64 would take much memory at once.
+        scales = weight_scales(node, weight, form).astype(np.float64)
+        shift = [
+            (row - form.nearest(row / scale) * scale).sum(axis=1) @ mean[o // outputs]
+            for o, (row, scale) in enumerate(zip(columns, scales, strict=True))
+        ]
+        add_to_bias(model.graph, node, np.array(shift))

@@ -21,9 +21,8 @@ from ..graph.layer_weights import add_to_bias, has_bias, output_axis, store_weig
 from ..graph.layers import Int8Choice, choose_int8_layers
 from ..graph.load import check_finite
 from .activation_shift import shift_activations
-from .bias_correction import correct_biases
 from .equalization import equalize
-from .gptq import RoundedWeight
+from .gptq import RoundedWeight, correct_biases
 from .table import CalibrationTable
 
 

@@ -78,7 +78,8 @@ def select_precision(
 ) -> PrecisionChoice:
     """Keep the fastest of the fp32, fp16, fp8 and int8 engines that passes `verify`.
 
-    FP8 is tried where the bundle is calibrated for it and TensorRT runs it.
+    FP8 is tried where the bundle is calibrated for it and the backend is not onnxruntime's CPU; a GPU
+    or TensorRT without FP8 is that candidate's problem.
 
     The others' engines of this backend are removed, so `--engine auto` means the chosen one. Of
     TensorRT's two forms of PReLU each engine has the faster one; its fingerprint names it.
@@ -151,8 +152,10 @@ def _build_and_verify(
     try:
         build_engine(root, precision, backend, faces, options=options, sign=sign)
         verified = verify(root, precision, backend=backend, faces=faces, pairs=pairs)
-    except MachineError:
-        raise  # the next precision would meet it too
+    except MachineError as error:
+        if precision != "fp8":
+            raise  # the next precision would meet it too
+        return PrecisionCandidate(precision, error.message)
     except FrEdgeError as error:
         return PrecisionCandidate(precision, error.message)
     failed = "; ".join(f"{reason.verdict}: {reason.reason}" for reason in verified.reasons)

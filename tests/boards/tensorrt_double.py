@@ -27,19 +27,22 @@ import onnxruntime as ort
 from tensorrt_api import make_module, read_table
 
 WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+# The words for fp8 are made up after those for int8; the others are TensorRT's.
 UNTOLD = "N/A due to dynamic shapes"
 FORMS = {
     "int8": "Thirty-two wide channel vectorized row major Int8 format",
+    "fp8": "Channel major FP8 format where channel % 16 == 0",
     "fp16": "Channel major FP16 format where channel % 8 == 0",
     "fp32": "Row major linear FP32",
 }
-WEIGHTS = {"int8": "Int8", "fp16": "Half", "fp32": "Float"}
+WEIGHTS = {"int8": "Int8", "fp8": "FP8", "fp16": "Half", "fp32": "Float"}
 TACTICS = {
     "int8": "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw_vect_c_32kcrs",
+    "fp8": "sm89_xmma_fprop_implicit_gemm_e4m3e4m3_e4m3f32_f32_nhwckrsc_nhwc",
     "fp16": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc",
     "fp32": "sm80_xmma_fprop_implicit_gemm_f32f32_f32f32_f32_nhwckrsc_nhwc",
 }
-_UINT8 = 2  # TensorProto's
+_UINT8, _FP8 = 2, 17  # TensorProto's
 HEAD = 28  # bytes before what this double writes into a plan
 
 
@@ -280,7 +283,8 @@ class TensorRTDouble:
             half = any(weights[n].data_type == 10 for n in node.input if n in weights)
             kind = "fp16" if half or (not strong and "FP16" in flags) else "fp32"
             if explicit or ("INT8" in flags and node.input[0] in ranges):
-                kind = "int8"
+                zeros = [weights[s.input[2]].data_type for s in sources if explicit and s]
+                kind = "fp8" if _FP8 in zeros else "int8"
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             yield node.name, self.keeps(node.name, kind, groups > 1) or kind
 

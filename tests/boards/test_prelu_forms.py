@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from pretend import PretendBoard
+from pretend import L4, PretendBoard
 from tensorrt_double import HEAD
 
 from fr_edge.bundle.bundle import open_bundle
+from fr_edge.calibration.calibrate import calibrate
 from fr_edge.errors import GateFailed, MachineError
+from fr_edge.faces.sources import open_faces
 from fr_edge.runtime import build
 from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.evaluation import select_precision as select_module
 from fr_edge.runtime.evaluation.select_precision import select_precision
 from fr_edge.runtime.fingerprint import engine_name, read_fingerprint
 from fr_edge.runtime.session import open_session
@@ -94,6 +97,26 @@ def test_the_choice_of_a_precision_times_both_forms(
         if name.startswith("engines/tensorrt") and name.endswith(".plan.json")
     ]
     assert [set(f["prelu_ms"]) for f in facts] == [{"split", "native"}]
+
+
+def test_a_gpu_without_fp8_leaves_the_choice_among_the_others(
+    board: PretendBoard, mini: Path, monkeypatch: Any
+) -> None:
+    """The bundle is calibrated for FP8 too; Orin has none, and Ada has."""
+    calibrate(open_bundle(mini), open_faces("synthetic:8x2@5"), precision="fp8")
+    result = select_precision(mini, "tensorrt", duration_s=0.05)
+    problems = {c.precision: c.problem for c in result.candidates}
+    assert "compute capability 8.7 has no FP8" in problems.pop("fp8")
+    assert set(problems.values()) == {""}
+    board.have(L4)
+    monkeypatch.setattr(
+        select_module, "time_engines", lambda _, names, *__: {n: float(n != "fp8") for n in names}
+    )
+    result = select_precision(mini, "tensorrt")
+    assert {c.precision: c.problem for c in result.candidates} == dict.fromkeys(
+        ("fp32", "fp16", "fp8", "int8"), ""
+    )
+    assert result.engine == engine_name("tensorrt", "fp8") in open_bundle(mini)
 
 
 def test_a_plain_build_has_one_form_and_names_it(networks: list[set[str]], mini: Path) -> None:

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fr_edge.bundle.manifest import Bundle
 from fr_edge.calibration.activation_shift import shift_activations, shiftable_tensors
-from fr_edge.calibration.bias_correction import correct_biases
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.equalization import channel_scales, quantized_inputs
 from fr_edge.calibration.fitting import RANGES_ONLY, CalibrationSteps
+from fr_edge.calibration.gptq import correct_biases
 from fr_edge.calibration.histogram import add_values, empty_histogram
 from fr_edge.calibration.search.budget import Budget
 from fr_edge.calibration.search.latency_model import LatencyModel, LatencyOf

@@ -8,7 +8,7 @@ import pytest
 from fitted import fit, run
 from onnx import TensorProto, helper, numpy_helper
 
-from fr_edge.calibration.bias_correction import correct_biases
+from fr_edge.calibration.gptq import correct_biases
 from fr_edge.calibration.histogram import Histogram, add_values, empty_histogram
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.errors import BundleError
