@@ -22,7 +22,8 @@ from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.teacher import open_teacher
-from fr_edge.distill.teacher_cache import TeacherEmbeddings, cached_embeddings
+from fr_edge.distill.teacher_cache import cached_embeddings
+from fr_edge.distill.teacher_targets import TeacherEmbeddings
 from fr_edge.distill.train_step import reuse_freed_memory, start_training, train_step
 from fr_edge.distill.weights import save_network
 from fr_edge.faces.sources import open_faces
@@ -43,27 +44,25 @@ def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | 
         started = time.perf_counter()
         values = cached_embeddings(Path(folder), teacher, pixels)
         filling = (time.perf_counter() - started) / batch
-        sources = {
-            "cached": TeacherEmbeddings(teacher, values),
-            "streamed": TeacherEmbeddings(teacher, None),
-        }
-        for item in batches(pixels, recipe, Ranks(), 0, steps):
-            for name, source in sources.items():
+        cached = TeacherEmbeddings(teacher, values)
+        sources = {"cached": cached.of_batch, "streamed": lambda item: teacher.embed(item.pixels)}
+        for item in batches(pixels, parts, recipe, Ranks(), 0, steps):
+            for name, targets in sources.items():
                 started = time.perf_counter()
-                train_step(run, item.pixels, parts.labels[item.index], source.of_batch(item), 0.01)
+                train_step(run, item.pixels, parts.labels[item.index], targets(item), 0.01)
                 seconds[name].append((time.perf_counter() - started) / batch)
-    cached, streamed = (float(np.min(seconds[name])) for name in ("cached", "streamed"))
+    once, streamed = (float(np.min(seconds[name])) for name in ("cached", "streamed"))
     return {
         "batch": batch,
         "student_precision": str(run.amp or torch.float32).removeprefix("torch."),
         "epochs": epochs,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "cached_images_per_s": 1 / cached,
+        "cached_images_per_s": 1 / once,
         "streamed_images_per_s": 1 / streamed,
         "filling_s_per_image": filling,
-        "ratio": streamed / cached,
-        "ratio_with_filling": streamed / (cached + filling / epochs),
+        "ratio": streamed / once,
+        "ratio_with_filling": streamed / (once + filling / epochs),
     }
 
 

@@ -3,7 +3,7 @@
     python benchmarks/distill_head.py [--classes 85742] [--batch 128] [--device cuda] [--json]
 
 Three sides in one process tree, stepping in turn on the same numbers:
-  ours    fr_edge.distill.adadistill.AdaDistill
+  ours    fr_edge.distill.losses.adadistill.AdaDistill
   plain   the whole matrix normalised, compared, through arc cosine, margin and cross-entropy; the
           centres are a parameter in name, as in the authors' trainer, so autograd follows them too
   lean    the same with centres that autograd does not follow
@@ -69,7 +69,7 @@ def straightforward(
 def side(name: str, classes: int, batch: int, grads: Path, device: str) -> None:
     """Steps when told to on stdin; answers with one JSON line each."""
     if name == "ours":
-        from fr_edge.distill.adadistill import AdaDistill
+        from fr_edge.distill.losses.adadistill import AdaDistill
 
         head = AdaDistill(classes, DIM).to(device)
         centres = head.centres()

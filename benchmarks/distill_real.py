@@ -1,10 +1,13 @@
 """Students of SFace on real faces: AdaDistill against other methods with the same budget.
 
-    python benchmarks/distill_real.py DATA --work FOLDER [--set key=value]... [--json]
+    python benchmarks/distill_real.py DATA --work FOLDER [--seeds 0,1,2] [--set key=value]...
 
 DATA holds faces_dev.tar and sface_fp32.onnx. Everybody in folds 8 and 9 of its pairs.csv is kept
-out of training; accuracy is on the pairs of those folds, each judged at the other's threshold.
-Each training is the shipped recipe `small-real` with the method alone changed.
+out of training, and so is everybody in folds 6 and 7, on whom nothing is chosen: folds 8 and 9 give
+`accuracy`, each judged at the other's threshold; folds 6 and 7 give `others` and, from all pairs of
+their images, TAR at FAR. Each training is the shipped recipe `small-real` with the losses changed;
+methods that need no teacher ignore it. Each finished run is a line of FOLDER/runs.jsonl, and a call
+that was stopped goes on: with the training it was in, and without those that are finished.
 """
 
 import argparse
@@ -12,37 +15,124 @@ import csv
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from fr_edge.arrays import F32, U8
+from fr_edge.bundle.manifest import Bundle
 from fr_edge.distill.recipe import read_recipe
+from fr_edge.distill.student import Student
 from fr_edge.distill.train import distill_student
-from fr_edge.faces.sources import open_faces
+from fr_edge.distill.weights import load_network
+from fr_edge.faces.pairs import read_pairs
+from fr_edge.faces.sources import Faces, open_faces
+from fr_edge.metrics.accuracy import pair_accuracy
 
-METHODS = ("adadistill", "centres", "features", "arcface")
-TEST_FOLDS = ("8", "9")
+PLAIN = ["output=plain", "teacher_views=each"]  # the paper's student and targets
+METHODS = {
+    "arcface": ["losses=arcface", "dim=128"],
+    "features": ["losses=mse", *PLAIN],
+    "centres": ["losses=centres", *PLAIN],
+    "adadistill": ["losses=adadistill", *PLAIN],
+    "ours": [],  # the recipe as it ships
+}
+CHOICE_FOLDS, OTHER_FOLDS = ("8", "9"), ("6", "7")
+FARS = (1e-2, 1e-3, 1e-4)
 
 
-def prepare(data: Path, work: Path) -> tuple[Path, Path]:
-    """The training folder and the list of test pairs."""
-    faces, train, pairs = work / "faces", work / "train", work / "faces" / "test.csv"
-    if not pairs.exists():
-        with tarfile.open(data / "faces_dev.tar") as archive:
-            archive.extractall(faces, filter="data")
-        with (faces / "pairs.csv").open(newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["fold"] in TEST_FOLDS]
-        strangers = {Path(row[key]).parent for row in rows for key in ("path1", "path2")}
-        for path in sorted(faces.rglob("*.jpg")):
-            inside = path.relative_to(faces)
-            if inside.parent not in strangers and not (train / inside).exists():
-                (train / inside).parent.mkdir(parents=True, exist_ok=True)
-                os.link(path, train / inside)
-        with pairs.open("w", newline="") as stream:
+def prepare(data: Path, work: Path) -> dict[str, Path]:
+    """Folders of training faces and of other people's, and the lists of their pairs."""
+    faces = work / "faces"
+    places = {
+        "train": work / "train",
+        "others": work / "others",
+        "choice_pairs": faces / "choice.csv",
+        "other_pairs": faces / "others.csv",
+    }
+    if places["other_pairs"].exists():
+        return places
+    with tarfile.open(data / "faces_dev.tar") as archive:
+        archive.extractall(faces, filter="data")
+    with (faces / "pairs.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    people = {}
+    for name, folds in (("choice_pairs", CHOICE_FOLDS), ("other_pairs", OTHER_FOLDS)):
+        chosen = [row for row in rows if row["fold"] in folds]
+        people[name] = {Path(row[key]).parent for row in chosen for key in ("path1", "path2")}
+        with places[name].open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
-            writer.writerows(rows)
-    return train, pairs
+            writer.writerows(chosen)
+    for path in sorted(faces.rglob("*.jpg")):
+        inside = path.relative_to(faces)
+        if inside.parent in people["choice_pairs"]:
+            continue
+        root = places["others" if inside.parent in people["other_pairs"] else "train"]
+        if not (root / inside).exists():
+            (root / inside).parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, root / inside)
+    return places
+
+
+def judged(bundle: Bundle, others: Faces, places: dict[str, Path]) -> dict[str, float]:
+    """Accuracies on the listed pairs of both groups, and TAR from all pairs of the others' images."""
+    network, _, _ = load_network(bundle.file("model.pt"))
+    student = Student(network, bundle.embedding_dim, bundle.embedding_dim).eval()
+
+    def embed(part: U8) -> F32:
+        with torch.no_grad():
+            rows: F32 = student.embed(torch.from_numpy(part)).numpy()
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return judged_embeddings(embed, others, places)
+
+
+def judged_embeddings(
+    embed: Callable[[U8], F32], others: Faces, places: dict[str, Path]
+) -> dict[str, float]:
+    """The same for any function from faces to unit embeddings."""
+    figures = {}
+    for name, key in (("accuracy", "choice_pairs"), ("others", "other_pairs")):
+        listed = read_pairs(places[key])
+        rows = np.concatenate([embed(part) for part in listed.faces.batches(64)])
+        figures[name] = pair_accuracy(rows, listed).mean
+    rows = np.concatenate([embed(part) for part in others.batches(64)])
+    upper = np.triu_indices(len(rows), 1)
+    scores = (rows @ rows.T)[upper]
+    same = (others.labels[:, None] == others.labels[None])[upper]
+    impostors = np.sort(scores[~same])[::-1]
+    for far in FARS:
+        threshold = impostors[int(far * len(impostors))]
+        figures[f"tar@{far:g}"] = float((scores[same] > threshold).mean())
+    return figures
+
+
+def finished_runs(lines: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Runs that an earlier call wrote down, by method and seed."""
+    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    return {(row["method"], row["seed"]): row for row in rows}
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds of each method, as Markdown."""
+    figures = ("accuracy", "others", *(f"tar@{far:g}" for far in FARS), "seconds")
+    lines = [f"| method | seeds | {' | '.join(figures)} |", "|---" * (len(figures) + 2) + "|"]
+    runs = list(rows)
+    for method in dict.fromkeys(row["method"] for row in runs):
+        own = [row for row in runs if row["method"] == method]
+        cells = []
+        for figure in figures:
+            values = np.array([row[figure] for row in own])
+            digits = 0 if figure == "seconds" else 3
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.{digits}f}{spread}")
+        lines.append(f"| {method} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def progress_lines(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
@@ -60,33 +150,36 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--set", dest="changes", action="append", default=[])
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    train, pairs = prepare(args.data, args.work)
-    faces, rows = open_faces(train), []
-    for seed in args.seeds.split(","):
+    places = prepare(args.data, args.work)
+    faces, others = open_faces(places["train"]), open_faces(places["others"])
+    lines = args.work / "runs.jsonl"
+    runs = finished_runs(lines)
+    for seed in map(int, args.seeds.split(",")):
         for method in args.methods.split(","):
-            changes = [f"method={method}", f"seed={seed}", f"verify_pairs={pairs}"]
-            changes += [f"cache={args.work / 'teacher'}", "dim=128", *args.changes]
-            out = args.work / f"{method}-{seed}"
-            report = distill_student(
-                read_recipe("small-real", changes),
+            if (method, seed) in runs:
+                continue
+            recipe = read_recipe("small-real", [*METHODS[method], f"seed={seed}", *args.changes])
+            recipe = replace(recipe, cache=str(args.work / f"teacher-{recipe.teacher_views}"))
+            result = distill_student(
+                recipe,
                 faces,
-                out,
+                args.work / f"{method}-{seed}",
                 teacher=args.data / "sface_fp32.onnx",
                 track=progress_lines,
-            ).report
-            keys = ("accuracy", "untrained_accuracy", "teacher_accuracy", "seconds", "images_per_s")
+            )
             row = {
                 "method": method,
-                "seed": int(seed),
-                **{key: getattr(report, key) for key in keys},
+                "seed": seed,
+                "steps": result.report.steps,
+                "seconds": result.report.seconds,
+                **judged(result.bundle, others, places),
             }
-            rows.append(row)
-            if not args.json:
-                print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-    if args.json:
-        print(json.dumps({"images": len(faces), "identities": faces.identities, "runs": rows}))
+            runs[method, seed] = row
+            with lines.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    print(table(runs.values()))
 
 
 if __name__ == "__main__":

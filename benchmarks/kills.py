@@ -36,7 +36,7 @@ from fr_edge.errors import BundleError  # noqa: E402
 from fr_edge.faces.sources import open_faces  # noqa: E402
 
 PEOPLE = "synthetic:16x3@9"
-TRAINING = ["--set", "method=arcface", "--set", "epochs=3", "--set", "batch=20"]
+TRAINING = ["--set", "losses=arcface", "--set", "epochs=3", "--set", "batch=20"]
 TRAINING += ["--set", "verify_identities=4", "--set", "checkpoint_s=0.2"]
 SMALL = demo_journal.DemoPlan(
     training="synthetic:24x4@1",

@@ -1,12 +1,15 @@
 """Checkpoints of a training: each is written atomically, so the last complete one always loads.
 
 `last.pt` holds everything but the centres, which may be large and shared among ranks: each rank
-writes its own classes to `centres-STEP-FIRST.npy`. `last.pt` is written after them and names the step.
+writes its own classes to `TERM-TENSOR-STEP-FIRST.npy`. `last.pt` is written after them and names the
+step.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import map_npy
+from ..arrays import F32, map_npy
 from ..documents import convert
 from ..errors import DataError, MachineError, ModelError, UsageError
 from ..files import replace_atomic
-from .adadistill import AdaDistill
+from .losses.adadistill import AdaDistill
+from .losses.combined_loss import CombinedLoss
+from .student import average_statistics
 from .train_step import TrainState
 from .weights import load_tensors
 
@@ -29,22 +34,14 @@ _DAMAGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, Dat
 
 
 @dataclass(frozen=True)
-class _Verification:
-    step: int
-    accuracy: float
-
-
-@dataclass(frozen=True)
 class _Progress:
     """The plain values of a checkpoint."""
 
     step: int
     seconds: float
     curve: list[dict[str, int | float]]
-    verification: list[_Verification]
-    sums: dict[str, float] = field(
-        default_factory=dict
-    )  # an earlier fr-edge saved where it is empty
+    verification: list[dict[str, int | float]]
+    sums: dict[str, float]
 
 
 def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> None:
@@ -59,19 +56,22 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
         MachineError: It cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    head, step = state.head, state.step
-    if isinstance(head, AdaDistill):
-        rows = head.raw.cpu().numpy()
-        _write(folder / f"centres-{step}-{head.first}.npy", lambda file: np.save(file, rows))
+    step, shards = state.step, state.loss.class_shards()
+    average_statistics(state.network, state.ranks)
+    for term, (first, _, tensors) in shards.items():
+        for tensor, values in tensors.items():
+            rows = values.cpu().numpy()
+            _write(folder / f"{term}-{tensor}-{step}-{first}.npy", partial(_save_rows, rows))
     state.ranks.barrier()
     if state.ranks.rank == 0:
         content = {
             "key": dict(key),
-            "network": state.network.state_dict(),
-            "head": {k: v for k, v in head.state_dict().items() if k != "raw"},
+            "student": state.student.state_dict(),
+            "loss": _small_state(state.loss),
             "optimizer": state.optimizer.state_dict(),
             "scaler": state.scaler.state_dict(),
             "averaged": state.averaged,
+            "best": state.best,
             "rng": torch.get_rng_state(),
             "step": step,
             "seconds": state.seconds,
@@ -80,10 +80,35 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
             "verification": state.verification,
         }
         _write(folder / CHECKPOINT_NAME, lambda file: torch.save(content, file))
-        for old in folder.glob("centres-*.npy"):
-            if not old.name.startswith(f"centres-{step}-"):
+        for old in folder.glob("*-*-*-*.npy"):
+            if old.stem.split("-")[2] != str(step):
                 old.unlink()
     state.ranks.barrier()
+
+
+def check_space(folder: Path, state: TrainState) -> None:
+    """Check that the disk has room for two checkpoints: the next is written before the last goes.
+
+    Args:
+        folder: Of the checkpoint; it may not exist.
+        state: The training.
+
+    Raises:
+        MachineError: It has not.
+    """
+    tensors = [p for group in state.optimizer.param_groups for p in group["params"]]
+    buffers = 3 if isinstance(state.optimizer, torch.optim.AdamW) else 2  # with the weights
+    size = buffers * sum(t.nbytes for t in tensors)
+    size += sum(t.nbytes for t in (*state.averaged.values(), *state.best.values()))
+    for _, _, shards in state.loss.class_shards().values():
+        size += state.ranks.size * sum(t.nbytes for t in shards.values())
+    disk = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(disk).free
+    if free < 2 * size:
+        raise MachineError(
+            f"two checkpoints take {2 * size / 1e6:,.0f} MB; {disk} has {free / 1e6:,.0f} MB left",
+            "make room, or give another --out",
+        )
 
 
 def restore_checkpoint(
@@ -119,8 +144,12 @@ def restore_checkpoint(
                     " another --out",
                 )
         _restore(state, content)
-        if isinstance(state.head, AdaDistill):
-            _read_centres(folder, state.head, state.step)
+        for term, (first, last, tensors) in state.loss.class_shards().items():
+            for tensor, values in tensors.items():
+                _read_rows(folder, f"{term}-{tensor}-{state.step}", first, last, values)
+        for module in state.loss.terms.values():
+            if isinstance(module, AdaDistill):
+                module.update_lengths()
     except (UsageError, ModelError):
         raise
     except _DAMAGE as error:
@@ -138,35 +167,48 @@ def _restore(state: TrainState, content: Mapping[str, Any]) -> None:
     progress = convert(plain, _Progress, CHECKPOINT_NAME)
     if not (progress.step >= 0 and 0 <= progress.seconds < math.inf):
         raise ValueError(f"step {progress.step} after {progress.seconds} s")
-    state.network.load_state_dict(content["network"])
-    state.head.load_state_dict(content["head"], strict=False)
+    state.student.load_state_dict(content["student"])
+    small = _small_state(state.loss)
+    given = dict(content["loss"])
+    if set(given) != set(small):
+        raise ValueError("the state of another loss")
+    for name, tensor in small.items():
+        _check_tensor(given[name], tensor)
+    state.loss.load_state_dict(given, strict=False)
     # The groups' options are the recipe's; the learning rate is set at every step.
     groups = state.optimizer.state_dict()["param_groups"]
     buffers = _momentum(state, dict(content["optimizer"])["state"])
     state.optimizer.load_state_dict({"state": buffers, "param_groups": groups})
     state.scaler.load_state_dict(convert(content["scaler"], dict[str, float | int], "scaler"))
-    weights, averaged = state.network.state_dict(), content["averaged"]
-    if averaged and set(averaged) != set(weights):
-        raise ValueError("averaged weights of another network")
-    for name, tensor in averaged.items():
-        _check_tensor(tensor, weights[name])
+    weights, averaged, best = state.network.state_dict(), content["averaged"], content["best"]
+    for values in (averaged, best):
+        if values and set(values) != set(weights):
+            raise ValueError("weights of another network")
+        for name, tensor in values.items():
+            _check_tensor(tensor, weights[name])
     state.averaged = {k: v.to(state.ranks.device) for k, v in averaged.items()}
+    state.best = dict(best)
     torch.set_rng_state(content["rng"])
     state.step, state.seconds, state.sums = progress.step, progress.seconds, progress.sums
     state.curve = progress.curve
-    state.verification = [asdict(point) for point in progress.verification]
+    if not all("step" in point for point in progress.verification):
+        raise ValueError("a verification without its step")
+    state.verification = progress.verification
 
 
 def _momentum(state: TrainState, saved: Mapping[int, Any]) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's buffers, each of its parameter's shape."""
+    """The optimizer's buffers: one number "step", the others of their parameter's shape."""
+    names = ("momentum_buffer",)
+    if isinstance(state.optimizer, torch.optim.AdamW):
+        names = ("step", "exp_avg", "exp_avg_sq")
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     for number, buffers in saved.items():
+        parameter = parameters[number]
         for name, tensor in buffers.items():
-            if name != "momentum_buffer":
+            if name not in names:
                 raise ValueError(f"{name!r} is not of this optimizer")
-            parameter = parameters[number]
             if tensor is not None:
-                _check_tensor(tensor, parameter)
+                _check_tensor(tensor, torch.zeros(()) if name == "step" else parameter)
     return dict(saved)
 
 
@@ -176,20 +218,31 @@ def _check_tensor(tensor: Tensor, expected: Tensor) -> None:
         raise ValueError(f"a tensor of {form}")
 
 
-def _read_centres(folder: Path, head: AdaDistill, step: int) -> None:
-    """This rank's classes, from whichever files hold them."""
+def _small_state(loss: CombinedLoss) -> dict[str, Tensor]:
+    """The loss's state without what is shared among the ranks."""
+    shared = {
+        f"terms.{t}.{n}" for t, (_, _, tensors) in loss.class_shards().items() for n in tensors
+    }
+    return {name: value for name, value in loss.state_dict().items() if name not in shared}
+
+
+def _save_rows(rows: F32, file: BinaryIO) -> None:
+    np.save(file, rows)
+
+
+def _read_rows(folder: Path, name: str, first: int, last: int, target: Tensor) -> None:
+    """Rows `first..last` of a tensor, from whichever files hold them."""
     filled = 0
-    for path in folder.glob(f"centres-{step}-*.npy"):
+    for path in folder.glob(f"{name}-*.npy"):
         rows = map_npy(path, ModelError)
         start = int(path.stem.rsplit("-", 1)[1])
-        low, high = max(head.first, start), min(head.last, start + len(rows))
+        low, high = max(first, start), min(last, start + len(rows))
         if low < high:
             part = torch.from_numpy(np.array(rows[low - start : high - start]))
-            head.raw[low - head.first : high - head.first] = part.to(head.raw.device)
+            target[low - first : high - first] = part.to(target.device)
             filled += high - low
-    if filled != head.last - head.first:
-        raise ModelError(f"{folder} lacks centres of step {step}", "remove it and start again")
-    head.update_lengths()
+    if filled != last - first:
+        raise ModelError(f"{folder} lacks a part of {name}", "remove it and start again")
 
 
 def _write(target: Path, write: Callable[[BinaryIO], object]) -> None:

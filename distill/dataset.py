@@ -15,16 +15,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..arrays import F64, I64, U8
+from ..arrays import I64, U8
 from ..errors import FacesError, UsageError
 from ..faces.contract import ALIGNED_SIZE
 from ..faces.sources import Faces
+from .augmentation import DRAWS, augment
 from .distributed import Ranks
 from .recipe import Recipe
 
 _FACE_BYTES = ALIGNED_SIZE * ALIGNED_SIZE * 3
 _MAX_BAD = 100  # unreadable images in a row
-_MIDDLE_GREY = 127.5
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class IdentitySplit:
 
     Attributes:
         train: Indices into the source, `(N,) int64`.
+        kept: Which of those are trained on, indices into `train`, `(K,) int64`; the others are excluded.
         labels: Their classes, 0..classes-1, `(N,) int64`.
         classes: Number of identities trained on.
         verification: Indices into the source, `(M,) int64`.
@@ -42,6 +43,7 @@ class IdentitySplit:
     labels: I64
     classes: int
     verification: I64
+    kept: I64
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,17 @@ class Batch:
     planned: I64
 
 
-def split_identities(faces: Faces, verify_identities: int) -> IdentitySplit:
+def split_identities(
+    faces: Faces, verify_identities: int, excluded: npt.NDArray[np.bool_] | None = None
+) -> IdentitySplit:
     """Keep the last identities apart for verification.
+
+    An excluded image keeps its place: the teacher's embeddings of the others stay where they are.
 
     Args:
         faces: The source.
         verify_identities: Number of identities to keep apart.
+        excluded: Images that are not trained on, `(len(faces),) bool`; by default none.
 
     Raises:
         UsageError: Fewer than two are left to train on.
@@ -83,7 +90,10 @@ def split_identities(faces: Faces, verify_identities: int) -> IdentitySplit:
     border = people[len(people) - verify_identities - 1]
     train, verification = np.flatnonzero(labels <= border), np.flatnonzero(labels > border)
     classes = np.unique(labels[train], return_inverse=True)[1].astype(np.int64)
-    return IdentitySplit(train, classes, len(people) - verify_identities, verification)
+    left = np.arange(len(train)) if excluded is None else np.flatnonzero(~excluded[train])
+    if excluded is not None:
+        verification = verification[~excluded[verification]]
+    return IdentitySplit(train, classes, len(people) - verify_identities, verification, left)
 
 
 class Pixels:
@@ -164,14 +174,18 @@ class Pixels:
 class _Steps(Dataset[Batch]):
     """Item k is this rank's part of the batch of step k; it depends on the seed and k alone."""
 
-    def __init__(self, pixels: Pixels, recipe: Recipe, ranks: Ranks) -> None:
-        self.pixels, self.recipe = pixels, recipe
+    def __init__(self, pixels: Pixels, split: IdentitySplit, recipe: Recipe, ranks: Ranks) -> None:
+        self.pixels, self.kept, self.recipe = pixels, split.kept, recipe
+        self.labels = split.labels[split.kept]
         self.part = slice(*ranks.shard(recipe.batch))
-        self.per_epoch = len(pixels) // recipe.batch
+        self.per_epoch = len(split.kept) // recipe.batch
         self.order = lru_cache(2)(self._order)
 
     def _order(self, epoch: int) -> I64:
-        return np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.pixels))
+        rng = np.random.default_rng([self.recipe.seed, 1, epoch])
+        if self.recipe.per_identity > 1:
+            return self.kept[grouped_order(self.labels, self.recipe.per_identity, rng)]
+        return self.kept[rng.permutation(len(self.kept))]
 
     def __getitem__(self, step: int) -> Batch:
         recipe = self.recipe
@@ -181,54 +195,48 @@ class _Steps(Dataset[Batch]):
         # Drawn for the whole batch on every rank: the number of ranks changes nothing.
         rng = np.random.default_rng([recipe.seed, 2, step])
         flipped = (rng.random(recipe.batch) < 0.5)[self.part]
-        corners = rng.integers(0, 2 * recipe.shift + 1, (recipe.batch, 2))[self.part]
-        tones = rng.uniform(-recipe.light, recipe.light, (recipe.batch, 2))[self.part]
+        draws = rng.random((recipe.batch, DRAWS))[self.part]
         pixels = np.stack([face for _, face in images])
         pixels[flipped] = pixels[flipped][:, :, ::-1]
-        pixels = relight(translate(pixels, recipe.shift, corners), tones)
+        pixels = augment(pixels, draws, recipe)
         return Batch(pixels, np.array([i for i, _ in images], np.int64), flipped, planned)
 
 
-def translate(pixels: U8, shift: int, corners: I64) -> U8:
-    """Move faces by up to `shift` pixels; border pixels repeat.
+def grouped_order(labels: I64, size: int, rng: np.random.Generator) -> I64:
+    """An order of all images in which groups of one person's stand together.
+
+    A person's images are shuffled and cut into groups; a last, short group is filled up with others of
+    that person, or with the same where there are no others.
 
     Args:
-        pixels: `(B, 112, 112, 3) uint8`.
-        shift: Largest move, in pixels.
-        corners: `(B, 2) int64`, 0..2 `shift`: a face moves by `shift - corner` down and right.
+        labels: Class of each image, `(N,) int64`.
+        size: Images of a group.
+        rng: Where the order comes from.
+
+    Returns:
+        Indices, `(M,) int64`, M >= N.
     """
-    if shift == 0:
-        return pixels
-    wide = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-    return np.stack(
-        [
-            w[y : y + ALIGNED_SIZE, x : x + ALIGNED_SIZE]
-            for w, (y, x) in zip(wide, corners, strict=True)
-        ]
-    )
+    shuffled = rng.permutation(len(labels))
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.flatnonzero(np.diff(labels[ordered], prepend=-1))
+    groups = []
+    for person in np.split(ordered, starts[1:]):
+        count = -(-len(person) // size) * size
+        groups.append(np.resize(person, count).reshape(-1, size))
+    every = np.concatenate(groups)
+    return every[rng.permutation(len(every))].reshape(-1)
 
 
-def relight(pixels: U8, tones: F64) -> U8:
-    """Change contrast and brightness around the middle grey.
-
-    Args:
-        pixels: `(B, 112, 112, 3) uint8`.
-        tones: Relative change of contrast and of brightness, `(B, 2) float64`.
-    """
-    if not tones.any():
-        return pixels
-    gain, lift = (tones[:, k, None, None, None].astype(np.float32) for k in (0, 1))
-    out = (pixels.astype(np.float32) - _MIDDLE_GREY) * (1 + gain) + _MIDDLE_GREY * (1 + lift)
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
-
-
-def batches(pixels: Pixels, recipe: Recipe, ranks: Ranks, start: int, stop: int) -> Iterator[Batch]:
+def batches(
+    pixels: Pixels, split: IdentitySplit, recipe: Recipe, ranks: Ranks, start: int, stop: int
+) -> Iterator[Batch]:
     """This rank's batches of some steps.
 
     Every epoch visits the images in a new order and drops the last, incomplete batch.
 
     Args:
         pixels: The training images.
+        split: Their classes, and which of them are trained on.
         recipe: Its batch, augmentation, seed, workers and limit of unreadable images.
         ranks: The processes.
         start: First step.
@@ -238,7 +246,7 @@ def batches(pixels: Pixels, recipe: Recipe, ranks: Ranks, start: int, stop: int)
         FacesError: More than `bad_images` images cannot be read.
     """
     loader = DataLoader(
-        _Steps(pixels, recipe, ranks),
+        _Steps(pixels, split, recipe, ranks),
         sampler=range(start, stop),
         batch_size=None,
         collate_fn=_unchanged,  # type: ignore[arg-type]

@@ -3,11 +3,13 @@
 With one process, the common case, every collective returns its argument and no process group exists.
 """
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,8 +129,7 @@ def join_ranks() -> Iterator[Ranks]:
 def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     """A module whose gradients are averaged over the ranks in each backward pass.
 
-    Buffers, such as BatchNorm's running statistics, are rank 0's: of its own images on a CPU, and of all
-    images on GPUs, where the student has SyncBatchNorm.
+    Buffers, such as BatchNorm's running statistics, stay each rank's own.
 
     Args:
         module: On the rank's device. Parameters that begin to need a gradient later are not covered.
@@ -141,4 +142,8 @@ def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices)
+    # The older name of the option warns in the releases that have the newer one.
+    options = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    given: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, device_ids=devices, **given)

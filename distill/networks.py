@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .edgeface import EDGEFACES, build_edgeface
 from .fake_quant import Conv2d, Linear
-from .inception_resnet import InceptionResNet
+from .published_networks import EDGEFACES, InceptionResNet, build_edgeface
 
 
 class _PReLUFunction(torch.autograd.Function):
@@ -246,6 +245,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "mobilefacenet-relu": lambda dim: MobileFaceNet(dim, relu=True),
     "mobilefacenet-0.5-relu": lambda dim: MobileFaceNet(dim, 0.5, relu=True),
     "mobilefacenet-affine": lambda dim: MobileFaceNet(dim, affine=True),
+    "mobilefacenet-0.5-affine": lambda dim: MobileFaceNet(dim, 0.5, affine=True),
+    "mobilefacenet-0.25-affine": lambda dim: MobileFaceNet(dim, 0.25, affine=True),
     "mbf": lambda dim: MobileFaceNet(dim, outer=2, affine=True),
     "iresnet-tiny": lambda dim: IResNet((1, 1, 1, 1), dim, (16, 32, 64, 128), stem_stride=2),
     **{f"iresnet{depth}": _residual(depth, "insightface") for depth in BLOCKS},

@@ -12,17 +12,20 @@ from typing import Any, get_type_hints
 from ..documents import convert, parse_toml, read_toml
 from ..errors import DataError, UsageError
 
-_FROM_SCRATCH = ("arcface", "cosface", "elasticface")  # methods without a teacher
+FROM_SCRATCH = ("arcface", "cosface", "elasticface", "adaface")  # losses without a teacher
+LOSSES = ("adadistill", "centres", "mse", "cosine", "relational", "bank", *FROM_SCRATCH)
 
 _SHIPPED = Path(__file__).parent / "recipes"
+_MAX_WEIGHT = 1e6  # of a loss
 
 _CHOICES = {
-    "method": ("adadistill", "centres", "features", *_FROM_SCRATCH),
     "margin": ("arcface", "cosface"),
     "alpha": ("product", "cosine"),
     "gradient": ("exact", "straight"),
     "compat": ("", "official"),
-    "feature_loss": ("mse", "cosine"),
+    "output": ("affine", "plain"),
+    "teacher_views": ("mean", "each"),
+    "optimizer": ("sgd", "adamw"),
     "schedule": ("step", "polynomial", "cosine", "constant"),
     "amp": ("auto", "bf16", "fp16", "off"),
     "qat": ("", "int8"),
@@ -33,7 +36,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "m": (0, 1.5),
     "s": (1, 256),
     "sigma": (0, 1),
-    "weight": (0, 1e6),
+    "sample": (1e-4, 1),
+    "bank_s": (1, 256),
+    "bank_mb": (1, 1 << 20),
+    "norm_batch": (0, 1 << 20),
     "epochs": (1, 10_000),
     "qat_epochs": (1, 10_000),
     "batch": (2, 1 << 20),
@@ -48,8 +54,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema": (0, 0.99999),
     "shift": (0, 56),
     "light": (0, 1),
+    "crop": (0, 0.5),
+    "blur": (0, 8),
+    "low_resolution": (0, 0.95),
+    "occlusion": (0, 0.5),
+    "augment": (0, 1),
+    "per_identity": (0, 1024),
     "verify_identities": (0, 1 << 30),
-    "verify_every": (1, 10_000),
+    "verify_every": (1e-3, 10_000),
+    "patience": (0, 10_000),
     "bad_images": (0, 1 << 30),
     "workers": (0, 256),
     "memory_mb": (0, 1 << 30),
@@ -58,12 +71,29 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+_OTHER_NAMES = {  # what other trainers call a key -> ours
+    "method": "losses",
+    "loss": "losses",
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "num_epochs": "epochs",
+    "embedding_size": "dim",
+    "num_workers": "workers",
+    "backbone": "network",
+    "wd": "weight_decay",
+    "sample_rate": "sample",
+    "resume": "init",
+}
+
+_LISTS = (tuple[int, ...], tuple[str, ...])
+
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "a text",
     tuple[int, ...]: "a list of whole numbers",
+    tuple[str, ...]: "a list of texts",
 }
 
 
@@ -72,27 +102,38 @@ class Recipe:
     """The options of a training. Lengths are in epochs where no unit is named.
 
     Attributes:
-        method: "adadistill"; "centres", whose centres stay the teacher's class means; "features", which
-            imitates embeddings; "arcface", "cosface" or "elasticface" from scratch.
+        losses: Names of losses that are added up, each as "name" or "name:weight": "adadistill";
+            "centres", whose centres stay the teacher's class means; "mse" and "cosine" to the teacher's
+            embedding; "relational", similarities within the batch; "bank", similarities to the
+            teacher's embeddings of all images; "arcface", "cosface", "elasticface" or "adaface", whose
+            centres are learned.
         network: A name in `networks.NETWORKS`.
-        dim: Embedding size; 0 is the teacher's, or 512 without one.
+        output: Of a student with a teacher: "affine" ends in a BatchNorm with weight and bias, without
+            which its embeddings have zero mean and cannot equal the teacher's; "plain" is the paper's.
+        init: Weights to start from: a bundle or a checkpoint of this network.
+        dim: Embedding size; 0 is the teacher's, or 512 without one. A smaller one learns the teacher's
+            principal components, a larger one through a linear layer that is thrown away.
         margin: Of AdaDistill: "arcface" or "cosface".
         m: Margin: radians for ArcFace, cosine for CosFace.
         s: Scale of the logits.
+        sample: Share of the learned centres, besides those of the batch, that a step compares with.
         alpha: How much of a centre stays: "product" is the paper's alpha', "cosine" its alpha.
         gradient: Of the ArcFace margin: "exact", or "straight" through as in insightface.
         compat: "official": of several images of a person in a batch the last alone moves the centre.
         sigma: Standard deviation of ElasticFace's margin.
-        feature_loss: "mse" or "cosine".
-        weight: Factor of the feature loss.
+        bank_s: Scale of the similarities to the bank: the softmax's inverse temperature.
+        bank_mb: Memory for the bank: all images, else the classes' means, else a sample of them.
+        teacher_views: "mean": the target is the mean of the teacher's embeddings of an image and its
+            mirror, of unit length; "each": that of the view that the student sees.
         teacher_preset: Input contract of a teacher that carries none.
         teacher_arch: Network of a teacher checkpoint that does not name it.
         epochs: Passes over the training images.
         batch: Images per step, over all ranks and accumulated parts.
         accumulate: Parts of a batch whose gradients are added up before a step.
         lr: Peak learning rate, for `batch` as it stands.
+        optimizer: "sgd" or "adamw".
         momentum: Of SGD.
-        weight_decay: Of SGD; not applied to INT8 scales.
+        weight_decay: Of the optimizer; not applied to INT8 scales.
         schedule: "step", "polynomial", "cosine" or "constant".
         milestones: Epochs, from 0, at which "step" multiplies the rate by `gamma`.
         gamma: Factor of "step".
@@ -102,14 +143,30 @@ class Recipe:
         ema: Decay of the averaged weights that are saved instead; 0 does not average.
         qat: "int8": the last epochs train on the rounding that INT8 will do.
         qat_epochs: Number of those epochs.
-        shift: Largest random translation in pixels; with it the teacher embeds every batch.
-        light: Largest random change of brightness and contrast, as a share; as `shift`.
+        norm_batch: Images over which BatchNorm takes its statistics in training; 0 is all of a
+            process's part, and on GPUs all of the batch.
+        shift: Largest random translation in pixels. This and the next five change what the student
+            sees; the teacher's target stays that of the clean image.
+        light: Largest random change of brightness and contrast, as a share.
+        crop: Largest share of the height and width that a random crop cuts away; the rest is black.
+        blur: Largest standard deviation of a Gaussian blur, in pixels.
+        low_resolution: Largest share of the resolution that is lost.
+        occlusion: Largest share of the area that a grey rectangle hides.
+        augment: Probability with which each of these six applies to an image.
+        per_identity: Images of each person that stand together in a batch; 0 shuffles all images.
         amp: Precision of the student: "auto", "bf16", "fp16" or "off".
         compile: Compile the student with torch.compile.
+        exclude: A list of images that are not trained on, as `data_report` writes one.
+        data_report: A folder for a report on the training images, and a list of those that may not
+            belong where they are.
         verify_identities: Number of last identities that are not trained on but verified.
-        verify_pairs: A pair list or .bin set to verify on instead.
-        verify_every: Epochs between two verifications.
+        verify_pairs: Pair lists, .bin sets or folders of IJB to verify on instead.
+        verify_every: Epochs between two verifications; 0.5 is twice an epoch.
+        best: Figure whose best verification gives the weights that are saved, for example "accuracy",
+            "accuracy_lfw" or "tar@1e-4_IJBC"; by default the last weights are saved.
+        patience: Verifications without a better figure after which the training ends; 0 never does.
         tensorboard: A folder for TensorBoard's scalars.
+        csv: A file for the curves, a row a step.
         bad_images: Number of unreadable images that are skipped; one more stops the training.
         workers: Processes that read images.
         memory_mb: Decoded faces are kept in memory when they all fit.
@@ -118,27 +175,29 @@ class Recipe:
         seed: Of weights, order and augmentation.
     """
 
-    method: str = "adadistill"
+    losses: tuple[str, ...] = ("adadistill",)
     network: str = "mobilefacenet"
+    output: str = "affine"
+    init: str = ""
     dim: int = 0
-
     margin: str = "arcface"
     m: float = 0.45
     s: float = 64.0
+    sample: float = 1.0
     alpha: str = "product"
     gradient: str = "exact"
     compat: str = ""
     sigma: float = 0.0125
-    feature_loss: str = "mse"
-    weight: float = 1.0
-
+    bank_s: float = 14.0
+    bank_mb: int = 256
+    teacher_views: str = "mean"
     teacher_preset: str = ""
     teacher_arch: str = ""
-
     epochs: int = 26
     batch: int = 512
     accumulate: int = 1
     lr: float = 0.1
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "step"
@@ -148,19 +207,28 @@ class Recipe:
     warmup: float = 0.0
     clip: float = 5.0
     ema: float = 0.0
-
     qat: str = ""
     qat_epochs: int = 2
-
+    norm_batch: int = 0
     shift: int = 0
     light: float = 0.0
-
+    crop: float = 0.0
+    blur: float = 0.0
+    low_resolution: float = 0.0
+    occlusion: float = 0.0
+    augment: float = 1.0
+    per_identity: int = 0
     amp: str = "auto"
     compile: bool = False
+    exclude: str = ""
+    data_report: str = ""
     verify_identities: int = 0
-    verify_pairs: str = ""
-    verify_every: int = 1
+    verify_pairs: tuple[str, ...] = ()
+    verify_every: float = 1.0
+    best: str = ""
+    patience: int = 0
     tensorboard: str = ""
+    csv: str = ""
     bad_images: int = 0
     workers: int = 0
     memory_mb: int = 1024
@@ -178,12 +246,23 @@ class Recipe:
                 raise UsageError(
                     f"recipe: {key} is {getattr(self, key)}, outside {low:g} to {high:g}"
                 )
+        loss_weights(self.losses)
         if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UsageError(f"recipe: milestones are epochs in order; found {self.milestones}")
         if self.qat and self.qat_epochs >= self.epochs:
             raise UsageError(
                 f"recipe: qat_epochs is {self.qat_epochs} of {self.epochs} epochs; the first ones"
                 " train without rounding"
+            )
+        if self.qat and (self.best or self.patience):
+            raise UsageError(
+                "recipe: best and patience choose among weights that INT8's rounding has not trained",
+                "--set best= --set patience=0, or --set qat=",
+            )
+        if self.per_identity and self.batch % self.per_identity:
+            raise UsageError(
+                f"recipe: a batch of {self.batch} does not hold {self.per_identity} images each of a"
+                " whole number of people"
             )
         if self.batch % self.accumulate:
             raise UsageError(
@@ -192,13 +271,42 @@ class Recipe:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the method learns from a teacher."""
-        return self.method not in _FROM_SCRATCH
+        """Whether one of the losses learns from a teacher."""
+        return bool(set(loss_weights(self.losses)) - set(FROM_SCRATCH))
 
-    @property
-    def only_flips(self) -> bool:
-        """Whether augmentation only flips, so that two teacher embeddings per image suffice."""
-        return self.shift == 0 and self.light == 0
+
+def loss_weights(losses: Sequence[str]) -> dict[str, float]:
+    """The weight of each loss.
+
+    Args:
+        losses: Each as "name" or "name:weight"; the weight is 1 where none is given.
+
+    Raises:
+        UsageError: A name is unknown or comes twice, a weight is no positive number, or there is none.
+    """
+    weights: dict[str, float] = {}
+    for text in losses:
+        name, _, given = text.partition(":")
+        if name not in LOSSES:
+            near = difflib.get_close_matches(name, LOSSES, 1, 0.4)
+            raise UsageError(
+                f"recipe: there is no loss {name!r}",
+                f"did you mean {near[0]!r}?" if near else f"losses: {', '.join(LOSSES)}",
+            )
+        try:
+            weight = float(given or 1)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight <= _MAX_WEIGHT:
+            raise UsageError(
+                f"recipe: the weight of {name} is a number above 0; found {given!r}", f"{name}:20"
+            )
+        if name in weights:
+            raise UsageError(f"recipe: the loss {name} comes twice")
+        weights[name] = weight
+    if not weights:
+        raise UsageError("recipe: losses is empty", f"losses: {', '.join(LOSSES)}")
+    return weights
 
 
 def shipped_recipes() -> list[str]:
@@ -243,11 +351,14 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in types:
-            near = difflib.get_close_matches(key, types, 1, 0.4)
+            near = difflib.get_close_matches(key, [*_OTHER_NAMES, *types], 1, 0.4)
+            name = _OTHER_NAMES.get(near[0], near[0]) if near else ""
             raise UsageError(
                 f"a recipe has no key {key!r}",
-                f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(types)}",
+                f"did you mean {name!r}?" if near else f"keys: {', '.join(types)}",
             )
+        if types[key] in _LISTS:
+            value = _as_list(value)
         try:
             checked[key] = convert(value, types[key], "recipe")
         except DataError as error:
@@ -267,6 +378,13 @@ def _find(name_or_path: str | Path) -> Path:
         f"there is no recipe {name_or_path}",
         f"give a TOML file or one of {', '.join(shipped_recipes())}",
     )
+
+
+def _as_list(value: Any) -> Any:
+    """A list where one value, or a text of values between commas, stands for it."""
+    if isinstance(value, str):
+        return [_parse_value(part.strip()) for part in value.split(",") if part.strip()]
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _parse_value(text: str) -> Any:

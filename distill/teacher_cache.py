@@ -1,97 +1,72 @@
-"""Teacher embeddings for batches: cached, or recomputed when augmentation changes the pixels.
+"""The teacher's embeddings of all training images: the targets, computed once.
 
-The cache holds two embeddings per training image, as it is and flipped, in a memory-mapped file that
-is written block by block and resumed where it stopped. A note beside it says which teacher, input
-contract and data it belongs to.
+The cache holds one embedding per image (the mean of the two mirror views) or two (each view), in a
+file that all ranks write block by block and that is resumed where they stopped. A note beside it says
+which teacher, input contract and data it belongs to. Augmentation changes what the student sees alone:
+targets are those of the clean images.
 """
 
 import hashlib
 import logging
 import os
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
-from ..arrays import F16, F32, I64
+from ..arrays import F16, I64, map_npy
 from ..documents import decode_json, encode_json, read_json
-from ..errors import DataError, MachineError, UsageError
+from ..errors import DataError, MachineError
 from ..files import write_atomic
 from ..interruption import keeping
 from ..progress import Track, silent
-from .dataset import Batch, IdentitySplit, Pixels
+from ..reading import read_file
+from .dataset import Pixels
 from .distributed import Ranks
 from .recipe import Recipe
 from .teacher import Teacher, check_teacher, open_teacher
+from .teacher_targets import TeacherEmbeddings, principal_components, unit_rows
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 256  # images embedded between two writes of the note
+_BLOCK = 256  # images embedded between two marks of what is done
 _PROBES = 64  # images whose pixels are part of the data's digest
 _CHECKED_PEOPLE = 8  # of whom one image each proves that the teacher tells people apart
-
-
-@dataclass(frozen=True)
-class TeacherEmbeddings:
-    """The teacher's embeddings of training images.
-
-    Attributes:
-        teacher: The teacher.
-        cached: Embeddings of each training image and its mirror, `(N, 2, D) float16`; None where the
-            teacher must embed every batch.
-    """
-
-    teacher: Teacher
-    cached: F16 | None
-
-    def of_batch(self, batch: Batch) -> F32:
-        """The teacher's embeddings of a batch, `(B, D) float32`.
-
-        Args:
-            batch: Of the training images.
-        """
-        if self.cached is None:
-            return self.teacher.embed(batch.pixels)
-        return self.cached[batch.index, batch.flipped.astype(np.int64)].astype(np.float32)
+_VIEWS = {"mean": 1, "each": 2}  # embeddings per image
 
 
 @dataclass(frozen=True)
 class _CacheNote:
-    """`teacher.json`: what a cache belongs to, and how many images are embedded."""
+    """`teacher.json`: what a cache belongs to."""
 
     teacher: str
     contract: dict[str, Any]
     data: str
     shape: list[int]
-    done: int
 
 
 def choose_teacher(recipe: Recipe, source: str | Path, pixels: Pixels, labels: I64) -> Teacher:
     """Open the teacher, and check that it tells the first images of up to eight people apart.
 
     Args:
-        recipe: Its `teacher_preset`, `teacher_arch` and `dim`.
+        recipe: Its `teacher_preset` and `teacher_arch`.
         source: A bundle, an ONNX file or a checkpoint.
         pixels: The training images.
         labels: Their classes, `(N,) int64`.
 
     Raises:
         ModelError: The teacher cannot be used.
-        UsageError: Its embeddings have another size than the recipe's `dim`.
+        UsageError: Its input contract or network is not known.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = open_teacher(
         source, preset=recipe.teacher_preset, arch=recipe.teacher_arch, device=device
     )
-    if recipe.dim not in (0, teacher.dim):
-        raise UsageError(
-            f"the teacher's embeddings have {teacher.dim} numbers, the recipe's dim is {recipe.dim}",
-            f"--set dim={teacher.dim}",
-        )
     firsts = np.unique(labels, return_index=True)[1][:_CHECKED_PEOPLE]
     check_teacher(teacher, np.stack([pixels.read_near(int(index))[1] for index in firsts]))
     return teacher
@@ -107,10 +82,10 @@ def open_teacher_embeddings(
     *,
     force: bool = False,
 ) -> TeacherEmbeddings:
-    """The teacher's embeddings of the training images; rank 0 fills the cache, the others wait.
+    """The teacher's embeddings of the training images; all ranks fill the cache.
 
     Args:
-        recipe: Its augmentation decides whether embeddings can be cached.
+        recipe: Its `teacher_views`; a `dim` below the teacher's asks for principal components.
         teacher: The teacher.
         pixels: The training images.
         folder: Of the cache.
@@ -120,68 +95,98 @@ def open_teacher_embeddings(
             folder.
 
     Raises:
-        DataError: The cache belongs to another teacher, contract or data.
+        DataError: The cache belongs to another teacher, contract or data, or the ranks do not share
+            its folder.
         MachineError: There is no room for it.
         Interrupted: A signal came; what is embedded stays in the cache.
     """
-    if not recipe.only_flips:
-        if ranks.rank == 0:
-            logger.info(
-                "shift and light change every image: the teacher embeds each batch, uncached"
-            )
-        return TeacherEmbeddings(teacher, None)
-    if ranks.rank == 0:
-        with keeping(partial(_kept_text, folder)):
-            cached_embeddings(folder, teacher, pixels, track, force=force and not recipe.cache)
-    ranks.barrier()
-    return TeacherEmbeddings(teacher, cached_embeddings(folder, teacher, pixels))
+    views = _VIEWS[recipe.teacher_views]
+    with keeping(partial(_kept_text, folder)):
+        cached = cached_embeddings(
+            folder,
+            teacher,
+            pixels,
+            track,
+            views=views,
+            ranks=ranks,
+            force=force and not recipe.cache,
+        )
+    embeddings = TeacherEmbeddings(teacher, cached)
+    if not 0 < recipe.dim < teacher.dim:
+        return embeddings
+    return TeacherEmbeddings(teacher, cached, principal_components(embeddings, recipe.dim))
 
 
 def cached_embeddings(
-    folder: Path, teacher: Teacher, pixels: Pixels, track: Track = silent, *, force: bool = False
+    folder: Path,
+    teacher: Teacher,
+    pixels: Pixels,
+    track: Track = silent,
+    *,
+    views: int = 2,
+    ranks: Ranks | None = None,
+    force: bool = False,
 ) -> F16:
-    """Embeddings of each training image and its mirror, filled in where an earlier call stopped.
+    """Embeddings of each training image, filled in where an earlier call stopped.
 
     Args:
         folder: Of the cache; made if it does not exist.
         teacher: The teacher.
         pixels: The training images.
-        track: Progress over blocks of images.
+        track: Progress over this rank's blocks of images.
+        views: 2 keeps an image and its mirror, 1 the mean of the two, of unit length.
+        ranks: The processes, which share the blocks; by default one.
         force: Replace a cache of another teacher, contract or data.
 
     Returns:
-        `(N, 2, D) float16`, unit length, memory-mapped.
+        `(N, views, D) float16`, unit length, memory-mapped; zeros for images that cannot be read.
 
     Raises:
-        DataError: The cache belongs to another teacher, contract or data, or is damaged.
+        DataError: The cache belongs to another teacher, contract or data, is damaged, or the ranks do
+            not share its folder.
         MachineError: There is no room for it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    store, note_file = folder / "teacher.npy", folder / "teacher.json"
-    shape = (len(pixels), 2, teacher.dim)
-    digest = data_digest(pixels)
-    note = _CacheNote(teacher.sha256, teacher.spec.to_json(), digest, list(shape), 0)
-    if store.exists() and note_file.exists():
-        try:
-            note = _resumed(note_file, note)
-        except DataError:
-            if not force:
-                raise
-    if not note.done:
-        store.unlink(missing_ok=True)
-        store.touch(0o600)  # biometric data: for this user alone
-    values: Any = np.lib.format.open_memmap(store, "r+" if note.done else "w+", np.float16, shape)
-    if not note.done:
-        _reserve(store)
-    starts = range(note.done, len(pixels), _BLOCK)
-    for start in track(starts, "teacher", len(starts)):
-        stop = min(start + _BLOCK, len(pixels))
-        _, faces = pixels.block(start, stop)
-        values[start:stop, 0] = teacher.embed(faces)
-        values[start:stop, 1] = teacher.embed(np.ascontiguousarray(faces[:, :, ::-1]))
-        values.flush()
-        write_atomic(note_file, encode_json(replace(note, done=stop)))
-    cached: F16 = values
+    ranks = ranks or Ranks()
+    store, marks = folder / "teacher.npy", folder / "teacher.done"
+    shape = (len(pixels), views, teacher.dim)
+    note = _CacheNote(teacher.sha256, teacher.spec.to_json(), data_digest(pixels), list(shape))
+    if ranks.rank == 0:
+        _prepare(folder, note, force)
+    ranks.barrier()
+    if not marks.exists():
+        raise DataError(
+            f"rank {ranks.rank} does not see the teacher cache {folder} of rank 0",
+            "give a folder that all nodes share: --set cache=FOLDER",
+        )
+    done = _read_marks(marks)
+    todo = [block for block in range(ranks.rank, len(done), ranks.size) if not done[block]]
+    started = time.monotonic()
+    with store.open("r+b") as values, marks.open("r+b") as flags:
+        offset = store.stat().st_size - 2 * int(np.prod(shape))
+        for number, block in enumerate(track(todo, "teacher", len(todo))):
+            start = block * _BLOCK
+            stop = min(start + _BLOCK, len(pixels))
+            read, faces = pixels.block(start, stop)
+            rows = _embed_views(teacher, faces, views)
+            rows[read != np.arange(start, stop)] = 0  # unreadable: another image stood in for it
+            # Written, not mapped: nodes that share a file share no pages.
+            os.pwrite(values.fileno(), rows.tobytes(), offset + start * rows[0].nbytes)
+            os.fdatasync(values.fileno())
+            os.pwrite(flags.fileno(), b"\x01", block)
+            if number == 0 and torch.cuda.is_available() and teacher.device == "cpu":
+                hours = (time.monotonic() - started) * len(todo) / 3600
+                logger.warning(
+                    "the teacher runs on the CPU beside a GPU; its embeddings will take about %.1f"
+                    " hours. Give its torch weights instead of an ONNX file",
+                    hours,
+                )
+    ranks.barrier()
+    if not _read_marks(marks).all():
+        raise DataError(
+            f"the ranks do not see one another's part of the teacher cache {folder}",
+            "give a folder that all nodes share: --set cache=FOLDER",
+        )
+    cached: F16 = map_npy(store, DataError)
     return cached
 
 
@@ -201,26 +206,41 @@ def data_digest(pixels: Pixels) -> str:
     return digest.hexdigest()
 
 
-def class_means(embeddings: TeacherEmbeddings, pixels: Pixels, split: IdentitySplit) -> Tensor:
-    """Mean teacher embedding of each class, over images and their mirrors.
+def _embed_views(teacher: Teacher, faces: Any, views: int) -> F16:
+    """`(B, views, D) float16`, unit length."""
+    plain = teacher.embed(faces)
+    mirrored = teacher.embed(np.ascontiguousarray(faces[:, :, ::-1]))
+    both = np.stack([plain, mirrored], 1)
+    rows: F16 = (both if views == 2 else unit_rows(both.mean(1, keepdims=True))).astype(np.float16)
+    return rows
 
-    Args:
-        embeddings: Of the training images.
-        pixels: The training images.
-        split: Their classes.
 
-    Returns:
-        `(C, D) float32`, unit length.
-    """
-    sums = torch.zeros(split.classes, embeddings.teacher.dim)
-    for start in range(0, len(pixels), _BLOCK):
-        stop = min(start + _BLOCK, len(pixels))
-        if embeddings.cached is None:
-            rows = embeddings.teacher.embed(pixels.block(start, stop)[1])
-        else:
-            rows = embeddings.cached[start:stop].astype(np.float32).mean(1)
-        sums.index_add_(0, torch.from_numpy(split.labels[start:stop]), torch.from_numpy(rows))
-    return nn.functional.normalize(sums)
+def _read_marks(file: Path) -> npt.NDArray[np.uint8]:
+    """Which blocks are done, a byte each."""
+    return np.frombuffer(read_file(file, "LIST_MB"), np.uint8)
+
+
+def _prepare(folder: Path, note: _CacheNote, force: bool) -> None:
+    """Make an empty cache, unless the folder holds one that goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store, marks, note_file = (folder / f"teacher.{end}" for end in ("npy", "done", "json"))
+    blocks = -(-note.shape[0] // _BLOCK)
+    if store.exists() and note_file.exists():
+        try:
+            _check_note(note_file, note)
+            if marks.exists() and marks.stat().st_size == blocks:
+                return
+        except DataError:
+            if not force:
+                raise
+    for file in (note_file, store, marks):
+        file.unlink(missing_ok=True)
+    store.touch(0o600)  # biometric data: for this user alone
+    np.lib.format.open_memmap(store, "w+", np.float16, tuple(note.shape))
+    _reserve(store)
+    marks.touch(0o600)
+    marks.write_bytes(bytes(blocks))
+    write_atomic(note_file, encode_json(note))
 
 
 def _reserve(store: Path) -> None:
@@ -244,13 +264,15 @@ def _kept_text(folder: Path) -> str:
     """How much of the cache an interruption leaves, in words."""
     try:
         note = read_json(folder / "teacher.json", _CacheNote)
-    except DataError:
+        done = int(_read_marks(folder / "teacher.done").sum())
+    except (DataError, OSError):
         return ""
-    return f"the teacher's embeddings of {note.done:,} of {note.shape[0]:,} images are in {folder}"
+    count = min(done * _BLOCK, note.shape[0])
+    return f"the teacher's embeddings of {count:,} of {note.shape[0]:,} images are in {folder}"
 
 
-def _resumed(file: Path, expected: _CacheNote) -> _CacheNote:
-    """The cache's note; raises DataError when it belongs to something else than expected."""
+def _check_note(file: Path, expected: _CacheNote) -> None:
+    """Raise DataError when the cache belongs to something else than expected."""
     try:
         note = read_json(file, _CacheNote)
     except DataError as error:
@@ -262,4 +284,3 @@ def _resumed(file: Path, expected: _CacheNote) -> _CacheNote:
                 f"the teacher cache {file.parent} was made with another {name}",
                 "give another --set cache=FOLDER, or remove this one",
             )
-    return note

@@ -4,13 +4,13 @@ A training can be killed at any moment: the checkpoint holds all that the next s
 a CPU the resumed training ends with the same bits.
 """
 
-import copy
 import hashlib
+import importlib.util
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,31 +22,31 @@ import torch
 from ..arrays import I64
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import CHECKPOINTS, MANIFEST, Bundle
-from ..errors import FacesError, GateFailed, MachineError, ModelError, UsageError
-from ..faces.pairs import Pairs, read_pairs
+from ..errors import GateFailed, MachineError, ModelError, UsageError
 from ..faces.sources import Faces
 from ..files import replace_atomic
 from ..interruption import Interrupted, StopRequest, deferred_signals, interruptible, keeping
-from ..metrics.accuracy import pair_accuracy
-from ..metrics.protocols import draw_pairs
 from ..progress import Track, silent
-from .adadistill import AdaDistill
-from .checkpoint import CHECKPOINT_NAME, restore_checkpoint, save_checkpoint
+from .checkpoint import CHECKPOINT_NAME, check_space, restore_checkpoint, save_checkpoint
+from .data_report import count_data, examine_data, read_exclusions, write_data_report
 from .dataset import Batch, IdentitySplit, Pixels, batches, split_identities
 from .distributed import Ranks, join_ranks
+from .losses.adadistill import AdaDistill
+from .losses.combined_loss import BankLoss
 from .networks import check_network
-from .recipe import Recipe
-from .teacher import Teacher
-from .teacher_cache import (
-    TeacherEmbeddings,
-    choose_teacher,
-    class_means,
-    data_digest,
-    open_teacher_embeddings,
+from .recipe import FROM_SCRATCH, Recipe
+from .student_verification import (
+    VerificationSet,
+    open_verification_sets,
+    stops_early,
+    teacher_accuracy,
+    verify_student,
 )
+from .teacher import Teacher
+from .teacher_cache import choose_teacher, data_digest, open_teacher_embeddings
+from .teacher_targets import TeacherEmbeddings, class_means, teacher_bank
 from .train_step import (
     TrainState,
-    embed_pixels,
     enable_fake_quant,
     learning_rate,
     reuse_freed_memory,
@@ -55,6 +55,8 @@ from .train_step import (
 )
 from .training_report import (
     TrainingReport,
+    WriteCurves,
+    curve_writer,
     finished_training,
     history_options,
     make_training_report,
@@ -65,11 +67,8 @@ from .training_report import (
 
 logger = logging.getLogger(__name__)
 
-_VERIFICATION_BATCH = 128  # faces
 _CURVE_POINTS = 200  # of the training curve, about
 _DEFAULT_DIM = 512  # of a student without a teacher
-
-_WriteScalars = Callable[[int, Mapping[str, float]], None]  # called with a step and values by name
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ class DistillResult:
 
 @dataclass(frozen=True)
 class _Data:
-    """What a training reads: images, their classes, the teacher's embeddings, and pairs to verify."""
+    """What a training reads: images, their classes, the teacher's embeddings, and sets to verify on."""
 
     pixels: Pixels
     split: IdentitySplit
     embeddings: TeacherEmbeddings | None
-    pairs: Pairs | None
+    sets: Mapping[str, VerificationSet]
 
 
 @dataclass(frozen=True)
@@ -140,17 +139,19 @@ def distill_student(
     out = Path(out)
     folder = out / CHECKPOINTS
     check_network(recipe.network)
-    if recipe.needs_teacher and teacher is None:
-        raise UsageError(f"method {recipe.method} needs a teacher", "give --teacher FILE")
     with deferred_signals() as stop, join_ranks() as ranks:
         if ranks.rank > 0:
             track = silent
         opened = None
         with interruptible():
             split, pixels = _training_images(recipe, faces, ranks)
+            sets = open_verification_sets(recipe, faces, split.verification)
+            _check_settings(recipe, teacher)
             if recipe.needs_teacher and teacher is not None:
                 opened = choose_teacher(recipe, teacher, pixels, split.labels)
             data = data_digest(pixels)
+            if recipe.exclude:
+                data = hashlib.sha256(data.encode() + split.kept.tobytes()).hexdigest()
         options = history_options(recipe, faces, opened, data)
         finished = None if force else finished_training(out, options)
         place = _CheckpointPlace(folder, training_key(recipe, opened, data))
@@ -161,6 +162,8 @@ def distill_student(
         ranks.barrier()
         if finished is not None:
             return DistillResult(open_bundle(out), finished, trained=False)
+        state = _new_training(recipe, opened, split, ranks)
+        check_space(folder, state)
         with (
             keeping(partial(_kept_text, folder)),
             transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as change,
@@ -172,18 +175,16 @@ def distill_student(
                     embeddings = open_teacher_embeddings(
                         recipe, opened, pixels, cache, ranks, track, force=force
                     )
-            dim = opened.dim if opened else recipe.dim or _DEFAULT_DIM
-            state = start_training(recipe, split.classes, dim, ranks)
-            if restore_checkpoint(folder, state, place.key, force=force):
-                if ranks.rank == 0:
-                    logger.info("resumed at step %d", state.step)
-            elif recipe.method == "centres" and embeddings and isinstance(state.head, AdaDistill):
-                state.head.load_centres(class_means(embeddings, pixels, split))
-            pairs = _verification_pairs(recipe, faces, split.verification)
-            training = _Data(pixels, split, embeddings, pairs)
-            with reuse_freed_memory(), _scalar_writer(recipe, ranks, state.step) as scalars:
-                _train(state, training, place, scalars, track, stop)
-            accuracy = _teacher_accuracy(opened, pairs) if ranks.rank == 0 else None
+                    _use_embeddings(state, embeddings, split)
+            if recipe.data_report and ranks.rank == 0:
+                with interruptible():
+                    _report_data(recipe, embeddings, split, faces, ranks)
+            if restore_checkpoint(folder, state, place.key, force=force) and ranks.rank == 0:
+                logger.info("resumed at step %d", state.step)
+            training = _Data(pixels, split, embeddings, sets)
+            with reuse_freed_memory(), curve_writer(state) as write_curves:
+                _train(state, training, place, write_curves, track, stop)
+            accuracy = None if opened is None else teacher_accuracy(opened, sets, ranks)
             report = make_training_report(state, faces, split, accuracy)
             if change is not None:
                 write_student(change, state, report, folder)
@@ -193,12 +194,52 @@ def distill_student(
     return DistillResult(open_bundle(out), report)
 
 
+def _new_training(
+    recipe: Recipe, teacher: Teacher | None, split: IdentitySplit, ranks: Ranks
+) -> TrainState:
+    """A training at step 0, which does not know the teacher's embeddings yet."""
+    if teacher is None:
+        return start_training(recipe, split.classes, recipe.dim or _DEFAULT_DIM, ranks)
+    dim = recipe.dim or teacher.dim
+    # A smaller student learns as many principal components of the teacher's embeddings.
+    return start_training(recipe, split.classes, dim, ranks, compared=min(dim, teacher.dim))
+
+
+def _use_embeddings(state: TrainState, embeddings: TeacherEmbeddings, split: IdentitySplit) -> None:
+    """Give the loss what it needs of the teacher."""
+    recipe = state.recipe
+    for term in state.loss.terms.values():
+        if isinstance(term, BankLoss):
+            term.load_bank(teacher_bank(embeddings, split, recipe.bank_mb, recipe.seed))
+        elif isinstance(term, AdaDistill) and term.alpha == "fixed":
+            term.load_centres(class_means(embeddings, split))
+
+
+def _report_data(
+    recipe: Recipe,
+    embeddings: TeacherEmbeddings | None,
+    split: IdentitySplit,
+    faces: Faces,
+    ranks: Ranks,
+) -> None:
+    if embeddings is None:
+        report, suspects = count_data(split)
+    else:
+        report, suspects = examine_data(embeddings, split, ranks.device, recipe.seed)
+    folder = Path(recipe.data_report)
+    write_data_report(folder, report, suspects, faces.keys, split.train)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in report.suspects.items() if count)
+    logger.info("%s: %s", folder / "suspects.csv", counts or "no suspects")
+
+
 def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[IdentitySplit, Pixels]:
-    split = split_identities(faces, 0 if recipe.verify_pairs else recipe.verify_identities)
+    excluded = read_exclusions(Path(recipe.exclude), faces.keys) if recipe.exclude else None
+    apart = 0 if recipe.verify_pairs else recipe.verify_identities
+    split = split_identities(faces, apart, excluded)
     pixels = Pixels(faces, split.train, recipe.memory_mb)
-    if len(pixels) < recipe.batch:
+    if len(split.kept) < recipe.batch:
         raise UsageError(
-            f"{len(pixels)} images to train on, fewer than a batch of {recipe.batch}",
+            f"{len(split.kept)} images to train on, fewer than a batch of {recipe.batch}",
             "give more images or --set batch=N",
         )
     if recipe.batch % (ranks.size * recipe.accumulate):
@@ -210,51 +251,17 @@ def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[Identi
     return split, pixels
 
 
-def _verification_pairs(recipe: Recipe, faces: Faces, verification: I64) -> Pairs | None:
-    if recipe.verify_pairs:
-        return read_pairs(recipe.verify_pairs)
-    others = faces.subset(verification)
-    try:
-        return Pairs(others, **vars(draw_pairs(others.labels)))
-    except FacesError:  # too few people or images
-        return None
-
-
-@contextmanager
-def _scalar_writer(recipe: Recipe, ranks: Ranks, step: int) -> Iterator[_WriteScalars]:
-    """TensorBoard's event files on rank 0, where the recipe names a folder for them.
-
-    Values that an earlier, killed training wrote after `step` are hidden.
-    """
-    if not recipe.tensorboard or ranks.rank != 0:
-        yield lambda _step, _values: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MachineError(
-            "scalars need tensorboard", "pip install tensorboard, or --set tensorboard="
-        ) from error
-    with SummaryWriter(recipe.tensorboard, purge_step=step) as writer:
-
-        def write(at: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, at)
-
-        yield write
-
-
 def _train(
     state: TrainState,
     data: _Data,
     place: _CheckpointPlace,
-    scalars: _WriteScalars,
+    write_curves: WriteCurves,
     track: Track,
     stop: StopRequest,
 ) -> None:
     """Train from the state's step to the end."""
     recipe = state.recipe
-    per_epoch = len(data.pixels) // recipe.batch
+    per_epoch = len(data.split.kept) // recipe.batch
     steps = recipe.epochs * per_epoch
     if state.step > steps:
         raise ModelError(
@@ -262,13 +269,17 @@ def _train(
             f"remove {place.folder} and start again",
         )
     interval = max(1, steps // _CURVE_POINTS)
+    verify_steps = max(1, round(per_epoch * recipe.verify_every))
     quantized_from = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
     if state.step > quantized_from:
         enable_fake_quant(state)
     if state.step == 0:
-        _verify_student(state, data.pairs, scalars)
+        verify_student(state, data.sets)
+        write_curves()
+    if stops_early(state):
+        return
     started = saved = time.monotonic()
-    source = batches(data.pixels, recipe, state.ranks, state.step, steps)
+    source = batches(data.pixels, data.split, recipe, state.ranks, state.step, steps)
     for batch in track(source, "training", steps - state.step):
         lr = learning_rate(recipe, state.step, steps, per_epoch)
         labels = data.split.labels[batch.index]
@@ -285,10 +296,14 @@ def _train(
         now = time.monotonic()
         if state.step % interval == 0:
             state.curve.append({"step": state.step, "lr": lr, **state.sums})
-            scalars(state.step, {"lr": lr, **state.sums})
             state.sums = {}
-        if state.step % (per_epoch * recipe.verify_every) == 0 or state.step == steps:
-            _verify_student(state, data.pairs, scalars)
+            write_curves()
+        if state.step % verify_steps == 0 or state.step == steps:
+            verify_student(state, data.sets)
+            write_curves()
+            if stops_early(state):
+                logger.info("ended early at step %d of %d", state.step, steps)
+                break
         due, signal = _agreed(now - saved, stop, state)
         if due or (signal and state.step < steps):
             state.seconds, started, saved = state.seconds + now - started, now, now
@@ -328,27 +343,19 @@ def _with_batch_saved(
     return GateFailed(error.message, f"{error.hint}; the batch is kept in {path}")
 
 
-def _verify_student(state: TrainState, pairs: Pairs | None, scalars: _WriteScalars) -> None:
-    """Accuracy of the weights that would be saved now, on rank 0 while the others wait."""
-    if pairs is None:
-        return
-    if state.ranks.rank == 0:
-        network = state.network
-        if state.averaged:
-            network = copy.deepcopy(network)
-            network.load_state_dict(state.averaged)
-        network.eval()
-        parts = pairs.faces.batches(_VERIFICATION_BATCH)
-        with torch.no_grad():
-            rows = torch.cat([embed_pixels(state, network, part).cpu() for part in parts])
-        accuracy = pair_accuracy(rows.numpy(), pairs).mean
-        state.verification.append({"step": state.step, "accuracy": accuracy})
-        scalars(state.step, {"verification": accuracy})
-    state.ranks.barrier()
+def _check_settings(recipe: Recipe, teacher: str | Path | None) -> None:
+    """Refuse what would fail only after the teacher has embedded all images, which may take hours.
 
-
-def _teacher_accuracy(teacher: Teacher | None, pairs: Pairs | None) -> float | None:
-    if teacher is None or pairs is None:
-        return None
-    parts = pairs.faces.batches(_VERIFICATION_BATCH)
-    return pair_accuracy(np.concatenate([teacher.embed(part) for part in parts]), pairs).mean
+    The rest is refused by `_new_training`, which is called before that too.
+    """
+    if recipe.needs_teacher and teacher is None:
+        names = ", ".join(name for name in recipe.losses if name not in FROM_SCRATCH)
+        raise UsageError(f"{names} needs a teacher", "give --teacher FILE")
+    if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise MachineError(
+            "scalars need tensorboard", "pip install tensorboard, or --set tensorboard="
+        )
+    if recipe.csv and not Path(recipe.csv).parent.is_dir():
+        raise UsageError(
+            f"csv: there is no folder {Path(recipe.csv).parent}", "make it, or --set csv=FILE"
+        )

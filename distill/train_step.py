@@ -4,7 +4,7 @@ import ctypes
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..arrays import F32, I64, U8
 from ..errors import GateFailed, MachineError, UsageError
-from ..faces.contract import InputSpec, preprocess
-from .adadistill import AdaDistill
 from .distributed import Ranks, data_parallel
 from .fake_quant import add_scales, init_scales, limit_scale_change, start_fake_quant
-from .heads import Head, build_head
-from .networks import build_network
+from .losses.combined_loss import CombinedLoss, build_loss
 from .recipe import Recipe
-
-STUDENT_SPEC = InputSpec()  # the input contract that students are trained with
+from .student import Student, build_student, to_device
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _MALLOC_DEFAULTS = {_M_TRIM_THRESHOLD: 128 << 10, _M_MMAP_MAX: 65536}
@@ -40,31 +36,30 @@ class TrainState:
         ranks: The processes.
         dim: Embedding size.
         amp: Autocast type; None computes in float32.
-        network: The student, without wrappers: what is verified and saved.
-        head: The loss, without wrappers.
+        student: The student, without wrappers.
+        network_name: Of its network.
+        loss: The loss.
         forward: The student for training: data parallel and compiled where asked for.
-        loss: The head for training: data parallel.
-        replicas: The data parallel wrappers in `forward` and `loss`.
-        optimizer: SGD over the student and the head.
+        optimizer: Over the student; learned centres have their own.
         scaler: Loss scaler; does nothing unless `amp` is float16.
         averaged: Exponential moving average of the student's state; empty without one.
         step: Finished steps.
         seconds: Training time up to the last checkpoint.
         sums: Means of the loss and the head's statistics since the curve's last point.
         curve: Training curve: step, learning rate, loss and the head's statistics.
-        verification: Accuracy on pairs after some steps, measured on rank 0.
+        verification: Figures on faces of other people after some steps.
+        best: State of the student at the best verification; empty where the last is kept.
     """
 
     recipe: Recipe
     ranks: Ranks
     dim: int
     amp: torch.dtype | None
-    network: nn.Module
-    head: Head
+    student: Student
+    network_name: str
+    loss: CombinedLoss
     forward: Callable[[Tensor], Tensor]
-    loss: Callable[[Tensor, Tensor | None, Tensor], Tensor]
-    replicas: tuple[DistributedDataParallel, ...]
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: dict[str, Tensor]
     step: int = 0
@@ -72,9 +67,22 @@ class TrainState:
     sums: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     verification: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def network(self) -> nn.Module:
+        """The student's network: what is verified and saved."""
+        return self.student.network
 
 
-def start_training(recipe: Recipe, classes: int, dim: int, ranks: Ranks) -> TrainState:
+def start_training(
+    recipe: Recipe,
+    classes: int,
+    dim: int,
+    ranks: Ranks,
+    *,
+    compared: int = 0,
+) -> TrainState:
     """A training at step 0, the same on every rank.
 
     Args:
@@ -82,6 +90,7 @@ def start_training(recipe: Recipe, classes: int, dim: int, ranks: Ranks) -> Trai
         classes: Number of identities in the training data.
         dim: Embedding size.
         ranks: The processes.
+        compared: Size of the embeddings that the loss compares; by default `dim`.
 
     Raises:
         UsageError: The recipe names an unknown network, or float16 on a CPU.
@@ -89,46 +98,47 @@ def start_training(recipe: Recipe, classes: int, dim: int, ranks: Ranks) -> Trai
     """
     amp = _autocast_type(recipe.amp, ranks.device)
     torch.manual_seed(recipe.seed)
-    network = build_network(recipe.network, dim)
-    scales = add_scales(network) if recipe.qat else []
-    network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if ranks.size > 1 and ranks.device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    head = build_head(recipe, classes, dim, ranks).to(ranks.device)
-    weights = [p for p in (*network.parameters(), *head.parameters()) if p.ndim]
-    groups: list[dict[str, Any]] = [{"params": weights}]
+    student, name = build_student(recipe, dim, compared or dim, ranks)
+    scales = add_scales(student.network) if recipe.qat else []
+    student.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss = build_loss(recipe, classes, compared or dim, ranks).to(ranks.device)
+    groups: list[dict[str, Any]] = [{"params": [p for p in student.parameters() if p.ndim]}]
     if scales:  # decay would shrink ranges that are to stay
         groups.append({"params": scales, "weight_decay": 0.0})
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=amp is torch.float16)
-    averaged = {k: v.clone() for k, v in network.state_dict().items()} if recipe.ema else {}
+    values = student.network.state_dict()
+    averaged = {k: v.clone() for k, v in values.items()} if recipe.ema else {}
     state = TrainState(
-        recipe, ranks, dim, amp, network, head, network, head, (), optimizer, scaler, averaged
+        recipe,
+        ranks,
+        dim,
+        amp,
+        student,
+        name,
+        loss,
+        student,
+        _optimizer(recipe, groups, ranks.device),
+        scaler,
+        averaged,
     )
-    _wrap_modules(state)
+    _wrap_student(state)
     return state
 
 
-def embed_pixels(state: TrainState, network: Callable[[Tensor], Tensor], pixels: U8) -> Tensor:
+def embed_pixels(state: TrainState, student: Callable[[Tensor], Tensor], pixels: U8) -> Tensor:
     """Embed faces in the training's precision.
 
     Args:
         state: The training.
-        network: Its student, in one of its forms.
+        student: Its student, in one of its forms.
         pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
 
     Returns:
         `(B, D) float32`, not normalised.
     """
     device = state.ranks.device
-    inputs = torch.from_numpy(preprocess(pixels, STUDENT_SPEC)).to(device)
     with torch.autocast(device.type, state.amp, enabled=state.amp is not None):
-        return network(inputs.contiguous(memory_format=torch.channels_last)).float()
+        return student(to_device(pixels, device)).float()
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> float:
@@ -176,11 +186,8 @@ def train_step(
         GateFailed: The loss or its gradient is not finite; no weight has changed.
     """
     recipe, device = state.recipe, state.ranks.device
-    # Gradients are averaged over the ranks. AdaDistill's loss is already the mean over all ranks'
-    # rows, and each rank has the part of its gradient that its own rows make.
-    factor = state.ranks.size if isinstance(state.head, AdaDistill) else 1
-    state.network.train()
-    state.head.train()
+    state.student.train()
+    state.loss.train()
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
@@ -192,12 +199,12 @@ def train_step(
             target = None if teacher is None else torch.from_numpy(teacher[part]).to(device)
             y = torch.from_numpy(labels[part]).to(device)
             loss = state.loss(embeddings, target, y) / recipe.accumulate
-            state.scaler.scale(loss * factor).backward()  # type: ignore[no-untyped-call]
-        stats = {name: value / recipe.accumulate for name, value in state.head.stats.items()}
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        stats = {name: value / recipe.accumulate for name, value in state.loss.stats.items()}
         for name, value in {"loss": loss.detach(), **stats}.items():
             sums[name] = sums.get(name, 0.0) + value
     state.scaler.unscale_(state.optimizer)
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip or float("inf"))
+    norm = nn.utils.clip_grad_norm_(state.student.parameters(), recipe.clip or float("inf"))
     means = {name: float(value) for name, value in sums.items()}
     # A loss scaler recovers from gradients that overflow.
     if not np.isfinite(means["loss"]) or not (state.scaler.is_enabled() or bool(norm.isfinite())):
@@ -206,8 +213,11 @@ def train_step(
             f" {float(norm)}",
             f"lower lr (now {lr:g}) or lengthen warmup",
         )
+    scale = state.scaler.get_scale()
     with limit_scale_change(state.network):
         state.scaler.step(state.optimizer)
+    for head in state.loss.learned_heads():
+        head.update(lr, recipe.momentum, recipe.weight_decay, scale)
     state.scaler.update()
     if recipe.ema:
         _update_average(state)
@@ -225,13 +235,13 @@ def enable_fake_quant(state: TrainState, pixels: U8 | None = None) -> None:
     if pixels is not None:
         part = pixels[: max(1, len(pixels) // state.recipe.accumulate)]
         with init_scales(state.network, state.ranks.all_max):
-            embed_pixels(state, state.network, part)
+            embed_pixels(state, state.student, part)
         if state.averaged:
             values = state.network.state_dict()
             scales = {name: v.clone() for name, v in values.items() if name.endswith(".scale")}
             state.averaged.update(scales)
     start_fake_quant(state.network)
-    _wrap_modules(state)  # the scales are learned from now on
+    _wrap_student(state)  # the scales are learned from now on
 
 
 def student_weights(state: TrainState) -> dict[str, Tensor]:
@@ -271,13 +281,22 @@ def reuse_freed_memory() -> Iterator[None]:
         trim(0)
 
 
-def _wrap_modules(state: TrainState) -> None:
-    """Set `forward`, `loss` and `replicas` for the parameters that need gradients now."""
-    forward = data_parallel(state.network, state.ranks)
-    loss = data_parallel(state.head, state.ranks)
-    state.replicas = tuple(m for m in (forward, loss) if isinstance(m, DistributedDataParallel))
+def _optimizer(
+    recipe: Recipe, groups: list[dict[str, Any]], device: torch.device
+) -> torch.optim.Optimizer:
+    fused = device.type == "cuda"  # one kernel for all parameters
+    decay = recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(
+        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=decay, fused=fused
+    )
+
+
+def _wrap_student(state: TrainState) -> None:
+    """Set `forward` for the parameters that need gradients now."""
+    forward = data_parallel(state.student, state.ranks)
     state.forward = _compiled(forward, state.ranks.device) if state.recipe.compile else forward
-    state.loss = loss
 
 
 def _compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -290,10 +309,11 @@ def _compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Te
 @contextmanager
 def _gradient_sync(state: TrainState, *, enabled: bool) -> Iterator[None]:
     """Gradients are exchanged once per step, in the backward pass of its last part."""
-    with ExitStack() as stack:
-        if not enabled:
-            for replica in state.replicas:
-                stack.enter_context(replica.no_sync())
+    forward = getattr(state.forward, "_orig_mod", state.forward)
+    if enabled or not isinstance(forward, DistributedDataParallel):
+        yield
+        return
+    with forward.no_sync():
         yield
 
 

@@ -1,7 +1,10 @@
 """How a training went, and whether a bundle holds the training that is asked for."""
 
+import csv
+import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +15,34 @@ from ..bundle.bundle import Transaction, open_bundle
 from ..bundle.derived import stale_reports
 from ..bundle.manifest import MANIFEST, Bundle
 from ..documents import encode_json, read_json, to_builtins
-from ..errors import DataError, UsageError
+from ..errors import DataError, MachineError, UsageError
 from ..faces.sources import Faces, portable_name
 from ..files import sha256, write_atomic
 from .dataset import IdentitySplit
 from .fake_quant import split_scales
 from .recipe import Recipe
+from .student import STUDENT_SPEC
+from .student_verification import best_point
 from .teacher import Teacher
-from .train_step import STUDENT_SPEC, TrainState, student_weights
+from .train_step import TrainState, student_weights
 from .weights import save_network
 
 _REPORT = "reports/training.json"
 _COMPLETE = "complete.json"  # file of a checkpoint: the sha256 of the model.pt that it led to
 # Recipe keys that may differ between a training and its resumption.
-_MAY_CHANGE = ("cache", "tensorboard", "workers", "memory_mb", "checkpoint_s", "bad_images")
+_MAY_CHANGE = (
+    "cache",
+    "tensorboard",
+    "csv",
+    "data_report",
+    "workers",
+    "memory_mb",
+    "checkpoint_s",
+    "bad_images",
+)
+
+
+WriteCurves = Callable[[], None]  # called when a curve has a new point
 
 
 @dataclass(frozen=True)
@@ -43,12 +60,13 @@ class TrainingReport:
         steps: Number of optimizer steps.
         seconds: Training time.
         images_per_s: Training speed.
-        accuracy: The student's on pairs of other people, a fraction; None where there were none.
+        accuracy: Of the weights that are kept, on pairs of other people, a fraction; None where there
+            were none.
         untrained_accuracy: The same before the first step.
         teacher_accuracy: The teacher's on the same pairs.
-        best: Step and accuracy of the best verification.
+        best: The best verification; by the recipe's `best`, else by accuracy.
         curve: Step, learning rate, and the means of loss and head's statistics since the last point.
-        verification: Step and accuracy of each verification.
+        verification: Step and figures of each verification, as `student_verification` names them.
     """
 
     recipe: Recipe
@@ -106,8 +124,18 @@ def history_options(
 
 def _portable(recipe: Recipe) -> Recipe:
     """The recipe without folders of this machine."""
-    pairs = Path(recipe.verify_pairs).name if recipe.verify_pairs else ""
-    return replace(recipe, cache="", tensorboard="", verify_pairs=pairs)
+    pairs = tuple(Path(name).name for name in recipe.verify_pairs)
+    init, exclude = (Path(text).name if text else "" for text in (recipe.init, recipe.exclude))
+    return replace(
+        recipe,
+        cache="",
+        tensorboard="",
+        csv="",
+        data_report="",
+        exclude=exclude,
+        verify_pairs=pairs,
+        init=init,
+    )
 
 
 def finished_training(out: Path, options: Mapping[str, Any]) -> TrainingReport | None:
@@ -163,8 +191,9 @@ def _decisive(options: Any) -> dict[str, Any]:
         return {}
     recipe, teacher = options.get("recipe"), options.get("teacher")
     values = dict(recipe) if isinstance(recipe, Mapping) else {}
-    pairs = values.get("verify_pairs")
-    values["verify_pairs"] = Path(str(pairs)).name if pairs else ""
+    pairs = values.get("verify_pairs") or []
+    pairs = [pairs] if isinstance(pairs, str) else pairs
+    values["verify_pairs"] = [Path(str(name)).name for name in pairs]
     values = {name: value for name, value in values.items() if name not in _MAY_CHANGE}
     if "teacher" in options:
         values["teacher"] = teacher.get("sha256") if isinstance(teacher, Mapping) else None
@@ -200,22 +229,23 @@ def make_training_report(
         split: Which of them were trained on.
         teacher_accuracy: The teacher's on the pairs of the verification; None without.
     """
-    points = state.verification
+    points, best = state.verification, best_point(state)
+    kept = best if state.best else points[-1] if points else None
     return TrainingReport(
         recipe=_portable(state.recipe),
         faces=portable_name(faces.where),
         device=str(state.ranks.device),
         ranks=state.ranks.size,
         precision=str(state.amp or torch.float32).removeprefix("torch."),
-        images=len(split.train),
+        images=len(split.kept),
         identities=split.classes,
         steps=state.step,
         seconds=state.seconds,
         images_per_s=state.step * state.recipe.batch / max(state.seconds, 1e-9),
-        accuracy=points[-1]["accuracy"] if points else None,
-        untrained_accuracy=points[0]["accuracy"] if points else None,
+        accuracy=None if kept is None else kept.get("accuracy"),
+        untrained_accuracy=points[0].get("accuracy") if points else None,
         teacher_accuracy=teacher_accuracy,
-        best=max(points, key=lambda point: point["accuracy"], default=None),
+        best=best,
         curve=state.curve,
         verification=points,
     )
@@ -236,9 +266,65 @@ def write_student(
     names = ("images", "identities", "accuracy", "teacher_accuracy", "seconds")
     change.summary = {name: getattr(report, name) for name in names}
     change.remove("model.onnx")
-    weights, ranges = split_scales(student_weights(state))
+    weights, ranges = split_scales(state.best or student_weights(state))
     path = change.path("model.pt", "weights")
-    save_network(path, weights, state.recipe.network, state.dim, ranges)
+    save_network(path, weights, state.network_name, state.dim, ranges)
     change.path(_REPORT, "report").write_bytes(encode_json(report))
     if checkpoint.is_dir():
         write_atomic(checkpoint / _COMPLETE, encode_json(sha256(path)))
+
+
+@contextmanager
+def curve_writer(state: TrainState) -> Iterator[WriteCurves]:
+    """Write the curves where the recipe asks for it: a folder of TensorBoard, a CSV file.
+
+    Args:
+        state: The training. TensorBoard hides what an earlier, killed training wrote after its step.
+
+    Yields:
+        A function that writes the points that are new; it does nothing on the other ranks.
+
+    Raises:
+        MachineError: tensorboard cannot be imported, or the CSV file cannot be written.
+    """
+    recipe = state.recipe
+    if state.ranks.rank or not (recipe.tensorboard or recipe.csv):
+        yield lambda: None
+        return
+    if not recipe.tensorboard:
+        yield lambda: _write_csv(Path(recipe.csv), state)
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    done = [len(state.curve), len(state.verification)]
+    hidden_from = state.step + 1 if state.step else 0
+    with SummaryWriter(recipe.tensorboard, purge_step=hidden_from) as writer:
+
+        def write() -> None:
+            for number, points in enumerate((state.curve, state.verification)):
+                for point in points[done[number] :]:
+                    for name, value in point.items():
+                        if name != "step":
+                            title = f"verification/{name}" if number else name
+                            writer.add_scalar(title, value, int(point["step"]))
+                done[number] = len(points)
+            if recipe.csv:
+                _write_csv(Path(recipe.csv), state)
+
+        yield write
+
+
+def _write_csv(path: Path, state: TrainState) -> None:
+    """All points so far, a row a step; cells are empty where a step has no such figure."""
+    rows: dict[float, dict[str, float]] = {}
+    for point in [*state.curve, *state.verification]:
+        rows.setdefault(point["step"], {}).update(point)
+    names = dict.fromkeys(name for point in rows.values() for name in point)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(names))
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    try:
+        write_atomic(path, text.getvalue().encode())
+    except OSError as error:
+        raise MachineError(f"{path} cannot be written: {error}", "--set csv=FILE") from error

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import MachineError, ModelError, UsageError
 from ..reading import check_limit, open_file
-from .checkpoint_layouts import nearest_layout, to_our_names
-from .edgeface import edgeface_of
+from .checkpoint_layouts import choose_weights, nearest_layout, to_our_names
 from .networks import NETWORKS, build_network, network_name
-from .weight_sets import choose_weights
+from .published_networks import edgeface_of
 
 logger = logging.getLogger(__name__)
 

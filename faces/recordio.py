@@ -238,9 +238,10 @@ def _read_index(path: Path) -> tuple[I64, I64]:
         ) from error
     if not len(rows):
         raise FacesError(f"{path} is empty")
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    if not np.diff(rows[:, 0]).all():
-        raise FacesError(f"{path} has keys more than once")
+    if not (np.diff(rows[:, 0]) > 0).all():
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        if not np.diff(rows[:, 0]).all():
+            raise FacesError(f"{path} has keys more than once")
     return rows[:, 0], rows[:, 1]
 
 

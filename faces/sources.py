@@ -336,7 +336,11 @@ def _tar_faces(shards: list[Path]) -> Faces:
 
 def _record_faces(path: Path) -> Faces:
     records = open_records(path)
-    labels = np.unique(records.labels, return_inverse=True)[1].astype(np.int64)
+    steps = np.diff(records.labels)
+    if (steps < 0).any():
+        labels = np.unique(records.labels, return_inverse=True)[1].astype(np.int64)
+    else:  # millions of images, as a rule sorted by identity
+        labels = np.concatenate([[0], np.cumsum(steps > 0)])
     return _encoded_faces(str(path), _RecordKeys(records.keys), labels, records.image)
 
 

@@ -29,7 +29,7 @@ TRAINING = [
     "--faces",
     "synthetic:4x4@1",
     "--set",
-    "method=arcface",
+    "losses=arcface",
     "--set",
     "network=iresnet-tiny",
 ]

@@ -55,7 +55,7 @@ def test_a_bundle_of_the_whole_chain_names_nobody_and_no_folder(
     bundle = str(tmp_path / "mine.bundle")
     faces = str(write_distinct_people(tmp_path / "people", people=8, faces=3))
     recipe = (
-        "method=arcface",
+        "losses=arcface",
         "epochs=1",
         "batch=12",
         "verify_identities=3",

@@ -4,16 +4,20 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fr_edge.distill.adadistill import AdaDistill
 from fr_edge.distill.checkpoint import restore_checkpoint, save_checkpoint
 from fr_edge.distill.distributed import Ranks, join_ranks
+from fr_edge.distill.losses.adadistill import AdaDistill
+from fr_edge.distill.losses.combined_loss import BankLoss
 from fr_edge.distill.recipe import read_recipe
+from fr_edge.distill.student import average_statistics
+from fr_edge.distill.student_verification import verify_student
 from fr_edge.distill.train import distill_student
 from fr_edge.distill.train_step import (
     TrainState,
@@ -24,6 +28,7 @@ from fr_edge.distill.train_step import (
     train_step,
 )
 from fr_edge.errors import DataError
+from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import open_faces
 from fr_edge.interruption import Interrupted
 
@@ -46,7 +51,7 @@ def new_run(ranks: Ranks) -> TrainState:
 
 def head_steps(ranks: Ranks, folder: Path) -> None:
     run = new_run(ranks)
-    head = run.head
+    head = run.loss.terms["adadistill"]
     assert isinstance(head, AdaDistill)
     part, losses, grads = slice(*ranks.shard(BATCH)), [], []
     for step in range(STEPS):
@@ -65,44 +70,85 @@ def head_steps(ranks: Ranks, folder: Path) -> None:
 def reload_centres(ranks: Ranks, folder: Path) -> None:
     run = new_run(ranks)
     assert restore_checkpoint(folder / "checkpoint", run, {})
-    torch.save(run.head.state_dict()["raw"], folder / f"again-{ranks.rank}-of-{ranks.size}.pt")
+    torch.save(
+        run.loss.class_shards()["adadistill"][2]["raw"],
+        folder / f"again-{ranks.rank}-of-{ranks.size}.pt",
+    )
+
+
+LOSSES = ("adadistill", "arcface", "cosine", "relational", "bank")
+
+
+def new_sum(ranks: Ranks, *changes: str) -> TrainState:
+    """A training with a term of each kind, and a student of another size than its teacher."""
+    recipe = read_recipe("tiny", [f"losses={','.join(LOSSES)}", "amp=off", "clip=0", *changes])
+    bank = torch.nn.functional.normalize(
+        torch.randn(50, DIM, generator=torch.Generator().manual_seed(1))
+    )
+    state = start_training(recipe, CLASSES, 16, ranks, compared=DIM)
+    term = state.loss.terms["bank"]
+    assert isinstance(term, BankLoss)
+    term.load_bank(bank)
+    return state
 
 
 def gradients(ranks: Ranks, folder: Path) -> None:
-    """A step's gradients, and the same by plain backward passes added up over the ranks."""
+    """A step's gradients, and the same by plain backward passes, whose mean over the ranks it is."""
     draw = np.random.default_rng(ranks.rank)
     pixels = draw.integers(0, 256, (4, 112, 112, 3), np.uint8)
     labels, teacher = np.arange(4), draw.normal(size=(4, DIM)).astype(np.float32)
-    for method in ("adadistill", "arcface"):
-        changes = [f"method={method}", "amp=off", "clip=0", "qat=int8", "epochs=3"]
-        recipe = read_recipe("tiny", changes)
-        state, plain = (start_training(recipe, CLASSES, DIM, ranks) for _ in range(2))
-        enable_fake_quant(state, pixels)
-        enable_fake_quant(plain, pixels)
-        train_step(state, pixels, labels, teacher, 0.1)
-        embeddings = embed_pixels(plain, plain.network, pixels)
-        plain.head(embeddings, torch.from_numpy(teacher), torch.from_numpy(labels)).backward()
-        share = 1 if method == "adadistill" else ranks.size
-        for name, one in (("network", state.network), ("head", state.head)):
-            for key, parameter in one.named_parameters():
-                expected = dict(getattr(plain, name).named_parameters())[key].grad
-                assert parameter.grad is not None, key
-                torch.testing.assert_close(
-                    parameter.grad, ranks.sum(expected.clone()) / share, rtol=1e-4, atol=1e-6
-                )
-        # A second step in two parts: gradients are exchanged once, and weights stay equal.
-        state.recipe = read_recipe("tiny", [*changes, "accumulate=2"])
-        train_step(state, pixels, labels, teacher, 0.1)
-        weights = torch.cat([p.detach().flatten() for p in state.network.parameters()])
-        assert torch.equal(weights, ranks.gather(weights[None])[0])
-        assert not any(name.startswith("module.") for name in student_weights(state))
+    state, plain = (new_sum(ranks, "qat=int8", "epochs=3") for _ in range(2))
+    enable_fake_quant(state, pixels)
+    enable_fake_quant(plain, pixels)
+    train_step(state, pixels, labels, teacher, 0.1)
+    plain.student.train()
+    embeddings = embed_pixels(plain, plain.student, pixels)
+    plain.loss(embeddings, torch.from_numpy(teacher), torch.from_numpy(labels)).backward()
+    for key, parameter in state.student.named_parameters():
+        expected = dict(plain.student.named_parameters())[key].grad
+        assert parameter.grad is not None, key
+        torch.testing.assert_close(
+            parameter.grad, ranks.sum(expected.clone()) / ranks.size, rtol=1e-4, atol=1e-6
+        )
+    # A second step in two parts: gradients are exchanged once, and weights stay equal.
+    state.recipe = replace(state.recipe, accumulate=2)
+    train_step(state, pixels, labels, teacher, 0.1)
+    weights = torch.cat([p.detach().flatten() for p in state.student.parameters()])
+    assert torch.equal(weights, ranks.gather(weights[None])[0])
+    assert not any(name.startswith("module.") for name in student_weights(state))
     (folder / f"passed-{ranks.rank}").touch()
+
+
+def same_run(ranks: Ranks, folder: Path) -> None:
+    """Three steps with BatchNorm over eight images, whatever the number of processes."""
+    state = new_sum(ranks, "norm_batch=8")
+    start = {name: value.clone() for name, value in student_weights(state).items()}
+    part, losses, moved = slice(*ranks.shard(16)), [], {}
+    for step in range(STEPS):
+        draw = np.random.default_rng(step)
+        pixels = draw.integers(0, 256, (16, 112, 112, 3), np.uint8)
+        labels = draw.integers(0, CLASSES, 16)
+        teacher = draw.normal(size=(16, DIM)).astype(np.float32)
+        means = train_step(state, pixels[part], labels[part], teacher[part], 1e-3)
+        losses.append(means["loss"])
+        if step == 0:
+            average_statistics(state.network, ranks)
+            moved = {n: value - start[n] for n, value in student_weights(state).items()}
+    # Seven faces: the ranks have different shares of them.
+    faces = open_faces("synthetic:4x2@1").subset(range(7))
+    pairs = Pairs(faces, np.arange(6) % 2, np.arange(6), np.arange(1, 7), np.arange(6) % 2 == 0)
+    figures = verify_student(state, {"a": pairs, "b": pairs})
+    assert figures is not None
+    verified = {f"figure {name}": torch.tensor(value) for name, value in figures.items()}
+    torch.save(
+        {"losses": torch.tensor(losses), **moved, **verified}, folder / f"run-{ranks.size}.pt"
+    )
 
 
 def stopped(folder: Path) -> None:
     """A training whose first rank alone gets a signal; its continuation where `again` is."""
     faces = open_faces("synthetic:10x5@3")
-    recipe = read_recipe("tiny", ["method=arcface", "batch=8", "epochs=1", "verify_identities=4"])
+    recipe = read_recipe("tiny", ["losses=arcface", "batch=8", "epochs=1", "verify_identities=4"])
 
     def track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
         for number, item in enumerate(items):
@@ -133,7 +179,9 @@ def main(mode: str, folder: Path) -> None:
             sys.exit(error.exit_code)
         return
     with join_ranks() as ranks:
-        {"head": head_steps, "reload": reload_centres, "gradients": gradients}[mode](ranks, folder)
+        {"head": head_steps, "reload": reload_centres, "gradients": gradients, "same": same_run}[
+            mode
+        ](ranks, folder)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fr_edge.distill.adadistill import AdaDistill
+from fr_edge.distill.losses.adadistill import AdaDistill
 from fr_edge.errors import UsageError
 
 

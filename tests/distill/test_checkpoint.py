@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fr_edge.distill.adadistill import AdaDistill
 from fr_edge.distill.checkpoint import restore_checkpoint, save_checkpoint
 from fr_edge.distill.distributed import Ranks
+from fr_edge.distill.losses.adadistill import AdaDistill
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.train_step import TrainState, start_training
 from fr_edge.errors import MachineError, ModelError, UsageError
@@ -22,8 +22,9 @@ def new_run(step: int) -> TrainState:
 
 
 def centres(run: TrainState) -> torch.Tensor:
-    assert isinstance(run.head, AdaDistill)
-    return run.head.centres()
+    head = run.loss.terms["adadistill"]
+    assert isinstance(head, AdaDistill)
+    return head.centres()
 
 
 @pytest.mark.parametrize("name", ["torch.save", "numpy.save"])
@@ -45,13 +46,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert again.step == 3
     assert torch.equal(centres(again), centres(good))
     save_checkpoint(tmp_path, new_run(5), {})
-    assert [p.name for p in tmp_path.glob("centres-*")] == ["centres-5-0.npy"]
+    assert [p.name for p in tmp_path.glob("adadistill-*")] == ["adadistill-raw-5-0.npy"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, new_run(3), {})
-    next(tmp_path.glob("centres-*")).unlink()
-    with pytest.raises(ModelError, match="centres of step 3"):
+    next(tmp_path.glob("adadistill-*")).unlink()
+    with pytest.raises(ModelError, match="lacks a part of adadistill-raw-3"):
         restore_checkpoint(tmp_path, new_run(0), {})
     data = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").write_bytes(data[: len(data) // 2])

@@ -1,16 +1,13 @@
-"""Batches, the learning rate, the other heads and validation."""
+"""Batches, people kept apart, and the learning rate."""
 
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
-from fr_edge.distill.dataset import Batch, Pixels, batches, relight, split_identities, translate
+from fr_edge.distill.dataset import Batch, Pixels, batches, grouped_order, split_identities
 from fr_edge.distill.distributed import Ranks
-from fr_edge.distill.heads import FeatureLoss, MarginHead
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.train_step import learning_rate
 from fr_edge.errors import FacesError, UsageError
@@ -20,8 +17,9 @@ from fr_edge.faces.sources import Faces
 def run(
     faces: Faces, recipe: Recipe, start: int, stop: int, ranks: Ranks | None = None
 ) -> list[Batch]:
-    pixels = Pixels(faces, split_identities(faces, 0).train, recipe.memory_mb)
-    return list(batches(pixels, recipe, ranks or Ranks(), start, stop))
+    split = split_identities(faces, 0)
+    pixels = Pixels(faces, split.train, recipe.memory_mb)
+    return list(batches(pixels, split, recipe, ranks or Ranks(), start, stop))
 
 
 def test_an_epoch_visits_every_image_once_in_a_new_order(faces: Faces) -> None:
@@ -34,7 +32,7 @@ def test_an_epoch_visits_every_image_once_in_a_new_order(faces: Faces) -> None:
 
 
 def test_a_batch_depends_on_its_step_alone(faces: Faces) -> None:
-    recipe = Recipe(batch=8, shift=5, light=0.3)
+    recipe = Recipe(batch=8, shift=5, light=0.3, occlusion=0.2)
     whole = run(faces, recipe, 0, 9)
     late = run(faces, replace(recipe, memory_mb=0, workers=1), 7, 9)
     for one, other in zip(whole[7:], late, strict=True):
@@ -43,7 +41,7 @@ def test_a_batch_depends_on_its_step_alone(faces: Faces) -> None:
 
 
 def test_ranks_share_one_batch(faces: Faces) -> None:
-    recipe = Recipe(batch=8, shift=5, light=0.3)
+    recipe = Recipe(batch=8, shift=5, light=0.3, occlusion=0.2)
     whole = run(faces, recipe, 3, 4)[0]
     parts = [run(faces, recipe, 3, 4, Ranks(r, 2))[0] for r in range(2)]
     assert np.array_equal(whole.pixels, np.concatenate([p.pixels for p in parts]))
@@ -60,16 +58,21 @@ def test_half_the_images_are_mirrored_and_nothing_else(faces: Faces) -> None:
     assert 0.35 < np.mean(flips) < 0.65
 
 
-def test_shift_and_light_do_what_they_say() -> None:
-    face = np.arange(112 * 112 * 3, dtype=np.uint32).reshape(1, 112, 112, 3).astype(np.uint8)
-    moved = translate(face, 4, np.array([[6, 1]]))
-    assert np.array_equal(moved[0, :110, 3:], face[0, 2:, :109])
-    assert np.array_equal(moved[0, :110, 0], face[0, 2:, 0])
-    assert translate(face, 0, np.zeros((1, 2), np.int64)) is face
-    grey = np.full((1, 112, 112, 3), 100, np.uint8)
-    expected = round((100 - 127.5) * 1.2 + 127.5 * 0.9)
-    assert abs(int(relight(grey, np.array([[0.2, -0.1]]))[0, 0, 0, 0]) - expected) <= 1
-    assert relight(grey, np.array([[0.5, 0.9]])).max() <= 255
+def test_images_of_a_person_stand_together_where_a_recipe_says_so(faces: Faces) -> None:
+    """Ten people of five images in groups of two: the third group of each takes one of the others."""
+    recipe = Recipe(batch=10, per_identity=2)
+    labels = np.asarray(faces.labels)
+    for batch in run(faces, recipe, 0, 5):
+        pairs = labels[batch.index].reshape(-1, 2)
+        assert (pairs[:, 0] == pairs[:, 1]).all()
+    order = grouped_order(labels, 2, np.random.default_rng(0))
+    assert len(order) == 60
+    assert set(order) == set(range(50))
+    assert np.bincount(order).max() == 2
+    other = grouped_order(labels, 2, np.random.default_rng(1))
+    assert list(order) != list(other)
+    few = grouped_order(np.array([0, 1, 1, 1]), 4, np.random.default_rng(0)).reshape(-1, 4)
+    assert sorted(sorted(set(group)) for group in few.tolist()) == [[0], [1, 2, 3]]
 
 
 def test_the_last_people_are_kept_apart(faces: Faces) -> None:
@@ -107,34 +110,3 @@ def test_schedules() -> None:
     assert warm[9] == pytest.approx(0.4)
     assert warm[10] == pytest.approx(0.4)
     assert warm[99] < 0.005
-
-
-@pytest.mark.parametrize(("kind", "scale"), [("mse", 1.0), ("cosine", 0.5)])
-def test_features_are_the_distance_of_unit_vectors(kind: str, scale: float) -> None:
-    student, teacher = torch.randn(7, 12), torch.randn(7, 12)
-    labels = torch.tensor([0, 1, 2, -1, 3, 4, 5])
-    known = labels >= 0
-    distance = functional.normalize(student[known]) - functional.normalize(teacher[known])
-    loss = FeatureLoss(kind, 3.0)(student, teacher, labels)
-    assert loss.item() == pytest.approx(
-        3.0 * scale * distance.square().sum(1).mean().item(), rel=1e-5
-    )
-
-
-@pytest.mark.parametrize("kind", ["arcface", "cosface", "elasticface"])
-def test_learned_heads_are_their_formulas(kind: str) -> None:
-    torch.manual_seed(0)
-    head = MarginHead(9, 12, kind, 0.3, 16.0, 0.0)
-    student, labels = torch.randn(5, 12), torch.tensor([1, 8, -1, 1, 0])
-    known = labels >= 0
-    cosine = functional.normalize(student[known]) @ functional.normalize(head.weight).T
-    own = functional.one_hot(labels[known], 9) > 0
-    with_margin = cosine - 0.3 if kind == "cosface" else torch.cos(torch.acos(cosine) + 0.3)
-    expected = functional.cross_entropy(16.0 * torch.where(own, with_margin, cosine), labels[known])
-    assert head(student, None, labels).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_elastic_margins_are_drawn_anew() -> None:
-    head = MarginHead(9, 12, "elasticface", 0.3, 16.0, 0.1)
-    student, labels = torch.randn(5, 12), torch.arange(5)
-    assert head(student, None, labels).item() != head(student, None, labels).item()

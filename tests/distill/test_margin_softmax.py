@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fr_edge.distill import margin_softmax
-from fr_edge.distill.adadistill import AdaDistill
-from fr_edge.distill.margin_softmax import (
+from fr_edge.distill.losses import margin_softmax
+from fr_edge.distill.losses.adadistill import AdaDistill
+from fr_edge.distill.losses.margin_softmax import (
     ChunkStep,
     chunked_logsumexp,
     fused_logsumexp,

@@ -47,7 +47,7 @@ def test_a_student_is_a_bundle_with_its_story(
     result = distill_student(recipe, faces, tmp_path / "out", teacher=teacher)
     bundle = result.bundle
     network, name, dim = load_network(bundle.file("model.pt"))
-    assert (name, dim, bundle.embedding_dim) == ("mobilefacenet-0.25", 32, 32)
+    assert (name, dim, bundle.embedding_dim) == ("mobilefacenet-0.25-affine", 32, 32)
     assert network(torch.zeros(2, 3, 112, 112)).shape == (2, 32)
     assert bundle.history[-1]["options"]["recipe"] == to_builtins(recipe)
     document = report(bundle)
@@ -85,33 +85,48 @@ def test_the_seed_decides_and_the_memory_does_not(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "centres"},
-        {"method": "features", "feature_loss": "cosine"},
-        {"method": "arcface"},
-        {"method": "elasticface", "shift": 4, "light": 0.2},
+        {"losses": ("centres", "relational:100")},
+        {"losses": ("cosine:20", "bank:5")},
+        {"losses": ("adaface",), "optimizer": "adamw", "lr": 1e-3, "sample": 0.5},
+        {"losses": ("elasticface",), "shift": 4, "light": 0.2},
         {"accumulate": 2, "ema": 0.9, "margin": "cosface", "m": 0.35, "amp": "bf16"},
     ],
-    ids=lambda c: c.get("method", "parts"),
+    ids=lambda c: "-".join(c.get("losses", ["parts"])),
 )
 def test_every_method_trains(
     changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    changed = replace(recipe, epochs=3, lr=0.05, **changes)
+    changed = replace(recipe, **{"epochs": 3, "lr": 0.05, **changes})
     bundle = train(changed, faces, tmp_path / "out", teacher=teacher)
     curve = report(bundle)["curve"]
     assert curve[-1]["loss"] < curve[0]["loss"]
 
 
-def test_more_than_a_flip_asks_the_teacher_each_time(
-    recipe: Recipe,
-    faces: Faces,
-    teacher: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+def test_what_the_student_sees_changes_no_target(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
-    with caplog.at_level("INFO"):
-        distill_student(replace(recipe, shift=3), faces, tmp_path / "out", teacher=teacher)
-    assert "uncached" in caplog.text
+    """A training with augmentation reads the cache that one without has filled."""
+    cache = str(tmp_path / "cache")
+    plain = train(replace(recipe, cache=cache), faces, tmp_path / "one", teacher=teacher)
+    before = (tmp_path / "cache" / "teacher.npy").read_bytes()
+    changed = replace(recipe, cache=cache, shift=3, occlusion=0.2)
+    other = train(changed, faces, tmp_path / "two", teacher=teacher)
+    assert (tmp_path / "cache" / "teacher.npy").read_bytes() == before
+    assert not same_weights(plain, other)
+
+
+@pytest.mark.parametrize("dim", [16, 48])
+def test_a_student_of_another_size_than_its_teacher(
+    dim: int, recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+) -> None:
+    """A smaller one learns 16 principal components of the teacher's 32 numbers, a larger one through
+    a layer that is thrown away."""
+    changed = replace(recipe, dim=dim, losses=("adadistill", "cosine:20"), lr=0.05, epochs=3)
+    result = distill_student(changed, faces, tmp_path / "out", teacher=teacher)
+    network, _, size = load_network(result.bundle.file("model.pt"))
+    assert (size, result.bundle.embedding_dim) == (dim, dim)
+    assert network(torch.zeros(2, 3, 112, 112)).shape == (2, dim)
+    assert result.report.curve[-1]["cosine"] > result.report.curve[0]["cosine"] + 0.05
 
 
 class _Killed(BaseException):
@@ -128,7 +143,14 @@ def _stops_at(step: int) -> Any:
     return track
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "elasticface", "ema": 0.9}, {"workers": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"losses": ("elasticface",), "ema": 0.9, "sample": 0.5},
+        {"workers": 1, "losses": ("adadistill", "bank"), "dim": 48},
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(
     changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
@@ -230,7 +252,7 @@ def test_a_checkpoint_that_outlived_its_training_is_removed(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the commit, while the checkpoint was being removed."""
-    recipe = replace(recipe, epochs=1, method="arcface")
+    recipe = replace(recipe, epochs=1, losses=("arcface",))
     with monkeypatch.context() as patch:
         patch.setattr("fr_edge.distill.train.shutil.rmtree", lambda *_, **__: None)
         train(recipe, faces, tmp_path / "out")
@@ -267,7 +289,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
 ) -> None:
     # Weight decay then multiplies every weight by -99 a step.
     wild = replace(
-        recipe, method="arcface", lr=100.0, weight_decay=1.0, clip=0.0, warmup=0.0, epochs=20
+        recipe, losses=("arcface",), lr=100.0, weight_decay=1.0, clip=0.0, warmup=0.0, epochs=20
     )
     with pytest.raises(GateFailed, match="step") as caught:
         distill_student(replace(wild, schedule="constant"), faces, tmp_path / "out")
@@ -289,9 +311,14 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
     refused(UsageError, "teacher", source=None)
     refused(UsageError, "batch", batch=64)
     refused(UsageError, "identities", verify_identities=9)
-    refused(UsageError, "dim is 64", dim=64)
     refused(DataError, "no teacher", source=tmp_path / "missing.onnx")
     refused(UsageError, "network", network="mobilenot")
+    # Before the teacher embeds the images, which may take hours.
+    refused(FacesError, "pairs.csv", verify_pairs=(str(tmp_path / "pairs.csv"),))
+    refused(UsageError, "best is 'tar@1e-4'", best="tar@1e-4")
+    refused(UsageError, "no folder", csv=str(tmp_path / "nowhere" / "curve.csv"))
+    refused(DataError, "no checkpoint", init=str(tmp_path / "nothing.pt"))
+    refused(UsageError, "fp16 needs a GPU", amp="fp16")
 
 
 def test_bad_images_are_skipped_up_to_the_limit_and_named(

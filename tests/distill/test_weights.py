@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fr_edge.distill.checkpoint_layouts import to_our_names
-from fr_edge.distill.edgeface import edgeface_of
 from fr_edge.distill.networks import NETWORKS, IResNet, build_network, network_name
+from fr_edge.distill.published_networks import edgeface_of
 from fr_edge.distill.weights import load_network, save_network
 from fr_edge.errors import MachineError, ModelError, UsageError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TRAINING = (  # what a mutated recipe may not raise
-    "--out @/s --set method=arcface --set network=iresnet-tiny --set dim=16 --set epochs=1"
+    "--out @/s --set losses=arcface --set network=iresnet-tiny --set dim=16 --set epochs=1"
     " --set batch=2 --set accumulate=1 --set workers=0 --set verify_identities=0"
     " --set checkpoint_s=1000 --set compile=false --set amp=off"
 )
@@ -108,7 +108,7 @@ def commands(seeds: Path) -> dict[str, tuple[str, str, str]]:
     table = {name: (bundle, "b/*", line) for name, line in lines.items()}
     other, photographs = seeds / "readers", str(seeds / "photographs")
     people = "--faces synthetic:8x4"
-    taught = TRAINING.replace("method=arcface", "method=adadistill")
+    taught = TRAINING.replace("losses=arcface", "losses=adadistill")
     taught += " --teacher @/x.pt --set teacher_arch=iresnet-tiny --set teacher_preset=insightface"
     table |= {
         "verify pairs": (str(other / "pairs"), "pairs.csv", f"verify {bundle}/b --pairs @/pairs.csv"),

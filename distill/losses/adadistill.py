@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import UsageError
-from .distributed import Ranks
+from ...errors import UsageError
+from ..distributed import Ranks
+from .heads import draw_rows
 from .margin_softmax import MarginSoftmax
 
 _MIN_ALPHA = 1e-6
 _EPS = 1e-12  # smallest length to divide by
 _NOISE = 0.01  # standard deviation of the initial centres
-_BLOCK = 1 << 16  # classes drawn at once
 
 
 class AdaDistill(nn.Module):
@@ -81,7 +81,8 @@ class AdaDistill(nn.Module):
         self.classes, self.margin, self.m, self.s = num_classes, margin, m, s
         self.alpha, self.gradient, self.compat = alpha, gradient, compat
         self.first, self.last = self.ranks.shard(num_classes)
-        raw = _initial_centres(num_classes, dim, self.first, self.last)
+        # Small noise: the first teacher embedding of a class replaces it almost wholly.
+        raw = draw_rows(num_classes, dim, self.first, self.last, _NOISE)
         self.register_buffer("raw", raw)
         self.register_buffer("inverse", _inverse_lengths(raw), persistent=False)
         self.stats: dict[str, Tensor] = {}
@@ -197,20 +198,6 @@ def _moved_centres(old: Tensor, t: Tensor, alpha: Tensor, same: Tensor) -> Tenso
     weight = (1.0 - alpha)[:, None]
     mean = (same @ (weight * t)) / (same @ weight).clamp_min(_EPS)
     return stays * old + (1.0 - stays) * mean
-
-
-def _initial_centres(classes: int, dim: int, first: int, last: int) -> Tensor:
-    """Rows `first..last` of small noise, independent of the ranks.
-
-    The first teacher embedding of a class replaces it almost wholly.
-    """
-    out = torch.empty(last - first, dim)
-    for start in range(0, classes, _BLOCK):
-        block = torch.randn(min(_BLOCK, classes - start), dim).mul_(_NOISE)
-        low, high = max(first, start), min(last, start + len(block))
-        if low < high:
-            out[low - first : high - first] = block[low - start : high - start]
-    return out
 
 
 def _inverse_lengths(rows: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ the logits, so no normalised copy exists. Each rank handles its own classes for 
 """
 
 import logging
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .distributed import Ranks
+from ..distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +56,40 @@ def margin_logit(
     c = cosine.clamp(-_MAX_COSINE, _MAX_COSINE)
     if margin == "cosface":
         return s * (c - m), torch.full_like(c, s)
+    logit, slope = angular_logit(c, torch.full_like(c, m), torch.zeros_like(c), s)
+    return logit, torch.full_like(c, s) if gradient == "straight" else slope
+
+
+def angular_logit(
+    cosine: Tensor, angle: Tensor, difference: Tensor, s: float
+) -> tuple[Tensor, Tensor]:
+    """The target's logit s (cos(theta + angle) - difference), and its derivative by the cosine.
+
+    The form of the margins that ArcFace (arXiv 1801.07698, eq. 4) combines.
+
+    Args:
+        cosine: Of embedding and target centre, `(B,) float32`.
+        angle: Added to each row's angle, in radians, `(B,) float32`.
+        difference: Taken from each row's cosine, `(B,) float32`.
+        s: Scale of the logits.
+
+    Returns:
+        Logit and derivative, `(B,) float32` each.
+    """
+    c = cosine.clamp(-_MAX_COSINE, _MAX_COSINE)
     sine = (1.0 - c * c).sqrt()
-    logit = s * (c * math.cos(m) - sine * math.sin(m))
-    if gradient == "straight":
-        return logit, torch.full_like(c, s)
-    return logit, s * (math.cos(m) + c / sine * math.sin(m))
+    logit = s * (c * angle.cos() - sine * angle.sin() - difference)
+    return logit, s * (angle.cos() + c / sine * angle.sin())
+
+
+def chunk_width(e: Tensor) -> int:
+    """Number of classes whose logits are computed at once.
+
+    Args:
+        e: Embeddings, `(B, D)`; a chunk of logits for them stays in a CPU's cache, or fills a GPU.
+    """
+    size = _GPU_CHUNK_BYTES if e.is_cuda else _CPU_CHUNK_BYTES
+    return max(_MIN_CHUNK, size // (4 * max(1, len(e))))
 
 
 def chunked_logsumexp(
@@ -84,7 +112,7 @@ def chunked_logsumexp(
     if e.is_cuda:
         return fused_logsumexp(e, raw, inverse, labels, s, with_grad)
     batch, classes = len(e), len(raw)
-    width = max(_MIN_CHUNK, _CPU_CHUNK_BYTES // (4 * max(1, batch)))
+    width = chunk_width(e)
     scaled = e * s
     largest = e.new_full((batch,), -torch.inf)
     total = torch.zeros_like(largest)

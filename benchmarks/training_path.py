@@ -1,0 +1,188 @@
+"""The path around the training step: what a step costs besides its network, input, and large data.
+
+    python benchmarks/training_path.py [--parts step,input,scale] [--json]
+
+step: a whole training step of the trainer (batch from memory, copy, forward, loss, backward, clipping,
+optimizer, log) against forward, loss and backward of the same batch alone, in turns; full-width
+MobileFaceNet, 128 images, 1,000 classes, float32. `overhead` is the rest's share of the whole step.
+
+input: images a second that one process puts into batches of 512: from memory, and from JPEG files.
+
+scale: a RecordIO index of 5,822,653 images of 85,742 people is opened and an epoch's order drawn, in a
+process of its own; the records hold no images. Memory is that process's peak beyond what its imports
+take.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fr_edge.distill.dataset import IdentitySplit, Pixels, batches, split_identities
+from fr_edge.distill.distributed import Ranks
+from fr_edge.distill.recipe import Recipe
+from fr_edge.distill.teacher_targets import unit_rows
+from fr_edge.distill.train_step import embed_pixels, reuse_freed_memory, start_training, train_step
+from fr_edge.faces.sources import Faces, open_faces
+
+IMAGES, PEOPLE = 5_822_653, 85_742  # MS1MV2
+CLASSES, BATCH, DIM = 1000, 128, 512
+
+
+def measure_step(repeats: int) -> dict[str, Any]:
+    recipe = Recipe(batch=BATCH, amp="off", workers=0)
+    faces = random_faces(2 * BATCH, CLASSES)
+    split = split_identities(faces, 0)
+    split = replace(split, classes=CLASSES)
+    pixels = Pixels(faces, split.train, 1024)
+    state = start_training(recipe, CLASSES, DIM, Ranks())
+    draw = np.random.default_rng(0)
+    cached = unit_rows(draw.normal(size=(len(faces), DIM)).astype(np.float32)).astype(np.float16)
+    whole, alone = [], []
+    with reuse_freed_memory():
+        source = batches(pixels, split, recipe, Ranks(), 0, repeats + 1)
+        for number in range(repeats + 1):
+            started = time.process_time()
+            batch = next(source)
+            target = cached[batch.index].astype(np.float32)
+            train_step(state, batch.pixels, split.labels[batch.index], target, 0.01)
+            middle = time.process_time()
+            state.optimizer.zero_grad(set_to_none=True)
+            labels = torch.from_numpy(split.labels[batch.index])
+            embeddings = embed_pixels(state, state.forward, batch.pixels)
+            state.loss(embeddings, torch.from_numpy(target), labels).backward()
+            if number:
+                whole.append(middle - started)
+                alone.append(time.process_time() - middle)
+    step, least = float(np.median(whole)), float(np.median(alone))
+    return {"step_cpu_s": step, "forward_backward_cpu_s": least, "overhead": 1 - least / step}
+
+
+def measure_input(repeats: int) -> dict[str, Any]:
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        memory = random_faces(2048, 100)
+        draw = np.random.default_rng(0)
+        for number in range(2048):
+            person = Path(folder) / f"{number % 100:03}"
+            person.mkdir(exist_ok=True)
+            small = Image.fromarray(draw.integers(0, 256, (14, 14, 3), np.uint8))
+            small.resize((112, 112)).save(person / f"{number:05}.jpg", quality=95)
+        for name, faces, mb in (("memory", memory, 1024), ("jpeg", open_faces(folder), 0)):
+            recipe = Recipe(batch=512, memory_mb=mb)
+            split = split_identities(faces, 0)
+            pixels = Pixels(faces, split.train, mb)
+            list(batches(pixels, split, recipe, Ranks(), 0, 4))  # decoded where it stays in memory
+            started = time.process_time()
+            for _ in batches(pixels, split, recipe, Ranks(), 0, 4 * repeats):
+                pass
+            result[f"{name}_images_per_cpu_s"] = 4 * repeats * 512 / (time.process_time() - started)
+    return result
+
+
+def measure_scale() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_records(Path(folder))
+        done = subprocess.run(
+            [sys.executable, __file__, "--open", folder], capture_output=True, text=True, check=True
+        )
+    opened: dict[str, Any] = json.loads(done.stdout)
+    return opened
+
+
+def open_large(folder: Path) -> dict[str, Any]:
+    """In a process of its own: its peak of memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    faces = open_faces(folder)
+    opened = time.process_time()
+    split: IdentitySplit = split_identities(faces, 0)
+    recipe = Recipe(batch=512)
+    pixels = Pixels(faces, split.train, recipe.memory_mb)
+    divided = time.process_time()
+    rng = np.random.default_rng([recipe.seed, 1, 0])
+    order = split.kept[rng.permutation(len(split.kept))]
+    drawn = time.process_time()
+    assert (len(order), split.classes, len(pixels)) == (IMAGES, PEOPLE, IMAGES)
+    return {
+        "images": len(faces),
+        "people": split.classes,
+        "open_cpu_s": opened - started,
+        "split_cpu_s": divided - opened,
+        "shuffle_cpu_s": drawn - divided,
+        "peak_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+    }
+
+
+def random_faces(count: int, people: int) -> Faces:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 112, 112, 3), np.uint8)
+    keys = [str(number) for number in range(count)]
+    return Faces("memory", keys, np.arange(count) % people, lambda index: pixels[index])
+
+
+def write_records(folder: Path) -> None:
+    """RecordIO as InsightFace lays it, with 4 bytes in the place of each image."""
+    head = np.dtype(
+        [("magic", "<u4"), ("length", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2)]
+    )
+    image, ranged = (np.dtype([("head", head), ("rest", "<f4", n)]) for n in (1, 2))
+    labels = np.sort(np.random.default_rng(0).integers(0, PEOPLE, IMAGES))
+    labels[:PEOPLE] = np.arange(PEOPLE)
+    labels.sort()
+    starts = np.searchsorted(labels, np.arange(PEOPLE + 1)) + 1
+
+    def records(kind: np.dtype[Any], count: int) -> Any:
+        rows = np.zeros(count, kind)
+        rows["head"]["magic"], rows["head"]["length"] = 0xCED7230A, kind.itemsize - 8
+        return rows
+
+    header, images, people = (records(ranged, 1), records(image, IMAGES), records(ranged, PEOPLE))
+    header["head"]["flag"], header["rest"] = 2, (IMAGES + 1, IMAGES + 1 + PEOPLE)
+    images["head"]["label"] = labels
+    people["head"]["flag"], people["rest"] = 2, np.stack([starts[:-1], starts[1:]], 1)
+    with (folder / "train.rec").open("wb") as stream:
+        for rows in (header, images, people):
+            stream.write(rows.tobytes())
+    sizes = np.r_[
+        ranged.itemsize, np.full(IMAGES, image.itemsize), np.full(PEOPLE, ranged.itemsize)
+    ]
+    offsets = np.r_[0, np.cumsum(sizes)[:-1]]
+    with (folder / "train.idx").open("w") as text:
+        text.writelines(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default="step,input,scale")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.open:
+        print(json.dumps(open_large(args.open)))
+        return
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    for part in args.parts.split(","):
+        if part == "scale":
+            result |= measure_scale()
+        else:
+            result |= {"step": measure_step, "input": measure_input}[part](args.repeats)
+    if args.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Learned centres: the formulas, torch's own optimizers, and sampled classes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fr_edge.distill.losses import margin_softmax
+from fr_edge.distill.losses.heads import MarginHead
+
+LABELS = torch.tensor([1, 8, -1, 1, 0])
+
+
+def student(seed: int = 0) -> Tensor:
+    return torch.randn(5, 12, generator=torch.Generator().manual_seed(seed + 50)) * 20
+
+
+def plain_loss(kind: str, rows: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
+    """Over the centres in `classes`, without margins of chance."""
+    known = LABELS >= 0
+    rows, labels = rows[known], LABELS[known]
+    cosine = functional.normalize(rows) @ functional.normalize(weight[classes]).T
+    own = labels[:, None] == classes[None, :]
+    angle = torch.acos(cosine)
+    if kind == "adaface":
+        lengths = rows.norm(dim=1, keepdim=True).detach().clamp(0.001, 100)
+        mean = 0.99 * 20 + 0.01 * lengths.mean()
+        std = 0.99 * 100 + 0.01 * lengths.std()
+        quality = ((lengths - mean) / (std + 0.001) * 0.33).clamp(-1, 1)
+        with_margin = torch.cos(angle - 0.3 * quality) - (0.3 * quality + 0.3)
+    else:
+        with_margin = cosine - 0.3 if kind == "cosface" else torch.cos(angle + 0.3)
+    target = own.int().argmax(1)
+    return functional.cross_entropy(16.0 * torch.where(own, with_margin, cosine), target)
+
+
+def head(kind: str = "arcface", **options: object) -> MarginHead:
+    torch.manual_seed(0)
+    return MarginHead(9, 12, kind, 0.3, 16.0, 0.0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["arcface", "cosface", "elasticface", "adaface"])
+def test_a_learned_head_is_its_formula(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(margin_softmax, "_CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr(margin_softmax, "_MIN_CHUNK", 4)  # three chunks of classes
+    one, rows = head(kind), student().requires_grad_()
+    weight = one.weight.clone().requires_grad_()
+    expected = plain_loss(kind, rows, weight, torch.arange(9))
+    wanted = torch.autograd.grad(expected, (rows, weight))
+    loss = one(rows, None, LABELS)
+    (3 * loss).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(rows.grad, 3 * wanted[0], rtol=1e-4, atol=1e-7)
+    before = one.weight.clone()
+    one.update(0.1, 0.9, 0.0)
+    torch.testing.assert_close(one.weight, before - 0.3 * wanted[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_centres_move_as_under_torchs_optimizer(adam: bool) -> None:
+    one = head(adam=adam)
+    weight = nn.Parameter(one.weight.clone())
+    optimizer: torch.optim.Optimizer
+    if adam:
+        optimizer = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.1)
+    else:
+        optimizer = torch.optim.SGD([weight], lr=0.05, momentum=0.9, weight_decay=0.1)
+    for step in range(3):
+        rows = student(step).requires_grad_()
+        for part in (0, 1):  # two parts of a batch are one step
+            (one(rows * (1 + part), None, LABELS) / 2).backward()
+            (plain_loss("arcface", rows * (1 + part), weight, torch.arange(9)) / 2).backward()
+        one.update(0.05, 0.9, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(one.weight, weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_sampled_classes_are_exact_and_the_others_stay() -> None:
+    one, rows = head(sample=0.6), student().requires_grad_()
+    one.momentum.fill_(0.01)
+    picked: list[Tensor] = []
+    draw = one._pick_classes
+
+    def watched(labels: Tensor) -> Tensor | None:
+        picks = draw(labels)
+        assert picks is not None
+        picked.append(picks)
+        return picks
+
+    one._pick_classes = watched  # type: ignore[method-assign]
+    loss = one(rows, None, LABELS)
+    classes = picked[0]
+    assert len(classes) == math.ceil(0.6 * 9)
+    assert {0, 1, 8} <= set(classes.tolist())  # the batch's own
+    weight = one.weight.clone().requires_grad_()
+    expected = plain_loss("arcface", rows, weight, classes)
+    (wanted,) = torch.autograd.grad(expected, weight)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    before = one.weight.clone()
+    one.update(0.1, 0.9, 0.01)
+    others = sorted(set(range(9)) - set(classes.tolist()))
+    assert torch.equal(one.weight[others], before[others])
+    assert bool((one.momentum[others] == 0.01).all())
+    moved = 0.9 * 0.01 + wanted + 0.01 * before
+    torch.testing.assert_close(one.weight[classes], (before - 0.1 * moved)[classes])
+
+
+def test_few_samples_still_hold_every_person_of_the_batch() -> None:
+    one = head(sample=0.1)
+    for _ in range(5):
+        picks = one._pick_classes(LABELS)
+        assert picks is not None
+        assert picks.tolist() == [0, 1, 8]
+
+
+def test_all_classes_are_compared_with_in_eval_mode() -> None:
+    one = head(sample=0.2).eval()
+    expected = plain_loss("arcface", student(), one.weight, torch.arange(9))
+    assert one(student(), None, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_elastic_margins_are_drawn_anew() -> None:
+    one = MarginHead(9, 12, "elasticface", 0.3, 16.0, 0.1)
+    assert one(student(), None, LABELS).item() != one(student(), None, LABELS).item()
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    one, rows = head(), student().requires_grad_()
+    (one(rows, None, LABELS) * math.inf).backward()
+    before = one.weight.clone()
+    one.update(0.1, 0.9, 0.1)
+    assert torch.equal(one.weight, before)
