@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..arrays import F64, I64, U8
+from ..arrays import F64, I32, U8
 from ..errors import FacesError, UsageError
 from ..files import replace_atomic, sha256
 from ..progress import Track, silent
@@ -205,30 +205,35 @@ def _warp(image: U8, matrix: F64) -> U8:
     along = np.rint(inverse[:, :1] * step * 1024)  # (2, columns)
     down = np.rint((inverse[:, 1:] * step + shift[:, None]) * 1024)  # (2, rows)
     limit = 2.0**30  # far outside any image
-    place = np.clip(along[:, None, :] + down[:, :, None] + 16, -limit, limit).astype(np.int64) >> 5
-    (x, y), (right, below) = place >> 5, place & (_FRACTIONS - 1)
+    place = np.clip(along[:, None, :] + down[:, :, None] + 16, -limit, limit).astype(np.int32) >> 5
+    right, below = place & (_FRACTIONS - 1)
     left, above = _FRACTIONS - right, _FRACTIONS - below
+    x, y = place >> 5
+    pixels, width, first = _neighbourhood(image, x, y)
     total = (
-        _pixels(image, y, x) * (above * left)[..., None]
-        + _pixels(image, y, x + 1) * (above * right)[..., None]
-        + _pixels(image, y + 1, x) * (below * left)[..., None]
-        + _pixels(image, y + 1, x + 1) * (below * right)[..., None]
+        pixels[first] * (above * left)[..., None]
+        + pixels[first + 1] * (above * right)[..., None]
+        + pixels[first + width] * (below * left)[..., None]
+        + pixels[first + width + 1] * (below * right)[..., None]
     )
     face: U8 = ((total + _FRACTIONS**2 // 2) // _FRACTIONS**2).astype(np.uint8)
     return face
 
 
-def _pixels(image: U8, row: I64, column: I64) -> I64:
-    """Pixels at `row`, `column`; black outside the image."""
+def _neighbourhood(image: U8, x: I32, y: I32) -> tuple[U8, int, I32]:
+    """Pixels in one row, the width of a line, and the index of each pixel (x, y); black outside."""
     height, width = image.shape[:2]
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    nearest = image[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
-    pixels: I64 = nearest.astype(np.int64) * inside[..., None]
-    return pixels
+    x, y = np.clip(x, -2, width), np.clip(y, -2, height)  # two columns and rows of black suffice
+    (x0, x1), (y0, y1) = ((int(axis.min()), int(axis.max()) + 2) for axis in (x, y))
+    edges = ((max(0, -y0), max(0, y1 - height)), (max(0, -x0), max(0, x1 - width)), (0, 0))
+    if np.any(edges) or not image.flags.c_contiguous:
+        part = np.pad(image[max(0, y0) : y1, max(0, x0) : x1], edges)
+        image, x, y, width = part, x - x0, y - y0, part.shape[1]
+    return image.reshape(-1, 3), width, y * np.int32(width) + x
 
 
 def _write(path: Path, face: U8) -> None:
     """All of the file or none of it; for this user alone, since it is somebody's face."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomic(path, private=True) as stream:
-        Image.fromarray(face).save(stream, "PNG")
+        Image.fromarray(face).save(stream, "PNG", compress_level=1)  # a quarter of the time

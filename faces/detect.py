@@ -18,7 +18,7 @@ from .contract import InputSpec, with_overrides
 from .detectors.base import Candidates, Floats, Layout, Outputs, Size
 from .detectors.centerface import CENTERFACE
 from .detectors.end_to_end import LISTS, ROWS
-from .detectors.onnx_detector import OnnxDetector, load_detector, run_detector
+from .detectors.onnx_detector import OnnxDetector, load_detector, run_detector, with_free_size
 from .detectors.retinaface import RETINAFACE, RETINAFACE_MAPS
 from .detectors.scrfd import SCRFD
 from .detectors.yolo import YOLO, YOLO_MAPS
@@ -27,6 +27,10 @@ from .detectors.yunet import YUNET
 LAYOUTS = (  # in the order in which they are tried
     YUNET, SCRFD, RETINAFACE, RETINAFACE_MAPS, YOLO, YOLO_MAPS, CENTERFACE, LISTS, ROWS,
 )  # fmt: skip
+
+_STEP = 32  # pixels: the largest stride that all families have
+
+_MIN_SIDE = 192  # of a canvas's longest side: smaller photographs are enlarged to it
 
 OVERLAP = 0.3  # intersection over union from which the less confident of two boxes is dropped
 
@@ -71,9 +75,10 @@ class Detector:
     min_score: float
 
     def __call__(self, image: U8) -> list[DetectedFace]:
-        canvas, scale = _letterbox(image, self.network.size)
+        size = _canvas_size(image, self.network) if self.network.free else self.network.size
+        canvas, scale = _letterbox(image, size)
         outputs = run_detector(self.network, canvas, self.spec)
-        candidates = _decode(self.layout, outputs, self.network.size, self.min_score)
+        candidates = _decode(self.layout, outputs, size, self.min_score)
         if candidates is None:
             raise ModelError(
                 f"the outputs of {self.network.path} are not in the layout {self.layout.name} any"
@@ -82,9 +87,10 @@ class Detector:
         return _suppressed(candidates, scale)
 
     def describe(self) -> str:
-        """One line: layout, input and lowest score."""
+        """One line: layout, largest input and lowest score."""
         spec = replace(self.spec, height=self.network.size[0], width=self.network.size[1])
-        return f"{self.layout.name}, {spec.describe()}, score from {self.min_score:g}"
+        text = f"{self.layout.name}, {spec.describe()}, score from {self.min_score:g}"
+        return f"{text}, small photographs at their size" if self.network.free else text
 
 
 def open_detector(
@@ -120,13 +126,46 @@ def open_detector(
         overrides = {**raw, **{k: v for k, v in typed.items() if v is not None}}
         spec = with_overrides(layout.spec, **overrides)
         lowest = layout.min_score if min_score is None else min_score
-        return Detector(network, layout, spec, lowest)
+        return Detector(_freed(network, layout), layout, spec, lowest)
     known = "".join(f"\n  {layout.name}: {layout.outputs}" for layout in LAYOUTS)
     raise ModelError(
         f"{file} has no known layout of a detector with five landmarks."
         f" For a {network.size[0]}x{network.size[1]} picture it gives {_listed(outputs)}",
         f"known layouts:{known}",
     )
+
+
+def _freed(network: OnnxDetector, layout: Layout) -> OnnxDetector:
+    """The network for canvases of any size, where it can be seen that it takes them.
+
+    Its outputs have to follow the cells of a small canvas. Where suppression is inside they do not
+    follow any, and the network keeps the size that its file gives.
+    """
+    if layout in (LISTS, ROWS):
+        return replace(network, free=False)
+    candidate = network if network.free else with_free_size(network)
+    if candidate is None:
+        return network
+    size = (_MIN_SIDE, _MIN_SIDE + _STEP)
+    try:
+        outputs = run_detector(candidate, np.zeros((*size, 3), np.uint8), layout.spec)
+    except ModelError:
+        return replace(network, free=False)
+    decoded = _decode(layout, outputs, size, 1.0)
+    return candidate if decoded is not None else replace(network, free=False)
+
+
+def _canvas_size(image: U8, network: OnnxDetector) -> Size:
+    """Height and width of the canvas for a photograph: its own size, in steps, within limits.
+
+    A small photograph is not enlarged to the largest canvas: that shows nothing more of its faces.
+    """
+    longest = max(image.shape[:2])
+    scale = min(min(network.size), max(_MIN_SIDE, longest // _STEP * _STEP)) / longest
+    height, width = (
+        max(_STEP, -(-round(side * scale) // _STEP) * _STEP) for side in image.shape[:2]
+    )
+    return height, width
 
 
 def choose_faces(
@@ -178,9 +217,12 @@ def _letterbox(image: U8, size: Size) -> tuple[U8, float]:
     """The image scaled into the top left of a black canvas, and the scale."""
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    small = image
+    if image.shape[:2] != (height, width):
+        photograph = Image.fromarray(image)
+        small = np.asarray(photograph.resize((width, height), Image.Resampling.BILINEAR))
     canvas = np.zeros((*size, 3), np.uint8)
-    canvas[:height, :width] = np.asarray(small)
+    canvas[:height, :width] = small
     return canvas, scale
 
 

@@ -1,7 +1,7 @@
 """Runs a detector's ONNX file on one canvas, for any shape and type of its input."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class OnnxDetector:
     Attributes:
         path: The file.
         session: An onnxruntime session.
-        size: Height and width of its canvas.
+        size: Height and width of its canvas; of the largest one where `free`.
+        free: Whether it takes canvases of other sizes.
         batch: Images that it takes at a time.
         channels_last: Whether its input is `(N, H, W, 3)`.
         dtype: Of its input.
@@ -49,6 +50,7 @@ class OnnxDetector:
     channels_last: bool
     dtype: npt.DTypeLike
     raw: bool
+    free: bool = False
 
 
 def load_detector(path: Path) -> OnnxDetector:
@@ -81,7 +83,26 @@ def load_detector(path: Path) -> OnnxDetector:
         session = make_session(_with_free_shapes(model), name=f"the detector {path}")
         high, wide, batch = _SIDE, _SIDE, 1
     raw = kind == "tensor(uint8)" or _normalises(model)
-    return OnnxDetector(path, session, (high, wide), batch, last, _TYPES[kind], raw)
+    free = not any(isinstance(side, int) for side in (shape[1:3] if last else shape[2:]))
+    return OnnxDetector(path, session, (high, wide), batch, last, _TYPES[kind], raw, free)
+
+
+def with_free_size(network: OnnxDetector) -> OnnxDetector | None:
+    """The same network without the fixed sizes that its exporter wrote down.
+
+    Args:
+        network: A detector of fixed size.
+
+    Returns:
+        A network whose canvas may have other sizes, if it has no sizes inside; whether it has, a
+        run shows. None where the file cannot be loaded so.
+    """
+    model = read_onnx(network.path, side_files=True)
+    try:
+        session = make_session(_with_free_shapes(model), name=f"the detector {network.path}")
+    except ModelError:
+        return None
+    return replace(network, session=session, batch=1, free=True)
 
 
 def run_detector(network: OnnxDetector, canvas: U8, spec: InputSpec) -> Outputs:

@@ -39,7 +39,9 @@ def test_a_folder_of_photographs(album: Path, tmp_path: Path, capsys: Captured) 
     assert message["none"] == ["ann/none.png"]
     assert message["several"] == ["ann/two.png"]
     assert list(message["unreadable"]) == ["ann/torn.jpg"]
-    assert message["detector"] == "SCRFD, RGB 640x640, (x - 127.5) / 128, score from 0.5"
+    assert message["detector"] == (
+        "SCRFD, RGB 640x640, (x - 127.5) / 128, score from 0.5, small photographs at their size"
+    )
     face = np.asarray(Image.open(out / "ann" / "one.png")).astype(int)
     # The points span the bright square, so it fills the middle of the crop.
     assert face[60:90, 45:65].min() > 200
