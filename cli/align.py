@@ -1,9 +1,14 @@
 """`fr-edge align`: photographs to the aligned crops that the other commands take."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .command import define_command
 from .output import Output
+
+if TYPE_CHECKING:
+    from ..faces.detect import FacePolicy
 
 
 @define_command("align", example="fr-edge align photos --out faces --detector det_10g.onnx")
@@ -27,6 +32,22 @@ from .output import Output
 @click.option("--std", metavar="X|A,B,C", help="Divides after the subtraction.")
 @click.option("--channels", metavar="RGB|BGR", help="Channel order.")
 @click.option(
+    "--faces",
+    "policy",
+    type=click.Choice(["one", "largest", "central", "all"]),
+    default="one",
+    show_default=True,
+    help="Which faces of an image with several; one writes none of them.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that share the work, each on one core.",
+)
+@click.option(
     "--antialias",
     is_flag=True,
     help="Average large photographs before they are reduced; norm_crop does not.",
@@ -40,14 +61,19 @@ def command(
     mean: str | None,
     std: str | None,
     channels: str | None,
+    policy: "FacePolicy",
+    workers: int,
     antialias: bool,
 ) -> None:
     """Align photographs to the ArcFace template.
 
     The crops are those of insightface's norm_crop, to the grey level.
 
-    SRC is a folder, one folder per identity; names are kept. Of several faces in an image the most
-    prominent is taken. Images without a face, or with several, are listed.
+    SRC is a folder, one folder per identity; names are kept, the crop of a/b.jpg is a/b.png. Images
+    without a face, or with several, are listed; of several faces none is written unless --faces says
+    which. With --faces all the crops are a/b.jpg.1.png, a/b.jpg.2.png, ...
+
+    An interrupted run goes on with the images that are left.
 
     The detector is an ONNX file of YuNet, SCRFD, RetinaFace, YOLO-face (v5, v7, v8 and later),
     CenterFace, or one with suppression inside (boxes, scores, landmarks). It is recognised by the
@@ -58,14 +84,19 @@ def command(
     from ..faces.detect import open_detector
 
     opened = open_detector(detector, min_score, mean=mean, std=std, channels=channels)
-    report = align_folder(source, out, opened, output.track, antialias=antialias)
+    report = align_folder(
+        source, out, opened, output.track, antialias=antialias, faces=policy, workers=workers
+    )
+    several = (
+        "several faces, none written (--faces chooses)" if policy == "one" else "several faces"
+    )
     lines = [
-        f"{out}: {len(report.written)} aligned faces",
+        f"{out}: {sum(map(len, report.crops.values()))} aligned faces",
         f"  detector: {opened.describe()}",
     ]
     for problem, names in (
         ("no face", report.none),
-        ("several faces, took the most prominent", report.several),
+        (several, report.several),
         ("unreadable", tuple(report.unreadable)),
     ):
         lines += [f"  {problem}: {name}" for name in names]

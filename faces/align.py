@@ -5,9 +5,17 @@ least-squares similarity transform, then OpenCV's bilinear `warpAffine` with a b
 `detect.py` finds the landmarks.
 """
 
+import os
 import secrets
-from dataclasses import dataclass, field
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -15,14 +23,25 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..arrays import F64, I32, U8
-from ..errors import FacesError, UsageError
+from ..errors import FacesError, MachineError, UsageError
 from ..files import replace_atomic, sha256
 from ..progress import Track, silent
 from .align_log import AlignedImage, align_log
 from .archives import list_images, read_image
-from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
-from .detect import Detect, DetectedFace, Detector
+from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, InputSpec
+from .detect import (
+    Detect,
+    DetectedFace,
+    Detector,
+    FacePolicy,
+    choose_faces,
+    open_detector,
+)
 from .images import decode_photograph
+
+_CHUNK = 8  # photographs that a worker takes at once
+
+_worker: list["_Job"] = []  # of a worker process: what it does
 
 _FRACTIONS = 32  # of a pixel: OpenCV's warpAffine rounds coordinates to these
 
@@ -32,16 +51,18 @@ class AlignReport:
     """What happened to the images of a folder, by their paths relative to it.
 
     Attributes:
-        written: Images whose face was written.
+        written: Images of which a face was written.
         none: Images without a face.
-        several: Images with several faces; the most prominent was written.
-        unreadable: Images that cannot be decoded, with the reason.
+        several: Images with several faces; with the policy "one" none of them was written.
+        unreadable: Images that cannot be decoded or aligned, with the reason.
+        crops: Image -> the crops that were written of it, relative to the folder of the crops.
     """
 
     written: tuple[str, ...]
     none: tuple[str, ...]
     several: tuple[str, ...]
     unreadable: dict[str, str] = field(default_factory=dict)
+    crops: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def align_folder(
@@ -51,8 +72,13 @@ def align_folder(
     track: Track = silent,
     *,
     antialias: bool = False,
+    faces: FacePolicy = "one",
+    workers: int = 1,
 ) -> AlignReport:
-    """Write an aligned 112x112 PNG for each image of a folder, keeping folders and names.
+    """Write aligned 112x112 PNGs for the images of a folder, keeping folders and names.
+
+    The crop of `a/b.jpg` is `a/b.png`; with the policy "all" its crops are `a/b.jpg.1.png`,
+    `a/b.jpg.2.png`, ..., the most confident face first.
 
     Args:
         source: Folder of photographs, at any depth.
@@ -60,10 +86,15 @@ def align_folder(
         detect: Finds the faces of a photograph.
         track: Progress.
         antialias: As `align` takes it.
+        faces: Which of several faces are written, as `choose_faces` takes it.
+        workers: Processes that share the work, each with the detector on one core. More than one
+            needs a detector of `open_detector`, and a program whose main module can be imported.
 
     Raises:
-        UsageError: One folder contains the other.
-        FacesError: The folder has no images, or none shows a face.
+        UsageError: One folder contains the other, or the workers cannot be started.
+        FacesError: The folder has no images, two of them would be written to one file (before any
+            is), or no face was written.
+        MachineError: A worker was killed.
         Interrupted: A signal came; the same call goes on with the photographs that are left.
     """
     source, out = Path(source), Path(out)
@@ -74,67 +105,138 @@ def align_folder(
     keys = list_images(source)
     if not keys:
         raise FacesError(f"{source} holds no images")
-    written: list[str] = []
-    none: list[str] = []
-    several: list[str] = []
-    unreadable: dict[str, str] = {}
-    with align_log(source, out, _identity(detect, antialias)) as log:
-        for key in track(keys, "aligning", len(keys)):
-            crop = out / Path(key).with_suffix(".png")
-            done = log.recall(key, crop)
-            if done is None:
-                done = _align_image(source, key, crop, detect, antialias)
-                log.add(key, done)
-            if done.unreadable:
-                unreadable[key] = done.unreadable
-            else:
-                (written if done.faces else none).append(key)
-                several.extend([key] if done.faces > 1 else [])
+    if faces != "all":
+        _refuse_collisions(keys)
+    job = _Job(source, out, detect, antialias, faces)
+    done: dict[str, AlignedImage] = {}
+    with align_log(source, out, _identity(job)) as log:
+        known = {key: image for key in keys if (image := log.recall(key)) is not None}
+        todo = [key for key in keys if key not in known]
+        with _results(job, todo, workers) as results:
+            for key in track(keys, "aligning", len(keys)):
+                done[key] = known[key] if key in known else next(results)
+                if key not in known:
+                    log.add(key, done[key])
+    written = tuple(key for key, image in done.items() if image.crops)
+    several = tuple(key for key, image in done.items() if image.faces > 1)
     if not written:
         raise FacesError(
-            f"none of the {len(keys)} images of {source} shows a face",
-            "are they photographs, upright, with faces of some 30 pixels or more?",
+            f"none of the {len(keys)} images of {source} shows"
+            f" {'one face alone' if several else 'a face'}",
+            "--faces largest takes one of several"
+            if several
+            else "are they photographs, upright, with faces of some 30 pixels or more?",
         )
-    return AlignReport(tuple(written), tuple(none), tuple(several), unreadable)
+    return AlignReport(
+        written,
+        tuple(key for key, image in done.items() if not image.faces and not image.unreadable),
+        several,
+        {key: image.unreadable for key, image in done.items() if image.unreadable},
+        {key: done[key].crops for key in written},
+    )
 
 
-def _align_image(
-    source: Path, key: str, crop: Path, detect: Detect, antialias: bool
-) -> AlignedImage:
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each photograph of a folder."""
+
+    source: Path
+    out: Path
+    detect: Detect
+    antialias: bool
+    faces: FacePolicy
+
+    def __call__(self, key: str) -> AlignedImage:
+        try:
+            image = decode_photograph(read_image(self.source, key), key)
+            faces = self.detect(image)
+            if not faces or (self.faces == "one" and len(faces) > 1):
+                return AlignedImage(len(faces))
+            chosen = choose_faces(faces, image.shape, self.faces)
+            aligned = [align(image, face.points, self.antialias) for face in chosen]
+        except FacesError as error:
+            return AlignedImage(0, error.message)
+        crops = tuple(f"{key}.{number}.png" for number in range(1, len(aligned) + 1))
+        if self.faces != "all":
+            crops = (_crop_of(key),)
+        for crop, face in zip(crops, aligned, strict=True):
+            _write(self.out / crop, face)
+        return AlignedImage(len(faces), crops=crops)
+
+
+def _crop_of(key: str) -> str:
+    return Path(key).with_suffix(".png").as_posix()
+
+
+def _refuse_collisions(keys: list[str]) -> None:
+    """Raise where two photographs would be written to one file."""
+    by_crop: dict[str, list[str]] = {}
+    for key in keys:
+        by_crop.setdefault(_crop_of(key), []).append(key)
+    twice = [same for same in by_crop.values() if len(same) > 1]
+    if twice:
+        raise FacesError(
+            f"{' and '.join(twice[0])} would both be written to {_crop_of(twice[0][0])}"
+            + (f", and {len(twice) - 1} more like them" if len(twice) > 1 else ""),
+            "rename one of them, or use --faces all, whose crops keep the extension in their names",
+        )
+
+
+@contextmanager
+def _results(job: _Job, keys: list[str], workers: int) -> Iterator[Iterator[AlignedImage]]:
+    """What comes of each photograph, in order."""
+    if workers == 1 or not keys:
+        yield map(job, keys)
+        return
+    if workers < 1 or not isinstance(job.detect, Detector):
+        raise UsageError(
+            f"{workers} workers, expected 1 or more, and a detector of `open_detector`",
+            "--workers 4 uses four cores",
+        )
+    detector = job.detect
+    settings = (detector.network.path, detector.spec, detector.min_score)
+    pool = ProcessPoolExecutor(
+        min(workers, len(keys)),
+        get_context("spawn"),  # forking copies onnxruntime's locks as they are
+        _start_worker,
+        (replace(job, detect=_no_detector), *settings),
+    )
     try:
-        image = decode_photograph(read_image(source, key), key)
-    except FacesError as error:
-        return AlignedImage(0, error.message)
-    faces = detect(image)
-    if faces:
-        points = prominent(faces, image.shape[:2]).points
-        _write(crop, align(image, points, antialias))
-    return AlignedImage(len(faces))
+        yield pool.map(_work, keys, chunksize=_CHUNK)
+    except BrokenProcessPool as error:
+        raise MachineError(
+            "a worker was killed, or could not start", "fewer --workers need less memory"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _identity(detect: Detect, antialias: bool) -> str:
+def _start_worker(job: _Job, path: Path, spec: InputSpec, min_score: float) -> None:
+    """Open the detector in a new process, which ends with the one that started it."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the first decides
+        signal.signal(number, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    detector = replace(open_detector(path, threads=1), spec=spec, min_score=min_score)
+    _worker.append(replace(job, detect=detector))
+
+
+def _work(key: str) -> AlignedImage:
+    return _worker[0](key)
+
+
+def _no_detector(image: U8) -> list[DetectedFace]:
+    """In the place of a detector, which cannot be sent to another process."""
+    raise AssertionError
+
+
+def _identity(job: _Job) -> str:
     """What a crop depends on besides the photograph; new each time for a function of the caller's."""
-    if not isinstance(detect, Detector):
+    if not isinstance(job.detect, Detector):
         return secrets.token_hex()
-    return f"{sha256(Path(detect.network.path))} {detect.describe()} antialias={antialias}"
-
-
-def prominent(faces: list[DetectedFace], shape: tuple[int, ...]) -> DetectedFace:
-    """The face that a photograph is of: large, and near the middle.
-
-    insightface's rule: area minus twice the squared distance from the middle.
-
-    Args:
-        faces: At least one.
-        shape: Height and width of the photograph in pixels.
-    """
-    middle = np.array([shape[1], shape[0]]) / 2
-
-    def weight(face: DetectedFace) -> float:
-        off = face.box[:2] + face.box[2:] / 2 - middle
-        return float(face.box[2] * face.box[3] - 2 * (off @ off))
-
-    return max(faces, key=weight)
+    network = sha256(Path(job.detect.network.path))
+    return f"{network} {job.detect.describe()} antialias={job.antialias} faces={job.faces}"
 
 
 def align(image: U8, points: npt.NDArray[Any], antialias: bool = False) -> U8:

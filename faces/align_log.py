@@ -23,12 +23,14 @@ class AlignedImage:
     """What came of a photograph.
 
     Attributes:
-        faces: How many were found; the crop shows the most prominent one.
-        unreadable: Why it cannot be decoded, "" where it can.
+        faces: How many were found.
+        unreadable: Why it cannot be decoded or aligned, "" where it can.
+        crops: What was written of it, relative to the folder of the crops.
     """
 
     faces: int
     unreadable: str = ""
+    crops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,16 @@ class AlignLog:
         self._begun = False
         self.count = 0
 
-    def recall(self, key: str, crop: Path) -> AlignedImage | None:
-        """What came of a photograph in an interrupted run, if it and its crop are as they were.
+    def recall(self, key: str) -> AlignedImage | None:
+        """What came of a photograph in an interrupted run, if it is as it was and its crops are there.
 
         Args:
             key: The photograph's path within the source.
-            crop: Where its crop is.
         """
         line = self._known.get(key)
         if line is None or line != self._line(key, line.done):
             return None
-        if line.done.faces and not crop.is_file():
+        if not all((self._out / crop).is_file() for crop in line.done.crops):
             return None
         self.count += 1
         return line.done

@@ -100,6 +100,7 @@ def open_detector(
     mean: str | None = None,
     std: str | None = None,
     channels: str | None = None,
+    threads: int | None = None,
 ) -> Detector:
     """Open a detector.
 
@@ -110,12 +111,13 @@ def open_detector(
             normalises its input itself.
         std: As the mean.
         channels: `RGB` or `BGR`; the layout's by default.
+        threads: onnxruntime's threads; None for one per core.
 
     Raises:
         ModelError: The file cannot be used or has no known layout.
         UsageError: A text cannot be read.
     """
-    network = load_detector(Path(file))
+    network = load_detector(Path(file), threads)
     canvas = np.zeros((*network.size, 3), np.uint8)
     outputs = run_detector(network, canvas, YUNET.spec)
     for layout in LAYOUTS:
@@ -126,7 +128,7 @@ def open_detector(
         overrides = {**raw, **{k: v for k, v in typed.items() if v is not None}}
         spec = with_overrides(layout.spec, **overrides)
         lowest = layout.min_score if min_score is None else min_score
-        return Detector(_freed(network, layout), layout, spec, lowest)
+        return Detector(_freed(network, layout, threads), layout, spec, lowest)
     known = "".join(f"\n  {layout.name}: {layout.outputs}" for layout in LAYOUTS)
     raise ModelError(
         f"{file} has no known layout of a detector with five landmarks."
@@ -135,7 +137,7 @@ def open_detector(
     )
 
 
-def _freed(network: OnnxDetector, layout: Layout) -> OnnxDetector:
+def _freed(network: OnnxDetector, layout: Layout, threads: int | None) -> OnnxDetector:
     """The network for canvases of any size, where it can be seen that it takes them.
 
     Its outputs have to follow the cells of a small canvas. Where suppression is inside they do not
@@ -143,7 +145,7 @@ def _freed(network: OnnxDetector, layout: Layout) -> OnnxDetector:
     """
     if layout in (LISTS, ROWS):
         return replace(network, free=False)
-    candidate = network if network.free else with_free_size(network)
+    candidate = network if network.free else with_free_size(network, threads)
     if candidate is None:
         return network
     size = (_MIN_SIDE, _MIN_SIDE + _STEP)

@@ -78,7 +78,7 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
             raise UsageError(f"{file} holds its own images", "leave the faces out")
         return _bin_pairs(file)
     source = file.parent if source is None else source
-    rows = read_pair_list(file, Path(source))
+    rows = _with_crops(read_pair_list(file, Path(source)), Path(source))
     faces = _named_faces(file, rows, source)
     number = {key: index for index, key in enumerate(faces.keys)}
     first = np.array([number[row.first] for row in rows], np.int64)
@@ -149,6 +149,31 @@ def _bin_pairs(file: Path) -> Pairs:
     fold = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
     columns = (fold, stored.first, stored.second, stored.same)
     return Pairs(bin_faces(file, stored), *columns, sha256(file))
+
+
+def _with_crops(rows: list[ListedPair], root: Path) -> list[ListedPair]:
+    """The pairs, naming the crops that `align` made where the list still names photographs.
+
+    Of `a/b.jpg`, which is not there, the crop is `a/b.png`; `align` refuses folders in which two
+    photographs have the same one.
+    """
+    if not os.path.isdir(root):
+        return rows
+    names = {path for row in rows for path in (row.first, row.second)}
+    crops = {
+        name: crop
+        for name in names
+        if not os.path.isfile(root / name)
+        and os.path.isfile(root / (crop := f"{os.path.splitext(name)[0]}.png"))
+    }
+    if not crops:
+        return rows
+    return [
+        replace(
+            row, first=crops.get(row.first, row.first), second=crops.get(row.second, row.second)
+        )
+        for row in rows
+    ]
 
 
 def _named_faces(file: Path, rows: list[ListedPair], source: str | Path) -> Faces:

@@ -53,11 +53,12 @@ class OnnxDetector:
     free: bool = False
 
 
-def load_detector(path: Path) -> OnnxDetector:
+def load_detector(path: Path, threads: int | None = None) -> OnnxDetector:
     """Load a detector.
 
     Args:
         path: An ONNX file.
+        threads: onnxruntime's threads; None for one per core.
 
     Raises:
         ModelError: The file is not ONNX, or takes something else than one colour image.
@@ -65,7 +66,7 @@ def load_detector(path: Path) -> OnnxDetector:
     model = read_onnx(path, side_files=True)
     data = model.SerializeToString()
     ensure_runnable(model, f"the detector {path}", (_SIDE, _SIDE), data)
-    session = make_session(data, name=f"the detector {path}")
+    session = make_session(data, name=f"the detector {path}", threads=threads)
     inputs = session.get_inputs()
     shape, kind = inputs[0].shape if inputs else [], inputs[0].type if inputs else ""
     if len(inputs) != 1 or len(shape) != 4 or kind not in _TYPES:
@@ -80,18 +81,21 @@ def load_detector(path: Path) -> OnnxDetector:
     high, wide = (s if isinstance(s, int) else _SIDE for s in (shape[1:3] if last else shape[2:]))
     batch = shape[0] if isinstance(shape[0], int) else 1
     if min(high, wide) < _MIN_SIDE:
-        session = make_session(_with_free_shapes(model), name=f"the detector {path}")
+        session = make_session(
+            _with_free_shapes(model), name=f"the detector {path}", threads=threads
+        )
         high, wide, batch = _SIDE, _SIDE, 1
     raw = kind == "tensor(uint8)" or _normalises(model)
     free = not any(isinstance(side, int) for side in (shape[1:3] if last else shape[2:]))
     return OnnxDetector(path, session, (high, wide), batch, last, _TYPES[kind], raw, free)
 
 
-def with_free_size(network: OnnxDetector) -> OnnxDetector | None:
+def with_free_size(network: OnnxDetector, threads: int | None) -> OnnxDetector | None:
     """The same network without the fixed sizes that its exporter wrote down.
 
     Args:
         network: A detector of fixed size.
+        threads: As `load_detector` takes it.
 
     Returns:
         A network whose canvas may have other sizes, if it has no sizes inside; whether it has, a
@@ -99,7 +103,9 @@ def with_free_size(network: OnnxDetector) -> OnnxDetector | None:
     """
     model = read_onnx(network.path, side_files=True)
     try:
-        session = make_session(_with_free_shapes(model), name=f"the detector {network.path}")
+        session = make_session(
+            _with_free_shapes(model), name=f"the detector {network.path}", threads=threads
+        )
     except ModelError:
         return None
     return replace(network, session=session, batch=1, free=True)

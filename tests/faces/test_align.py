@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from fr_edge.errors import FacesError, UsageError
-from fr_edge.faces.align import align, align_folder, prominent, similarity
+from fr_edge.faces.align import align, align_folder, similarity
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
-from fr_edge.faces.detect import DetectedFace, open_detector
+from fr_edge.faces.detect import DetectedFace, choose_faces, open_detector
 from fr_edge.faces.sources import open_faces
 from fr_edge.faces.synthetic.render import draw_face
 
@@ -197,12 +197,22 @@ def test_averaging_first_does_not_move_the_face(scale: float) -> None:
     assert np.abs(plain.astype(int) - averaged).max() <= 1
 
 
-def test_the_face_in_the_middle_is_meant() -> None:
+def test_which_of_several_faces_is_meant() -> None:
     def face(x: float, y: float, side: float) -> DetectedFace:
         return DetectedFace(0.9, np.float32([x, y, side, side]), np.zeros((5, 2), np.float32))
 
-    middle, corner, small = face(80, 80, 40), face(0, 0, 42), face(95, 95, 10)
-    assert prominent([small, corner, middle], (200, 200)) is middle
+    middle, corner, small = face(80, 80, 40), face(0, 0, 42), face(96, 95, 10)
+    faces, shape = [small, corner, middle], (200, 200, 3)
+    assert choose_faces(faces, shape, "central") == [middle]
+    assert choose_faces(faces, shape, "largest") == [corner]
+    assert choose_faces(faces, shape, "all") == faces
+    assert choose_faces([small], shape, "one") == [small]
+    with pytest.raises(FacesError, match="3 faces, expected one: 10x10 at 96,95; 42x42 at 0,0"):
+        choose_faces(faces, shape, "one")
+    with pytest.raises(FacesError, match="no face"):
+        choose_faces([], shape, "all")
+    with pytest.raises(UsageError, match="no policy 'first'"):
+        choose_faces(faces, shape, "first")  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -223,7 +233,10 @@ def test_a_folder(album: Path, tmp_path: Path) -> None:
     one = DetectedFace(0.9, np.float32([140, 100, 90, 100]), points.astype(np.float32))
     counts = iter([1, 0, 2, 1])  # in the order of the names
 
-    report = align_folder(album, tmp_path / "out", lambda image: [one] * next(counts))
+    report = align_folder(
+        album, tmp_path / "out", lambda image: [one] * next(counts), faces="largest"
+    )
+    assert report.crops["bob/deep/1.bmp"] == ("bob/deep/1.png",)
     assert report.written == ("ann/1.jpg", "ann/two.png", "bob/deep/1.bmp")
     assert report.none == ("ann/empty.png",)
     assert report.several == ("ann/two.png",)
@@ -232,6 +245,57 @@ def test_a_folder(album: Path, tmp_path: Path) -> None:
     assert list(faces.keys) == ["ann/1.png", "ann/two.png", "bob/deep/1.png"]
     assert list(faces.labels) == [0, 0, 1]
     np.testing.assert_allclose(faces.read(2)[20:90, 20:90], draw_face(1, 0)[20:90, 20:90], atol=25)
+
+
+@pytest.mark.parametrize("policy", ["one", "all"])
+def test_several_faces_in_an_image(album: Path, tmp_path: Path, policy: str) -> None:
+    _, points = photograph(draw_face(1, 0), 1, 0)
+    one = DetectedFace(0.9, np.float32([140, 100, 90, 100]), points.astype(np.float32))
+    other = DetectedFace(0.8, one.box, one.points + 9)
+    counts = iter([1, 0, 2, 1])
+    out = tmp_path / "out"
+    report = align_folder(album, out, lambda _: [one, other][: next(counts)], faces=policy)  # type: ignore[arg-type]
+    assert report.several == ("ann/two.png",)
+    keys = {
+        "one": ["ann/1.png", "bob/deep/1.png"],
+        "all": [
+            "ann/1.jpg.1.png",
+            "ann/two.png.1.png",
+            "ann/two.png.2.png",
+            "bob/deep/1.bmp.1.png",
+        ],
+    }[policy]
+    assert list(open_faces(out).keys) == keys
+    assert [crop for crops in report.crops.values() for crop in crops] == keys
+    assert report.written == tuple(report.crops)
+    with pytest.raises(FacesError, match="shows one face alone") as caught:
+        align_folder(album, tmp_path / "none", lambda _: [one, other])
+    assert "--faces largest" in caught.value.hint
+
+
+def test_nothing_is_written_where_two_photographs_would_be_one_crop(
+    album: Path, tmp_path: Path
+) -> None:
+    (album / "ann" / "1.jpeg").write_bytes((album / "ann" / "1.jpg").read_bytes())
+    _, points = photograph(draw_face(1, 0), 1, 0)
+    one = DetectedFace(0.9, np.float32([140, 100, 90, 100]), points.astype(np.float32))
+    with pytest.raises(FacesError, match="ann/1.jpeg and ann/1.jpg would both .* ann/1.png"):
+        align_folder(album, tmp_path / "out", lambda _: [one])
+    assert not (tmp_path / "out").exists()
+    report = align_folder(album, tmp_path / "out", lambda _: [one], faces="all")
+    assert {"ann/1.jpeg.1.png", "ann/1.jpg.1.png"} <= {
+        c for cs in report.crops.values() for c in cs
+    }
+
+
+def test_landmarks_in_one_place_are_one_photographs_fault(album: Path, tmp_path: Path) -> None:
+    _, points = photograph(draw_face(1, 0), 1, 0)
+    good = DetectedFace(0.9, np.float32([140, 100, 90, 100]), points.astype(np.float32))
+    bad = DetectedFace(0.9, good.box, np.ones((5, 2), np.float32))
+    faces = iter([bad, good, good, good])
+    report = align_folder(album, tmp_path / "out", lambda _: [next(faces)])
+    assert report.unreadable["ann/1.jpg"] == "the landmarks are in one place or not finite"
+    assert len(report.written) == 3
 
 
 def test_no_face_anywhere(album: Path, tmp_path: Path) -> None:

@@ -54,6 +54,16 @@ def test_a_csv_beside_its_faces(people: Path, pictures: U8) -> None:
     np.testing.assert_array_equal(pairs.faces.read(3), pictures[4])
 
 
+def test_a_list_of_photographs_names_their_crops(people: Path) -> None:
+    """`align` writes a/b.png of a/b.jpg: the list stays as it is."""
+    rows = ROWS.replace("2.png", "2.jpg").replace("deep/cyd/1.png", "deep/cyd/1.jpeg")
+    crops, plain = read_pairs(_list(people, rows)), read_pairs(_list(people, ROWS))
+    assert crops.faces.keys == plain.faces.keys
+    assert np.array_equal(crops.first, plain.first)
+    with pytest.raises(FacesError, match="1 of them are not in .*nobody/7.jpg"):
+        read_pairs(_list(people, ROWS.replace("anna/1.png", "nobody/7.jpg")))
+
+
 def test_the_same_from_anywhere(people: Path, tmp_path: Path) -> None:
     """A folder, a tar and shards with images the list does not name: equal pairs, equal faces."""
     path = _list(tmp_path, ROWS)
