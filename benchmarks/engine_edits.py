@@ -1,7 +1,7 @@
 """Ways to tamper with a network: its weights and scales, or the numbers that an engine gives out.
 
 An edit changes a `ModelProto` in place. Those of `WEIGHTS` are for any ONNX file with layers, those of
-`SCALES` for a Q/DQ graph, those of `OUTPUTS` for any file with the output `embedding`.
+`SCALES` for a Q/DQ graph, those of `OUTPUTS` for any file with one output, the embedding.
 """
 
 from collections.abc import Callable
@@ -224,7 +224,32 @@ SCALES: dict[str, Edit] = {
     "scale of one weight halved": _scale("weight", 0.5),
 }
 
+
+def normalize(model: ModelProto) -> None:
+    """Embeddings of unit length, of a network that gives others: a last normalization too many."""
+    _after(
+        ("Mul", ["net", "net"], "squares"),
+        ("ReduceSum", ["squares", "last axis"], "square"),
+        ("Sqrt", ["square"], "length"),
+        ("Div", ["net", "length"], "embedding"),
+        **{"last axis": np.array([1], np.int64)},
+    )(model)
+
+
+def drop_normalization(model: ModelProto) -> None:
+    """Without the last normalization or affine step, of a network that ends with one."""
+    graph = model.graph
+    last = next(node for node in graph.node if graph.output[0].name in node.output)
+    if last.op_type not in ("Div", "Mul", "Add", "LpNormalization", "BatchNormalization"):
+        raise IndexError(f"the network ends with {last.op_type}")
+    last.CopyFrom(helper.make_node("Identity", [last.input[0]], [last.output[0]]))
+
+
 OUTPUTS: dict[str, Edit] = {
+    "last normalization added": normalize,
+    "embeddings twice as long": _after(
+        ("Mul", ["net", "factor"], "embedding"), factor=np.array(2, np.float32)
+    ),
     "two dimensions swapped": swap_two_dimensions,
     "one dimension dead": _dimension(0),
     "one dimension's sign flipped": _dimension(-1),
@@ -266,3 +291,6 @@ OUTPUTS: dict[str, Edit] = {
         nan=np.array(np.nan, np.float32),
     ),
 }
+
+# Of a network that ends with a normalization or an affine step; others raise IndexError.
+ENDS: dict[str, Edit] = {"last normalization or affine step removed": drop_normalization}

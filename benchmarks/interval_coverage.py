@@ -5,18 +5,23 @@ Every interval that verify, evaluate, compare and calibrate show is found on dra
 is the mean over the trials, for folds depend on how many people there are. Rates at a kept threshold
 and of strata are those of the population at the threshold in question.
 
-`OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py TRIALS PEOPLE,... SCENARIO,... [SEED]`
+`OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py TRIALS PEOPLE,... SCENARIO,... [SEED] [KIND]`
+
+KIND is "people" (the default; a negative number of PEOPLE is a pair list's genuine pairs per fold),
+"templates" or "compare".
 """
 
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from interval_populations import (
     FRESH,
     SCENARIOS,
+    Clusters,
     Curves,
     Sample,
     Scenario,
@@ -27,12 +32,14 @@ from interval_populations import (
 
 from fr_edge.metrics.accuracy import accuracy_interval, fold_interval, fold_intervals, pair_accuracy
 from fr_edge.metrics.intervals import rate_intervals, tar_intervals
+from fr_edge.metrics.person_variance import score_interval
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.metrics.rates import RateChange, compare_embeddings, compare_rates
 from fr_edge.metrics.strata import compare_strata
-from fr_edge.metrics.verification import all_pairs, cosines
+from fr_edge.metrics.template_intervals import template_intervals
+from fr_edge.metrics.verification import ScoreList, all_pairs, cosines, normalise, tar_at_far
 
-FARS = (1e-2, 1e-3, 1e-4)
+FARS = (1e-2, 1e-3, 1e-4, 1e-5)
 LISTED_PEOPLE = 1500  # of a pair list without names, as many as LFW has of two photographs
 
 Truth = tuple[Curves, Curves]
@@ -40,7 +47,7 @@ Row = tuple[str, tuple[float, float], float]  # the interval's name, the interva
 
 
 def measure_coverage(
-    scenario: Scenario,
+    scenario: Scenario | Clusters,
     people: int,
     trials: int,
     truth: Truth,
@@ -92,7 +99,7 @@ def people_rows(sample: Sample, truth: Truth, fars: tuple[float, ...]) -> Iterat
 
 
 def measure_lists(
-    scenario: Scenario, per_fold: int, trials: int, truth: Truth, seed: int = 0
+    scenario: Scenario | Clusters, per_fold: int, trials: int, truth: Truth, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """As `measure_coverage`, of pair lists in ten folds that do not name people."""
     rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
@@ -114,20 +121,109 @@ def measure_lists(
     return _tables(rows, "fold accuracy", means)
 
 
+def measure_templates(
+    scenario: Scenario | Clusters, people: int, trials: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """As `measure_coverage`, of the TAR of IJB's kind of templates: several faces each, pairs that do
+    not name people. "pairs" is the interval as if each template counted for half a genuine pair."""
+    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    random = np.random.default_rng([777, seed])
+    scores, same, *_ = _templates(draw(20_000, scenario, random), random, 4_000_000)
+    everyone = ScoreList(scores[same], scores[~same])
+    truth = {far: tar_at_far(everyone, far) or 0.0 for far in FARS}
+    for trial in range(trials):
+        random = np.random.default_rng([trial, people, seed, 2])
+        scores, same, first, second = _templates(
+            draw(people, scenario, random), random, 2000 * people
+        )
+        listed = ScoreList(scores[same], scores[~same])
+        number = 1 + int(max(first.max(), second.max()))
+        for far, ends in template_intervals(scores, same, first, second, FARS).items():
+            rows[f"template TAR at {far:g}"].append((*ends, truth[far]))
+            pairs = 2 / min(listed.genuine_pairs, number)
+            by_pairs = score_interval(tar_at_far(listed, far) or 0.0, pairs)
+            rows[f"pairs TAR at {far:g}"].append((*by_pairs, truth[far]))
+    return _tables(rows, "", [])
+
+
+def _templates(
+    sample: Sample, random: np.random.Generator, impostors: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cosines of all genuine and of drawn impostor pairs of templates, whether genuine, and both."""
+    labels = sample.labels
+    begins = (np.diff(labels, prepend=-1) > 0) | (random.random(len(labels)) < 0.6)
+    starts = np.flatnonzero(begins)
+    unit = normalise(np.add.reduceat(sample.old, starts, axis=0))
+    person = labels[starts]
+    later = np.searchsorted(person, person, side="right") - np.arange(len(person)) - 1
+    first = np.repeat(np.arange(len(person)), later)
+    second = np.arange(len(first)) - np.repeat(np.cumsum(later) - later, later) + first + 1
+    a, b = random.integers(0, len(person), (2, impostors))
+    apart = person[a] != person[b]
+    same = np.arange(len(first) + int(apart.sum())) < len(first)
+    first, second = np.concatenate([first, a[apart]]), np.concatenate([second, b[apart]])
+    scores = np.empty(len(first), np.float32)
+    for part in np.array_split(np.arange(len(first)), 1 + len(first) // 100_000):
+        scores[part] = np.einsum("nd,nd->n", unit[first[part]], unit[second[part]])
+    return scores, same, first, second
+
+
+def measure_comparison(
+    scenario: Scenario | Clusters, people: int, trials: int, seed: int = 0
+) -> dict[str, float]:
+    """How often `compare` calls a network different from itself, by figure: of two reports on other
+    people ("others"), and of two networks that differ by noise alone on the same people ("same")."""
+    different: dict[str, list[bool]] = defaultdict(list)
+    for trial in range(trials):
+        random = np.random.default_rng([trial, people, seed, 3])
+        a, b = (draw(people, scenario, random) for _ in range(2))
+        noise = 0.05 * random.normal(size=(2, *a.old.shape)) / np.sqrt(a.old.shape[1])
+        twins = [replace(a, old=normalise((a.old + part).astype(np.float32))) for part in noise]
+        for kind, samples in (("others", (a, b)), ("same", twins)):
+            figures = [_figures(sample) for sample in samples]
+            for name in figures[0].keys() & figures[1].keys():
+                (low, high), (other_low, other_high) = (side[name] for side in figures)
+                different[f"{name}, {kind}"].append(max(low, other_low) > min(high, other_high))
+    return {
+        f"{name} ({len(values)} trials)": float(np.mean(values))
+        for name, values in sorted(different.items())
+    }
+
+
+def _figures(sample: Sample) -> dict[str, tuple[float, float]]:
+    scores = all_pairs(sample.old, sample.labels)
+    rates = rate_intervals(sample.old, sample.labels, scores, FARS)
+    ends = {f"TAR at {far:g}": interval for far, interval in rates.tar.items()}
+    pairs = draw_pairs(sample.labels)
+    mean = accuracy_interval(sample.old, pairs, sample.labels)
+    named = {"EER": rates.eer, "accuracy": mean}
+    return ends | {name: interval for name, interval in named.items() if interval}
+
+
 def coverage(table: np.ndarray) -> float:
     """The share of intervals that hold the truth."""
     low, high, truth = table.T
     return float(((low <= truth) & (truth <= high)).mean())
 
 
-def main(trials: int, numbers: list[int], names: list[str], seed: int) -> None:
+def main(trials: int, numbers: list[int], names: list[str], seed: int, kind: str) -> None:
     for name in names:
-        truth = find_truth(SCENARIOS[name])
+        scenario = SCENARIOS[name]
+        truth = find_truth(scenario) if kind == "people" else None
         for number in numbers:
             start = time.perf_counter()
-            measure = measure_coverage if number > 0 else measure_lists
-            tables = measure(SCENARIOS[name], abs(number), trials, truth, seed=seed)
             title = f"{number} people" if number > 0 else f"lists of 10 x {2 * -number} pairs"
+            if kind == "compare":
+                shares = measure_comparison(scenario, number, trials, seed)
+                print(f"{name}, {title} ({time.perf_counter() - start:.0f} s): called different")
+                for figure, share in shares.items():
+                    print(f"  {figure:40} {100 * share:5.1f} %", flush=True)
+                continue
+            if truth is None:
+                tables = measure_templates(scenario, number, trials, seed)
+            else:
+                measure = measure_coverage if number > 0 else measure_lists
+                tables = measure(scenario, abs(number), trials, truth, seed=seed)
             print(f"{name}, {title} ({time.perf_counter() - start:.0f} s)")
             for interval, table in tables.items():
                 print(_line(interval, table, trials), flush=True)
@@ -178,4 +274,5 @@ if __name__ == "__main__":
         [int(number) for number in given.get(1, "30,60,200").split(",")],
         given.get(2, ",".join(FRESH)).split(","),
         int(given.get(3, 0)),
+        given.get(4, "people"),
     )

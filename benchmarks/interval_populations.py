@@ -58,6 +58,70 @@ class Scenario:
     poor_noise: float = 1.0
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """A population of another making: groups of people, pairs of lookalikes, heavy tails.
+
+    A person's centre lies around that of a group, groups are unequally frequent and unequally tight. One
+    person in eight has a double. Photographs follow Student's t distribution around a path that a
+    person walks over the years, so neighbours in time are more alike. Coordinates are unequally
+    wide. The second network rounds the first one's coordinates and is far off on few faces.
+
+    Attributes:
+        groups: Number of groups.
+        tight: Squared cosine of a person's centre with its group's, on average.
+        double: Squared cosine of two doubles.
+        spread: Median distance of a photograph from the path, by the centre's length.
+        tails: Degrees of freedom of that distance over photographs and people.
+        step: The second network's rounding step, by the coordinates' width.
+        astray: Share of faces on which it is off five times as far.
+    """
+
+    groups: int = 12
+    tight: float = 0.3
+    double: float = 0.45
+    spread: float = 0.3
+    tails: float = 6.0
+    step: float = 0.5
+    astray: float = 0.03
+
+    def draw(self, people: int, random: np.random.Generator) -> "Sample":
+        """Faces of so many people by both networks."""
+        shape = np.random.default_rng(98765)  # of the population, the same in every draw
+        kind = _unit(shape.normal(size=(self.groups, DIM)))
+        tight = np.clip(self.tight * shape.gamma(4.0, 0.25, self.groups), 0, 0.8)
+        width = np.exp(shape.normal(0, 0.5, DIM))
+        often = 1 / np.arange(1.0, self.groups + 1)
+        faces = 1 + random.negative_binomial(1.2, 0.25, people)
+        groups = random.choice(self.groups, people, p=often / often.sum())
+        own = _unit(random.normal(size=(people, DIM)) * width)
+        share = tight[groups][:, None]
+        centre = _unit(np.sqrt(share) * kind[groups] + np.sqrt(1 - share) * own)
+        for first in range(0, people - 1, 16):  # a double for every sixteenth person
+            mixed = np.sqrt(self.double) * centre[first] + np.sqrt(1 - self.double) * own[first + 1]
+            centre[first + 1], groups[first + 1] = _unit(mixed[None])[0], groups[first]
+        labels = np.repeat(np.arange(people), faces)
+        each = self.spread * np.sqrt(self.tails / random.chisquare(self.tails, people))[labels]
+        far = np.sqrt(self.tails / random.chisquare(self.tails, len(labels)))
+        noise = _unit(random.normal(size=(len(labels), DIM)) * width)
+        year = random.normal(size=len(labels))  # on the person's path
+        path = _unit(random.normal(size=(people, DIM)))[labels] * (0.25 * year)[:, None]
+        old = _unit(centre[labels] + path + (each * far)[:, None] * noise)
+        scale = self.step * old.std(axis=0)
+        off = np.where(random.random(len(labels)) < self.astray, 5.0, 1.0)[:, None]
+        new = _unit(old + off * (np.round(old / scale + 0.3) * scale - old))
+        return Sample(
+            old.astype(np.float32),
+            new.astype(np.float32),
+            labels,
+            {
+                "poor": far > np.quantile(far, 0.75),
+                "young": year < -0.7,
+                "common": (groups == 0)[labels],
+            },
+        )
+
+
 TUNING = {
     "even": Scenario(spread=0.95, shape=None, photographs="five", quality=0.0),
     "uneven": Scenario(),
@@ -77,7 +141,7 @@ FRESH = {
     "lossless": Scenario(0.7, None, 0.3, alike=0.4, zipf=0.5, noise=0.02, drift=0.005),
 }
 
-SCENARIOS = {**TUNING, **FRESH}
+SCENARIOS: dict[str, "Scenario | Clusters"] = {**TUNING, **FRESH, "clusters": Clusters()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +188,10 @@ class Curves:
         return float(self.far[at] + 1 - self.tar[at]) / 2
 
 
-def draw(people: int, scenario: Scenario, random: np.random.Generator) -> Sample:
+def draw(people: int, scenario: Scenario | Clusters, random: np.random.Generator) -> Sample:
     """Faces of so many people by both networks."""
+    if isinstance(scenario, Clusters):
+        return scenario.draw(people, random)
     faces = _photographs(people, scenario.photographs, random)
     popular = np.arange(1, scenario.types + 1.0) ** -scenario.zipf
     kinds = random.choice(scenario.types, people, p=popular / popular.sum())
@@ -157,7 +223,7 @@ def draw(people: int, scenario: Scenario, random: np.random.Generator) -> Sample
 
 
 def find_truth(
-    scenario: Scenario,
+    scenario: Scenario | Clusters,
     people: int = 60_000,
     faces: int = 20_000,
     lists: bool = True,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from engine_edits import OUTPUTS, SCALES, WEIGHTS, Edit
+from engine_edits import ENDS, OUTPUTS, SCALES, WEIGHTS, Edit
 
 from fr_edge.bundle.bundle import transaction
 from fr_edge.cli.main import run
@@ -150,9 +150,12 @@ def tampered(bundle: Path, faces: str) -> Iterator[tuple[str, str, str]]:
                 # The fingerprints and the Q/DQ graph of the original are stale then.
                 replace_file(root, "model.onnx", edited(root / "model.onnx", edit), "fp32")
                 yield f"{name}, model.onnx", *judged(root, "fp32", faces)
-    for name, edit in OUTPUTS.items():
+    for name, edit in (OUTPUTS | ENDS).items():
         with copy_of(bundle) as root:
-            seal(root, edited(root / ENGINE, edit))
+            try:
+                seal(root, edited(root / ENGINE, edit))
+            except IndexError:  # the network has no such step
+                continue
             yield f"{name}, INT8 engine", *judged(root, "int8", faces)
     with copy_of(bundle) as root:
         replace_file(root, "model.int8.onnx", edited(root / "model.int8.onnx", SHUFFLED), "int8")

@@ -167,13 +167,16 @@ def _verdict_lines(result: "EvaluateResult | IjbResult") -> list[str]:
 
 def _ijb_text(bundle: str, result: "IjbResult") -> str:
     pairs, protocol = result.pairs, result.protocol
-    rows = [[far, _number(tar)] for far, tar in result.tar_at_far.items()]
+    rows = [
+        [far, _number(tar), _ends(result.interval_95_at_far.get(far))]
+        for far, tar in result.tar_at_far.items()
+    ]
     lines = [
         f"{bundle}: {result.engine} on {result.backend}, IJB 1:1, {protocol.flags},"
         f" {protocol.images:,} images in {protocol.templates:,} templates",
         f"  {artifact_text(result.artifact, result.backend)}",
         f"  {pairs.genuine:,} genuine and {pairs.impostor:,} impostor pairs",
-        table(rows, ("FAR", "TAR")),
+        table(rows, ("FAR", "TAR", "95 % interval")),
         *result.notes,
         *([f"report: {result.report}"] if result.report else []),
         *_verdict_lines(result),

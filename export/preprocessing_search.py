@@ -22,13 +22,11 @@ from ..faces.contract import (
 from ..faces.sources import Faces
 from ..graph.load import contract_of, image_input
 from ..graph.run import Embed, onnx_embedder
-from ..metrics.decidability import PairSums, d_prime, d_prime_lead, pair_sums
+from ..metrics.decidability import SEPARATES, PairSums, d_prime, d_prime_lead, pair_sums
 from ..onnx_file import read_onnx
 from ..progress import Track, silent
 from ..trial_run import ensure_runnable
 from .canonicalize import tidy
-
-SEPARATES = 1.5  # d' below this is no recognition: about 23 % equal error rate for normal scores
 
 _TIE = 0.01  # of d': smaller leads count as a tie
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from ..arrays import F32, F64, I64
 
+SEPARATES = 1.5  # d' below this is no recognition: about 23 % equal error rate for normal scores
+
 _EPSILON = 1e-12
 
 

@@ -43,6 +43,22 @@ def min_dimension_correlation(reference: F32, engine: F32) -> float | None:
     return float(np.clip(covariance[varying] / scale[varying], -1, 1).min())
 
 
+def min_length_ratio(reference: F32, engine: F32) -> float:
+    """How far embeddings are from the reference's length, which no cosine shows.
+
+    A network that lost its last normalization or scale gives other dot products and distances.
+
+    Args:
+        reference: `(N, D) float32` by the reference.
+        engine: `(N, D) float32` of the same faces by the engine.
+
+    Returns:
+        The lowest ratio of the shorter to the longer embedding of a face, 0 to 1.
+    """
+    a, b = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (reference, engine))
+    return float((np.minimum(a, b) / np.maximum(np.maximum(a, b), _NO_VARIANCE)).min())
+
+
 def _mean_products(a: F32, b: F32) -> F64:
     """Mean over the rows of the products, in float64 and without a copy of that size."""
     products: F64 = np.einsum("nd,nd->d", a, b, dtype=np.float64) / len(a)

@@ -20,6 +20,7 @@ from .person_variance import (
     Ends,
     FarError,
     PeoplePairs,
+    effective_couples,
     far_error,
     far_variance,
     influence_freedom,
@@ -45,6 +46,8 @@ FEW_PEOPLE = 20  # with fewer people who have two faces, an interval over people
 MIN_ACCEPTED = 5  # impostor pairs above the threshold: fewer give no interval
 
 MIN_COUPLES = 0.5  # of people, that a FAR accepts: fewer give no interval of a kept FAR
+
+_MIN_EFFECTIVE_COUPLES = 0.015  # that a FAR accepts: fewer give no interval, a TAR's held 91 %
 
 _NEIGHBOURS = (1 / 8, 1 / 4, 1 / 2, 2, 4, 8)  # times the FAR: where changed decisions are counted
 
@@ -142,14 +145,15 @@ def tar_intervals(
         fars: False accept rates, 0 to 1.
 
     Returns:
-        The intervals of each rate that `MIN_ACCEPTED` impostor pairs hold in both networks. Empty
+        The intervals of each rate that `MIN_ACCEPTED` impostor pairs hold in both networks, and
+        enough people: none where few people with most of the photographs set the threshold. Empty
         with fewer than `MIN_PEOPLE` people who have two faces.
     """
     pairs = _collect((reference, engine), labels, scores, fars)
     if pairs is None:
         return {}
     intervals = {}
-    for far in _resolved(scores, fars):
+    for far in _judged_fars(pairs, fars):
         rates = [_rate(pairs, network, far) for network in (0, 1)]
         intervals[far] = TarInterval(
             _tar_interval(rates[0], pairs),
@@ -206,7 +210,7 @@ def rate_intervals(
     pairs = _collect((embeddings,), labels, (scores,), (*fars, equal_error_rate(scores)))
     if pairs is None:
         return RateIntervals({}, None)
-    tar = {far: _tar_interval(_rate(pairs, 0, far), pairs) for far in _resolved((scores,), fars)}
+    tar = {far: _tar_interval(_rate(pairs, 0, far), pairs) for far in _judged_fars(pairs, fars)}
     return RateIntervals(tar, _eer_interval(pairs))
 
 
@@ -276,6 +280,12 @@ def _collect(
 
 def _resolved(scores: Sequence[Scores], fars: Sequence[float]) -> list[float]:
     return [far for far in fars if allowed_impostors(far, scores[0].impostor_pairs) >= MIN_ACCEPTED]
+
+
+def _judged_fars(pairs: _PairBins, fars: Sequence[float]) -> list[float]:
+    """FARs that pairs and people resolve."""
+    couples = effective_couples(pairs.people.faces)
+    return [far for far in _resolved(pairs.scores, fars) if far * couples >= _MIN_EFFECTIVE_COUPLES]
 
 
 def _first_bin(scores: Scores, far: float) -> int:

@@ -313,6 +313,20 @@ def far_variance(terms: Sequence[tuple[float, FarError]], faces: F64) -> float:
     return max(float(own_variance), float(variance))
 
 
+def effective_couples(faces: F64) -> float:
+    """Couples of people with as many impostor pairs each that would be worth as much (Kish, 1965).
+
+    Args:
+        faces: Photographs of each person, `(P,)`.
+
+    Returns:
+        P (P - 1) / 2 where all have as many photographs, less where few have most of them.
+    """
+    squares = faces**2
+    pairs = float(faces.sum() ** 2 - squares.sum())
+    return pairs**2 / max(1.0, 2 * float(squares.sum() ** 2 - (squares**2).sum()))
+
+
 def influence_freedom(influence: F64) -> int:
     """Degrees of freedom of a variance that is the sum of squared influences of people.
 

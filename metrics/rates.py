@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, F64, I64
-from .dimensions import min_dimension_correlation
+from .dimensions import min_dimension_correlation, min_length_ratio
 from .intervals import TarInterval
 from .person_variance import Ends, PeoplePairs
 from .smoothed_drop import PairPeople, SmoothedDrop, smoothed_tar_drop
@@ -176,6 +176,8 @@ class CosineDrift:
         min_dimension_correlation: Of the dimensions of the embedding, the lowest correlation over
             the faces (`min_dimension_correlation`); None with few faces and in reports of earlier
             versions.
+        min_length_ratio: Of the faces' embeddings, the lowest ratio of the shorter to the longer one
+            of both models; None in reports of earlier versions.
     """
 
     faces: int
@@ -187,6 +189,7 @@ class CosineDrift:
     histogram: CosineHistogram
     worst: tuple[FaceCosine, ...]
     min_dimension_correlation: float | None = None
+    min_length_ratio: float | None = None
 
 
 def compare_rates(
@@ -329,6 +332,7 @@ def measure_drift(reference: F32, engine: F32, keys: Sequence[str]) -> CosineDri
         CosineHistogram(tuple(float(e) for e in edges), tuple(int(c) for c in counts)),
         tuple(FaceCosine(keys[i], float(cosine[i])) for i in np.argsort(cosine)[:_WORST_FACES]),
         min_dimension_correlation(reference, engine),
+        min_length_ratio(reference, engine),
     )
 
 

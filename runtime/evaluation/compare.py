@@ -5,7 +5,7 @@ A difference counts where the 95 % intervals do not overlap. What makes the two 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,14 +230,12 @@ def _verification_figures(report: VerifyResult) -> Iterator[tuple[str, _Figure]]
 
 
 def _evaluation_figures(report: EvaluateResult | IjbResult) -> Iterator[tuple[str, _Figure]]:
-    intervals: Mapping[str, Ends] = {}
     if isinstance(report, EvaluateResult):
-        mean, intervals = report.accuracy, report.interval_95_at_far
-        yield "accuracy", _Figure(mean, report.accuracy_interval_95, True)
+        yield "accuracy", _Figure(report.accuracy, report.accuracy_interval_95, True)
         yield "EER", _Figure(report.eer, report.eer_interval_95, False)
     for far, tar in report.tar_at_far.items():
         if tar is not None:
-            yield f"TAR at {far}", _Figure(tar, intervals.get(far), True)
+            yield f"TAR at {far}", _Figure(tar, report.interval_95_at_far.get(far), True)
 
 
 def _benchmark_figures(report: BenchmarkResult) -> Iterator[tuple[str, _Figure]]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from ...arrays import F32, F64, I64, U8
 from ...bundle.manifest import Bundle
 from ...faces.contract import ContractVariant, InputSpec, contract_variants, preprocess
 from ...faces.sources import Faces
-from ...metrics.decidability import PairSums, d_prime, d_prime_lead, pair_sums
+from ...metrics.decidability import SEPARATES, PairSums, d_prime, d_prime_lead, pair_sums
 from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
@@ -37,11 +38,9 @@ _MIXED_LABELS = 0.3
 # people with two faces is then wrong, and a limit of 0.01 on the loss of TAR means nothing.
 _MANY_WRONG = 0.05
 _CONTRACT_PEOPLE = 20  # with two faces: fewer show no contract
-_CONTRACT_TRIED = 120  # people on whom the best other contract is tried
-_SCOUTED = 10  # people on whom every contract is tried
-_CLEAR_LEAD = (
-    0.03  # of d', from which a better contract casts doubt: SFace loses .06 to another order
-)
+_CONTRACT_TRIED = 130  # people at most, those who choose the best other contract among them
+_SCOUTED = 10  # people at most on whom every contract is tried; a third at most
+_SAME_CONTRACT = 0.01  # of d': contracts that differ by less, 127.5 and 128, may count as one
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
@@ -167,8 +166,10 @@ def contract_doubt(
 ) -> str:
     """Whether the reference separates people better under another input contract than the bundle's.
 
-    Each usual contract is tried on a few people, the best one then on many, all of whom are
-    compared with themselves under the bundle's contract.
+    Each usual contract is tried on a few people, the best one then on others, who had no part in
+    the choice. It casts doubt where it tells these apart at all (`SEPARATES`), and where the 95 %
+    interval of its lead over the bundle's contract, paired by people, lies above what contracts
+    differ by that count as one. Otherwise the reference's own rates decide.
 
     Args:
         reference: model.onnx in FP32.
@@ -184,26 +185,29 @@ def contract_doubt(
     if checked is False:
         return f"{declared}, as export found; it was forced"
     picks, labels = _two_faces_each(faces)
-    if checked or faces.synthetic or labels[-1] + 1 < _CONTRACT_PEOPLE:
+    people = int(labels[-1]) + 1
+    if checked or faces.synthetic or people < _CONTRACT_PEOPLE:
         return ""
+    scouts = np.isin(labels, np.linspace(0, people - 1, min(_SCOUTED, people // 3)).astype(int))
     images = np.stack([faces.read(index) for index in picks])
 
-    def separation(variant: ContractVariant, count: int) -> PairSums:
+    def separation(variant: ContractVariant, rows: npt.NDArray[np.bool_]) -> PairSums:
+        chosen = images[rows]
         parts = [
-            reference.embed_tensor(variant.inputs(images[start : min(start + 32, count)]))
-            for start in range(0, count, 32)
+            reference.embed_tensor(variant.inputs(chosen[start : start + 32]))
+            for start in range(0, len(chosen), 32)
         ]
-        return pair_sums(np.concatenate(parts), labels[:count])
+        return _sums(np.concatenate(parts), labels[rows])
 
     others = [v for v in contract_variants(spec) if v.view == "upright" and v.spec != spec]
-    scouts = {v: d_prime(separation(v, min(len(picks), 2 * _SCOUTED))) for v in others}
-    best = max(scouts, key=lambda variant: scouts[variant])
-    own, other = pair_sums(embeddings[picks], labels), separation(best, len(picks))
-    lead = d_prime(other) - d_prime(own)
-    if lead < _CLEAR_LEAD * d_prime(own) or d_prime_lead(other, own)[0] <= 0:
+    scores = {variant: d_prime(separation(variant, scouts)) for variant in others}
+    best = max(scores, key=lambda variant: scores[variant])
+    own, other = _sums(embeddings[picks][~scouts], labels[~scouts]), separation(best, ~scouts)
+    margin = _SAME_CONTRACT * d_prime(own)
+    if d_prime(other) < SEPARATES or d_prime_lead(other, own)[0] <= margin:
         return ""
     return (
-        f"{declared}: with {best.spec.describe()} it separates {labels[-1] + 1} of these people"
+        f"{declared}: with {best.spec.describe()} it separates {len(own.count)} of these people"
         f" better, d' {d_prime(other):.2f} instead of {d_prime(own):.2f}"
     )
 
@@ -223,6 +227,11 @@ def contract_check_of(bundle: Bundle) -> bool | None:
             right = check.get("right")
             return False if right is False else True if right and check.get("faces") else None
     return None
+
+
+def _sums(embeddings: F32, labels: I64) -> PairSums:
+    """Of faces of some of the people."""
+    return pair_sums(embeddings, np.unique(labels, return_inverse=True)[1].astype(np.int64))
 
 
 def _two_faces_each(faces: Faces) -> tuple[list[int], I64]:

@@ -26,9 +26,9 @@ from ...metrics.accuracy import (
 )
 from ...metrics.identification import identify
 from ...metrics.intervals import RateIntervals, few_people, rate_intervals
-from ...metrics.person_variance import score_interval
 from ...metrics.protocols import draw_pairs
 from ...metrics.rates import SOLID_IMPOSTORS, few_impostors
+from ...metrics.template_intervals import template_intervals
 from ...metrics.verification import (
     FARS,
     Scores,
@@ -257,7 +257,10 @@ def evaluate_ijb(
         gated = merged_policy(asked, bundle, policy, session.precision)
         batches = _embed_images(session, ijb, flip, track)
         templates, numbers = pool_templates(batches, ijb, norm=norm, detector=detector)
-    tar = nearest_tar(template_cosines(templates, numbers, ijb), ijb.same, _IJB_FARS)
+    scores = template_cosines(templates, numbers, ijb)
+    tar = nearest_tar(scores, ijb.same, _IJB_FARS)
+    first, second = (np.searchsorted(numbers, ends) for ends in (ijb.first, ijb.second))
+    intervals = template_intervals(scores, ijb.same, first, second, _IJB_FARS)
     impostor = int((~ijb.same).sum())
     flags = f"N{norm:d}D{detector:d}F{flip:d}"
     result = IjbResult(
@@ -270,6 +273,7 @@ def evaluate_ijb(
             far_name(far): value if impostor * far >= 1 else None
             for far, value in zip(_IJB_FARS, tar, strict=True)
         },
+        interval_95_at_far={far_name(far): ends for far, ends in intervals.items()},
         pairs=PairCounts(int(ijb.same.sum()), impostor),
         notes=tuple(note for far in _IJB_FARS if (note := few_impostors(impostor, far))),
         report=report_name(
@@ -379,8 +383,4 @@ def _tar_gate(limit: float, far: float, result: EvaluateResult | IjbResult) -> G
         cure = f"give faces of more people, {needed} among them, or a larger --far"
         reason = reason or f"the protocol has no FAR {name}"
         return floor_gate(title, tar, limit, reason, cure=cure)
-    if isinstance(result, EvaluateResult):
-        return people_gate(title, tar, limit, "least", result.interval_95_at_far.get(name))
-    # The folder does not say whose templates they are: a person counts for one genuine pair.
-    ends = score_interval(tar, 2 / min(result.pairs.genuine, result.protocol.templates))
-    return people_gate(title, tar, limit, "least", ends)
+    return people_gate(title, tar, limit, "least", result.interval_95_at_far.get(name))

@@ -37,6 +37,10 @@ MIN_REPEAT_COSINE = 0.9999  # of an engine with itself; batches may add up in an
 # dead or has another sign keeps 0.4 at most (docs/results/verification.md).
 MIN_DIMENSION_CORRELATION = 0.8
 
+# Of embeddings' lengths: untouched INT8 networks keep 0.87 to 0.99, one whose last normalization is
+# missing 0.1 and less (docs/results/verification.md).
+MIN_LENGTH_RATIO = 0.7
+
 _NO_PEOPLE = "no faces of several known people were given"
 _GIVE_PEOPLE = "give --faces, a folder per person, or --pairs"
 _NO_LIST = "no pair list was given"
@@ -139,6 +143,9 @@ def _golden_gates(golden: ReferenceCheck, drift: CosineDrift, min_cosine: float)
         name = "each dimension of the embedding: min correlation"
         reason = "" if lowest is not None else _ALIKE
         yield floor_gate(name, lowest, MIN_DIMENSION_CORRELATION, reason, cure=_OTHER_GOLDEN)
+    if golden.engine.min_length_ratio is not None:
+        name = "length of the embeddings: min ratio"
+        yield floor_gate(name, golden.engine.min_length_ratio, MIN_LENGTH_RATIO)
     if golden.repeat_min_cosine is not None:
         name = "same faces again: min cosine"
         yield floor_gate(name, golden.repeat_min_cosine, MIN_REPEAT_COSINE)

@@ -219,6 +219,7 @@ class IjbResult:
         engine: The precision: "fp32", "fp16", "fp8" or "int8".
         tar_at_far: FAR by name -> TAR as the published scripts read it; None where the impostor
             pairs are fewer than 1 / FAR.
+        interval_95_at_far: FAR by name -> 95 % interval of TAR over people, where there is one.
         artifact: The file that was judged.
         judged: "engine", or "graph" where the ONNX graph was judged in place of an engine.
         notes: What depends on few pairs, in words.
@@ -234,6 +235,7 @@ class IjbResult:
     protocol: IjbProtocol
     tar_at_far: Mapping[str, float | None]
     pairs: PairCounts
+    interval_95_at_far: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     artifact: OpenedFile | None = None
     judged: str = ""
     notes: tuple[str, ...] = ()

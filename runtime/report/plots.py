@@ -148,7 +148,8 @@ def layer_precision_chart(layers: Sequence[tuple[str, int, str]], title: str) ->
             if own:
                 share = 1e6 * sum(macs for _, macs in own) / total
                 name = _NAMES.get(precision, precision.upper())
-                label = f"{name}: {len(own)} layers, {share:.1%}"
+                noun = "layer" if len(own) == 1 else "layers"
+                label = f"{name}: {len(own)} {noun}, {share:.1%}"
                 colour = _PRECISIONS.get(precision, "#888888")
                 axes.bar(*zip(*own, strict=True), width=0.9, color=colour, label=label)
         axes.set_xlabel("layer, from face to embedding")

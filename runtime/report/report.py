@@ -155,7 +155,7 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
         elif isinstance(report, EvaluateResult | IjbResult):
             # IJB has no accuracy
             lacking = {"accuracy": None, "accuracy_std": None, "eer": None}
-            reports.judged.append({**lacking, "interval_95_at_far": {}, **_fields(report), **facts})
+            reports.judged.append({**lacking, **_fields(report), **facts})
     for group in (reports.verified, reports.judged, reports.timed):
         group.sort(key=_order)
     return reports

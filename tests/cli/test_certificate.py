@@ -331,7 +331,10 @@ def test_one_bit_of_one_scale(bundle: Path, capsys: Captured) -> None:
 
 
 EMBEDDING = "each dimension of the embedding"
+LENGTH = "length of the embeddings: min ratio"
 CAUGHT_BY = {
+    "last normalization added": LENGTH,
+    "embeddings twice as long": LENGTH,
     "two dimensions swapped": EMBEDDING,
     "one dimension dead": EMBEDDING,
     "one dimension's sign flipped": EMBEDDING,

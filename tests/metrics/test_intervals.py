@@ -14,10 +14,12 @@ from fr_edge.metrics.person_variance import (
     PairCorrelation,
     PeoplePairs,
     design_effect,
+    effective_couples,
     far_error,
     far_variance,
     pair_moments,
     score_interval,
+    share_design,
     student_t,
 )
 from fr_edge.metrics.protocols import draw_pairs
@@ -310,3 +312,57 @@ def test_few_people_with_most_pairs_widen_the_likely_loss() -> None:
     assert rate.smoothed_drop_error is not None
     half = np.ptp(rate.smoothed_drop_interval_95) / 2
     assert half > 3.5 * rate.smoothed_drop_error  # 2.6 times with the normal quantile
+
+
+def test_people_who_differ_more_than_their_pairs_show_widen_a_share() -> None:
+    """Against plain sums: the jackknife over people, but each of them at most wholly accepted."""
+    pairs = _people_pairs([9, *[3] * 12])
+    owner = pairs.person[pairs.face_a]
+    weights = np.bincount(owner) / len(owner)
+    whole = float((weights**2).sum())
+    # The person with half of the pairs has all others' refusals: one such person says little.
+    accepted = np.where(owner == 0, 1.0, 0.0)
+    accepted[np.flatnonzero(owner)[::3]] = 1.0
+    often_refused = (np.arange(len(owner)) % 7 > 0).astype(float)
+    share = accepted.mean()
+    sums = np.bincount(owner, accepted - share) / len(owner)
+    jackknife = ((sums / (1 - weights)) ** 2).sum() / (share * (1 - share))
+    assert share_design(accepted, often_refused, pairs) == pytest.approx(min(jackknife, whole))
+
+
+def test_equal_impostors_widen_a_tar() -> None:
+    """40 impostor pairs tie where a FAR allows 30: none is accepted, and one counts as one."""
+    people, alike, far = 30, 5, 30 / 1740
+    labels = np.repeat(np.arange(people), 2)
+    embeddings = np.zeros((2 * people, 1 + 3 * people), np.float32)
+    for face, person in enumerate(labels):
+        own = 1.0 if person < 20 else 0.3  # squared share that both faces have in common
+        common = 0.52 if person < alike else 0.0
+        embeddings[face, 0] = np.sqrt(common)
+        embeddings[face, 1 + person] = np.sqrt(max(0.0, own - common))
+        embeddings[face, 1 + people + face] = np.sqrt(1 - own)
+    scores = all_pairs(embeddings, labels)
+    low, high = rate_intervals(embeddings, labels, scores, (far,)).tar[far]
+    all_accepted = np.log((1 - 0.5 / people) / (0.5 / people))
+    slope = (all_accepted - np.log(2)) / np.log(4)  # of the logit, 2/3 accepted at the FAR
+    assert (low, high) == pytest.approx(score_interval(2 / 3, 1 / people, slope**2))
+
+
+def test_few_people_with_most_photographs_show_no_low_far() -> None:
+    """Couples of people weigh as their pairs; a FAR of less than .015 of a couple is not shown."""
+    assert effective_couples(np.full(30, 4.0)) == pytest.approx(30 * 29 / 2)
+    faces = np.array([50.0, 50.0, *[2.0] * 8])
+    couples = [a * b for a, b in combinations(faces, 2)]
+    kish = sum(couples) ** 2 / sum(couple**2 for couple in couples)
+    assert effective_couples(faces) == pytest.approx(kish)
+    assert effective_couples(np.array([5.0])) == 0
+    random = np.random.default_rng(1)
+    labels = np.repeat(np.arange(40), [40] * 4 + [2] * 36)
+    embeddings = random.normal(size=(40, DIM))[labels]
+    embeddings = (embeddings + random.normal(size=embeddings.shape)).astype(np.float32)
+    far = 0.012 / effective_couples(np.bincount(labels).astype(float))
+    scores = all_pairs(embeddings, labels)
+    assert set(rate_intervals(embeddings, labels, scores, (far, 1.5 * far)).tar) == {1.5 * far}
+    both = scores, scores
+    intervals = tar_intervals(embeddings, embeddings, labels, both, (far, 1.5 * far))
+    assert set(intervals) == {1.5 * far}

@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fr_edge.metrics.dimensions import min_dimension_correlation
+from fr_edge.metrics.dimensions import min_dimension_correlation, min_length_ratio
 from fr_edge.metrics.person_variance import PeoplePairs
-from fr_edge.metrics.rates import compare_embeddings, unseparated_warning
+from fr_edge.metrics.rates import compare_embeddings, measure_drift, unseparated_warning
 from fr_edge.metrics.smoothed_drop import PairPeople, smoothed_tar_drop
 from fr_edge.metrics.verification import ScoreList, normalise
 
@@ -124,6 +124,16 @@ def test_the_same_scores_lose_nothing() -> None:
     for rate in compare_embeddings(exact, exact, labels).rates:
         assert (rate.drop, rate.smoothed_drop, rate.smoothed_drop_error) == (0, 0, 0)
         assert rate.smoothed_drop_interval_95 == ((0, 0) if rate.far == 1e-2 else None)
+
+
+def test_lengths_of_embeddings_are_compared() -> None:
+    """No cosine shows them."""
+    reference = np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32)
+    engine = reference * np.where(np.arange(20) == 3, 0.25, 2.0).astype(np.float32)[:, None]
+    assert min_length_ratio(reference, engine) == pytest.approx(0.25)
+    assert min_length_ratio(engine, reference) == pytest.approx(0.25)
+    drift = measure_drift(reference, 2 * reference, [str(face) for face in range(20)])
+    assert (drift.min_length_ratio, drift.min) == (pytest.approx(0.5), pytest.approx(1.0))
 
 
 def test_the_dimension_that_follows_the_reference_least() -> None:

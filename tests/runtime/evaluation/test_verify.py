@@ -104,6 +104,7 @@ def test_a_model_that_is_not_the_original_fails_the_proof(mini: Path, people: Fa
     assert [g.name for g in found.gates if not g.passed] == [
         "fp32 model is the original: min cosine",
         "each dimension of the embedding: min correlation",
+        "length of the embeddings: min ratio",
         "batches of 1, 2, 4, ... faces: min cosine",
     ]
 
