@@ -5,6 +5,7 @@ Statistics are collected once per network; each loss fits, rounds, quantizes and
 
 import lzma
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,11 @@ from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.faces.contract import PRESETS, preprocess
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.edit import name_nodes
+from fr_edge.graph.int8_fp16 import int8_fp16_model
 from fr_edge.graph.layers import choose_int8_layers
+from fr_edge.runtime.trt.builder import compile_plan
+from fr_edge.runtime.trt.config import EngineOptions
+from fr_edge.runtime.trt.layers import EngineLayer, node_precisions
 
 SPEC = PRESETS["insightface"]
 STEPS = ("equalization", "activation_shift", "bias_correction", "gptq")
@@ -65,6 +70,16 @@ class Bench:
 
 
 def trained(name: str) -> onnx.ModelProto:
-    """A network of `make_trained.py`: residual, excite or tokens."""
+    """A network of `make_trained.py`: residual, excite or tokens; or families, of `families.py`."""
     data = Path(__file__).with_name("trained") / f"{name}.onnx.xz"
     return onnx.load_from_string(lzma.decompress(data.read_bytes()))
+
+
+def compiled(
+    bench: Bench, rtx: Any, compute: str = "8.9"
+) -> tuple[dict[str, str], list[EngineLayer]]:
+    """Layer with weights -> what it computes in, with FP16 around INT8, and the engine's table."""
+    quantized = int8_fp16_model(bench.quantized())
+    options = EngineOptions(batch=(1, 1, 4), compute=(compute,))
+    built = compile_plan(rtx, quantized.SerializeToString(), (3, 112, 112), "int8", options)
+    return node_precisions(quantized, built.layers), built.layers

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.shell_completion import ShellComplete
 from fitted import fit, run
 from onnx import numpy_helper
+from PIL import Image
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
@@ -25,6 +27,7 @@ from fr_edge.calibration.gptq import gptq_round, round_weights
 from fr_edge.calibration.histogram import Histogram
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.calibration.table import CalibrationTable, read_table, table_to_json
+from fr_edge.cli.main import root
 from fr_edge.cli.main import run as run_command
 from fr_edge.errors import MachineError, UsageError
 from fr_edge.faces.contract import PRESETS
@@ -35,6 +38,7 @@ from fr_edge.graph.int8_fp16 import int8_fp16_model
 from fr_edge.graph.layers import choose_int8_layers, layer_precisions
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.evaluation.select_precision import _precisions
 from fr_edge.runtime.session import open_session
 
 
@@ -159,11 +163,11 @@ def test_gptq_lowers_the_error_of_the_sums_in_fp8(
 @pytest.fixture(scope="module")
 def calibrated(exported: Bundle, faces: Faces, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle calibrated for INT8 and FP8, with an FP8 engine for the CPU."""
-    root = tmp_path_factory.mktemp("fp8") / "n.bundle"
-    shutil.copytree(exported.root, root)
-    calibrate(root, faces, limit=8)
-    build_engine(root, "fp8", "onnxruntime", faces)
-    return root
+    folder = tmp_path_factory.mktemp("fp8") / "n.bundle"
+    shutil.copytree(exported.root, folder)
+    calibrate(folder, faces, limit=8)
+    build_engine(folder, "fp8", "onnxruntime", faces)
+    return folder
 
 
 def test_fp8_stands_beside_int8(calibrated: Path) -> None:
@@ -255,3 +259,56 @@ def test_fp16_around_fp8_keeps_its_numbers(quantized: onnx.ModelProto, inputs: n
     cosine = (exact * embeddings).sum(1)
     cosine /= np.linalg.norm(exact, axis=1) * np.linalg.norm(embeddings, axis=1)
     assert cosine.min() > 0.99
+
+
+def test_evaluate_and_a_policy_know_fp8(
+    calibrated: Path, faces: Faces, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, label in enumerate(faces.labels[:24]):
+        person = tmp_path / "people" / str(label)
+        person.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(faces.read(index)).save(person / f"{index}.png")
+    line = [str(calibrated), "--engine", "fp8", "--json"]
+    assert run_command(["evaluate", *line, "--protocol", str(tmp_path / "people")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pairs"] == {"genuine": 12, "impostor": 264}
+    assert (result["engine"], result["backend"]) == ("fp8", "onnxruntime")
+    policy = tmp_path / "policy.toml"
+    for text, code in (
+        ("[int8]\nmin_cosine = 0.99999\n", 0),
+        ("[fp8]\nmin_cosine = 0.99999\n", 1),
+    ):
+        policy.write_text(text)
+        assert run_command(["verify", *line, "--policy", str(policy)]) == code
+    assert "min cosine" in capsys.readouterr().out
+
+
+def test_a_pack_carries_fp8(calibrated: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "n.frb"
+    assert run_command(["pack", str(calibrated), "--out", str(pack)]) == 0
+    line = ["unpack", str(pack), "--out", str(tmp_path / "u.bundle"), "--allow-unsigned"]
+    assert run_command(line) == 0
+    image = np.full((1, 112, 112, 3), 90, np.uint8)
+    for name in ("calibration.fp8.json", "model.fp8.onnx", "engines/onnxruntime-fp8.onnx"):
+        assert (tmp_path / "u.bundle" / name).read_bytes() == (calibrated / name).read_bytes()
+    with open_session(calibrated, "fp8") as a, open_session(tmp_path / "u.bundle", "fp8") as b:
+        np.testing.assert_array_equal(a.embed(image), b.embed(image))
+
+
+@pytest.mark.parametrize(
+    ("line", "start", "words"),
+    [
+        (["verify", "b", "--engine"], "fp8", {"fp8", "fp8-tensor", "fp8-crop", "fp8-frame"}),
+        (["calibrate", "b", "--precision"], "f", {"fp8"}),
+        (["build-engine", "b", "--precision"], "fp8", {"fp8"}),
+        (["build-engine", "b"], "--fp8", {"--fp8"}),
+    ],
+)
+def test_the_shell_completes_fp8(line: list[str], start: str, words: set[str]) -> None:
+    completion = ShellComplete(root, {}, "fr-edge", "_FR_EDGE_COMPLETE")
+    assert {item.value for item in completion.get_completions(line, start)} == words
+
+
+def test_the_choice_of_a_precision_leaves_the_emulation_out(calibrated: Path) -> None:
+    assert set(_precisions(calibrated, "onnxruntime")) == {"fp32", "fp16", "int8"}
+    assert set(_precisions(calibrated, "tensorrt")) == {"fp32", "fp16", "int8", "fp8"}

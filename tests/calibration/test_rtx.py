@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 import pytest
-from bench import Bench, BenchFaces, trained
+from bench import Bench, BenchFaces, compiled, trained
 from fitted import fit
 
 from fr_edge.calibration.histogram import Histogram
@@ -74,3 +74,18 @@ def test_dense_layers_of_trained_networks_are_int8(name: str, bench_faces: Bench
     # No INT8 layer is followed by a second kernel before its reader's numbers are rounded.
     kernels = [layer for layer in built.layers if layer.kind == "kgen" and "int8" in layer.outputs]
     assert len(kernels) <= len(bench.choice.tensors)
+
+
+def test_dense_layers_of_ghost_edge_and_swin_blocks_are_int8(bench_faces: BenchFaces) -> None:
+    """Blocks of GhostNet, EdgeFace's EdgeNeXt and Swin, in a network of families.py."""
+    bench = Bench(trained("families"), bench_faces)
+    precisions, rows = compiled(bench, rtx)
+    # Linear layers of attention and of tokens, 1x1 convolutions, both layers of each gate, the head.
+    assert len(bench.choice.int8) == 25
+    assert {node for node, p in precisions.items() if p == "int8"} == set(bench.choice.int8)
+    assert {node for node, p in precisions.items() if p == "fp16"} == set(bench.choice.float_layers)
+    assert reformats(rows) == 0
+    assert not [row for row in rows if row.name.endswith(SHIFT_OR_SCALE)]
+    kernels = [row for row in rows if row.kind == "kgen" and "int8" in row.outputs]
+    assert len(kernels) <= len(bench.choice.tensors)
+    assert bench.loss() < 0.05

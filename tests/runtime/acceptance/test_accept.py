@@ -18,8 +18,10 @@ import pytest
 
 from fr_edge.bundle.bundle import transaction
 from fr_edge.bundle.trust import REQUIRE_SIGNATURE
+from fr_edge.calibration.calibrate import calibrate
 from fr_edge.cli.accept import command
 from fr_edge.cli.main import run
+from fr_edge.faces.sources import open_faces
 from fr_edge.runtime.acceptance import accept, engine_check
 from fr_edge.runtime.acceptance.accept import choose_engine
 from fr_edge.runtime.acceptance.disclosure import machine_names
@@ -46,8 +48,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def mine(mini: Path, tmp_path: Path) -> Path:
-    """A user's bundle whose folder and layers have telling names."""
-    names = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
+    """A user's bundle, calibrated for FP8 too, whose folder and layers have telling names."""
+    calibrate(mini, open_faces("synthetic:8x2@5"), precision="fp8")
+    names = ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.fp8.onnx")
     models = {name: onnx.load(mini / name) for name in names}
     with transaction(mini, "test", {}) as draft:
         for name, model in models.items():
@@ -71,7 +74,8 @@ def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
     assert (document["verdict"], document["rehearsal"]) == ("CANNOT JUDGE", True)
     assert "rehearsal, no GPU" in document["reasons"][0]
     engines = {(e["bundle"], e["precision"]): e for e in document["engines"]}
-    assert set(engines) == {(b, p) for b in ("sample", "yours") for p in ("int8", "fp32")}
+    expected = {(b, p) for b in ("sample", "yours") for p in ("int8", "fp32")}
+    assert set(engines) == expected | {("yours", "fp8")}
     assert {e["verdict"] for e in engines.values()} == {"PASSED"}
     assert [c["bundle"] for c in document["choices"]] == ["sample", "yours"]
     assert digests(mine) == before
@@ -100,6 +104,8 @@ def test_a_board_that_does_everything_passes(
     monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
     monkeypatch.setattr(accept, "_ORDER", ("int8", "fp16"))
     code, document = accepted(tmp_path / "a.json", str(mine))
+    assert document["notes"] == ["yours fp8 was not tried: compute capability 8.7 has no FP8"]
+    assert {e["precision"] for e in document["engines"]} == {"int8", "fp16"}
     assert (code, document["verdict"], document["rehearsal"]) == (0, "PASSED", False)
     assert document["machine"]["libraries"]["tensorrt"] == "10.3.0"
     for check in document["engines"]:
