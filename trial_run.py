@@ -25,11 +25,26 @@ _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # make no n
 
 _LARGE = 256  # numbers; a larger constant is a weight, not a shape, axis or scale
 
+_MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger")
+
 _MAX_NUMBERS = 1 << 27  # of one tensor for one image: 512 MB in float32
 
 _MAX_TOTAL = 1 << 32  # of all tensors; what passes over them takes seconds
 
 _MAX_MACS = 2e12  # multiply-adds: a minute on one core, and ten times a 200-layer face network
+
+_STANDARD = {
+    ("com.microsoft.nchwc", "Conv"): ("Conv", 2),
+    ("com.microsoft.nchwc", "MaxPool"): ("MaxPool", 1),
+    ("com.microsoft.nchwc", "AveragePool"): ("AveragePool", 1),
+    ("com.microsoft.nchwc", "GlobalMaxPool"): ("GlobalMaxPool", 1),
+    ("com.microsoft.nchwc", "GlobalAveragePool"): ("GlobalAveragePool", 1),
+    ("com.microsoft", "FusedConv"): ("Conv", 2),
+    ("com.microsoft", "FusedGemm"): ("Gemm", 2),
+    ("com.microsoft", "MatMulIntegerToFloat"): ("MatMulInteger", 2),
+}
+"""Operators that onnxruntime's optimiser puts into engines -> the standard one that makes the same shape,
+and how many of their inputs it has (ContribOperators.md and core/graph/contrib_ops of onnxruntime)."""
 
 _TRIAL = """
 import resource, sys
@@ -143,7 +158,8 @@ def _unknown_cost(model: ModelProto, size: tuple[int, int]) -> str:
         if max(counts, default=0) > _MAX_NUMBERS:
             return f"{node.op_type} makes {max(counts):,} numbers"
         total += sum(counts)
-        macs += _macs(node.op_type, list(node.input), max(counts, default=0), shapes)
+        operator, _ = _STANDARD.get((node.domain, node.op_type), (node.op_type, 0))
+        macs += _macs(operator, list(node.input), max(counts, default=0), shapes)
     if total > _MAX_TOTAL or macs > _MAX_MACS:
         return f"it makes {total:,} numbers in {macs:.0e} multiply-adds"
     return ""
@@ -152,7 +168,7 @@ def _unknown_cost(model: ModelProto, size: tuple[int, int]) -> str:
 def _macs(
     operator: str, inputs: list[str], outputs: int, shapes: Mapping[str, list[int] | None]
 ) -> float:
-    if operator not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or len(inputs) < 2:
+    if operator not in _MULTIPLYING or len(inputs) < 2:
         return float(outputs)
     weight = shapes.get(inputs[1]) or [1]
     if operator in ("Conv", "ConvTranspose"):
@@ -166,7 +182,12 @@ def _shapes(model: ModelProto, size: tuple[int, int]) -> dict[str, list[int] | N
     # Constants as initializers, whose values onnx follows into the shapes that they give.
     constants = {node.output[0]: _constant(node) for node in graph.node if node.output}
     constants = {name: tensor for name, tensor in constants.items() if tensor is not None}
-    nodes = [node for node in graph.node if not node.output or node.output[0] not in constants]
+    nodes = [
+        part
+        for node in graph.node
+        if not node.output or node.output[0] not in constants
+        for part in _standard(node)
+    ]
     large = [tensor for tensor in graph.initializer if prod(tensor.dims) > _LARGE]
     names = {tensor.name for tensor in graph.initializer}
     inputs = [_fixed(value, size) for value in graph.input if value.name not in names]
@@ -185,6 +206,39 @@ def _shapes(model: ModelProto, size: tuple[int, int]) -> dict[str, list[int] | N
     values = (*inferred.value_info, *inferred.output, *inferred.input)
     shapes = {value.name: _sizes(value.type) for value in values}
     return {**shapes, **{tensor.name: list(tensor.dims) for tensor in (*large, *small)}}
+
+
+def _standard(node: NodeProto) -> list[NodeProto]:
+    """The node, or standard ones that make the same shapes, without its arithmetic."""
+    if node.domain == "com.microsoft.nchwc" and node.op_type.startswith("Reorder"):
+        return _reordered(node)
+    operator, inputs = _STANDARD.get((node.domain, node.op_type), ("", 0))
+    if not operator:
+        return [node]
+    known = onnx.defs.get_schema(operator).attributes
+    made = helper.make_node(operator, node.input[:inputs], node.output[:1], node.name)
+    made.attribute.extend(a for a in node.attribute if a.name in known)
+    return [made]
+
+
+def _reordered(node: NodeProto) -> list[NodeProto]:
+    """Into or out of channels in blocks of 8 or 16: blocks' empty channels are cut off again.
+
+    Blocks count as the channels that they hold; onnxruntime fills them up to 15 more.
+    """
+    values = {a.name: a.i for a in node.attribute}
+    last, x, out = values.get("channels_last", 0), node.input[0], node.output[0]
+    if node.op_type == "ReorderInput":
+        to_first = helper.make_node("Transpose", [x], [out], perm=[0, 3, 1, 2])
+        return [to_first if last else helper.make_node("Identity", [x], [out])]
+    limits = [f"{out}_{name}" for name in ("start", "end", "axis")]
+    constants = [
+        helper.make_node("Constant", [], [name], value_ints=[number])
+        for name, number in zip(limits, (0, values.get("channels", 0), 1), strict=True)
+    ]
+    cut = helper.make_node("Slice", [x, *limits], [f"{out}_cut" if last else out])
+    turn = helper.make_node("Transpose", [f"{out}_cut"], [out], perm=[0, 2, 3, 1])
+    return [*constants, cut, turn] if last else [*constants, cut]
 
 
 def _constant(node: NodeProto) -> TensorProto | None:

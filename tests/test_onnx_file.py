@@ -11,8 +11,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from fr_edge.errors import ModelError
+from fr_edge.faces.contract import InputSpec
 from fr_edge.onnx_file import parse_onnx, read_onnx
-from fr_edge.trial_run import _unknown_cost, ensure_runnable
+from fr_edge.runtime.cpu_kernel_selection import build_cpu_engine
+from fr_edge.trial_run import _shapes, _unknown_cost, ensure_runnable
 
 from .networks import write_network
 
@@ -123,6 +125,56 @@ def test_an_ordinary_network_needs_no_trial(tmp_path: Path) -> None:
     ]
     flattened = network(nodes, numbers("zero", 0), numbers("rest", -1))
     assert _unknown_cost(flattened, (112, 112)) == ""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_engines_of_onnxruntime_need_no_trial(
+    calibrated_mini: Path, tmp_path: Path, precision: str
+) -> None:
+    """Its optimiser's own operators make the shapes of the standard ones: no process for each open."""
+    source = calibrated_mini / {"fp32": "model.onnx"}.get(precision, f"model.{precision}.onnx")
+    build_cpu_engine(source, tmp_path / "e.onnx", precision, InputSpec())
+    engine = read_onnx(tmp_path / "e.onnx")
+    domains = {node.domain for node in engine.graph.node}
+    assert any(domain.startswith("com.microsoft") for domain in domains)
+    assert _unknown_cost(engine, (112, 112)) == ""
+    assert _shapes(engine, (112, 112))["embedding"] == [1, 32]
+
+
+BLOCKED = "com.microsoft.nchwc"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "cost"),
+    [
+        ({"pads": [40000, 0, 40000, 0]}, "Conv makes 143,560,704 numbers"),
+        ({"pads": [400] * 4}, "multiply-adds"),
+    ],
+)
+def test_operators_of_onnxruntime_count_as_much(attributes: Any, cost: str) -> None:
+    nodes = [
+        helper.make_node("Conv", ["face", "w"], ["a"], domain=BLOCKED, **attributes),
+        helper.make_node("Conv", ["a", "v"], ["b"], domain=BLOCKED, activation="Relu"),
+        helper.make_node("ReorderOutput", ["b"], ["out"], domain=BLOCKED, channels=12),
+    ]
+    weights = [np.zeros((16, 3, 1, 1)), np.zeros((16, 16, 150, 150))]
+    stored = [from_array(w.astype(np.float32), n) for w, n in zip(weights, "wv", strict=True)]
+    model = network(nodes, *stored)
+    model.opset_import.append(helper.make_opsetid(BLOCKED, 1))
+    assert cost in _unknown_cost(model, (112, 112))
+
+
+def test_blocks_of_channels_are_cut_to_those_that_they_hold() -> None:
+    for last, expected in ((0, [1, 12, 112, 112]), (1, [1, 112, 112, 12])):
+        nodes = [
+            helper.make_node("Conv", ["face", "w"], ["a"], domain=BLOCKED),
+            helper.make_node(
+                "ReorderOutput", ["a"], ["out"], domain=BLOCKED, channels=12, channels_last=last
+            ),
+        ]
+        model = network(nodes, from_array(np.zeros((16, 3, 1, 1), np.float32), "w"))
+        model.opset_import.append(helper.make_opsetid(BLOCKED, 1))
+        assert _shapes(model, (112, 112))["out"] == expected
 
 
 def test_shapes_that_a_file_declares_are_not_believed() -> None:
