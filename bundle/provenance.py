@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..errors import DataError
 from ..faces.sources import Faces
 from .derived import PAGE, stale_files
 from .manifest import Bundle
+from .sbom import installed_version
 
 _NUMBERED = re.compile(r"face-[0-9a-f]{16}")  # a number in the place of a face's name
 
@@ -246,10 +246,5 @@ def _names_faces(path: Path) -> bool:
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    versions = {}
-    for package in dict.fromkeys(packages):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    versions = {package: installed_version(package) for package in packages}
+    return {package: number for package, number in versions.items() if number}

@@ -9,6 +9,7 @@ import platform
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import quote
@@ -48,11 +49,26 @@ def loaded_packages() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for module, package in _MODULES.items():
         if module in sys.modules:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:  # from the system, or under another name
-                versions[package] = str(getattr(sys.modules[module], "__version__", "unknown"))
+            # Without metadata: from the system, or under another name.
+            loaded = str(getattr(sys.modules[module], "__version__", "unknown"))
+            versions[package] = installed_version(package) or loaded
     return versions
+
+
+@cache
+def installed_version(package: str) -> str:
+    """The version in a package's metadata, which are read once: parsing takes milliseconds.
+
+    Args:
+        package: Its name on the package index.
+
+    Returns:
+        The version, "" where no such package is installed.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def bundle_sbom(bundle: Bundle, manifest_sha256: str) -> bytes:

@@ -35,6 +35,7 @@ from .output import Output
 FULL = DemoPlan()
 MIN_GAIN = 20.0  # points of accuracy that the student must gain over its untrained self
 MAX_BEHIND = 5.0  # points of accuracy that the student may lose to its teacher
+_TIMING_S = 5.0  # of each benchmark
 _MAX_TAR_DROP = 0.01  # as counted: verify's default limit
 _MAX_LIKELY_DROP = 0.03  # by the 95 % interval, which 60 synthetic people make wide
 
@@ -258,7 +259,7 @@ def _evaluate(student: Path, judged: Pairs, output: Output) -> Found:
 
 
 def _benchmark(student: Path, engine: str, output: Output) -> Found:
-    result = benchmark(student, engine, batches=(1,), duration_s=5.0, track=output.track)
+    result = benchmark(student, engine, batches=(1,), duration_s=_TIMING_S, track=output.track)
     run = result.runs[0]
     return result.report, f"p50 {run.latency_ms['p50']:.2f} ms, {run.verdict}", {}
 

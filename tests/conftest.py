@@ -53,6 +53,8 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv(name, str(tmp_path_factory.mktemp(name)))
         for name in ("FR_EDGE_TRUSTED_KEYS", "FR_EDGE_REQUIRE_SIGNATURE"):
             patch.delenv(name, raising=False)
+        # Which kernels are fastest here is of no interest to most tests: they are timed in short.
+        patch.setattr("fr_edge.runtime.cpu_kernel_selection._SECONDS", 0.05)
         yield
 
 

@@ -8,6 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,8 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
             'install it: pip install "fr-edge[report]"',
         ) from error
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    page = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html")
     try:
-        text = page.render(_page_values(bundle, faces))
+        text = _template().render(_page_values(bundle, faces))
     except (ValueError, TypeError, ArithmeticError, LookupError, jinja2.TemplateError) as error:
         # Each report has the right types; its figures may not fit each other.
         raise BundleError(
@@ -99,6 +93,19 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
     with transaction(bundle, "report", {}) as change:
         change.path(PAGE, "report", of=shown).write_text(text, encoding="utf-8")
     return bundle.root / PAGE
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html")
 
 
 def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:

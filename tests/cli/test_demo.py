@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ class Stopping(Output):
             if label == "training" and number == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield item
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed_in_short() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_stages, "_TIMING_S", 0.2)
+        yield
 
 
 @pytest.fixture(scope="module")

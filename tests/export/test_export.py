@@ -138,7 +138,6 @@ def test_reports_stay_and_are_stale_when_the_network_is_another(
 ) -> None:
     root = tmp_path / "a.bundle"
     shutil.copytree(trained, root)
-    export_onnx(root, root)
     with transaction(root, "test", {}) as draft:
         draft.path("reports/training.json", "test").write_text("{}")
         draft.path("reports/verify-fp32.json", "test", of=["model.onnx"]).write_text("{}")
