@@ -42,7 +42,9 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 @contextmanager
-def replace_atomic(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def replace_atomic(
+    path: Path, *, private: bool = False, durable: bool = True
+) -> Iterator[BinaryIO]:
     """A stream whose content takes a file's place at the end; an error leaves the file as it was.
 
     A killed process leaves the temporary file, which the next write of the same file uses up.
@@ -50,6 +52,8 @@ def replace_atomic(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     Args:
         path: The file to write or replace, in a folder that exists.
         private: As `write_atomic`.
+        durable: Whether to wait until it is on the disk; without, a power failure may leave the file
+            empty.
 
     Yields:
         A binary stream, open for writing.
@@ -60,12 +64,14 @@ def replace_atomic(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
             temporary.replace(path)  # while it is locked: it is still ours
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def _open_locked(path: Path, mode: int) -> int:

@@ -8,6 +8,7 @@ least-squares similarity transform, then OpenCV's bilinear `warpAffine` with a b
 import os
 import secrets
 import signal
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..arrays import F64, I32, U8
+from ..arrays import F64, I32, I64, U8
 from ..errors import FacesError, MachineError, UsageError
 from ..files import replace_atomic, sha256
 from ..progress import Track, silent
@@ -215,11 +216,16 @@ def _start_worker(job: _Job, path: Path, spec: InputSpec, min_score: float) -> N
     """Open the detector in a new process, which ends with the one that started it."""
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the first decides
         signal.signal(number, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()
     detector = replace(open_detector(path, threads=1), spec=spec, min_score=min_score)
     _worker.append(replace(job, detect=detector))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(key: str) -> AlignedImage:
@@ -312,17 +318,20 @@ def _warp(image: U8, matrix: F64) -> U8:
     left, above = _FRACTIONS - right, _FRACTIONS - below
     x, y = place >> 5
     pixels, width, first = _neighbourhood(image, x, y)
-    total = (
-        pixels[first] * (above * left)[..., None]
-        + pixels[first + 1] * (above * right)[..., None]
-        + pixels[first + width] * (below * left)[..., None]
-        + pixels[first + width + 1] * (below * right)[..., None]
-    )
-    face: U8 = ((total + _FRACTIONS**2 // 2) // _FRACTIONS**2).astype(np.uint8)
+    total = np.zeros((3, first.size), np.int32)
+    for offset, weight in (
+        (0, above * left),
+        (1, above * right),
+        (width, below * left),
+        (width + 1, below * right),
+    ):
+        total += pixels.take(first + offset, axis=0).T * weight.ravel()
+    levels = (total + _FRACTIONS**2 // 2) // _FRACTIONS**2
+    face: U8 = levels.T.astype(np.uint8).reshape(ALIGNED_SIZE, ALIGNED_SIZE, 3)
     return face
 
 
-def _neighbourhood(image: U8, x: I32, y: I32) -> tuple[U8, int, I32]:
+def _neighbourhood(image: U8, x: I32, y: I32) -> tuple[U8, int, I64]:
     """Pixels in one row, the width of a line, and the index of each pixel (x, y); black outside."""
     height, width = image.shape[:2]
     x, y = np.clip(x, -2, width), np.clip(y, -2, height)  # two columns and rows of black suffice
@@ -331,11 +340,14 @@ def _neighbourhood(image: U8, x: I32, y: I32) -> tuple[U8, int, I32]:
     if np.any(edges) or not image.flags.c_contiguous:
         part = np.pad(image[max(0, y0) : y1, max(0, x0) : x1], edges)
         image, x, y, width = part, x - x0, y - y0, part.shape[1]
-    return image.reshape(-1, 3), width, y * np.int32(width) + x
+    return image.reshape(-1, 3), width, (y.astype(np.int64) * width + x).ravel()
 
 
 def _write(path: Path, face: U8) -> None:
-    """All of the file or none of it; for this user alone, since it is somebody's face."""
+    """All of the file or none of it; for this user alone, since it is somebody's face.
+
+    It can be made again, so the disk is not waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_atomic(path, private=True) as stream:
-        Image.fromarray(face).save(stream, "PNG", compress_level=1)  # a quarter of the time
+    with replace_atomic(path, private=True, durable=False) as stream:
+        Image.fromarray(face).save(stream, "PNG", compress_level=1, compress_type=zlib.Z_RLE)

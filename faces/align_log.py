@@ -72,7 +72,7 @@ class AlignLog:
         line = self._known.get(key)
         if line is None or line != self._line(key, line.done):
             return None
-        if not all((self._out / crop).is_file() for crop in line.done.crops):
+        if not all(_has_content(self._out / crop) for crop in line.done.crops):
             return None
         self.count += 1
         return line.done
@@ -122,6 +122,11 @@ def align_log(source: Path, out: Path, identity: str) -> Iterator[AlignLog]:
     with keeping(lambda: f"{log.count:,} photographs are done in {out}" if log.count else ""):
         yield log
     log.remove()
+
+
+def _has_content(path: Path) -> bool:
+    """Crops are not synchronised to the disk: a power failure may leave an empty file."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _read_lines(path: Path) -> list[_Line]:

@@ -75,8 +75,8 @@ class Detector:
     min_score: float
 
     def __call__(self, image: U8) -> list[DetectedFace]:
-        size = _canvas_size(image, self.network) if self.network.free else self.network.size
-        canvas, scale = _letterbox(image, size)
+        size, scale = _fit_canvas(image, self.network)
+        canvas = _letterbox(image, size, scale)
         outputs = run_detector(self.network, canvas, self.spec)
         candidates = _decode(self.layout, outputs, size, self.min_score)
         if candidates is None:
@@ -157,17 +157,19 @@ def _freed(network: OnnxDetector, layout: Layout, threads: int | None) -> OnnxDe
     return candidate if decoded is not None else replace(network, free=False)
 
 
-def _canvas_size(image: U8, network: OnnxDetector) -> Size:
-    """Height and width of the canvas for a photograph: its own size, in steps, within limits.
+def _fit_canvas(image: U8, network: OnnxDetector) -> tuple[Size, float]:
+    """Height and width of the canvas for a photograph, and the scale at which it is put there.
 
-    A small photograph is not enlarged to the largest canvas: that shows nothing more of its faces.
+    Where the network allows, it is the photograph's own size, in steps and within limits: a small one
+    is not enlarged to the largest canvas, which shows nothing more of its faces.
     """
-    longest = max(image.shape[:2])
-    scale = min(min(network.size), max(_MIN_SIDE, longest // _STEP * _STEP)) / longest
-    height, width = (
-        max(_STEP, -(-round(side * scale) // _STEP) * _STEP) for side in image.shape[:2]
-    )
-    return height, width
+    high, wide = image.shape[:2]
+    if not network.free:
+        return network.size, min(network.size[0] / high, network.size[1] / wide)
+    longest = max(high, wide)
+    scale = min(max(1.0, _MIN_SIDE / longest), min(network.size) / longest)
+    height, width = (max(_STEP, -(-round(side * scale) // _STEP) * _STEP) for side in (high, wide))
+    return (height, width), scale
 
 
 def choose_faces(
@@ -215,9 +217,8 @@ def _box(face: DetectedFace) -> str:
     return f"{width:.0f}x{height:.0f} at {left:.0f},{top:.0f}"
 
 
-def _letterbox(image: U8, size: Size) -> tuple[U8, float]:
-    """The image scaled into the top left of a black canvas, and the scale."""
-    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+def _letterbox(image: U8, size: Size, scale: float) -> U8:
+    """The scaled image in the top left of a black canvas."""
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     small = image
     if image.shape[:2] != (height, width):
@@ -225,7 +226,7 @@ def _letterbox(image: U8, size: Size) -> tuple[U8, float]:
         small = np.asarray(photograph.resize((width, height), Image.Resampling.BILINEAR))
     canvas = np.zeros((*size, 3), np.uint8)
     canvas[:height, :width] = small
-    return canvas, scale
+    return canvas
 
 
 def _decode(layout: Layout, outputs: Outputs, size: Size, min_score: float) -> Candidates | None:

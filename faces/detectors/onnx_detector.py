@@ -126,11 +126,9 @@ def run_detector(network: OnnxDetector, canvas: U8, spec: InputSpec) -> Outputs:
         ModelError: The network cannot be run.
     """
     image = canvas[..., ::-1] if spec.channels == "BGR" else canvas
-    if network.dtype != np.uint8:
-        mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-        image = ((image.astype(np.float32) - mean) / std).astype(network.dtype)
-    blob = (image if network.channels_last else image.transpose(2, 0, 1))[None]
-    blob = np.ascontiguousarray(blob.repeat(network.batch, axis=0))
+    image = np.ascontiguousarray(image if network.channels_last else image.transpose(2, 0, 1))
+    blob = image if network.dtype == np.uint8 else _normalised(image, network, spec)
+    blob = blob[None].repeat(network.batch, axis=0) if network.batch > 1 else blob[None]
     names = [output.name for output in network.session.get_outputs()]
     try:
         arrays = network.session.run(names, {network.session.get_inputs()[0].name: blob})
@@ -142,6 +140,16 @@ def run_detector(network: OnnxDetector, canvas: U8, spec: InputSpec) -> Outputs:
         for name, array in zip(names, arrays, strict=True)
         if isinstance(array, np.ndarray) and array.dtype.kind == "f"
     }
+
+
+def _normalised(image: U8, network: OnnxDetector, spec: InputSpec) -> npt.NDArray[Any]:
+    shape = (3,) if network.channels_last else (3, 1, 1)
+    values = image.astype(np.float32)
+    if any(spec.mean):
+        values -= np.array(spec.mean, np.float32).reshape(shape)
+    if any(std != 1 for std in spec.std):
+        values /= np.array(spec.std, np.float32).reshape(shape)
+    return values.astype(network.dtype, copy=False)
 
 
 def _first(array: npt.NDArray[Any], batch: int) -> npt.NDArray[Any]:

@@ -65,7 +65,7 @@ class Gallery:
     """
 
     def __init__(self, model: GalleryModel) -> None:
-        self._models = (model,)
+        self._models: tuple[GalleryModel, ...] = (model,)
         self._lock = threading.Lock()
         self._rows = _empty(model.dim)
 

@@ -150,7 +150,8 @@ class Recogniser:
             FacesError: No face, several of them, or landmarks that are not those of a face.
             ModelError: The embedding is zero or not finite.
         """
-        return self.embed_batch([image], faces, unit=unit)[0]
+        embedding: F32 = self.embed_batch([image], faces, unit=unit)[0]
+        return embedding
 
     def embed_batch(
         self, images: Iterable[Photograph], faces: FacePolicy = "one", *, unit: bool = True
