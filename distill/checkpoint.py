@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
             "rng": torch.get_rng_state(),
             "step": step,
             "seconds": state.seconds,
-            "sums": state.sums,
+            "sums": {name: float(value) for name, value in state.sums.items()},
             "curve": state.curve,
             "verification": state.verification,
         }
@@ -189,7 +189,7 @@ def _restore(state: TrainState, content: Mapping[str, Any]) -> None:
     state.averaged = {k: v.to(state.ranks.device) for k, v in averaged.items()}
     state.best = dict(best)
     torch.set_rng_state(content["rng"])
-    state.step, state.seconds, state.sums = progress.step, progress.seconds, progress.sums
+    state.step, state.seconds, state.sums = progress.step, progress.seconds, {**progress.sums}
     state.curve = progress.curve
     if not all("step" in point for point in progress.verification):
         raise ValueError("a verification without its step")

@@ -143,9 +143,9 @@ def to_device(pixels: U8, device: torch.device) -> Tensor:
         device: Where the student is.
     """
     host = torch.from_numpy(np.ascontiguousarray(pixels))
-    if device.type != "cuda":
-        return host
-    return host.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 def average_statistics(network: nn.Module, ranks: Ranks) -> None:

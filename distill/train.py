@@ -47,6 +47,7 @@ from .teacher_cache import choose_teacher, data_digest, open_teacher_embeddings
 from .teacher_targets import TeacherEmbeddings, class_means, teacher_bank
 from .train_step import (
     TrainState,
+    check_finite,
     enable_fake_quant,
     learning_rate,
     reuse_freed_memory,
@@ -68,6 +69,7 @@ from .training_report import (
 logger = logging.getLogger(__name__)
 
 _CURVE_POINTS = 200  # of the training curve, about
+_LOOK_STEPS = 10  # steps of a GPU between two looks at signals and at what is not finite
 _DEFAULT_DIM = 512  # of a student without a teacher
 
 
@@ -269,6 +271,7 @@ def _train(
             f"remove {place.folder} and start again",
         )
     interval = max(1, steps // _CURVE_POINTS)
+    look_steps = 1 if state.ranks.device.type == "cpu" else _LOOK_STEPS
     verify_steps = max(1, round(per_epoch * recipe.verify_every))
     quantized_from = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
     if state.step > quantized_from:
@@ -288,22 +291,32 @@ def _train(
             enable_fake_quant(state, batch.pixels)
         try:
             means = train_step(state, batch.pixels, labels, teacher, lr)
+            state.step += 1
+            for name, value in means.items():
+                state.sums[name] = state.sums.get(name, 0.0) + value / interval
+            verifies = state.step % verify_steps == 0 or state.step == steps
+            at_point = state.step % interval == 0
+            looks = state.step % look_steps == 0 or state.step == steps
+            if at_point or verifies or looks:
+                check_finite(state, lr)
         except GateFailed as error:
+            if state.ranks.device.type != "cpu":  # found some steps later
+                raise
             raise _with_batch_saved(error, batch, labels, place.folder, state.ranks) from error
-        state.step += 1
-        for name, value in means.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value / interval
         now = time.monotonic()
-        if state.step % interval == 0:
-            state.curve.append({"step": state.step, "lr": lr, **state.sums})
+        if at_point:
+            sums = {name: float(value) for name, value in state.sums.items()}
+            state.curve.append({"step": state.step, "lr": lr, **sums})
             state.sums = {}
             write_curves()
-        if state.step % verify_steps == 0 or state.step == steps:
+        if verifies:
             verify_student(state, data.sets)
             write_curves()
             if stops_early(state):
                 logger.info("ended early at step %d of %d", state.step, steps)
                 break
+        if not looks:
+            continue
         due, signal = _agreed(now - saved, stop, state)
         if due or (signal and state.step < steps):
             state.seconds, started, saved = state.seconds + now - started, now, now

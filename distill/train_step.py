@@ -43,6 +43,9 @@ class TrainState:
         optimizer: Over the student; learned centres have their own.
         scaler: Loss scaler; does nothing unless `amp` is float16.
         averaged: Exponential moving average of the student's state; empty without one.
+        classes: Number of identities.
+        failed: Number of the first step whose loss or gradient was not finite, on the device, -1 before;
+            read by `check_finite`.
         step: Finished steps.
         seconds: Training time up to the last checkpoint.
         sums: Means of the loss and the head's statistics since the curve's last point.
@@ -62,9 +65,11 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: dict[str, Tensor]
+    classes: int
+    failed: Tensor
     step: int = 0
     seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float | Tensor] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     verification: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -120,6 +125,8 @@ def start_training(
         _optimizer(recipe, groups, ranks.device),
         scaler,
         averaged,
+        classes,
+        torch.tensor(-1, device=ranks.device),
     )
     _wrap_student(state)
     return state
@@ -169,8 +176,11 @@ def learning_rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> floa
 
 def train_step(
     state: TrainState, pixels: U8, labels: I64, teacher: F32 | None, lr: float
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """One step of the optimizer on this rank's part of the batch.
+
+    On a GPU no value is read, so the host goes on while the GPU computes: a loss that is not finite is
+    noted on the device and found by `check_finite`. Learned centres and float16 do wait.
 
     Args:
         state: The training; its weights and centres change.
@@ -180,11 +190,14 @@ def train_step(
         lr: Learning rate.
 
     Returns:
-        "loss" and the head's statistics, means over the batch.
+        "loss" and the head's statistics, means over the batch, on the device.
 
     Raises:
-        GateFailed: The loss or its gradient is not finite; no weight has changed.
+        UsageError: A label is not a class.
+        GateFailed: On a CPU: the loss or its gradient is not finite; no weight has changed.
     """
+    if labels.max(initial=-1) >= state.classes:
+        raise UsageError(f"label {labels.max()} does not fit {state.classes} classes")
     recipe, device = state.recipe, state.ranks.device
     state.student.train()
     state.loss.train()
@@ -205,14 +218,12 @@ def train_step(
             sums[name] = sums.get(name, 0.0) + value
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.student.parameters(), recipe.clip or float("inf"))
-    means = {name: float(value) for name, value in sums.items()}
-    # A loss scaler recovers from gradients that overflow.
-    if not np.isfinite(means["loss"]) or not (state.scaler.is_enabled() or bool(norm.isfinite())):
-        raise GateFailed(
-            f"at step {state.step} the loss is {means['loss']}, the norm of its gradient"
-            f" {float(norm)}",
-            f"lower lr (now {lr:g}) or lengthen warmup",
-        )
+    finite = sums["loss"].isfinite()
+    if not state.scaler.is_enabled():  # which recovers from gradients that overflow
+        finite = finite & norm.isfinite()
+    state.failed = torch.where((state.failed < 0) & ~finite, state.step, state.failed)
+    if device.type == "cpu":
+        check_finite(state, lr)
     scale = state.scaler.get_scale()
     with limit_scale_change(state.network):
         state.scaler.step(state.optimizer)
@@ -221,7 +232,25 @@ def train_step(
     state.scaler.update()
     if recipe.ema:
         _update_average(state)
-    return means
+    return sums
+
+
+def check_finite(state: TrainState, lr: float) -> None:
+    """Check that the loss and its gradient were finite in all steps; on a GPU this waits for it.
+
+    Args:
+        state: The training.
+        lr: Learning rate, for the hint.
+
+    Raises:
+        GateFailed: They were not; on a GPU weights have changed since, and no checkpoint has them.
+    """
+    step = int(state.failed)
+    if step >= 0:
+        raise GateFailed(
+            f"at step {step} the loss or its gradient is not finite",
+            f"lower lr (now {lr:g}) or lengthen warmup",
+        )
 
 
 def enable_fake_quant(state: TrainState, pixels: U8 | None = None) -> None:

@@ -135,7 +135,8 @@ class AdaDistill(nn.Module):
             with torch.no_grad():
                 t = functional.normalize(teacher.float(), dim=1, eps=_EPS)
                 all_embeddings, t, labels = (self.ranks.gather(x) for x in (e.detach(), t, labels))
-                if len(labels) and int(labels.max()) >= self.classes:
+                # Elsewhere it would wait for the device; the trainer checks labels on the host.
+                if labels.device.type == "cpu" and int(labels.max()) >= self.classes:
                     raise UsageError(
                         f"label {int(labels.max())} does not fit {self.classes} classes",
                         "num_classes must be the number of identities in the data",
@@ -158,28 +159,36 @@ class AdaDistill(nn.Module):
 
     def _move_centres(self, e: Tensor, t: Tensor, labels: Tensor) -> None:
         """Move the batch's centres towards its teacher embeddings; all rows read the old centres."""
-        rows = ((labels >= self.first) & (labels < self.last)).nonzero()[:, 0]
-        e, t, classes = e[rows], t[rows], labels[rows] - self.first
+        # No number of rows is asked for, which would wait for the device: rows of other ranks'
+        # classes repeat the first one of this rank's, or stay where there is none.
+        own = (labels >= self.first) & (labels < self.last)
+        numbers = torch.arange(len(labels), device=labels.device)
+        rows = torch.where(own, numbers, own.int().argmax())
+        classes = (labels[rows] - self.first).clamp(0, len(self.raw) - 1)
+        e, t = e[rows], t[rows]
         old = self.raw[classes]
         cosine = (e * t).sum(1).clamp(-1.0, 1.0)
         # Clipped by itself first: two negative factors must not make a large alpha.
         centre_cosine = ((old * t).sum(1) * self.inverse[classes]).clamp(_MIN_ALPHA, 1.0)
         alpha = cosine * centre_cosine if self.alpha == "product" else cosine
         alpha = alpha.clamp(_MIN_ALPHA, 1.0)
-        count = alpha.new_tensor(float(len(rows)))
-        sums = torch.stack([alpha.sum(), centre_cosine.sum(), cosine.sum(), count])
+        counted = own.to(alpha.dtype)
+        sums = torch.stack(
+            [(x * counted).sum() for x in (alpha, centre_cosine, cosine, torch.ones_like(alpha))]
+        )
         means = self.ranks.sum(sums)
         means = means / means[3].clamp_min(1)
         self.stats = dict(zip(("alpha", "lambda", "cosine"), means, strict=False))
         if not self.training or self.alpha == "fixed":
             return
-        same = classes[:, None] == classes[None, :]
+        same = (classes[:, None] == classes[None, :]) & own[None, :]
         if self.compat == "official":
-            last = ~same.triu(1).any(1)
-            classes, moved = classes[last], torch.lerp(t, old, alpha[:, None])[last]
+            last = (same * numbers).amax(1)  # of each row's class
+            moved = torch.lerp(t, old, alpha[:, None])[last]
         else:
             moved = _moved_centres(old, t, alpha, same.to(t.dtype))
-        self.raw[classes] = moved
+        moved = torch.where(own.any(), moved, old)
+        self.raw[classes] = moved  # rows of one class bring the same centre
         self.inverse[classes] = _inverse_lengths(moved)
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:

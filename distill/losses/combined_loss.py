@@ -89,7 +89,8 @@ class RelationalLoss(nn.Module):
         rows = torch.cat([rows[:start], e, rows[start + len(e) :]])
         known = self.ranks.gather(labels) >= 0
         target = functional.normalize(self.ranks.gather(teacher.float()), dim=1, eps=_EPS)
-        own, wanted = (_similarities(x[known]) for x in (rows, target))
+        # Rows of zeros for those without a label: they have no similarity to any.
+        own, wanted = (_similarities(torch.where(known[:, None], x, 0.0)) for x in (rows, target))
         return (own - wanted).square().sum() / known.sum().clamp_min(1).square()
 
 

@@ -88,7 +88,7 @@ def chunk_width(e: Tensor) -> int:
     Args:
         e: Embeddings, `(B, D)`; a chunk of logits for them stays in a CPU's cache, or fills a GPU.
     """
-    size = _GPU_CHUNK_BYTES if e.is_cuda else _CPU_CHUNK_BYTES
+    size = _CPU_CHUNK_BYTES if e.device.type == "cpu" else _GPU_CHUNK_BYTES
     return max(_MIN_CHUNK, size // (4 * max(1, len(e))))
 
 
@@ -109,7 +109,7 @@ def chunked_logsumexp(
         The largest logit `(B,)`, the sum of exp(z - largest) `(B,)`, and the sum of
         exp(z - largest) w / |w| `(B, D)`, which is zero without `with_grad`.
     """
-    if e.is_cuda:
+    if e.device.type != "cpu":
         return fused_logsumexp(e, raw, inverse, labels, s, with_grad)
     batch, classes = len(e), len(raw)
     width = chunk_width(e)
