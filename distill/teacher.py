@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto
 
 from ..arrays import F32, U8
 from ..bundle.bundle import open_bundle
@@ -24,12 +25,14 @@ from ..inference import make_session
 from ..onnx_file import read_onnx
 from ..trial_run import ensure_runnable
 from .networks import usual_preset
+from .onnx_teacher import OnnxNetwork
 from .weights import load_network
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 64  # faces per run
 _MIN_BF16_COSINE = 0.999  # of an embedding in bfloat16 to the same in float32
+_MIN_TORCH_COSINE = 0.9999  # of an ONNX teacher's embedding in torch to that in onnxruntime
 _MAX_COSINE = 0.9999  # of two different faces; above it they are embedded alike
 
 _EmbedFaces = Callable[[U8], F32]
@@ -65,7 +68,7 @@ def open_teacher(
         source: A bundle, an ONNX file or a checkpoint.
         preset: Input contract of a file that carries none.
         arch: Network of a checkpoint that does not name it.
-        device: Of torch, for checkpoints.
+        device: Of torch. An ONNX file is computed by torch on a GPU, where torch knows its operators.
 
     Raises:
         UsageError: The input contract or the network is not known.
@@ -83,7 +86,7 @@ def open_teacher(
             f"there is no teacher at {path}", "give a bundle, an ONNX file or a checkpoint"
         )
     if path.suffix == ".onnx":
-        run, spec, device = _onnx_runner(path, spec)
+        run, spec, device = _onnx_runner(path, spec, device)
     else:
         network, name, _ = load_network(path, arch or None)
         spec = spec or make_spec(usual_preset(name))
@@ -175,8 +178,11 @@ def torch_runner(
     return run
 
 
-def _onnx_runner(path: Path, spec: InputSpec | None) -> tuple[Callable[[F32], Any], InputSpec, str]:
-    ensure_runnable(read_onnx(path, side_files=True), str(path))
+def _onnx_runner(
+    path: Path, spec: InputSpec | None, device: str
+) -> tuple[Callable[[F32], Any], InputSpec, str]:
+    model = read_onnx(path, side_files=True)
+    ensure_runnable(model, str(path))
     session = make_session(
         path,
         name=str(path),
@@ -207,5 +213,45 @@ def _onnx_runner(path: Path, spec: InputSpec | None) -> tuple[Callable[[F32], An
             parts.append(out.reshape(size, -1)[: len(part)])
         return np.concatenate(parts)
 
+    if device != "cpu" and (network := torch_of_onnx(model, run, spec, device)) is not None:
+        return torch_runner(network, device), spec, device
     on_gpu = session.get_providers()[0] == "CUDAExecutionProvider"
     return run, spec, "cuda" if on_gpu else "cpu"
+
+
+def torch_of_onnx(
+    model: ModelProto, run: Callable[[F32], Any], spec: InputSpec, device: str
+) -> torch.nn.Module | None:
+    """An ONNX network in torch, if it embeds random faces as onnxruntime does.
+
+    Args:
+        model: The network.
+        run: Runs it in onnxruntime, `(N, 3, H, W) float32 -> (N, D)`.
+        spec: Its input contract.
+        device: Of torch.
+
+    Returns:
+        In eval mode on the device; None, with a warning, where torch does not know its operators or
+        a cosine between the two is below .9999.
+    """
+    faces = np.random.default_rng(0).integers(0, 256, (4, ALIGNED_SIZE, ALIGNED_SIZE, 3), np.uint8)
+    inputs = preprocess(faces, spec)
+    try:
+        network = OnnxNetwork(model).eval().to(device)
+        with torch.no_grad():
+            own = network(torch.from_numpy(inputs).to(device)).float().reshape(len(faces), -1)
+    except ModelError as error:
+        logger.warning("the teacher stays in onnxruntime: %s", error.message)
+        return None
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        logger.warning("the teacher stays in onnxruntime: torch cannot run it: %s", error)
+        return None
+    wanted = torch.from_numpy(np.asarray(run(inputs), np.float32))
+    if own.shape != wanted.shape:
+        logger.warning("the teacher stays in onnxruntime: torch gives another shape")
+        return None
+    cosine = float(torch.nn.functional.cosine_similarity(own.cpu(), wanted).min())
+    if not cosine >= _MIN_TORCH_COSINE:
+        logger.warning("the teacher stays in onnxruntime: in torch a cosine is %.5f", cosine)
+        return None
+    return network
