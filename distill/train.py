@@ -47,7 +47,7 @@ from .teacher_cache import choose_teacher, data_digest, open_teacher_embeddings
 from .teacher_targets import TeacherEmbeddings, class_means, teacher_bank
 from .train_step import (
     TrainState,
-    check_finite,
+    check_finite_steps,
     enable_fake_quant,
     learning_rate,
     reuse_freed_memory,
@@ -298,7 +298,7 @@ def _train(
             at_point = state.step % interval == 0
             looks = state.step % look_steps == 0 or state.step == steps
             if at_point or verifies or looks:
-                check_finite(state, lr)
+                check_finite_steps(state, lr)
         except GateFailed as error:
             if state.ranks.device.type != "cpu":  # found some steps later
                 raise

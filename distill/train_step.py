@@ -45,7 +45,7 @@ class TrainState:
         averaged: Exponential moving average of the student's state; empty without one.
         classes: Number of identities.
         failed: Number of the first step whose loss or gradient was not finite, on the device, -1 before;
-            read by `check_finite`.
+            read by `check_finite_steps`.
         step: Finished steps.
         seconds: Training time up to the last checkpoint.
         sums: Means of the loss and the head's statistics since the curve's last point.
@@ -180,7 +180,7 @@ def train_step(
     """One step of the optimizer on this rank's part of the batch.
 
     On a GPU no value is read, so the host goes on while the GPU computes: a loss that is not finite is
-    noted on the device and found by `check_finite`. Learned centres and float16 do wait.
+    noted on the device and found by `check_finite_steps`. Learned centres and float16 do wait.
 
     Args:
         state: The training; its weights and centres change.
@@ -223,7 +223,7 @@ def train_step(
         finite = finite & norm.isfinite()
     state.failed = torch.where((state.failed < 0) & ~finite, state.step, state.failed)
     if device.type == "cpu":
-        check_finite(state, lr)
+        check_finite_steps(state, lr)
     scale = state.scaler.get_scale()
     with limit_scale_change(state.network):
         state.scaler.step(state.optimizer)
@@ -235,7 +235,7 @@ def train_step(
     return sums
 
 
-def check_finite(state: TrainState, lr: float) -> None:
+def check_finite_steps(state: TrainState, lr: float) -> None:
     """Check that the loss and its gradient were finite in all steps; on a GPU this waits for it.
 
     Args:

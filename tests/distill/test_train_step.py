@@ -13,7 +13,7 @@ import torch
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.losses import margin_softmax
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.train_step import check_finite, start_training, train_step
+from fr_edge.distill.train_step import check_finite_steps, start_training, train_step
 from fr_edge.errors import GateFailed, UsageError
 
 META = torch.device("meta")
@@ -49,15 +49,15 @@ def test_the_host_reads_no_value(changes: list[str]) -> None:
     assert {"loss"} < set(means)
     assert all(value.device == META for value in means.values())
     with pytest.raises(RuntimeError, match="meta"):
-        check_finite(state, 0.1)  # which does read: the test could fail
+        check_finite_steps(state, 0.1)  # which does read: the test could fail
 
 
 def test_what_is_not_finite_is_found_later_with_its_step() -> None:
     state = start_training(read_recipe("tiny", ["losses=arcface"]), 10, 16, Ranks())
-    check_finite(state, 0.1)
+    check_finite_steps(state, 0.1)
     state.failed = torch.tensor(17)
     with pytest.raises(GateFailed, match="at step 17 "):
-        check_finite(state, 0.1)
+        check_finite_steps(state, 0.1)
 
 
 def test_a_label_that_is_no_class_is_refused_on_the_host() -> None:
