@@ -11,6 +11,16 @@ from networks import write_distinct_people
 from shell import Boards, Shell
 from tiny_network import bundle, faces, tiny  # noqa: F401
 
+from fr_edge.runtime.benchmark import timing
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_warm_up() -> Iterator[None]:
+    """Of benchmarks in this process; those of boards have a clock of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "_WINDOW_S", 0.02)
+        yield
+
 
 @pytest.fixture(scope="session")
 def driver_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
