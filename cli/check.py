@@ -85,13 +85,18 @@ def _engine_problems(bundle: "Bundle") -> "Iterator[tuple[str, tuple[str, type[E
             yield name, (error.message, type(error))
 
 
+_LONE = "this version loads here; without PLAN.json beside it, its GPU is not known"
+
+
 def _check_plan(output: Output, plan: str) -> None:
     from ..documents import to_builtins
     from ..errors import DataError, MachineError
     from ..runtime.trt.plan_file import check_plan
 
     check = check_plan(plan)
-    verdict = "should load here" if check.loads else "will not load here"
+    verdict = "will not load here"
+    if check.loads:
+        verdict = "should load here" if check.sidecar else _LONE
     lines = [f"{plan}: {check.backend} {check.version}, {verdict}"]
     lines += [f"  {problem}" for problem in check.problems]
     if check.hint:

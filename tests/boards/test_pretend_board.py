@@ -163,6 +163,13 @@ def test_a_plan_of_another_version_or_card_is_refused(
     assert "10.7.0" in capsys.readouterr().err
     assert run(["check-engine", engine]) == 3
     board.trt.module.__version__ = version
+    lone = mini.with_name("lone.plan")
+    lone.write_bytes(Path(engine).read_bytes())
+    capsys.readouterr()
+    assert run(["check-engine", str(lone)]) == 0  # the header tells no GPU
+    assert "its GPU is not known" in capsys.readouterr().out
+    assert run(["check-engine", engine]) == 0
+    assert "should load here" in capsys.readouterr().out
     board.have(H100)
     assert fingerprint.machine_fingerprint("tensorrt")["gpu"] == "H100"
     assert run(["verify", str(mini), "--engine", "fp32", "--backend", "tensorrt"]) == 3
