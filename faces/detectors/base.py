@@ -7,6 +7,7 @@ or lists `(1, h*w*A, C)`; `pyramid` brings them into one form by their shapes.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,7 @@ def cells(size: Size, stride: int) -> Size:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
+@lru_cache(maxsize=64)  # photographs of one camera have one size
 def grid(size: Size, stride: int) -> Floats:
     """Column and row of each cell.
 
@@ -213,11 +215,13 @@ def grid(size: Size, stride: int) -> Floats:
         stride: Pixels between cells.
 
     Returns:
-        `(cells, 2) float32`, row by row.
+        `(cells, 2) float32`, row by row, read-only.
     """
     rows, columns = cells(size, stride)
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
-    return np.stack([x.ravel(), y.ravel()], axis=1)
+    places = np.stack([x.ravel(), y.ravel()], axis=1)
+    places.flags.writeable = False
+    return places
 
 
 def as_table(array: Floats) -> Floats:
