@@ -143,7 +143,9 @@ def _golden_gates(golden: ReferenceCheck, drift: CosineDrift, min_cosine: float)
         name = "each dimension of the embedding: min correlation"
         reason = "" if lowest is not None else _ALIKE
         yield floor_gate(name, lowest, MIN_DIMENSION_CORRELATION, reason, cure=_OTHER_GOLDEN)
-    if golden.engine.min_length_ratio is not None:
+    # An engine that aligns faces itself gives embeddings of unit length.
+    aligns = golden.alignment_min_cosine is not None
+    if golden.engine.min_length_ratio is not None and not aligns:
         name = "length of the embeddings: min ratio"
         yield floor_gate(name, golden.engine.min_length_ratio, MIN_LENGTH_RATIO)
     if golden.repeat_min_cosine is not None:
