@@ -15,7 +15,7 @@ from fr_edge.faces.sources import Faces, open_faces
 
 @pytest.fixture(scope="session")
 def faces() -> Faces:
-    return open_faces("synthetic:10x5@3")
+    return open_faces("synthetic:10x5@3").cached()  # drawn once, not in each training
 
 
 @pytest.fixture(scope="session")
