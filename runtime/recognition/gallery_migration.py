@@ -19,7 +19,7 @@ from ..evaluation.judgement import GalleryAdvice
 from ..evaluation.result import VerifyResult
 from .face_gallery import Gallery
 from .gallery_file import GalleryModel, model_difference, read_gallery
-from .recogniser import Photograph, Recogniser
+from .recogniser import Photograph, Recogniser, engine_name
 
 logger = logging.getLogger(__name__)
 
@@ -104,13 +104,13 @@ def _advice(model: GalleryModel, recogniser: Recogniser) -> tuple[GalleryAdvice,
     if answers:
         _, advice, file = max(answers, key=lambda answer: answer[0])
         return advice, file
-    root, precision = recogniser.bundle.root, recogniser.session.precision
+    root, engine = recogniser.bundle.root, engine_name(recogniser.session)
     own = _same_network(model.network, recogniser.model.network) and model.precision == "fp32"
     teacher = "" if own else " --teacher FILE.npz"
     first = "" if own else "embed the faces with the gallery's model, `fr-edge embed`, then "
     raise BundleError(
-        f"no certificate of the {precision} engine judges a gallery of {model.describe()}",
-        f"{first}`fr-edge verify {root} --engine {precision} --faces SRC{teacher}`",
+        f"no certificate of the {engine} engine judges a gallery of {model.describe()}",
+        f"{first}`fr-edge verify {root} --engine {engine} --faces SRC{teacher}`",
     )
 
 

@@ -138,8 +138,8 @@ class Recogniser:
         Args:
             image: RGB `(H, W, 3) uint8`, or an image file.
             faces: Which of several faces: "one" refuses them, "largest" and "central" take one.
-            unit: Whether the embedding is scaled to unit length; otherwise it is as the network gives
-                it, and the faces are aligned on the host.
+            unit: Whether the embedding is scaled to unit length; otherwise it is as the engine gives
+                it (of unit length where it takes frames), and the faces are aligned on the host.
 
         Returns:
             `(D,) float32`.
@@ -193,10 +193,9 @@ class Recogniser:
         faces = self.detect(pixels)
         if not faces:
             return []
-        name = _name(image, 0)
-        embeddings = self._embed_frame(pixels, np.stack([face.points for face in faces]), name)
-        pairs = zip(faces, embeddings, strict=True)
-        return [RecognisedFace(face, embedding) for face, embedding in pairs]
+        points = np.stack([face.points for face in faces])
+        embeddings = self._embed_frame(pixels, points, _name(image, 0))
+        return list(map(RecognisedFace, faces, embeddings))
 
     def compare(
         self,
@@ -261,22 +260,21 @@ class Recogniser:
         Raises:
             DataError: A report is damaged.
         """
-        session = self.session
         return [
             stored.report
             for stored in read_reports(open_bundle(self.bundle.root))  # reports of a moment ago too
             if isinstance(stored.report, VerifyResult)
             and not stored.stale
             and stored.report.artifact is not None
-            and stored.report.artifact.sha256 == session.sha256
-            and stored.report.backend == session.backend
+            and stored.report.artifact.sha256 == self.session.sha256
+            and stored.report.backend == self.session.backend
         ]
 
     def _find_threshold(self, far: float | None) -> MatchThreshold:
         what = f"the {self.session.precision} {self.session.artifact} on {self.session.backend}"
         certify = (
-            f"certify it: `fr-edge verify {self.bundle.root} --engine {self.session.precision} --faces"
-            " SRC`"
+            f"certify it: `fr-edge verify {self.bundle.root} --engine {engine_name(self.session)}"
+            " --faces SRC`"
         )
         reports = self.certificates()
         if not reports:
@@ -290,18 +288,17 @@ class Recogniser:
             )
         thresholds, reasons = [], []
         for report in passed:
-            rates = {rate.far: rate for rate in report.tar.values()}
-            wanted = Limits(far=far)
-            if wanted.judged_far not in rates:
-                reasons.append(f"{report.report} has no pairs at FAR {far_name(wanted.judged_far)}")
+            wanted, name = Limits(far=far), far_name(Limits(far=far).judged_far)
+            if name not in report.tar:
+                reasons.append(f"{report.report} has no pairs at FAR {name}")
                 continue
             rate = judged_rate(wanted, report.tar)
             value, why = rate.threshold.engine, rate.reason or rate.low_confidence
             if value is None or why:
                 reasons.append(f"{report.report}: {why or 'it has no threshold'}")
                 continue
-            synthetic = report.faces is not None and report.faces.synthetic
-            pairs = report.faces.impostor_pairs if report.faces else 0
+            on = report.faces
+            synthetic, pairs = (on.synthetic, on.impostor_pairs) if on else (False, 0)
             threshold = MatchThreshold(value, rate.far, report.report, synthetic)
             thresholds.append((not synthetic, pairs, threshold))
         if not thresholds:
@@ -327,10 +324,9 @@ class Recogniser:
                 for (pixels, points), name in zip(faces, names, strict=True)
             ]
             return np.concatenate(rows)
-        crops = []
-        for pixels, points in faces:
-            crops.append(align(pixels, points[0]))
-        return self._embed_crops(crops, names, unit)
+        return self._embed_crops(
+            [align(pixels, points[0]) for pixels, points in faces], names, unit
+        )
 
     def _one_face_each(
         self, batch: Sequence[tuple[int, Photograph]], names: Sequence[str], policy: FacePolicy
@@ -358,6 +354,16 @@ class Recogniser:
         embeddings = self.session.embed(np.stack(crops))
         check_embeddings(embeddings, names, self.session.file)
         return unit_length(embeddings) if unit else embeddings
+
+
+def engine_name(session: Session) -> str:
+    """What `--engine` calls an open engine: "int8", "int8-frame".
+
+    Args:
+        session: An open session.
+    """
+    kind = session.input_kind
+    return session.precision if kind == "tensor" else f"{session.precision}-{kind}"
 
 
 def _read(image: Photograph) -> U8:

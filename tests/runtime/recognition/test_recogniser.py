@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def certified(
     shutil.copytree(calibrated_mini, bundle)
     for precision in ("fp32", "int8"):
         build_engine(bundle, precision, backend="onnxruntime")
+    build_engine(bundle, "fp32", backend="onnxruntime", input_kind="frame")
     assert verify(bundle, "int8", faces=distinct).passed
     return bundle
 
@@ -99,6 +101,24 @@ def test_a_photograph_is_aligned_and_embedded(
         recogniser.embed(photos[0])
     with Recogniser(certified, engine="int8") as aligned:
         np.testing.assert_allclose(aligned.embed_batch(crops), several, atol=1e-5)
+
+
+def test_an_engine_that_takes_frames_aligns_itself(
+    certified: Path, distinct: Faces, places: KnownPlaces
+) -> None:
+    photos = [places.photograph(distinct.read(i), seed=i) for i in range(3)]
+    with (
+        Recogniser(certified, places, "fp32") as host,
+        Recogniser(certified, places, "fp32-frame") as engine,
+    ):
+        assert engine.session.input_kind == "frame"
+        a, b = host.embed_batch(photos), engine.embed_batch(photos)
+        assert (a * b).sum(axis=1).min() > 0.999
+        np.testing.assert_allclose(np.linalg.norm(b, axis=1), 1, atol=1e-5)
+        assert engine.model == host.model  # one gallery serves both
+        with pytest.raises(BundleError, match="no report") as caught:
+            engine.threshold()
+        assert "--engine fp32-frame" in caught.value.hint
 
 
 def test_several_faces(certified: Path, distinct: Faces, places: KnownPlaces) -> None:
@@ -268,6 +288,10 @@ def test_another_networks_gallery(certified: Path, distinct: Faces, tmp_path: Pa
         assert (moved.enrol_again, moved.gallery.names) == (("a",), ())
         moved = migrate_gallery(file, fp32, {"a": [distinct.read(1)]})
         assert (moved.enrol_again, moved.gallery.names) == ((), ("a",))
+        for other in ({"precision": "fp16"}, {"network": {"model.onnx": "0" * 64}}):
+            Gallery(replace(gallery.model, **other)).save(file)  # not what was judged
+            with pytest.raises(BundleError, match="no certificate of the fp32 engine judges"):
+                migrate_gallery(file, fp32)
 
 
 def test_the_code_of_the_readme_runs(certified: Path, tmp_path: Path) -> None:
