@@ -19,7 +19,7 @@ from ..evaluation.judgement import GalleryAdvice
 from ..evaluation.result import VerifyResult
 from .face_gallery import Gallery
 from .gallery_file import GalleryModel, model_difference, read_gallery
-from .recogniser import Photograph, Recogniser, engine_name
+from .recogniser import Photograph, Recogniser, engine_option
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _advice(model: GalleryModel, recogniser: Recogniser) -> tuple[GalleryAdvice,
     if answers:
         _, advice, file = max(answers, key=lambda answer: answer[0])
         return advice, file
-    root, engine = recogniser.bundle.root, engine_name(recogniser.session)
+    root, engine = recogniser.bundle.root, engine_option(recogniser.session)
     own = _same_network(model.network, recogniser.model.network) and model.precision == "fp32"
     teacher = "" if own else " --teacher FILE.npz"
     first = "" if own else "embed the faces with the gallery's model, `fr-edge embed`, then "

@@ -273,7 +273,7 @@ class Recogniser:
     def _find_threshold(self, far: float | None) -> MatchThreshold:
         what = f"the {self.session.precision} {self.session.artifact} on {self.session.backend}"
         certify = (
-            f"certify it: `fr-edge verify {self.bundle.root} --engine {engine_name(self.session)}"
+            f"certify it: `fr-edge verify {self.bundle.root} --engine {engine_option(self.session)}"
             " --faces SRC`"
         )
         reports = self.certificates()
@@ -356,7 +356,7 @@ class Recogniser:
         return unit_length(embeddings) if unit else embeddings
 
 
-def engine_name(session: Session) -> str:
+def engine_option(session: Session) -> str:
     """What `--engine` calls an open engine: "int8", "int8-frame".
 
     Args:
