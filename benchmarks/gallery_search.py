@@ -61,6 +61,7 @@ def measure(rows: np.ndarray, index: object, probes: int, count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="10000,100000,1000000")
+    parser.add_argument("--probes", default="1,32")
     parser.add_argument("--dim", type=int, default=512)
     options = parser.parse_args()
     threads = {
@@ -76,8 +77,9 @@ def main() -> None:
         if faiss is not None:
             index = faiss.IndexFlatIP(options.dim)
             index.add(rows)
-        for probes, rank in ((1, 1), (1, 10), (32, 1), (32, 10)):
-            print(measure(rows, index, probes, rank), flush=True)
+        for probes in map(int, options.probes.split(",")):
+            for rank in (1, 10):
+                print(measure(rows, index, probes, rank), flush=True)
 
 
 if __name__ == "__main__":
