@@ -30,7 +30,7 @@ from networks import write_network  # noqa: E402
 
 from fr_edge.bundle.bundle import open_bundle, transaction  # noqa: E402
 from fr_edge.bundle.pack_format import unlisted_files  # noqa: E402
-from fr_edge.cli import demo_journal, demo_stages  # noqa: E402
+from fr_edge.cli import demo_stages  # noqa: E402
 from fr_edge.cli.main import run  # noqa: E402
 from fr_edge.errors import BundleError  # noqa: E402
 from fr_edge.faces.sources import open_faces  # noqa: E402
@@ -38,7 +38,7 @@ from fr_edge.faces.sources import open_faces  # noqa: E402
 PEOPLE = "synthetic:16x3@9"
 TRAINING = ["--set", "losses=arcface", "--set", "epochs=3", "--set", "batch=20"]
 TRAINING += ["--set", "verify_identities=4", "--set", "checkpoint_s=0.2"]
-SMALL = demo_journal.DemoPlan(
+SMALL = demo_stages.DemoPlan(
     training="synthetic:24x4@1",
     calibration="synthetic:8x2@2",
     judging="synthetic:24x3@3",

@@ -3,7 +3,6 @@
 Finished stages are recorded in demo.json and not repeated.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from ..bundle.bundle import open_bundle
 from ..calibration.calibrate import calibrate
 from ..distill.recipe import read_recipe
 from ..distill.train import distill_student
+from ..documents import to_builtins
 from ..export.export import export_onnx
 from ..export.torch_network import TorchWeights, open_torch_weights, random_torch_weights
 from ..faces.pairs import Pairs
 from ..faces.sources import open_faces
-from ..interruption import keeping
 from ..metrics.accuracy import pair_accuracy
 from ..metrics.protocols import draw_pairs
 from ..runtime.benchmark.benchmark import benchmark
@@ -29,8 +28,26 @@ from ..runtime.evaluation.gates import Gate
 from ..runtime.evaluation.verify import verify
 from ..runtime.report.report import write_report
 from ..runtime.session import Artifact, embed_faces
-from .demo_journal import DemoPlan, DemoStage, read_stages, write_stages
 from .output import Output
+from .stages import Done, Stage, Work, run_stages
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """Faces of the demo: synthetic people, of other seeds for each purpose.
+
+    Attributes:
+        training: Source of the faces that train the teacher and the student.
+        calibration: Source of the faces that calibrate INT8.
+        judging: Source of the faces that the networks and engines are judged on.
+        changes: Changes of both recipes, `key=value`, as `fr-edge distill --set` takes them.
+    """
+
+    training: str = "synthetic:120x16@1"
+    calibration: str = "synthetic:64x4@2"
+    judging: str = "synthetic:60x10@3"
+    changes: tuple[str, ...] = ()
+
 
 FULL = DemoPlan()
 MIN_GAIN = 20.0  # points of accuracy that the student must gain over its untrained self
@@ -70,11 +87,8 @@ class DemoResult:
     passed: bool
     bundle: Path
     report: Path
-    stages: tuple[DemoStage, ...]
+    stages: tuple[Stage, ...]
     gates: tuple[DemoGate, ...]
-
-
-Found = tuple[str, str, dict[str, Any]]  # `made`, `figure` and `numbers` of a `DemoStage`
 
 
 def run_demo(out: str | Path, output: Output, plan: DemoPlan | None = None) -> DemoResult:
@@ -91,19 +105,10 @@ def run_demo(out: str | Path, output: Output, plan: DemoPlan | None = None) -> D
     """
     home, plan = Path(out), plan or FULL
     home.mkdir(parents=True, exist_ok=True)
-    finished = read_stages(home, plan)
-    works = _works(home, plan, output)
-    with keeping(lambda: f"{len(finished)} of {len(works)} stages are finished in {home}"):
-        for count, (name, work) in enumerate(works.items(), 1):
-            if name in finished:
-                continue
-            output.note(f"[{count}/{len(works)}] {name}")
-            start = time.monotonic()
-            made, figure, numbers = work()
-            seconds = time.monotonic() - start
-            finished[name] = DemoStage(name, made, figure, seconds, numbers)
-            write_stages(home, plan, finished)
-    stages = tuple(finished[name] for name in works)
+    recipes = [read_recipe(name) for name in ("tiny-teacher", "tiny")]
+    settings = to_builtins({"recipes": recipes, "plan": plan})
+    works = {name: Work(do, settings) for name, do in _works(home, plan, output).items()}
+    stages = run_stages(home / "demo.json", works, output)
     gates = _gates({name: value for s in stages for name, value in s.numbers.items()})
     student = home / "student.bundle"
     return DemoResult(
@@ -115,7 +120,7 @@ def run_demo(out: str | Path, output: Output, plan: DemoPlan | None = None) -> D
     )
 
 
-def _works(home: Path, plan: DemoPlan, output: Output) -> Mapping[str, Callable[[], Found]]:
+def _works(home: Path, plan: DemoPlan, output: Output) -> Mapping[str, Callable[[], Done]]:
     """The stages by name, in their order."""
     teacher, student = home / "teacher.bundle", home / "student.bundle"
     judging = open_faces(plan.judging)
@@ -163,7 +168,7 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[DemoGate, ...]:
     )
 
 
-def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output: Output) -> Found:
+def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output: Output) -> Done:
     result = distill_student(
         read_recipe(recipe, plan.changes),
         open_faces(plan.training),
@@ -175,7 +180,7 @@ def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output:
     return f"{out.name}/model.pt", f"{network}, {result.bundle.embedding_dim}-d", {}
 
 
-def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: Output) -> Found:
+def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: Output) -> Done:
     def embed(weights: TorchWeights, name: str) -> F32:
         return embed_faces(weights, judged.faces, output.track, f"embedding with the {name}")
 
@@ -200,18 +205,18 @@ def _accuracy(teacher: Path, student: Path, judged: Pairs, home: Path, output: O
     return "on people never trained on", figure, numbers
 
 
-def _export(student: Path, output: Output) -> Found:
+def _export(student: Path, output: Output) -> Done:
     check = export_onnx(student, student).summary.check
     return "model.onnx", f"cosine to PyTorch {check.min_cosine:.6f}", {}
 
 
-def _calibrate(student: Path, plan: DemoPlan, output: Output) -> Found:
+def _calibrate(student: Path, plan: DemoPlan, output: Output) -> Done:
     done = calibrate(student, open_faces(plan.calibration), track=output.track)
     share = 100 * done.report.int8_mac_share
     return "model.int8.onnx", f"{share:.0f} % of multiply-adds in INT8", {}
 
 
-def _engine(student: Path, precision: str, output: Output) -> Found:
+def _engine(student: Path, precision: str, output: Output) -> Done:
     built = build_engine(student, precision, "onnxruntime", track=output.track)
     return built.engine, f"{built.describe_layers()} layers", {}
 
@@ -223,7 +228,7 @@ def _verify(
     home: Path,
     output: Output,
     artifact: Artifact = "engine",
-) -> Found:
+) -> Done:
     """The graph has every INT8 rounding, where a CPU's engine computes INT8 layers in float."""
     result = verify(
         student,
@@ -253,17 +258,17 @@ def _counted_drops(gates: Sequence[Gate]) -> list[str]:
     ]
 
 
-def _evaluate(student: Path, judged: Pairs, output: Output) -> Found:
+def _evaluate(student: Path, judged: Pairs, output: Output) -> Done:
     result = evaluate(student, judged, engine="int8", track=output.track)
     return result.report, f"accuracy {100 * result.accuracy:.1f} %", {}
 
 
-def _benchmark(student: Path, engine: str, output: Output) -> Found:
+def _benchmark(student: Path, engine: str, output: Output) -> Done:
     result = benchmark(student, engine, batches=(1,), duration_s=_TIMING_S, track=output.track)
     run = result.runs[0]
     return result.report, f"p50 {run.latency_ms['p50']:.2f} ms, {run.verdict}", {}
 
 
-def _report(student: Path) -> Found:
+def _report(student: Path) -> Done:
     path = write_report(student)
     return f"{student.name}/{path.name}", f"{path.stat().st_size / 1000:.0f} kB, opens offline", {}

@@ -22,6 +22,7 @@ from .output import echo, reader_left, silence
 
 COMMANDS = (
     "demo",
+    "run",
     "align",
     "distill",
     "export",

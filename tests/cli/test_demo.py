@@ -15,8 +15,7 @@ pytest.importorskip("torch", reason="training needs torch: pip install 'fr-edge[
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.cli import demo_stages
-from fr_edge.cli.demo_journal import DemoPlan
-from fr_edge.cli.demo_stages import run_demo
+from fr_edge.cli.demo_stages import DemoPlan, run_demo
 from fr_edge.cli.main import root, run
 from fr_edge.cli.output import Output
 from fr_edge.errors import DataError
@@ -138,7 +137,7 @@ def test_the_example_runs(
 def test_a_demo_of_other_recipes_is_not_mixed_in(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DataError, match="another version"):
+    with pytest.raises(DataError, match="other settings"):
         run_demo(home, QUIET, DemoPlan())
     assert run(["demo", "--out", str(home)]) == 4
     assert "choose another --out" in capsys.readouterr().err

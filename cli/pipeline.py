@@ -1,0 +1,402 @@
+"""From photographs and a network to verified engines: the stages of `fr-edge run`."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..bundle.bundle import open_bundle
+from ..bundle.manifest import Bundle
+from ..calibration.calibrate import calibrate
+from ..documents import convert, encode_json, read_toml, to_builtins
+from ..errors import BundleError, DataError, GateFailed, ModelError, UsageError
+from ..export.export import export_onnx
+from ..faces.align import align_folder
+from ..faces.contract import make_spec
+from ..faces.detect import open_detector
+from ..faces.sources import Faces, open_faces
+from ..faces.split import split_people
+from ..files import sha256, write_atomic
+from ..metrics.rates import RateChange
+from ..runtime.benchmark.benchmark import benchmark
+from ..runtime.build import build_engine
+from ..runtime.evaluation.gates import PASSED
+from ..runtime.evaluation.result import VerifyResult
+from ..runtime.evaluation.verify import verify
+from ..runtime.fingerprint import PRECISIONS, SOURCES, find_engine
+from ..runtime.machine.backends import pick_backend
+from ..runtime.report.report import write_report
+from .output import Output
+from .stages import PROBLEM, Done, Stage, Work, run_stages
+
+NOT_BUILT = "NOT BUILT"
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What `fr-edge run` does, as run.toml holds it.
+
+    Attributes:
+        photos: Photographs in a folder per person; without a detector any source of aligned faces.
+        model: The network, as `fr-edge export` takes it.
+        detector: ONNX file that finds faces and landmarks; "" where the faces are aligned.
+        preset: The input contract; "" to find it on the faces, or for a bundle that has its own.
+        precisions: "fp32", "fp16", "fp8", "int8"; empty for fp32, int8, and fp16 where its numbers
+            fit.
+        backend: As `fr-edge build-engine` takes it.
+        policy: TOML file with limits; "" for the defaults.
+        calibration_share: Share of the people that INT8 is calibrated on; the others judge.
+        seed: Decides which people.
+        batch: Faces in a timed run.
+        duration_s: Timing of each engine, seconds.
+    """
+
+    photos: str
+    model: str
+    detector: str = ""
+    preset: str = ""
+    precisions: tuple[str, ...] = ()
+    backend: str = "auto"
+    policy: str = ""
+    calibration_share: float = 0.3
+    seed: int = 0
+    batch: int = 1
+    duration_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.precisions if name not in PRECISIONS]
+        if unknown:
+            raise UsageError(f"no precision {unknown[0]!r}", f"precisions: {', '.join(PRECISIONS)}")
+        if self.batch < 1 or self.duration_s <= 0:
+            raise UsageError("the batch is 1 or more, and the duration above 0")
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine in the table of results.
+
+    Attributes:
+        precision: "fp32", "fp16", "fp8" or "int8".
+        verdict: Of `verify`, or "NOT BUILT".
+        reason: Why it is not PASSED.
+        size: Bytes of the engine.
+        int8_share: Share of the multiply-adds that calibration put into INT8; 0 in other engines.
+        p50_ms: Median latency of one run, milliseconds.
+        timing: "VALID" or "INVALID".
+        far: The false accept rate by name at which TAR was judged.
+        tar: True accept rate, a fraction; None where it could not be measured.
+        tar_change: Against the original, with its 95 % interval.
+        best: Whether no other engine that PASSED is both smaller and faster and as accurate.
+    """
+
+    precision: str
+    verdict: str
+    reason: str = ""
+    size: int | None = None
+    int8_share: float = 0.0
+    p50_ms: float | None = None
+    timing: str = ""
+    far: str = ""
+    tar: float | None = None
+    tar_change: float | None = None
+    tar_interval_95: tuple[float, float] | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `fr-edge run` did.
+
+    Attributes:
+        passed: Whether every engine PASSED.
+        bundle: The bundle with the engines.
+        report: Its page.
+        stages: In their order.
+        engines: In the order in which they were built.
+    """
+
+    passed: bool
+    bundle: Path
+    report: Path
+    stages: tuple[Stage, ...]
+    engines: tuple[EngineRow, ...]
+
+
+def read_plan(path: Path | None, given: Mapping[str, Any]) -> RunPlan:
+    """The plan of a file and of the command line, which comes first.
+
+    Args:
+        path: run.toml, or None.
+        given: Fields of `RunPlan`; those that are None are not given.
+
+    Raises:
+        DataError: The file is not a plan.
+        UsageError: Photographs or network are missing, or a value is impossible.
+    """
+    values = read_toml(path) if path else {}
+    known = {field.name for field in fields(RunPlan)}
+    if unknown := sorted(set(values) - known):
+        raise DataError(
+            f"{path} has unknown keys: {', '.join(unknown)}", f"keys: {', '.join(sorted(known))}"
+        )
+    values |= {name: value for name, value in given.items() if value is not None}
+    if not values.get("photos") or not values.get("model"):
+        raise UsageError(
+            "photographs and a network are needed", "fr-edge run PHOTOS MODEL, or --config run.toml"
+        )
+    return convert(values, RunPlan, path or "the command line")
+
+
+def run_pipeline(plan: RunPlan, out: Path, output: Output) -> RunResult:
+    """Run the stages that are not finished.
+
+    Args:
+        plan: What to do.
+        out: Folder to work in; made if it is missing.
+        output: Where progress and notes go.
+
+    Raises:
+        FrEdgeError: What a stage raises; OUT/run.json keeps every finished stage.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "run.toml", _toml(plan))
+    bundle, people = out / "model.bundle", _People(plan, out)
+    prepare = {
+        "align": Work(lambda: _align(plan, out, output), (_listing(plan.photos), plan.detector)),
+        "split": Work(
+            people.describe, (plan.calibration_share, plan.seed, _listing(plan.photos)), ("align",)
+        ),
+        "export": Work(
+            lambda: _export(plan, bundle, people), (_listing(plan.model), plan.preset), ("split",)
+        ),
+    }
+    if not plan.detector:
+        prepare.pop("align")
+        prepare["split"] = Work(people.describe, prepare["split"].settings)
+    journal = out / "run.json"
+    run_stages(journal, prepare, output, replace=True)
+    names = plan.precisions or _available(open_bundle(bundle, check="manifest"))
+    works = {**prepare, **_engine_works(plan, bundle, people, names, output)}
+    stages = run_stages(journal, works, output, replace=True)
+    rows = _rows(names, {stage.stage: stage for stage in stages})
+    return RunResult(
+        all(row.verdict == PASSED for row in rows),
+        bundle,
+        bundle / "report.html",
+        stages,
+        rows,
+    )
+
+
+class _People:
+    """Faces to calibrate and to judge on, indexed when they are first needed."""
+
+    def __init__(self, plan: RunPlan, out: Path) -> None:
+        self._plan, self._source = plan, str(out / "faces") if plan.detector else plan.photos
+        self._parts: tuple[Faces, Faces] | None = None
+
+    @property
+    def parts(self) -> tuple[Faces, Faces]:
+        if self._parts is None:
+            faces = open_faces(self._source)
+            self._parts = split_people(faces, self._plan.calibration_share, self._plan.seed)
+        return self._parts
+
+    def describe(self) -> Done:
+        first, second = self.parts
+        text = (
+            f"{len(first)} faces of {first.identities} people calibrate, {len(second)} of"
+            f" {second.identities} judge"
+        )
+        return Path(self._source).name, text, {}
+
+
+def _engine_works(
+    plan: RunPlan, bundle: Path, people: _People, names: tuple[str, ...], output: Output
+) -> dict[str, Work]:
+    """Calibration, then build, verify and time each engine, then the page."""
+    works: dict[str, Work] = {}
+    policy = Path(plan.policy) if plan.policy else None
+    limits = sha256(policy) if policy else ""
+    for name in names:
+        before: tuple[str, ...] = ("export",)
+        if name in ("int8", "fp8"):
+            works[f"calibrate {name}"] = Work(
+                partial(_calibrate, bundle, people, name, output), None, ("export",)
+            )
+            before = (f"calibrate {name}",)
+        works[f"engine {name}"] = Work(
+            partial(_build, plan, bundle, name, output), plan.backend, before
+        )
+        works[f"verify {name}"] = Work(
+            partial(_verify, plan, bundle, people, name, policy, output),
+            limits,
+            (f"engine {name}",),
+        )
+        works[f"benchmark {name}"] = Work(
+            partial(_benchmark, plan, bundle, name, output),
+            (plan.batch, plan.duration_s, limits),
+            (f"engine {name}",),
+        )
+    works["report"] = Work(lambda: _report(bundle), None, tuple(works))
+    return works
+
+
+def _align(plan: RunPlan, out: Path, output: Output) -> Done:
+    report = align_folder(plan.photos, out / "faces", open_detector(plan.detector), output.track)
+    left_out = len(report.none) + len(report.unreadable)
+    text = f"{len(report.written)} faces; {left_out} photographs show none or are unreadable"
+    return "faces", text, {}
+
+
+def _export(plan: RunPlan, bundle: Path, people: _People) -> Done:
+    spec = make_spec(plan.preset) if plan.preset else None
+    result = export_onnx(plan.model, bundle, spec=spec, faces=people.parts[0])
+    check = result.summary.check
+    text = f"{result.bundle.spec.describe()}; cosine to the original {check.min_cosine:.6f}"
+    return "model.onnx", text, {}
+
+
+def _calibrate(bundle: Path, people: _People, precision: str, output: Output) -> Done:
+    done = calibrate(bundle, people.parts[0], track=output.track, precision=precision)
+    share = done.report.int8_mac_share
+    text = f"{100 * share:.0f} % of multiply-adds in {precision.upper()}"
+    return SOURCES[precision], text, {"share": share}
+
+
+def _build(plan: RunPlan, bundle: Path, precision: str, output: Output) -> Done:
+    """An engine that this network or machine does not allow is a row of the table, not the end."""
+    try:
+        built = build_engine(bundle, precision, plan.backend, track=output.track)
+    except (GateFailed, ModelError, BundleError) as error:
+        return "", f"{NOT_BUILT}: {error.message}", {PROBLEM: error.message}
+    return built.engine, f"{built.describe_layers()} layers", {"size": built.size}
+
+
+def _verify(
+    plan: RunPlan,
+    bundle: Path,
+    people: _People,
+    precision: str,
+    policy: Path | None,
+    output: Output,
+) -> Done:
+    backend = pick_backend(plan.backend)
+    if not _is_built(bundle, precision, backend):
+        return "", NOT_BUILT, {}
+    result = verify(
+        bundle,
+        precision,
+        backend=backend,
+        faces=people.parts[1],
+        policy=policy,
+        track=output.track,
+    )
+    far, rate = _judged_rate(result)
+    numbers = {
+        "verdict": result.verdict,
+        "reason": "; ".join(reason.reason for reason in result.reasons),
+        "far": far,
+        "tar": rate.engine if rate else None,
+        "tar_change": rate.delta if rate else None,
+        "tar_interval_95": rate.interval_95.delta if rate and rate.interval_95 else None,
+    }
+    return result.report, result.verdict, to_builtins(numbers)
+
+
+def _judged_rate(result: VerifyResult) -> tuple[str, RateChange | None]:
+    """The strictest rate that the pairs resolve."""
+    resolved = [
+        (far, rate)
+        for far, rate in result.tar.items()
+        if rate.engine is not None and not rate.low_confidence
+    ]
+    return min(resolved, key=lambda item: item[1].far, default=("", None))
+
+
+def _benchmark(plan: RunPlan, bundle: Path, precision: str, output: Output) -> Done:
+    backend = pick_backend(plan.backend)
+    if not _is_built(bundle, precision, backend):
+        return "", NOT_BUILT, {}
+    result = benchmark(
+        bundle,
+        precision,
+        backend,
+        batches=(plan.batch,),
+        duration_s=plan.duration_s,
+        policy=Path(plan.policy) if plan.policy else None,
+        track=output.track,
+    )
+    run = result.runs[0]
+    numbers = {"p50_ms": run.latency_ms["p50"], "timing": run.verdict}
+    return result.report, f"p50 {run.latency_ms['p50']:.2f} ms, {run.verdict}", numbers
+
+
+def _report(bundle: Path) -> Done:
+    path = write_report(bundle)
+    return path.name, f"{path.stat().st_size / 1000:.0f} kB, opens offline", {}
+
+
+def _is_built(bundle: Path, precision: str, backend: str) -> bool:
+    return find_engine(open_bundle(bundle, check="manifest"), backend, precision) is not None
+
+
+def _available(bundle: Bundle) -> tuple[str, ...]:
+    """fp8 is left to whoever asks for it: most boards have none, and a CPU emulates it."""
+    return tuple(
+        name for name in PRECISIONS if name == "int8" or (name != "fp8" and SOURCES[name] in bundle)
+    )
+
+
+def _rows(names: tuple[str, ...], stages: Mapping[str, Stage]) -> tuple[EngineRow, ...]:
+    rows = []
+    for name in names:
+        parts = [stages[f"{stage} {name}"].numbers for stage in ("engine", "verify", "benchmark")]
+        values = {key: value for part in parts for key, value in part.items()}
+        problem = values.pop(PROBLEM, "")
+        if calibrated := stages.get(f"calibrate {name}"):
+            values["int8_share"] = calibrated.numbers["share"]
+        values = {"verdict": NOT_BUILT, "reason": problem, **values}
+        rows.append(EngineRow(precision=name, **values))
+    return tuple(_with_best(row, rows) for row in rows)
+
+
+def _with_best(row: EngineRow, rows: list[EngineRow]) -> EngineRow:
+    """Whether an engine is on the Pareto front of size, latency and accuracy."""
+    costs = {other.precision: _costs(other) for other in rows}
+    mine = costs.pop(row.precision)
+    beaten = any(
+        cost != mine and all(a <= b for a, b in zip(cost, mine, strict=True))
+        for cost in costs.values()
+        if cost and mine
+    )
+    return replace(row, best=bool(mine) and not beaten)
+
+
+def _costs(row: EngineRow) -> tuple[float, ...]:
+    """Size, latency and what is missing of TAR; empty where the engine is no choice."""
+    if row.verdict != PASSED or row.size is None or row.p50_ms is None:
+        return ()
+    return row.size, row.p50_ms, 1 - (row.tar or 0)
+
+
+def _listing(source: str) -> str:
+    """What tells whether a source has changed: names, sizes and times of its files."""
+    path = Path(source)
+    if not path.exists():
+        return source
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    rows = []
+    for file in files:
+        stat = file.stat()
+        rows.append((str(file.relative_to(path.parent)), stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(encode_json(rows, indent=0)).hexdigest()
+
+
+def _toml(plan: RunPlan) -> bytes:
+    """The plan as a file that `--config` takes; JSON's strings, numbers and lists are TOML's too."""
+    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    rows = [f"{name} = {encode_json(value, indent=0).decode()}" for name, value in values.items()]
+    return ("# fr-edge run --config run.toml\n" + "".join(rows)).encode()
