@@ -15,7 +15,7 @@ from ..errors import BundleError, DataError, GateFailed, ModelError, UsageError
 from ..export.export import export_onnx
 from ..faces.align import align_folder
 from ..faces.contract import make_spec
-from ..faces.detect import open_detector
+from ..faces.detect import FacePolicy, open_detector
 from ..faces.sources import Faces, open_faces
 from ..faces.split import split_people
 from ..files import sha256, write_atomic
@@ -27,6 +27,7 @@ from ..runtime.evaluation.result import VerifyResult
 from ..runtime.evaluation.verify import verify
 from ..runtime.fingerprint import PRECISIONS, SOURCES, find_engine
 from ..runtime.machine.backends import pick_backend
+from ..runtime.machine.device import cores
 from ..runtime.report.report import write_report
 from .output import Output
 from .stages import PROBLEM, Done, Stage, Work, run_stages
@@ -42,6 +43,7 @@ class RunPlan:
         photos: Photographs in a folder per person; without a detector any source of aligned faces.
         model: The network, as `fr-edge export` takes it.
         detector: ONNX file that finds faces and landmarks; "" where the faces are aligned.
+        faces: Which of several faces in a photograph: "one" (leave it out), "largest", "central", "all".
         preset: The input contract; "" to find it on the faces, or for a bundle that has its own.
         precisions: "fp32", "fp16", "fp8", "int8"; empty for fp32, int8, and fp16 where its numbers
             fit.
@@ -56,6 +58,7 @@ class RunPlan:
     photos: str
     model: str
     detector: str = ""
+    faces: FacePolicy = "one"
     preset: str = ""
     precisions: tuple[str, ...] = ()
     backend: str = "auto"
@@ -164,7 +167,10 @@ def run_pipeline(plan: RunPlan, out: Path, output: Output) -> RunResult:
     write_atomic(out / "run.toml", _toml(plan))
     bundle, people = out / "model.bundle", _People(plan, out)
     prepare = {
-        "align": Work(lambda: _align(plan, out, output), (_listing(plan.photos), plan.detector)),
+        "align": Work(
+            lambda: _align(plan, out, output),
+            (_listing(plan.photos), _listing(plan.detector), plan.faces),
+        ),
         "split": Work(
             people.describe, (plan.calibration_share, plan.seed, _listing(plan.photos)), ("align",)
         ),
@@ -245,9 +251,14 @@ def _engine_works(
 
 
 def _align(plan: RunPlan, out: Path, output: Output) -> Done:
-    report = align_folder(plan.photos, out / "faces", open_detector(plan.detector), output.track)
-    left_out = len(report.none) + len(report.unreadable)
-    text = f"{len(report.written)} faces; {left_out} photographs show none or are unreadable"
+    detector = open_detector(plan.detector)
+    report = align_folder(
+        plan.photos, out / "faces", detector, output.track, faces=plan.faces, workers=cores()
+    )
+    text = (
+        f"{len(report.written)} photographs; {len(report.none)} show no face, {len(report.several)}"
+        f" several, {len(report.unreadable)} are unreadable"
+    )
     return "faces", text, {}
 
 

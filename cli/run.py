@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--out", default="run", show_default=True, metavar="DIR", help="Where to work.")
 @click.option("--detector", metavar="FILE.onnx", help="Align the photographs with this network.")
+@click.option(
+    "--faces",
+    type=click.Choice(["one", "largest", "central", "all"]),
+    help="Which of several faces in a photograph; by default such a photograph is left out.",
+)
 @click.option("--preset", metavar="NAME", help="The input contract; by default found on the faces.")
 @click.option(
     "--precisions",

@@ -39,7 +39,8 @@ def finished(
 def result_of(capsys: Captured, line: list[str]) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
     code = run([*line, "--json"])
-    return code, json.loads(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    return code, json.loads(text)
 
 
 def test_every_engine_is_built_judged_and_timed(
@@ -117,8 +118,8 @@ def test_photographs_are_aligned_first(network: Path, tmp_path: Path, capsys: Ca
     detector = write_bright_detector(tmp_path / "bright.onnx")
     for person in range(3):
         for image in range(2):
-            photo = np.zeros((160, 160, 3), np.uint8)
-            photo[64:96, 64:96] = 255 - 9 * person - image
+            photo = np.full((640, 640, 3), 60, np.uint8)
+            photo[96:128, 160:192] = 255 - 9 * person - image
             file = tmp_path / "photos" / str(person) / f"{image}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(photo).save(file)
@@ -128,7 +129,7 @@ def test_photographs_are_aligned_first(network: Path, tmp_path: Path, capsys: Ca
         + ["--preset", "insightface", "--out", str(tmp_path / "out"), "--precisions", "fp32"]
         + ["--duration", "0.2", "--backend", "onnxruntime"],
     )
-    assert result["stages"][0]["figure"].startswith("6 faces; 0 photographs")
+    assert result["stages"][0]["figure"].startswith("6 photographs; 0 show no face")
     assert result["engines"][0]["verdict"] == "CANNOT JUDGE"  # people who look alike
     assert code == 1
     assert len(open_faces(tmp_path / "out" / "faces")) == 6
