@@ -135,7 +135,8 @@ def relight(face: U8, contrast: float, brightness: float) -> U8:
         return face
     out = (face.astype(np.float32) - _MIDDLE_GREY) * (1 + contrast)
     out += _MIDDLE_GREY * (1 + brightness)
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    lit: U8 = np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    return lit
 
 
 def occlude(face: U8, area: float, draw: F64) -> U8:

@@ -198,7 +198,7 @@ def _restore(state: TrainState, content: Mapping[str, Any]) -> None:
 
 def _momentum(state: TrainState, saved: Mapping[int, Any]) -> dict[int, dict[str, Tensor]]:
     """The optimizer's buffers: one number "step", the others of their parameter's shape."""
-    names = ("momentum_buffer",)
+    names: tuple[str, ...] = ("momentum_buffer",)
     if isinstance(state.optimizer, torch.optim.AdamW):
         names = ("step", "exp_avg", "exp_avg_sq")
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]

@@ -215,7 +215,7 @@ def _stranger_limit(rows: Tensor, means: Tensor, labels: Tensor, seed: int) -> f
     cosine = torch.cat(
         [
             (rows[i] * means[p]).sum(1)
-            for i, p in zip(image.split(4096), person.split(4096), strict=True)
+            for i, p in zip(torch.split(image, 4096), torch.split(person, 4096), strict=True)
         ]
     )
     return float(np.quantile(cosine.numpy(), 1 - _STRANGER_SHARE))
@@ -228,7 +228,7 @@ def _nearest_other(
     means = means.to(device)
     nearest, best = [], []
     size = max(1, _CHUNK // len(means))
-    for part, own in zip(rows.split(size), labels.split(size), strict=True):
+    for part, own in zip(torch.split(rows, size), torch.split(labels, size), strict=True):
         cosine = part.to(device) @ means.T
         cosine[torch.arange(len(part)), own] = -torch.inf
         value, person = cosine.max(1)

@@ -117,8 +117,10 @@ def _batch_norm(
 def _gemm(a: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = x.T if a.get("transA", 0) else x
     weight = weight.T if a.get("transB", 0) else weight
-    out = a.get("alpha", 1.0) * (x @ weight)
-    return out if bias is None else out + a.get("beta", 1.0) * bias
+    out: Tensor = a.get("alpha", 1.0) * (x @ weight)
+    if bias is not None:
+        out = out + a.get("beta", 1.0) * bias
+    return out
 
 
 def _max_pool(a: Mapping[str, Any], x: Tensor) -> Tensor:

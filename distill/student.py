@@ -63,7 +63,7 @@ class Student(nn.Module):
         if not self.training or not 0 < size < len(inputs):
             embeddings = self.network(inputs)
         else:
-            embeddings = torch.cat(self._in_parts(inputs.split(size)))
+            embeddings = torch.cat(self._in_parts(torch.split(inputs, size)))
         out: Tensor = self.projection(embeddings.float())
         return out.float()
 

@@ -212,7 +212,7 @@ def train_step(
             target = None if teacher is None else torch.from_numpy(teacher[part]).to(device)
             y = torch.from_numpy(labels[part]).to(device)
             loss = state.loss(embeddings, target, y) / recipe.accumulate
-            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            state.scaler.scale(loss).backward()
         stats = {name: value / recipe.accumulate for name, value in state.loss.stats.items()}
         for name, value in {"loss": loss.detach(), **stats}.items():
             sums[name] = sums.get(name, 0.0) + value

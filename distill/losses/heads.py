@@ -189,7 +189,7 @@ class MarginHead(nn.Module):
         # One draw of the shared generator on every rank, whatever the number of their classes.
         seed = int(torch.randint(0, 1 << 62, ())) + self.ranks.rank
         order = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-        own = labels[(labels >= self.first) & (labels < self.last)].unique() - self.first
+        own = torch.unique(labels[(labels >= self.first) & (labels < self.last)]) - self.first
         order[own.cpu()] = 2.0
         picks = order.topk(max(wanted, len(own))).indices
         return picks.sort().values.to(labels.device)
@@ -295,7 +295,7 @@ def _add_up(collected: list[tuple[Tensor | None, Tensor]]) -> tuple[Tensor | Non
     if any(picks is None for picks, _ in collected):
         return None, torch.stack([grads for _, grads in collected]).sum(0)
     every = torch.cat([picks for picks, _ in collected if picks is not None])
-    rows, place = every.unique(return_inverse=True)
+    rows, place = torch.unique(every, return_inverse=True)
     total = collected[0][1].new_zeros(len(rows), collected[0][1].shape[1])
     return rows, total.index_add_(0, place, torch.cat([grads for _, grads in collected]))
 
