@@ -27,7 +27,17 @@ SECONDS = 20  # for one input
 MEMORY = 4 << 30  # bytes above what the tests have already
 NAMES = (
     *("bundle", "golden", "table", "onnx", "pairs", "LFW pairs", "groups", "IJB", "images", "tar"),
-    *("RecordIO", "bin set", "embeddings", "policy", "cache", "plan", "public key", "pack"),
+    *(
+        "RecordIO",
+        "bin set",
+        "embeddings",
+        "gallery",
+        "policy",
+        "cache",
+        "plan",
+        "public key",
+        "pack",
+    ),
     "report",
     *("checkpoint", "old checkpoint", "safetensors", "recipe"),
 )

@@ -39,6 +39,12 @@ from fr_edge.runtime.evaluation.compare import read_report
 from fr_edge.runtime.evaluation.embeddings_file import read_embeddings
 from fr_edge.runtime.evaluation.limits import BenchmarkLimits, EvaluateLimits, Limits, read_policy
 from fr_edge.runtime.fingerprint import check_fingerprint, read_fingerprint
+from fr_edge.runtime.recognition.gallery_file import (
+    GalleryContent,
+    GalleryModel,
+    read_gallery,
+    write_gallery,
+)
 from fr_edge.runtime.report.report import list_reports
 from fr_edge.runtime.trt.plan_file import check_plan
 
@@ -172,6 +178,7 @@ def make_readers(home: Path, bundle: Path, torch: bool = True) -> list[Reader]:
         *_lists(home),
         *_image_sets(home),
         *_small(home, bundle),
+        _gallery(home / "gallery"),
         _pack(home / "pack"),
     ]
     reports = [n for n in manifest.files if n.startswith("reports/") and n.endswith(".json")]
@@ -323,6 +330,15 @@ def _small(home: Path, bundle: Path) -> list[Reader]:
             lambda r: read_public_key(r / "x.pub"),
         ),
     ]
+
+
+def _gallery(home: Path) -> Reader:
+    model = GalleryModel({"model.onnx": "ab" * 32}, InputSpec(), "int8", "cd" * 32, 8)
+    rows = np.eye(3, 8, dtype=np.float32)
+    write_gallery(
+        home / "g.npz", GalleryContent(rows, ["a", "b", "c"], np.zeros(3, np.uint8), (model,))
+    )
+    return Reader("gallery", home, ("g.npz",), lambda r: read_gallery(r / "g.npz"))
 
 
 def _pack(home: Path) -> Reader:
