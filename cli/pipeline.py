@@ -2,20 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import Bundle
 from ..calibration.calibrate import calibrate
-from ..documents import convert, encode_json, read_toml, to_builtins
-from ..errors import BundleError, DataError, GateFailed, ModelError, UsageError
+from ..documents import encode_json, to_builtins
+from ..errors import BundleError, GateFailed, ModelError
 from ..export.export import export_onnx
 from ..faces.align import align_folder
 from ..faces.contract import make_spec
-from ..faces.detect import FacePolicy, open_detector
+from ..faces.detect import open_detector
 from ..faces.sources import Faces, open_faces
 from ..faces.split import split_people
 from ..files import sha256, write_atomic
@@ -30,50 +29,10 @@ from ..runtime.machine.backends import pick_backend
 from ..runtime.machine.device import cores
 from ..runtime.report.report import write_report
 from .output import Output
+from .run_plan import RunPlan, encode_plan
 from .stages import PROBLEM, Done, Stage, Work, run_stages
 
 NOT_BUILT = "NOT BUILT"
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What `fr-edge run` does, as run.toml holds it.
-
-    Attributes:
-        photos: Photographs in a folder per person; without a detector any source of aligned faces.
-        model: The network, as `fr-edge export` takes it.
-        detector: ONNX file that finds faces and landmarks; "" where the faces are aligned.
-        faces: Which of several faces in a photograph: "one" (leave it out), "largest", "central", "all".
-        preset: The input contract; "" to find it on the faces, or for a bundle that has its own.
-        precisions: "fp32", "fp16", "fp8", "int8"; empty for fp32, int8, and fp16 where its numbers
-            fit.
-        backend: As `fr-edge build-engine` takes it.
-        policy: TOML file with limits; "" for the defaults.
-        calibration_share: Share of the people that INT8 is calibrated on; the others judge.
-        seed: Decides which people.
-        batch: Faces in a timed run.
-        duration_s: Timing of each engine, seconds.
-    """
-
-    photos: str
-    model: str
-    detector: str = ""
-    faces: FacePolicy = "one"
-    preset: str = ""
-    precisions: tuple[str, ...] = ()
-    backend: str = "auto"
-    policy: str = ""
-    calibration_share: float = 0.3
-    seed: int = 0
-    batch: int = 1
-    duration_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.precisions if name not in PRECISIONS]
-        if unknown:
-            raise UsageError(f"no precision {unknown[0]!r}", f"precisions: {', '.join(PRECISIONS)}")
-        if self.batch < 1 or self.duration_s <= 0:
-            raise UsageError("the batch is 1 or more, and the duration above 0")
 
 
 @dataclass(frozen=True)
@@ -127,31 +86,6 @@ class RunResult:
     engines: tuple[EngineRow, ...]
 
 
-def read_plan(path: Path | None, given: Mapping[str, Any]) -> RunPlan:
-    """The plan of a file and of the command line, which comes first.
-
-    Args:
-        path: run.toml, or None.
-        given: Fields of `RunPlan`; those that are None are not given.
-
-    Raises:
-        DataError: The file is not a plan.
-        UsageError: Photographs or network are missing, or a value is impossible.
-    """
-    values = read_toml(path) if path else {}
-    known = {field.name for field in fields(RunPlan)}
-    if unknown := sorted(set(values) - known):
-        raise DataError(
-            f"{path} has unknown keys: {', '.join(unknown)}", f"keys: {', '.join(sorted(known))}"
-        )
-    values |= {name: value for name, value in given.items() if value is not None}
-    if not values.get("photos") or not values.get("model"):
-        raise UsageError(
-            "photographs and a network are needed", "fr-edge run PHOTOS MODEL, or --config run.toml"
-        )
-    return convert(values, RunPlan, path or "the command line")
-
-
 def run_pipeline(plan: RunPlan, out: Path, output: Output) -> RunResult:
     """Run the stages that are not finished.
 
@@ -164,7 +98,7 @@ def run_pipeline(plan: RunPlan, out: Path, output: Output) -> RunResult:
         FrEdgeError: What a stage raises; OUT/run.json keeps every finished stage.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "run.toml", _toml(plan))
+    write_atomic(out / "run.toml", encode_plan(plan))
     bundle, people = out / "model.bundle", _People(plan, out)
     prepare = {
         "align": Work(
@@ -404,10 +338,3 @@ def _listing(source: str) -> str:
         stat = file.stat()
         rows.append((str(file.relative_to(path.parent)), stat.st_size, stat.st_mtime_ns))
     return hashlib.sha256(encode_json(rows, indent=0)).hexdigest()
-
-
-def _toml(plan: RunPlan) -> bytes:
-    """The plan as a file that `--config` takes; JSON's strings, numbers and lists are TOML's too."""
-    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    rows = [f"{name} = {encode_json(value, indent=0).decode()}" for name, value in values.items()]
-    return ("# fr-edge run --config run.toml\n" + "".join(rows)).encode()

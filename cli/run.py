@@ -56,7 +56,8 @@ def command(
     unless every engine PASSED.
     """
     from ..documents import to_builtins
-    from .pipeline import read_plan, run_pipeline
+    from .pipeline import run_pipeline
+    from .run_plan import read_plan
 
     given["precisions"] = tuple(precisions.split(",")) if precisions else None
     given["backend"] = None if config and backend == "auto" else backend

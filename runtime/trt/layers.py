@@ -6,7 +6,6 @@ dynamic batch both may leave out the tensors' types; then those of the weights c
 kernel's name, else the precision is unknown.
 """
 
-import json
 import logging
 import re
 from collections import Counter
@@ -38,6 +37,9 @@ _TYPES = {
     "fp16": r"half|fp16|float16",
     "fp32": r"float|fp32",
 }
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)  # of JSON
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 _VECTOR = 4  # channels of INT8's smallest vectorised format, kCHW4 (NvInferRuntimeBase.h)
 
@@ -159,7 +161,7 @@ def inspector_table(text: str) -> dict[str, Any]:
         text: `IEngineInspector.get_engine_information(JSON)`.
     """
     try:
-        shown = json.dumps(json.loads(text, strict=False))
+        shown = _STRING.sub(lambda match: _CONTROL.sub(_escape, match[0]), text)
         return decode_json(shown.encode(), dict[str, Any], "the engine inspector's table")
     except (ValueError, RecursionError, DataError) as error:
         logger.warning("TensorRT's table of the layers cannot be read: %s", error)
@@ -331,3 +333,7 @@ def _type(text: str) -> str:
         if re.search(pattern, text, re.IGNORECASE):
             return name
     return text.strip()
+
+
+def _escape(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"
