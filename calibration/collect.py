@@ -102,10 +102,12 @@ def embed_model(
     """
     output = model.graph.output[0].name
     session = _session(model, [output])
-    steps = (len(picks) + constants.BATCH - 1) // constants.BATCH
+    fixed = session.get_inputs()[0].shape[0]
+    size = fixed if isinstance(fixed, int) else constants.BATCH
+    steps = (len(picks) + size - 1) // size
     parts = [
         _run(session, preprocess(batch, spec))[output]
-        for batch in track(faces.batches(constants.BATCH, picks), "comparing", steps)
+        for batch in track(faces.batches(size, picks), "comparing", steps)
     ]
     return np.concatenate(parts)
 
@@ -133,7 +135,9 @@ def _count(histograms: dict[str, Histogram], name: str, waiting: list[F32]) -> N
 
 
 def _batch_size(session: Any) -> int:
-    """Faces per run that keep the collected values within `MAX_BATCH_VALUES`."""
+    """Faces per run that keep the collected values within `MAX_BATCH_VALUES`, or the graph's."""
+    if isinstance(fixed := session.get_inputs()[0].shape[0], int):
+        return fixed
     shapes = [[d for d in output.shape if isinstance(d, int)] for output in session.get_outputs()]
     values = sum(prod(shape) for shape in shapes)
     return max(1, min(constants.BATCH, constants.MAX_BATCH_VALUES // max(1, values)))

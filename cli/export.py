@@ -128,6 +128,7 @@ def command(
         f"  FP16 model: cosine at least {summary.fp16.check.min_cosine:.6f}"
         if summary.fp16
         else "  no FP16 model",
+        *(["  its batch cannot be freed: it takes one face at a time"] if summary.batch else []),
         f"next: fr-edge calibrate {out} --faces SRC",
     ]
     document = {"bundle": out, "file": "model.onnx", "input": bundle.spec}

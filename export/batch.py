@@ -57,6 +57,24 @@ def free_batch(model: ir.Model, face: str, embedding: str) -> int:
     return _flatten_output(graph, embedding, shapes[embedding], batch.size)
 
 
+def fix_batch(model: ir.Model, face: str, embedding: str) -> int:
+    """Leave a graph as it is for the number of faces that its input has.
+
+    Args:
+        model: A model whose input has a fixed shape and whose constants are folded.
+        face: Name of the input.
+        embedding: Name of the output, which is flattened in place where it is `(N, D, 1, 1)`.
+
+    Returns:
+        D, the embedding's size.
+
+    Raises:
+        ModelError: The network does not run, or its output is not one embedding per face.
+    """
+    shapes = _observe(model, set(), face, embedding)
+    return _flatten_output(model.graph, embedding, shapes[embedding], shapes[face][0])
+
+
 def _dependents(graph: ir.Graph, root: ir.Value) -> set[ir.Value]:
     """The tensors that depend on `root`; nodes are sorted."""
     dependents = {root}

@@ -19,7 +19,7 @@ from ..faces.contract import InputSpec
 from ..graph.edit import name_nodes
 from ..graph.load import CONTRACT_KEY, image_input
 from ..graph.shapes import ranks
-from .batch import free_batch
+from .batch import fix_batch, free_batch
 from .graph_ir import (
     fold_constants_ir,
     ir,
@@ -86,15 +86,17 @@ def tidy(model: ModelProto, options: InterfaceOptions | None = None) -> ModelPro
     return result
 
 
-def normal_form(model: ModelProto, spec: InputSpec) -> ModelProto:
+def normal_form(model: ModelProto, spec: InputSpec, *, one_face: bool = False) -> ModelProto:
     """Bring a network to fr-edge's names and opset, and let it take any number of faces.
 
     Args:
         model: A model from `tidy`.
         spec: The input contract; its size becomes the input's.
+        one_face: Let it take one face at a time instead.
 
     Returns:
-        A copy with input `face (batch, 3, H, W)` and output `embedding (batch, D)`.
+        A copy with input `face (batch, 3, H, W)` and output `embedding (batch, D)`; batch is 1 with
+        `one_face`.
 
     Raises:
         ModelError: The model is not a float32 network from one image to one embedding, or cannot
@@ -102,25 +104,28 @@ def normal_form(model: ModelProto, spec: InputSpec) -> ModelProto:
     """
     face = image_input(model)
     level = at_opset(model)
+    if one_face and face.batch not in (None, 1):
+        raise ModelError(f"the network takes {face.batch} faces at a time")
     # Two faces show best where the batch goes; one may be all that a graph survives.
-    candidates = [2, 1] if face.batch is None else [face.batch]
+    candidates = [1] if one_face else [2, 1] if face.batch is None else [face.batch]
     failures = []
     for batch in candidates:
         normal = to_ir(level)
         try:
-            dim = _open(normal, spec, batch)
+            dim = _open(normal, spec, batch, one_face)
         except ModelError as error:
             failures.append(error)
             continue
-        normal.graph.inputs[0].shape = ir.Shape(["batch", *spec.shape])
-        normal.graph.outputs[0].shape = ir.Shape(["batch", dim])
+        size: int | str = 1 if one_face else "batch"
+        normal.graph.inputs[0].shape = ir.Shape([size, *spec.shape])
+        normal.graph.outputs[0].shape = ir.Shape([size, dim])
         normal.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         ir_passes.RemoveUnusedNodesPass()(normal)
         return to_proto(normal)
     raise failures[-1]
 
 
-def _open(normal: ir.Model, spec: InputSpec, batch: int) -> int:
+def _open(normal: ir.Model, spec: InputSpec, batch: int, one_face: bool) -> int:
     """Set names and free the batch, in place, by a run on `batch` faces; returns D."""
     graph = normal.graph
     graph.inputs[0].name, graph.outputs[0].name = INPUT, OUTPUT
@@ -131,6 +136,8 @@ def _open(normal: ir.Model, spec: InputSpec, batch: int) -> int:
     _fold_constants(normal)
     _dropouts_to_identities(graph)
     ir_passes.IdentityEliminationPass()(normal)
+    if one_face:
+        return fix_batch(normal, INPUT, OUTPUT)
     try:
         return free_batch(normal, INPUT, OUTPUT)
     except ModelError as error:

@@ -21,6 +21,7 @@ from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces, portable_name
 from ..files import sha256
 from ..graph.layers import layers, total_macs
+from ..graph.load import fixed_batch
 from ..graph.run import onnx_embedder
 from ..graph.trained_ranges import write_trained_ranges
 from .batchnorm import fold_batchnorm
@@ -63,6 +64,7 @@ class ExportSummary:
         check: How far `model.onnx` is from the original.
         contract: How the input contract was checked.
         fp16: How FP16 suits the network; None when there is no FP16 model.
+        batch: Faces per run, 1 where the batch cannot be freed; None for any number.
         parameters: Weights in `model.onnx`.
         macs: Multiply-accumulates for one face.
     """
@@ -75,6 +77,7 @@ class ExportSummary:
     check: Parity
     contract: ContractCheck
     fp16: Fp16Result | None
+    batch: int | None
     parameters: int
     macs: int
 
@@ -100,6 +103,7 @@ class _Standard:
     simplified: str
     folded: dict[str, int]
     parity: Parity
+    batch: int | None
 
 
 def export_onnx(
@@ -223,15 +227,34 @@ def _export(
         check=standard.parity,
         contract=contract,
         fp16=half.result if half else None,
+        batch=standard.batch,
         parameters=sum(layer.parameters for layer in table),
         macs=total_macs(table),
     )
 
 
 def _standardize(source: ExportSource, spec: InputSpec, inputs: F32, expected: F32) -> _Standard:
+    """The network in fr-edge's form; one face at a time where its batch cannot be freed."""
+    try:
+        return _reform(source, spec, inputs, expected, one_face=False)
+    except ModelError as error:
+        try:
+            standard = _reform(source, spec, inputs, expected, one_face=True)
+        except ModelError:
+            raise error from None
+        logger.warning(
+            "the network's batch cannot be freed (%s): the bundle takes one face at a time",
+            error.message,
+        )
+        return standard
+
+
+def _reform(
+    source: ExportSource, spec: InputSpec, inputs: F32, expected: F32, *, one_face: bool
+) -> _Standard:
     """Every step that changes the graph, and the check that none changed the function."""
     given = source.model
-    normal = normal_form(given, spec)
+    normal = normal_form(given, spec, one_face=one_face)
     simple, simplified = simplify(normal)
     try:
         return _fold(simple, simplified, source.ranges, spec, inputs, expected)
@@ -268,4 +291,4 @@ def _fold(
         where = first_difference(model, final, inputs[:1])
         place = f"; folding changes {where}" if where else ""
         raise ModelError(error.message + place, error.hint) from error
-    return _Standard(final, simplified, counts, parity)
+    return _Standard(final, simplified, counts, parity, fixed_batch(final))

@@ -89,6 +89,15 @@ def _check_weights(model: ModelProto) -> None:
     check_finite(model)
 
 
+def fixed_batch(model: ModelProto) -> int | None:
+    """How many faces a network takes in a run; None where it takes any number.
+
+    Args:
+        model: A model.onnx of a bundle, or what was made of it.
+    """
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+
+
 def contract_of(model: ModelProto) -> InputSpec | None:
     """Read the input contract in a model's metadata.
 

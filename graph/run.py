@@ -137,8 +137,10 @@ def peaks(model: ModelProto, inputs: F32) -> dict[str, float]:
         graph.node.append(helper.make_node("ReduceMax", [size], [top], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(top, TensorProto.FLOAT, ()))
     session = make_session(probe.SerializeToString())
-    face = session.get_inputs()[0].name
-    tops = np.max([_run(session, face, part) for part in np.array_split(inputs, 4)], axis=0)
+    face = session.get_inputs()[0]
+    size = face.shape[0] if isinstance(face.shape[0], int) else -(-len(inputs) // 4)
+    parts = split_batches(inputs, size)
+    tops = np.max([_run(session, face.name, part) for part in parts], axis=0)
     return dict(zip(names, map(float, tops), strict=True))
 
 

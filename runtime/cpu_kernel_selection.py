@@ -24,7 +24,7 @@ from ..faces.contract import InputSpec
 from ..graph.cpu_int8 import cpu_model, integer_layers
 from ..graph.frame_input import InputKind, with_input
 from ..graph.layers import layer_precisions
-from ..graph.load import check_finite
+from ..graph.load import check_finite, fixed_batch
 from ..onnx_file import read_onnx
 from .fingerprint import BackendBuild
 from .onnxruntime_session import MAX_BATCH, make_cpu_session
@@ -72,7 +72,9 @@ def build_cpu_engine(
     model = read_onnx(source)
     check_finite(model)
     layers = layer_precisions(model)
-    selections = select_kernels(model, cpu_runner, (1, MAX_BATCH)) if precision == "int8" else []
+    fixed = fixed_batch(model)
+    batches = (fixed,) if fixed else (1, MAX_BATCH)
+    selections = select_kernels(model, cpu_runner, batches) if precision == "int8" else []
     integer = selections[0].layers if selections else ()
     optimised = with_input(cpu_model(model, integer if selections else None), spec, kind)
     try:
@@ -100,7 +102,7 @@ def build_cpu_engine(
         facts["kernel_selection"] = [
             {"int8": len(s.layers), "relative": s.relative} for s in selections
         ]
-        _log_selection(selections[0], layers["int8"])
+        _log_selection(selections[0], layers["int8"], batches)
     return BackendBuild(layers, len(integer), facts)
 
 
@@ -183,14 +185,14 @@ def _cuts(intensities: list[float]) -> list[float]:
     return [distinct[i] for i in picks]
 
 
-def _log_selection(best: KernelSelection, total: int) -> None:
+def _log_selection(best: KernelSelection, total: int, batches: Sequence[int]) -> None:
     integer = len(best.layers)
     if integer:
         times = " and ".join(f"{ratio:.2f}" for ratio in best.relative)
         logger.info(
             "%d of %d INT8 layers run on integer kernels, which was fastest here:"
-            " %s of the time in float, for one face and for %d",
-            *(integer, total, times, MAX_BATCH),
+            " %s of the time in float, in batches of %s",
+            *(integer, total, times, " and ".join(map(str, batches))),
         )
     else:
         logger.info(

@@ -68,7 +68,6 @@ class CpuSession:
         self.backend = ONNXRUNTIME
         self.precision, self.artifact = precision, artifact
         self.file = file or path.name
-        self.largest_batch: int | None = None
         self.execution = ""
         self._path, self._spec, self._threads = path, spec, threads
         data, self.sha256 = read_expected(path, expected_sha256)
@@ -80,17 +79,20 @@ class CpuSession:
         if face.type == "tensor(uint8)":
             self.input_kind = "frame" if face.name == FRAME else "crop"
         self.uint8_input = self.input_kind != "tensor"
+        batch = self._session.get_inputs()[-1].shape[0]
+        self.largest_batch = batch if isinstance(batch, int) else None
+        self._most = self.largest_batch or MAX_BATCH
         self.dim = int(self._session.get_outputs()[0].shape[-1])
 
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
         check_images(images)
         self._require_open()
-        if 0 < len(images) <= MAX_BATCH:
+        if 0 < len(images) <= self._most:
             return self._run(self._feeds(images))
         parts = [
-            self._run(self._feeds(images[start : start + MAX_BATCH]))
-            for start in range(0, len(images), MAX_BATCH)
+            self._run(self._feeds(images[start : start + self._most]))
+            for start in range(0, len(images), self._most)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
@@ -101,8 +103,8 @@ class CpuSession:
             return unit_length(self.embed(align_faces(frame, landmarks)))
         self._require_open()
         parts = []
-        for start in range(0, len(landmarks), MAX_BATCH):
-            part, points = needed_part(frame, landmarks[start : start + MAX_BATCH])
+        for start in range(0, len(landmarks), self._most):
+            part, points = needed_part(frame, landmarks[start : start + self._most])
             parts.append(self._run({FRAME: part[None], LANDMARKS: points}))
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
@@ -111,11 +113,11 @@ class CpuSession:
         self._require_open()
         refuse_tensor(self.file, self.input_kind)
         check_inputs(inputs, self._shape)
-        if 0 < len(inputs) <= MAX_BATCH:
+        if 0 < len(inputs) <= self._most:
             return self._run({self._input: inputs})
         parts = [
-            self._run({self._input: inputs[start : start + MAX_BATCH]})
-            for start in range(0, len(inputs), MAX_BATCH)
+            self._run({self._input: inputs[start : start + self._most]})
+            for start in range(0, len(inputs), self._most)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
@@ -141,7 +143,7 @@ class CpuSession:
     def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
         """onnxruntime's own profile, of a session of its own; see `Session.layer_times`."""
         check_images(images)
-        feeds = self._feeds(images[:MAX_BATCH])
+        feeds = self._feeds(images[: self._most])
         data, _ = read_expected(self._path, self.sha256)
         with TemporaryDirectory() as folder:
             session = self._load(self._model(data), Path(folder) / "profile")

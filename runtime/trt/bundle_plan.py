@@ -6,7 +6,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from onnx import ModelProto
@@ -17,7 +17,7 @@ from ...graph.eight_bit import EIGHT_BIT
 from ...graph.frame_input import with_input
 from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
 from ...graph.layers import layer_precisions, weighted_nodes
-from ...graph.load import check_finite
+from ...graph.load import check_finite, fixed_batch
 from ...graph.prelu import fusible, has_prelu
 from ...graph.uint8_input import UINT8_SHAPE
 from ...onnx_file import read_onnx
@@ -67,6 +67,8 @@ def build_plan(
     calibrator = cached_calibrator(trt, bundle, precision) if options.implicit else None
     strong = strongly_typed(trt, options)
     model = _flavour(bundle, precision, strong, options.implicit)
+    if fixed := fixed_batch(model):
+        options = replace(options, batch=(fixed,) * 3)
     model = with_input(model, bundle.spec, options.input_kind)
     cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
     shape = UINT8_SHAPE if options.input_kind == "crop" else bundle.spec.shape
@@ -123,6 +125,8 @@ def compile_variant(
         MachineError: The library or the GPU does not suffice.
     """
     trt = load_library(backend)
+    if fixed := fixed_batch(model):
+        options = replace(options, batch=(fixed,) * 3)
     typed = _with_fp16(bundle, model) if strongly_typed(trt, options) else model
     precision = next((p for p in EIGHT_BIT if layer_precisions(model).get(p)), "fp16")
     cache = None if backend in COMPILE_ONLY else timing_cache
