@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from ..faces.detect import FacePolicy
 
 
-@define_command("align", example="fr-edge align photos --out faces --detector det_10g.onnx")
+@define_command(
+    "align",
+    example="fr-edge align photos --out faces --detector det_10g.onnx",
+    option_groups={
+        "Detector": ("--detector", "--min-score", "--mean", "--std", "--channels"),
+        "Crops": ("--out", "--faces", "--antialias", "--workers"),
+    },
+)
 @click.argument("source", metavar="SRC")
 @click.option("--out", required=True, metavar="DIR", help="Where to write the 112x112 crops.")
 @click.option(

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 @define_command(
-    "run", example="fr-edge run faces/judging backbone.onnx --preset insightface --duration 1"
+    "run",
+    example="fr-edge run faces/judging backbone.onnx --preset insightface --duration 1",
+    option_groups={
+        "Photographs": ("--detector", "--faces", "--calibration-share"),
+        "Network and engines": ("--preset", "--precisions", "--backend", "--device"),
+        "Judging": ("--policy", "--duration"),
+    },
 )
 @click.argument("photos", metavar="[PHOTOS]", required=False)
 @click.argument("model", metavar="[MODEL]", required=False)
