@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from ..documents import encode_json
 from ..errors import BundleError, DataError, MachineError, UsageError
-from ..files import sync
+from ..files import replace_atomic, sync
 from ..reading import read_file
 from .bundle import open_bundle
 from .derived import is_report
@@ -189,18 +189,11 @@ def _pack_file(write: Write, bundle: Bundle, name: str) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("xb") as stream:
+        with replace_atomic(path) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MachineError(f"there is no folder {path.parent}", "make it first") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 @dataclass(frozen=True)

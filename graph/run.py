@@ -138,8 +138,8 @@ def peaks(model: ModelProto, inputs: F32) -> dict[str, float]:
         graph.output.append(helper.make_tensor_value_info(top, TensorProto.FLOAT, ()))
     session = make_session(probe.SerializeToString())
     face = session.get_inputs()[0]
-    size = face.shape[0] if isinstance(face.shape[0], int) else -(-len(inputs) // 4)
-    parts = split_batches(inputs, size)
+    batch = face.shape[0] if isinstance(face.shape[0], int) else -(-len(inputs) // 4)
+    parts = split_batches(inputs, batch)
     tops = np.max([_run(session, face.name, part) for part in parts], axis=0)
     return dict(zip(names, map(float, tops), strict=True))
 

@@ -167,6 +167,30 @@ def test_where_a_pack_may_be_written(tmp_path: Path) -> None:
     assert unpack(tmp_path / "a.frb", tmp_path / "b", allow_unsigned=True).files == len(FILES)
 
 
+KILLED = """
+import os, sys
+from fr_edge.bundle import pack
+real = pack._pack_file
+def pack_file(*args):
+    real(*args)
+    os.kill(os.getpid(), 9)
+pack._pack_file = pack_file
+pack.pack(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_what_a_killed_pack_leaves_is_used_up_by_the_next(tmp_path: Path) -> None:
+    root, out = write_bundle(tmp_path / "a.bundle"), tmp_path / "a.frb"
+    out.write_text("old")
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", KILLED, root, out], check=False)
+        assert killed.returncode == -9
+        assert out.read_text() == "old"
+        assert len(os.listdir(tmp_path)) == 3
+    pack(root, out)
+    assert sorted(os.listdir(tmp_path)) == ["a.bundle", "a.frb"]
+
+
 def test_another_signature_joins_and_one_of_a_changed_bundle_goes(tmp_path: Path) -> None:
     maker, device = make_key(tmp_path), make_key(tmp_path, "device")
     pack(write_bundle(tmp_path / "a.bundle"), tmp_path / "a.frb", maker)
