@@ -357,7 +357,8 @@ def _rate_change(
     if not reference.genuine_pairs:
         return RateChange(far, reason="no two faces are of the same person")
     if old is None or new is None:
-        return RateChange(far, reason=f"{pairs:,} impostor pairs, {round(1 / far):,} needed")
+        needed = f"{round(SOLID_IMPOSTORS / far):,} needed"  # as `few_impostors` has it
+        return RateChange(far, reason=f"{pairs:,} impostor pairs, {needed}")
     smoothed: SmoothedDrop | None = None
     if people and isinstance(reference, ScoreList) and isinstance(engine, ScoreList):
         smoothed = smoothed_tar_drop(far, reference, engine, people)

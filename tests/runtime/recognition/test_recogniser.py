@@ -192,7 +192,7 @@ def test_two_photographs_are_compared_at_the_certificates_threshold(
             a, b = recogniser.embed_batch([distinct.read(0), distinct.read(other)])
             assert result.similarity == pytest.approx(float(a @ b), abs=1e-6)
             assert result.same is same
-        with pytest.raises(BundleError, match="FAR 1e-5|100,000 needed"):
+        with pytest.raises(BundleError, match="FAR 1e-5|1,000,000 needed"):
             recogniser.threshold(1e-5)
 
 
