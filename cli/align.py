@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     example="fr-edge align photos --out faces --detector det_10g.onnx",
     option_groups={
         "Detector": ("--detector", "--min-score", "--mean", "--std", "--channels"),
-        "Crops": ("--out", "--faces", "--antialias", "--workers"),
+        "Crops": ("--out", "--faces", "--split", "--antialias", "--workers"),
     },
 )
 @click.argument("source", metavar="SRC")
@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     help="Which faces of an image with several; one writes none of them.",
 )
 @click.option(
+    "--split",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Write this share of the people into DIR/calibration, the others into DIR/judging.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=1,
@@ -69,6 +75,7 @@ def command(
     std: str | None,
     channels: str | None,
     policy: "FacePolicy",
+    split: float | None,
     workers: int,
     antialias: bool,
 ) -> None:
@@ -92,7 +99,14 @@ def command(
 
     opened = open_detector(detector, min_score, mean=mean, std=std, channels=channels)
     report = align_folder(
-        source, out, opened, output.track, antialias=antialias, faces=policy, workers=workers
+        source,
+        out,
+        opened,
+        output.track,
+        antialias=antialias,
+        faces=policy,
+        workers=workers,
+        split=split,
     )
     several = (
         "several faces, none written (--faces chooses)" if policy == "one" else "several faces"

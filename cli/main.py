@@ -24,6 +24,7 @@ COMMANDS = (
     "demo",
     "run",
     "align",
+    "pairs",
     "distill",
     "export",
     "find-preprocessing",

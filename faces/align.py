@@ -5,11 +5,12 @@ least-squares similarity transform, then OpenCV's bilinear `warpAffine` with a b
 `detect.py` finds the landmarks.
 """
 
+import hashlib
 import os
 import secrets
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from .detect import (
     open_detector,
 )
 from .images import decode_photograph
+from .split import split_folders
 
 _CHUNK = 8  # photographs that a worker takes at once
 
@@ -75,6 +77,7 @@ def align_folder(
     antialias: bool = False,
     faces: FacePolicy = "one",
     workers: int = 1,
+    split: float | None = None,
 ) -> AlignReport:
     """Write aligned 112x112 PNGs for the images of a folder, keeping folders and names.
 
@@ -90,6 +93,8 @@ def align_folder(
         faces: Which of several faces are written, as `choose_faces` takes it.
         workers: Processes that share the work, each with the detector on one core. More than one
             needs a detector of `open_detector`, and a program whose main module can be imported.
+        split: Share of the people whose crops go into OUT/calibration; those of the others go into
+            OUT/judging. None for one folder.
 
     Raises:
         UsageError: One folder contains the other, or the workers cannot be started.
@@ -108,7 +113,8 @@ def align_folder(
         raise FacesError(f"{source} holds no images")
     if faces != "all":
         _refuse_collisions(keys)
-    job = _Job(source, out, detect, antialias, faces)
+    parts = split_folders(keys, split) if split is not None else {}
+    job = _Job(source, out, detect, antialias, faces, parts)
     done: dict[str, AlignedImage] = {}
     with align_log(source, out, _identity(job)) as log:
         known = {key: image for key in keys if (image := log.recall(key)) is not None}
@@ -146,6 +152,7 @@ class _Job:
     detect: Detect
     antialias: bool
     faces: FacePolicy
+    parts: Mapping[str, str]
 
     def __call__(self, key: str) -> AlignedImage:
         try:
@@ -160,6 +167,8 @@ class _Job:
         crops = tuple(f"{key}.{number}.png" for number in range(1, len(aligned) + 1))
         if self.faces != "all":
             crops = (_crop_of(key),)
+        if part := self.parts.get(key):
+            crops = tuple(f"{part}/{crop}" for crop in crops)
         for crop, face in zip(crops, aligned, strict=True):
             _write(self.out / crop, face)
         return AlignedImage(len(faces), crops=crops)
@@ -242,7 +251,12 @@ def _identity(job: _Job) -> str:
     if not isinstance(job.detect, Detector):
         return secrets.token_hex()
     network = sha256(Path(job.detect.network.path))
-    return f"{network} {job.detect.describe()} antialias={job.antialias} faces={job.faces}"
+    parts = (
+        hashlib.sha256(repr(sorted(job.parts.items())).encode()).hexdigest() if job.parts else ""
+    )
+    return (
+        f"{network} {job.detect.describe()} antialias={job.antialias} faces={job.faces} {parts}"
+    ).rstrip()
 
 
 def align(image: U8, points: npt.NDArray[Any], antialias: bool = False) -> U8:

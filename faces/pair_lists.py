@@ -7,6 +7,7 @@
 """
 
 import csv
+import io
 import logging
 import os
 import re
@@ -14,6 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+import numpy.typing as npt
+
+from ..arrays import I64
 from ..errors import FacesError
 from ..reading import read_file
 from .images import SUFFIXES
@@ -57,6 +62,26 @@ class ListedPair:
     first: str
     second: str
     same: bool
+
+
+def encode_pairs(
+    keys: Sequence[str], fold: I64, first: I64, second: I64, same: npt.NDArray[np.bool_]
+) -> bytes:
+    """A pair list as CSV with a header, which `read_pair_list` takes.
+
+    Args:
+        keys: Name of each face.
+        fold: Of each pair, `(P,)`.
+        first: Index of its first face, `(P,)`.
+        second: Index of its second face, `(P,)`.
+        same: Whether both are one person, `(P,)`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    for number, a, b, genuine in zip(fold, first, second, same, strict=True):
+        writer.writerow((int(number), keys[a], keys[b], int(genuine)))
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def read_pair_list(file: Path, root: Path) -> list[ListedPair]:
