@@ -166,7 +166,8 @@ def _refusal(error: OSError) -> MachineError | UsageError | None:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(f"no permission{where}: {error.strerror}", "check the folder's owner")
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP) and where:
+    paths = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+    if error.errno in paths and where:
         return UsageError(f"{error.filename} cannot be used: {error.strerror}", "give another path")
     if error.errno in (errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ENAMETOOLONG):
         return MachineError(f"the operating system refuses{where}: {error.strerror}")

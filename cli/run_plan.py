@@ -7,6 +7,7 @@ from typing import Any
 
 from ..documents import convert, encode_json, read_toml
 from ..errors import DataError, UsageError
+from ..faces.contract import make_spec
 from ..faces.detect import FacePolicy
 from ..runtime.fingerprint import PRECISIONS
 
@@ -48,6 +49,11 @@ class RunPlan:
         unknown = [name for name in self.precisions if name not in PRECISIONS]
         if unknown:
             raise UsageError(f"no precision {unknown[0]!r}", f"precisions: {', '.join(PRECISIONS)}")
+        if not 0 < self.calibration_share < 1:
+            raise UsageError(
+                f"the share of people that calibrate is between 0 and 1, found"
+                f" {self.calibration_share}"
+            )
         if self.batch < 1 or self.duration_s <= 0:
             raise UsageError("the batch is 1 or more, and the duration above 0")
 
@@ -60,7 +66,7 @@ def read_plan(path: Path | None, given: Mapping[str, Any]) -> RunPlan:
         given: Fields of `RunPlan`; those that are None are not given.
 
     Raises:
-        DataError: The file is not a plan.
+        DataError: The file is not a plan, or the policy cannot be read.
         UsageError: Photographs or network are missing, or a value is impossible.
     """
     values = read_toml(path) if path else {}
@@ -74,7 +80,12 @@ def read_plan(path: Path | None, given: Mapping[str, Any]) -> RunPlan:
         raise UsageError(
             "photographs and a network are needed", "fr-edge run PHOTOS MODEL, or --config run.toml"
         )
-    return convert(values, RunPlan, path or "the command line")
+    plan = convert(values, RunPlan, path or "the command line")
+    if plan.preset:
+        make_spec(plan.preset)
+    if plan.policy:
+        read_toml(Path(plan.policy))
+    return plan
 
 
 def encode_plan(plan: RunPlan) -> bytes:

@@ -17,6 +17,7 @@ from ..arrays import F32
 from ..errors import ModelError
 from ..graph.edit import initializers, reads
 from ..graph.layers import weighted_nodes
+from ..graph.load import fixed_batch
 from ..graph.run import activations, onnx_embedder, peaks
 from .graph_ir import input_of, ir, ir_passes, to_ir, to_proto
 from .parity import Parity, check_parity, measure_parity
@@ -227,7 +228,8 @@ def _most_harmful(
     model: ModelProto, emulated: ModelProto, floats: set[str], inputs: F32
 ) -> list[str]:
     """Tensors in FP16, sorted by the relative error that their node adds, the largest first."""
-    exact, rounded = activations(model, inputs[:2]), activations(emulated, inputs[:2])
+    sample = inputs[: fixed_batch(model) or 2]
+    exact, rounded = activations(model, sample), activations(emulated, sample)
 
     def error(name: str) -> float:
         if name not in exact or name not in rounded:

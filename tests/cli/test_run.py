@@ -114,6 +114,25 @@ def test_the_settings_are_kept_and_taken_from_a_file(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message", "code"),
+    [
+        (["--preset", "film"], "unknown preset 'film'", 2),
+        (["--policy", "nowhere.toml"], "there is no file nowhere.toml", 4),
+        (["--calibration-share", "2"], "between 0 and 1, found 2", 2),
+        (["--duration", "0"], "the duration above 0", 2),
+        (["--out", "/proc/no/run"], "/proc/no cannot be used", 2),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_the_first_stage(
+    options: list[str], message: str, code: int, tmp_path: Path, capsys: Captured
+) -> None:
+    line = ["run", "synthetic:9x2@1", "net.onnx", "--out", str(tmp_path / "out")]
+    assert run([*line, *options]) == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_photographs_are_aligned_first(network: Path, tmp_path: Path, capsys: Captured) -> None:
     detector = write_bright_detector(tmp_path / "bright.onnx")
     for person in range(3):
