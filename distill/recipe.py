@@ -282,7 +282,7 @@ def loss_weights(losses: Sequence[str]) -> dict[str, float]:
         losses: Each as "name" or "name:weight"; the weight is 1 where none is given.
 
     Raises:
-        UsageError: A name is unknown or comes twice, a weight is no positive number, or there is none.
+        UsageError: A name is unknown or comes twice, a weight is not positive, or the list is empty.
     """
     weights: dict[str, float] = {}
     for text in losses:

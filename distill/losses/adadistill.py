@@ -160,7 +160,7 @@ class AdaDistill(nn.Module):
     def _move_centres(self, e: Tensor, t: Tensor, labels: Tensor) -> None:
         """Move the batch's centres towards its teacher embeddings; all rows read the old centres."""
         # No number of rows is asked for, which would wait for the device: rows of other ranks'
-        # classes repeat the first one of this rank's, or stay where there is none.
+        # classes repeat the first one of this rank's, or stay where this rank has no first one.
         own = (labels >= self.first) & (labels < self.last)
         numbers = torch.arange(len(labels), device=labels.device)
         rows = torch.where(own, numbers, own.int().argmax())

@@ -227,7 +227,7 @@ class Gallery:
             fpir: False positive identification rate, 0 to 1.
 
         Raises:
-            UsageError: Embeddings of another shape, or a rate that is none.
+            UsageError: Embeddings of another shape, or a rate that is not between 0 and 1.
             FacesError: The strangers are too few to show this rate, or the gallery is empty.
         """
         if not 0 < fpir < 1:

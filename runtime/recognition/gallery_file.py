@@ -166,7 +166,7 @@ def check_name(name: str) -> None:
         name: Text of 1 to 1,000 characters.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is empty or too long.
     """
     if not isinstance(name, str) or not name.strip() or len(name) > _MAX_NAME:
         raise UsageError(f"a name has 1 to {_MAX_NAME:,} characters, found {str(name)[:40]!r}")

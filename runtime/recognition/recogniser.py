@@ -183,7 +183,7 @@ class Recogniser:
             image: RGB `(H, W, 3) uint8`, or an image file.
 
         Returns:
-            The faces, the most confident first; empty where there is none.
+            The faces, the most confident first; empty without a face.
 
         Raises:
             UsageError: An array of another shape or type, or there is no detector.

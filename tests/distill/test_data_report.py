@@ -28,8 +28,8 @@ PEOPLE, EACH, DIM = 40, 8, 64
 
 
 def data() -> tuple[TeacherEmbeddings, IdentitySplit]:
-    """People whose images have a cosine of about .7 to one another; then one image each of nobody, of
-    another person, without any twin, and one that is a copy. Image 5 cannot be read."""
+    """People whose images have a cosine of about .7 to one another; then single images: of no person,
+    of another person, without any twin, and one that is a copy. Image 5 cannot be read."""
     draw = np.random.default_rng(0)
     centres = draw.normal(size=(PEOPLE, DIM))
     labels = np.repeat(np.arange(PEOPLE), EACH)
