@@ -88,7 +88,10 @@ def run_stages(
         content = encode_json((__version__, name, work.settings, before), indent=0)
         keys[name] = hashlib.sha256(content).hexdigest()
         if name in recorded and recorded[name].key == keys[name]:
-            if PROBLEM not in recorded[name].numbers:
+            ready = all(
+                other in finished for other in work.after
+            )  # else it was made of what failed
+            if ready and PROBLEM not in recorded[name].numbers:
                 finished[name] = recorded[name]
         elif name in recorded and not replace:
             raise DataError(

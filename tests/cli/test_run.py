@@ -11,7 +11,9 @@ from bright_detector import write_bright_detector
 from PIL import Image
 
 from fr_edge.cli.main import run
+from fr_edge.cli.output import Output
 from fr_edge.cli.pipeline import EngineRow, _with_best
+from fr_edge.cli.stages import PROBLEM, Work, run_stages
 from fr_edge.errors import FacesError, UsageError
 from fr_edge.faces.sources import open_faces, synthetic_faces
 from fr_edge.faces.split import split_people
@@ -171,6 +173,23 @@ def test_people_are_in_one_part_alone() -> None:
         split_people(synthetic_faces("synthetic:20x1@3"))
     single = faces.subset([*range(0, 30, 2), *range(1, 8)])
     assert split_people(single, 0.9)[1].identities == 2
+
+
+def test_what_failed_is_tried_again_with_all_that_follows(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def stage(name: str, **numbers: object) -> Work:
+        after = {"verify": ("engine",), "report": ("verify",)}.get(name, ())
+        return Work(lambda: (ran.append(name), (name, "", numbers))[1], None, after)
+
+    file, output = tmp_path / "run.json", Output(quiet=True)
+    rest = {name: stage(name) for name in ("other", "verify", "report")}
+    failed = {"engine": stage("engine", **{PROBLEM: "no memory"}), **rest}
+    run_stages(file, failed, output)
+    run_stages(file, {"engine": stage("engine"), **rest}, output)
+    assert ran == ["engine", "other", "verify", "report", "engine", "verify", "report"]
+    run_stages(file, {"engine": stage("engine"), **rest}, output)
+    assert len(ran) == 7
 
 
 def test_an_engine_is_best_unless_another_is_as_good_in_all() -> None:
