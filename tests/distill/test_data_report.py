@@ -48,17 +48,17 @@ def data() -> tuple[TeacherEmbeddings, IdentitySplit]:
 def test_planted_mistakes_are_found_and_nothing_else() -> None:
     embeddings, split = data()
     report, suspects = examine_data(embeddings, split, torch.device("cpu"))
-    found = {
+    images = {
         reason: {s.image for s in suspects if s.reason == reason} for reason in report.suspects
     }
     last = PEOPLE * EACH
-    assert found["unreadable"] == {5}
-    assert found["singleton"] == {last + 2}
-    assert found["outlier"] >= {last}
-    assert found["outlier"] <= {last, last + 1, last + 3}
+    assert images["unreadable"] == {5}
+    assert images["singleton"] == {last + 2}
+    assert images["outlier"] >= {last}
+    assert images["outlier"] <= {last, last + 1, last + 3}
     # The singleton is person 0 too, and each is nearer to the other than to its own.
-    assert found["other person"] == {last + 1, last + 3, 0, last + 2}
-    assert found["duplicate"] == {0, last + 2, last + 3}
+    assert images["other person"] == {last + 1, last + 3, 0, last + 2}
+    assert images["duplicate"] == {0, last + 2, last + 3}
     others = {(s.image, s.other) for s in suspects if s.reason == "duplicate"}
     assert (last + 3, 100) in others
     assert report.images == last + 4
@@ -67,7 +67,7 @@ def test_planted_mistakes_are_found_and_nothing_else() -> None:
     assert report.stranger_cosine is not None
     assert 0.5 < report.own_cosine < 0.95
     assert 0.2 < report.stranger_cosine < 0.45  # normal: 2.33 / sqrt(64) = .29
-    assert report.suspects == {reason: len(images) for reason, images in found.items()}
+    assert report.suspects == {reason: len(chosen) for reason, chosen in images.items()}
 
 
 def test_a_report_without_a_teacher_counts() -> None:

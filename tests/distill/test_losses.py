@@ -79,10 +79,10 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient() -> None
 
 
 def test_a_batch_of_no_known_rows_has_no_loss() -> None:
-    nobody = torch.full((7,), -1)
+    unlabelled = torch.full((7,), -1)
     student = rows(7, 1).requires_grad_()
     for term in (FeatureLoss("mse"), RelationalLoss(), BankLoss(unit(rows(40, 3)), 14.0)):
-        loss = term(student, rows(7, 2), nobody)
+        loss = term(student, rows(7, 2), unlabelled)
         loss.backward()
         assert torch.isfinite(loss)
     assert student.grad is not None

@@ -60,8 +60,8 @@ def test_a_list_of_photographs_names_their_crops(people: Path) -> None:
     crops, plain = read_pairs(_list(people, rows)), read_pairs(_list(people, ROWS))
     assert crops.faces.keys == plain.faces.keys
     assert np.array_equal(crops.first, plain.first)
-    with pytest.raises(FacesError, match="1 of them are not in .*nobody/7.jpg"):
-        read_pairs(_list(people, ROWS.replace("anna/1.png", "nobody/7.jpg")))
+    with pytest.raises(FacesError, match="1 of them are not in .*missing/7.jpg"):
+        read_pairs(_list(people, ROWS.replace("anna/1.png", "missing/7.jpg")))
 
 
 def test_the_same_from_anywhere(people: Path, tmp_path: Path) -> None:
