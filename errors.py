@@ -14,6 +14,8 @@ A message says what was found and what was expected; the hint says what to do ne
 that escapes is a bug and shows its traceback.
 """
 
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 
@@ -68,3 +70,43 @@ class FacesError(DataError):
 
 class ModelError(DataError):
     pass
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs what an extra of this package still lacks here.
+
+    It names the packages themselves, so it is right for a checkout and for a wheel.
+
+    Args:
+        extra: A key of optional-dependencies in pyproject.toml, such as "train".
+
+    Returns:
+        `pip install 'torch>=2.4' ...`, or the extra of a checkout if this package was not installed.
+    """
+    try:
+        wanted = sorted(_requirements(extra))
+    except PackageNotFoundError:
+        return f"pip install -e '.[{extra}]' in the checkout"
+    missing = [requirement for requirement in wanted if not _is_installed(requirement)]
+    return "pip install " + " ".join(f"'{requirement}'" for requirement in missing or wanted)
+
+
+def _requirements(extra: str) -> set[str]:
+    """The requirements of an extra; those that are extras themselves are taken apart."""
+    found = set()
+    for line in requires("fr-edge") or []:
+        requirement, _, marker = line.partition(";")
+        if f'extra == "{extra}"' not in marker.replace("'", '"'):
+            continue
+        inner = re.fullmatch(r"fr-edge\[([\w,-]+)\]", requirement.strip())
+        parts = [_requirements(name) for name in inner[1].split(",")] if inner else []
+        found |= set().union(*parts) if inner else {requirement.strip()}
+    return found
+
+
+def _is_installed(requirement: str) -> bool:
+    try:
+        version(re.split(r"[^\w.-]", requirement)[0])
+    except PackageNotFoundError:
+        return False
+    return True

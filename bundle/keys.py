@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import DataError, MachineError, UsageError
+from ..errors import DataError, MachineError, UsageError, install_hint
 from ..files import sync
 from ..reading import open_file
 
@@ -260,7 +260,7 @@ def require_cryptography() -> None:
     except ImportError as error:
         raise MachineError(
             "signatures need the package cryptography, which is not installed",
-            "pip install 'fr-edge[sign]'",
+            install_hint("sign"),
         ) from error
 
 

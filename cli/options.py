@@ -144,10 +144,10 @@ def require_torch(reason: str) -> None:
     """
     from importlib.util import find_spec
 
-    from ..errors import MachineError
+    from ..errors import MachineError, install_hint
 
     if find_spec("torch") is None:
-        raise MachineError(f"{reason}, which is not installed", "pip install 'fr-edge[train]'")
+        raise MachineError(f"{reason}, which is not installed", install_hint("train"))
 
 
 def load_signing_key(path: str | None) -> "SigningKey | None":

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import MachineError
+from ..errors import MachineError, install_hint
 
 EDGEFACES = {  # names of the published checkpoints -> timm's network, share of the full rank
     "edgeface_base": ("edgenext_base", None),
@@ -62,7 +62,7 @@ def build_edgeface(name: str, dim: int = 512) -> nn.Module:
     except Exception as error:  # a torchvision for another torch raises RuntimeError
         raise MachineError(
             f"{name} is timm's network, and timm cannot be imported: {error}",
-            "pip install 'fr-edge[edgeface]', with the torchvision of the same release and build as"
+            f"{install_hint('edgeface')}, with the torchvision of the same release and build as"
             f" torch {torch.__version__}; or export it elsewhere by torch.onnx.export",
         ) from error
     kind, ratio = EDGEFACES[name]

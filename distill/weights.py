@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from ..errors import MachineError, ModelError, UsageError
+from ..errors import MachineError, ModelError, UsageError, install_hint
 from ..reading import check_limit, open_file
 from .checkpoint_layouts import choose_weights, nearest_layout, to_our_names
 from .networks import NETWORKS, build_network, network_name
@@ -213,7 +213,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
     except ImportError as error:
         raise MachineError(
-            f"reading {path.name} needs safetensors", "pip install 'fr-edge[train]'"
+            f"reading {path.name} needs safetensors", install_hint("train")
         ) from error
     try:
         with open_file(path, "WEIGHTS_MB", ModelError):

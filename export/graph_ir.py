@@ -7,7 +7,7 @@ import numpy as np
 from onnx import ModelProto
 
 from ..arrays import F32, F64, I64
-from ..errors import MachineError, ModelError
+from ..errors import MachineError, ModelError, install_hint
 
 try:
     import onnx_ir as ir
@@ -15,7 +15,7 @@ try:
     from onnxscript.optimizer import fold_constants_ir
 except ImportError as error:
     raise MachineError(
-        f"export needs onnx-ir and onnxscript ({error})", "pip install 'fr-edge[export]'"
+        f"export needs onnx-ir and onnxscript ({error})", install_hint("export")
     ) from error
 
 __all__ = [

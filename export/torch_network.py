@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from ..arrays import F32, F64, U8
 from ..bundle.manifest import Bundle
-from ..errors import MachineError, ModelError, UsageError
+from ..errors import MachineError, ModelError, UsageError, install_hint
 from ..faces.contract import InputSpec, preprocess
 from ..graph.run import BATCH, Embed, split_batches
 
@@ -48,7 +48,7 @@ def load_torch_network(
         from ..distill.weights import load_network
     except ImportError as error:
         raise MachineError(
-            "exporting PyTorch weights needs torch", "pip install 'fr-edge[train]'"
+            "exporting PyTorch weights needs torch", install_hint("train")
         ) from error
     return load_network(path, arch, weights)
 
@@ -75,7 +75,7 @@ def open_foreign_network(
         from ..distill.foreign.foreign_network import open_foreign
     except ImportError as error:
         raise MachineError(
-            "exporting PyTorch networks needs torch", "pip install 'fr-edge[train]'"
+            "exporting PyTorch networks needs torch", install_hint("train")
         ) from error
     return open_foreign(path, arch, weights, output, spec.shape)
 
@@ -93,7 +93,7 @@ def is_torch_program(path: Path) -> bool:
         from ..distill.foreign.foreign_network import is_program
     except ImportError as error:
         raise MachineError(
-            "exporting PyTorch networks needs torch", "pip install 'fr-edge[train]'"
+            "exporting PyTorch networks needs torch", install_hint("train")
         ) from error
     return is_program(path)
 

@@ -1,12 +1,18 @@
 """`import fr_edge` costs nothing, and what it offers is there."""
 
+import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 import fr_edge
+from fr_edge import errors
+from fr_edge.documents import read_toml
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", fr_edge.__all__)
@@ -41,3 +47,32 @@ def test_importing_loads_no_stage() -> None:
     code = "import fr_edge, sys; print(sorted(m for m in sys.modules if m.startswith('fr_edge')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "['fr_edge', 'fr_edge._version']"
+
+
+def test_a_missing_extra_is_named_by_packages_that_an_index_has() -> None:
+    """There is no `fr-edge[train]` on an index: a hint names the packages of pyproject.toml."""
+    listed = read_toml(ROOT / "pyproject.toml")["project"]
+    extras = listed["optional-dependencies"]
+    for extra in ("export", "sign", "report"):
+        wanted = {shlex.quote(requirement) for requirement in extras[extra]}
+        hint = errors.install_hint(extra)
+        assert hint.startswith("pip install '")
+        assert set(hint.split()[2:]) <= wanted
+        assert set(hint.split()[2:])
+    assert errors._requirements("edgeface") == {
+        "timm>=1.0", "torch>=2.4", "safetensors>=0.4", "tensorboard>=2.14", *extras["export"],
+    }  # fmt: skip
+    for path in ROOT.glob("*/**/*.py"):
+        if path.relative_to(ROOT).parts[0] not in {"tests", ".venv", "build"}:
+            assert "fr-edge[" not in path.read_text(), f"{path}: use errors.install_hint"
+
+
+def test_a_hint_names_only_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_is_installed", lambda requirement: "torch" not in requirement)
+    assert errors.install_hint("train") == "pip install 'torch>=2.4'"
+    monkeypatch.setattr(errors, "requires", _unknown)
+    assert errors.install_hint("train") == "pip install -e '.[train]' in the checkout"
+
+
+def _unknown(name: str) -> list[str]:
+    raise PackageNotFoundError(name)

@@ -213,7 +213,7 @@ def _tensorrt(info: SystemInfo) -> Iterator[str]:
                 " are not for Jetson"
             )
         else:
-            yield "tensorrt is not installed: pip install 'fr-edge[tensorrt]'"
+            yield "tensorrt is not installed: pip install tensorrt"
     for package, needed in (("tensorrt-cu12", 12), ("tensorrt-cu13", 13)):
         if package in versions and info.driver and int(info.driver.split(".")[0]) < needed:
             other = "tensorrt-cu12" if needed == 13 else "an older tensorrt"

@@ -17,7 +17,7 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.derived import PAGE
 from ...bundle.manifest import Bundle
 from ...documents import read_json
-from ...errors import BundleError, FacesError, MachineError
+from ...errors import BundleError, FacesError, MachineError, install_hint
 from ...faces.face_numbers import reported_names
 from ...faces.sources import Faces, synthetic_faces
 from ...graph.layers import summarize_model
@@ -78,7 +78,7 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
     except ImportError as error:
         raise MachineError(
             f"the report needs the package {error.name}, which is not installed here",
-            'install it: pip install "fr-edge[report]"',
+            install_hint("report"),
         ) from error
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     try:

@@ -323,7 +323,7 @@ def test_edgeface_is_timms_edgenext(tmp_path: Path) -> None:
     except Exception as error:
         with pytest.raises(MachineError, match="timm cannot be imported") as caught:
             build_network("edgeface_xs_gamma_06")
-        assert "fr-edge[edgeface]" in str(caught.value.hint)
+        assert "timm>=1.0" in str(caught.value.hint)
         pytest.skip(f"timm cannot be imported: {error}")
     network = build_network("edgeface_xs_gamma_06")
     assert sum(p.numel() for p in network.parameters()) == 1_770_492

@@ -231,7 +231,7 @@ def test_without_the_graph_libraries(missing: str, given: Path, tmp_path: Path) 
         [sys.executable, "-c", WITHOUT, missing, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 3
-    assert "pip install 'fr-edge[export]'" in done.stderr
+    assert "pip install 'onnx-ir>=0.1.16' 'onnxscript>=0.7' 'onnxsim>=0.4.36'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "b").exists()
 

@@ -79,7 +79,7 @@ def test_the_healthy_have_no_problems(info):
         (
             replace(DESKTOP, modules=frozenset({"cuda"})),
             "tensorrt is not installed",
-            "pip install 'fr-edge[tensorrt]'",
+            "pip install tensorrt",
         ),
         (
             replace(DESKTOP, driver="12.4"),
