@@ -7,7 +7,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .._version import __version__
 from ..arrays import I64, U8
 from ..documents import read_json
 from ..errors import DataError
+from ..faces.contract import ALIGNED_SIZE
 from ..faces.sources import Faces
 from .derived import PAGE, stale_files
 from .manifest import Bundle
@@ -112,20 +113,23 @@ class ImageDigests:
 def with_digests(faces: Faces) -> tuple[Faces, ImageDigests]:
     """The same faces, whose images are digested as they are read.
 
+    An image has one digest for networks of all sizes: that of its pixels at 112x112.
+
     Args:
         faces: A source of faces.
 
     Returns:
         The faces to read from, and their digests so far.
     """
-    digests = ImageDigests()
+    digests, standard = ImageDigests(), faces.sized(ALIGNED_SIZE)
 
     def read(index: int) -> U8:
         image = faces.read(index)
-        digests.add(index, image)
+        if index not in digests.by_index:
+            digests.add(index, image if standard is faces else standard.read(index))
         return image
 
-    return replace(faces, read=read), digests
+    return faces.changed(read), digests
 
 
 def digest_images(images: U8) -> ImageDigests:

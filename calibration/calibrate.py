@@ -145,6 +145,7 @@ def calibrate(
     if not choices[0].int8:
         raise ModelError("the model has no dense layer that 8 bits could speed up", "build FP16")
     held_out = MAX_JUDGED_FACES if budget else constants.HELD_OUT
+    faces = faces.sized(bundle.spec.crop_side)
     subset = select_subset(faces, limit, held_out, pairs=budget is not None)
     stride = max(1, len(subset.calibration) // constants.ALIGNMENT_FACES)
     faces, images = with_digests(faces)

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from ..arrays import F64, U8
 from ..errors import FacesError
-from ..faces.sources import Faces, size_warning, spread_picks
+from ..faces.quality import size_warning
+from ..faces.sources import Faces, spread_picks
 from . import constants
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     example="fr-edge align photos --out faces --detector det_10g.onnx",
     option_groups={
         "Detector": ("--detector", "--min-score", "--mean", "--std", "--channels"),
-        "Crops": ("--out", "--faces", "--split", "--antialias", "--workers"),
+        "Crops": ("--out", "--faces", "--size", "--split", "--antialias", "--workers"),
     },
 )
 @click.argument("source", metavar="SRC")
-@click.option("--out", required=True, metavar="DIR", help="Where to write the 112x112 crops.")
+@click.option("--out", required=True, metavar="DIR", help="Where to write the crops.")
 @click.option(
     "--detector",
     required=True,
@@ -61,6 +61,14 @@ if TYPE_CHECKING:
     help="Processes that share the work, each on one core.",
 )
 @click.option(
+    "--size",
+    type=click.IntRange(32, 1024),
+    default=112,
+    show_default=True,
+    metavar="N",
+    help="Side of the crops in pixels: the network's own.",
+)
+@click.option(
     "--antialias",
     is_flag=True,
     help="Average large photographs before they are reduced; norm_crop does not.",
@@ -77,11 +85,13 @@ def command(
     policy: "FacePolicy",
     split: float | None,
     workers: int,
+    size: int,
     antialias: bool,
 ) -> None:
     """Align photographs to the ArcFace template.
 
-    The crops are those of insightface's norm_crop, to the grey level.
+    The crops are those of insightface's norm_crop, to the grey level. A network of 160 pixels gets
+    more of the photograph by --size 160 than by enlarging crops of 112.
 
     SRC is a folder, one folder per identity; names are kept, the crop of a/b.jpg is a/b.png. Images
     without a face, or with several, are listed; of several faces none is written unless --faces says
@@ -107,12 +117,13 @@ def command(
         faces=policy,
         workers=workers,
         split=split,
+        size=size,
     )
     several = (
         "several faces, none written (--faces chooses)" if policy == "one" else "several faces"
     )
     lines = [
-        f"{out}: {sum(map(len, report.crops.values()))} aligned faces",
+        f"{out}: {sum(map(len, report.crops.values()))} aligned faces of {size}x{size} pixels",
         f"  detector: {opened.describe()}",
     ]
     for problem, names in (

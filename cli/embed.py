@@ -39,11 +39,13 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
     """
     from ..bundle.bundle import open_bundle
+    from ..faces.quality import faces_for
     from ..runtime.embedding_log import logged_embedder
     from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
     from ..runtime.session import embed_faces
 
     opened, source = open_bundle(bundle), options.load_faces(faces)
+    source = faces_for(source, opened.spec)
     session = _session(opened, engine, backend)
     origin = origin_of(opened, session.precision, session.backend)
     engine_sha256 = getattr(session, "sha256", "")  # PyTorch's weights are in the origin

@@ -169,19 +169,14 @@ def load_signing_key(path: str | None) -> "SigningKey | None":
 
 
 def load_faces(source: str) -> "Faces":
-    """Index a source of faces; warn when they do not look like aligned crops.
+    """Index a source of faces.
 
     Args:
         source: As `--faces` takes it.
     """
-    import logging
+    from ..faces.sources import open_faces
 
-    from ..faces.sources import open_faces, size_warning
-
-    faces = open_faces(source)
-    if warning := size_warning(faces):
-        logging.getLogger(__name__).warning(warning)
-    return faces
+    return open_faces(source)
 
 
 def load_judged(faces: str | None, pairs: str | None) -> "tuple[Faces | None, Pairs | None]":

@@ -13,12 +13,14 @@ from ..documents import encode_json, to_builtins
 from ..errors import BundleError, GateFailed, ModelError
 from ..export.export import export_onnx
 from ..faces.align import align_folder
-from ..faces.contract import make_spec
+from ..faces.contract import ALIGNED_SIZE, InputSpec, make_spec
 from ..faces.detect import open_detector
 from ..faces.sources import Faces, open_faces
 from ..faces.split import split_people
 from ..files import sha256, write_atomic
+from ..graph.load import image_size
 from ..metrics.rates import RateChange
+from ..onnx_file import read_onnx
 from ..runtime.benchmark.benchmark import benchmark
 from ..runtime.build import build_engine
 from ..runtime.evaluation.gates import PASSED
@@ -103,7 +105,7 @@ def run_pipeline(plan: RunPlan, out: Path, output: Output) -> RunResult:
     prepare = {
         "align": Work(
             lambda: _align(plan, out, output),
-            (_listing(plan.photos), _listing(plan.detector), plan.faces),
+            (_listing(plan.photos), _listing(plan.detector), plan.faces, *_odd_side(plan)),
         ),
         "split": Work(
             people.describe, (plan.calibration_share, plan.seed, _listing(plan.photos)), ("align",)
@@ -187,7 +189,13 @@ def _engine_works(
 def _align(plan: RunPlan, out: Path, output: Output) -> Done:
     detector = open_detector(plan.detector)
     report = align_folder(
-        plan.photos, out / "faces", detector, output.track, faces=plan.faces, workers=cores()
+        plan.photos,
+        out / "faces",
+        detector,
+        output.track,
+        faces=plan.faces,
+        workers=cores(),
+        size=_contract(plan).crop_side,
     )
     text = (
         f"{len(report.written)} photographs; {len(report.none)} show no face, {len(report.several)}"
@@ -196,8 +204,27 @@ def _align(plan: RunPlan, out: Path, output: Output) -> Done:
     return "faces", text, {}
 
 
+def _contract(plan: RunPlan) -> InputSpec:
+    """The preset's contract at the size of the network's own input; without a preset only the size
+    is meant."""
+    spec, model = make_spec(plan.preset or None), Path(plan.model)
+    if model.is_dir():
+        own = open_bundle(model, check="manifest").spec
+        return replace(spec, height=own.height, width=own.width)
+    if model.suffix.lower() == ".onnx" and model.is_file():
+        height, width = image_size(read_onnx(model))
+        return replace(spec, height=height or spec.height, width=width or spec.width)
+    return spec
+
+
+def _odd_side(plan: RunPlan) -> tuple[int, ...]:
+    """The crops' size where it is not the usual one: journals of other runs have none."""
+    side = _contract(plan).crop_side
+    return () if side == ALIGNED_SIZE else (side,)
+
+
 def _export(plan: RunPlan, bundle: Path, people: _People) -> Done:
-    spec = make_spec(plan.preset) if plan.preset else None
+    spec = _contract(plan) if plan.preset else None
     result = export_onnx(plan.model, bundle, spec=spec, faces=people.parts[0])
     check = result.summary.check
     text = f"{result.bundle.spec.describe()}; cosine to the original {check.min_cosine:.6f}"

@@ -19,6 +19,7 @@ from ..faces.contract import (
     InputSpec,
     contract_variants,
 )
+from ..faces.quality import faces_for
 from ..faces.sources import Faces
 from ..graph.load import contract_of, image_input
 from ..graph.run import Embed, onnx_embedder
@@ -160,6 +161,7 @@ def rank_contracts(
     Raises:
         FacesError: There are too few people.
     """
+    faces = faces_for(faces, InputSpec(height=size[0], width=size[1]))
     picks, labels = _pick_images(faces, limit)
     images = np.stack([faces.read(index) for index in picks])
 

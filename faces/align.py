@@ -30,7 +30,7 @@ from ..files import replace_atomic, sha256
 from ..progress import Track, silent
 from .align_log import AlignedImage, align_log
 from .archives import list_images, read_image
-from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, InputSpec
+from .contract import ALIGNED_SIZE, InputSpec, aligned_template
 from .detect import (
     Detect,
     DetectedFace,
@@ -78,8 +78,9 @@ def align_folder(
     faces: FacePolicy = "one",
     workers: int = 1,
     split: float | None = None,
+    size: int = ALIGNED_SIZE,
 ) -> AlignReport:
-    """Write aligned 112x112 PNGs for the images of a folder, keeping folders and names.
+    """Write aligned PNGs for the images of a folder, keeping folders and names.
 
     The crop of `a/b.jpg` is `a/b.png`; with the policy "all" its crops are `a/b.jpg.1.png`,
     `a/b.jpg.2.png`, ..., the most confident face first.
@@ -95,6 +96,7 @@ def align_folder(
             needs a detector of `open_detector`, and a program whose main module can be imported.
         split: Share of the people whose crops go into OUT/calibration; those of the others go into
             OUT/judging. None for one folder.
+        size: Side of the crops, in pixels, as `align` takes it.
 
     Raises:
         UsageError: One folder contains the other, or the workers cannot be started.
@@ -114,7 +116,7 @@ def align_folder(
     if faces != "all":
         _refuse_collisions(keys)
     parts = split_folders(keys, split) if split is not None else {}
-    job = _Job(source, out, detect, antialias, faces, parts)
+    job = _Job(source, out, detect, antialias, faces, parts, size)
     done: dict[str, AlignedImage] = {}
     with align_log(source, out, _identity(job)) as log:
         known = {key: image for key in keys if (image := log.recall(key)) is not None}
@@ -153,6 +155,7 @@ class _Job:
     antialias: bool
     faces: FacePolicy
     parts: Mapping[str, str]
+    size: int
 
     def __call__(self, key: str) -> AlignedImage:
         try:
@@ -161,7 +164,7 @@ class _Job:
             if not faces or (self.faces == "one" and len(faces) > 1):
                 return AlignedImage(len(faces))
             chosen = choose_faces(faces, image.shape, self.faces)
-            aligned = [align(image, face.points, self.antialias) for face in chosen]
+            aligned = [align(image, face.points, self.antialias, self.size) for face in chosen]
         except FacesError as error:
             return AlignedImage(0, error.message)
         crops = tuple(f"{key}.{number}.png" for number in range(1, len(aligned) + 1))
@@ -255,11 +258,14 @@ def _identity(job: _Job) -> str:
         hashlib.sha256(repr(sorted(job.parts.items())).encode()).hexdigest() if job.parts else ""
     )
     return (
-        f"{network} {job.detect.describe()} antialias={job.antialias} faces={job.faces} {parts}"
+        f"{network} {job.detect.describe()} antialias={job.antialias} faces={job.faces}"
+        f"{f' size={job.size}' if job.size != ALIGNED_SIZE else ''} {parts}"
     ).rstrip()
 
 
-def align(image: U8, points: npt.NDArray[Any], antialias: bool = False) -> U8:
+def align(
+    image: U8, points: npt.NDArray[Any], antialias: bool = False, size: int = ALIGNED_SIZE
+) -> U8:
     """Crop a face so that its landmarks lie on the ArcFace template.
 
     Equals insightface's `norm_crop` to one grey level. That samples large faces with gaps: of a
@@ -270,14 +276,15 @@ def align(image: U8, points: npt.NDArray[Any], antialias: bool = False) -> U8:
         points: x, y of the eyes, nose tip and mouth corners in pixels, `(5, 2)`; whole numbers are
             centres of pixels.
         antialias: Average the photograph first, by the whole factor by which the crop is smaller.
+        size: Side of the crop, in pixels; see `aligned_template`.
 
     Returns:
-        `(112, 112, 3) uint8`; black where the photograph ends.
+        `(size, size, 3) uint8`; black where the photograph ends.
 
     Raises:
         FacesError: The points are in one place or not finite.
     """
-    matrix = similarity(points, np.array(ARCFACE_TEMPLATE))
+    matrix = similarity(points, aligned_template(size))
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     shrink = int(1 / scale + 1e-6) if antialias else 1
     if shrink > 1:
@@ -285,7 +292,7 @@ def align(image: U8, points: npt.NDArray[Any], antialias: bool = False) -> U8:
         # The centre of a pixel of the reduced image is the centre of a square of pixels.
         centre = (shrink - 1) / 2
         matrix = np.column_stack([matrix[:, :2] * shrink, matrix @ [centre, centre, 1]])
-    return _warp(image, matrix)
+    return _warp(image, matrix, size)
 
 
 def similarity(source: npt.NDArray[Any], target: npt.NDArray[Any]) -> F64:
@@ -314,7 +321,7 @@ def similarity(source: npt.NDArray[Any], target: npt.NDArray[Any]) -> F64:
     return np.column_stack([turn, b.mean(0) - turn @ a.mean(0)])
 
 
-def _warp(image: U8, matrix: F64) -> U8:
+def _warp(image: U8, matrix: F64, size: int) -> U8:
     """OpenCV's `warpAffine` into the aligned frame: bilinear, black border, in fixed point.
 
     The place of every pixel is rounded to 1/32 of a pixel of `image`, as OpenCV does with 10 bits
@@ -323,7 +330,7 @@ def _warp(image: U8, matrix: F64) -> U8:
     a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
     inverse = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
     shift = -inverse @ matrix[:, 2]
-    step = np.arange(ALIGNED_SIZE)
+    step = np.arange(size)
     along = np.rint(inverse[:, :1] * step * 1024)  # (2, columns)
     down = np.rint((inverse[:, 1:] * step + shift[:, None]) * 1024)  # (2, rows)
     limit = 2.0**30  # far outside any image
@@ -341,7 +348,7 @@ def _warp(image: U8, matrix: F64) -> U8:
     ):
         total += pixels.take(first + offset, axis=0).T * weight.ravel()
     levels = (total + _FRACTIONS**2 // 2) // _FRACTIONS**2
-    face: U8 = levels.T.astype(np.uint8).reshape(ALIGNED_SIZE, ALIGNED_SIZE, 3)
+    face: U8 = levels.T.astype(np.uint8).reshape(size, size, 3)
     return face
 
 

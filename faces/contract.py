@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..arrays import F32, U8
+from ..arrays import F32, F64, U8
 from ..documents import decode_json
 from ..errors import DataError, UsageError
 
@@ -26,6 +26,9 @@ ARCFACE_TEMPLATE = (  # eyes, nose tip, mouth corners (x, y) in the 112x112 fram
     (70.7299, 92.2041),
 )
 
+_WIDE_SIZE = 128  # pixels; for its multiples norm_crop has a frame of its own
+_WIDE_SHIFT = 8  # pixels to the right in that frame
+
 LUMA_UNIT = 1 << 16
 LUMA = (19595, 38470, 7471)  # .299, .587, .114 of LUMA_UNIT: what Pillow's conversion to L takes
 
@@ -34,9 +37,9 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a network's input is made from an aligned 112x112 RGB face.
+    """How a network's input is made from an aligned square RGB face.
 
-    The face is scaled so that its side is `max(height, width)`, cropped at the centre to
+    A face of another size is scaled so that its side is `max(height, width)`, cropped at the centre to
     `height x width`, put into `channels` order or made grey, and becomes `(pixel - mean) / std`.
 
     Attributes:
@@ -80,6 +83,11 @@ class InputSpec:
         """Channels, height and width of the input."""
         return (1 if self.channels == "GREY" else 3, self.height, self.width)
 
+    @property
+    def crop_side(self) -> int:
+        """Side in pixels at which faces are cut out of photographs; smaller inputs are reduced from 112."""
+        return max(ALIGNED_SIZE, self.height, self.width)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON types, with mean and std exact: a network is fed by them."""
         return asdict(self)
@@ -115,13 +123,13 @@ NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {  # mean and std, the most u
     "imagenet mean/1": (PRESETS["imagenet"].mean, (1.0,) * 3),
 }
 
-VIEWS: dict[str, Callable[[U8], U8]] = {  # geometric mistakes on faces (N, 112, 112, 3)
+VIEWS: dict[str, Callable[[U8], U8]] = {  # geometric mistakes on square faces (N, S, S, 3)
     "upright": lambda faces: faces,
     "mirrored": lambda faces: faces[:, :, ::-1],
     "upside down": lambda faces: faces[:, ::-1],
     "rows and columns swapped": lambda faces: faces.transpose(0, 2, 1, 3),
     "channels last read as channels first": lambda faces: (
-        np.ascontiguousarray(faces).reshape(-1, 3, ALIGNED_SIZE, ALIGNED_SIZE).transpose(0, 2, 3, 1)
+        np.ascontiguousarray(faces).reshape(-1, 3, *faces.shape[1:3]).transpose(0, 2, 3, 1)
     ),
 }
 
@@ -141,7 +149,7 @@ class ContractVariant:
     view: str = "upright"
 
     def inputs(self, faces: U8) -> F32:
-        """Network input `(N, 3, H, W) float32` of faces `(N, 112, 112, 3) uint8`."""
+        """Network input `(N, 3, H, W) float32` of faces `(N, S, S, 3) uint8`."""
         return preprocess(np.ascontiguousarray(VIEWS[self.view](faces)), self.spec)
 
 
@@ -301,20 +309,20 @@ def preprocess(faces: U8, spec: InputSpec) -> F32:
     """Make network input from aligned faces.
 
     Args:
-        faces: RGB `(N, 112, 112, 3) uint8`.
+        faces: RGB `(N, S, S, 3) uint8`; scaled where S is not the input's larger side.
         spec: The network's contract.
 
     Returns:
         `(N, 3, H, W) float32`, `(N, 1, H, W)` for a grey contract.
     """
     side = max(spec.height, spec.width)
-    if faces.shape[1:] != (ALIGNED_SIZE, ALIGNED_SIZE, 3) or faces.dtype != np.uint8:
-        raise ValueError(
-            f"expected (N, {ALIGNED_SIZE}, {ALIGNED_SIZE}, 3) uint8, got {faces.shape} {faces.dtype}"
-        )
-    if side != ALIGNED_SIZE:
+    if faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
+        raise ValueError(f"expected square faces (N, S, S, 3) uint8, got {faces.shape}")
+    if faces.dtype != np.uint8:
+        raise ValueError(f"expected faces (N, S, S, 3) uint8, got {faces.dtype}")
+    if faces.shape[1] != side:
         faces = (
-            np.stack([_resized(face, side) for face in faces])
+            np.stack([resize_face(face, side) for face in faces])
             if len(faces)
             else np.zeros((0, side, side, 3), np.uint8)
         )
@@ -342,5 +350,30 @@ def luma(faces: U8) -> U8:
     return ((weighted + LUMA_UNIT // 2) // LUMA_UNIT).astype(np.uint8)[..., None]
 
 
-def _resized(face: U8, side: int) -> U8:
+def aligned_template(side: int = ALIGNED_SIZE) -> F64:
+    """Where the five landmarks lie in an aligned face of a size.
+
+    As insightface's `norm_crop` has them: the template of 112 pixels times `side / 112`; for multiples
+    of 128, that template 8 pixels further right in a frame of 128, times `side / 128`. The former is
+    taken for sizes that `norm_crop` refuses.
+
+    Args:
+        side: Of the face, in pixels.
+
+    Returns:
+        x, y of the eyes, nose tip and mouth corners, `(5, 2) float64`, in pixels.
+    """
+    template = np.array(ARCFACE_TEMPLATE)
+    if side % ALIGNED_SIZE and side % _WIDE_SIZE == 0:
+        return (template + (_WIDE_SHIFT, 0)) * (side / _WIDE_SIZE)
+    return template * (side / ALIGNED_SIZE)
+
+
+def resize_face(face: U8, side: int) -> U8:
+    """A face of another size, bilinear; averaged where it becomes smaller.
+
+    Args:
+        face: `(S, S, 3) uint8`.
+        side: Of the result, in pixels.
+    """
     return np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.BILINEAR))

@@ -18,6 +18,7 @@ from ..errors import FacesError
 from ..reading import read_file
 from .align import align
 from .archives import read_image
+from .contract import ALIGNED_SIZE
 from .images import decode_photograph
 from .sources import Faces
 
@@ -92,11 +93,12 @@ def read_ijb(folder: Path) -> Ijb:
             f"the first is {absent[0]}"
         )
 
-    def read(index: int) -> U8:
-        return _read_aligned(folder / "loose_crop" / names[index], places[index, :10].reshape(5, 2))
+    def read(index: int, side: int = ALIGNED_SIZE) -> U8:
+        path = folder / "loose_crop" / names[index]
+        return _read_aligned(path, places[index, :10].reshape(5, 2), side)
 
     return Ijb(
-        Faces(str(folder), tuple(names), numbers[:, 0], read, labelled=False),
+        Faces(str(folder), tuple(names), numbers[:, 0], read, labelled=False, read_at=read),
         numbers[:, 0],
         numbers[:, 1],
         places[:, 10].astype(np.float32),
@@ -199,5 +201,6 @@ def _numbers(rows: list[list[str]], kind: type, folder: Path) -> npt.NDArray[Any
         raise FacesError(f"{folder / 'meta'}: a number cannot be read: {error}") from error
 
 
-def _read_aligned(path: Path, points: F64) -> U8:
-    return align(decode_photograph(read_image(path.parent, path.name), path.name), points)
+def _read_aligned(path: Path, points: F64, side: int) -> U8:
+    photograph = decode_photograph(read_image(path.parent, path.name), path.name)
+    return align(photograph, points, size=side)

@@ -32,7 +32,7 @@ _OTHER_FILES = (  # place and beginning of files that are taken for images -> wh
 _EXIF_ORIENTATION = 0x0112  # tag
 
 
-def decode_image(data: bytes, name: str) -> U8:
+def decode_image(data: bytes, name: str, side: int = ALIGNED_SIZE) -> U8:
     """Decode an aligned face.
 
     Grey, palette, CMYK and 16-bit images become RGB, transparency is dropped, an EXIF orientation
@@ -42,9 +42,10 @@ def decode_image(data: bytes, name: str) -> U8:
         data: An encoded JPEG, PNG, BMP, WebP, AVIF, GIF, TIFF or PPM image; of several frames the
             first is taken.
         name: For the error.
+        side: Of the face, in pixels.
 
     Returns:
-        `(112, 112, 3) uint8` RGB.
+        `(side, side, 3) uint8` RGB.
 
     Raises:
         FacesError: The data is not an image, is damaged, cut short, a stripe, or larger than the
@@ -64,8 +65,8 @@ def decode_image(data: bytes, name: str) -> U8:
             f"{name} is {image.width}x{image.height} pixels, expected a face",
             "remove or replace the file",
         )
-    if image.size != (ALIGNED_SIZE, ALIGNED_SIZE):
-        image = ImageOps.pad(image, (ALIGNED_SIZE, ALIGNED_SIZE), Image.Resampling.BILINEAR)
+    if image.size != (side, side):
+        image = ImageOps.pad(image, (side, side), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 

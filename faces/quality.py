@@ -4,6 +4,7 @@ Size and pose are estimates from the crop alone: a face that was small in the ph
 detail, and a frontal one is much like its mirror image (side light makes it less so).
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,8 +12,12 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ..arrays import F32, U8
-from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
-from .sources import Faces
+from ..errors import FacesError
+from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, InputSpec, aligned_template, resize_face
+from .images import stored_size
+from .sources import Faces, spread_picks
+
+logger = logging.getLogger(__name__)
 
 STRATA: Mapping[str, tuple[str, str]] = {  # measure: names of its lowest and highest quarter
     "brightness": ("dark", "bright"),
@@ -25,6 +30,8 @@ STRATA: Mapping[str, tuple[str, str]] = {  # measure: names of its lowest and hi
 MIN_FACES = 16  # with fewer, alignment is not judged
 
 _MAX_FACES = 64  # looked at to judge alignment
+
+_SAMPLE = 32  # faces whose stored size is looked at
 
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 
@@ -54,14 +61,14 @@ def measure_quality(faces: U8) -> F32:
     """Brightness, contrast, sharpness, size and pose of faces.
 
     Args:
-        faces: RGB `(N, 112, 112, 3) uint8`.
+        faces: RGB `(N, S, S, 3) uint8`.
 
     Returns:
         `(N, 5) float32`, in the order of `STRATA`: the mean luma 0..255; its standard deviation;
         that of its Laplacian (4 neighbours) over its own; the share of its deviation that a face of
         28 pixels could not hold; its correlation with its mirror image.
     """
-    luma = faces.astype(np.float32) @ _LUMA
+    luma = _in_template_frame(faces).astype(np.float32) @ _LUMA
     inner = luma[:, 1:-1, 1:-1]
     edges = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1] + luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
     contrast = luma.std(axis=(1, 2))
@@ -106,12 +113,12 @@ def eye_contrast(faces: U8) -> float:
     faces shows it; in shifted, turned or loosely cropped ones it is blurred away.
 
     Args:
-        faces: RGB `(N, 112, 112, 3) uint8`.
+        faces: RGB `(N, S, S, 3) uint8`.
 
     Returns:
         A difference in standard deviations of a face's grey levels.
     """
-    grey = faces.astype(np.float32).mean(axis=3)
+    grey = _in_template_frame(faces).astype(np.float32).mean(axis=3)
     grey -= grey.mean(axis=(1, 2), keepdims=True)
     grey /= grey.std(axis=(1, 2), keepdims=True) + 1e-6
     mean = grey.mean(axis=0)
@@ -127,6 +134,51 @@ def eye_contrast(faces: U8) -> float:
     around = [bridge, *((x, y + _CHEEK) for x, y in eyes)]
     bright = sum(level(*place) for place in around) / len(around)
     return bright - sum(level(*place) for place in eyes) / len(eyes)
+
+
+def size_warning(faces: Faces) -> str:
+    """A warning when images are stored at another size than the network takes.
+
+    Args:
+        faces: A source of faces at the network's size; 32 of them are looked at.
+
+    Returns:
+        A sentence; empty when all of them are of that size.
+    """
+    if faces.encoded is None:
+        return ""
+    picks, side = spread_picks(faces, _SAMPLE), faces.side
+    odd, smallest = [], side
+    for index in picks:
+        try:
+            width, height = stored_size(faces.encoded(index), faces.keys[index])
+        except FacesError:
+            continue  # reading the face raises it
+        if (width, height) != (side, side):
+            odd.append(f"{faces.keys[index]} is {width}x{height}")
+            smallest = min(smallest, width, height)
+    if not odd:
+        return ""
+    count = f"{len(odd)} of {len(picks)} faces looked at"
+    if side > ALIGNED_SIZE and smallest < side:
+        return (
+            f"{count} are enlarged to the {side}x{side} pixels of this network ({odd[0]}), which gives"
+            f" it no more detail: `fr-edge align --size {side}` cuts them out of the photographs"
+        )
+    return f"{count} are not {side}x{side} and are scaled ({odd[0]}): are they aligned?"
+
+
+def faces_for(faces: Faces, spec: InputSpec) -> Faces:
+    """Faces at the size that a network takes; a warning is logged where they are stored at another.
+
+    Args:
+        faces: A source of faces.
+        spec: The network's contract.
+    """
+    sized = faces.sized(spec.crop_side)
+    if warning := size_warning(sized):
+        logger.warning("%s", warning)
+    return sized
 
 
 def degraded(faces: Faces, picks: list[int], kind: str) -> Faces:
@@ -145,12 +197,29 @@ def degraded(faces: Faces, picks: list[int], kind: str) -> Faces:
         faces.subset(picks),
         read=lambda index: degrade(faces.read(picks[index]), picks[index]),
         encoded=None,
+        read_at=None,
     )
+
+
+def _in_template_frame(faces: U8) -> U8:
+    """Faces of any size `(N, S, S, 3)` as `(N, 112, 112, 3)`, with their landmarks on the template."""
+    side = faces.shape[1]
+    if side == ALIGNED_SIZE:
+        return faces
+    corner = aligned_template(side)[0] - np.array(ARCFACE_TEMPLATE[0]) * (scale := _scale(side))
+    left, edge = round(float(corner[0])), round(ALIGNED_SIZE * scale)
+    return np.stack([resize_face(f[:edge, left : left + edge], ALIGNED_SIZE) for f in faces])
+
+
+def _scale(side: int) -> float:
+    """Pixels of an aligned face of this size for one of the template's frame."""
+    template, sized = np.array(ARCFACE_TEMPLATE), aligned_template(side)
+    return float((sized[1, 0] - sized[0, 0]) / (template[1, 0] - template[0, 0]))
 
 
 def _small(face: U8, _: int) -> U8:
     image = Image.fromarray(face).resize((_SMALL, _SMALL), Image.Resampling.BOX)
-    return np.asarray(image.resize((ALIGNED_SIZE, ALIGNED_SIZE), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize(face.shape[1::-1], Image.Resampling.BILINEAR))
 
 
 def _blurred(face: U8, _: int) -> U8:

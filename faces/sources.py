@@ -17,14 +17,12 @@ from ..arrays import I64, U8
 from ..errors import FacesError
 from .archives import index_tars, list_images, read_image, read_member
 from .bin_sets import BinSet, connected_labels, read_bin
-from .contract import ALIGNED_SIZE
-from .images import SUFFIXES, decode_image, stored_size
+from .contract import ALIGNED_SIZE, resize_face
+from .images import SUFFIXES, decode_image
 from .recordio import open_records
 from .synthetic.render import draw_face
 
 _KINDS = "a folder of aligned images, a .tar of one, a RecordIO folder, or synthetic:IDSxIMAGES"
-
-_SAMPLE = 32  # faces whose stored size is looked at
 
 _MAX_SYNTHETIC = 10_000_000  # faces of one source
 
@@ -37,12 +35,15 @@ class Faces:
         where: The source, for messages.
         keys: Name of each image, for a folder its path relative to it.
         labels: Identity of each face, `(N,) int64`, 0..n-1.
-        read: Index -> face `(112, 112, 3) uint8` RGB; raises FacesError for a file that cannot be
+        read: Index -> face `(side, side, 3) uint8` RGB; raises FacesError for a file that cannot be
             decoded.
         synthetic: Whether the faces are of no real person, and may be shown.
         labelled: Whether different labels are different people; without it, equal labels are one
             person, and other labels may be that person too.
         encoded: Index -> the image as stored, where there is one.
+        side: Of the faces, in pixels.
+        read_at: Index and side -> the face at that size, from all the pixels that are stored; None
+            where `read` alone gives faces.
     """
 
     where: str
@@ -52,6 +53,8 @@ class Faces:
     synthetic: bool = False
     labelled: bool = True
     encoded: Callable[[int], bytes] | None = None
+    side: int = ALIGNED_SIZE
+    read_at: Callable[[int, int], U8] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -69,7 +72,7 @@ class Faces:
             picks: Indices of the faces to read, in this order; None reads all.
 
         Returns:
-            Batches `(<= size, 112, 112, 3) uint8` RGB.
+            Batches `(<= size, side, side, 3) uint8` RGB.
 
         Raises:
             FacesError: An image cannot be decoded.
@@ -85,14 +88,35 @@ class Faces:
             picks: Indices of the faces, in the order of the new source.
         """
         order = [int(i) for i in picks]
-        encoded = self.encoded
+        encoded, read_at = self.encoded, self.read_at
         return replace(
             self,
             keys=tuple(self.keys[i] for i in order),
             labels=np.asarray(self.labels)[order],
             read=lambda index: self.read(order[index]),
             encoded=None if encoded is None else lambda index: encoded(order[index]),
+            read_at=None if read_at is None else lambda index, side: read_at(order[index], side),
         )
+
+    def sized(self, side: int) -> "Faces":
+        """The same faces at another size, read from all the pixels that are stored.
+
+        Args:
+            side: Of the faces, in pixels: a network's `InputSpec.crop_side`.
+        """
+        if side == self.side:
+            return self
+        if (read_at := self.read_at) is not None:
+            return replace(self, read=lambda index: read_at(index, side), side=side)
+        return replace(self, read=lambda index: resize_face(self.read(index), side), side=side)
+
+    def changed(self, read: Callable[[int], U8]) -> "Faces":
+        """The same faces, whose pixels another function gives.
+
+        Args:
+            read: As the attribute.
+        """
+        return replace(self, read=read, read_at=None)
 
     def cached(self, picks: Sequence[int] | None = None) -> "Faces":
         """The same faces with the same indices, each decoded at most once.
@@ -116,7 +140,7 @@ class Faces:
                 pixels[index] = face
             return face
 
-        return replace(self, read=read)
+        return self.changed(read)
 
 
 def portable_name(where: str) -> str:
@@ -240,7 +264,7 @@ def readable(faces: Faces, picks: Sequence[int], limit: int) -> Iterator[tuple[i
         limit: How many may be left out.
 
     Returns:
-        Index and face `(112, 112, 3) uint8` of each that can be decoded.
+        Index and face `(side, side, 3) uint8` of each that can be decoded.
 
     Raises:
         FacesError: More than `limit` cannot be decoded.
@@ -259,34 +283,6 @@ def readable(faces: Faces, picks: Sequence[int], limit: int) -> Iterator[tuple[i
         yield index, face
 
 
-def size_warning(faces: Faces) -> str:
-    """A warning when images are not stored at 112x112.
-
-    Args:
-        faces: A source of faces; 32 of them are looked at.
-
-    Returns:
-        A sentence; empty when all of them are.
-    """
-    if faces.encoded is None:
-        return ""
-    picks = spread_picks(faces, _SAMPLE)
-    odd = []
-    for index in picks:
-        try:
-            width, height = stored_size(faces.encoded(index), faces.keys[index])
-        except FacesError:
-            continue  # reading the face raises it
-        if (width, height) != (ALIGNED_SIZE, ALIGNED_SIZE):
-            odd.append(f"{faces.keys[index]} is {width}x{height}")
-    if not odd:
-        return ""
-    return (
-        f"{len(odd)} of {len(picks)} faces looked at are not {ALIGNED_SIZE}x{ALIGNED_SIZE} and are scaled "
-        f"({odd[0]}): are they aligned?"
-    )
-
-
 def _encoded_faces(
     where: str,
     keys: Sequence[str],
@@ -294,14 +290,10 @@ def _encoded_faces(
     encoded: Callable[[int], bytes],
     labelled: bool = True,
 ) -> Faces:
-    return Faces(
-        where,
-        keys,
-        labels,
-        lambda index: decode_image(encoded(index), f"{where}/{keys[index]}"),
-        labelled=labelled,
-        encoded=encoded,
-    )
+    def read(index: int, side: int = ALIGNED_SIZE) -> U8:
+        return decode_image(encoded(index), f"{where}/{keys[index]}", side)
+
+    return Faces(where, keys, labels, read, labelled=labelled, encoded=encoded, read_at=read)
 
 
 def _folder_labels(keys: Sequence[str]) -> I64:

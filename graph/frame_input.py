@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..arrays import F32
 from ..errors import ModelError, UsageError
-from ..faces.contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, InputSpec
+from ..faces.contract import ALIGNED_SIZE, InputSpec, aligned_template
 from .uint8_input import contract_nodes, with_uint8_input
 
 InputKind = Literal["tensor", "crop", "frame"]
@@ -62,7 +62,8 @@ def with_frame_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     Landmarks are the eyes, nose tip and mouth corners, x before y, in pixels; whole numbers are
     centres of pixels. A crop equals insightface's `norm_crop` to one grey level, black where the
     frame ends. Landmarks in one place, or that are not finite, give an embedding of NaN.
-    A network of more than 112 pixels is fed from the frame, not from an enlarged crop.
+    A network of more than 112 pixels is fed from the frame, not from an enlarged crop: what it gets is
+    `norm_crop` at its size.
 
     Args:
         model: A model with one input `(N, C, H, W) float32` and one output `(N, D) float32`.
@@ -122,23 +123,22 @@ def sampling_places(spec: InputSpec) -> tuple[F32, F32]:
         spec: The contract: the aligned face, scaled to its larger side and cut at the centre.
 
     Returns:
-        x of each column `(W,) float32` and y of each row `(H,) float32`, in pixels of the 112x112
-        frame; whole numbers are centres of pixels.
+        x of each column `(W,) float32` and y of each row `(H,) float32`, in pixels of the aligned
+        face; whole numbers are centres of pixels.
     """
     side = max(spec.height, spec.width)
     x, y = (
-        ((np.arange(size) + (side - size) // 2 + 0.5) * ALIGNED_SIZE / side - 0.5).astype(
-            np.float32
-        )
+        (np.arange(size) + (side - size) // 2).astype(np.float32)
         for size in (spec.width, spec.height)
     )
     return x, y
 
 
 def _constants(spec: InputSpec) -> Mapping[str, npt.NDArray[Any]]:
-    template = np.array(ARCFACE_TEMPLATE) - np.mean(ARCFACE_TEMPLATE, 0)
+    places = aligned_template(max(spec.height, spec.width))
+    middle = places.mean(0)
+    template = places - middle
     x, y = sampling_places(spec)
-    middle = np.mean(ARCFACE_TEMPLATE, 0)
     numbers = {
         "frame_fifth": [0.2],
         "frame_template": template,

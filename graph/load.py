@@ -48,6 +48,21 @@ class ImageInput:
     width: int | None
 
 
+def image_size(model: ModelProto) -> tuple[int | None, int | None]:
+    """Height and width of the first input that looks like an image; None where they are open.
+
+    Args:
+        model: Any model; channels may come first or last.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+        if value.name not in weights and len(dims) == 4:
+            last = dims[3] in (1, 3) and dims[1] not in (1, 3)
+            return (dims[1], dims[2]) if last else (dims[2], dims[3])
+    return None, None
+
+
 def image_input(model: ModelProto) -> ImageInput:
     """Check that fr-edge can take a model.
 

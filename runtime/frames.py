@@ -6,7 +6,7 @@ from PIL import Image
 from ..arrays import F32, U8
 from ..errors import FacesError, UsageError
 from ..faces.align import align, similarity
-from ..faces.contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
+from ..faces.contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, aligned_template
 from ..graph.frame_input import MIN_SPREAD
 
 _FRAME = (480, 640)  # height and width of drawn frames
@@ -62,37 +62,39 @@ def _problem(frame: U8, points: F32) -> str:
     return ""
 
 
-def align_faces(frame: U8, landmarks: F32) -> U8:
+def align_faces(frame: U8, landmarks: F32, side: int = ALIGNED_SIZE) -> U8:
     """Cut faces out of a frame on the host, as insightface's `norm_crop` does.
 
     Args:
         frame: `(H, W, 3) uint8`, RGB.
         landmarks: `(N, 5, 2) float32`.
+        side: Of the faces, in pixels: the network's `InputSpec.crop_side`.
 
     Returns:
-        `(N, 112, 112, 3) uint8`.
+        `(N, side, side, 3) uint8`.
     """
-    faces = [align(frame, points) for points in landmarks]
-    return np.stack(faces) if faces else np.zeros((0, ALIGNED_SIZE, ALIGNED_SIZE, 3), np.uint8)
+    faces = [align(frame, points, size=side) for points in landmarks]
+    return np.stack(faces) if faces else np.zeros((0, side, side, 3), np.uint8)
 
 
-def needed_part(frame: U8, landmarks: F32) -> tuple[U8, F32]:
+def needed_part(frame: U8, landmarks: F32, side: int = ALIGNED_SIZE) -> tuple[U8, F32]:
     """The part of a frame that its faces are sampled from, so that the rest is not converted.
 
     Args:
         frame: `(H, W, 3) uint8`, RGB.
         landmarks: `(N, 5, 2) float32`.
+        side: Of the faces, in pixels: the network's `InputSpec.crop_side`.
 
     Returns:
         A part of the frame, which may be a view of it, and the landmarks in it.
     """
     if not len(landmarks):
         return frame[:1, :1], landmarks
-    edge = ALIGNED_SIZE  # one pixel more than is sampled
+    edge = side  # one pixel more than is sampled
     corners = np.array([[-1, -1], [edge, -1], [-1, edge], [edge, edge]], np.float64)
     places = []
     for points in landmarks:
-        matrix = similarity(points, np.array(ARCFACE_TEMPLATE))
+        matrix = similarity(points, aligned_template(side))
         places.append((corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T)
     lowest, highest = np.floor(np.min(places, (0, 1))), np.ceil(np.max(places, (0, 1)))
     size = np.array(frame.shape[1::-1])
@@ -124,21 +126,25 @@ def fit_frame(frame: U8, smallest: tuple[int, ...], largest: tuple[int, ...], fi
     return np.pad(frame, ((0, missing[0]), (0, missing[1]), (0, 0))) if any(missing) else frame
 
 
-def tile_faces(images: U8) -> tuple[U8, F32]:
+def tile_faces(images: U8, side: int = ALIGNED_SIZE) -> tuple[U8, F32]:
     """Lay aligned faces side by side, with the template's landmarks on each.
 
-    A frame engine cuts out of this exactly the faces.
+    A frame engine cuts out of this exactly the faces, enlarged where they are smaller than its input.
 
     Args:
-        images: `(N, 112, 112, 3) uint8`, N at least 1.
+        images: `(N, S, S, 3) uint8`, N at least 1.
+        side: Of the faces that the engine cuts out, in pixels: the network's `InputSpec.crop_side`.
 
     Returns:
-        A frame `(112, 112 N, 3) uint8`, and landmarks `(N, 5, 2) float32`.
+        A frame `(S, S N, 3) uint8`, and landmarks `(N, 5, 2) float32`.
     """
-    frame = np.ascontiguousarray(images.transpose(1, 0, 2, 3)).reshape(ALIGNED_SIZE, -1, 3)
+    stored = images.shape[1]
+    frame = np.ascontiguousarray(images.transpose(1, 0, 2, 3)).reshape(stored, -1, 3)
+    points = (aligned_template(side) + 0.5) * (stored / side) - 0.5 if stored != side else None
+    places = (aligned_template(side) if points is None else points).astype(np.float32)
     shift = np.zeros((len(images), 1, 2), np.float32)
-    shift[:, 0, 0] = ALIGNED_SIZE * np.arange(len(images))
-    return frame, np.array(ARCFACE_TEMPLATE, np.float32) + shift
+    shift[:, 0, 0] = stored * np.arange(len(images))
+    return frame, places + shift
 
 
 def draw_frame(face: U8, random: np.random.Generator) -> tuple[U8, F32]:

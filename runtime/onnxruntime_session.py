@@ -86,7 +86,7 @@ class CpuSession:
 
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
-        check_images(images)
+        check_images(images, self._spec)
         self._require_open()
         if 0 < len(images) <= self._most:
             return self._run(self._feeds(images))
@@ -100,11 +100,12 @@ class CpuSession:
         """Embed faces of a frame; see `Session.embed_frame`."""
         check_frame(frame, landmarks)
         if self.input_kind != "frame":
-            return unit_length(self.embed(align_faces(frame, landmarks)))
+            return unit_length(self.embed(align_faces(frame, landmarks, self._spec.crop_side)))
         self._require_open()
         parts = []
         for start in range(0, len(landmarks), self._most):
-            part, points = needed_part(frame, landmarks[start : start + self._most])
+            some = landmarks[start : start + self._most]
+            part, points = needed_part(frame, some, self._spec.crop_side)
             parts.append(self._run({FRAME: part[None], LANDMARKS: points}))
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
@@ -124,7 +125,7 @@ class CpuSession:
     def _feeds(self, images: U8) -> dict[str, F32 | U8]:
         """The network's inputs for aligned faces."""
         if self.input_kind == "frame":
-            frame, landmarks = tile_faces(images)
+            frame, landmarks = tile_faces(images, self._spec.crop_side)
             return {FRAME: frame[None], LANDMARKS: landmarks}
         tensor = self.input_kind == "tensor"
         return {self._input: preprocess(images, self._spec) if tensor else images}
@@ -142,7 +143,7 @@ class CpuSession:
 
     def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
         """onnxruntime's own profile, of a session of its own; see `Session.layer_times`."""
-        check_images(images)
+        check_images(images, self._spec)
         feeds = self._feeds(images[: self._most])
         data, _ = read_expected(self._path, self.sha256)
         with TemporaryDirectory() as folder:
@@ -178,19 +179,21 @@ class CpuSession:
         )
 
 
-def check_images(images: U8) -> None:
+def check_images(images: U8, spec: InputSpec) -> None:
     """Raise unless images are aligned faces.
 
     Args:
-        images: `(N, 112, 112, 3) uint8` expected.
+        images: `(N, 112, 112, 3) uint8` expected, or of the network's own size where that is larger.
+        spec: The network's contract.
 
     Raises:
         UsageError: Another shape or type.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != UINT8_SHAPE:
+    shapes = {UINT8_SHAPE, (spec.crop_side, spec.crop_side, 3)}
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in shapes:
+        sizes = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in sorted(shapes))
         raise UsageError(
-            f"expected images (N, {', '.join(map(str, UINT8_SHAPE))}) uint8,"
-            f" found {images.shape} {images.dtype}",
+            f"expected images {sizes} uint8, found {images.shape} {images.dtype}",
             "`align` cuts them out of photographs; preprocessed faces go into `embed_tensor`",
         )
 

@@ -179,16 +179,16 @@ class GpuSession:
 
     def embed(self, images: U8) -> F32:
         """Embed aligned faces; see `Session.embed`."""
-        check_images(images)
+        check_images(images, self._spec)
         return self._embed_parts(images, lambda part: self._inputs.of_faces(part, self._spec))
 
     def embed_frame(self, frame: U8, landmarks: F32) -> F32:
         """Embed faces of a frame; see `Session.embed_frame`."""
         check_frame(frame, landmarks)
         if self.input_kind != "frame":
-            return unit_length(self.embed(align_faces(frame, landmarks)))
+            return unit_length(self.embed(align_faces(frame, landmarks, self._spec.crop_side)))
         if np.any(np.greater(frame.shape, self._inputs.bindings[0].largest[1:])):
-            frame, landmarks = needed_part(frame, landmarks)
+            frame, landmarks = needed_part(frame, landmarks, self._spec.crop_side)
         return self._embed_parts(landmarks, lambda part: self._inputs.of_frame(frame, part))
 
     def embed_tensor(self, inputs: F32) -> F32:
@@ -317,7 +317,7 @@ class GpuSession:
         `enqueue_ms` is what `embed` does: replaying a CUDA graph where there is one. None where
         the GPU cannot be asked.
         """
-        check_images(images)
+        check_images(images, self._spec)
         arrays = self._inputs.of_faces(self._inputs.split(images)[0], self._spec)
         with self._lock:
             cuda, shapes = self._require_open(), self._inputs.write(arrays)
@@ -343,7 +343,7 @@ class GpuSession:
 
         Empty where the engine cannot be profiled.
         """
-        check_images(images)
+        check_images(images, self._spec)
         times: dict[str, float] = {}
         base: Any = load_library(self.backend).IProfiler
 

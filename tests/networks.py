@@ -7,7 +7,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def write_network(path: Path, *, dim: int = 32, batch: int | str = 1, seed: int = 0) -> Path:
+def write_network(
+    path: Path, *, dim: int = 32, batch: int | str = 1, seed: int = 0, side: int = 112
+) -> Path:
     """A MobileFaceNet in miniature: conv, PReLU, depthwise, residual, global depthwise, Gemm, BN.
 
     Random weights, opset 13, batch as given: what people bring, before export has cleaned it.
@@ -46,7 +48,7 @@ def write_network(path: Path, *, dim: int = 32, batch: int | str = 1, seed: int 
     y = norm(conv(y, "project", 16, 16, 1), 16, 1.0)
     nodes.append(helper.make_node("Add", [x, y], ["sum"], "sum"))
     x = prelu(norm(conv("sum", "wide", 32, 16, 3, strides=[4, 4], pads=[1] * 4), 32, 1.0), 32)
-    x = conv(x, "pool", 32, 1, 7, group=32)
+    x = conv(x, "pool", 32, 1, side // 16, group=32)
     nodes.append(helper.make_node("Flatten", [x], ["flat"], "flat"))
     constant("gemm.w", 32, dim)
     nodes.append(helper.make_node("Gemm", ["flat", "gemm.w"], ["gemm"], "gemm"))
@@ -54,7 +56,7 @@ def write_network(path: Path, *, dim: int = 32, batch: int | str = 1, seed: int 
     graph = helper.make_graph(
         nodes,
         "miniature",
-        [helper.make_tensor_value_info("data", TensorProto.FLOAT, (batch, 3, 112, 112))],
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, (batch, 3, side, side))],
         [helper.make_tensor_value_info(end, TensorProto.FLOAT, (batch, dim))],
         weights,
     )

@@ -14,6 +14,7 @@ from ...bundle.provenance import digest_pairs, with_digests
 from ...errors import FacesError
 from ...faces.ijb import Ijb, pool_templates, template_cosines
 from ...faces.pairs import Pairs
+from ...faces.quality import faces_for
 from ...faces.sources import Faces
 from ...metrics.accuracy import (
     Accuracy,
@@ -127,7 +128,7 @@ def evaluate(
     bundle = with_policy_signatures(bundle, policy)
     listed = isinstance(protocol, Pairs)
     faces = protocol.faces if isinstance(protocol, Pairs) else protocol
-    faces, images = with_digests(faces)
+    faces, images = with_digests(faces_for(faces, bundle.spec))
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         gated = merged_policy(asked, bundle, policy, session.precision)
@@ -251,7 +252,7 @@ def evaluate_ijb(
     asked = EvaluateLimits(**limits)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     bundle = with_policy_signatures(bundle, policy)
-    images, digests = with_digests(ijb.faces)
+    images, digests = with_digests(ijb.faces.sized(bundle.spec.crop_side))
     ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         gated = merged_policy(asked, bundle, policy, session.precision)
@@ -307,9 +308,7 @@ def _embed(session: Session, faces: Faces, flip: bool, track: Track) -> F32:
         plain = embed_faces(logged, faces, track, "evaluating")
         if not flip:
             return plain
-        mirrored = replace(
-            faces, read=lambda index: np.ascontiguousarray(faces.read(index)[:, ::-1])
-        )
+        mirrored = faces.changed(lambda index: np.ascontiguousarray(faces.read(index)[:, ::-1]))
         with logged_embedder(session, faces, *identity, "mirrored") as logged_mirror:
             return plain + embed_faces(logged_mirror, mirrored, track, "evaluating mirror images")
 

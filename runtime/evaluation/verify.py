@@ -19,7 +19,7 @@ from ...bundle.provenance import ImageDigests, digest_images, with_digests
 from ...errors import FacesError, UsageError
 from ...faces.face_numbers import reported_names
 from ...faces.pairs import Pairs, read_groups
-from ...faces.quality import DEGRADATIONS, STRATA, degraded
+from ...faces.quality import DEGRADATIONS, STRATA, degraded, faces_for
 from ...faces.sources import Faces, spread_picks
 from ...files import sha256
 from ...metrics.comparison import VerificationComparison, compare_verification
@@ -121,7 +121,7 @@ def verify(
     faces = pairs.faces if pairs is not None else faces
     images = ImageDigests()
     if faces is not None:
-        faces, images = with_digests(faces)
+        faces, images = with_digests(faces_for(faces, bundle.spec))
     _check_sources(faces, pairs, reference, teacher)
     with (
         open_session(bundle, engine, backend, artifact=artifact) as session,

@@ -1,7 +1,7 @@
-"""Photographs in, embeddings and decisions out: detection, alignment, embedding and threshold as one.
+"""Photographs in, embeddings and decisions out: detection, alignment, embedding and threshold.
 
-Nothing is embedded that was not aligned: with a detector every image is a photograph, whose faces are
-found and cut out; without one only aligned faces of 112x112 pixels are taken.
+Nothing is embedded that was not aligned: with a detector faces are found and cut out of photographs at
+the network's own size; without one only aligned faces of that size are taken.
 """
 
 import logging
@@ -17,7 +17,6 @@ from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
 from ...errors import BundleError, FacesError, UsageError
 from ...faces.align import align
-from ...faces.contract import ALIGNED_SIZE
 from ...faces.detect import Detect, DetectedFace, FacePolicy, choose_faces, open_detector
 from ...faces.images import decode_photograph
 from ...metrics.verification import far_name
@@ -145,8 +144,8 @@ class Recogniser:
             `(D,) float32`.
 
         Raises:
-            UsageError: An array of another shape or type; without a detector one that is not
-                112x112.
+            UsageError: An array of another shape or type; without a detector another size than 112,
+                or than the network's own where that is larger.
             FacesError: No face, several of them, or landmarks that are not those of a face.
             ModelError: The embedding is zero or not finite.
         """
@@ -312,9 +311,11 @@ class Recogniser:
         self, batch: Sequence[tuple[int, Photograph]], policy: FacePolicy, unit: bool
     ) -> F32:
         names = [_name(image, number) for number, image in batch]
+        side = self.bundle.spec.crop_side
         if self._detect is None:
             crops = [
-                _crop(_read(image), name) for (_, image), name in zip(batch, names, strict=True)
+                _crop(_read(image), name, side)
+                for (_, image), name in zip(batch, names, strict=True)
             ]
             return self._embed_crops(crops, names, unit)
         faces = self._one_face_each(batch, names, policy)
@@ -325,7 +326,7 @@ class Recogniser:
             ]
             return np.concatenate(rows)
         return self._embed_crops(
-            [align(pixels, points[0]) for pixels, points in faces], names, unit
+            [align(pixels, points[0], size=side) for pixels, points in faces], names, unit
         )
 
     def _one_face_each(
@@ -385,11 +386,10 @@ def _read(image: Photograph) -> U8:
     return image
 
 
-def _crop(pixels: U8, name: str) -> U8:
-    if pixels.shape[:2] != (ALIGNED_SIZE, ALIGNED_SIZE):
+def _crop(pixels: U8, name: str, side: int) -> U8:
+    if (size := pixels.shape[:2]) != (side, side):
         raise UsageError(
-            f"{name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, expected an aligned face of"
-            f" {ALIGNED_SIZE}x{ALIGNED_SIZE}",
+            f"{name} has {size[1]}x{size[0]} pixels, expected an aligned face of {side}x{side}",
             'photographs need a detector: Recogniser(bundle, "det_10g.onnx")',
         )
     return pixels

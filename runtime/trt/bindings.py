@@ -90,18 +90,19 @@ class EngineInputs:
         """
         size = self.largest_batch
         if self.kind == "frame":  # aligned faces lie side by side in one
-            size = min(size, self.bindings[0].largest[2] // ALIGNED_SIZE)
+            edge = faces.shape[2] if faces.ndim == 4 else ALIGNED_SIZE
+            size = min(size, self.bindings[0].largest[2] // edge)
         return [faces[start : start + size] for start in range(0, len(faces), size)]
 
     def of_faces(self, images: U8, spec: InputSpec) -> Inputs:
         """The inputs for aligned faces.
 
         Args:
-            images: `(N, 112, 112, 3) uint8`, RGB, a part of `split`.
+            images: `(N, S, S, 3) uint8`, RGB, a part of `split`.
             spec: The network's input contract.
         """
         if self.kind == "frame":
-            return self.of_frame(*tile_faces(images))
+            return self.of_frame(*tile_faces(images, spec.crop_side))
         return (preprocess(images, spec) if self.kind == "tensor" else images,)
 
     def of_frame(self, frame: U8, landmarks: F32) -> Inputs:

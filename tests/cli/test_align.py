@@ -47,6 +47,10 @@ def test_a_folder_of_photographs(album: Path, tmp_path: Path, capsys: Captured) 
         "SCRFD, RGB 640x640, (x - 127.5) / 128, score from 0.5, small photographs at their size"
     )
     face = np.asarray(Image.open(out / "ann" / "one.png")).astype(int)
+    larger = ["--out", str(tmp_path / "larger"), "--size", "160", "-q"]
+    assert run(["align", str(album), "--detector", str(detector), *larger]) == 0
+    with Image.open(tmp_path / "larger" / "ann" / "one.png") as crop:
+        assert crop.size == (160, 160)
     # The points span the bright square, so it fills the middle of the crop.
     assert face[60:90, 45:65].min() > 200
     assert face[2, 2].max() < 80

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bright_detector import write_bright_detector
+from networks import write_network
 from PIL import Image
 
 from fr_edge.cli.main import run
@@ -15,8 +16,10 @@ from fr_edge.cli.output import Output
 from fr_edge.cli.pipeline import EngineRow, _with_best
 from fr_edge.cli.stages import PROBLEM, Work, run_stages
 from fr_edge.errors import FacesError, UsageError
-from fr_edge.faces.sources import open_faces, synthetic_faces
+from fr_edge.faces.images import stored_size
+from fr_edge.faces.sources import synthetic_faces
 from fr_edge.faces.split import split_people
+from fr_edge.runtime.recognition.recogniser import Recogniser
 
 Captured = pytest.CaptureFixture[str]
 
@@ -135,7 +138,8 @@ def test_what_cannot_be_done_is_said_before_the_first_stage(
     assert not (tmp_path / "out").exists()
 
 
-def test_photographs_are_aligned_first(network: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_photographs_are_aligned_first(tmp_path: Path, capsys: Captured) -> None:
+    network = write_network(tmp_path / "net.onnx", side=160)
     detector = write_bright_detector(tmp_path / "bright.onnx")
     for person in range(3):
         for image in range(2):
@@ -153,7 +157,15 @@ def test_photographs_are_aligned_first(network: Path, tmp_path: Path, capsys: Ca
     assert result["stages"][0]["figure"].startswith("6 photographs; 0 show no face")
     assert result["engines"][0]["verdict"] == "CANNOT JUDGE"  # people who look alike
     assert code == 1
-    assert len(open_faces(tmp_path / "out" / "faces")) == 6
+    crops = sorted((tmp_path / "out" / "faces").rglob("*.png"))
+    sizes = [stored_size(crop.read_bytes(), crop.name) for crop in crops]
+    assert sizes == 6 * [(160, 160)]  # the network's own
+    bundle = tmp_path / "out" / "model.bundle"
+    with Recogniser(bundle, detector) as from_photographs, Recogniser(bundle) as from_crops:
+        whole = from_photographs.embed(tmp_path / "photos" / "0" / "0.png")
+        assert whole @ from_crops.embed(crops[0]) == pytest.approx(1, abs=1e-6)
+        with pytest.raises(UsageError, match="112x112 pixels, expected an aligned face of 160x160"):
+            from_crops.embed(np.zeros((112, 112, 3), np.uint8))
 
 
 def test_people_are_in_one_part_alone() -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fr_edge.errors import FacesError, UsageError
 from fr_edge.faces.align import align, align_folder, similarity
-from fr_edge.faces.contract import ARCFACE_TEMPLATE
+from fr_edge.faces.contract import ARCFACE_TEMPLATE, aligned_template, resize_face
 from fr_edge.faces.detect import DetectedFace, choose_faces, open_detector
 from fr_edge.faces.sources import open_faces
 from fr_edge.faces.synthetic.render import draw_face
@@ -174,6 +174,44 @@ def test_the_crop_is_that_of_the_opencv_installed_here() -> None:
             assert difference.max() == 0
         else:  # of random pixels, the steepest there are
             assert difference.mean() < 1
+
+
+@pytest.mark.parametrize(
+    (
+        "side",
+        "ratio",
+        "shift",
+    ),  # of `estimate_norm` in insightface/utils/face_align.py; 160: as of 112
+    [(224, 2, 0), (160, 160 / 112, 0), (128, 1, 8), (256, 2, 16)],
+)
+def test_other_sizes_are_norm_crops(side: int, ratio: float, shift: float) -> None:
+    """A float64 sampler of its own, with the four unknowns of a similarity by least squares."""
+    there = TEMPLATE * ratio + (shift, 0)
+    np.testing.assert_allclose(aligned_template(side), there, atol=1e-9)
+    points = np.array(PINNED["larger"][0]) * 2
+    rows = np.zeros((10, 4))
+    rows[0::2] = np.column_stack([points * (1, -1), np.ones(5), np.zeros(5)])
+    rows[1::2] = np.column_stack([points[:, ::-1], np.zeros(5), np.ones(5)])
+    a, b, x0, y0 = np.linalg.lstsq(rows, there.reshape(-1), rcond=None)[0]
+    y, x = np.mgrid[:side, :side].astype(float)
+    u = (a * (x - x0) + b * (y - y0)) / (a * a + b * b)
+    v = (a * (y - y0) - b * (x - x0)) / (a * a + b * b)
+    waves = lambda x, y: 127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 7)  # noqa: E731
+    rows_, columns = np.mgrid[:300, :400]
+    picture = np.rint(waves(columns, rows_)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    inside = (u > 1) & (u < 398) & (v > 1) & (v < 298)
+    crop = align(picture, points, size=side)[..., 0].astype(float)
+    assert crop.shape == (side, side)
+    assert np.abs(crop - waves(u, v))[inside].max() < 1.5
+    assert inside.mean() > 0.9
+
+
+def test_a_larger_crop_keeps_what_an_enlarged_one_has_lost() -> None:
+    board = (np.indices((300, 400)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    picture = np.repeat(board[..., None], 3, axis=2)
+    points = aligned_template(160) + 40
+    assert np.array_equal(align(picture, points, size=160), picture[40:200, 40:200])
+    assert resize_face(align(picture, points), 160).std() < 0.7 * picture.std()
 
 
 def test_averaging_first_sees_all_pixels_of_a_large_face() -> None:

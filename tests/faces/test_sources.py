@@ -11,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fr_edge.bundle.provenance import with_digests
 from fr_edge.errors import FacesError
-from fr_edge.faces.sources import Faces, open_faces, readable, size_warning, spread_picks
+from fr_edge.faces.contract import PRESETS, InputSpec, preprocess
+from fr_edge.faces.quality import faces_for, size_warning
+from fr_edge.faces.sources import Faces, open_faces, readable, spread_picks
 from fr_edge.faces.synthetic.render import draw_face
 
 U8 = npt.NDArray[np.uint8]
@@ -219,6 +222,38 @@ def test_readable_leaves_out_as_many_as_it_may(people: Path) -> None:
     assert [index for index, _ in readable(faces, range(6), 2)] == [0, 2, 4, 5]
     with pytest.raises(FacesError, match=r"bo/1\.png.*1 others"):
         list(readable(faces, range(6), 1))
+
+
+def test_a_larger_network_reads_the_stored_pixels(
+    people: Path, encode: Callable[[U8], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    (people / "bo" / "1.png").write_bytes(encode(large))
+    usual, spec = open_faces(people), InputSpec(height=160, width=120)
+    faces = faces_for(usual, spec)
+    assert "5 of 6 faces looked at are enlarged to the 160x160 pixels" in caplog.text
+    assert "`fr-edge align --size 160`" in caplog.text
+    here = faces.keys.index("bo/1.png")
+    for source in (
+        faces,
+        faces.cached(),
+        faces.subset([here, 0]).subset([0]),
+        with_digests(faces)[0],
+    ):
+        index = 0 if len(source) == 1 else here
+        assert np.array_equal(source.read(index), large)
+        assert source.side == 160
+    assert np.array_equal(
+        preprocess(large[None], PRESETS["raw"]), preprocess(usual.read(here)[None], PRESETS["raw"])
+    )
+    # An enlarged crop is what it was; an image has one digest for networks of all sizes.
+    wide = preprocess(np.stack([faces.read(0)]), spec)
+    assert np.array_equal(wide, preprocess(np.stack([usual.read(0)]), spec))
+    digests = [with_digests(source) for source in (usual, faces)]
+    for source, _ in digests:
+        assert len(list(source.batches(4))) == 2
+    assert digests[0][1].by_index == digests[1][1].by_index
+    assert with_digests(usual)[0].sized(160).read(here).shape == (160, 160, 3)  # no longer decodes
 
 
 def test_other_sizes_are_noted(people: Path, encode: Callable[[U8], bytes]) -> None:

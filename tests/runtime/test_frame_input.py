@@ -13,8 +13,9 @@ from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.golden import read_golden
 from fr_edge.errors import BundleError, FacesError, ModelError, UsageError
 from fr_edge.faces.align import align
-from fr_edge.faces.contract import ARCFACE_TEMPLATE, InputSpec, preprocess
+from fr_edge.faces.contract import ARCFACE_TEMPLATE, InputSpec, preprocess, resize_face
 from fr_edge.faces.sources import open_faces
+from fr_edge.faces.synthetic.render import draw_face
 from fr_edge.graph.frame_input import with_frame_input
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.verify import verify
@@ -96,8 +97,27 @@ def test_a_larger_network_is_fed_from_the_frame() -> None:
     frame = np.broadcast_to(ramp, (180, 200, 3))
     crop = run(with_frame_input(flat_network(spec), spec), frame, moved(1, 0, (100, 90))[None])
     row = crop.reshape(3, 224, 224)[0, 100]
-    # Pixel i of 224 lies at (i + 1/2) / 2 - 1/2 of the 112, which begin at 100 - 56.
-    assert np.abs(row - ((np.arange(224) + 0.5) / 2 - 0.5 + 44)).max() <= 0.5 + 1 / 64
+    # norm_crop doubles the template: pixel i of 224 lies at i / 2 of the 112, which begin at 100 - 56.
+    assert np.abs(row - (np.arange(224) / 2 + 44)).max() <= 0.5 + 1 / 64
+
+
+@pytest.mark.parametrize("side", [128, 160])
+def test_a_larger_network_gets_norm_crop_at_its_size(side: int) -> None:
+    spec = replace(RAW, height=side, width=side)
+    network = with_frame_input(flat_network(spec), spec)
+    frame = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
+    points = POSES[0].astype(np.float32)
+    part, there = needed_part(frame, points[None], side)
+    for pixels, landmarks in ((frame, points[None]), (part, there)):
+        crop = run(network, pixels, landmarks).reshape(3, side, side).transpose(1, 2, 0)
+        assert (np.abs(crop - align(frame, points, size=side)) > 9).mean() < 1e-3
+    for stored in (side, 112):  # aligned faces: as they are, or enlarged as on the host
+        faces = np.stack([draw_face(identity, 0) for identity in range(2)])
+        faces = np.stack([resize_face(face, stored) for face in faces])
+        crops = run(network, *tile_faces(faces, side)).reshape(-1, *spec.shape)
+        difference = np.abs(crops - preprocess(faces, spec))[..., 1:-1, 1:-1]
+        assert difference.max() <= (0 if stored == side else 4)  # 1/64 of a pixel across an edge
+        assert difference.mean() < 0.5
 
 
 def test_the_contract_is_applied_and_the_output_has_unit_length() -> None:
