@@ -39,8 +39,9 @@ test-gpu: $(GPU_VENV)/.ready  ## on a board or GPU, without torch: accept, then 
 	echo "fr-edge accept ended with $$accepted, the tests with $$tested; to send: build/accept.json"; \
 	test $$accepted -eq 0 && test $$tested -eq 0
 
-docs: $(VENV)/.dev  ## write docs/cli.md from the commands
+docs: $(VENV)/.docs  ## write docs/cli.md from the commands, and the site build/site/index.html
 	$(BIN)/python docs/write_cli.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
 clean:  ## remove what make made
 	rm -rf $(VENV) $(GPU_VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -73,6 +74,10 @@ $(GPU_VENV)/.ready: pyproject.toml constraints.txt
 	$(GPU_VENV)/bin/pip install -c constraints.txt -e . pytest
 	$(GPU_VENV)/bin/pip install "$$($(GPU_VENV)/bin/python -c 'from fr_edge.runtime.machine.device \
 	import cuda_python_requirement as r, find_gpus as g; print(r(g().driver))')"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS),dev,docs]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.ready

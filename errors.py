@@ -1,4 +1,4 @@
-"""Everything fr-edge raises on purpose.
+"""Everything fr-edge raises on purpose::
 
     FrEdgeError
     +-- UsageError     2   the command or call does not make sense

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+import fr_edge
 from fr_edge.cli.main import COMMANDS, root
 from fr_edge.runtime.compatibility import JETPACKS
 from fr_edge.runtime.machine.device import cuda_python_requirement
@@ -95,3 +96,12 @@ def test_the_jetson_commands_fit_the_table_of_jetpacks() -> None:
     for block in re.findall(r"```bash\n(.*?)```", page + readme, re.DOTALL):
         if "venv --system-site-packages" in block:
             assert "/bin/activate\n" in block  # `fr-edge` is found only in an active environment
+
+
+def test_every_public_name_is_in_the_python_reference() -> None:
+    """`docs/api.md` names them by their module; errors come with their module."""
+    text = (ROOT / "docs" / "api.md").read_text()
+    for name in fr_edge.__all__:
+        value = getattr(fr_edge, name)
+        if name != "__version__" and value.__module__ != "fr_edge.errors":
+            assert f"{value.__module__}.{name}\n" in text, name

@@ -114,7 +114,7 @@ class Recogniser:
 
     @property
     def model(self) -> GalleryModel:
-        """What makes the embeddings: a `Gallery` belongs to it."""
+        """What makes the embeddings, to which a `Gallery` belongs."""
         return gallery_model(self.bundle, self.session.precision)
 
     def detect(self, image: Photograph) -> list[DetectedFace]:

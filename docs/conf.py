@@ -1,0 +1,52 @@
+"""The site of these pages: `make site` writes build/site. Sphinx with MyST, without a network."""
+
+import re
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from fr_edge import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+project = "fr-edge"
+release = version = __version__
+author = "the fr-edge authors"
+copyright = "the fr-edge authors, Apache-2.0"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 4
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["write_cli.py"]
+
+html_theme = "furo"
+html_title = f"fr-edge {version}"
+html_copy_source = False
+html_show_sphinx = False
+
+add_module_names = False
+default_role = "literal"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = True
+napoleon_use_ivar = True
+
+nitpicky = True
+# Types in signatures: other projects' have sites that a build without a network cannot ask, and the
+# parts of results are fields of the JSON documents. References that people write are all checked.
+nitpick_ignore_regex = [("py:class", ".*"), ("py:obj", "typing.*"), ("py:exc", "^[A-Z][A-Za-z]*$")]
+
+
+def setup(app: Sphinx) -> None:
+    """Links to files outside docs/ work where the repository is browsed; here they are their text."""
+    app.connect("source-read", _unlink_files_outside)
+
+
+def _unlink_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
+    source[0] = re.sub(
+        r"\[([^\]]+)\]\((?:\.\./)+(?!results|decisions)[A-Z][^)]*\)", r"\1", source[0]
+    )
