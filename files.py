@@ -1,8 +1,9 @@
-"""Files on disk: sha256 and atomic writes."""
+"""Files on disk: their identity, sha256 and atomic writes."""
 
 import ctypes
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,28 @@ def sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def real_path(path: str | Path) -> Path:
+    """A path without links in it, absolute; `Path.resolve` raises for a link to itself.
+
+    Args:
+        path: A file or folder, which may be missing.
+    """
+    return Path(os.path.realpath(path))
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether writing into a file changes no other: it is regular, no link, and has one name.
+
+    Args:
+        path: A file, which may be missing.
+    """
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 
 def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:

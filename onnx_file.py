@@ -17,6 +17,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.numpy_helper import to_array
 
 from .errors import ModelError
+from .files import real_path
 from .inference import first_line
 from .reading import check_limit, open_file, read_file
 
@@ -51,7 +52,7 @@ def read_onnx(path: Path, *, side_files: bool = False) -> ModelProto:
         data = read_file(path, "MODEL_MB", ModelError)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    return parse_onnx(data, str(path), path.resolve().parent if side_files else None)
+    return parse_onnx(data, str(path), real_path(path).parent if side_files else None)
 
 
 def parse_onnx(data: bytes, name: str, folder: Path | None = None) -> ModelProto:

@@ -20,7 +20,6 @@ Failing inputs are kept in `--keep FOLDER`, each with the seed that made it.
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -228,7 +227,7 @@ def serve(home: Path) -> None:
 def one(job: dict[str, Any], place: Path, readers: dict[str, Any], seeds: Path) -> dict[str, str]:
     from fr_edge.errors import FrEdgeError
     from tests.fuzzing.command_lines import commands
-    from tests.fuzzing.mutate import mutate
+    from tests.fuzzing.mutate import agree, mutate
 
     rng = random.Random(job["seed"])
     copy = place / "input"
@@ -284,19 +283,6 @@ def command(line: str) -> tuple[str, str]:
     if code not in range(5) or "Traceback" in text or (code and not text.strip()):
         return "traceback", f"exit code {code}: {text}"
     return ("refused" if code else "accepted"), ""
-
-
-def agree(bundle: Path, target: Path) -> None:
-    """Make the manifest agree with a changed file."""
-    name = target.relative_to(bundle).as_posix()
-    manifest = json.loads((bundle / "bundle.json").read_bytes())
-    if name in manifest["files"]:
-        data = target.read_bytes()
-        manifest["files"][name] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        for entry in manifest["files"].values():
-            if name in entry.get("of", {}):
-                entry["of"][name] = hashlib.sha256(data).hexdigest()
-        (bundle / "bundle.json").write_text(json.dumps(manifest))
 
 
 def beside(place: Path, copy: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from ..documents import encode_json
 from ..errors import BundleError, DataError, MachineError, UsageError
-from ..files import replace_atomic, sync
+from ..files import real_path, replace_atomic, sync
 from ..reading import read_file
 from .bundle import open_bundle
 from .derived import is_report
@@ -102,7 +102,7 @@ def pack(
     opened, out = open_bundle(bundle, check="manifest"), Path(out)
     if out.exists() and not out.is_file():
         raise UsageError(f"{out} is not a file", "name the file to write: --out NAME.frb")
-    if opened.root.resolve() in out.resolve().parents:
+    if real_path(opened.root) in real_path(out).parents:
         raise UsageError(f"{out} lies in the bundle", "write the pack elsewhere")
     left_out = {} if names else naming_reports(opened)
     if not reports:

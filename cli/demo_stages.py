@@ -4,16 +4,16 @@ Finished stages are recorded in demo.json and not repeated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..arrays import F32
 from ..bundle.bundle import open_bundle
 from ..calibration.calibrate import calibrate
 from ..distill.recipe import read_recipe
 from ..distill.train import distill_student
-from ..documents import to_builtins
+from ..documents import convert, to_builtins
 from ..export.export import export_onnx
 from ..export.torch_network import TorchWeights, open_torch_weights, random_torch_weights
 from ..faces.pairs import Pairs
@@ -30,6 +30,8 @@ from ..runtime.report.report import write_report
 from ..runtime.session import Artifact, embed_faces
 from .output import Output
 from .stages import Done, Stage, Work, run_stages
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,14 @@ class DemoGate:
     """
 
     name: str
+    text: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class _EngineGate:
+    """What a verification records of its gate."""
+
     text: str
     passed: bool
 
@@ -146,7 +156,7 @@ def _works(home: Path, plan: DemoPlan, output: Output) -> Mapping[str, Callable[
 
 def _gates(numbers: Mapping[str, Any]) -> tuple[DemoGate, ...]:
     untrained, teacher, student = (
-        100 * numbers[name] for name in ("untrained", "teacher", "student")
+        100 * _recorded(numbers, name, float) for name in ("untrained", "teacher", "student")
     )
     gain, behind = student - untrained, teacher - student
     return (
@@ -162,10 +172,15 @@ def _gates(numbers: Mapping[str, Any]) -> tuple[DemoGate, ...]:
             behind <= MAX_BEHIND,
         ),
         *(
-            DemoGate(f"{name} matches PyTorch", **numbers[name])
+            DemoGate(f"{name} matches PyTorch", **asdict(_recorded(numbers, name, _EngineGate)))
             for name in ("fp16 engine", "int8 engine", "int8 graph")
         ),
     )
+
+
+def _recorded(numbers: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """What a stage has recorded under a name; demo.json may have been changed since."""
+    return convert(numbers.get(name), kind, f"demo.json: {name}")
 
 
 def _train(recipe: str, out: Path, teacher: Path | None, plan: DemoPlan, output: Output) -> Done:

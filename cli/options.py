@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, and the faces that they name."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -207,7 +208,7 @@ def source_name(source: str | None) -> str:
     """
     if source is None or source.startswith("synthetic:"):
         return source or ""
-    path = Path(source).resolve()
+    path = Path(os.path.realpath(source))
     return path.name if path.is_dir() else path.stem
 
 

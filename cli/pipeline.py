@@ -9,7 +9,7 @@ from pathlib import Path
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import Bundle
 from ..calibration.calibrate import calibrate
-from ..documents import encode_json, to_builtins
+from ..documents import convert, encode_json, to_builtins
 from ..errors import BundleError, GateFailed, ModelError
 from ..export.export import export_onnx
 from ..faces.align import align_folder
@@ -329,9 +329,9 @@ def _rows(names: tuple[str, ...], stages: Mapping[str, Stage]) -> tuple[EngineRo
         values = {key: value for part in parts for key, value in part.items()}
         problem = values.pop(PROBLEM, "")
         if calibrated := stages.get(f"calibrate {name}"):
-            values["int8_share"] = calibrated.numbers["share"]
-        values = {"verdict": NOT_BUILT, "reason": problem, **values}
-        rows.append(EngineRow(precision=name, **values))
+            values["int8_share"] = calibrated.numbers.get("share")
+        values = {"verdict": NOT_BUILT, "reason": problem, **values, "precision": name}
+        rows.append(convert(values, EngineRow, "what the finished stages have recorded"))
     return tuple(_with_best(row, rows) for row in rows)
 
 

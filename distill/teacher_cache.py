@@ -22,7 +22,7 @@ import torch
 from ..arrays import F16, I64, map_npy
 from ..documents import decode_json, encode_json, read_json
 from ..errors import DataError, MachineError
-from ..files import write_atomic
+from ..files import is_own_file, write_atomic
 from ..interruption import keeping
 from ..progress import Track, silent
 from ..reading import read_file
@@ -228,19 +228,34 @@ def _prepare(folder: Path, note: _CacheNote, force: bool) -> None:
     if store.exists() and note_file.exists():
         try:
             _check_note(note_file, note)
-            if marks.exists() and marks.stat().st_size == blocks:
+            if _is_whole(store, note) and is_own_file(marks) and marks.stat().st_size == blocks:
                 return
         except DataError:
             if not force:
                 raise
-    for file in (note_file, store, marks):
-        file.unlink(missing_ok=True)
+    try:
+        for file in (note_file, store, marks):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the teacher cache {folder} is damaged: {file.name}: {error.strerror}",
+            f"remove {folder}",
+        ) from error
     store.touch(0o600)  # biometric data: for this user alone
     np.lib.format.open_memmap(store, "w+", np.float16, tuple(note.shape))
     _reserve(store)
     marks.touch(0o600)
     marks.write_bytes(bytes(blocks))
     write_atomic(note_file, encode_json(note))
+
+
+def _is_whole(store: Path, note: _CacheNote) -> bool:
+    """Whether the file can take the embeddings in place; a link would lead to another file."""
+    try:
+        array = map_npy(store)
+    except DataError:
+        return False
+    return is_own_file(store) and (list(array.shape), array.dtype) == (note.shape, np.float16)
 
 
 def _reserve(store: Path) -> None:

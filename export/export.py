@@ -19,7 +19,7 @@ from ..documents import to_builtins
 from ..errors import ModelError
 from ..faces.contract import InputSpec, preprocess
 from ..faces.sources import Faces, portable_name
-from ..files import sha256
+from ..files import real_path, sha256
 from ..graph.layers import layers, total_macs
 from ..graph.load import fixed_batch
 from ..graph.run import onnx_embedder
@@ -215,7 +215,7 @@ def _export(
         path.write_bytes(half.model.SerializeToString())
     if source.save_weights:
         source.save_weights(change.path("model.pt", "weights"))
-    elif source.kind == "onnx" and source.file.resolve() != (change.root / "model.onnx").resolve():
+    elif source.kind == "onnx" and real_path(source.file) != real_path(change.root / "model.onnx"):
         change.remove("model.pt")
     table = layers(model)
     return ExportSummary(

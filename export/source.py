@@ -16,6 +16,7 @@ from ..bundle.bundle import open_bundle
 from ..errors import ModelError, UsageError
 from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec
 from ..faces.sources import Faces
+from ..files import real_path
 from ..graph.load import contract_of, image_input
 from ..graph.run import Embed, original_embedder
 from ..graph.trained_ranges import read_trained_ranges
@@ -142,7 +143,7 @@ def _open_bundle_source(source: Path, out: Path, options: SourceOptions) -> Expo
     options = replace(options, spec=bundle.spec)
     if "model.pt" not in bundle and "model.onnx" in bundle:  # it was exported from an ONNX file
         return _open_onnx(bundle.file("model.onnx"), options, side_files=False)
-    return _open_weights(bundle.file("model.pt"), options, keep=source.resolve() != out.resolve())
+    return _open_weights(bundle.file("model.pt"), options, keep=real_path(source) != real_path(out))
 
 
 def _open_weights(path: Path, options: SourceOptions, *, keep: bool) -> ExportSource:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..arrays import F64, I32, I64, U8
 from ..errors import FacesError, MachineError, UsageError
-from ..files import replace_atomic, sha256
+from ..files import real_path, replace_atomic, sha256
 from ..progress import Track, silent
 from .align_log import AlignedImage, align_log
 from .archives import list_images, read_image
@@ -108,7 +108,7 @@ def align_folder(
     source, out = Path(source), Path(out)
     if not source.is_dir():
         raise FacesError(f"there is no folder {source}", "give a folder of photographs")
-    if source.resolve() in (out.resolve(), *out.resolve().parents):
+    if real_path(source) in (real_path(out), *real_path(out).parents):
         raise UsageError(f"{out} lies in {source}", "choose an --out beside it")
     keys = list_images(source)
     if not keys:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..arrays import I64, U8
 from ..errors import FacesError
+from ..files import real_path
 from .archives import index_tars, list_images, read_image, read_member
 from .bin_sets import BinSet, connected_labels, read_bin
 from .contract import ALIGNED_SIZE, resize_face
@@ -149,7 +150,7 @@ def portable_name(where: str) -> str:
     Args:
         where: A source as the user named it, or a file of any kind.
     """
-    return where if where.startswith("synthetic:") else Path(where).resolve().name
+    return where if where.startswith("synthetic:") else real_path(where).name
 
 
 def open_faces(source: str | Path) -> Faces:

@@ -145,7 +145,7 @@ class _Log:
         head = self._file.read(_HEAD.size)
         if len(head) == _HEAD.size:
             stored, rows, dim = _HEAD.unpack(head)
-            if stored == digest and rows == count:
+            if stored == digest and (rows, dim) == (count, self._session.dim):
                 data = self._file.read(4 * rows * dim)
                 if len(data) == 4 * rows * dim:
                     self._kept += count

@@ -9,10 +9,10 @@ hundredth of INT8's (docs/results/engines.md).
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -33,6 +33,8 @@ from ..qdq import quantize_onnx
 from ..table import CalibrationTable, table_to_json
 from .budget import EXCEEDED, Budget, check_judges, judge_loss
 from .latency_model import COUNTED, LatencyOf, counted_latency
+
+T = TypeVar("T")
 
 REASON = "accuracy budget"  # why a layer of `CalibrationTable.float_layers` is kept in float
 
@@ -143,15 +145,22 @@ class SearchLog:
         if log.key == key:
             self._log = log
 
-    def recall(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The result under a name, from the file or computed now; JSON values only."""
+    def recall(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
+        """The result under a name, from the file or computed now: a number or a dataclass."""
         results = self._log.results
         if name not in results:
             with keeping(lambda: f"{len(results)} results of the search are in {self._path}"):
-                results[name] = compute()
+                value = compute()
+            results[name] = asdict(value) if is_dataclass(value) else value
             # Written exactly, not rounded: a resumed search must decide as an uninterrupted one.
             write_atomic(self._path, json.dumps(asdict(self._log)).encode())
-        return results[name]
+        try:
+            return convert(results[name], kind, self._path)
+        except DataError as error:
+            raise DataError(
+                f"{error.message}; the log of the search is damaged",
+                f"remove {self._path}: the search begins anew",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,7 @@ def search_assignment(
     times = latency(judge.model, partial(judge.quantize, table))
     key = _search_key(table, judge, budget, times.source)
     log = SearchLog(_log_path(root, judge.grouped), key)
-    noise = float(log.recall("noise", times.noise))
+    noise = log.recall("noise", float, times.noise)
     assignments = _search(table, judge, budget, log, times.cost, noise)
     holding = [a for a in assignments if budget.holds(a.loss)]
     limit = min(a.cost for a in holding) + noise
@@ -299,11 +308,11 @@ def _search(
     assignments: list[Assignment] = []
 
     def attempt(float_layers: Sequence[str]) -> EmbeddingLoss:
-        result = log.recall(
+        assignment = log.recall(
             json.dumps(list(float_layers)),
-            lambda: asdict(judge.assess(table, float_layers, budget.far, cost)),
+            Assignment,
+            lambda: judge.assess(table, float_layers, budget.far, cost),
         )
-        assignment = convert(result, Assignment, "the search log")
         if assignment not in assignments:
             assignments.append(assignment)
         return assignment.loss
@@ -315,7 +324,7 @@ def _search(
     holds = budget.holds(attempt(()))
     layers = judge.choose().int8
     savings = {
-        layer: float(log.recall(f"{layer} saves", partial(saving, layer)))
+        layer: log.recall(f"{layer} saves", float, partial(saving, layer))
         for layer in judge.track(layers, "times", len(layers))
     }
     if holds:  # only layers where INT8 is slower are left to improve
@@ -323,7 +332,7 @@ def _search(
             attempt(slow)
         return assignments
     errors = {
-        layer: float(log.recall(layer, partial(judge.layer_error, table, layer)))
+        layer: log.recall(layer, float, partial(judge.layer_error, table, layer))
         for layer in judge.track(layers, "sensitivity", len(layers))
     }
     savings = _above_noise(savings, noise, judge, 1.0 - assignments[0].cost)

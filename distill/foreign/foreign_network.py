@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
+from ...files import real_path
 from ...reading import open_file
 from ...trial_run import run_apart
 from ..weights import load_into
@@ -137,7 +138,7 @@ def open_foreign(
         name = str(path)
         if weights is not None:
             raise UsageError(f"--weights {weights} is for checkpoints; {path} is a program")
-        limits = run_apart(_TRIAL, (str(path.resolve()), *map(str, shape)), b"", name, "a program")
+        limits = run_apart(_TRIAL, (str(real_path(path)), *map(str, shape)), b"", name, "a program")
         logger.debug("%s: tried apart, %s", path, limits)
         network = load_program(path)
     module = OneEmbedding(network.float(), name, output).eval()
@@ -145,13 +146,16 @@ def open_foreign(
 
 
 def _members(path: Path) -> list[str]:
-    with open_file(path, None, ModelError) as stream:
-        if not zipfile.is_zipfile(stream):
-            return []
-        try:
-            return zipfile.ZipFile(stream).namelist()
-        except (zipfile.BadZipFile, ValueError, OSError):
-            return []
+    try:
+        with open_file(path, None, ModelError) as stream:
+            if not zipfile.is_zipfile(stream):
+                return []
+            try:
+                return zipfile.ZipFile(stream).namelist()
+            except (zipfile.BadZipFile, ValueError, OSError):
+                return []
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _batch(module: nn.Module, network: nn.Module, shape: tuple[int, int, int]) -> int | None:

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ModelError, UsageError
+from ...files import real_path
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def contained(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _imports_beside(where: str) -> Iterator[None]:
     """Files beside the one that is named can be imported, as `python FILE` allows it."""
-    folder = Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
+    folder = real_path(where).parent if where.endswith(".py") else Path.cwd()
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.path.insert(0, str(folder))
     try:

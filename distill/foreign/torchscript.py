@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...errors import ModelError
+from ...errors import DataError, ModelError
 from ...reading import check_limit, open_file
 from .tensor_operators import is_tensor_operator
 
@@ -117,15 +117,12 @@ def load_torchscript(path: Path) -> nn.Module:
 
 def _check_archive(path: Path, data: io.BytesIO) -> None:
     """Raise ModelError for a program that does more than a network."""
-    data.seek(0)
-    with zipfile.ZipFile(data) as archive:
-        check_limit("WEIGHTS_MB", sum(i.file_size for i in archive.infolist()), path, ModelError)
-        texts = {}
-        for info in archive.infolist():
-            if info.filename.endswith(".py") and "/code/" in f"/{info.filename}":
-                texts[info.filename] = archive.read(info)
-            elif info.filename.endswith(".pkl") and _FOREIGN.search(archive.read(info)):
-                raise ModelError(f"{path} holds objects of a compiled library (torch.classes)")
+    try:
+        texts = _texts(path, data)
+    except DataError:
+        raise
+    except Exception as error:  # damaged members raise zlib's errors, RuntimeError and others
+        raise ModelError(f"{path} is not a TorchScript file: {error}") from error
     if sum(map(len, texts.values())) > _MAX_TEXT:
         raise ModelError(f"{path} has more than {_MAX_TEXT >> 20} MB of program text")
     trees = []
@@ -144,6 +141,20 @@ def _check_archive(path: Path, data: io.BytesIO) -> None:
                 "if you trust it: torch.onnx.export(torch.jit.load(FILE), ...), and give the ONNX"
                 " file",
             )
+
+
+def _texts(path: Path, data: io.BytesIO) -> dict[str, bytes]:
+    """The program's text by member; raises ModelError for objects of compiled libraries."""
+    data.seek(0)
+    with zipfile.ZipFile(data) as archive:
+        check_limit("WEIGHTS_MB", sum(i.file_size for i in archive.infolist()), path, ModelError)
+        texts = {}
+        for info in archive.infolist():
+            if info.filename.endswith(".py") and "/code/" in f"/{info.filename}":
+                texts[info.filename] = archive.read(info)
+            elif info.filename.endswith(".pkl") and _FOREIGN.search(archive.read(info)):
+                raise ModelError(f"{path} holds objects of a compiled library (torch.classes)")
+    return texts
 
 
 def _unusual(tree: ast.AST, methods: set[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from ...bundle.manifest import Bundle
 from ...bundle.trust import requiring_signatures
 from ...documents import encode_json, read_json, to_builtins
 from ...errors import BundleError, DataError, FrEdgeError, UsageError
-from ...files import write_atomic
+from ...files import real_path, write_atomic
 from ...progress import Track, silent
 from ..evaluation.gates import CANNOT_JUDGE, PASSED, overall_verdict
 from ..evaluation.limits import with_policy_signatures
@@ -376,7 +376,7 @@ def _model_key(source: Bundle) -> str:
 def _names_of(source: Bundle | None, file: Path) -> frozenset[str]:
     """The folders' names, which people choose."""
     paths = [file, *([source.root] if source else [])]
-    names = {paths[0].stem, *(path.resolve().name for path in paths)}
+    names = {paths[0].stem, *(real_path(path).name for path in paths)}
     return frozenset(name for name in names if len(name) > 3)
 
 

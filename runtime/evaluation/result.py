@@ -17,6 +17,7 @@ from ...bundle.provenance import ImageDigests, Provenance
 from ...documents import encode_json
 from ...errors import BundleError, FrEdgeError, NotStored
 from ...faces.sources import Faces
+from ...files import real_path
 from ...metrics.comparison import AccuracyChange, CurvesChange
 from ...metrics.identification import IdentificationResult
 from ...metrics.protocols import ListedPairs
@@ -296,7 +297,7 @@ def report_name(
     """
     source: tuple[object, ...] = (images.sha256, faces)
     if isinstance(faces, Faces):
-        where = faces.where if faces.synthetic else str(Path(faces.where).resolve())
+        where = faces.where if faces.synthetic else str(real_path(faces.where))
         source = (where, images.sha256, faces.keys, faces.labels)
     listed = (pairs.first, pairs.second, pairs.same, pairs.fold) if pairs else ()
     machine = machine_fingerprint(session.backend)

@@ -20,6 +20,7 @@ from ...documents import read_json
 from ...errors import BundleError, FacesError, MachineError, install_hint
 from ...faces.face_numbers import reported_names
 from ...faces.sources import Faces, synthetic_faces
+from ...files import real_path
 from ...graph.layers import summarize_model
 from ...onnx_file import read_onnx
 from ..benchmark.result import BenchmarkResult
@@ -119,7 +120,7 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
     certified = {row["artifact"].file for row in reports.verified if row["artifact"]}
     fars = {far for report in reports.judged for far in report["tar_at_far"]}
     return {
-        "name": bundle.root.resolve().name,
+        "name": real_path(bundle.root).name,
         "bundle": bundle,
         "version": __version__,
         "verified": reports.verified,

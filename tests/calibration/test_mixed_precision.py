@@ -58,8 +58,8 @@ def test_the_log_remembers_under_its_key_alone(tmp_path: Path) -> None:
         done.append(1)
         return len(done)
 
-    assert SearchLog(path, "k").recall("a", work) == 1
-    assert SearchLog(path, "k").recall("a", work) == 1
-    assert SearchLog(path, "other").recall("a", work) == 2
+    assert SearchLog(path, "k").recall("a", int, work) == 1
+    assert SearchLog(path, "k").recall("a", int, work) == 1
+    assert SearchLog(path, "other").recall("a", int, work) == 2
     path.write_text("{half")
-    assert SearchLog(path, "other").recall("a", work) == 3
+    assert SearchLog(path, "other").recall("a", int, work) == 3

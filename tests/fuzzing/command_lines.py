@@ -27,6 +27,7 @@ def make_seeds(home: Path) -> None:
         f"export {home}/net.onnx --preset insightface --out {bundle}",
         f"calibrate {bundle} --faces synthetic:16x2@5 --trt-cache 10.3.0",
         f"build-engine {bundle} --int8 --backend onnxruntime",
+        f"build-engine {bundle} --int8 --backend onnxruntime --input frame",
         f"verify {bundle} --engine int8 --faces synthetic:16x4@7",
         f"benchmark {bundle} --engine int8 --duration 0.3",
         f"embed {bundle} --faces synthetic:6x2 --out {home}/e.npz",

@@ -1,5 +1,6 @@
 """Structure-aware mutations of files: what is damaged, hostile or of another kind, from a seed."""
 
+import hashlib
 import io
 import json
 import os
@@ -185,6 +186,14 @@ def mutate_lines(rng: random.Random, data: bytes) -> bytes:
     return "\n".join(lines).encode("latin-1", "replace")
 
 
+def mutate_json_lines(rng: random.Random, data: bytes) -> bytes:
+    """For logs: one document of a line is another, or a line is torn."""
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    lines[at] = mutate_json(rng, lines[at])
+    return b"\n".join(lines)
+
+
 def mutate_zip(rng: random.Random, data: bytes) -> bytes:
     """One member of an archive (.npz, torch's checkpoints), repacked; or the archive's bytes."""
     if rng.random() < 0.3:
@@ -368,6 +377,19 @@ def mutate_pack(rng: random.Random, data: bytes) -> bytes:
     return out.getvalue() + bytes(1024 + -(out.tell() + 1024) % 10_240)
 
 
+def agree(bundle: Path, target: Path) -> None:
+    """Make a bundle's manifest agree with a changed file, as somebody hostile would."""
+    name = target.relative_to(bundle).as_posix()
+    manifest = json.loads((bundle / "bundle.json").read_bytes())
+    if name in manifest["files"] and target.is_file():
+        data = target.read_bytes()
+        manifest["files"][name] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        for entry in manifest["files"].values():
+            if name in entry.get("of", {}):
+                entry["of"][name] = hashlib.sha256(data).hexdigest()
+        (bundle / "bundle.json").write_text(json.dumps(manifest))
+
+
 MUTATORS: dict[str, Mutate] = {
     ".json": mutate_json,
     ".toml": mutate_lines,
@@ -376,6 +398,9 @@ MUTATORS: dict[str, Mutate] = {
     ".idx": mutate_lines,
     ".cache": mutate_lines,
     ".pub": mutate_lines,
+    ".key": mutate_lines,
+    ".jsonl": mutate_json_lines,
+    ".statistics": mutate_zip,
     ".npz": mutate_zip,
     ".pt": mutate_zip,
     ".bin": mutate_pickle,
@@ -414,6 +439,6 @@ def mutate(rng: random.Random, path: Path) -> str:
                 path.write_bytes(data * 2)
                 return "twice"
     data = path.read_bytes()
-    new = MUTATORS.get(path.suffix, mutate_bytes)(rng, data)
+    new = MUTATORS.get(path.suffix or path.name, mutate_bytes)(rng, data)
     path.write_bytes(new)
     return "mutated" if new != data else "unchanged"

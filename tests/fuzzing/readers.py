@@ -190,7 +190,10 @@ def make_readers(home: Path, bundle: Path, torch: bool = True) -> list[Reader]:
             lambda r: read_report(r / "r.json"),
         )
     )
-    return readers + (_checkpoints(home) if torch else [])
+    from .kept_files import make_kept_readers, make_training_readers
+
+    readers += make_kept_readers(home, bundle)
+    return readers + (_checkpoints(home) + make_training_readers(home) if torch else [])
 
 
 def _copy(home: Path, bundle: Path) -> Path:
@@ -234,6 +237,7 @@ def _lists(home: Path) -> list[Reader]:
         b"1,p1/0.png,p1/1.png,1\n1,p1/0.png,p2/1.png,0\n",
     )
     _with(pairs, "lfw.txt", b"2\t1\nq0\t1\t2\nq0\t1\tq1\t2\nq1\t1\t2\nq1\t1\tq2\t2\n")
+    _with(pairs, "plain.txt", b"p0/0.jpg p0/1.jpg 1\np0/0.jpg p1/1.jpg 0\np1/0.jpg p2/1.jpg 0\n")
     _with(pairs, "groups.csv", b"path,group\np0/0.png,old\np1/0.png,new\n")
     for number in range(4):
         _with(ijb / "loose_crop", f"{number}.jpg", png(number, kind="JPEG"))
@@ -257,6 +261,7 @@ def _lists(home: Path) -> list[Reader]:
     return [
         Reader("pairs", pairs, ("pairs.csv",), lambda r: read_pairs(r / "pairs.csv")),
         Reader("LFW pairs", pairs, ("lfw.txt",), lambda r: read_pairs(r / "lfw.txt")),
+        Reader("photographs' pairs", pairs, ("plain.txt",), lambda r: read_pairs(r / "plain.txt")),
         Reader("groups", pairs, ("groups.csv",), _groups),
         Reader("IJB", ijb, (*lists, "loose_crop/0.jpg"), read_all),
     ]
