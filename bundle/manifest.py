@@ -229,4 +229,8 @@ def _maker(name: str) -> str:
         return "make it with `fr-edge calibrate BUNDLE --faces SRC`"
     if name in ("calibration.fp8.json", "model.fp8.onnx"):
         return "make it with `fr-edge calibrate BUNDLE --faces SRC --precision fp8`"
+    if name in ("detector.onnx", "detector.json", "detector.fp16.onnx"):
+        return "make it with `fr-edge export DETECTOR.onnx --role detector --out BUNDLE`"
+    if name in ("calibration.detector.json", "detector.int8.onnx"):
+        return "make it with `fr-edge calibrate BUNDLE --role detector --faces PHOTOS`"
     return "make it with `fr-edge build-engine BUNDLE`"

@@ -52,16 +52,59 @@ def collect_histograms(
         FacesError: There is no image.
         ModelError: An activation is not finite.
     """
+    return _collect(
+        model,
+        tensors,
+        lambda size: _batches(images, size, spec),
+        _channels_second,
+        watch,
+        {} if histograms is None else histograms,
+        counted,
+    )
+
+
+def collect_images(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    inputs: Iterable[F32],
+    watch: Callable[[Mapping[str, F32]], None] | None = None,
+) -> dict[str, Histogram]:
+    """Histograms of a model's tensors over whole images, whose sizes may differ.
+
+    Args:
+        model: A float model.
+        tensors: Names of the tensors to count.
+        inputs: What the network is fed with, `(1, C, H, W) float32` each; read once.
+        watch: As `collect_histograms` takes it.
+
+    Returns:
+        Tensor -> its histogram.
+
+    Raises:
+        FacesError: There is no image.
+        ModelError: An activation is not finite.
+    """
+    return _collect(model, tensors, lambda size: inputs, _places_first, watch, {}, None)
+
+
+def _collect(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    batches: Callable[[int], Iterable[F32]],
+    arranged: Callable[[F32, bool], F32],
+    watch: Callable[[Mapping[str, F32]], None] | None,
+    histograms: dict[str, Histogram],
+    counted: Callable[[int], None] | None,
+) -> dict[str, Histogram]:
     flat = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
     sources = {name: flat.get(name, name) for name in tensors}
     last = _channels_last(model) - flat.keys()
     session = _session(model, sorted(set(sources.values())), threads=1)
-    histograms = {} if histograms is None else histograms
     waiting: dict[str, list[F32]] = {name: [] for name in tensors}
     size, done = _batch_size(session), 0
-    for values in _run_ahead(session, _batches(images, size, spec)):
+    for values in _run_ahead(session, batches(size)):
         for name, source in sources.items():
-            waiting[name].append(_channels_second(values[source], name in last))
+            waiting[name].append(arranged(values[source], name in last))
             total = sum(part.size for part in waiting[name])
             channels = waiting[name][0].shape[1]
             if total >= min(constants.MIN_CHANNEL_VALUES * channels, constants.MAX_WAITING_VALUES):
@@ -156,6 +199,12 @@ def _channels_last(model: onnx.ModelProto) -> set[str]:
 def _channels_second(values: F32, last: bool) -> F32:
     """`(N, C, ...)`; `last` tells that the last axis holds the channels."""
     return np.moveaxis(values, -1, 1) if last else values
+
+
+def _places_first(values: F32, last: bool) -> F32:
+    """`(places, C)`, so that images of several sizes can wait together."""
+    second = _channels_second(values, last)
+    return np.ascontiguousarray(np.moveaxis(second, 1, -1).reshape(-1, second.shape[1]))
 
 
 def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int | None = None) -> Any:

@@ -6,6 +6,7 @@ import click
 
 from . import options
 from .command import define_command
+from .detector_stages import build_role, refuse_for_detector
 from .output import Output, size_text, table
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "int8", "fp8", "fp16", "fp32"]),
     help="The same by name; auto builds each, verifies it, and keeps the fastest that passes.",
 )
+@options.role
 @options.backend
 @options.device
 @options.faces(what="Calibrate on these first if the bundle is not calibrated")
@@ -91,6 +93,7 @@ def command(
     bundle: str,
     precision: str | None,
     named: str | None,
+    role: str,
     backend: str,
     faces: str | None,
     sign: str | None,
@@ -101,13 +104,22 @@ def command(
 
     An engine runs on the kind of machine and the library version that it was built on. Layers that
     were to be INT8 or FP8 and are not are listed with the likely reason; -v lists all. tensorrt-rtx compiles
-    without a GPU too: that checks the network with NVIDIA's compiler, and executes nothing.
+    without a GPU too: that checks the network with NVIDIA's compiler, and executes nothing. With --role
+    detector the engine is one of the bundle's detector; --faces is then a folder of photographs.
     """
     chosen = precision or named
     if precision and named and precision != named:
         raise click.UsageError(f"--{precision} contradicts --precision {named}")
     if chosen is None:
         raise click.UsageError("name the engine: --int8, --fp8, --fp16, --fp32 or --precision auto")
+    if role == "detector":
+        refuse_for_detector(
+            input="" if input_kind == "tensor" else input_kind,
+            batch=tensorrt["batch"], frame_size=tensorrt["frame_size"],
+        )  # fmt: skip
+        key, settings = options.load_signing_key(sign), _options(**tensorrt)
+        build_role(output, bundle, chosen, backend, faces, settings, key)
+        return
     settings = _options(**tensorrt)
     source = options.load_faces(faces) if faces else None
     key = options.load_signing_key(sign)

@@ -6,6 +6,7 @@ import click
 
 from . import options
 from .command import define_command
+from .detector_stages import calibrate_role, refuse_for_detector
 from .output import Output, table
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     },
 )
 @options.bundle
-@options.faces(required=True, what="Calibration faces, a few hundred of many people")
+@options.faces(
+    required=True,
+    what="Calibration faces, a few hundred of many people (of a detector: a folder of photographs)",
+)
+@options.role
 @click.option(
     "--method",
     default="auto",
@@ -49,7 +54,12 @@ if TYPE_CHECKING:
     help="Grouped and depthwise convolutions: in float, in the 8-bit format like the others, or auto:"
     " float unless timed engines are faster with them and hold the budget.",
 )
-@click.option("--limit", default=512, show_default=True, metavar="N", help="Faces at most.")
+@click.option(
+    "--limit",
+    type=int,
+    metavar="N",
+    help="Faces at most; photographs of a detector.  [default: 512; 128 photographs]",
+)
 @click.option("--max-tar-drop", type=float, metavar="X", help="Budget: loss of TAR at --far.")
 @click.option("--min-cosine", type=float, metavar="X", help="Budget: the worst face's cosine.")
 @click.option("--far", default=1e-4, show_default=True, metavar="X", help="The budget's FAR.")
@@ -72,10 +82,11 @@ def command(
     output: Output,
     bundle: str,
     faces: str,
+    role: str,
     method: str,
     precision: str,
     depthwise: str,
-    limit: int,
+    limit: int | None,
     max_tar_drop: float | None,
     min_cosine: float | None,
     far: float,
@@ -94,8 +105,19 @@ def command(
     the counted and of the likely loss are within it. Exit code 1 if no assignment holds it or the
     people cannot judge whether one does, 4 if they are too few for any answer. A search that was
     interrupted continues. Faces that are not aligned, or whose people the float network hardly tells
-    apart, replace no earlier calibration (exit code 4) unless --force is given.
+    apart, replace no earlier calibration (exit code 4) unless --force is given. With --role detector the
+    bundle's detector gets its ranges from photographs, and is judged on one photograph in four.
     """
+    if role == "detector":
+        refuse_for_detector(
+            method="" if method == "auto" else method,
+            precision="" if precision == "int8" else precision,
+            depthwise="" if depthwise == "auto" else depthwise,
+            max_tar_drop=max_tar_drop, min_cosine=min_cosine, trt_cache=trt_cache, force=force,
+            backend="" if backend == "auto" else backend,
+        )  # fmt: skip
+        calibrate_role(output, bundle, faces, limit)
+        return
     from ..bundle.bundle import open_bundle
     from ..calibration.calibrate import calibrate
     from ..calibration.search.budget import Budget
@@ -113,7 +135,7 @@ def command(
         opened,
         open_faces(faces),
         method,
-        limit,
+        512 if limit is None else limit,
         output.track,
         precision=precision,
         budget=Budget(max_tar_drop, min_cosine, far) if has_budget else None,

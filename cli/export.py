@@ -6,6 +6,7 @@ import click
 
 from . import options
 from .command import define_command
+from .detector_stages import ROLE_HELP, export_role, refuse_for_detector
 from .output import Output
 
 if TYPE_CHECKING:
@@ -40,10 +41,24 @@ def _parse_constant(text: str) -> "tuple[str, F32]":
             "--faces",
             "--force",
         ),
+        "Detector": ("--role", "--min-score"),
     },
 )
 @click.argument("source", metavar="SOURCE")
 @click.option("--out", required=True, metavar="BUNDLE", help="The bundle to write.")
+@click.option(
+    "--role",
+    type=click.Choice(["network", "detector"]),
+    default="network",
+    show_default=True,
+    help=ROLE_HELP,
+)
+@click.option(
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Detector: confidence from which a candidate is a face; the family's by default.",
+)
 @click.option(
     "--arch",
     metavar="NAME|FILE.py:FUNCTION",
@@ -76,6 +91,8 @@ def command(
     output: Output,
     source: str,
     out: str,
+    role: str,
+    min_score: float | None,
     arch: str | None,
     preset: str | None,
     mean: str | None,
@@ -96,8 +113,18 @@ def command(
     gives: its code runs with your rights. TorchScript and torch.export files are programs; they are
     taken where they only compute tensors. The input contract is how pixels become the network's input: it comes from the network's training and
     is never guessed. When it is not known, --faces finds it; when it is declared, --faces checks it.
-    A contract that contradicts the network or the faces is refused.
+    A contract that contradicts the network or the faces is refused. With --role detector SOURCE is an
+    ONNX file of a detector that `fr-edge align` knows; it goes into BUNDLE beside the face network.
     """
+    if role == "detector":
+        refuse_for_detector(
+            arch=arch, weights=weights, output=embedding, constant=constants, preset=preset,
+            size=size, faces=faces, golden=golden, force=force,
+        )  # fmt: skip
+        export_role(output, source, out, min_score=min_score, mean=mean, std=std, channels=channels)
+        return
+    if min_score is not None:
+        raise click.UsageError("--min-score is of --role detector")
     from ..documents import to_builtins
     from ..export.export import export_onnx
     from ..faces.contract import make_spec

@@ -26,6 +26,16 @@ def faces(*, required: bool = False, what: str = "Faces") -> Callable[[Body], Bo
     return click.option("--faces", required=required, metavar="SRC", help=f"{what}: {_SRC}.")
 
 
+def role(body: Body) -> Body:
+    return click.option(
+        "--role",
+        type=click.Choice(["network", "detector"]),
+        default="network",
+        show_default=True,
+        help="The bundle's face network, or its detector.",
+    )(body)
+
+
 def backend(body: Body) -> Body:
     return click.option(
         "--backend",

@@ -76,7 +76,7 @@ def tidy(model: ModelProto, options: InterfaceOptions | None = None) -> ModelPro
             graph.inputs.remove(value)
     tidied = to_ir(one_image_in(to_proto(tidied), options))
     _forget_shapes(tidied.graph)
-    _fold_constants(tidied)
+    fold_constants(tidied)
     _channels_first(tidied.graph)
     result = to_proto(tidied)
     _repair_norms(result)
@@ -133,7 +133,7 @@ def _open(normal: ir.Model, spec: InputSpec, batch: int, one_face: bool) -> int:
     _forget_shapes(graph)
     graph.outputs[0].shape = None
     graph.inputs[0].shape = ir.Shape([batch, *spec.shape])
-    _fold_constants(normal)
+    fold_constants(normal)
     _dropouts_to_identities(graph)
     ir_passes.IdentityEliminationPass()(normal)
     if one_face:
@@ -199,8 +199,12 @@ def _forget_shapes(graph: ir.Graph) -> None:
                 value.shape = value.type = None
 
 
-def _fold_constants(model: ir.Model) -> None:
-    """Compute what depends on no input, weights stored as integers or in half precision too."""
+def fold_constants(model: ir.Model) -> None:
+    """Compute what depends on no input, weights stored as integers or in half precision too.
+
+    Args:
+        model: Changed in place.
+    """
 
     def is_computed(node: ir.Node) -> bool:
         return len(node.outputs) == 1 and not node.op_type.startswith(_RANDOM)

@@ -71,7 +71,7 @@ def make_fp16_model(model: ModelProto, inputs: F32, expected: F32) -> Fp16Model 
     """
     try:
         tops = peaks(model, inputs)
-        floats, parity = _search_floats(model, _overflowing(model, tops), inputs, expected)
+        floats, parity = _search_floats(model, overflowing_nodes(model, tops), inputs, expected)
         half = convert_to_fp16(model, floats)
         embed = onnx_embedder(half.SerializeToString())
         check_parity(embed, inputs, expected, min_cosine=FP16_MIN_COSINE)
@@ -192,8 +192,16 @@ def _is_cast(node: ir.Node, to: int) -> bool:
     return node.op_type == "Cast" and node.attributes.get_int("to", 0) == to
 
 
-def _overflowing(model: ModelProto, tops: dict[str, float]) -> set[str]:
-    """Nodes that touch a tensor, or hold a weight, beyond FP16's range."""
+def overflowing_nodes(model: ModelProto, tops: dict[str, float]) -> set[str]:
+    """Nodes that touch a tensor, or hold a weight, beyond FP16's range.
+
+    Args:
+        model: A float32 model.
+        tops: Tensor -> its largest magnitude.
+
+    Returns:
+        Their names.
+    """
     large = {name for name, top in tops.items() if not top <= LARGEST / HEADROOM}
     large.update(
         name

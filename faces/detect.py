@@ -75,16 +75,28 @@ class Detector:
     min_score: float
 
     def __call__(self, image: U8) -> list[DetectedFace]:
-        size, scale = _fit_canvas(image, self.network)
-        canvas = _letterbox(image, size, scale)
+        canvas, scale = self.fit(image)
         outputs = run_detector(self.network, canvas, self.spec)
-        candidates = _decode(self.layout, outputs, size, self.min_score)
+        candidates = _decode(self.layout, outputs, canvas.shape[:2], self.min_score)
         if candidates is None:
             raise ModelError(
                 f"the outputs of {self.network.path} are not in the layout {self.layout.name} any"
                 f" more: {_listed(outputs)}"
             )
         return _suppressed(candidates, scale)
+
+    def fit(self, image: U8) -> tuple[U8, float]:
+        """What the network is fed with for a photograph.
+
+        Args:
+            image: RGB `(H, W, 3) uint8`.
+
+        Returns:
+            The canvas, RGB `(h, w, 3) uint8`, and the scale at which the photograph lies in its top
+            left.
+        """
+        size, scale = _fit_canvas(image, self.network)
+        return _letterbox(image, size, scale), scale
 
     def describe(self) -> str:
         """One line: layout, largest input and lowest score."""

@@ -53,6 +53,26 @@ def tensor_types(
     return {value.name: value.type.tensor_type for value in values}
 
 
+def with_image_size(model: ModelProto, size: tuple[int, int]) -> ModelProto:
+    """A network for images of one size.
+
+    Args:
+        model: A network whose first input is `(N, C, H, W)`; shapes of inner tensors are left out.
+        size: Height and width in pixels.
+
+    Returns:
+        A copy.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.ClearField("value_info")
+    for dim, side in zip(copy.graph.input[0].type.tensor_type.shape.dim[2:], size, strict=True):
+        dim.dim_value = side
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return copy
+
+
 def _with_batch(value: ValueInfoProto, batch: int) -> ValueInfoProto:
     copy = ValueInfoProto()
     copy.CopyFrom(value)

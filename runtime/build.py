@@ -8,10 +8,11 @@ forms are built and timed. They compute the same numbers.
 import hashlib
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -165,7 +166,63 @@ def build_engine(
             " exported without",
             "build --fp32 or --int8, or export again: `fr-edge export` reports the reason",
         )
-    result, written = _build(bundle, precision, chosen, options, signing=sign is not None)
+    files = CALIBRATION_FILES.get(precision)
+    parts = EngineParts(
+        engine_name(chosen, precision, options.input_kind),
+        SOURCES[precision],
+        files.table if files else "",
+        lambda source, target: build_cpu_engine(
+            source, target, precision, bundle.spec, options.input_kind
+        ),
+        lambda known: build_fastest_plan(bundle, precision, chosen, options, known),
+        {"input": bundle.spec},
+    )
+    return write_engine(bundle, precision, chosen, parts, options, sign)
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What makes an engine of a bundle's network.
+
+    Attributes:
+        name: Path of the engine within the bundle.
+        source: Path of the ONNX file that it is built from.
+        table: Path of the calibration table, "" without one.
+        build_cpu: ONNX file and target -> what was built, for onnxruntime.
+        build_plan: An earlier build's timings -> plan and what was built, for TensorRT.
+        facts: What else the fingerprint holds.
+    """
+
+    name: str
+    source: str
+    table: str
+    build_cpu: Callable[[Path, Path], BackendBuild]
+    build_plan: Callable[[bytes], tuple[bytes, BackendBuild]]
+    facts: Mapping[str, Any]
+
+
+def write_engine(
+    bundle: Bundle,
+    precision: str,
+    backend: str,
+    parts: EngineParts,
+    options: EngineOptions,
+    sign: SigningKey | None,
+) -> BuildResult:
+    """Build an engine into a bundle, with its fingerprint, and sign both.
+
+    Args:
+        bundle: An open bundle.
+        precision: "fp32", "fp16", "fp8" or "int8".
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        parts: What makes it.
+        options: TensorRT's.
+        sign: Signs the engine, its fingerprint and timing cache.
+
+    Raises:
+        FrEdgeError: As `build_engine`. The bundle stays as it was.
+    """
+    result, written = _build(bundle, precision, backend, parts, signing=sign is not None)
     if options.version_compatible:
         record_build(result.sha256)
     if sign:
@@ -176,23 +233,21 @@ def build_engine(
 
 
 def _build(
-    bundle: Bundle, precision: str, backend: str, options: EngineOptions, *, signing: bool
+    bundle: Bundle, precision: str, backend: str, parts: EngineParts, *, signing: bool
 ) -> tuple[BuildResult, list[str]]:
     """Build an engine; also the names of the files that were written."""
-    name = engine_name(backend, precision, options.input_kind)
-    cache = f"engines/{backend}.timing"
+    name, cache = parts.name, f"engines/{backend}.timing"
     written = [name, f"{name}.json"]
-    source = bundle.file(SOURCES[precision])
-    files = CALIBRATION_FILES.get(precision)
-    table = bundle.files.get(files.table) if files else None
+    source, table = bundle.file(parts.source), bundle.files.get(parts.table)
     settings = {"precision": precision, "backend": backend}
+    if role := parts.facts.get("role"):
+        settings["role"] = role
     with transaction(bundle, "build-engine", settings) as change:
         target = change.path(name, f"{precision} engine")
         if backend == ONNXRUNTIME:
-            built = build_cpu_engine(source, target, precision, bundle.spec, options.input_kind)
+            built = parts.build_cpu(source, target)
         else:
-            known = _timings(bundle, cache, signing=signing)
-            plan, built = build_fastest_plan(bundle, precision, backend, options, known)
+            plan, built = parts.build_plan(_timings(bundle, cache, signing=signing))
             target.write_bytes(plan)
             if built.timing_cache:
                 change.path(cache, "timing cache").write_bytes(built.timing_cache)
@@ -212,9 +267,9 @@ def _build(
             **machine_fingerprint(backend),
             **built.facts,
             "precision": precision,
-            "source_sha256": bundle.files[SOURCES[precision]].sha256,
+            "source_sha256": bundle.files[parts.source].sha256,
             "table_sha256": table.sha256 if table else "",
-            "input": bundle.spec,
+            **parts.facts,
             "layers": result.layers,
             "integer_kernels": result.integer_kernels,
             "size": result.size,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..bundle.keys import state_folder
 from ..bundle.manifest import Bundle
@@ -31,6 +31,14 @@ SOURCES = {
     "int8": "model.int8.onnx",
 }
 PRECISIONS = tuple(SOURCES)
+
+DETECTOR_SOURCES = {
+    "fp32": "detector.onnx",
+    "fp16": "detector.fp16.onnx",
+    "int8": "detector.int8.onnx",
+}
+
+EngineKind = InputKind | Literal["detector"]  # a face network by what it takes, or the detector
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,20 @@ class _Required:
     sha256: str
     layers: dict[str, int]
     int8_in_float: int = 0
+    role: str = ""
 
 
-def engine_name(backend: str, precision: str, kind: InputKind = "tensor") -> str:
+def engine_source(facts: Mapping[str, Any]) -> str:
+    """The ONNX file within a bundle that an engine was built from.
+
+    Args:
+        facts: The engine's fingerprint.
+    """
+    detector = facts.get("role") == "detector"
+    return (DETECTOR_SOURCES if detector else SOURCES)[facts["precision"]]
+
+
+def engine_name(backend: str, precision: str, kind: EngineKind = "tensor") -> str:
     """The path within a bundle of the engine that is built here.
 
     TensorRT's has the library's version and the GPU in its name, so that one bundle serves many
@@ -72,7 +91,7 @@ def engine_name(backend: str, precision: str, kind: InputKind = "tensor") -> str
     Args:
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         precision: "fp32", "fp16", "fp8" or "int8".
-        kind: What the engine takes.
+        kind: What the engine takes, or "detector".
     """
     precision += "" if kind == "tensor" else f"-{kind}"
     if backend != "tensorrt":
@@ -83,7 +102,7 @@ def engine_name(backend: str, precision: str, kind: InputKind = "tensor") -> str
 
 
 def find_engine(
-    bundle: Bundle, backend: str, precision: str, kind: InputKind = "tensor"
+    bundle: Bundle, backend: str, precision: str, kind: EngineKind = "tensor"
 ) -> str | None:
     """The bundle's engine for this machine.
 
@@ -91,7 +110,7 @@ def find_engine(
         bundle: An open bundle.
         backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         precision: "fp32", "fp16", "fp8" or "int8".
-        kind: What the engine takes.
+        kind: What the engine takes, or "detector".
 
     Returns:
         The path within the bundle of the engine that was built here, else of one that may be used
@@ -168,7 +187,7 @@ def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
 
     Returns:
         The fingerprint; `backend`, `precision`, `source_sha256`, `sha256`, `layers` (precision ->
-        count) and `int8_in_float` are always there.
+        count), `int8_in_float` and `role` ("" or "detector") are always there.
 
     Raises:
         BundleError: The fingerprint is missing or damaged.
@@ -179,7 +198,8 @@ def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
         required = convert(facts, _Required, path)
     except DataError as error:
         raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
-    if required.backend not in MODULES or required.precision not in SOURCES:
+    known = DETECTOR_SOURCES if required.role == "detector" else SOURCES
+    if required.backend not in MODULES or required.precision not in known:
         raise BundleError(
             f"{path} names {required.backend!r} and {required.precision!r}, which are unknown here",
             "build the engine again",
@@ -204,8 +224,9 @@ def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     """
     facts = read_fingerprint(bundle, name)
     backend, precision = facts["backend"], facts["precision"]
-    again = f"run `fr-edge build-engine BUNDLE --{precision} --backend {backend}`"
-    source = SOURCES[precision]
+    role = " --role detector" if facts["role"] == "detector" else ""
+    again = f"run `fr-edge build-engine BUNDLE{role} --{precision} --backend {backend}`"
+    source = engine_source(facts)
     if source not in bundle or facts["source_sha256"] != bundle.files[source].sha256:
         raise BundleError(f"{name} was built from another {source}", f"{again} again")
     if facts["sha256"] != bundle.files[name].sha256:

@@ -82,7 +82,7 @@ def load_detector(path: Path, threads: int | None = None) -> OnnxDetector:
     batch = shape[0] if isinstance(shape[0], int) else 1
     if min(high, wide) < _MIN_SIDE:
         session = make_session(
-            _with_free_shapes(model), name=f"the detector {path}", threads=threads
+            with_free_shapes(model), name=f"the detector {path}", threads=threads
         )
         high, wide, batch = _SIDE, _SIDE, 1
     raw = kind == "tensor(uint8)" or _normalises(model)
@@ -104,7 +104,7 @@ def with_free_size(network: OnnxDetector, threads: int | None) -> OnnxDetector |
     model = read_onnx(network.path, side_files=True)
     try:
         session = make_session(
-            _with_free_shapes(model), name=f"the detector {network.path}", threads=threads
+            with_free_shapes(model), name=f"the detector {network.path}", threads=threads
         )
     except ModelError:
         return None
@@ -125,10 +125,7 @@ def run_detector(network: OnnxDetector, canvas: U8, spec: InputSpec) -> Outputs:
     Raises:
         ModelError: The network cannot be run.
     """
-    image = canvas[..., ::-1] if spec.channels == "BGR" else canvas
-    image = np.ascontiguousarray(image if network.channels_last else image.transpose(2, 0, 1))
-    blob = image if network.dtype == np.uint8 else _normalised(image, network, spec)
-    blob = blob[None].repeat(network.batch, axis=0) if network.batch > 1 else blob[None]
+    blob = detector_input(network, canvas, spec)
     names = [output.name for output in network.session.get_outputs()]
     try:
         arrays = network.session.run(names, {network.session.get_inputs()[0].name: blob})
@@ -140,6 +137,23 @@ def run_detector(network: OnnxDetector, canvas: U8, spec: InputSpec) -> Outputs:
         for name, array in zip(names, arrays, strict=True)
         if isinstance(array, np.ndarray) and array.dtype.kind == "f"
     }
+
+
+def detector_input(network: OnnxDetector, canvas: U8, spec: InputSpec) -> npt.NDArray[Any]:
+    """A detector's input for one canvas.
+
+    Args:
+        network: The detector.
+        canvas: RGB `(H, W, 3) uint8`.
+        spec: Channel order, mean and std; not applied to networks that take bytes.
+
+    Returns:
+        The canvas in the type and layout of the network's input, repeated for its batch.
+    """
+    image = canvas[..., ::-1] if spec.channels == "BGR" else canvas
+    image = np.ascontiguousarray(image if network.channels_last else image.transpose(2, 0, 1))
+    blob = image if network.dtype == np.uint8 else _normalised(image, network, spec)
+    return blob[None].repeat(network.batch, axis=0) if network.batch > 1 else blob[None]
 
 
 def _normalised(image: U8, network: OnnxDetector, spec: InputSpec) -> npt.NDArray[Any]:
@@ -156,8 +170,15 @@ def _first(array: npt.NDArray[Any], batch: int) -> npt.NDArray[Any]:
     return array[:1] if batch > 1 and array.shape[:1] == (batch,) else array
 
 
-def _with_free_shapes(given: ModelProto) -> bytes:
-    """The model with free shapes of its inputs and outputs."""
+def with_free_shapes(given: ModelProto) -> bytes:
+    """A model with free shapes of its inputs and outputs.
+
+    Args:
+        given: A detector.
+
+    Returns:
+        The serialized copy; dimensions of 3 stay, which are colours.
+    """
     model = ModelProto()
     model.CopyFrom(given)
     weights = {weight.name for weight in model.graph.initializer}

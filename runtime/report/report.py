@@ -26,7 +26,7 @@ from ...onnx_file import read_onnx
 from ..benchmark.result import BenchmarkResult
 from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
 from ..evaluation.stored_reports import Report, list_reports, read_reports
-from ..fingerprint import PRECISIONS, SOURCES, read_fingerprint
+from ..fingerprint import PRECISIONS, engine_source, read_fingerprint
 from ..machine.device import describe_device
 from ..onnxruntime_session import ONNXRUNTIME
 from .plots import (
@@ -171,7 +171,7 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
 
 def _layer_chart(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
     """Each layer's precision as the engine's own record has it, else as its ONNX file has it."""
-    source = SOURCES[fingerprint["precision"]]
+    source = engine_source(fingerprint)
     if source not in bundle:
         return ""
     built = fingerprint.get("precisions") or {}

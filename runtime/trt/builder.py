@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-_Sizes = tuple[Shape, Shape, Shape]  # of one input: smallest, typical and largest
+InputSizes = tuple[Shape, Shape, Shape]  # of one input: smallest, typical and largest
 
 _SMALLER_MB = (1024, 256)  # workspaces to try when the build runs out of memory
 
@@ -73,6 +73,7 @@ def compile_plan(
     options: EngineOptions,
     timing_cache: bytes | None = None,
     calibrator: Any = None,
+    sizes: list[InputSizes] | None = None,
 ) -> Compiled:
     """Parse and build an ONNX network with one input `(batch, *shape)`, or with frame and landmarks.
 
@@ -84,6 +85,7 @@ def compile_plan(
         options: How to build it.
         timing_cache: An earlier build's, b"" to begin one, None to keep none.
         calibrator: For implicit quantisation of a network without Q and DQ.
+        sizes: Of each input, where they are not those of `shape` and the options.
 
     Raises:
         ModelError: TensorRT refuses the network; the message carries its reason.
@@ -99,7 +101,15 @@ def compile_plan(
         try:
             with on_selected_gpu():
                 return _compile(
-                    trt, log, model, shape, precision, options, size, timing_cache, calibrator
+                    trt,
+                    log,
+                    model,
+                    sizes or _profile_sizes(shape, options),
+                    precision,
+                    options,
+                    size,
+                    timing_cache,
+                    calibrator,
                 )
         except _NoMemory:
             problems = log.problems
@@ -119,7 +129,7 @@ def _compile(
     trt: Any,
     log: Any,
     model: bytes,
-    shape: tuple[int, int, int],
+    sizes: list[InputSizes],
     precision: str,
     options: EngineOptions,
     workspace_mb: int | None,
@@ -128,7 +138,6 @@ def _compile(
 ) -> Compiled:
     builder: tensorrt.Builder = _started(trt, "Builder", log)
     strong = strongly_typed(trt, options)
-    sizes = _profile_sizes(shape, options)
     network = _parsed(trt, builder, log, model, sizes, options, strong)
     config = builder.create_builder_config()
     configure(trt, builder, config, options, precision, workspace_mb)
@@ -158,7 +167,7 @@ def _parsed(
     builder: "tensorrt.Builder",
     log: Any,
     model: bytes,
-    sizes: list[_Sizes],
+    sizes: list[InputSizes],
     options: EngineOptions,
     strong: bool,
 ) -> "tensorrt.INetworkDefinition":
@@ -186,7 +195,7 @@ def _parsed(
     return network
 
 
-def _profile_sizes(shape: Shape, options: EngineOptions) -> list[_Sizes]:
+def _profile_sizes(shape: Shape, options: EngineOptions) -> list[InputSizes]:
     """Smallest, typical and largest shape of each input."""
     if options.input_kind != "frame":
         small, typical, large = ((size, *shape) for size in options.batch)
@@ -196,7 +205,7 @@ def _profile_sizes(shape: Shape, options: EngineOptions) -> list[_Sizes]:
     return [(frames[0], frames[1], frames[2]), (landmarks[0], landmarks[1], landmarks[2])]
 
 
-def _fits(shape: Shape, sizes: _Sizes) -> bool:
+def _fits(shape: Shape, sizes: InputSizes) -> bool:
     """Whether a network's input has the profile's sizes, -1 where they vary; any batch will do."""
     ranges = zip(*(size[1:] for size in sizes), strict=True)
     return shape[1:] == tuple(given[0] if len({*given}) == 1 else -1 for given in ranges)

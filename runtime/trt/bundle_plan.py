@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from ...bundle.manifest import Bundle
 from ...errors import GateFailed
+from ...faces.stored_detector import DetectorSpec
 from ...graph.eight_bit import EIGHT_BIT
 from ...graph.frame_input import with_input
 from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
@@ -21,10 +22,10 @@ from ...graph.load import check_finite, fixed_batch
 from ...graph.prelu import fusible, has_prelu
 from ...graph.uint8_input import UINT8_SHAPE
 from ...onnx_file import read_onnx
-from ..fingerprint import SOURCES, BackendBuild
+from ..fingerprint import DETECTOR_SOURCES, SOURCES, BackendBuild
 from ..machine.backends import COMPILE_ONLY, MODULES
 from ..machine.device import find_gpus, selected_gpu
-from .builder import Compiled, compile_plan, load_library
+from .builder import Compiled, InputSizes, compile_plan, load_library
 from .calibrator import cached_calibrator
 from .config import EngineOptions, require_fp8, strongly_typed
 from .layers import (
@@ -37,6 +38,8 @@ from .layers import (
 )
 
 logger = logging.getLogger(__name__)
+
+_STEP = 32  # pixels: the smallest side of a detector's canvas
 
 
 def build_plan(
@@ -70,11 +73,68 @@ def build_plan(
     if fixed := fixed_batch(model):
         options = replace(options, batch=(fixed,) * 3)
     model = with_input(model, bundle.spec, options.input_kind)
-    cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
     shape = UINT8_SHAPE if options.input_kind == "crop" else bundle.spec.shape
+    return _plan_of(trt, model, shape, precision, backend, options, timing_cache, calibrator)
+
+
+def build_detector_plan(
+    bundle: Bundle,
+    spec: DetectorSpec,
+    precision: str,
+    backend: str,
+    options: EngineOptions,
+    timing_cache: bytes,
+) -> tuple[bytes, BackendBuild]:
+    """Build the plan of a bundle's detector, for one canvas at a time.
+
+    Args:
+        bundle: An open bundle.
+        spec: How the detector is fed.
+        precision: "fp32", "fp16" or "int8".
+        backend: "tensorrt" or "tensorrt-rtx".
+        options: How to build it.
+        timing_cache: An earlier build's, b"" to begin one.
+
+    Returns:
+        The serialized plan, and what is in it.
+
+    Raises:
+        ModelError: TensorRT refuses the network.
+        GateFailed: An INT8 engine computes no convolution so, or it is not known whether.
+        MachineError: The library or the GPU does not suffice.
+    """
+    trt = load_library(backend)
+    strong = strongly_typed(trt, options)
+    plain = precision == "fp16" and not strong
+    model = read_onnx(bundle.file(DETECTOR_SOURCES["fp32" if plain else precision]))
+    check_finite(model)
+    if precision == "int8" and strong:
+        model = _with_fp16(bundle, model, DETECTOR_SOURCES["fp16"])
+    largest = (spec.height, spec.width)
+    smallest = (_STEP, _STEP) if spec.any_size else largest
+    sizes = ((1, 3, *smallest), (1, 3, *largest), (1, 3, *largest))
+    options = replace(options, batch=(1, 1, 1))
+    shape = (3, *largest)
+    return _plan_of(trt, model, shape, precision, backend, options, timing_cache, sizes=[sizes])
+
+
+def _plan_of(
+    trt: Any,
+    model: ModelProto,
+    shape: tuple[int, int, int],
+    precision: str,
+    backend: str,
+    options: EngineOptions,
+    timing_cache: bytes,
+    calibrator: Any = None,
+    sizes: list[InputSizes] | None = None,
+) -> tuple[bytes, BackendBuild]:
+    """Compile a network and say what is in the plan."""
+    strong = strongly_typed(trt, options)
+    cache = None if backend in COMPILE_ONLY else timing_cache  # without a GPU nothing is timed
     split = options.prelu != "native" and options.dla is None and not options.implicit
     data = _serialized(model, split)
-    compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator)
+    compiled = compile_plan(trt, data, shape, precision, options, cache, calibrator, sizes)
     precisions = node_precisions(model, compiled.layers)
     proofs = prove_layers(model, compiled.layers)
     if precision in EIGHT_BIT:
@@ -142,12 +202,12 @@ def _flavour(bundle: Bundle, precision: str, strong: bool, implicit: bool) -> Mo
     return _with_fp16(bundle, model) if precision in EIGHT_BIT and strong else model
 
 
-def _with_fp16(bundle: Bundle, model: ModelProto) -> ModelProto:
+def _with_fp16(bundle: Bundle, model: ModelProto, half: str = SOURCES["fp16"]) -> ModelProto:
     """FP16 around the INT8 or FP8 of a float32 model, where the network's numbers fit."""
-    if SOURCES["fp16"] not in bundle:
+    if half not in bundle:
         logger.info("the network has no FP16 flavour, so what is not in 8 bits stays FP32")
         return model
-    wide = wide_nodes(read_onnx(bundle.file(SOURCES["fp16"])))
+    wide = wide_nodes(read_onnx(bundle.file(half)))
     wide &= {node.name for node in model.graph.node}
     if wide:
         logger.info("%d nodes stay FP32: their numbers do not fit FP16", len(wide))

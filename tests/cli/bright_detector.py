@@ -42,3 +42,56 @@ def write_bright_detector(path: Path) -> Path:
     opsets = [helper.make_opsetid("", 13)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
     return path
+
+
+def write_conv_detector(path: Path, *, bytes_in: bool = False) -> Path:
+    """The same with convolutions and a batch norm: what INT8 and FP16 can round.
+
+    With `bytes_in` it takes `(1, h, w, 3) uint8` and normalises itself.
+    """
+    write_bright_detector(path)
+    model = onnx.load(str(path))
+    graph = model.graph
+    random = np.random.default_rng(0)
+    weights = {
+        "stem": np.full((8, 3, 32, 32), 1 / 3072) * random.uniform(0.8, 1.2, (8, 1, 1, 1)),
+        "gamma": np.ones(8),
+        "beta": np.zeros(8),
+        "mean": np.zeros(8),
+        "var": np.ones(8),
+        "head": np.concatenate([np.zeros((1, 8, 1, 1)), np.full((1, 8, 1, 1), 1 / 8)]),
+        "full": np.array(1),
+        "spots": random.normal(0, 0.01, (20, 8, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "stem"], ["stem_out"], "stem_conv", strides=[32, 32]),
+        helper.make_node(
+            "BatchNormalization", ["stem_out", "gamma", "beta", "mean", "var"], ["norm"], "norm"
+        ),
+        helper.make_node("Relu", ["norm"], ["act"], "act"),
+        helper.make_node("Conv", ["act", "head"], ["raw"], "head_conv"),
+        helper.make_node("Clip", ["raw", "dark", "full"], ["score32"], "head_clip"),
+        helper.make_node("Conv", ["act", "spots"], ["moved"], "spots_conv"),
+        helper.make_node("Add", ["moved", "kps"], ["kps32"], "kps_add"),
+    ]
+    others = [node for node in graph.node if not {"score32", "kps32"} & set(node.output)]
+    if bytes_in:
+        others[:0] = [
+            helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["floats"], ["planes"], perm=(0, 3, 1, 2)),
+            helper.make_node("Sub", ["planes", "grey"], ["centred"]),
+            helper.make_node("Div", ["centred", "range"], ["input"]),
+        ]
+        weights |= {"grey_level": np.array(127.5), "range": np.array(128.0)}
+        others[2].input[1] = "grey_level"
+        del graph.input[:]
+        graph.input.append(
+            helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, "h", "w", 3])
+        )
+    del graph.node[:]
+    graph.node.extend([*others[: 4 if bytes_in else 0], *nodes, *others[4 if bytes_in else 0 :]])
+    graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()
+    )
+    onnx.save(model, str(path))
+    return path

@@ -1,0 +1,145 @@
+"""`--role detector`: export, calibrate and build for the detector of a bundle."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import Output, size_text
+
+if TYPE_CHECKING:
+    from ..bundle.keys import SigningKey
+    from ..metrics.detection import DetectionDrift
+    from ..runtime.trt.config import EngineOptions
+
+ROLE_HELP = "What SOURCE is: a face network, or the detector that finds faces for it."
+
+
+def refuse_for_detector(**given: Any) -> None:
+    """End the command where options were given that a detector does not have.
+
+    Args:
+        given: Option, underscores for dashes -> its value, empty where it was not given.
+    """
+    for name, value in given.items():
+        if value not in (None, False, (), ""):
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} is not for --role detector")
+
+
+def export_role(output: Output, source: str, out: str, **settings: Any) -> None:
+    """Export a detector into a bundle.
+
+    Args:
+        output: Where the result goes.
+        source: The ONNX file.
+        out: The bundle.
+        settings: As `export_detector` takes them.
+    """
+    from ..documents import to_builtins
+    from ..export.detector_export import export_detector
+
+    result = export_detector(source, out, **settings)
+    lines = [
+        f"{out}/{result.file}: {result.detector.describe()}",
+        f"  {result.parameters:,} parameters, largest difference from the original"
+        f" {result.max_difference:.2g} of an output",
+        "  an FP16 model too" if result.fp16 else "  no FP16 model",
+        f"next: fr-edge calibrate {out} --role detector --faces PHOTOS",
+    ]
+    output.result(to_builtins(result), "\n".join(lines))
+
+
+def calibrate_role(output: Output, bundle: str, photographs: str, limit: int | None) -> None:
+    """Calibrate a bundle's detector on photographs.
+
+    Args:
+        output: Where the result goes.
+        bundle: The bundle.
+        photographs: A folder of photographs.
+        limit: Most photographs that calibrate; None for the default.
+    """
+    from ..calibration.detector_calibration import DETECTOR_INT8, calibrate_detector
+    from ..documents import to_builtins
+    from ..faces.photographs import open_photographs
+
+    more = {} if limit is None else {"limit": limit}
+    report = calibrate_detector(bundle, open_photographs(photographs), track=output.track, **more)
+    kept = ", ".join(f"{count} {why}" for why, count in report.kept_float.items()) or "none"
+    lines = [
+        f"{bundle}/{DETECTOR_INT8}: {report.int8_layers} layers in INT8,"
+        f" {100 * report.int8_mac_share:.1f} % of all multiply-adds",
+        f"  ranges: {report.photographs} photographs",
+        f"  kept in float: {kept}",
+    ]
+    if report.judged:
+        lines.append(f"  on {report.held_out} other photographs: {drift_text(report.judged)}")
+    lines.append(f"next: fr-edge build-engine {bundle} --role detector --int8")
+    output.result({"bundle": bundle, **to_builtins(report)}, "\n".join(lines))
+
+
+def build_role(
+    output: Output,
+    bundle: str,
+    precision: str,
+    backend: str,
+    photographs: str | None,
+    settings: "EngineOptions | None",
+    key: "SigningKey | None",
+) -> None:
+    """Build an engine of a bundle's detector, calibrated first where photographs are given.
+
+    Args:
+        output: Where the result goes.
+        bundle: The bundle.
+        precision: "fp32", "fp16" or "int8".
+        backend: As `--backend`.
+        photographs: To calibrate on, where INT8 is not calibrated yet.
+        settings: TensorRT's options.
+        key: Signs the engine.
+    """
+    if precision in ("auto", "fp8"):
+        raise click.UsageError("a detector has FP32, FP16 and INT8 engines: name one of them")
+    from ..bundle.bundle import open_bundle
+    from ..bundle.signature import add_signature
+    from ..calibration.detector_calibration import (
+        DETECTOR_INT8,
+        DETECTOR_TABLE,
+        calibrate_detector,
+    )
+    from ..documents import to_builtins
+    from ..faces.photographs import open_photographs
+    from ..runtime.detector_engine import build_detector_engine
+
+    if precision == "int8" and photographs and DETECTOR_INT8 not in open_bundle(bundle):
+        calibrate_detector(bundle, open_photographs(photographs), track=output.track)
+        if key:
+            add_signature(open_bundle(bundle), (DETECTOR_INT8, DETECTOR_TABLE), key)
+    built = build_detector_engine(bundle, precision, backend, settings, key)
+    lines = [
+        f"{bundle}/{built.engine}: {built.backend}, {size_text(built.size)}, layers with weights:"
+        f" {built.describe_layers() or 'not reported'}"
+    ]
+    if not built.compile_only:
+        lines.append(f"next: fr-edge verify {bundle} --photos PHOTOS")
+    output.result(to_builtins(built), "\n".join(lines))
+
+
+def drift_text(drift: "DetectionDrift") -> str:
+    """A detector against its reference in a line.
+
+    Args:
+        drift: What was measured.
+    """
+    if drift.missed_share is None:
+        return "the FP32 detector finds no face there"
+    text = f"{drift.missed} of {drift.faces} faces missed"
+    if drift.missed_interval_95:
+        low, high = (100 * end for end in drift.missed_interval_95)
+        text += f" ({100 * drift.missed_share:.1f} %, 95 % interval {low:.1f} to {high:.1f} %)"
+    text += f", {drift.added} added"
+    if drift.shift and drift.shift_in_photograph:
+        text += (
+            f"; landmarks move {drift.shift.median:.2f} pixels of the aligned face in the median,"
+            f" p95 {drift.shift.p95:.2f} ({drift.shift_in_photograph.median:.2f} of the photograph)"
+        )
+    return text
