@@ -30,7 +30,7 @@ def draft_beside(out: Path, force: bool) -> Iterator[Path]:
         MachineError: The place cannot be written, or another command is writing there.
     """
     if not out.name:
-        raise UsageError("the bundle's folder has no name", "name a new folder: --out DIR")
+        raise UsageError("the folder to make has no name", "name a new folder: --out DIR")
     draft, old = (out.with_name(f".{out.name}.{word}") for word in ("unpack", "replaced"))
     with _made(draft):
         if os.path.lexists(old):
@@ -73,7 +73,7 @@ def _made(draft: Path) -> Iterator[None]:
     status = draft.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o002:  # whose it is could change it later
         raise UsageError(f"{draft} is in the way, and others may write it", "choose another --out")
-    with _exclusive(draft, "is being unpacked by another command"):
+    with _exclusive(draft, "is being written by another command"):
         try:
             for path in draft.iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

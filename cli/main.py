@@ -39,6 +39,7 @@ COMMANDS = (
     "inspect",
     "pack",
     "unpack",
+    "package",
     "keygen",
     "targets",
     "check",

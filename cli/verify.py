@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
 from . import options
 from .command import define_command
@@ -57,7 +58,12 @@ if TYPE_CHECKING:
         "Signatures": ("--require-signature", "--trust"),
     },
 )
-@options.bundle
+@click.argument("bundle", metavar="[BUNDLE]", required=False)
+@click.option(
+    "--package",
+    metavar="DIR",
+    help="Run a package's own check instead, and write its certificate.",
+)
 @click.option(
     "--engine",
     type=options.EngineName(auto=False),
@@ -96,7 +102,8 @@ if TYPE_CHECKING:
 @options.junit
 def command(
     output: Output,
-    bundle: str,
+    bundle: str | None,
+    package: str | None,
     engine: str,
     backend: str,
     artifact: Literal["engine", "graph"],
@@ -119,7 +126,15 @@ def command(
     enrolled with it may stay. The verdict is PASSED, FAILED or CANNOT JUDGE: a gate on people holds
     when its whole 95 % interval does. Exit code 1 for FAILED and CANNOT JUDGE. The report has numbers
     for faces' names, which `fr-edge inspect BUNDLE --names SRC` turns back for you alone.
+
+    --package takes a folder of `fr-edge package` in place of a bundle: what of it can run on this
+    machine embeds the golden faces, and the result is written to certificate.json there.
     """
+    if package is not None:
+        _verify_package(output, package)
+        return
+    if bundle is None:
+        raise click.UsageError("Missing argument 'BUNDLE'.", click.get_current_context())
     from ..documents import to_builtins
     from ..faces.face_numbers import with_names
     from ..runtime.evaluation.verify import verify
@@ -152,6 +167,41 @@ def command(
     output.check_stored(unstored)
     if not result.passed:
         output.fail_gate(with_names(failure_text(result.verdict, result.reasons), keys))
+
+
+def _verify_package(output: Output, folder: str) -> None:
+    from ..documents import to_builtins
+    from ..runtime.packages.verify_package import verify_package
+
+    context = click.get_current_context()
+    typed = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in ("package", "as_json", "quiet", "verbose")
+        and context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        raise click.UsageError(f"--package takes no other options, found {typed[0]}", context)
+    result, unstored = stored_or_not(lambda: verify_package(folder))
+    lines = [f"{folder}: package for {result.target}, {result.precision}"]
+    for proof in result.proofs:
+        cosine = "not a number" if proof.min_cosine is None else f"{proof.min_cosine:.7f}"
+        lines.append(
+            f"  {proof.verdict}: {proof.program}: {proof.faces} golden faces, lowest cosine {cosine}"
+            f" (limit {result.min_cosine:g})"
+        )
+    lines += [f"  not measured: {note}" for note in result.not_measured]
+    for name, report in result.bundle_certificates.items():
+        lines.append(f"  the bundle's {name}: {report['stale'] or report['verdict']}")
+    if not result.bundle_certificates:
+        lines.append("  the bundle itself had no report of `fr-edge verify`: it is not certified")
+    lines.append(f"{result.verdict}: the package gives the bundle's embeddings")
+    if not result.passed:
+        lines[-1] = f"{result.verdict}: the package does not give the bundle's embeddings here"
+    output.result(to_builtins(result), "\n".join(lines))
+    output.check_stored(unstored)
+    if not result.passed:
+        output.fail_gate(lines[-1])
 
 
 def _text(bundle: str, result: "VerifyResult") -> str:

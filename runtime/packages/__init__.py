@@ -1,0 +1,1 @@
+"""Packages that other runtimes load: ONNX, C++, Python, Triton, DeepStream, each with its proof."""
