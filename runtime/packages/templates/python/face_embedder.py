@@ -1,10 +1,10 @@
 """Embeds and compares faces with onnxruntime and numpy; of this folder it needs `frame.onnx` alone.
 
-    from face_embedder import FaceEmbedder, compare
+    from face_embedder import FrameEmbedder, compare_faces
 
-    embedder = FaceEmbedder("frame.onnx")
+    embedder = FrameEmbedder("frame.onnx")
     one, other = embedder.embed(frame, landmarks)   # RGB (H, W, 3) uint8, (2, 5, 2) float32
-    print(compare(one, other))                      # a cosine
+    print(compare_faces(one, other))                      # a cosine
 
 Alignment, channel order, mean and std are inside the model.
 """
@@ -20,7 +20,7 @@ import onnxruntime
 FOLDER = Path(__file__).parent
 
 
-class FaceEmbedder:
+class FrameEmbedder:
     """An open model.
 
     Attributes:
@@ -79,7 +79,7 @@ class FaceEmbedder:
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
 
-def compare(first: np.ndarray, second: np.ndarray) -> float:
+def compare_faces(first: np.ndarray, second: np.ndarray) -> float:
     """The cosine of two embeddings.
 
     Args:

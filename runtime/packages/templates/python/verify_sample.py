@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from face_embedder import FOLDER, FaceEmbedder, compare
+from face_embedder import FOLDER, FrameEmbedder, compare_faces
 
 
 def read_ppm(path: Path) -> np.ndarray:
@@ -27,7 +27,7 @@ def check_sample(folder: Path) -> tuple[int, float, float]:
     Args:
         folder: The package's.
     """
-    embedder, cosines, limit = FaceEmbedder(folder / "frame.onnx"), [], 1.0
+    embedder, cosines, limit = FrameEmbedder(folder / "frame.onnx"), [], 1.0
     for line in (folder / "golden" / "faces.txt").read_text(encoding="ascii").splitlines():
         kind, name, *texts = line.split()
         if kind == "min_cosine":
@@ -39,7 +39,7 @@ def check_sample(folder: Path) -> tuple[int, float, float]:
         else:
             embedding = embedder.embed(image, values[:10].reshape(1, 5, 2))[0]
             values = values[10:]
-        cosines.append(compare(embedding, values))
+        cosines.append(compare_faces(embedding, values))
     return len(cosines), float(np.min(cosines)), limit  # NaN stays NaN
 
 
