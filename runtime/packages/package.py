@@ -147,7 +147,7 @@ def package(
     with open_session(bundle, precision, ONNXRUNTIME, artifact="graph") as session:
         model = read_onnx(bundle.file(SOURCES[precision]))
         evidence = _evidence(bundle, precision)
-        answers = golden_answers(session)
+        answers = golden_answers(session, bundle.spec.crop_side)
     folder = Path(out).absolute()
     with draft_beside(folder, force=False) as root:
         draft = PackageDraft(root, bundle, precision, model, answers, detector)

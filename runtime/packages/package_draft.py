@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ...arrays import F32, U8
 from ...bundle.manifest import Bundle
 from ...errors import BundleError
-from ...faces.contract import preprocess
+from ...faces.contract import preprocess, resize_face
 from ...faces.synthetic.render import draw_face
 from ...graph.cpu_int8 import cpu_model
 from ...graph.frame_input import InputKind
@@ -40,7 +40,7 @@ class GoldenAnswers:
     """Golden faces, and the bundle's unit embeddings of them.
 
     Attributes:
-        crops: Aligned faces `(K, 112, 112, 3) uint8`.
+        crops: Aligned faces `(K, S, S, 3) uint8`, S the contract's `crop_side`.
         crop_embeddings: `(K, D) float32`.
         frames: Frames `(H, W, 3) uint8` with the landmarks `(1, 5, 2) float32` of one face each.
         frame_embeddings: `(F, D) float32`; of the host's alignment until a model with frame input
@@ -162,15 +162,17 @@ class PackageDraft:
         self.golden.append(" ".join([kind, name, *(f"{v:.9g}" for v in values)]))
 
 
-def golden_answers(session: Session) -> GoldenAnswers:
+def golden_answers(session: Session, side: int) -> GoldenAnswers:
     """Draw golden faces, and embed them.
 
     Args:
         session: The bundle's.
+        side: Of its aligned faces in pixels: the contract's `crop_side`.
     """
-    crops = np.stack([draw_face(identity, 0, _SEED) for identity in range(_CROPS)])
+    faces = [draw_face(identity, 0, _SEED) for identity in range(_CROPS)]
     random = np.random.default_rng(_SEED)
-    frames = tuple(draw_frame(crops[index], random) for index in range(_FRAMES))
+    frames = tuple(draw_frame(face, random) for face in faces[:_FRAMES])
+    crops = np.stack([resize_face(face, side) if side != len(face) else face for face in faces])
     return GoldenAnswers(
         crops,
         unit_length(session.embed(crops)),

@@ -10,8 +10,8 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from ...errors import BundleError, ModelError, UsageError
-from ...faces.contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, InputSpec
-from ...graph.frame_input import FRAME, LANDMARKS, InputKind, with_input
+from ...faces.contract import ALIGNED_SIZE, InputSpec, aligned_template
+from ...graph.frame_input import InputKind, with_input
 
 PACKAGE_CONTRACT_KEY = "fr_edge.contract"  # of the metadata of a package's models
 CONTRACT_SCHEMA = 1  # raised when a reader of the contract would have to change
@@ -84,8 +84,8 @@ def package_contract(
         "faces_per_run": batch,
         "network": spec.to_json(),
         "applied_by_model": kind != "tensor",
-        "aligned_size": ALIGNED_SIZE,
-        "template": [list(point) for point in ARCFACE_TEMPLATE],
+        "aligned_size": spec.crop_side,
+        "template": aligned_template(spec.crop_side).round(4).tolist(),
         "landmarks": list(LANDMARK_NAMES),
         "model_sha256": model_sha256,
     }
@@ -131,12 +131,3 @@ def _add_unit_length(model: ModelProto) -> None:
     )
     constants = {"unit_axis": np.array([1], np.int64), "unit_least": np.array([_MIN_NORM], "f4")}
     graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())
-
-
-def input_names(kind: InputKind) -> tuple[str, ...]:
-    """The names of a package model's inputs.
-
-    Args:
-        kind: What it takes.
-    """
-    return {"frame": (FRAME, LANDMARKS), "crop": ("pixels",), "tensor": ("face",)}[kind]

@@ -69,7 +69,7 @@ class FrameEmbedder:
         """Embed faces that are aligned already.
 
         Args:
-            crops: `(N, 112, 112, 3) uint8`, RGB, aligned to the contract's template.
+            crops: `(N, S, S, 3) uint8`, RGB, of the contract's size and aligned to its template.
 
         Returns:
             `(N, D) float32`, of unit length.
