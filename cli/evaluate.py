@@ -40,7 +40,7 @@ def _pooling(
     "evaluate",
     example="fr-edge evaluate mine.bundle --protocol faces/pairs.csv --engine int8",
     option_groups={
-        "Faces": ("--protocol", "--faces", "--flip", "--ijb"),
+        "Faces": ("--protocol", "--faces", "--columns", "--flip", "--ijb"),
         "Engine": ("--engine", "--backend", "--device", "--artifact"),
         "Gates": ("--min-tar", "--min-accuracy", "--max-eer", "--far", "--policy", "--junit"),
         "Signatures": ("--require-signature", "--trust"),
@@ -54,6 +54,7 @@ def _pooling(
     help="A pair list (.csv, .bin, pairs.txt), an IJB folder, or faces: one folder per identity.",
 )
 @options.faces(what="Where the images of a pair list are, if not beside it")
+@options.columns
 @click.option("--flip", is_flag=True, help="Add the mirror image's embedding, as papers do.")
 @click.option(
     "--ijb",
@@ -76,6 +77,7 @@ def command(
     bundle: str,
     protocol: str,
     faces: str | None,
+    columns: list[str] | None,
     flip: bool,
     flags: tuple[bool, bool, bool] | None,
     policy: str | None,
@@ -126,7 +128,9 @@ def command(
     if flags is not None:
         raise click.UsageError(f"--ijb is for IJB folders, and {protocol} is not one")
     is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
-    judged = read_pairs(protocol, faces) if is_list else options.load_faces(protocol)
+    if columns and not is_list:
+        raise click.UsageError(f"--columns is for a pair list, and {protocol} is not one")
+    judged = read_pairs(protocol, faces, columns) if is_list else options.load_faces(protocol)
     result, unstored = stored_or_not(
         lambda: evaluate(
             bundle,

@@ -1,7 +1,7 @@
 """Arguments and options that several commands share, and the faces that they name."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -190,12 +190,24 @@ def load_faces(source: str) -> "Faces":
     return open_faces(source)
 
 
-def load_judged(faces: str | None, pairs: str | None) -> "tuple[Faces | None, Pairs | None]":
+def columns(body: Body) -> Body:
+    return click.option(
+        "--columns",
+        metavar="A,B,SAME[,FOLD]",
+        callback=lambda _context, _option, text: None if text is None else text.split(","),
+        help="A pair list's columns, where its header has other names.",
+    )(body)
+
+
+def load_judged(
+    faces: str | None, pairs: str | None, columns: "Sequence[str] | None" = None
+) -> "tuple[Faces | None, Pairs | None]":
     """The faces to judge on.
 
     Args:
         faces: As `--faces` takes it; with `pairs` the folder of its images.
         pairs: A pair list.
+        columns: As `--columns` takes them.
 
     Returns:
         A source of faces or a pair list; neither when nothing is given.
@@ -203,7 +215,9 @@ def load_judged(faces: str | None, pairs: str | None) -> "tuple[Faces | None, Pa
     from ..faces.pairs import read_pairs
 
     if pairs:
-        return None, read_pairs(pairs, faces)
+        return None, read_pairs(pairs, faces, columns)
+    if columns:
+        raise click.UsageError("--columns is for a pair list")
     return (load_faces(faces), None) if faces else (None, None)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         "Faces": (
             "--faces",
             "--pairs",
+            "--columns",
             "--groups",
             "--degrade",
             "--keep-names",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 @options.artifact
 @options.faces(what="Faces of people to judge on, one folder per identity")
 @click.option("--pairs", metavar="FILE", help="Judge on this pair list (fold,path1,path2,same).")
+@options.columns
 @click.option("--reference", metavar="FILE.npz", help="The original's embeddings of those faces.")
 @click.option(
     "--teacher",
@@ -109,6 +111,7 @@ def command(
     artifact: Literal["engine", "graph"],
     faces: str | None,
     pairs: str | None,
+    columns: list[str] | None,
     reference: str | None,
     teacher: str | None,
     policy: str | None,
@@ -139,7 +142,7 @@ def command(
     from ..faces.face_numbers import with_names
     from ..runtime.evaluation.verify import verify
 
-    source, listed = options.load_judged(faces, pairs)
+    source, listed = options.load_judged(faces, pairs, columns)
     result, unstored = stored_or_not(
         lambda: verify(
             bundle,

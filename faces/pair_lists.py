@@ -1,6 +1,7 @@
 """Text files that list pairs of faces, in the shapes that people have them.
 
-- CSV with a header, `fold,path1,path2,same` or names alike; without folds too;
+- CSV with a header, `fold,path1,path2,same` or names alike, or names that the user tells; without
+  folds too; separated by commas, semicolons or tabs;
 - `path path same` in each line, separated by tabs, spaces or commas, without a header;
 - two lines for a pair, `path same` each, as CPLFW has them;
 - LFW's `pairs.txt`: folds and counts first, names and numbers of images then.
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import I64
-from ..errors import FacesError
+from ..errors import FacesError, UsageError
 from ..reading import read_file
 from .images import SUFFIXES
 
@@ -84,17 +85,22 @@ def encode_pairs(
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def read_pair_list(file: Path, root: Path) -> list[ListedPair]:
+def read_pair_list(
+    file: Path, root: Path, columns: Sequence[str] | None = None
+) -> list[ListedPair]:
     """Read a pair list; its first line tells which kind it is.
 
     Args:
         file: The list.
         root: Folder of the faces, where LFW's images are looked up for their suffix.
+        columns: Names of the columns of a CSV list that hold the first path, the second one, whether
+            both are one person, and optionally the fold.
 
     Returns:
         The pairs in the list's order; one that is listed again counts once, which is logged.
 
     Raises:
+        UsageError: The list has no such columns.
         FacesError: The list cannot be read, or has no pairs of both kinds; the message shows the
             line.
     """
@@ -106,16 +112,19 @@ def read_pair_list(file: Path, root: Path) -> list[ListedPair]:
         raise FacesError(f"{file} cannot be read as a pair list: {error}") from error
     lines = text.splitlines()
     first = lines[0] if lines else ""
-    if head := _LFW_HEADER.fullmatch(first):
+    if columns:
+        rows = _csv_rows(file, lines, _named_columns(file, first, columns))
+    elif head := _LFW_HEADER.fullmatch(first):
         rows = _lfw_rows(file, lines, head, root)
-    elif columns := _columns(first):
-        rows = _csv_rows(file, lines, columns)
+    elif known := _columns(first):
+        rows = _csv_rows(file, lines, known)
     elif len(words := _words(first)) in (2, 3) and words[-1] in _TRUTH:
         rows = _plain_rows(file, lines, len(words))
     else:
         raise FacesError(
             f"{file} begins with {first[:80]!r}, expected {','.join(HEADER)!r}",
-            "or columns path1,path2,same; lines of path, path, 0 or 1; LFW's pairs.txt; a .bin set",
+            "or columns path1,path2,same (--columns A,B,C tells other names); lines of path, path, 0 or"
+            " 1; LFW's pairs.txt; a .bin set",
         )
     rows = _once(file, rows)
     genuine = sum(row.same for row in rows)
@@ -128,17 +137,44 @@ def read_pair_list(file: Path, root: Path) -> list[ListedPair]:
 
 def _columns(line: str) -> list[str]:
     """Our names of a CSV header's columns; empty for another line. Unknown columns are ""."""
-    names = [_OTHER_NAMES.get(name.strip().lower(), "") for name in line.split(",")]
+    names = [_OTHER_NAMES.get(name.lower(), "") for name in _cells(line)]
     known = [name for name in names if name]
     return (
         names if {"path1", "path2", "same"} <= set(known) and len(known) == len(set(known)) else []
     )
 
 
+def _named_columns(file: Path, line: str, columns: Sequence[str]) -> list[str]:
+    """Our names of a header's columns, of which the user has told the meaning."""
+    if not 3 <= len(columns) <= 4 or not all(columns) or len(set(columns)) < len(columns):
+        raise UsageError(
+            f"--columns takes the names of three or four columns, found {','.join(columns)!r}",
+            "--columns PATH1,PATH2,SAME or PATH1,PATH2,SAME,FOLD, as the list's first line has them",
+        )
+    header, ours = _cells(line), ("path1", "path2", "same", "fold")
+    if missing := [name for name in columns if header.count(name) != 1]:
+        raise UsageError(
+            f"{file} begins with {line[:80]!r}, which has no column {missing[0]!r} of its own"
+        )
+    meaning = dict(zip(columns, ours, strict=False))
+    return [meaning.get(name, "") for name in header]
+
+
+def _separator(line: str) -> str:
+    return next((mark for mark in ("\t", ";") if mark in line), ",")
+
+
+def _cells(line: str) -> list[str]:
+    """The names in a header."""
+    cells = next(csv.reader([line], delimiter=_separator(line)), [])
+    return [cell.strip() for cell in cells]
+
+
 def _csv_rows(file: Path, lines: list[str], columns: Sequence[str]) -> list[ListedPair]:
     rows = []
     try:
-        for number, cells in enumerate(csv.reader(lines[1:], strict=True), 2):
+        reader = csv.reader(lines[1:], delimiter=_separator(lines[0]), strict=True)
+        for number, cells in enumerate(reader, 2):
             if not cells:
                 continue
             row = dict(zip(columns, cells, strict=False))
@@ -212,8 +248,8 @@ def _lfw_words(line: str) -> list[str]:
 
 
 def _words(line: str) -> list[str]:
-    """The parts of a line without a header: by tabs, else commas, else spaces."""
-    separator = next((s for s in ("\t", ",") if s in line), None)
+    """The parts of a line without a header: by tabs, else commas, semicolons, spaces."""
+    separator = next((s for s in ("\t", ",", ";") if s in line), None)
     return [word.strip() for word in line.strip().split(separator)]
 
 

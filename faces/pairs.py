@@ -54,7 +54,9 @@ class Pairs:
         return len(self.same)
 
 
-def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
+def read_pairs(
+    file: str | Path, source: str | Path | None = None, columns: Sequence[str] | None = None
+) -> Pairs:
     """Read a pair list and index the faces that it names.
 
     Where the folders contradict the list on who is who, the list is right, and the faces are not
@@ -66,19 +68,22 @@ def read_pairs(file: str | Path, source: str | Path | None = None) -> Pairs:
             folds get them by people.
         source: What paths are relative to, or another source of faces; the list's folder by
             default. A `.bin` set holds its own images.
+        columns: As `read_pair_list` takes it.
 
     Raises:
         FacesError: The list cannot be read, names images that do not exist, or pairs
             of one kind only.
-        UsageError: A source was given for a `.bin` set.
+        UsageError: A source or columns were given for a `.bin` set, or the list has no such columns.
     """
     file = Path(file)
     if file.suffix == ".bin":
         if source is not None:
             raise UsageError(f"{file} holds its own images", "leave the faces out")
+        if columns is not None:
+            raise UsageError(f"{file} has no columns", "leave --columns out")
         return _bin_pairs(file)
     source = file.parent if source is None else source
-    rows = _with_crops(read_pair_list(file, Path(source)), Path(source))
+    rows = _with_crops(read_pair_list(file, Path(source), columns), Path(source))
     faces = _named_faces(file, rows, source)
     number = {key: index for index, key in enumerate(faces.keys)}
     first = np.array([number[row.first] for row in rows], np.int64)

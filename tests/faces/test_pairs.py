@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fr_edge.errors import FacesError
+from fr_edge.errors import FacesError, UsageError
 from fr_edge.faces import pairs as module
 from fr_edge.faces.pairs import read_groups, read_pairs
 from fr_edge.faces.sources import open_faces
@@ -179,6 +179,7 @@ def test_other_files_are_no_list(people: Path, data: bytes) -> None:
         "id,A,B,match\n7,bo/2.png,bo/1.png,1\n8,anna/3.png,deep/cyd/1.png,0\n"
         "9,anna/1.png,anna/3.png,1\n",
         "bo/2.png 1\nbo/1.png 1\nanna/3.png 0\ndeep/cyd/1.png 0\nanna/1.png 1\nanna/3.png 1\n",
+        "img1;img2;issame\nbo/2.png;bo/1.png;1\nanna/3.png;deep/cyd/1.png;0\nanna/1.png;anna/3.png;1\n",
     ],
 )
 def test_lists_of_other_shapes(people: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,6 +196,30 @@ def test_lists_of_other_shapes(people: Path, text: str, caplog: pytest.LogCaptur
     assert pairs.same.tolist() == [True, False, True]
     assert pairs.fold.tolist() == [1, 0, 0]
     assert "list.txt has no folds" in caplog.text
+
+
+def test_columns_of_peoples_own(people: Path) -> None:
+    (people / "own.csv").write_text(
+        "left face\tmatch?\tright face\tround\tpath1\n"
+        "bo/2.png\t1\tbo/1.png\t4\tx\nanna/3.png\t0\tbo/1.png\t7\ty\n"
+    )
+    names = ["left face", "right face", "match?"]
+    pairs = read_pairs(people / "own.csv", columns=names)
+    assert [pairs.faces.keys[i] for i in pairs.first] == ["bo/2.png", "anna/3.png"]
+    assert [pairs.faces.keys[i] for i in pairs.second] == ["bo/1.png", "bo/1.png"]
+    assert pairs.same.tolist() == [True, False]
+    assert read_pairs(people / "own.csv", columns=[*names, "round"]).fold.tolist() == [4, 7]
+    for wrong, message in (
+        (names[:2], "three or four columns"),
+        ([*names[:2], "left face"], "three or four columns"),
+        ([*names[:2], "same"], "has no column 'same'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            read_pairs(people / "own.csv", columns=wrong)
+    with pytest.raises(FacesError, match="begins with"):
+        read_pairs(people / "own.csv")
+    with pytest.raises(UsageError, match="has no columns"):
+        read_pairs(people / "set.bin", columns=names)
 
 
 @pytest.mark.parametrize(
