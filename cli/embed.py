@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     "embed", example="fr-edge embed mine.bundle --faces faces/judging --out embeddings.npz"
 )
 @options.bundle
-@options.faces(required=True)
+@options.faces()
+@options.photos(what="In place of --faces")
 @click.option("--out", required=True, metavar="FILE.npz", help="The file to write.")
 @options.engine()
 @options.device
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="auto, onnxruntime, tensorrt, tensorrt-rtx, or torch: the PyTorch weights themselves.",
 )
-def command(output: Output, bundle: str, faces: str, out: str, engine: str, backend: str) -> None:
+def command(
+    output: Output,
+    bundle: str,
+    faces: str | None,
+    photos: str | None,
+    out: str,
+    engine: str,
+    backend: str,
+) -> None:
     """Embed all faces of SRC into a file.
 
     FILE.npz holds `embeddings (N, D) float32`, `keys`, `labels` and `origin`: what made them.
@@ -44,7 +53,14 @@ def command(output: Output, bundle: str, faces: str, out: str, engine: str, back
     from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
     from ..runtime.session import embed_faces
 
-    opened, source = open_bundle(bundle), options.load_faces(faces)
+    if bool(faces) == bool(photos):
+        raise click.UsageError("give --faces SRC or --photos DIR")
+    opened = open_bundle(bundle)
+    if photos:
+        device = "auto" if backend == "torch" else backend
+        source, _ = options.photograph_faces(opened, photos, device, output)
+    else:
+        source = options.load_faces(faces or "")
     source = faces_for(source, opened.spec)
     session = _session(opened, engine, backend)
     origin = origin_of(opened, session.precision, session.backend)

@@ -40,7 +40,7 @@ def _pooling(
     "evaluate",
     example="fr-edge evaluate mine.bundle --protocol faces/pairs.csv --engine int8",
     option_groups={
-        "Faces": ("--protocol", "--faces", "--columns", "--flip", "--ijb"),
+        "Faces": ("--protocol", "--photos", "--faces", "--columns", "--flip", "--ijb"),
         "Engine": ("--engine", "--backend", "--device", "--artifact"),
         "Gates": ("--min-tar", "--min-accuracy", "--max-eer", "--far", "--policy", "--junit"),
         "Signatures": ("--require-signature", "--trust"),
@@ -49,10 +49,10 @@ def _pooling(
 @options.bundle
 @click.option(
     "--protocol",
-    required=True,
     metavar="FILE|DIR",
     help="A pair list (.csv, .bin, pairs.txt), an IJB folder, or faces: one folder per identity.",
 )
+@options.photos(what="In place of --protocol")
 @options.faces(what="Where the images of a pair list are, if not beside it")
 @options.columns
 @click.option("--flip", is_flag=True, help="Add the mirror image's embedding, as papers do.")
@@ -75,7 +75,8 @@ def _pooling(
 def command(
     output: Output,
     bundle: str,
-    protocol: str,
+    protocol: str | None,
+    photos: str | None,
     faces: str | None,
     columns: list[str] | None,
     flip: bool,
@@ -94,13 +95,16 @@ def command(
     Each protocol keeps its own report in the bundle. Gates hold when their whole 95 % interval does;
     exit code 1 when one is FAILED or CANNOT JUDGE.
     """
+    from ..bundle.bundle import open_bundle
     from ..documents import to_builtins
     from ..faces.ijb import is_ijb, read_ijb
     from ..faces.pairs import read_pairs
     from ..runtime.evaluation.evaluate import evaluate, evaluate_ijb
 
-    name = options.source_name(protocol)
-    if is_ijb(Path(protocol)):
+    if bool(protocol) == bool(photos):
+        raise click.UsageError("give --protocol FILE|DIR or --photos DIR")
+    name, also = options.source_name(protocol or photos), tuple[str, ...]()
+    if protocol and is_ijb(Path(protocol)):
         if limits["min_accuracy"] is not None or limits["max_eer"] is not None:
             raise click.UsageError("IJB has no accuracy and no EER: gate its --min-tar")
         norm, detector, mirrored = flags or (True, True, flip)
@@ -127,10 +131,14 @@ def command(
         return
     if flags is not None:
         raise click.UsageError(f"--ijb is for IJB folders, and {protocol} is not one")
-    is_list = Path(protocol).suffix.lower() in (".csv", ".bin", ".txt")
+    is_list = Path(protocol or "").suffix.lower() in (".csv", ".bin", ".txt")
     if columns and not is_list:
-        raise click.UsageError(f"--columns is for a pair list, and {protocol} is not one")
-    judged = read_pairs(protocol, faces, columns) if is_list else options.load_faces(protocol)
+        raise click.UsageError(f"--columns is for a pair list, and {protocol or photos} is not one")
+    if photos:
+        judged, also = options.photograph_faces(open_bundle(bundle), photos, backend, output)
+    else:
+        source = protocol or ""
+        judged = read_pairs(source, faces, columns) if is_list else options.load_faces(source)
     result, unstored = stored_or_not(
         lambda: evaluate(
             bundle,
@@ -142,6 +150,7 @@ def command(
             flip=flip,
             policy=Path(policy) if policy else None,
             name=name,
+            also=also,
             **limits,
         )
     )

@@ -9,8 +9,10 @@ import click
 
 if TYPE_CHECKING:
     from ..bundle.keys import SigningKey
+    from ..bundle.manifest import Bundle
     from ..faces.pairs import Pairs
     from ..faces.sources import Faces
+    from .output import Output
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
@@ -24,6 +26,15 @@ _SRC = "a folder of images, a RecordIO folder, .tar shards, or synthetic:IDSxIMA
 
 def faces(*, required: bool = False, what: str = "Faces") -> Callable[[Body], Body]:
     return click.option("--faces", required=required, metavar="SRC", help=f"{what}: {_SRC}.")
+
+
+def photos(*, what: str) -> Callable[[Body], Body]:
+    return click.option(
+        "--photos",
+        metavar="DIR",
+        help=f"{what}: whole photographs, one folder per person, in which the bundle's detector finds"
+        " the largest face.",
+    )
 
 
 def role(body: Body) -> Body:
@@ -197,6 +208,34 @@ def columns(body: Body) -> Body:
         callback=lambda _context, _option, text: None if text is None else text.split(","),
         help="A pair list's columns, where its header has other names.",
     )(body)
+
+
+def photograph_faces(
+    bundle: "Bundle", folder: str, backend: str, output: "Output"
+) -> "tuple[Faces, tuple[str, ...]]":
+    """The faces that a bundle's detector finds in photographs.
+
+    Args:
+        bundle: An open bundle with a detector.
+        folder: As `--photos` takes it.
+        backend: As `--backend` takes it.
+        output: Shows progress and notes.
+
+    Returns:
+        The faces, and the files of the bundle that decided which they are.
+    """
+    from ..faces.photographs import FOUND, cut_faces, find_faces, open_photographs
+    from ..faces.stored_detector import DETECTOR_SPEC
+    from ..runtime.detector_engine import open_bundle_detector
+
+    opened = open_photographs(folder)
+    with open_bundle_detector(bundle, backend=backend) as detector:
+        chosen = find_faces(opened, detector, "largest", output.track)
+        output.note(f"detector: {detector.describe()}")
+    counts = {state: chosen.states.count(state) for state in dict.fromkeys(chosen.states)}
+    if others := [f"{count} {state}" for state, count in counts.items() if state != FOUND]:
+        output.note(f"of {len(opened)} photographs: {', '.join(others)}")
+    return cut_faces(opened, chosen), (detector.file, DETECTOR_SPEC)
 
 
 def load_judged(

@@ -11,7 +11,7 @@ from ..errors import FacesError
 from ..progress import Track, silent
 from .align import align, similarity
 from .archives import list_images, read_image
-from .contract import ARCFACE_TEMPLATE
+from .contract import ALIGNED_SIZE, ARCFACE_TEMPLATE
 from .detect import Detect, DetectedFace, FacePolicy, choose_faces
 from .images import decode_photograph
 from .sources import Faces, folder_faces
@@ -165,11 +165,17 @@ def cut_faces(photographs: Photographs, chosen: PhotographFaces, picks: I64 | No
             f"no photograph of {photographs.root} shows a face to take: {listed}",
             "are they upright, with faces of some 30 pixels or more?",
         )
+
+    def read(index: int, side: int = ALIGNED_SIZE) -> U8:
+        place = order[index]
+        return align(photographs.read(place), chosen.points[place], size=side)
+
     labels = np.unique(photographs.labels[order], return_inverse=True)[1].astype(np.int64)
     return Faces(
         str(photographs.root),
         tuple(photographs.keys[i] for i in order),
         labels,
-        lambda index: align(photographs.read(order[index]), chosen.points[order[index]]),
+        read,
         labelled=photographs.labelled,
+        read_at=read,
     )

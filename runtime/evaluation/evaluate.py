@@ -93,6 +93,7 @@ def evaluate(
     flip: bool = False,
     policy: Path | None = None,
     name: str = "",
+    also: tuple[str, ...] = (),
     **limits: float | None,
 ) -> EvaluateResult:
     """Judge an engine on a pair list or a folder of people.
@@ -112,6 +113,7 @@ def evaluate(
             report; a device that embeds once has the figures without.
         policy: A TOML file with limits, which the bundle keeps.
         name: The protocol's name in the report; by default that of the faces.
+        also: Other files of the bundle that decide the result: those of its detector.
         limits: Gates, by the names of `EvaluateLimits`: `min_tar=0.95`. Those left out come from
             `policy`, else from the bundle's policy.
 
@@ -196,7 +198,7 @@ def evaluate(
             images=images,
             pairs=pairs,
             list_sha256=protocol.sha256 if isinstance(protocol, Pairs) else "",
-            also=(POLICY_NAME,),
+            also=(POLICY_NAME, *also),
             instead={POLICY_NAME: policy},
         ),
     )

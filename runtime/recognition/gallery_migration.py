@@ -19,7 +19,8 @@ from ..evaluation.judgement import GalleryAdvice
 from ..evaluation.result import VerifyResult
 from .face_gallery import Gallery
 from .gallery_file import GalleryModel, model_difference, read_gallery
-from .recogniser import Photograph, Recogniser, engine_option
+from .match_threshold import engine_option
+from .recogniser import Photograph, Recogniser
 
 logger = logging.getLogger(__name__)
 

@@ -15,21 +15,18 @@ import numpy as np
 from ...arrays import F32, U8
 from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
-from ...errors import BundleError, FacesError, UsageError
+from ...errors import FacesError, UsageError
 from ...faces.align import align
 from ...faces.detect import Detect, DetectedFace, FacePolicy, choose_faces, open_detector
 from ...faces.images import decode_photograph
-from ...metrics.verification import far_name
 from ...reading import read_file
+from ..detector_engine import BundleDetector, has_detector, open_bundle_detector
 from ..evaluation.embeddings_file import check_embeddings
-from ..evaluation.gates import PASSED
-from ..evaluation.judgement import judged_rate
-from ..evaluation.limits import Limits
 from ..evaluation.result import VerifyResult
-from ..evaluation.stored_reports import read_reports
 from ..frames import check_frame, unit_length
 from ..session import Session, open_session
 from .gallery_file import GalleryModel, gallery_model
+from .match_threshold import MatchThreshold, find_certificates, find_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -49,23 +46,6 @@ class RecognisedFace:
 
     face: DetectedFace
     embedding: F32
-
-
-@dataclass(frozen=True)
-class MatchThreshold:
-    """The cosine from which two faces are one person's, from a certificate.
-
-    Attributes:
-        value: The cosine.
-        far: The false accept rate at which it was found.
-        report: The report's path within the bundle.
-        synthetic: Whether it was found on synthetic faces, which are no people.
-    """
-
-    value: float
-    far: float
-    report: str
-    synthetic: bool
 
 
 @dataclass(frozen=True)
@@ -89,13 +69,15 @@ class Recogniser:
     Args:
         bundle: An open bundle or its folder.
         detector: An ONNX file, or what `open_detector` gives, or a function from an RGB photograph
-            `(H, W, 3) uint8` to its faces; None where all images are aligned faces.
+            `(H, W, 3) uint8` to its faces; None for the bundle's own detector, where it has one.
         engine: As `open_session` takes it.
         backend: As `open_session` takes it.
         threads: onnxruntime's threads; None for one per core.
+        aligned: All images are aligned faces: no detector is used.
 
     Raises:
-        FrEdgeError: What `open_session` and `open_detector` raise.
+        UsageError: A detector for images that are aligned.
+        FrEdgeError: What `open_session`, `open_detector` and `open_bundle_detector` raise.
     """
 
     def __init__(
@@ -106,10 +88,19 @@ class Recogniser:
         backend: str = "auto",
         *,
         threads: int | None = None,
+        aligned: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self._detect = open_detector(detector) if isinstance(detector, str | Path) else detector
+        if aligned and detector is not None:
+            raise UsageError("aligned faces need no detector", "leave out one of the two")
         self.session: Session = open_session(self.bundle, engine, backend, threads=threads)
+        try:
+            self._detect = open_detector(detector) if isinstance(detector, str | Path) else detector
+            if detector is None and not aligned and has_detector(self.bundle):
+                self._detect = open_bundle_detector(self.bundle, backend=backend, threads=threads)
+        except BaseException:
+            self.session.close()
+            raise
         self._thresholds: dict[float | None, MatchThreshold] = {}
 
     @property
@@ -128,7 +119,11 @@ class Recogniser:
             FacesError: The file is not an image.
         """
         if self._detect is None:
-            raise UsageError("there is no detector", 'give one: Recogniser(bundle, "det_10g.onnx")')
+            raise UsageError(
+                "there is no detector",
+                'give one: Recogniser(bundle, "det_10g.onnx"), or put it into the bundle: `fr-edge'
+                " export det_10g.onnx --role detector --out BUNDLE`",
+            )
         return self._detect(_read(image))
 
     def embed(self, image: Photograph, faces: FacePolicy = "one", *, unit: bool = True) -> F32:
@@ -235,7 +230,7 @@ class Recogniser:
             DataError: A report is damaged.
         """
         if far not in self._thresholds:
-            self._thresholds[far] = self._find_threshold(far)
+            self._thresholds[far] = find_threshold(self.bundle, self.session, far)
             if self._thresholds[far].synthetic:
                 logger.warning(
                     "the match threshold is of synthetic faces; `verify` with --faces finds that of"
@@ -244,8 +239,10 @@ class Recogniser:
         return self._thresholds[far]
 
     def close(self) -> None:
-        """Free the engine; closing twice does nothing."""
+        """Free the engine and the bundle's detector; closing twice does nothing."""
         self.session.close()
+        if isinstance(self._detect, BundleDetector):
+            self._detect.close()
 
     def __enter__(self) -> "Recogniser":
         return self
@@ -259,53 +256,7 @@ class Recogniser:
         Raises:
             DataError: A report is damaged.
         """
-        return [
-            stored.report
-            for stored in read_reports(open_bundle(self.bundle.root))  # reports of a moment ago too
-            if isinstance(stored.report, VerifyResult)
-            and not stored.stale
-            and stored.report.artifact is not None
-            and stored.report.artifact.sha256 == self.session.sha256
-            and stored.report.backend == self.session.backend
-        ]
-
-    def _find_threshold(self, far: float | None) -> MatchThreshold:
-        what = f"the {self.session.precision} {self.session.artifact} on {self.session.backend}"
-        certify = (
-            f"certify it: `fr-edge verify {self.bundle.root} --engine {engine_option(self.session)}"
-            " --faces SRC`"
-        )
-        reports = self.certificates()
-        if not reports:
-            raise BundleError(f"no report of `verify` is about {what}: no threshold", certify)
-        passed = [report for report in reports if report.verdict == PASSED]
-        if not passed:
-            verdicts = ", ".join(sorted({report.verdict or "FAILED" for report in reports}))
-            raise BundleError(
-                f"`verify` did not pass {what} ({verdicts}): no threshold",
-                f"`fr-edge report {self.bundle.root}` shows why",
-            )
-        thresholds, reasons = [], []
-        for report in passed:
-            wanted, name = Limits(far=far), far_name(Limits(far=far).judged_far)
-            if name not in report.tar:
-                reasons.append(f"{report.report} has no pairs at FAR {name}")
-                continue
-            rate = judged_rate(wanted, report.tar)
-            value, why = rate.threshold.engine, rate.reason or rate.low_confidence
-            if value is None or why:
-                reasons.append(f"{report.report}: {why or 'it has no threshold'}")
-                continue
-            on = report.faces
-            synthetic, pairs = (on.synthetic, on.impostor_pairs) if on else (False, 0)
-            threshold = MatchThreshold(value, rate.far, report.report, synthetic)
-            thresholds.append((not synthetic, pairs, threshold))
-        if not thresholds:
-            raise BundleError(
-                f"no report of {what} shows a threshold at this rate: {'; '.join(reasons)}",
-                f"{certify}, with more people, or ask for another rate",
-            )
-        return max(thresholds, key=lambda item: item[:2])[2]
+        return find_certificates(self.bundle, self.session)
 
     def _embed_part(
         self, batch: Sequence[tuple[int, Photograph]], policy: FacePolicy, unit: bool
@@ -355,16 +306,6 @@ class Recogniser:
         embeddings = self.session.embed(np.stack(crops))
         check_embeddings(embeddings, names, self.session.file)
         return unit_length(embeddings) if unit else embeddings
-
-
-def engine_option(session: Session) -> str:
-    """What `--engine` calls an open engine: "int8", "int8-frame".
-
-    Args:
-        session: An open session.
-    """
-    kind = session.input_kind
-    return session.precision if kind == "tensor" else f"{session.precision}-{kind}"
 
 
 def _read(image: Photograph) -> U8:
