@@ -10,10 +10,10 @@ ROOMS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
 # With the folders: theirs is the time at which a file was removed.
 files = $(shell find $(1) -mindepth 1 -name '*.py' -o -mindepth 1 -type d ! -name __pycache__)
 SOURCES := $(wildcard *.py) $(ROOMS) $(call files,$(ROOMS))
-CHECKED := $(SOURCES) $(call files,tests benchmarks docs)
+CHECKED := $(SOURCES) $(call files,tests benchmarks docs examples)
 TYPED := build/typed/fr_edge
 
-.PHONY: help demo test check lint types unit test-gpu docs clean
+.PHONY: help demo test check lint types unit test-gpu examples docs clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,10 @@ test-gpu: $(GPU_VENV)/.ready  ## on a board or GPU, without torch: accept, then 
 	$(GPU_VENV)/bin/python tests/acceptance.py; tested=$$?; \
 	echo "fr-edge accept ended with $$accepted, the tests with $$tested; to send: build/accept.json"; \
 	test $$accepted -eq 0 && test $$tested -eq 0
+
+examples: $(VENV)/.ready  ## run every example on drawn faces, in build/examples
+	rm -rf build/examples && mkdir -p build/examples
+	cd build/examples && PATH="$(abspath $(BIN)):$$PATH" sh ../../examples/all.sh
 
 docs: $(VENV)/.docs  ## write docs/cli.md from the commands, and the site build/site/index.html
 	$(BIN)/python docs/write_cli.py

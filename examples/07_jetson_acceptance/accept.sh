@@ -1,0 +1,2 @@
+set -e
+fr-edge accept ${BUNDLE:-} --backend ${BACKEND:-auto} --out accept.json
