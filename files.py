@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import UsageError
 from .reading import open_file
 
 _AT_FDCWD, _EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h: RENAME_EXCHANGE
@@ -80,7 +81,12 @@ def replace_atomic(
 
     Yields:
         A binary stream, open for writing.
+
+    Raises:
+        UsageError: A folder lies at the file's place.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected a file", "name another file, or remove it")
     temporary = path.with_name(f".{path.name}.new")
     handle = _open_locked(temporary, 0o600 if private else 0o666)
     try:

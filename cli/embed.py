@@ -48,8 +48,8 @@ def command(
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
     """
     from ..bundle.bundle import open_bundle
+    from ..faces.embedding_log import logged_embedder
     from ..faces.quality import faces_for
-    from ..runtime.embedding_log import logged_embedder
     from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
     from ..runtime.session import embed_faces
 

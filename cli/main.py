@@ -154,8 +154,8 @@ def run(args: list[str]) -> int:
 def _stopped(args: list[str], error: BaseException) -> int:
     """Say in one line what is kept of interrupted work and how to go on."""
     stop = interrupted(find_interruption(error) or KeyboardInterrupt())
-    what = f"interrupted: {stop.kept}" if stop.kept else "interrupted"
-    return _fail(args, f"{what}; run the same command again to go on", "", stop.exit_code)
+    kept = stop.kept or "nothing is kept"
+    return _fail(args, f"interrupted: {kept}; run the same command again", "", stop.exit_code)
 
 
 def _refusal(error: OSError) -> MachineError | UsageError | None:

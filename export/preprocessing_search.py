@@ -19,6 +19,7 @@ from ..faces.contract import (
     InputSpec,
     contract_variants,
 )
+from ..faces.embedding_log import logged_network
 from ..faces.quality import faces_for
 from ..faces.sources import Faces
 from ..graph.load import contract_of, image_input
@@ -119,6 +120,7 @@ def find_preprocessing(
         BundleError: The bundle cannot be used.
         ModelError: The network cannot be used.
         FacesError: There are too few people.
+        Interrupted: A signal came; the same call goes on with what was embedded.
     """
     source = Path(source)
     bundle = open_bundle(source) if source.is_dir() else None
@@ -131,7 +133,8 @@ def find_preprocessing(
     declared = bundle.spec if bundle else contract_of(model)
     embed = onnx_embedder(model.SerializeToString())
     grey = face.channels == 1
-    return rank_contracts(embed, size, faces, declared, grey=grey, limit=limit, track=track)
+    with logged_network(embed, (1 if grey else 3, *size), faces, "contracts") as logged:
+        return rank_contracts(logged, size, faces, declared, grey=grey, limit=limit, track=track)
 
 
 def rank_contracts(

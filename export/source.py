@@ -15,6 +15,7 @@ from ..arrays import F32, F64
 from ..bundle.bundle import open_bundle
 from ..errors import ModelError, UsageError
 from ..faces.contract import ALIGNED_SIZE, PRESETS, InputSpec
+from ..faces.embedding_log import logged_network
 from ..faces.sources import Faces
 from ..files import real_path
 from ..graph.load import contract_of, image_input
@@ -256,7 +257,9 @@ def _find_contract(
     )
     if options.faces is None:
         raise UsageError(why, hint)
-    result = rank_contracts(embed, size, options.faces, grey=grey)
+    shape = (1 if grey else 3, *size)
+    with logged_network(embed, shape, options.faces, "contracts") as logged:
+        result = rank_contracts(logged, size, options.faces, grey=grey)
     if not result.separates or result.best.view not in ("upright", "mirrored"):
         raise UsageError(
             f"{why}, and {options.faces.where} does not show it: {result.verdict}", hint

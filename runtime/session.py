@@ -15,6 +15,7 @@ from ..bundle.provenance import ImageDigests, Provenance, digest_pairs, make_pro
 from ..bundle.trust import ensure_signatures, vouched_for
 from ..calibration.table import CALIBRATION_FILES
 from ..errors import BundleError, UsageError
+from ..faces.embedding_log import FaceEmbedder
 from ..faces.sources import Faces
 from ..files import sha256
 from ..graph.frame_input import INPUT_KINDS, InputKind
@@ -38,17 +39,6 @@ Artifact = Literal["engine", "graph"]
 
 _DRIVER_PACKAGES = {"cuda": ("cuda-python", "cuda-bindings"), "pycuda": ("pycuda",)}
 _BATCH = 32  # faces that `embed_faces` decodes at a time
-
-
-class FaceEmbedder(Protocol):
-    """What `embed_faces` needs of a session."""
-
-    @property
-    def dim(self) -> int:
-        """Numbers per embedding."""
-
-    def embed(self, images: U8) -> F32:
-        """Aligned faces `(N, 112, 112, 3) uint8`, RGB -> `(N, D) float32`."""
 
 
 class Session(FaceEmbedder, Protocol):

@@ -149,7 +149,7 @@ def test_a_command_says_what_is_kept(number: int, place: str, said: str, tmp_pat
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
     assert out == ""
-    line = f"fr-edge: interrupted: {said} {root}; run the same command again to go on"
+    line = f"fr-edge: interrupted: {said} {root}; run the same command again"
     assert line in err.splitlines()
     assert not (root / ".draft").exists()
     changed = (root / "bundle.json").read_bytes() != before

@@ -160,7 +160,7 @@ def load_exported_program(path: Path) -> ProgramNetwork:
     with open_file(path, "WEIGHTS_MB", ModelError) as stream:
         try:
             archive = zipfile.ZipFile(stream)
-        except zipfile.BadZipFile as error:
+        except Exception as error:  # BadZipFile, NotImplementedError, UnicodeDecodeError
             raise ModelError(f"{path} is not a torch.export file: {error}") from error
         check_limit("WEIGHTS_MB", sum(i.file_size for i in archive.infolist()), path, ModelError)
         members = {name.partition("/")[2]: name for name in archive.namelist()}

@@ -152,7 +152,7 @@ def _members(path: Path) -> list[str]:
                 return []
             try:
                 return zipfile.ZipFile(stream).namelist()
-            except (zipfile.BadZipFile, ValueError, OSError):
+            except Exception:  # BadZipFile, NotImplementedError, UnicodeDecodeError
                 return []
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error

@@ -12,6 +12,7 @@ from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import digest_pairs, with_digests
 from ...errors import FacesError
+from ...faces.embedding_log import logged_embedder
 from ...faces.ijb import Ijb, pool_templates, template_cosines
 from ...faces.pairs import Pairs
 from ...faces.quality import faces_for
@@ -42,7 +43,6 @@ from ...metrics.verification import (
     threshold_at_far,
 )
 from ...progress import Track, silent
-from ..embedding_log import logged_embedder
 from ..session import Artifact, Session, embed_faces, open_session, session_provenance
 from .embeddings_file import check_embeddings
 from .gates import (

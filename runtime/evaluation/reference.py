@@ -8,12 +8,12 @@ import numpy as np
 from ...arrays import F32
 from ...bundle.golden import ORIGINS, Golden
 from ...bundle.manifest import Bundle
+from ...faces.embedding_log import logged_embedder
 from ...faces.quality import measure_quality
 from ...faces.sources import Faces
 from ...metrics.protocols import ListedPairs
 from ...metrics.rates import CosineDrift, measure_drift
 from ...progress import Track
-from ..embedding_log import logged_embedder
 from ..frames import align_faces, draw_frame
 from ..session import Session
 from .embeddings_file import check_embeddings, read_embeddings, refuse_other_network

@@ -105,7 +105,7 @@ def select_precision(
         options = replace(options or EngineOptions(), prelu="fastest")
     root = bundle.root if isinstance(bundle, Bundle) else Path(bundle)
     candidates: list[PrecisionCandidate] = []
-    with keeping(lambda: f"the engines built so far are in {root}" if candidates else ""):
+    with keeping(lambda: _kept_text(root, chosen_backend, candidates)):
         tried = _precisions(root, chosen_backend)
         for name in track(tried, "building and verifying", len(tried)):
             candidates.append(
@@ -133,6 +133,15 @@ def select_precision(
                 change.remove(engine_name(chosen_backend, name))
         change.summary.update(to_builtins(result))
     return result
+
+
+def _kept_text(root: Path, backend: str, candidates: Sequence[PrecisionCandidate]) -> str:
+    """What an interruption leaves, in words; engines are built again, TensorRT's in less time."""
+    if not candidates:
+        return ""
+    timings = "" if backend == ONNXRUNTIME else ", with TensorRT's kernel timings"
+    built = ", ".join(candidate.precision for candidate in candidates)
+    return f"the engines built so far ({built}) are in {root}{timings}; they are built again"
 
 
 def _precisions(root: Path, backend: str) -> tuple[str, ...]:

@@ -31,11 +31,11 @@ from fr_edge.cli.pipeline import _rows
 from fr_edge.cli.run import _row
 from fr_edge.cli.run_plan import RunPlan, encode_plan, read_plan
 from fr_edge.cli.stages import Work, run_stages
+from fr_edge.faces import embedding_log
 from fr_edge.faces.align_log import AlignedImage, AlignLog
 from fr_edge.faces.contract import InputSpec
 from fr_edge.faces.sources import open_faces
 from fr_edge.progress import silent
-from fr_edge.runtime import embedding_log
 from fr_edge.runtime.acceptance.accept import _Acceptance
 from fr_edge.runtime.benchmark.conditions import required_power_mode
 from fr_edge.runtime.evaluation.limits import min_cosine_floor, with_policy_signatures

@@ -10,23 +10,68 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..arrays import F32, U8
-from ..faces.sources import Faces
 from ..interruption import interrupted
-from .session import FaceEmbedder
+from .sources import Faces
 
 logger = logging.getLogger(__name__)
 
 _AFTER_S = 5.0  # of work; before that there is not enough to lose
 _KEPT_S = 7 * 24 * 3600  # an older log is not continued
 _HEAD = struct.Struct("<32sII")  # sha256 of the pixels, rows, numbers per row
+
+
+class FaceEmbedder(Protocol):
+    """What embeds aligned faces: a session, or a double of one."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers per embedding."""
+
+    def embed(self, images: U8) -> F32:
+        """Aligned faces `(N, 112, 112, 3) uint8`, RGB -> `(N, D) float32`."""
+
+
+class _Network:
+    """A network as a function of its inputs, in a session's place."""
+
+    def __init__(self, embed: Callable[[F32], F32], shape: tuple[int, int, int]) -> None:
+        probe = np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(1, *shape)
+        rows = embed(probe)
+        self.embed: Any = embed
+        self.dim = rows.shape[1]
+        self.identity = hashlib.sha256(rows.tobytes()).hexdigest()
+
+
+@contextmanager
+def logged_network(
+    embed: Callable[[F32], F32], shape: tuple[int, int, int], faces: Faces, purpose: str
+) -> Iterator[Callable[[F32], F32]]:
+    """As `logged_embedder`, for a network that is known by what it computes.
+
+    Args:
+        embed: Network inputs `(N, C, H, W) float32 -> (N, D) float32`.
+        shape: C, H and W.
+        faces: The source of what is embedded.
+        purpose: Tells apart passes over the same faces.
+
+    Yields:
+        What embeds in the network's place.
+
+    Raises:
+        Interrupted: As `logged_embedder`.
+    """
+    network = _Network(embed, shape)
+    with logged_embedder(network, faces, network.identity, str(shape), purpose) as log:
+        yield log.embed  # type: ignore[arg-type]  # it hashes and passes on any array
 
 
 @contextmanager
@@ -88,7 +133,7 @@ class _Log:
     def dim(self) -> int:
         return self._session.dim
 
-    def embed(self, images: U8) -> F32:
+    def embed(self, images: npt.NDArray[Any]) -> F32:
         """The embeddings of a batch, from the file or made now."""
         digest = hashlib.sha256(images.tobytes()).digest()
         if self._replaying:

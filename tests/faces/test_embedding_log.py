@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fr_edge.arrays import F32, U8
+from fr_edge.faces.embedding_log import logged_embedder, logged_network
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.interruption import Interrupted
-from fr_edge.runtime.embedding_log import logged_embedder
 from fr_edge.runtime.session import embed_faces
 
 
@@ -33,7 +33,7 @@ class Counting:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("fr_edge.runtime.embedding_log._AFTER_S", 0.0)
+    monkeypatch.setattr("fr_edge.faces.embedding_log._AFTER_S", 0.0)
     return tmp_path / "cache" / "fr-edge" / "embeddings"
 
 
@@ -120,3 +120,43 @@ def test_errors_and_old_logs_leave_nothing(faces: Faces, cache: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         embed(Counting(), broken)
     assert list(cache.iterdir()) == []
+
+
+def test_a_network_is_known_by_what_it_computes(faces: Faces, cache: Path) -> None:
+    calls: list[int] = []
+
+    def embed(inputs: F32) -> F32:
+        calls.append(len(inputs))
+        rows: F32 = inputs.reshape(len(inputs), 4, -1).sum(2)
+        return rows
+
+    def search(factor: int, count: int) -> list[F32]:
+        """Embed batches of 2, 3 and 5; stop after some of them."""
+        with logged_network(lambda x: factor * embed(x), (1, 4, 4), faces, "search") as log:
+            rows = [log(np.full((n, 1, 4, 4), n, np.float32)) for n in (2, 3, 5)[:count]]
+            if count < 3:
+                raise KeyboardInterrupt
+            return rows
+
+    with pytest.raises(Interrupted, match="the embeddings of 5 faces are kept"):
+        search(1, 2)
+    with pytest.raises(Interrupted):
+        search(2, 1)
+    assert calls == [1, 2, 3, 1, 2]  # the first of each tells which network it is
+    calls.clear()
+    rows = search(1, 3)
+    assert calls == [1, 5]
+    assert [float(row[0, 0]) for row in rows] == [8, 12, 20]
+
+
+def test_a_record_with_other_numbers_per_row_is_not_read(faces: Faces, cache: Path) -> None:
+    """Its size would be the memory that is asked for."""
+    with pytest.raises(Interrupted):
+        embed(Counting(), faces, 2)
+    (file,) = cache.iterdir()
+    data = bytearray(file.read_bytes())
+    data[36:40] = b"\xff" * 4
+    file.write_bytes(data)
+    session = Counting()
+    embed(session, faces)
+    assert sum(session.seen) == 160
