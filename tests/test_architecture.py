@@ -71,7 +71,7 @@ def test_stages_cost_nothing_to_import() -> None:
 
 def package_files() -> list[Path]:
     """The package's Python files; its root is the repository's."""
-    outside = {".venv", "build", "tests", "docs", "benchmarks", "demo"}
+    outside = {".venv", "build", "tests", "docs", "benchmarks", "examples", "demo"}
     tops = [top for top in ROOT.iterdir() if top.name not in outside and top.name[0] != "."]
     return [f for top in tops for f in ([top] if top.suffix == ".py" else top.rglob("*.py"))]
 
