@@ -108,7 +108,8 @@ def calibrate(
         depthwise: What grouped and depthwise convolutions compute in: "float"; "int8", the 8-bit
             format like the dense layers; or "auto": float, unless a budget's engines are timed and
             8 bits are faster there and hold the budget.
-        force: Replace an earlier calibration even when the faces look unusable.
+        force: Replace an earlier calibration even when the faces look unusable or cannot judge the
+            budget.
 
     Raises:
         UsageError: The precision, method, limit or `depthwise` does not exist, or INT8's cache is
@@ -117,7 +118,8 @@ def calibrate(
             their people not separated, and the bundle has a calibration that is kept.
         ModelError: The network has no dense layer, or overflows.
         BundleError: The bundle has no `model.onnx`.
-        GateFailed: No assignment holds the budget.
+        GateFailed: No assignment holds the budget; or the people cannot judge whether one does, where
+            the safest is written, unless the bundle has a calibration, which is kept.
     """
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     names = CALIBRATION_FILES[eight_bit_format(precision).name]
@@ -165,6 +167,11 @@ def calibrate(
     with keeping(lambda: kept_statistics(bundle.root)):
         search, judge = _fastest(fits, judges, budget, bundle.root, latency)
     choice = judge.choose(search.table.float_layers)
+    if search.doubt and names.table in bundle and not force:
+        raise GateFailed(
+            f"{search.doubt.message}; the bundle's calibration is kept",
+            f"{search.doubt.hint}; --force writes the safest assignment in its place",
+        )
     unusable = _unusable(faces, stats, search)
     if unusable and names.table in bundle and not force:
         raise FacesError(
@@ -188,6 +195,12 @@ def calibrate(
     options |= {"depthwise": depthwise} if depthwise != "auto" else {}
     options |= {name: False for name, used in asdict(steps).items() if not used}
     _write(bundle, names, options, files, report, cache)
+    if search.doubt:
+        raise GateFailed(
+            f"{search.doubt.message}; the bundle has the safest assignment: {len(choice.int8)} of"
+            f" {len(judge.choose().int8)} layers in {precision.upper()}, the others in float",
+            search.doubt.hint,
+        )
     remove_statistics(bundle.root)
     remove_search_logs(bundle.root)
     return CalibrationResult(
@@ -210,8 +223,11 @@ def _fastest(
         except GateFailed as error:
             logger.info("with depthwise convolutions in 8 bits, %s", error)
             continue
+        if search.doubt:
+            logger.info("with depthwise convolutions in 8 bits, %s", search.doubt)
+            continue
         taken, before = search.assignments[-1], best.assignments[-1]
-        if taken.cost < before.cost - search.noise:
+        if best.doubt or taken.cost < before.cost - search.noise:
             best, judge = search, other
     return best, judge
 

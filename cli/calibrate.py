@@ -102,8 +102,9 @@ def command(
     estimate for other people from all pairs near the threshold, with its 95 % interval where the
     people suffice. With a budget, layers go back to float (FP16 in TensorRT's engine), those that
     cost most first, until the people show that it holds: the upper ends of the 95 % intervals of
-    the counted and of the likely loss are within it. Exit code 1 if no assignment holds it or the
-    people cannot judge whether one does, 4 if they are too few for any answer. A search that was
+    the counted and of the likely loss are within it. Exit code 1 if no assignment holds it; also if the
+    people cannot judge whether one does: then the safest is written, one layer in 8 bits, unless the
+    bundle has a calibration, which is kept without --force. Exit code 4 if they are too few for any answer. A search that was
     interrupted continues. Faces that are not aligned, or whose people the float network hardly tells
     apart, replace no earlier calibration (exit code 4) unless --force is given. With --role detector the
     bundle's detector gets its ranges from photographs, and is judged on one photograph in four.

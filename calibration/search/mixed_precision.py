@@ -163,6 +163,10 @@ class SearchLog:
             ) from error
 
 
+class BudgetNotJudged(GateFailed):
+    """The people cannot show whether any assignment holds the budget."""
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """What a search found.
@@ -172,12 +176,15 @@ class SearchResult:
         table: The calibration table, with the taken assignment's layers in float.
         time_source: Where the assignments' times come from.
         noise: Differences of their times up to this are not significant.
+        doubt: Why no assignment was shown to hold the budget; the safest is taken then: one layer in
+            8 bits, of those that lose least.
     """
 
     assignments: tuple[Assignment, ...]
     table: CalibrationTable
     time_source: str
     noise: float = 0.0
+    doubt: BudgetNotJudged | None = None
 
 
 def search_assignment(
@@ -202,7 +209,7 @@ def search_assignment(
 
     Raises:
         FacesError: The held-out faces are too few for the budget.
-        GateFailed: No assignment holds the budget, or the people cannot judge whether one does.
+        GateFailed: No assignment holds the budget.
     """
     if not judge.picks:
         if budget:
@@ -219,14 +226,20 @@ def search_assignment(
     key = _search_key(table, judge, budget, times.source)
     log = SearchLog(_log_path(root, judge.grouped), key)
     noise = log.recall("noise", float, times.noise)
-    assignments = _search(table, judge, budget, log, times.cost, noise)
-    holding = [a for a in assignments if budget.holds(a.loss)]
-    limit = min(a.cost for a in holding) + noise
-    best = min((a for a in holding if a.cost <= limit), key=lambda a: len(a.float_layers))
+    assignments: list[Assignment] = []
+    doubt = None
+    try:
+        _search(table, judge, budget, log, times.cost, noise, assignments)
+        holding = [a for a in assignments if budget.holds(a.loss)]
+        limit = min(a.cost for a in holding) + noise
+        best = min((a for a in holding if a.cost <= limit), key=lambda a: len(a.float_layers))
+    except BudgetNotJudged as error:
+        doubt = error
+        best = max(assignments, key=lambda a: (len(a.float_layers), a.loss.cosine.min))
     assignments.sort(key=lambda a: a is best)
     float_layers = dict.fromkeys(best.float_layers, REASON)
     table = replace(table, float_layers=float_layers)
-    return SearchResult(tuple(assignments), table, times.source, noise)
+    return SearchResult(tuple(assignments), table, times.source, noise, doubt)
 
 
 def remove_search_logs(root: Path) -> None:
@@ -274,7 +287,8 @@ def bisect_float_layers(count: int, judge: Callable[[int], EmbeddingLoss], budge
         k, 1 to `count` - 1.
 
     Raises:
-        GateFailed: No k holds the budget, or the people cannot judge whether one does.
+        BudgetNotJudged: The people cannot judge whether one does.
+        GateFailed: No k holds the budget.
     """
     low, high = 0, count - 1
     last = judge(high)
@@ -282,7 +296,7 @@ def bisect_float_layers(count: int, judge: Callable[[int], EmbeddingLoss], budge
         losses = f"with one layer in INT8, {budget.describe_loss(last)}"
         if budget.verdict(last) != EXCEEDED:
             people = f"{last.faces} faces of {last.people} people"
-            raise GateFailed(
+            raise BudgetNotJudged(
                 f"cannot judge {budget.describe()} on {people}: {losses}", budget.cure(last)
             )
         raise GateFailed(
@@ -303,9 +317,9 @@ def _search(
     log: SearchLog,
     cost: Callable[[Int8Choice], float],
     noise: float,
-) -> list[Assignment]:
-    """All assignments that were judged; those in the log are not judged again."""
-    assignments: list[Assignment] = []
+    assignments: list[Assignment],
+) -> None:
+    """Add all assignments that are judged to `assignments`; those in the log are not judged again."""
 
     def attempt(float_layers: Sequence[str]) -> EmbeddingLoss:
         assignment = log.recall(
@@ -330,7 +344,7 @@ def _search(
     if holds:  # only layers where INT8 is slower are left to improve
         if slow := [layer for layer in layers if savings[layer] < -noise]:
             attempt(slow)
-        return assignments
+        return
     errors = {
         layer: log.recall(layer, float, partial(judge.layer_error, table, layer))
         for layer in judge.track(layers, "sensitivity", len(layers))
@@ -342,7 +356,6 @@ def _search(
         # is the last that INT8 has to offer.
         order = sorted(errors, key=lambda layer: -errors[layer])
     bisect_float_layers(len(order), lambda k: attempt(order[:k]), budget)
-    return assignments
 
 
 def _above_noise(

@@ -247,14 +247,25 @@ def test_a_budget_of_true_accepts_leaves_out_the_layer_that_costs_them(
 
     keys, labels = [str(i) for i in range(80)], np.arange(80) // 2
     many = replace(faces, keys=keys, labels=labels, read=read)
-    done = calibrate(
-        bundle,
-        many,
-        "minmax",
-        limit=40,
-        steps=RANGES_ONLY,
-        budget=Budget(max_tar_drop=0.2, far=0.05),
-    )
+
+    def budgeted(drop: float) -> CalibrationResult:
+        budget = Budget(max_tar_drop=drop, far=0.05)
+        return calibrate(bundle, many, "minmax", limit=40, steps=RANGES_ONLY, budget=budget)
+
+    # 20 people cannot show so small a drop: the safest assignment is left, and the gate failed.
+    with pytest.raises(
+        GateFailed, match=r"cannot judge TAR drop <= 0\.001 .*safest .*: 1 of 4 layer"
+    ):
+        budgeted(0.001)
+    safest = open_bundle(bundle)
+    assert len(read_table(safest.file("calibration.json")).float_layers) == 3
+    model = onnx.load(safest.file("model.int8.onnx"))
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) == 2
+    done = budgeted(0.2)
+    kept = (bundle / "calibration.json").read_bytes()
+    with pytest.raises(GateFailed, match="cannot judge .*; the bundle's calibration is kept"):
+        budgeted(0.001)
+    assert (bundle / "calibration.json").read_bytes() == kept
     trials = done.report.trials
     rates = [trial.loss.at(0.05) for trial in trials]
     drops = [rate.drop for rate in rates if rate]
