@@ -10,6 +10,7 @@ import click
 
 from ..errors import MachineError
 from ..interruption import interruptible
+from .completion import complete_values
 from .output import Output, echo
 
 OptionGroups = Mapping[str, Sequence[str]]
@@ -34,6 +35,7 @@ class HelpPage(click.Command):
         **settings: Any,
     ) -> None:
         super().__init__(*args, **settings)
+        complete_values(self.params)
         self.example = example.strip("\n")
         self.option_groups = dict(option_groups or {})
         known = {flag for parameter in self.params for flag in parameter.opts}

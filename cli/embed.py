@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 @define_command(
-    "embed", example="fr-edge embed mine.bundle --faces faces/judging --out embeddings.npz"
+    "embed",
+    example="fr-edge embed mine.bundle --faces faces/judging --out embeddings.npz",
+    option_groups={
+        "Engine": ("--engine", "--backend", "--device", "--require-signature", "--trust")
+    },
 )
 @options.bundle
 @options.faces()

@@ -28,7 +28,7 @@ Faces (`SRC`) are a folder of aligned 112x112 images (the identity is the image'
 depth), an InsightFace RecordIO folder, `.tar` shards, or `synthetic:IDSxIMAGES` (synthetic people; `@SEED`
 gives other people).
 
-Completion: `eval "$(_FR_EDGE_COMPLETE=bash_source fr-edge)"` (or `zsh_source`, `fish_source`).
+Completion of commands, options, files, presets, recipes, boards and engines: `eval "$(_FR_EDGE_COMPLETE=bash_source fr-edge)"` (or `zsh_source`, `fish_source`).
 """
 
 
