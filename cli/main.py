@@ -44,6 +44,7 @@ COMMANDS = (
     "targets",
     "check",
     "accept",
+    "fleet",
     "doctor",
 )
 

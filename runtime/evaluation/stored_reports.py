@@ -108,7 +108,22 @@ def read_report(path: Path) -> Report | None:
     Raises:
         DataError: The file cannot be read or is damaged.
     """
-    document: Any = read_json(path, Any)
+    return decode_report(read_json(path, Any), path)
+
+
+def decode_report(document: Any, path: Path) -> Report | None:
+    """A report of `verify`, `evaluate` or `benchmark` from its JSON document.
+
+    Args:
+        document: JSON types; parts of earlier versions are renamed in place.
+        path: Where it comes from, for the error.
+
+    Returns:
+        The report; None for JSON of another kind.
+
+    Raises:
+        DataError: It is damaged.
+    """
     if not isinstance(document, dict):
         return None
     kinds: dict[str, type[Report]] = {

@@ -53,6 +53,9 @@ def files(built: Path, network: Path, tmp_path_factory: pytest.TempPathFactory) 
     home = tmp_path_factory.mktemp("examples")
     shutil.copytree(built, home / "mine.bundle")
     assert run(["verify", str(home / "mine.bundle"), "--engine", "int8", "-q"]) == 0
+    (home / "evidence" / "board-1").mkdir(parents=True)
+    for report in (home / "mine.bundle" / "reports").glob("verify-*.json"):
+        shutil.copy(report, home / "evidence" / "board-1")
     for name in ("other", "t"):
         shutil.copytree(home / "mine.bundle", home / f"{name}.bundle")
     shutil.copy(network, home / "backbone.onnx")
