@@ -206,7 +206,7 @@ def _text(bundle: str, result: "EvaluateResult") -> str:
         f"  accuracy {100 * result.accuracy:.2f} %{_percent(result.accuracy_interval_95)} over"
         f" {protocol.pairs} pairs ({protocol.kind})",
         f"  EER {100 * result.eer:.2f} %{_percent(result.eer_interval_95)}",
-        f"  all pairs: {pairs.genuine:,} genuine, {pairs.impostor:,} impostor",
+        f"  rates over {pairs.genuine:,} genuine and {pairs.impostor:,} impostor pairs",
     ]
     if legacy := result.accuracy_insightface:
         lines.insert(

@@ -277,9 +277,12 @@ def _thresholds(result: "VerifyResult") -> Iterator[str]:
     strata = [s for s in (*result.strata, *result.degraded) if s.drop is not None]
     if strata:
         worst = max(strata, key=lambda stratum: stratum.drop or 0.0)
+        points = round(100 * (worst.drop or 0.0), 2)
         yield (
-            f"kind of face that loses most: {worst.name}, {-100 * (worst.drop or 0.0):+.2f}"
-            f" points of {worst.pairs:,} genuine pairs"
+            f"kind of face that loses most: {worst.name}, {-points:+.2f} points of"
+            f" {worst.pairs:,} genuine pairs"
+            if points > 0
+            else "kind of face that loses most: none loses true accepts"
         )
 
 

@@ -45,8 +45,6 @@ _TIE = 0.05  # of that cosine
 
 _CLEARLY_LESS_ALIKE = 0.3  # networks with random weights find faces alike under every contract
 
-_CLEAR_LEAD = 0.05  # of d': a contract that is better by less is only warned of
-
 
 @dataclass(frozen=True)
 class OwnNormalization:
@@ -227,7 +225,7 @@ def _refuse_second_normalization(own: OwnNormalization, spec: InputSpec, force: 
 
 
 def _refuse_worse(result: PreprocessingResult, spec: InputSpec, where: str, force: bool) -> None:
-    """Refuse a contract that is clearly worse than the best one, and warn of one that is a little."""
+    """Refuse a contract that is worse than the best one beyond doubt."""
     declared = next(
         (c for c in result.ranking if c.view == result.best.view and same_input(c.input, spec)),
         None,
@@ -238,10 +236,7 @@ def _refuse_worse(result: PreprocessingResult, spec: InputSpec, where: str, forc
         f"the input contract ({spec.describe()}) is not the one that this network was trained with:"
         f" {describe_contract(result.best)} separates the people in {where} better{rest}"
     )
-    if declared is not None and best - declared.d_prime < _CLEAR_LEAD * best:
-        logger.warning("%s; the lead is small", message)
-    else:
-        _refuse(message, f"export with {contract_options(result.best.input)}", force)
+    _refuse(message, f"export with {contract_options(result.best.input)}", force)
 
 
 def _refuse(message: str, hint: str, force: bool) -> None:

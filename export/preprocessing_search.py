@@ -24,13 +24,19 @@ from ..faces.quality import faces_for
 from ..faces.sources import Faces
 from ..graph.load import contract_of, image_input
 from ..graph.run import Embed, onnx_embedder
-from ..metrics.decidability import SEPARATES, PairSums, d_prime, d_prime_lead, pair_sums
+from ..metrics.decidability import (
+    SAME_CONTRACT,
+    SEPARATES,
+    PairSums,
+    d_prime,
+    d_prime_lead,
+    pair_sums,
+    separates_better,
+)
 from ..onnx_file import read_onnx
 from ..progress import Track, silent
 from ..trial_run import ensure_runnable
 from .canonicalize import tidy
-
-_TIE = 0.01  # of d': smaller leads count as a tie
 
 _SCOUTS = 48  # images on which every variant is tried
 
@@ -52,6 +58,7 @@ class ContractCandidate:
         view: How the faces were turned, see `faces.contract.VIEWS`.
         d_prime: Decidability of genuine and impostor scores.
         tied: Whether it cannot be told from the best.
+        clearly_worse: Whether the best one separates the people better beyond doubt.
     """
 
     name: str
@@ -60,6 +67,7 @@ class ContractCandidate:
     view: str
     d_prime: float
     tied: bool
+    clearly_worse: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class PreprocessingResult:
     Attributes:
         verdict: A sentence for people.
         right: Whether the declared contract is the best or ties with it; None where none is
-            declared or no candidate separates people.
+            declared, no candidate separates people, or it is behind by no more than chance allows.
         separates: Whether the best candidate tells these people apart.
         declared: The contract that the file or bundle declares, if any.
         identities: People in the trial.
@@ -271,7 +279,10 @@ def _rank(finals: list[_Trial], rest: list[_Trial]) -> tuple[ContractCandidate, 
 
     def ties(trial: _Trial) -> bool:
         gap = first.d_prime - trial.d_prime
-        return gap <= _TIE * abs(first.d_prime) or d_prime_lead(first.sums, trial.sums)[0] <= 0
+        return (
+            gap <= SAME_CONTRACT * abs(first.d_prime)
+            or d_prime_lead(first.sums, trial.sums)[0] <= 0
+        )
 
     tied = [trial for trial in finals if ties(trial)]
     others = [trial for trial in [*finals, *rest] if trial not in tied]
@@ -283,6 +294,8 @@ def _rank(finals: list[_Trial], rest: list[_Trial]) -> tuple[ContractCandidate, 
             trial.variant.view,
             trial.d_prime,
             trial in tied,
+            # Those that had no chance were tried on a few faces and have half of the best d' at most.
+            trial not in tied and (trial in rest or separates_better(first.sums, trial.sums)),
         )
         for trial in [*tied, *sorted(others, key=_score, reverse=True)]
     )
@@ -297,16 +310,25 @@ def _judge(
     best = ranking[0]
     tied = [c for c in ranking if c.tied and c.view == best.view]
     separates = best.d_prime >= SEPARATES
-    right = None
+    right, doubted = None, False
     if declared is not None and separates:
-        right = any(same_input(candidate.input, declared) for candidate in tied)
+        own = next(
+            (c for c in ranking if c.view == best.view and same_input(c.input, declared)), None
+        )
+        doubted = own is not None and not own.tied and not own.clearly_worse
+        right = None if doubted else own is not None and own.tied
     if separates:
         verdict = f"trained with {' or '.join(map(describe_contract, tied))}"
         if len(tied) > 1:
             verdict += f": a tie, d' {best.d_prime:.2f}, the faces cannot tell them apart"
         if best.view not in ("upright", "mirrored"):
             verdict += f"; the faces are {best.view}"
-        if declared is not None and not right:
+        if declared is not None and doubted:
+            verdict += (
+                f"; the declared contract ({declared.describe()}) is behind by too little to tell:"
+                " give faces of more people"
+            )
+        elif declared is not None and not right:
             verdict += f"; the declared contract ({declared.describe()}) is wrong"
     else:
         verdict = (

@@ -130,7 +130,8 @@ def read_pair_list(
     genuine = sum(row.same for row in rows)
     if genuine in (0, len(rows)):
         raise FacesError(
-            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds"
+            f"{file} has {genuine} genuine pairs among {len(rows)}, expected both kinds",
+            "list pairs of one person (same is 1) and pairs of two people (same is 0)",
         )
     return rows
 

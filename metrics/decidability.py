@@ -13,6 +13,8 @@ from ..arrays import F32, F64, I64
 
 SEPARATES = 1.5  # d' below this is no recognition: about 23 % equal error rate for normal scores
 
+SAME_CONTRACT = 0.01  # of d': contracts that differ by less, 127.5 and 128, may count as one
+
 _EPSILON = 1e-12
 
 
@@ -100,3 +102,19 @@ def d_prime_lead(
         gaps.append(d_prime(best, w) - d_prime(other, w))
     low, high = np.quantile(gaps, [0.025, 0.975])
     return float(low), float(high)
+
+
+def separates_better(best: PairSums, other: PairSums) -> bool:
+    """Whether embeddings separate people better than others do, beyond doubt.
+
+    Args:
+        best: Sums by the embeddings in question.
+        other: Sums by other embeddings of the same faces.
+
+    Returns:
+        True where they tell the people apart at all (`SEPARATES`), and the 95 % interval of their lead
+        lies above `SAME_CONTRACT`.
+    """
+    if d_prime(best) < SEPARATES:
+        return False
+    return d_prime_lead(best, other)[0] > SAME_CONTRACT * d_prime(other)

@@ -30,6 +30,12 @@ _TAIL = (1, 2, 4, 8)  # times the rate: where the move of the threshold is measu
 
 _TAIL_PAIRS = 20  # impostor pairs above a threshold so that its move is not a few people's
 
+_NARROWER = 3.0  # times: the step that shows how many pairs are near; 2 has more bias, 4 more noise
+
+_MOVES = 33  # sizes of moves for which it is counted how many pairs they carry over the threshold
+
+_SMALL_MOVE = 1e-3  # of the step's width: smaller moves see the density at the threshold alone
+
 _PRIOR = PairCorrelation(face=0.2, person=0.06)  # of lost true accepts
 
 
@@ -70,8 +76,8 @@ def smoothed_tar_drop(
     """The loss of true accepts expected on other people, from all pairs near the threshold.
 
     The count of pairs that crossed the threshold moves by one pair at a time. Here each pair counts
-    by a smooth step, `tanh`, as wide as genuine scores scatter, and the sum is scaled by how many
-    pairs lie at the threshold itself (the density of a step half as wide). The threshold moves as
+    by a smooth step, `tanh`, as wide as genuine scores scatter, scaled by how many pairs a move of its
+    size carries over the threshold in a narrower step. The threshold moves as
     it does in the mean of several rates that enough impostors hold. A fraction of the variance for
     some bias (docs/results/int8.md), whose size the interval estimates and includes. Student's t has
     the degrees of freedom of people's influences (Welch, 1947; Satterthwaite, 1946).
@@ -119,14 +125,36 @@ def smoothed_tar_drop(
 def _lost(margin: F64, moved: F64, width: float) -> tuple[F64, float]:
     """What each genuine pair loses, `(G,)`, and the loss of TAR when the threshold rises by 1."""
     before, after = margin / width, (margin + moved) / width
-    scale = _density(margin, width / 2) / _density(margin, width)
-    lost = (np.tanh(before) - np.tanh(after)) / 2 * scale
+    lost = (np.tanh(before) - np.tanh(after)) / 2 * _crossing_ratio(margin, moved, width)
+    scale = _density(margin, width / _NARROWER) / _density(margin, width)
     return lost, float((1 - np.tanh(after) ** 2).mean()) / (2 * width) * scale
+
+
+def _crossing_ratio(margin: F64, moved: F64, width: float) -> F64:
+    """Pairs that a move of the same size carries over the threshold by a narrower step, over those by the
+    step itself, for the move of each pair `(G,)`.
+
+    For a small move it is the ratio of the densities at the threshold. A large one carries pairs over
+    that lie far above, where there are more of them than at the threshold.
+    """
+    narrow = _density(margin, width / _NARROWER) / _density(margin, width)
+    moves = np.linspace(moved.min(), moved.max(), _MOVES)
+
+    def carried(step: float) -> F64:
+        before = np.tanh(margin / step).mean()
+        after: F64 = np.tanh((margin + moves[:, None]) / step).mean(axis=1)
+        return before - after
+
+    by_step = carried(width)
+    large = np.abs(moves) > _SMALL_MOVE * width
+    ratios = np.full(_MOVES, narrow)
+    ratios[large] = carried(width / _NARROWER)[large] / by_step[large]
+    return np.interp(moved, moves, ratios)
 
 
 def _with_density(lost: F64, margin: F64, width: float) -> F64:
     """The losses with the influence of each pair on the density that scales them."""
-    narrow, wide = (1 - np.tanh(margin / w) ** 2 for w in (width / 2, width))
+    narrow, wide = (1 - np.tanh(margin / w) ** 2 for w in (width / _NARROWER, width))
     ratio = narrow / max(float(narrow.mean()), 1e-12) - wide / max(float(wide.mean()), 1e-12)
     values: F64 = lost + lost.mean() * ratio
     return values

@@ -330,5 +330,8 @@ def _plain(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+        given = {key: part for key, part in value.items() if part not in ("", None)}
+        if "sha256" in given:
+            given["sha256"] = str(given["sha256"])[:12]
+        return ", ".join(f"{key} {_plain(part)}" for key, part in given.items())
     return str(value)

@@ -14,7 +14,7 @@ from ...arrays import F32, F64, I64, U8
 from ...bundle.manifest import Bundle
 from ...faces.contract import ContractVariant, InputSpec, contract_variants, preprocess
 from ...faces.sources import Faces
-from ...metrics.decidability import SEPARATES, PairSums, d_prime, d_prime_lead, pair_sums
+from ...metrics.decidability import PairSums, d_prime, pair_sums, separates_better
 from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
@@ -40,7 +40,6 @@ _MANY_WRONG = 0.05
 _CONTRACT_PEOPLE = 20  # with two faces: fewer show no contract
 _CONTRACT_TRIED = 130  # people at most, those who choose the best other contract among them
 _SCOUTED = 10  # people at most on whom every contract is tried; a third at most
-_SAME_CONTRACT = 0.01  # of d': contracts that differ by less, 127.5 and 128, may count as one
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
@@ -167,9 +166,8 @@ def contract_doubt(
     """Whether the reference separates people better under another input contract than the bundle's.
 
     Each usual contract is tried on a few people, the best one then on others, who had no part in
-    the choice. It casts doubt where it tells these apart at all (`SEPARATES`), and where the 95 %
-    interval of its lead over the bundle's contract, paired by people, lies above what contracts
-    differ by that count as one. Otherwise the reference's own rates decide.
+    the choice. It casts doubt where it separates these better beyond doubt (`separates_better`).
+    Otherwise the reference's own rates decide.
 
     Args:
         reference: model.onnx in FP32.
@@ -203,8 +201,7 @@ def contract_doubt(
     scores = {variant: d_prime(separation(variant, scouts)) for variant in others}
     best = max(scores, key=lambda variant: scores[variant])
     own, other = _sums(embeddings[picks][~scouts], labels[~scouts]), separation(best, ~scouts)
-    margin = _SAME_CONTRACT * d_prime(own)
-    if d_prime(other) < SEPARATES or d_prime_lead(other, own)[0] <= margin:
+    if not separates_better(other, own):
         return ""
     return (
         f"{declared}: with {best.spec.describe()} it separates {len(own.count)} of these people"

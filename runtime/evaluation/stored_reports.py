@@ -91,8 +91,8 @@ def read_reports(bundle: Bundle) -> Iterator[StoredReport]:
         if report.engine not in PRECISIONS:
             raise DataError(f"{path} is damaged: there is no engine {report.engine!r}")
         reason = stale.get(name, "")
-        if report.provenance is not None:
-            reason = reason or foreign_reason(report.provenance, bundle)
+        if report.provenance is not None and not (reason and bundle.files[name].of):
+            reason = foreign_reason(report.provenance, bundle) or reason
         yield StoredReport(name, report, reason)
 
 

@@ -21,6 +21,16 @@ def test_ijb_flags_are_for_ijb(bundle: Path, capsys: Captured) -> None:
     assert "IJB" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["missing/gates.xml", "."])
+def test_a_junit_file_is_refused_before_the_work(
+    file: str, bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    kept = sorted(bundle.rglob("*"))
+    assert run(["verify", str(bundle), "--junit", str(tmp_path / file)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert sorted(bundle.rglob("*")) == kept
+
+
 def test_one_person_is_no_judge(bundle: Path, capsys: Captured) -> None:
     assert run(["verify", str(bundle), "--faces", "synthetic:1x4"]) == 4
     assert "4 faces of 1 people" in capsys.readouterr().err

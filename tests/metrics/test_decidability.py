@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fr_edge.metrics.decidability import d_prime, d_prime_lead, pair_sums
+from fr_edge.metrics.decidability import d_prime, d_prime_lead, pair_sums, separates_better
 
 
 def reference_d_prime(embeddings: np.ndarray, labels: np.ndarray) -> float:
@@ -54,3 +54,20 @@ def test_a_lead_is_clear_or_not() -> None:
     assert d_prime_lead(clear, vague)[0] > 0
     low, high = d_prime_lead(clear, again)
     assert low < 0 < high
+    assert separates_better(clear, vague)
+    assert not separates_better(clear, again)
+
+
+def test_a_certain_lead_of_nothing_is_no_better() -> None:
+    """(x - 127.5) / 127.5 and / 128: every draw of people shows the lead, and it means nothing."""
+    random = np.random.default_rng(6)
+    labels = np.arange(80) // 2
+    people = random.normal(size=(40, 32))[labels]
+    noise = random.normal(size=(80, 32))
+    best, other = (
+        pair_sums((people + noise * level).astype(np.float32), labels) for level in (0.4, 0.402)
+    )
+    assert d_prime_lead(best, other)[0] > 0
+    assert not separates_better(best, other)
+    strangers = pair_sums(noise.astype(np.float32), labels)
+    assert not separates_better(strangers, best)
