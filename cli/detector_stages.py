@@ -4,11 +4,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import Output, size_text
+from .output import Output, size_text, stored_or_not, table
+from .verdict_text import (
+    artifact_text,
+    failure_text,
+    gates_text,
+    reason_lines,
+    verdict_text,
+    write_junit,
+)
 
 if TYPE_CHECKING:
     from ..bundle.keys import SigningKey
     from ..metrics.detection import DetectionDrift
+    from ..runtime.evaluation.photograph_result import PhotographResult
     from ..runtime.trt.config import EngineOptions
 
 ROLE_HELP = "What SOURCE is: a face network, or the detector that finds faces for it."
@@ -24,6 +33,17 @@ def refuse_for_detector(**given: Any) -> None:
         if value not in (None, False, (), ""):
             option = name.replace("_", "-")
             raise click.UsageError(f"--{option} is not for --role detector")
+
+
+def refuse_for_photos(**given: Any) -> None:
+    """End the command where options were given that `--photos` does not go with.
+
+    Args:
+        given: Option, underscores for dashes -> its value, empty where it was not given.
+    """
+    for name, value in given.items():
+        if value not in (None, False, (), ""):
+            raise click.UsageError(f"--{name.replace('_', '-')} does not go with --photos")
 
 
 def export_role(output: Output, source: str, out: str, **settings: Any) -> None:
@@ -143,3 +163,93 @@ def drift_text(drift: "DetectionDrift") -> str:
             f" p95 {drift.shift.p95:.2f} ({drift.shift_in_photograph.median:.2f} of the photograph)"
         )
     return text
+
+
+def verify_photos(
+    output: Output, bundle: str, photographs: str, junit: str | None, **settings: Any
+) -> None:
+    """Judge a bundle's detector and engine on photographs.
+
+    Args:
+        output: Where the result goes.
+        bundle: The bundle.
+        photographs: A folder with one folder per person.
+        junit: Where the gates go as JUnit XML.
+        settings: As `verify_photographs` takes them.
+    """
+    from ..documents import to_builtins
+    from ..faces.photographs import open_photographs
+    from ..runtime.evaluation.verify_photographs import verify_photographs
+
+    opened = open_photographs(photographs)
+    result, unstored = stored_or_not(
+        lambda: verify_photographs(bundle, opened, track=output.track, **settings)
+    )
+    output.result(to_builtins(result), _photographs_text(bundle, result))
+    graph = " graph, not an engine," if result.judged == "graph" else ""
+    title = f"{result.engine}{graph} on {result.backend}, photographs {result.name}"
+    write_junit(junit, "verify", title, result.gates, result.reasons, result.not_measured)
+    output.check_stored(unstored)
+    if not result.passed:
+        output.fail_gate(failure_text(result.verdict, result.reasons))
+
+
+def _photographs_text(bundle: str, result: "PhotographResult") -> str:
+    counts = result.photographs
+    kind = "-frame" if result.input_kind == "frame" else ""
+    lines = [
+        f"{bundle}: {result.engine}{kind} on {result.backend} with {result.family} in"
+        f" {result.detector_engine}, {counts.all} photographs",
+        f"  {artifact_text(result.artifact, result.backend)}",
+        f"  detector {artifact_text(result.detector, result.backend)}",
+        f"  against {result.reference}",
+        f"  a face in {counts.reference} photographs by FP32, in {counts.engine} here, missed in"
+        f" {counts.missed}; {counts.unreadable} cannot be used; compared: {counts.compared}",
+        f"  {drift_text(result.detection)}",
+    ]
+    rows = [
+        [
+            f"{far} *" if rate.low_confidence else far,
+            _share(rate.reference),
+            _share(rate.engine),
+            _share(rate.delta, sign="+"),
+            ""
+            if rate.interval_95 is None
+            else "{:+.4f} to {:+.4f}".format(*rate.interval_95.delta),
+            _share(result.tar_with_missed.get(far)),
+            *(_share(s.tar[far].delta if far in s.tar else None, sign="+") for s in result.steps),
+        ]
+        for far, rate in result.tar.items()
+    ]
+    if rows:
+        steps = [f"by {step.step}" for step in result.steps]
+        head = (
+            "FAR",
+            "TAR host",
+            "TAR here",
+            "change",
+            "95 % interval of it",
+            "with missed",
+            *steps,
+        )
+        lines.append(table(rows, head))
+        if any(rate.low_confidence for rate in result.tar.values()):
+            lines.append("* depends on fewer than 10 impostor pairs")
+    lines += [
+        f"cosine after {step.step}: mean {step.mean_cosine:.5f}, min {step.min_cosine:.5f}"
+        for step in result.steps
+    ]
+    lines.append(gates_text(result.gates))
+    lines += [f"not measured: {note}" for note in result.not_measured]
+    if result.report:
+        lines.append(f"report: {result.report}")
+    people = f" of {result.faces.identities} people" if result.faces else ""
+    lines += reason_lines(result.reasons)
+    lines.append(
+        f"{verdict_text(result.verdict, result.judged)}: {counts.compared} photographs{people}"
+    )
+    return "\n".join(lines)
+
+
+def _share(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"

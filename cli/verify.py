@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from . import options
 from .command import define_command
+from .detector_stages import refuse_for_photos, verify_photos
 from .output import Output, stored_or_not, table
 from .verdict_text import (
     artifact_text,
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from ..runtime.evaluation.result import VerifyResult
 
 
+_OF_FACES = ("min_cosine", "p1_cosine", "max_stratum_drop", "min_accuracy", "max_eer")
+_OF_PHOTOS = ("max_detector_recall_loss", "max_landmark_shift")
+
+
 @define_command(
     "verify",
     example="fr-edge verify mine.bundle --engine int8 --pairs faces/pairs.csv",
@@ -37,6 +42,12 @@ if TYPE_CHECKING:
             "--groups",
             "--degrade",
             "--keep-names",
+        ),
+        "Photographs": (
+            "--photos",
+            "--detector-engine",
+            "--max-detector-recall-loss",
+            "--max-landmark-shift",
         ),
         "Compared with": (
             "--reference",
@@ -77,6 +88,27 @@ if TYPE_CHECKING:
 @options.require_signature
 @options.artifact
 @options.faces(what="Faces of people to judge on, one folder per identity")
+@options.photos(what="Judge the whole chain with the bundle's detector")
+@click.option(
+    "--detector-engine",
+    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="The detector's engine to judge; auto takes int8, else fp16, else fp32, of those that were"
+    " built.",
+)
+@click.option(
+    "--max-detector-recall-loss",
+    type=float,
+    metavar="X",
+    help="Gate: share of the FP32 detector's faces that are missed.  [default: 0.02]",
+)
+@click.option(
+    "--max-landmark-shift",
+    type=float,
+    metavar="X",
+    help="Gate: median shift of the landmarks, pixels of the aligned face.  [default: 1]",
+)
 @click.option("--pairs", metavar="FILE", help="Judge on this pair list (fold,path1,path2,same).")
 @options.columns
 @click.option("--reference", metavar="FILE.npz", help="The original's embeddings of those faces.")
@@ -110,6 +142,8 @@ def command(
     backend: str,
     artifact: Literal["engine", "graph"],
     faces: str | None,
+    photos: str | None,
+    detector_engine: str,
     pairs: str | None,
     columns: list[str] | None,
     reference: str | None,
@@ -130,6 +164,10 @@ def command(
     when its whole 95 % interval does. Exit code 1 for FAILED and CANNOT JUDGE. The report has numbers
     for faces' names, which `fr-edge inspect BUNDLE --names SRC` turns back for you alone.
 
+    --photos judges from the photograph to the decision: faces that the bundle's detector misses against
+    its FP32 model, how far landmarks move, and TAR of the whole chain against the host's in FP32, split
+    into what detection, network and alignment each cost.
+
     --package takes a folder of `fr-edge package` in place of a bundle: what of it can run on this
     machine embeds the golden faces, and the result is written to certificate.json there.
     """
@@ -138,6 +176,22 @@ def command(
         return
     if bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE'.", click.get_current_context())
+    if photos:
+        refuse_for_photos(
+            faces=faces, pairs=pairs, columns=columns, reference=reference, teacher=teacher,
+            groups=groups, degrade=degrade, keep_names=keep_names,
+            **{name: limits.pop(name) for name in _OF_FACES},
+        )  # fmt: skip
+        verify_photos(
+            output, bundle, photos, junit, engine=engine, detector=detector_engine,
+            backend=backend, artifact=artifact, policy=Path(policy) if policy else None, **limits,
+        )  # fmt: skip
+        return
+    of_photos = {name: limits.pop(name) for name in _OF_PHOTOS}
+    if detector_engine != "auto" or any(value is not None for value in of_photos.values()):
+        raise click.UsageError(
+            "--detector-engine, --max-detector-recall-loss and --max-landmark-shift need --photos DIR"
+        )
     from ..documents import to_builtins
     from ..faces.face_numbers import with_names
     from ..runtime.evaluation.verify import verify

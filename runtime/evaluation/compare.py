@@ -15,6 +15,7 @@ from ...documents import to_builtins
 from ...errors import DataError, UsageError
 from ..benchmark.result import BenchmarkResult
 from .gates import Gate, ceiling_gate
+from .photograph_result import PhotographResult
 from .result import EvaluateResult, IjbResult, VerifyResult
 from .stored_reports import Report, read_report, read_reports
 
@@ -193,13 +194,15 @@ def _paired(a: dict[str, Report], b: dict[str, Report]) -> list[tuple[str, Repor
 def _kind(report: Report) -> str:
     if isinstance(report, BenchmarkResult):
         return "benchmark"
+    if isinstance(report, PhotographResult):
+        return "verify photographs"
     return "verify" if isinstance(report, VerifyResult) else "evaluate"
 
 
 def _label(report: Report) -> str:
     """`verify int8 golden`: what a report is of, without the machine."""
     words = [_kind(report), report.engine]
-    if isinstance(report, VerifyResult):
+    if isinstance(report, VerifyResult | PhotographResult):
         words.append(report.name)
     elif isinstance(report, IjbResult):
         words += [report.protocol.name, report.protocol.flags]
@@ -215,6 +218,8 @@ def _figures(report: Report) -> Iterator[tuple[str, _Figure]]:
         yield from _verification_figures(report)
     elif isinstance(report, BenchmarkResult):
         yield from _benchmark_figures(report)
+    elif isinstance(report, PhotographResult):
+        yield from _photograph_figures(report)
     else:
         yield from _evaluation_figures(report)
 
@@ -223,6 +228,18 @@ def _verification_figures(report: VerifyResult) -> Iterator[tuple[str, _Figure]]
     cosine = report.cosine
     for name, value in (("min", cosine.min), ("p1", cosine.p1), ("mean", cosine.mean)):
         yield f"cosine {name}", _Figure(value, None, True)
+    for far, rate in report.tar.items():
+        if rate.engine is not None:
+            ends = rate.interval_95.engine if rate.interval_95 else None
+            yield f"TAR at {far}", _Figure(rate.engine, ends, True)
+
+
+def _photograph_figures(report: PhotographResult) -> Iterator[tuple[str, _Figure]]:
+    drift = report.detection
+    if drift.missed_share is not None:
+        yield "faces missed", _Figure(drift.missed_share, drift.missed_interval_95, False)
+    if drift.shift is not None:
+        yield "median shift of the landmarks", _Figure(drift.shift.median, None, False)
     for far, rate in report.tar.items():
         if rate.engine is not None:
             ends = rate.interval_95.engine if rate.interval_95 else None

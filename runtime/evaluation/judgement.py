@@ -113,7 +113,7 @@ def judge_gates(
     else:
         rate = judged_rate(limits, comparison.tar)
         named = bool(comparison.mixed_gallery)  # else only listed pairs are known
-        gates += _rate_gates(limits, rate, named)
+        gates += rate_gates(limits, rate, named=named)
         not_measured = []
         if rate.far != limits.judged_far:
             wanted = comparison.tar[far_name(limits.judged_far)]
@@ -281,8 +281,14 @@ def _solid(rate: RateChange) -> bool:
     return rate.delta is not None and not rate.low_confidence
 
 
-def _rate_gates(limits: Limits, rate: RateChange, named: bool) -> Iterator[Gate]:
-    """The loss of TAR, and the rates that were asked for."""
+def rate_gates(limits: Limits, rate: RateChange, *, named: bool) -> Iterator[Gate]:
+    """The loss of TAR, and the rates that were asked for.
+
+    Args:
+        limits: What the engine must satisfy.
+        rate: The judged rates.
+        named: Whether it is known who is who.
+    """
     names, interval = _names(far_name(rate.far)), rate.interval_95
     reason = rate.reason or rate.low_confidence
     if rate.delta is None or rate.engine is None:

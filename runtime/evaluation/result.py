@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._version import __version__
 from ...bundle.bundle import transaction
@@ -29,6 +29,9 @@ from .gallery import GalleryMigration
 from .gates import Gate, VerdictReason
 from .judgement import GalleryAdvice
 from .reference import FacesSummary, ReferenceCheck
+
+if TYPE_CHECKING:
+    from .photograph_result import PhotographResult
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _MAX_SLUG = 60  # characters of a protocol's name in a file name
@@ -310,7 +313,7 @@ def report_name(
 def save_result(
     bundle: Bundle,
     stage: str,
-    result: VerifyResult | EvaluateResult | IjbResult,
+    result: "VerifyResult | EvaluateResult | IjbResult | PhotographResult",
     *,
     of: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,

@@ -13,9 +13,10 @@ from ...documents import convert, read_json
 from ...errors import DataError
 from ..benchmark.result import BenchmarkResult
 from ..fingerprint import PRECISIONS
+from .photograph_result import PhotographResult
 from .result import EvaluateResult, IjbResult, VerifyResult
 
-Report = VerifyResult | EvaluateResult | IjbResult | BenchmarkResult
+Report = VerifyResult | EvaluateResult | IjbResult | BenchmarkResult | PhotographResult
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def decode_report(document: Any, path: Path) -> Report | None:
     if not isinstance(document, dict):
         return None
     kinds: dict[str, type[Report]] = {
+        "detection": PhotographResult,
         "cosine": VerifyResult,
         "runs": BenchmarkResult,
         "accuracy": EvaluateResult,
@@ -172,6 +174,10 @@ def _row(stored: StoredReport) -> ReportRow:
         if on := report.faces:
             pairs = f", {on.genuine_pairs} + {on.impostor_pairs} pairs" if on.genuine_pairs else ""
             faces = f"{on.count} {_real(on.synthetic)}faces of {on.identities} people{pairs}"
+    elif isinstance(report, PhotographResult):
+        kind, verdict, protocol = "verify", report.verdict, report.name
+        people = report.faces.identities if report.faces else 0
+        faces = f"{report.photographs.compared} photographs of {people} people"
     elif isinstance(report, BenchmarkResult):
         kind, verdict = "benchmark", report.verdict
         faces = "batch " + ", ".join(dict.fromkeys(str(run.batch) for run in report.runs))

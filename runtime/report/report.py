@@ -24,6 +24,7 @@ from ...files import real_path
 from ...graph.layers import summarize_model
 from ...onnx_file import read_onnx
 from ..benchmark.result import BenchmarkResult
+from ..evaluation.photograph_result import PhotographResult
 from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
 from ..evaluation.stored_reports import Report, list_reports, read_reports
 from ..fingerprint import PRECISIONS, engine_source, read_fingerprint
@@ -54,6 +55,7 @@ class _Reports:
     verified: list[dict[str, Any]] = field(default_factory=list)
     judged: list[dict[str, Any]] = field(default_factory=list)
     timed: list[dict[str, Any]] = field(default_factory=list)
+    photographs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Path:
@@ -118,6 +120,7 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         if name in bundle
     ]
     certified = {row["artifact"].file for row in reports.verified if row["artifact"]}
+    certified |= {row["detector"].file for row in reports.photographs}
     fars = {far for report in reports.judged for far in report["tar_at_far"]}
     return {
         "name": real_path(bundle.root).name,
@@ -126,6 +129,7 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         "verified": reports.verified,
         "timed": reports.timed,
         "judged": reports.judged,
+        "photographs": reports.photographs,
         "fars": sorted(fars, key=float, reverse=True),
         "engines": engines,
         "unjudged": [engine for engine in engines if engine["file"] not in certified],
@@ -156,6 +160,8 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
             reports.verified.append(
                 {**_verification(report, faces, title(VerifyResult, _title(report))), **facts}
             )
+        elif isinstance(report, PhotographResult):
+            reports.photographs.append({**_fields(report), **facts})
         elif isinstance(report, BenchmarkResult):
             reports.timed.append(
                 {**_timing(report, title(BenchmarkResult, report.engine)), **facts}
@@ -164,7 +170,7 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
             # IJB has no accuracy
             lacking = {"accuracy": None, "accuracy_std": None, "eer": None}
             reports.judged.append({**lacking, **_fields(report), **facts})
-    for group in (reports.verified, reports.judged, reports.timed):
+    for group in (reports.verified, reports.judged, reports.timed, reports.photographs):
         group.sort(key=_order)
     return reports
 

@@ -146,3 +146,69 @@ def test_bad_input_is_a_line(
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "x.npz").exists()
+
+
+def verified(
+    capsys: Captured, bundle: Path, people: Path, *more: str
+) -> tuple[int, dict[str, Any]]:
+    gates = ["--far", "0.1", "--max-tar-drop", "0.3", "--max-detector-recall-loss", "0.2"]
+    return result_of(capsys, ["verify", str(bundle), "--photos", str(people), *gates, *more])
+
+
+def test_the_chain_is_judged_step_by_step(
+    with_detector: Path, people: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    bundle = tmp_path / "mini.bundle"
+    shutil.copytree(with_detector, bundle)
+    build = ["build-engine", str(bundle), "--fp32", "--input", "frame", "--backend", "onnxruntime"]
+    assert run([*build, "-q"]) == 0
+    code, result = verified(capsys, bundle, people)
+    assert (code, result["verdict"], result["detector_engine"]) == (0, "PASSED", "int8")
+    counts, drift = result["photographs"], result["detection"]
+    assert counts == {
+        "all": PEOPLE * EACH + 1, "reference": PEOPLE * EACH, "engine": PEOPLE * EACH,
+        "missed": 0, "unreadable": 0, "compared": PEOPLE * EACH,
+    }  # fmt: skip
+    assert (drift["faces"], drift["missed"], drift["added"]) == (PEOPLE * EACH, 0, 0)
+    assert 0 < drift["shift"]["median"] < 0.5
+    assert [step["step"] for step in result["steps"]] == ["detection", "network"]
+    changes = [step["tar"]["1e-1"]["delta"] for step in result["steps"]]
+    assert sum(changes) == pytest.approx(result["tar"]["1e-1"]["delta"], abs=1e-9)
+    assert result["tar_with_missed"]["1e-1"] == result["tar"]["1e-1"]["engine"]
+    stored = json.loads((bundle / result["report"]).read_text())
+    assert stored["provenance"]["files"]["detector.json"]
+    assert stored["detector"]["sha256"] in (bundle / "bundle.json").read_text()
+    code, framed = verified(capsys, bundle, people, "--engine", "fp32-frame")
+    steps = {step["step"]: step for step in framed["steps"]}
+    assert list(steps) == ["detection", "network", "alignment"]
+    assert steps["alignment"]["min_cosine"] > 0.999
+    assert steps["network"]["min_cosine"] > 0.99999
+    assert run(["report", str(bundle), "-q"]) == 0
+    page = (bundle / "report.html").read_text()
+    assert "From a photograph to a decision: INT8 with SCRFD in INT8" in page
+    assert run(["inspect", str(bundle)]) == 0
+    assert f"{PEOPLE * EACH} photographs of {PEOPLE} people" in capsys.readouterr().out
+    same = [str(bundle / result["report"])] * 2
+    assert run(["compare", *same]) == 0
+    assert "median shift of the landmarks" in capsys.readouterr().out
+    # Another detector: the report stays, as one of earlier files.
+    file = write_conv_detector(tmp_path / "other.onnx", bytes_in=True)
+    assert run(["export", str(file), "--role", "detector", "--out", str(bundle), "-q"]) == 0
+    rows = result_of(capsys, ["inspect", str(bundle)])[1]["reports"]
+    assert all(row["stale"] for row in rows if row["file"] == result["report"])
+
+
+def test_missed_faces_and_moved_landmarks_fail(
+    with_detector: Path, people: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """A detector engine that is worse than its FP32 model: its file is replaced by another one's."""
+    bundle = tmp_path / "mini.bundle"
+    shutil.copytree(with_detector, bundle)
+    code, result = verified(capsys, bundle, people, "--max-landmark-shift", "0.0001")
+    assert (code, result["verdict"]) == (1, "FAILED")
+    assert "landmarks" in result["reasons"][0]["reason"]
+    (tmp_path / "few").mkdir()
+    shutil.copytree(people / "p01", tmp_path / "few" / "p01")
+    code, result = verified(capsys, bundle, tmp_path / "few")
+    assert (code, result["verdict"]) == (1, "CANNOT JUDGE")
+    assert result["tar"] == {}

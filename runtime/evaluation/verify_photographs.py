@@ -1,0 +1,384 @@
+"""`verify --photos`: is the whole chain on this machine, from a photograph to a decision, still right?
+
+The host's chain is FP32 throughout: detector.onnx, alignment as `norm_crop`, model.onnx. The device's is
+what an application runs. Replacing one step after the other shows what each costs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...arrays import F32, I64
+from ...bundle.bundle import open_bundle
+from ...bundle.manifest import Bundle
+from ...bundle.provenance import ImageDigests
+from ...calibration.detector_calibration import template_points
+from ...errors import FacesError
+from ...faces.align import align
+from ...faces.contract import ALIGNED_SIZE
+from ...faces.photographs import UNREADABLE, PhotographFaces, Photographs, find_faces
+from ...faces.stored_detector import DETECTOR, DETECTOR_SPEC
+from ...metrics.comparison import VerificationComparison, compare_verification
+from ...metrics.detection import DetectionDrift, PhotographDetections, compare_detections
+from ...metrics.verification import cosines
+from ...progress import Track, silent
+from ..detector_engine import BundleDetector, open_bundle_detector
+from ..fingerprint import DETECTOR_SOURCES
+from ..frames import check_frame, unit_length
+from ..machine.device import describe_device
+from ..onnxruntime_session import ONNXRUNTIME
+from ..session import Artifact, Session, open_session, session_provenance
+from .embeddings_file import check_embeddings
+from .gates import (
+    CANNOT_JUDGE,
+    PASSED,
+    Gate,
+    VerdictReason,
+    ceiling_gate,
+    gate_reasons,
+    overall_verdict,
+    people_gate,
+)
+from .judgement import arithmetic_notes, judged_rate, rate_gates, reference_doubt
+from .limits import POLICY_NAME, Limits, kept_policy, merged_policy, with_policy_signatures
+from .photograph_result import (
+    ALIGNMENT,
+    DETECTION,
+    NETWORK,
+    ChainStep,
+    PhotographCounts,
+    PhotographResult,
+)
+from .reference import FacesSummary
+from .result import OpenedFile, opened_file, report_name, save_result
+
+_BATCH = 32  # photographs whose faces are embedded at once
+
+_OF_FACES = ("min_cosine", "p1_cosine", "max_stratum_drop", "min_accuracy", "max_eer")  # limits
+
+_NO_FACES = "the FP32 detector finds no face in these photographs"
+_MORE_FACES = "give more photographs that show a face"
+
+
+def verify_photographs(
+    bundle: Bundle | str | Path,
+    photographs: Photographs,
+    engine: str = "int8",
+    *,
+    detector: str = "auto",
+    backend: str = "auto",
+    artifact: Artifact = "engine",
+    policy: Path | None = None,
+    name: str = "",
+    track: Track = silent,
+    **limits: float | None,
+) -> PhotographResult:
+    """Compare the chain on this machine with the host's in FP32; write `reports/verify-photos-*.json`.
+
+    Of several faces the largest is meant. A failed gate does not raise: look at `verdict`.
+
+    Args:
+        bundle: An open bundle with a detector, or its folder.
+        photographs: Whole photographs, a folder per person.
+        engine: The face network's precision, as `open_session` takes it.
+        detector: The detector's precision, as `open_bundle_detector` takes it.
+        backend: As `open_session`; of both.
+        artifact: "engine" judges the engines that were built; "graph" the ONNX graphs with every
+            rounding, on onnxruntime.
+        policy: A TOML file with limits, which the bundle keeps.
+        name: The protocol's name in the report; by default that of the folder.
+        track: Shows progress.
+        limits: What the chain must satisfy, by the names of `Limits`.
+
+    Returns:
+        What was measured, with the verdict.
+
+    Raises:
+        UsageError: Impossible limits or options.
+        DataError: The policy cannot be read.
+        BundleError: The bundle has no detector, an engine was not built, or a file was changed.
+        MachineError: The backend cannot run here.
+        FacesError: No photograph shows a face that both detectors find.
+        ModelError: An embedding is zero or not finite.
+    """
+    asked = Limits(**limits)
+    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    bundle = with_policy_signatures(bundle, policy)
+    with (
+        open_bundle_detector(bundle, "fp32", artifact="graph") as host,
+        open_bundle_detector(bundle, detector, backend, artifact=artifact) as device,
+        open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
+        open_session(bundle, engine, backend, artifact=artifact) as session,
+    ):
+        gated = merged_policy(asked, bundle, policy, session.precision)
+        before = find_faces(photographs, host, "largest", _labelled(track, "detecting: FP32"))
+        after = find_faces(photographs, device, "largest", _labelled(track, "detecting: device"))
+        drift = compare_detections(_all_faces(before), _all_faces(after), template_points())
+        both = np.intersect1d(before.found, after.found).astype(np.int64)
+        if not len(both):
+            raise FacesError(
+                f"none of {len(photographs)} photographs shows a face that both detectors find:"
+                f" the FP32 detector finds one in {len(before.found)}, the device's in"
+                f" {len(after.found)}",
+                "are they photographs, upright, with faces of some 30 pixels or more?",
+            )
+        images = ImageDigests()
+        chain = _embed_chain(bundle, photographs, before, after, both, fp32, session, images, track)
+        note = arithmetic_notes(session)
+        judged, opened = opened_file(session), _detector_file(device)
+        name = name or photographs.root.resolve().name
+        flags = {"limits": gated, "photographs": True, "detector": (device.sha256, device.backend)}
+        keys = [photographs.keys[index] for index in chain.kept]
+        report = report_name("verify-photos", session, name, keys, None, flags, images)
+        provenance = session_provenance(
+            bundle,
+            session,
+            images=images,
+            also=(
+                DETECTOR,
+                DETECTOR_SPEC,
+                DETECTOR_SOURCES[device.precision],
+                device.file,
+                POLICY_NAME,
+            ),
+            instead={POLICY_NAME: policy},
+        )
+    labels = photographs.labels[chain.kept] if photographs.labelled else None
+    whole = _compare(chain.steps[0][1], chain.steps[-1][1], labels, gated)
+    gates, not_measured = _gates(gated, drift, whole)
+    reasons = gate_reasons(gates)
+    if whole is not None and (doubt := reference_doubt(gated, whole)):
+        reasons.append(doubt)
+    if whole is None:
+        reasons.append(
+            VerdictReason(
+                CANNOT_JUDGE,
+                "the photographs do not show several people of whom one has two",
+                "give a folder per person",
+            )
+        )
+    verdict = overall_verdict(reason.verdict for reason in reasons)
+    counts = _counts(before, after, chain.kept)
+    result = PhotographResult(
+        passed=verdict == PASSED,
+        verdict=verdict,
+        engine=session.precision,
+        backend=session.backend,
+        judged=session.artifact,
+        artifact=judged,
+        detector=opened,
+        detector_engine=device.precision,
+        family=device.spec.family,
+        input_kind=session.input_kind,
+        name=name,
+        reference="detector.onnx and model.onnx in FP32 on this machine, aligned on the host",
+        detection=drift,
+        photographs=counts,
+        faces=_summary(photographs, labels),
+        min_cosine=float(cosines(chain.steps[0][1], chain.steps[-1][1]).min()),
+        tar=whole.tar if whole else {},
+        tar_with_missed=_with_missed(whole, photographs, before, chain.kept),
+        steps=tuple(_steps(chain, labels, gated)),
+        gates=tuple(gates),
+        reasons=tuple(reasons),
+        not_measured=(*not_measured, *note),
+        report=report,
+        device=asdict(describe_device()),
+        provenance=provenance,
+    )
+    save_result(
+        bundle,
+        "verify",
+        result,
+        of=(DETECTOR, DETECTOR_SPEC, device.file),
+        options={"photographs": True, "detector": device.precision},
+        summary={"passed": result.passed, "verdict": verdict},
+        files=kept_policy(policy),
+    )
+    return result
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Embeddings of the photographs `kept`, of unit length, after each step; the host's chain first."""
+
+    kept: I64
+    steps: tuple[tuple[str, F32], ...]
+
+
+def _labelled(track: Track, label: str) -> Track:
+    return lambda items, _, total: track(items, label, total)
+
+
+def _all_faces(found: PhotographFaces) -> list[PhotographDetections]:
+    return [
+        PhotographDetections(
+            np.array([face.box for face in faces], np.float32).reshape(-1, 4),
+            np.array([face.points for face in faces], np.float32).reshape(-1, 5, 2),
+        )
+        for faces in found.faces
+    ]
+
+
+def _embed_chain(
+    bundle: Bundle,
+    photographs: Photographs,
+    before: PhotographFaces,
+    after: PhotographFaces,
+    both: I64,
+    fp32: Session,
+    session: Session,
+    images: ImageDigests,
+    track: Track,
+) -> _Chain:
+    """Each photograph is decoded once; one whose landmarks an application would refuse is left out."""
+    side, in_engine = bundle.spec.crop_side, session.input_kind == "frame"
+    rows: dict[str, list[F32]] = {name: [] for name in ("", DETECTION, NETWORK, ALIGNMENT)}
+    kept: list[int] = []
+    steps = -(-len(both) // _BATCH)
+    starts = range(0, len(both), _BATCH)
+    for start in track(starts, "embedding", steps):
+        crops: list[tuple[F32, F32]] = []
+        for index in map(int, both[start : start + _BATCH]):
+            image = photographs.read(index)
+            points = (before.points[index], after.points[index])
+            try:
+                check_frame(image, np.stack(points))
+            except FacesError:
+                continue
+            kept.append(index)
+            images.add(index, align(image, points[0], size=ALIGNED_SIZE))
+            crops.append(tuple(align(image, p, size=side) for p in points))  # type: ignore[arg-type]
+            if in_engine:
+                rows[ALIGNMENT].append(session.embed_frame(image, points[1][None]))
+        if crops:
+            host, device = (np.stack(faces) for faces in zip(*crops, strict=True))
+            rows[""].append(fp32.embed(host))
+            rows[DETECTION].append(fp32.embed(device))
+            rows[NETWORK].append(session.embed(device))
+    if not kept:
+        raise FacesError(
+            f"no landmarks in the photographs of {photographs.root} can be those of a face",
+            "is the detector the right one? `fr-edge inspect BUNDLE` shows it",
+        )
+    names = [photographs.keys[index] for index in kept]
+    parts = []
+    for name, embeddings in rows.items():
+        if not embeddings:
+            continue
+        joined = np.concatenate(embeddings)
+        check_embeddings(joined, names, fp32.file if name in ("", DETECTION) else session.file)
+        parts.append((name, unit_length(joined)))
+    return _Chain(np.array(kept, np.int64), tuple(parts))
+
+
+def _compare(
+    before: F32, after: F32, labels: I64 | None, limits: Limits
+) -> VerificationComparison | None:
+    if labels is None or not (np.bincount(labels) > 1).any():
+        return None
+    return compare_verification(before, after, labels, None, {}, limits.judged_far)
+
+
+def _steps(chain: _Chain, labels: I64 | None, limits: Limits) -> list[ChainStep]:
+    steps = []
+    for (_, before), (name, after) in zip(chain.steps, chain.steps[1:], strict=False):
+        comparison = _compare(before, after, labels, limits)
+        same = cosines(before, after)
+        steps.append(
+            ChainStep(
+                name, float(same.mean()), float(same.min()), comparison.tar if comparison else {}
+            )
+        )
+    return steps
+
+
+def _gates(
+    limits: Limits, drift: DetectionDrift, comparison: VerificationComparison | None
+) -> tuple[list[Gate], list[str]]:
+    reason = "" if drift.faces else _NO_FACES
+    gates = [
+        people_gate(
+            "faces missed by the device's detector",
+            drift.missed_share or 0.0,
+            limits.detector_recall_loss,
+            "most",
+            drift.missed_interval_95,
+            reason,
+            _MORE_FACES,
+        ),
+        ceiling_gate(
+            "median shift of the landmarks, pixels of the aligned face",
+            drift.shift.median if drift.shift else None,
+            limits.landmark_shift,
+            "" if drift.shift else _NO_FACES,
+            cure=_MORE_FACES,
+        ),
+    ]
+    others = [
+        f"{name}: `fr-edge verify --faces` judges it"
+        for name in _OF_FACES
+        if getattr(limits, name) is not None
+    ]
+    if comparison is None:
+        return gates, ["TAR and FAR: no photographs of several known people", *others]
+    rate = judged_rate(limits, comparison.tar)
+    gates += rate_gates(limits, rate, named=True)
+    return gates, [*comparison.notes, *others]
+
+
+def _counts(
+    before: PhotographFaces, after: PhotographFaces, kept: Sequence[int] | I64
+) -> PhotographCounts:
+    return PhotographCounts(
+        len(before.states),
+        len(before.found),
+        len(after.found),
+        len(np.setdiff1d(before.found, after.found)),
+        before.states.count(UNREADABLE),
+        len(kept),
+    )
+
+
+def _with_missed(
+    comparison: VerificationComparison | None,
+    photographs: Photographs,
+    before: PhotographFaces,
+    kept: I64,
+) -> dict[str, float | None]:
+    """The device's TAR over all pairs of photographs in which the FP32 detector finds a face."""
+    if comparison is None:
+        return {}
+    everything, compared = (
+        _genuine_pairs(photographs.labels[indices]) for indices in (before.found, kept)
+    )
+    share = compared / max(everything, 1)
+    return {
+        far: None if rate.engine is None else rate.engine * share
+        for far, rate in comparison.tar.items()
+    }
+
+
+def _genuine_pairs(labels: I64) -> int:
+    counts = np.bincount(labels)
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _summary(photographs: Photographs, labels: I64 | None) -> FacesSummary | None:
+    if labels is None:
+        return None
+    genuine, count = _genuine_pairs(labels), len(labels)
+    return FacesSummary(
+        photographs.root.resolve().name,
+        count,
+        len(np.unique(labels)),
+        False,
+        genuine,
+        count * (count - 1) // 2 - genuine,
+    )
+
+
+def _detector_file(detector: BundleDetector) -> OpenedFile:
+    return OpenedFile(detector.artifact, detector.file, detector.sha256)
