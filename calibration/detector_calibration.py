@@ -80,7 +80,7 @@ class DetectorCalibration:
 def calibrate_detector(
     bundle: Bundle | str | Path,
     photographs: Photographs,
-    limit: int = 128,
+    limit: int = 512,
     track: Track = silent,
 ) -> DetectorCalibration:
     """Write the INT8 model of a bundle's detector, its ranges and a report.

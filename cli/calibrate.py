@@ -54,12 +54,7 @@ if TYPE_CHECKING:
     help="Grouped and depthwise convolutions: in float, in the 8-bit format like the others, or auto:"
     " float unless timed engines are faster with them and hold the budget.",
 )
-@click.option(
-    "--limit",
-    type=int,
-    metavar="N",
-    help="Faces at most; photographs of a detector.  [default: 512; 128 photographs]",
-)
+@click.option("--limit", default=512, show_default=True, metavar="N", help="Faces at most.")
 @click.option("--max-tar-drop", type=float, metavar="X", help="Budget: loss of TAR at --far.")
 @click.option("--min-cosine", type=float, metavar="X", help="Budget: the worst face's cosine.")
 @click.option("--far", default=1e-4, show_default=True, metavar="X", help="The budget's FAR.")
@@ -86,7 +81,7 @@ def command(
     method: str,
     precision: str,
     depthwise: str,
-    limit: int | None,
+    limit: int,
     max_tar_drop: float | None,
     min_cosine: float | None,
     far: float,
@@ -136,7 +131,7 @@ def command(
         opened,
         open_faces(faces),
         method,
-        512 if limit is None else limit,
+        limit,
         output.track,
         precision=precision,
         budget=Budget(max_tar_drop, min_cosine, far) if has_budget else None,

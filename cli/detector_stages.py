@@ -69,21 +69,20 @@ def export_role(output: Output, source: str, out: str, **settings: Any) -> None:
     output.result(to_builtins(result), "\n".join(lines))
 
 
-def calibrate_role(output: Output, bundle: str, photographs: str, limit: int | None) -> None:
+def calibrate_role(output: Output, bundle: str, photographs: str, limit: int) -> None:
     """Calibrate a bundle's detector on photographs.
 
     Args:
         output: Where the result goes.
         bundle: The bundle.
         photographs: A folder of photographs.
-        limit: Most photographs that calibrate; None for the default.
+        limit: Most photographs that calibrate.
     """
     from ..calibration.detector_calibration import DETECTOR_INT8, calibrate_detector
     from ..documents import to_builtins
     from ..faces.photographs import open_photographs
 
-    more = {} if limit is None else {"limit": limit}
-    report = calibrate_detector(bundle, open_photographs(photographs), track=output.track, **more)
+    report = calibrate_detector(bundle, open_photographs(photographs), limit, output.track)
     kept = ", ".join(f"{count} {why}" for why, count in report.kept_float.items()) or "none"
     lines = [
         f"{bundle}/{DETECTOR_INT8}: {report.int8_layers} layers in INT8,"
