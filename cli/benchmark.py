@@ -170,6 +170,7 @@ def command(
         raise click.UsageError("--max-regression needs --against FILE")
     if markdown and output.json:
         raise click.UsageError("--json and --markdown each want all of stdout: choose one")
+    options.check_junit(junit)
     earlier = _read_earlier(Path(against), max_regression) if against else None
     if (duration or 0) >= _LONG_S and not log:
         output.note("--log FILE would keep what a power failure takes")

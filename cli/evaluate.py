@@ -103,6 +103,7 @@ def command(
 
     if bool(protocol) == bool(photos):
         raise click.UsageError("give --protocol FILE|DIR or --photos DIR")
+    options.check_junit(junit)
     name, also = options.source_name(protocol or photos), tuple[str, ...]()
     if protocol and is_ijb(Path(protocol)):
         if limits["min_accuracy"] is not None or limits["max_eer"] is not None:

@@ -301,23 +301,17 @@ def policy(body: Body) -> Body:
 
 
 def junit(body: Body) -> Body:
-    return click.option(
-        "--junit",
-        metavar="FILE.xml",
-        callback=_check_writable,
-        help="Write the gates as JUnit XML too.",
-    )(body)
+    return click.option("--junit", metavar="FILE.xml", help="Write the gates as JUnit XML too.")(
+        body
+    )
 
 
-def _check_writable(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> str | None:
+def check_junit(file: str | None) -> None:
     """Refuses a file that cannot be written before the work, not after it."""
-    if value is None:
-        return None
-    path = Path(value)
+    if file is None:
+        return
+    path = Path(file)
     if path.is_dir():
-        raise click.BadParameter(f"{value} is a folder, expected a file", context, option)
+        raise click.UsageError(f"--junit: {file} is a folder, expected a file")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise click.BadParameter(f"{value}: its folder cannot be written", context, option)
-    return value
+        raise click.UsageError(f"--junit: the folder of {file} cannot be written")

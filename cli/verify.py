@@ -196,6 +196,7 @@ def command(
     from ..faces.face_numbers import with_names
     from ..runtime.evaluation.verify import verify
 
+    options.check_junit(junit)
     source, listed = options.load_judged(faces, pairs, columns)
     result, unstored = stored_or_not(
         lambda: verify(
