@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from fr_edge.faces.contract import ARCFACE_TEMPLATE
+from fr_edge.faces.sources import Faces, open_faces
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "boards")]
@@ -77,6 +78,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_real_faces(real_data: Path) -> Faces:
+    """Two photographs each of the first 16 people: a search for the contract runs on all of them."""
+    faces = open_faces(real_data / "faces_dev.tar")
+    labels = np.asarray(faces.labels)
+    counted = [np.flatnonzero(labels == label)[:2] for label in np.unique(labels)]
+    pairs = [picks for picks in counted if len(picks) == 2]
+    return faces.subset(np.concatenate(pairs[:16]))
+
+
+@pytest.fixture(scope="session")
 def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network of random weights, exported and calibrated."""
     from networks import write_network
@@ -84,7 +95,6 @@ def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fr_edge.calibration.calibrate import calibrate
     from fr_edge.export.export import export_onnx  # needs onnx-ir, which no board has
     from fr_edge.faces.contract import PRESETS
-    from fr_edge.faces.sources import open_faces
 
     folder = tmp_path_factory.mktemp("mini")
     network = write_network(folder / "mini.onnx")

@@ -266,12 +266,12 @@ def test_real_networks_that_normalize_pixels(file: str, real_data: Path, tmp_pat
 
 
 @pytest.mark.real
-def test_a_real_network_under_a_wrong_contract(real_data: Path, tmp_path: Path) -> None:
-    faces = open_faces(real_data / "faces_dev.tar")
-    faces = faces.subset(np.flatnonzero(faces.labels < 16).tolist())
-    wrong = make_spec("raw", size="112x96")
+def test_a_real_network_under_a_wrong_contract(
+    real_data: Path, few_real_faces: Faces, tmp_path: Path
+) -> None:
+    wrong, network = make_spec("raw", size="112x96"), real_data / "mobilefacenet_casia.onnx"
     with pytest.raises(ModelError, match="is not the one that this network") as raised:
-        export_onnx(real_data / "mobilefacenet_casia.onnx", tmp_path / "b", spec=wrong, faces=faces)
+        export_onnx(network, tmp_path / "b", spec=wrong, faces=few_real_faces)
     assert "--preset insightface --size 112x96" in raised.value.hint
 
 

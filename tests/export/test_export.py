@@ -23,7 +23,7 @@ from fr_edge.errors import ModelError, UsageError
 from fr_edge.export.export import export_onnx
 from fr_edge.export.torch_network import open_torch_weights
 from fr_edge.faces.contract import PRESETS, preprocess
-from fr_edge.faces.sources import open_faces
+from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.load import contract_of
 
 SPEC = PRESETS["insightface"]
@@ -281,12 +281,11 @@ def test_the_contract_is_found_from_faces(
 
 @pytest.mark.real
 def test_a_real_network_with_faces_alone(
-    real_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    real_data: Path, few_real_faces: Faces, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faces = open_faces(real_data / "faces_dev.tar")
     source = real_data / "mobilefacenet_y1.onnx"
     caplog.set_level(logging.INFO)
-    result = export_onnx(source, tmp_path / "b", faces=faces)
+    result = export_onnx(source, tmp_path / "b", faces=few_real_faces)
     assert result.bundle.spec == PRESETS["raw"]
     assert "--preset raw" in caplog.text
     assert result.summary.check.min_cosine > 0.99999

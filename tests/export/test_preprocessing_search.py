@@ -155,6 +155,6 @@ def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> 
 def test_a_real_network(real_data: Path) -> None:
     """Another one, for pixels: export with faces alone."""
     faces = open_faces(real_data / "faces_dev.tar")
-    result = find_preprocessing(real_data / "mobilefacenet_casia.onnx", faces, limit=160)
+    result = find_preprocessing(real_data / "mobilefacenet_casia.onnx", faces, limit=96)
     tied = [(c.name, c.channels) for c in result.ranking if c.tied and c.view == "upright"]
     assert tied == [("insightface", "RGB"), ("127.5/128", "RGB")]

@@ -92,17 +92,25 @@ def test_one_person_cannot_be_judged(mini: Path) -> None:
 
 @pytest.mark.real
 def test_a_known_model_on_real_faces(real_data: Path, tmp_path: Path) -> None:
-    """The figures of casia on this pair list, float and one crop; benchmarks/int8_loss.py has more."""
+    """casia's figures on three folds of this list, float and one crop, by onnxruntime and numpy alone.
+
+    The whole list (accuracy 0.9790, TAR@1e-4 0.816): benchmarks/int8_loss.py.
+    """
     import tarfile
 
     with tarfile.open(real_data / "faces_dev.tar") as archive:
-        archive.extract("pairs.csv", tmp_path)
+        member = archive.extractfile("pairs.csv")
+        assert member is not None
+        head, *rows = member.read().decode().splitlines()
+    (tmp_path / "pairs.csv").write_text("\n".join([head, *(r for r in rows if r[0] in "012")]))
     bundle = export_onnx(
         real_data / "mobilefacenet_casia.onnx",
         tmp_path / "b",
         spec=InputSpec(width=96, std=(128.0,) * 3),
     ).bundle
     pairs = read_pairs(tmp_path / "pairs.csv", real_data / "faces_dev.tar")
+    assert len(pairs.faces) == 991
     found = evaluate(bundle, pairs, engine="fp32", artifact="graph")
-    assert found.accuracy == pytest.approx(0.9790, abs=1e-3)
-    assert found.tar_at_far["1e-4"] == pytest.approx(0.816, abs=2e-3)
+    assert (found.pairs.genuine, found.pairs.impostor) == (1169, 489376)
+    assert found.accuracy == pytest.approx(0.9766, abs=1e-3)
+    assert found.tar_at_far["1e-4"] == pytest.approx(0.8221, abs=1e-3)
