@@ -44,9 +44,20 @@ nitpick_ignore_regex = [("py:class", ".*"), ("py:obj", "typing.*"), ("py:exc", "
 def setup(app: Sphinx) -> None:
     """Links to files outside docs/ work where the repository is browsed; here they are their text."""
     app.connect("source-read", _unlink_files_outside)
+    app.connect("html-page-context", _give_headings_a_level, priority=900)
 
 
 def _unlink_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(
         r"\[([^\]]+)\]\((?:\.\./)+(?!results|decisions)[A-Z][^)]*\)", r"\1", source[0]
+    )
+
+
+def _give_headings_a_level(
+    app: Sphinx, page: str, template: str, context: dict[str, object], tree: object
+) -> None:
+    """Furo's captions are headings without a level, which screen readers need (axe-core)."""
+    menu = str(context.get("furo_navigation_tree", ""))
+    context["furo_navigation_tree"] = menu.replace(
+        'role="heading"', 'role="heading" aria-level="2"'
     )

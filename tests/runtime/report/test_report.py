@@ -141,6 +141,15 @@ def test_page_is_whole_and_stands_alone(judged: Path) -> None:
     assert "nan" not in body.lower().split()
 
 
+def test_keyboards_and_screen_readers_reach_every_table(judged: Path) -> None:
+    """What axe-core asks for: one main landmark, and no table that only a mouse can scroll."""
+    tags = _Page(write_report(judged).read_text()).tags
+    assert [tag for tag, _ in tags].count("main") == 1
+    scrolled = [attributes for _, attributes in tags if attributes.get("class") == "wide"]
+    assert scrolled
+    assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrolled)
+
+
 def test_figures_are_the_reports_own(judged: Path) -> None:
     body = " ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text)
     verified = json.loads(_verification(judged).read_text())
