@@ -5,7 +5,7 @@
 A command is killed at a moment drawn evenly over its run. Its bundle must then open with all hashes
 right, as it was or as the command makes it. After the first `--again` kills the same command, run
 again, must end as an uninterrupted one does; after the others an empty change is made. Either must
-leave nothing but what the manifest lists. `distill` and `demo` keep their progress, so
+leave nothing but what the manifest lists. `distill`, `demo` and `run` keep their progress, so
 they are killed again and again on one folder, until they have been killed often enough or are done.
 
 Processes are forks of one that has loaded the libraries. Nothing is simulated: the networks are small.
@@ -38,6 +38,11 @@ from fr_edge.faces.sources import open_faces  # noqa: E402
 PEOPLE = "synthetic:16x3@9"
 TRAINING = ["--set", "losses=arcface", "--set", "epochs=3", "--set", "batch=20"]
 TRAINING += ["--set", "verify_identities=4", "--set", "checkpoint_s=0.2"]
+KEEP_GOING = {  # commands that keep their progress -> their bundle
+    "distill": "student.bundle",
+    "demo": "demo/student.bundle",
+    "run": "run/model.bundle",
+}
 SMALL = demo_stages.DemoPlan(
     training="synthetic:24x4@1",
     calibration="synthetic:8x2@2",
@@ -237,8 +242,8 @@ def main() -> None:
             place = home / "place"
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
-            if name in ("distill", "demo"):
-                bundle = place / ("student.bundle" if name == "distill" else "demo/student.bundle")
+            if name in KEEP_GOING:
+                bundle = place / KEEP_GOING[name]
                 outcome = kill_in_place(args, place, bundle, options.kills, number, rng)
             else:
                 start_from = sources[source] if source else None
@@ -265,7 +270,7 @@ def prepare(home: Path) -> tuple[dict[str, Path], dict[str, tuple[list[str], str
     """Bundles to start from, and the commands with the bundle each starts from ("" for none)."""
     network = str(write_network(home / "mini.onnx"))
     detector = str(write_bright_detector(home / "detector.onnx"))
-    faces = open_faces("synthetic:6x2@4")
+    faces = open_faces("synthetic:10x2@4")
     for index, key in enumerate(faces.keys):
         from PIL import Image
 
@@ -318,6 +323,14 @@ def prepare(home: Path) -> tuple[dict[str, Path], dict[str, tuple[list[str], str
             "",
         ),
         "demo": (["demo", "--out", demo], ""),
+        "run": (
+            [
+                *("run", str(home / "photos"), network, "--detector", detector),
+                *("--preset", "insightface", "--backend", "onnxruntime"),
+                *("--precisions", "fp32,int8", "--duration", "0.2", "--out", str(place / "run")),
+            ],
+            "",
+        ),
     }
 
 

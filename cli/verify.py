@@ -67,7 +67,7 @@ _OF_PHOTOS = ("max_detector_recall_loss", "max_landmark_shift")
             "--policy",
             "--junit",
         ),
-        "Signatures": ("--require-signature", "--trust"),
+        "Signatures": ("--sign", "--require-signature", "--trust"),
     },
 )
 @click.argument("bundle", metavar="[BUNDLE]", required=False)
@@ -85,6 +85,7 @@ _OF_PHOTOS = ("max_detector_recall_loss", "max_landmark_shift")
 )
 @options.backend
 @options.device
+@options.sign(what="Sign the report with this ed25519 private key")
 @options.require_signature
 @options.artifact
 @options.faces(what="Faces of people to judge on, one folder per identity")
@@ -140,6 +141,7 @@ def command(
     package: str | None,
     engine: str,
     backend: str,
+    sign: str | None,
     artifact: Literal["engine", "graph"],
     faces: str | None,
     photos: str | None,
@@ -197,6 +199,7 @@ def command(
     from ..runtime.evaluation.verify import verify
 
     options.check_junit(junit)
+    key = options.load_signing_key(sign)
     source, listed = options.load_judged(faces, pairs, columns)
     result, unstored = stored_or_not(
         lambda: verify(
@@ -223,6 +226,11 @@ def command(
     title = judged_title(result, judged_text(result))
     write_junit(junit, "verify", title, result.gates, result.reasons, result.not_measured)
     output.check_stored(unstored)
+    if key:
+        from ..bundle.bundle import open_bundle
+        from ..bundle.signature import add_signature
+
+        add_signature(open_bundle(bundle, check="manifest"), [result.report], key)
     if not result.passed:
         output.fail_gate(with_names(failure_text(result.verdict, result.reasons), keys))
 

@@ -125,6 +125,8 @@ def _members(shard: Path) -> Iterator[tuple[str, TarMember]]:
             tarfile.open(fileobj=stream, mode="r:") as archive,
         ):
             for member in archive:
+                if member.size < 0:  # tarfile would read the same header again and again
+                    raise ValueError(f"{member.name!r} has a size of {member.size} bytes")
                 name = PurePosixPath(member.name)
                 if member.isfile() and _is_image(name.name):
                     yield name.as_posix(), (shard, member.offset_data, member.size)

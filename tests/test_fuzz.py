@@ -39,7 +39,7 @@ NAMES = (
     ),
     *("images", "tar", "RecordIO", "bin set", "embeddings", "gallery", "policy", "device's policy"),
     *("cache", "plan", "frame engine", "public key", "OpenSSH key", "private key", "signatures"),
-    *("pack", "report", "stages", "run plan", "acceptance", "commit journal"),
+    *("pack", "report", "stages", "run plan", "acceptance", "commit journal", "package"),
 )
 CONTINUED = (
     "statistics",

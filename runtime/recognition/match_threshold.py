@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
+from ...bundle.trust import (
+    ensure_signatures,
+    signature_required,
+    vouched_for,
+    with_required_signatures,
+)
 from ...errors import BundleError
 from ...metrics.verification import far_name
 from ..evaluation.gates import PASSED
@@ -35,16 +41,21 @@ def find_certificates(bundle: Bundle, session: Session) -> list[VerifyResult]:
     """The reports of `verify` about exactly the bytes that are open, and still valid.
 
     Args:
-        bundle: An open bundle.
+        bundle: An open bundle. Where it is restricted to signed files, or this machine is, reports
+            that no trusted key has signed do not count.
         session: Its open engine.
 
     Raises:
         DataError: A report is damaged.
+        BundleError, MachineError: Signatures are required and cannot be checked.
     """
+    now = open_bundle(bundle.root)  # with reports of a moment ago too
+    now = ensure_signatures(now) if bundle.signed is None else with_required_signatures(now)
     return [
         stored.report
-        for stored in read_reports(open_bundle(bundle.root))  # reports of a moment ago too
-        if isinstance(stored.report, VerifyResult)
+        for stored in read_reports(now)
+        if (now.signed is None or vouched_for(now, stored.file))
+        and isinstance(stored.report, VerifyResult)
         and not stored.stale
         and stored.report.artifact is not None
         and stored.report.artifact.sha256 == session.sha256
@@ -70,7 +81,12 @@ def find_threshold(bundle: Bundle, session: Session, far: float | None) -> Match
     )
     reports = find_certificates(bundle, session)
     if not reports:
-        raise BundleError(f"no report of `verify` is about {what}: no threshold", certify)
+        required = bundle.signed is not None or signature_required()
+        signed = " and signed by a trusted key" if required else ""
+        raise BundleError(
+            f"no report of `verify` is about {what}{signed}: no threshold",
+            f"{certify}{' --sign KEY' if signed else ''}",
+        )
     passed = [report for report in reports if report.verdict == PASSED]
     if not passed:
         verdicts = ", ".join(sorted({report.verdict or "FAILED" for report in reports}))

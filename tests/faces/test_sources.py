@@ -84,11 +84,26 @@ def test_images_beside_a_tar_come_first(people: Path) -> None:
     assert len(open_faces(people)) == 6
 
 
+def _header(size: int) -> bytes:
+    """The header of an image in a tar."""
+    header = bytearray(tarfile.TarInfo("a/0.png").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
 def test_bad_tars_are_refused(people: Path, tmp_path: Path) -> None:
     whole = _tar(tmp_path / "people.tar", people, KEYS).read_bytes()
     cases = {"text.tar": b"hello" * 400, "cut.tar": whole[:700], "empty.tar": b""}
     last = whole.rindex(b"IEND")
     cases["almost.tar"] = whole[: last - 200]
+    for size in (
+        -1,
+        -512,
+        -(2**62),
+    ):  # in GNU's base 256; of -512 bytes is an endless loop in tarfile
+        cases[f"size {size}.tar"] = _header(0) + _header(size) + whole
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(FacesError, match=name):

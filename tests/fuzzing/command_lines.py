@@ -124,6 +124,8 @@ def commands(seeds: Path) -> dict[str, tuple[str, str, str]]:
         "distill faces": (str(other / "tars"), "x.tar", f"distill tiny --faces @/x.tar {TRAINING}"),
         "distill teacher": (str(other / "torch"), "x.pt", f"distill tiny {people} {taught}"),
         "distill on": (str(seeds / "training"), "s/checkpoint/*", f"distill tiny {people} {TRAINING}"),
+        "verify package": (str(other / "kept" / "package"), "p/*", "verify --package @/p"),
+        "run": (str(other / "kept" / "plan"), "run.toml", "run --config @/run.toml --out @/o"),
         "unpack": (str(other / "pack"), "x.frb", "unpack @/x.frb --out @/c --allow-unsigned"),
         "unpack signed": (str(seeds / "signed"), "*", "unpack @/x.frb --out @/c --trust @/maker.pub"),
         "align": (photographs, "photos/*", "align @/photos --out @/o --detector @/detector.onnx"),

@@ -39,6 +39,8 @@ from fr_edge.progress import silent
 from fr_edge.runtime.acceptance.accept import _Acceptance
 from fr_edge.runtime.benchmark.conditions import required_power_mode
 from fr_edge.runtime.evaluation.limits import min_cosine_floor, with_policy_signatures
+from fr_edge.runtime.packages.package import package
+from fr_edge.runtime.packages.verify_package import read_package
 from fr_edge.runtime.session import open_session
 
 from .mutate import agree
@@ -76,6 +78,7 @@ def make_kept_readers(home: Path, bundle: Path) -> list[Reader]:
         *_keys(home / "keys", bundle),
         _frame_engine(home / "frame", bundle),
         _bundle_policy(home / "policy", bundle),
+        _package(home / "package", bundle),
     ]
 
 
@@ -300,6 +303,13 @@ def _bundle_policy(home: Path, bundle: Path) -> Reader:
         return with_policy_signatures(opened, root / "p.toml")
 
     return Reader("device's policy", home, ("p.toml",), read)
+
+
+def _package(home: Path, bundle: Path) -> Reader:
+    """The list of files of a package for another runtime."""
+    home.mkdir()
+    package(bundle, "onnx", home / "p")
+    return Reader("package", home, ("p/package.json",), lambda r: read_package(r / "p"))
 
 
 def make_training_readers(home: Path) -> list[Reader]:

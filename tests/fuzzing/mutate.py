@@ -107,9 +107,12 @@ def mutate_json(rng: random.Random, data: bytes) -> bytes:
         document = json.loads(data)
     except ValueError:
         return mutate_bytes(rng, data)
-    choice = rng.randrange(12)
+    choice = rng.randrange(13)
     if choice == 0:
         return mutate_bytes(rng, data)
+    if choice == 12 and isinstance(document, dict) and document:  # a key twice
+        key, text = rng.choice(list(document)), json.dumps(document)
+        return f"{text[:-1]}, {json.dumps(key)}: {json.dumps(any_value(rng))}}}".encode()
     if choice == 1:
         depth = rng.choice((70, 900, 50_000))
         hole = (
@@ -346,6 +349,29 @@ def mutate_onnx(rng: random.Random, data: bytes) -> bytes:
     return model.SerializeToString()
 
 
+def mutate_tar(rng: random.Random, data: bytes) -> bytes:
+    """Another size, kind, name or link in one of the headers, with the right checksum."""
+    heads = [p for p in range(0, len(data), 512) if data[p + 257 : p + 262] == b"ustar"]
+    if not heads or rng.random() < 0.3:
+        return mutate_bytes(rng, data)
+    out, at = bytearray(data), rng.choice(heads)
+    match rng.randrange(4):
+        case 0 | 1:
+            size = rng.choice((-1, -512, -1024, -(2**62), 0, 2**33, 2**62))
+            out[at + 124 : at + 136] = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(
+                11, "big", signed=True
+            )
+        case 2:
+            out[at + 156] = rng.choice(b"01234567LKSVxg")
+            out[at + 157 : at + 257] = b"/etc/passwd".ljust(100, b"\0")
+        case _:
+            name = rng.choice(TEXTS).encode(errors="replace")[:99]
+            out[at : at + 100] = name.ljust(100, b"\0")
+    out[at + 148 : at + 156] = b" " * 8
+    out[at + 148 : at + 156] = b"%06o\0 " % sum(out[at : at + 512])
+    return bytes(out)
+
+
 def mutate_pack(rng: random.Random, data: bytes) -> bytes:
     """Other members, names, kinds and sizes of a tar, or other JSON in one of its first members."""
     if rng.random() < 0.2:
@@ -407,6 +433,7 @@ MUTATORS: dict[str, Mutate] = {
     ".png": mutate_png,
     ".onnx": mutate_onnx,
     ".frb": mutate_pack,
+    ".tar": mutate_tar,
 }
 
 

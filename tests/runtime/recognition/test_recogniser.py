@@ -15,6 +15,9 @@ from PIL import Image
 sys.path[:0] = [str(Path(__file__).parents[2] / "cli")]
 from bright_detector import write_bright_detector  # noqa: E402
 
+from fr_edge.bundle.bundle import open_bundle, transaction  # noqa: E402
+from fr_edge.bundle.keys import TRUSTED_KEYS, make_key_pair, read_signing_key  # noqa: E402
+from fr_edge.bundle.signature import add_signature  # noqa: E402
 from fr_edge.errors import BundleError, FacesError, UsageError  # noqa: E402
 from fr_edge.faces.align import align  # noqa: E402
 from fr_edge.faces.contract import ARCFACE_TEMPLATE  # noqa: E402
@@ -28,6 +31,7 @@ from fr_edge.runtime.frames import draw_frame  # noqa: E402
 from fr_edge.runtime.recognition.face_gallery import Gallery  # noqa: E402
 from fr_edge.runtime.recognition.gallery_file import read_gallery  # noqa: E402
 from fr_edge.runtime.recognition.gallery_migration import migrate_gallery  # noqa: E402
+from fr_edge.runtime.recognition.match_threshold import MatchThreshold  # noqa: E402
 from fr_edge.runtime.recognition.recogniser import Recogniser  # noqa: E402
 from fr_edge.runtime.session import embed_faces, open_session  # noqa: E402
 
@@ -194,6 +198,40 @@ def test_two_photographs_are_compared_at_the_certificates_threshold(
             assert result.same is same
         with pytest.raises(BundleError, match="FAR 1e-5|1,000,000 needed"):
             recogniser.threshold(1e-5)
+
+
+def test_where_signatures_are_required_the_threshold_is_of_a_signed_report(
+    certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(certified, tmp_path / "mini.bundle"))
+    make_key_pair(tmp_path / "maker.key", tmp_path / "maker.pub")
+    key = read_signing_key(tmp_path / "maker.key")
+    bundle = open_bundle(root)
+    (report,) = (name for name in bundle.files if name.startswith("reports/verify-int8"))
+    add_signature(bundle, [name for name in bundle.files if name != report], key)
+    with Recogniser(root, engine="int8") as recogniser:  # nothing is required yet
+        expected = recogniser.threshold()
+    monkeypatch.setenv(TRUSTED_KEYS, str(tmp_path / "maker.pub"))
+    monkeypatch.setenv("FR_EDGE_REQUIRE_SIGNATURE", "1")
+
+    def threshold() -> MatchThreshold:
+        with Recogniser(root, engine="int8") as recogniser:
+            return recogniser.threshold()
+
+    with pytest.raises(BundleError, match="signed by a trusted key: no threshold") as caught:
+        threshold()
+    assert "--sign KEY" in caught.value.hint
+    add_signature(open_bundle(root), [report], key)
+    assert threshold() == expected
+    data = (root / report).read_bytes()
+    with transaction(open_bundle(root), "verify", {}) as change:  # somebody's own numbers
+        path = change.path(report, "verify", of=bundle.files[report].of)
+        path.write_bytes(data.replace(b'"passed": true', b'"passed":  true'))
+    assert (root / report).read_bytes() != data
+    with pytest.raises(BundleError, match="signed by a trusted key"):
+        threshold()
+    monkeypatch.delenv("FR_EDGE_REQUIRE_SIGNATURE")
+    assert threshold() == expected
 
 
 def test_without_a_certificate_nothing_is_decided(
