@@ -105,15 +105,23 @@ def _onnx(draft: PackageDraft) -> None:
     draft.add_golden(*kinds)
 
 
-def _frame_sample(draft: PackageDraft) -> None:
-    """A program's sources, and the model that takes frames with landmarks."""
+def _python(draft: PackageDraft) -> None:
+    """A Python program, and the model that takes frames with landmarks."""
     draft.add_model("frame", onnxruntime_only=True)
     draft.add_golden("crop", "frame")
 
 
+def _cpp(draft: PackageDraft) -> None:
+    """C++ sources with the same model, the bundle's detector, and its plans that take frames."""
+    _python(draft)
+    draft.add_detector(("YuNet", "SCRFD"))
+    draft.add_plans("frame")
+
+
 TARGETS: dict[str, Callable[[PackageDraft], None]] = {
     "onnx": _onnx,
-    "python": _frame_sample,
+    "cpp": _cpp,
+    "python": _python,
 }
 
 
@@ -122,7 +130,6 @@ def package(
     target: str,
     out: str | Path,
     precision: str = "fp32",
-    detector: Path | None = None,
 ) -> PackageResult:
     """Make a package of a bundle.
 
@@ -131,7 +138,6 @@ def package(
         target: A key of `TARGETS`.
         out: The folder to make.
         precision: "fp32", "fp16" or "int8": which of the bundle's networks.
-        detector: A detector's ONNX file that goes with it, for targets that find faces too.
 
     Raises:
         UsageError: An unknown name, or `out` exists.
@@ -150,7 +156,7 @@ def package(
         answers = golden_answers(session, bundle.spec.crop_side)
     folder = Path(out).absolute()
     with draft_beside(folder, force=False) as root:
-        draft = PackageDraft(root, bundle, precision, model, answers, detector)
+        draft = PackageDraft(root, bundle, precision, model, answers)
         draft.add_templates(target)
         TARGETS[target](draft)
         files = {

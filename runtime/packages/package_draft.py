@@ -15,10 +15,11 @@ from ...arrays import F32, U8
 from ...bundle.manifest import Bundle
 from ...errors import BundleError
 from ...faces.contract import preprocess, resize_face
+from ...faces.stored_detector import DETECTOR, DETECTOR_SPEC, DetectorSpec, read_detector_spec
 from ...faces.synthetic.render import draw_face
 from ...graph.cpu_int8 import cpu_model
 from ...graph.frame_input import InputKind
-from ..fingerprint import SOURCES
+from ..fingerprint import SOURCES, EngineKind
 from ..frames import draw_frame, unit_length
 from ..onnxruntime_session import make_cpu_session
 from ..session import Session
@@ -93,7 +94,6 @@ class PackageDraft:
         golden: Lines of golden/faces.txt.
         measured: As `PackageManifest`.
         left_out: As `PackageManifest`.
-        detector: A detector's ONNX file to go with it.
     """
 
     root: Path
@@ -101,7 +101,6 @@ class PackageDraft:
     precision: str
     model: ModelProto
     expected: GoldenAnswers
-    detector: Path | None = None
     golden: list[str] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -136,6 +135,50 @@ class PackageDraft:
         session = make_cpu_session(data, path.name)
         worst = self.expected.check(session, kind, self.precision, self.bundle)
         self.measured[kind] = worst
+
+    def add_detector(self, families: tuple[str, ...]) -> DetectorSpec | None:
+        """Write the bundle's detector with how it is fed and read, as text.
+
+        Args:
+            families: That the target decodes.
+
+        Returns:
+            How it is fed and read; None where the bundle has none, or one of another family.
+        """
+        if DETECTOR not in self.bundle:
+            self.left_out[DETECTOR] = "the bundle has no detector: `fr-edge export --role detector`"
+            return None
+        spec = read_detector_spec(self.bundle.file(DETECTOR_SPEC))
+        if spec.family not in families:
+            self.left_out[DETECTOR] = f"{spec.family} is not decoded, only {', '.join(families)}"
+            return None
+        (self.root / DETECTOR).write_bytes(self.bundle.file(DETECTOR).read_bytes())
+        (self.root / "detector.txt").write_text(
+            "\n".join(detector_lines(spec)) + "\n", encoding="ascii"
+        )
+        return spec
+
+    def add_plans(self, kind: EngineKind) -> tuple[str, ...]:
+        """Copy the bundle's TensorRT engines of the precision, with their fingerprints.
+
+        Args:
+            kind: What they take, or "detector".
+
+        Returns:
+            Their paths, the same in the package as in the bundle.
+        """
+        names = plans_of(self.bundle, self.precision, kind)
+        for name in names:
+            for file in (name, f"{name}.json"):
+                (self.root / file).parent.mkdir(exist_ok=True)
+                (self.root / file).write_bytes(self.bundle.file(file).read_bytes())
+        if not names:
+            self.left_out[f"engines/tensorrt-*-{self.precision}-{kind}.plan"] = (
+                "the bundle has no such engine: build it on the board with `fr-edge build-engine"
+                f" BUNDLE --{self.precision} --backend tensorrt"
+                f"{' --role detector' if kind == 'detector' else f' --input {kind}'}`"
+            )
+        return names
 
     def add_golden(self, *kinds: InputKind) -> None:
         """Write golden faces for what the package's models take."""
@@ -178,6 +221,42 @@ def golden_answers(session: Session, side: int) -> GoldenAnswers:
         unit_length(session.embed(crops)),
         frames,
         np.concatenate([session.embed_frame(frame, points) for frame, points in frames]),
+    )
+
+
+def detector_lines(spec: DetectorSpec) -> list[str]:
+    """How a detector is fed and read, as lines of a key and its values.
+
+    Args:
+        spec: Of the bundle's detector.
+    """
+    return [
+        f"family {spec.family}",
+        f"channels {spec.channels}",
+        "mean {:.9g} {:.9g} {:.9g}".format(*spec.mean),
+        "std {:.9g} {:.9g} {:.9g}".format(*spec.std),
+        f"min_score {spec.min_score:.9g}",
+        f"size {spec.height} {spec.width}",
+        f"any_size {int(spec.any_size)}",
+    ]
+
+
+def plans_of(bundle: Bundle, precision: str, kind: EngineKind) -> tuple[str, ...]:
+    """The TensorRT engines of a bundle, for whatever board they were built.
+
+    Args:
+        bundle: An open bundle.
+        precision: "fp32", "fp16" or "int8".
+        kind: What they take, or "detector".
+    """
+    ending = f"-{precision}{'' if kind == 'tensor' else f'-{kind}'}.plan"
+    return tuple(
+        name
+        for name in sorted(bundle.files)
+        if name.startswith("engines/tensorrt-")
+        and not name.startswith("engines/tensorrt-rtx-")
+        and name.endswith(ending)
+        and f"{name}.json" in bundle
     )
 
 

@@ -221,9 +221,9 @@ def run_check(command: list[str], folder: Path, what: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise MachineError(f"{what} did not end within {seconds} s") from error
     if done.returncode not in (0, 1) or (done.returncode and not _ANSWER.search(done.stdout)):
-        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        error_line = next((line for line in lines if "error" in line.lower()), lines[-1])
-        raise MachineError(f"{what} ended with code {done.returncode}: {error_line.strip()[:300]}")
+        text = " ".join((done.stderr.strip() or done.stdout.strip() or "no message").split())
+        text = text[max(0, text.lower().find("error: ")) :][:300]
+        raise MachineError(f"{what} ended with code {done.returncode}: {text}")
     return done.stdout
 
 
@@ -268,7 +268,25 @@ def _python(script: str) -> Callable[[Path, PackageManifest], _Proofs]:
     return check
 
 
+def _cpp(folder: Path, manifest: PackageManifest) -> _Proofs:
+    """Compile the sample against the ONNX Runtime that CMake finds, and run it."""
+    build, what = folder / "build", "the C++ sample"
+    for program in ("cmake", os.environ.get("CXX") or "c++"):
+        if shutil.which(program) is None:
+            raise MachineError(
+                f"{what} needs {program}, which is not installed",
+                "install cmake and a C++17 compiler, for example `apt install cmake g++`",
+            )
+    quick = "-DCMAKE_CXX_FLAGS_RELEASE=-O1"  # compiles in two thirds of the time
+    run_check(["cmake", "-S", ".", "-B", "build", quick], folder, what)
+    run_check(["cmake", "--build", "build"], folder, what)
+    text = run_check([str(build / "face_sample"), "verify", "."], folder, what)
+    note = "the TensorRT side: compile it on a board with -DFR_EDGE_TENSORRT=ON"
+    return [read_answer(text, "face_sample, C++ with ONNX Runtime's C API", manifest)], [note]
+
+
 CHECKS: dict[str, Callable[[Path, PackageManifest], _Proofs]] = {
     "onnx": _python("verify_models.py"),
+    "cpp": _cpp,
     "python": _python("verify_sample.py"),
 }
