@@ -10,6 +10,7 @@ from . import options
 from .benchmark_text import as_markdown, as_text
 from .command import define_command
 from .compare import changes_text, fraction
+from .detector_stages import benchmark_photos, refuse_for_photos
 from .output import Output
 from .verdict_text import failure_text, write_junit
 
@@ -35,6 +36,17 @@ def _batches(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
     return None if text == "auto" else _numbers(ctx, parameter, text)
 
 
+def _size(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    if match is None:
+        raise click.BadParameter(f"expected height and width such as 1080x1920, found {text!r}")
+    return int(match[1]), int(match[2])
+
+
 def _seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
     if text is None:
         return None
@@ -57,6 +69,13 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) -
             "--rate",
             "--duration",
             "--end-to-end",
+        ),
+        "Photographs": (
+            "--photos",
+            "--frame-faces",
+            "--frame-size",
+            "--gallery",
+            "--detector-engine",
         ),
         "Report": (
             "--layers",
@@ -116,6 +135,24 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) -
     help="Of each setting, such as 90s, 5m or 1h. [10 s; 40 s for a gate on energy]",
 )
 @click.option("--end-to-end", is_flag=True, help="Time decoding and preprocessing too.")
+@options.photos(what="Time frames from JPEG bytes to matches")
+@click.option(
+    "--frame-faces",
+    metavar="N,...",
+    callback=_numbers,
+    help="Faces in a frame, a line each.  [default: 1,6,20]",
+)
+@click.option("--frame-size", metavar="HxW", callback=_size, help="Of a frame. [1080x1920]")
+@click.option(
+    "--gallery", type=int, metavar="N", help="Enrolled faces to search.  [default: 10000]"
+)
+@click.option(
+    "--detector-engine",
+    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="The detector's engine to time.",
+)
 @click.option("--layers", is_flag=True, help="The slowest layers, as the backend profiles them.")
 @click.option(
     "--power-mode", metavar="NAME", help="Runs in another power mode (nvpmodel's name) are INVALID."
@@ -143,6 +180,11 @@ def command(
     rates: tuple[int, ...],
     duration: float | None,
     end_to_end: bool,
+    photos: str | None,
+    frame_faces: tuple[int, ...],
+    frame_size: tuple[int, int] | None,
+    gallery: int | None,
+    detector_engine: str,
     layers: bool,
     power_mode: str | None,
     log: str | None,
@@ -160,7 +202,27 @@ def command(
     A run is INVALID when it was too short, too noisy or disturbed, or when the engine is not the
     original network any more; the exit code is then 1. Ctrl-C and SIGTERM keep what has run. The
     result is printed before the bundle keeps it: one that is read-only loses nothing but the report.
+
+    --photos times the whole chain with the bundle's detector instead: frames that hold 1, 6 and 20 of
+    the photographs' faces are decoded, detected, aligned, embedded and matched.
     """
+    if photos:
+        refuse_for_photos(
+            batch=batches if batches != (1,) else None, threads=threads, rate=rates,
+            streams=streams if streams != (1,) else None, end_to_end=end_to_end, layers=layers,
+            power_mode=power_mode, log=log, against=against, max_regression=max_regression,
+            policy=policy, junit=junit, markdown=markdown, **limits,
+        )  # fmt: skip
+        benchmark_photos(
+            output, bundle, photos, allow_invalid=allow_invalid, engine=engine, backend=backend,
+            detector=detector_engine, faces=frame_faces, frame_size=frame_size, gallery=gallery,
+            duration_s=duration,
+        )  # fmt: skip
+        return
+    if frame_faces or frame_size or gallery is not None or detector_engine != "auto":
+        raise click.UsageError(
+            "--frame-faces, --frame-size, --gallery and --detector-engine need --photos DIR"
+        )
     from ..errors import FrEdgeError
     from ..interruption import interruptible
     from ..runtime.benchmark.benchmark import benchmark

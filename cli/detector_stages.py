@@ -17,6 +17,7 @@ from .verdict_text import (
 if TYPE_CHECKING:
     from ..bundle.keys import SigningKey
     from ..metrics.detection import DetectionDrift
+    from ..runtime.benchmark.frame_benchmark import FrameBenchmark
     from ..runtime.evaluation.photograph_result import PhotographResult
     from ..runtime.trt.config import EngineOptions
 
@@ -252,3 +253,66 @@ def _photographs_text(bundle: str, result: "PhotographResult") -> str:
 
 def _share(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.4f}"
+
+
+def benchmark_photos(
+    output: Output, bundle: str, photographs: str, *, allow_invalid: bool, **settings: Any
+) -> None:
+    """Time frames from JPEG bytes to matches.
+
+    Args:
+        output: Where the result goes.
+        bundle: The bundle.
+        photographs: A folder of photographs whose faces the frames are composed of.
+        allow_invalid: Whether an INVALID run ends with exit code 0.
+        settings: As `benchmark_frames` takes them; those that are None have their defaults.
+    """
+    from ..documents import to_builtins
+    from ..faces.photographs import open_photographs
+    from ..runtime.benchmark.frame_benchmark import benchmark_frames
+
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    result = benchmark_frames(
+        bundle,
+        open_photographs(photographs),
+        track=output.track,
+        before_storing=lambda done: output.result(to_builtins(done), _frames_text(bundle, done)),
+        **given,
+    )
+    invalid = sum(run.verdict != "VALID" for run in result.frames)
+    if invalid and not allow_invalid:
+        output.fail_gate(
+            f"INVALID: {invalid} of {len(result.frames)} lines; --allow-invalid exits 0 all the same"
+        )
+
+
+def _frames_text(bundle: str, result: "FrameBenchmark") -> str:
+    kind = "-frame" if result.input_kind == "frame" else ""
+    height, width = result.frame_size
+    rows = [
+        [
+            str(run.faces),
+            run.verdict,
+            f"{run.frames_per_s:.1f}",
+            *(
+                "-" if run.latency_ms[name] is None else f"{run.latency_ms[name]:.2f}"
+                for name in ("p50", "p90", "p99")
+            ),
+            *(f"{ms:.2f}" for ms in run.steps_ms.values()),
+        ]
+        for run in result.frames
+    ]
+    steps = list(result.frames[0].steps_ms)
+    head = ("faces", "", "frames/s", "p50 ms", "p90", "p99", *steps)
+    lines = [
+        f"{bundle}: {result.engine}{kind} on {result.backend} with {result.family} in"
+        f" {result.detector_engine} on {result.detector_backend}",
+        f"  frames of {width}x{height} pixels, {result.timed}",
+        f"  each face is searched among {result.gallery:,}; alignment is"
+        f" {'in the engine, under embed' if kind else 'on the host'}",
+        table(rows, head),
+    ]
+    lines += [f"  {run.faces} faces: {reason}" for run in result.frames for reason in run.reasons]
+    if result.report:
+        lines.append(f"report: {result.report}")
+    return "\n".join(lines)

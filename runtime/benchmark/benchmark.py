@@ -171,7 +171,7 @@ def benchmark(
         saturation_batch=saturation_batch(runs),
         interrupted=interrupted,
         time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        device=_describe_machine(),
+        device=describe_machine(),
         provenance=session_provenance(
             bundle,
             session,
@@ -280,7 +280,8 @@ def _what_is_timed(subject: EngineUnderTest) -> str:
     return "embedding, from preprocessed input to embeddings on the host"
 
 
-def _describe_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """The machine as benchmarks record it: device, power mode, clocks, sensors without permission."""
     return {
         **asdict(describe_device()),
         "power_mode": current_power_mode(),

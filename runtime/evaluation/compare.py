@@ -13,6 +13,7 @@ from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
 from ...documents import to_builtins
 from ...errors import DataError, UsageError
+from ..benchmark.frame_benchmark import FrameBenchmark
 from ..benchmark.result import BenchmarkResult
 from .gates import Gate, ceiling_gate
 from .photograph_result import PhotographResult
@@ -194,6 +195,8 @@ def _paired(a: dict[str, Report], b: dict[str, Report]) -> list[tuple[str, Repor
 def _kind(report: Report) -> str:
     if isinstance(report, BenchmarkResult):
         return "benchmark"
+    if isinstance(report, FrameBenchmark):
+        return "benchmark frames"
     if isinstance(report, PhotographResult):
         return "verify photographs"
     return "verify" if isinstance(report, VerifyResult) else "evaluate"
@@ -218,6 +221,8 @@ def _figures(report: Report) -> Iterator[tuple[str, _Figure]]:
         yield from _verification_figures(report)
     elif isinstance(report, BenchmarkResult):
         yield from _benchmark_figures(report)
+    elif isinstance(report, FrameBenchmark):
+        yield from _frame_figures(report)
     elif isinstance(report, PhotographResult):
         yield from _photograph_figures(report)
     else:
@@ -232,6 +237,17 @@ def _verification_figures(report: VerifyResult) -> Iterator[tuple[str, _Figure]]
         if rate.engine is not None:
             ends = rate.interval_95.engine if rate.interval_95 else None
             yield f"TAR at {far}", _Figure(rate.engine, ends, True)
+
+
+def _frame_figures(report: FrameBenchmark) -> Iterator[tuple[str, _Figure]]:
+    for run in report.frames:
+        label = f"frames of {run.faces} faces"
+        for name in ("p50", "p90", "p99"):
+            value = run.latency_ms.get(name)
+            if value is not None:
+                yield f"{label} {name} ms", _Figure(value, run.interval_95_ms.get(name), False)
+        ends = run.frames_per_s_interval_95
+        yield f"{label}, frames/s", _Figure(run.frames_per_s, ends, True)
 
 
 def _photograph_figures(report: PhotographResult) -> Iterator[tuple[str, _Figure]]:
@@ -311,7 +327,8 @@ def _differences(label: str, a: Report, b: Report) -> Iterator[str]:
         if here.get(key) != there.get(key):
             yield f"{label}: {key} {_plain(here.get(key))} and {_plain(there.get(key))}"
     for side, report in (("first", a), ("second", b)):
-        if isinstance(report, BenchmarkResult) and report.verdict == "INVALID":
+        timed = isinstance(report, BenchmarkResult | FrameBenchmark)
+        if timed and report.verdict == "INVALID":
             yield f"{label}: the {side} is INVALID, its figures cannot be trusted"
 
 

@@ -11,12 +11,15 @@ from ...bundle.manifest import Bundle
 from ...bundle.provenance import foreign_reason
 from ...documents import convert, read_json
 from ...errors import DataError
+from ..benchmark.frame_benchmark import FrameBenchmark
 from ..benchmark.result import BenchmarkResult
 from ..fingerprint import PRECISIONS
 from .photograph_result import PhotographResult
 from .result import EvaluateResult, IjbResult, VerifyResult
 
-Report = VerifyResult | EvaluateResult | IjbResult | BenchmarkResult | PhotographResult
+Report = (
+    VerifyResult | EvaluateResult | IjbResult | BenchmarkResult | PhotographResult | FrameBenchmark
+)
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def decode_report(document: Any, path: Path) -> Report | None:
         return None
     kinds: dict[str, type[Report]] = {
         "detection": PhotographResult,
+        "frames": FrameBenchmark,
         "cosine": VerifyResult,
         "runs": BenchmarkResult,
         "accuracy": EvaluateResult,
@@ -178,6 +182,9 @@ def _row(stored: StoredReport) -> ReportRow:
         kind, verdict, protocol = "verify", report.verdict, report.name
         people = report.faces.identities if report.faces else 0
         faces = f"{report.photographs.compared} photographs of {people} people"
+    elif isinstance(report, FrameBenchmark):
+        kind, verdict, protocol = "benchmark", report.verdict, "frames"
+        faces = f"frames of {', '.join(str(run.faces) for run in report.frames)} faces"
     elif isinstance(report, BenchmarkResult):
         kind, verdict = "benchmark", report.verdict
         faces = "batch " + ", ".join(dict.fromkeys(str(run.batch) for run in report.runs))

@@ -23,6 +23,7 @@ from ...faces.sources import Faces, synthetic_faces
 from ...files import real_path
 from ...graph.layers import summarize_model
 from ...onnx_file import read_onnx
+from ..benchmark.frame_benchmark import FrameBenchmark
 from ..benchmark.result import BenchmarkResult
 from ..evaluation.photograph_result import PhotographResult
 from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
@@ -56,6 +57,7 @@ class _Reports:
     judged: list[dict[str, Any]] = field(default_factory=list)
     timed: list[dict[str, Any]] = field(default_factory=list)
     photographs: list[dict[str, Any]] = field(default_factory=list)
+    framed: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Path:
@@ -130,6 +132,7 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         "timed": reports.timed,
         "judged": reports.judged,
         "photographs": reports.photographs,
+        "framed": reports.framed,
         "fars": sorted(fars, key=float, reverse=True),
         "engines": engines,
         "unjudged": [engine for engine in engines if engine["file"] not in certified],
@@ -162,6 +165,8 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
             )
         elif isinstance(report, PhotographResult):
             reports.photographs.append({**_fields(report), **facts})
+        elif isinstance(report, FrameBenchmark):
+            reports.framed.append({**_fields(report), **facts})
         elif isinstance(report, BenchmarkResult):
             reports.timed.append(
                 {**_timing(report, title(BenchmarkResult, report.engine)), **facts}
@@ -170,7 +175,13 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
             # IJB has no accuracy
             lacking = {"accuracy": None, "accuracy_std": None, "eer": None}
             reports.judged.append({**lacking, **_fields(report), **facts})
-    for group in (reports.verified, reports.judged, reports.timed, reports.photographs):
+    for group in (
+        reports.verified,
+        reports.judged,
+        reports.timed,
+        reports.photographs,
+        reports.framed,
+    ):
         group.sort(key=_order)
     return reports
 

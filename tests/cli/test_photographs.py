@@ -117,6 +117,22 @@ def test_evaluate_takes_photographs(with_detector: Path, people: Path, capsys: C
             2,
             "--method",
         ),
+        (["verify", "B", "--photos", "nowhere"], 4, "no folder nowhere"),
+        (["verify", "B", "--photos", "EMPTY"], 4, "holds no images"),
+        (["verify", "B", "--photos", "BLACK"], 4, "none of 1 photographs"),
+        (["verify", "PLAIN", "--photos", "P"], 4, "--role detector"),
+        (["verify", "B", "--photos", "P", "--faces", "P"], 2, "--faces does not go"),
+        (["verify", "B", "--max-landmark-shift", "1"], 2, "need --photos"),
+        (["verify", "B", "--photos", "P", "--max-landmark-shift", "-1"], 2, "above 0"),
+        (["verify", "B", "--photos", "P", "--detector-engine", "fp16"], 4, "no fp16 engine"),
+        (["benchmark", "B", "--photos", "EMPTY"], 4, "holds no images"),
+        (["benchmark", "B", "--photos", "BLACK"], 4, "finds no face"),
+        (["benchmark", "B", "--photos", "P", "--frame-faces", "500"], 2, "1 to 100"),
+        (["benchmark", "B", "--photos", "P", "--gallery", "0"], 2, "1,000,000"),
+        (["benchmark", "B", "--photos", "P", "--frame-size", "1x1"], 2, "64 to 8192"),
+        (["benchmark", "B", "--photos", "P", "--frame-size", "big"], 2, "such as 1080x1920"),
+        (["benchmark", "B", "--photos", "P", "--batch", "8"], 2, "--batch does not go"),
+        (["benchmark", "B", "--gallery", "10"], 2, "need --photos"),
     ],
 )
 def test_bad_input_is_a_line(
@@ -131,7 +147,10 @@ def test_bad_input_is_a_line(
     capsys: Captured,
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "black").mkdir()
+    Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(tmp_path / "black" / "0.png")
     names = {
+        "BLACK": tmp_path / "black",
         "B": with_detector,
         "PLAIN": built,
         "P": people,
@@ -212,3 +231,34 @@ def test_missed_faces_and_moved_landmarks_fail(
     code, result = verified(capsys, bundle, tmp_path / "few")
     assert (code, result["verdict"]) == (1, "CANNOT JUDGE")
     assert result["tar"] == {}
+
+
+def test_frames_are_timed_step_by_step(
+    with_detector: Path, people: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    bundle = tmp_path / "mini.bundle"
+    shutil.copytree(with_detector, bundle)
+    line = ["benchmark", str(bundle), "--photos", str(people), "--engine", "int8"]
+    line += ["--frame-faces", "1,6", "--frame-size", "320x640", "--gallery", "100"]
+    code, result = result_of(capsys, [*line, "--duration", "0.2"])
+    schema = Path(__file__).parents[2] / "docs" / "benchmark.schema.json"
+    checker = jsonschema.Draft202012Validator(json.loads(schema.read_text()))
+    assert [error.message for error in checker.iter_errors(result)] == []
+    assert list(checker.iter_errors({**result, "gallery": None}))
+    assert (code, result["verdict"]) == (1, "INVALID")  # of a fifth of a second
+    for run_, faces in zip(result["frames"], (1, 6), strict=True):
+        assert run_["faces"] == faces
+        assert any("too short" in reason for reason in run_["reasons"])
+        steps = run_["steps_ms"]
+        assert list(steps) == ["decode", "detect", "align", "embed", "match"]
+        assert 0.5 < sum(steps.values()) / run_["latency_ms"]["p50"] < 1.5
+        assert run_["frames_per_s"] == pytest.approx(1e3 / run_["latency_ms"]["mean"], rel=0.01)
+        missing = [r for r in run_["reasons"] if "the detector finds" in r]
+        assert bool(missing) == (run_["found"] != faces)
+    assert run(["report", str(bundle), "-q"]) == 0
+    assert (
+        "Frames per second: INT8 on onnxruntime with SCRFD" in (bundle / "report.html").read_text()
+    )
+    assert run(["compare", *[str(bundle / result["report"])] * 2]) == 0
+    assert "frames of 6 faces p50 ms" in capsys.readouterr().out
