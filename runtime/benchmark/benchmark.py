@@ -17,7 +17,9 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import digest_images
 from ...documents import encode_json, read_json
+from ...graph.load import fixed_batch
 from ...metrics.rates import measure_drift
+from ...onnx_file import read_onnx
 from ...progress import Track, silent
 from ..evaluation.limits import (
     POLICY_NAME,
@@ -28,6 +30,7 @@ from ..evaluation.limits import (
     with_policy_signatures,
 )
 from ..evaluation.result import check_unchanged, opened_file
+from ..fingerprint import SOURCES
 from ..machine.device import describe_device
 from ..machine.monitor import SensorTrace, read_board, rest, watch
 from ..machine.nvml import gpu_processes
@@ -140,7 +143,10 @@ def benchmark(
         problems += other_gpu_load(board, processes)
     elif session.precision == "fp8":
         problems += (_EMULATED,)
-    settings = all_settings(batches, threads, streams, rates, session.largest_batch)
+    one_face = session.largest_batch == 1 and _takes_one_face(bundle)
+    settings = all_settings(
+        batches, threads, streams, rates, session.largest_batch, one_face=one_face
+    )
     runs: list[BenchmarkRun] = []
     interrupted = False
     with SoakLog(log) if log else nullcontext() as soak_log:
@@ -259,6 +265,12 @@ def _default_duration(limits: BenchmarkLimits, board: Reading) -> float:
         _DURATION_S,
     )
     return _ENERGY_DURATION_S
+
+
+def _takes_one_face(bundle: Bundle) -> bool:
+    """Whether no engine of this bundle takes more than one face, as export found."""
+    name = SOURCES["fp32"]
+    return name in bundle and fixed_batch(read_onnx(bundle.file(name))) == 1
 
 
 def _golden_problems(cosine: float, floor: float) -> tuple[str, ...]:

@@ -83,6 +83,8 @@ def all_settings(
     streams: Sequence[int],
     rates: Sequence[int],
     largest_batch: int | None,
+    *,
+    one_face: bool = False,
 ) -> list[Setting]:
     """Every combination of the options, in the order in which they are run.
 
@@ -92,6 +94,7 @@ def all_settings(
         streams: Numbers of streams.
         rates: Queries per second, empty for none.
         largest_batch: Faces that one run of the engine takes, None where any number does.
+        one_face: Whether the network itself takes one face at a time, so that no engine takes more.
 
     Raises:
         UsageError: A batch is larger than the engine takes.
@@ -99,9 +102,14 @@ def all_settings(
     if batches is None:
         batches = [size for size in AUTO_BATCHES if largest_batch is None or size <= largest_batch]
     elif largest_batch is not None and max(batches) > largest_batch:
+        asked = f"a batch of {max(batches)}"
+        if one_face:
+            raise UsageError(
+                f"{asked} is more than the network takes: one face at a time, its batch is fixed",
+                "--batch 1; several sessions at the same time: --streams 2",
+            )
         raise UsageError(
-            f"a batch of {max(batches)} is beyond the engine's profile, it takes up to"
-            f" {largest_batch}",
+            f"{asked} is beyond the engine's profile, it takes up to {largest_batch}",
             "a smaller --batch, or build the engine again with a larger one",
         )
     return list(_combinations(batches, threads or (None,), streams, rates or (None,)))

@@ -12,7 +12,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ...bundle.manifest import Bundle
-from ...errors import GateFailed
+from ...errors import GateFailed, UsageError
 from ...faces.stored_detector import DetectorSpec
 from ...graph.eight_bit import EIGHT_BIT
 from ...graph.frame_input import with_input
@@ -71,7 +71,14 @@ def build_plan(
     strong = strongly_typed(trt, options)
     model = _flavour(bundle, precision, strong, options.implicit)
     if fixed := fixed_batch(model):
-        options = replace(options, batch=(fixed,) * 3)
+        own = (fixed,) * 3
+        if options.batch not in (EngineOptions().batch, own):
+            raise UsageError(
+                f"the network takes {fixed} face at a time, its batch is fixed; found --batch"
+                f" {','.join(map(str, options.batch))}",
+                "leave out --batch",
+            )
+        options = replace(options, batch=own)
     model = with_input(model, bundle.spec, options.input_kind)
     shape = UINT8_SHAPE if options.input_kind == "crop" else bundle.spec.shape
     return _plan_of(trt, model, shape, precision, backend, options, timing_cache, calibrator)

@@ -7,15 +7,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pretend import PretendBoard
 
 from fr_edge.bundle.golden import read_golden
 from fr_edge.calibration.calibrate import calibrate
-from fr_edge.errors import ModelError
+from fr_edge.cli.main import run
+from fr_edge.errors import ModelError, UsageError
 from fr_edge.export.export import export_onnx
 from fr_edge.faces.contract import PRESETS, preprocess
 from fr_edge.faces.sources import open_faces
 from fr_edge.graph.load import fixed_batch
 from fr_edge.inference import make_session
+from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.verify import verify
 from fr_edge.runtime.session import open_session
@@ -88,6 +91,37 @@ def test_one_face_at_a_time_from_export_to_verify(
                 assert session.layer_times(faces, 1)
     assert fixed_batch(onnx.load(bundle.root / "model.int8.onnx")) == 1
     assert verify(bundle.root, "int8", backend="onnxruntime").passed
+    with pytest.raises(UsageError, match="more than the network takes: one face") as raised:
+        benchmark(bundle.root, "int8", "onnxruntime", batches=(1, 4))
+    assert "build" not in raised.value.hint
+
+
+def test_tensorrts_double_takes_one_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch that was asked for is refused; of an engine of one face no larger one is advised."""
+    PretendBoard("jetpack6.2", monkeypatch)
+    network, root = write_recurrent(tmp_path / "net.onnx"), str(tmp_path / "n.bundle")
+    export_onnx(network, root, spec=PRESETS["insightface"])
+    build = ["build-engine", root, "--fp32", "--backend", "tensorrt"]
+    assert run([*build, "--batch", "4,4,4"]) == 2
+    assert "takes 1 face at a time" in capsys.readouterr().err
+    assert run(build) == 0
+    timed = ["benchmark", root, "--engine", "fp32", "--backend", "tensorrt", "--batch", "4"]
+    assert run(timed) == 2
+    message = capsys.readouterr().err
+    assert "more than the network takes: one face at a time" in message
+    assert "build the engine again" not in message
+
+
+def test_an_engine_of_one_face_can_be_built_for_more(
+    mini: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PretendBoard("jetpack6.2", monkeypatch)
+    line = [str(mini), "--backend", "tensorrt"]
+    assert run(["build-engine", *line, "--fp32", "--batch", "1,1,1"]) == 0
+    assert run(["benchmark", *line, "--engine", "fp32", "--batch", "4"]) == 2
+    assert "build the engine again with a larger one" in capsys.readouterr().err
 
 
 def test_nvidias_compiler_takes_one_face(tmp_path: Path) -> None:
