@@ -24,7 +24,7 @@ from .frames import align_faces, check_frame, needed_part, unit_length
 from .onnxruntime_session import check_images, check_inputs, refuse_tensor
 from .profile import DeviceTimes, LayerTime
 from .trt.bindings import Inputs, Shape, bind_inputs
-from .trt.builder import load_library, open_runtime, recorder
+from .trt.builder import load_engine, load_library, open_runtime, recorder
 
 if TYPE_CHECKING:
     import tensorrt
@@ -121,12 +121,8 @@ class GpuSession:
         if host_code:
             logger.info("%s is version-compatible: the code that it carries is loaded", self.file)
         self._runtime = open_runtime(trt, log, host_code=host_code, dla=dla)
-        engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise MachineError(
-                f"TensorRT cannot load {self.file}: {' '.join(log.problems)[:400]}",
-                f"build it here: `fr-edge build-engine BUNDLE --{self.precision}`",
-            )
+        hint = f"build it here: `fr-edge build-engine BUNDLE --{self.precision}`"
+        engine = load_engine(trt, self._runtime, log, plan, self.file, hint)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {engine.get_tensor_mode(name): name for name in names}
         self._embedding = modes[trt.TensorIOMode.OUTPUT]

@@ -182,7 +182,9 @@ def rebuild(root: Path, precision: str, backend: str) -> None:
 
 def _with_problem(check: EngineCheck, verdict: str, problem: str) -> EngineCheck:
     verdict = FAILED if FAILED in (verdict, check.verdict) else verdict
-    return replace(check, verdict=verdict, problems=(*check.problems, problem))
+    # An engine that does not load fails in every step, for one reason.
+    problems = tuple(dict.fromkeys([*check.problems, problem]))
+    return replace(check, verdict=verdict, problems=problems)
 
 
 def _build(check: EngineCheck, root: Path, backend: str) -> EngineCheck:

@@ -15,7 +15,7 @@ from ..cuda.interface import on_selected_gpu
 from ..machine.backends import MODULES
 from ..machine.device import find_gpus
 from .config import EngineOptions, configure, set_timing_cache, strongly_typed
-from .errors import explain_refusal, explain_start, out_of_memory
+from .errors import explain_load, explain_refusal, explain_start, out_of_memory
 from .layers import EngineLayer, count_untyped, layers_in_json, layers_in_log
 
 if TYPE_CHECKING:
@@ -284,6 +284,29 @@ def open_runtime(
     if dla is not None:
         runtime.DLA_core = dla
     return runtime
+
+
+def load_engine(
+    trt: Any, runtime: "tensorrt.Runtime", log: Any, plan: bytes, file: str, hint: str
+) -> "tensorrt.ICudaEngine":
+    """Load a plan.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        runtime: From `open_runtime`.
+        log: Its logger.
+        plan: The serialized plan.
+        file: Its name.
+        hint: What to do when TensorRT refuses the plan.
+
+    Raises:
+        MachineError: TensorRT refuses the plan, or the driver is too old for it.
+    """
+    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        module, driver = (trt.__name__, str(trt.__version__)), find_gpus().driver
+        raise explain_load(*module, file, log.problems, driver, hint)
+    return engine
 
 
 def _started(trt: Any, name: str, log: Any) -> Any:

@@ -18,7 +18,7 @@ from ...errors import MachineError, UsageError
 from ...faces.stored_detector import IMAGE, DetectorSpec
 from ..cuda.interface import Buffer, Cuda, open_cuda
 from ..fingerprint import read_expected
-from .builder import load_library, open_runtime, recorder
+from .builder import load_engine, load_library, open_runtime, recorder
 
 if TYPE_CHECKING:
     import tensorrt
@@ -80,9 +80,7 @@ class GpuDetectorSession:
     def _load(self, trt: Any, cuda: Cuda, plan: bytes, *, host_code: bool, dla: int | None) -> None:
         self._log = recorder(trt)
         self._runtime = open_runtime(trt, self._log, host_code=host_code, dla=dla)
-        engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise MachineError(f"TensorRT cannot load {self.file}: {self._problems()}", _AGAIN)
+        engine = load_engine(trt, self._runtime, self._log, plan, self.file, _AGAIN)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         if set(names) != {IMAGE, *self._spec.outputs}:
             raise MachineError(f"{self.file} is not the detector that the bundle describes", _AGAIN)

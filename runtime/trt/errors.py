@@ -53,6 +53,9 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
 """Pattern in TensorRT's text, its meaning, the remedy."""
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|within workspace limit|cudaErrorMemoryAllocation")
+_OLD_DRIVER = re.compile(
+    r"driver version is insufficient|cudaError 3[56]\b|not supported in the installed CUDA driver"
+)
 _DRIVER = re.compile(r"cudaError (35|100)\b|cuInit|driver version is insufficient|no CUDA-capable")
 
 
@@ -63,7 +66,7 @@ def explain_refusal(step: str, messages: Iterable[str]) -> FrEdgeError:
         step: What was tried, "parse" or "build".
         messages: TensorRT's.
     """
-    text = " ".join(" ".join(messages).split())
+    text = _one_text(messages)
     for pattern, meaning, hint in _KNOWN:
         if re.search(pattern, text):
             return ModelError(
@@ -95,17 +98,45 @@ def explain_start(module: str, version: str, messages: Iterable[str], driver: st
         messages: TensorRT's.
         driver: The CUDA version that the driver serves, "" without a driver.
     """
-    text = _short(" ".join(" ".join(messages).split()))
-    if "driver version is insufficient" in text and driver:
-        return MachineError(
-            f"{module} {version} needs a newer driver than this one, which serves CUDA {driver}."
-            f" Its message: {text}",
-            f"update NVIDIA's driver, or install a {module} for CUDA {driver.split('.')[0]}",
-        )
-    return MachineError(
-        f"{module} {version} does not start here: {text}",
+    text = _one_text(messages)
+    return _old_driver(module, version, text, driver) or MachineError(
+        f"{module} {version} does not start here: {_short(text)}",
         "`fr-edge doctor` lists what this machine has",
     )
+
+
+def explain_load(
+    module: str, version: str, file: str, messages: Iterable[str], driver: str, hint: str
+) -> MachineError:
+    """The error of a plan that TensorRT does not load.
+
+    Args:
+        module: "tensorrt" or "tensorrt_rtx".
+        version: Its version.
+        file: The plan's name.
+        messages: TensorRT's.
+        driver: The CUDA version that the driver serves, "" without a driver.
+        hint: What to do where the driver is not the reason.
+    """
+    text = _one_text(messages)
+    return _old_driver(module, version, text, driver) or MachineError(
+        f"TensorRT cannot load {file}: {_short(text)}", hint
+    )
+
+
+def _old_driver(module: str, version: str, text: str, driver: str) -> MachineError | None:
+    """The error where the messages show that the driver is too old."""
+    if not (driver and _OLD_DRIVER.search(text)):
+        return None
+    return MachineError(
+        f"{module} {version} needs a newer driver than this one, which serves CUDA {driver}."
+        f" Its message: {_short(text)}",
+        f"update NVIDIA's driver, or install a {module} for CUDA {driver.split('.')[0]}",
+    )
+
+
+def _one_text(messages: Iterable[str]) -> str:
+    return " ".join(" ".join(messages).split())
 
 
 def out_of_memory(messages: Iterable[str]) -> bool:

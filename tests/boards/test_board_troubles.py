@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from shell import Shell
 
 Open = Callable[..., Shell]
@@ -56,6 +57,21 @@ def test_a_driver_that_is_too_old(open_board: Open, calibrated_mini: Path) -> No
     done = shell.run("fr-edge doctor --self-test")
     assert done.code == 1
     assert "needs a newer driver" in done.out
+
+
+def test_a_backend_that_cannot_run_here_beside_one_that_does(open_board: Open) -> None:
+    """NVIDIA's own TensorRT-RTX for CUDA 13 on a driver of 12.9: it fails where it is the only one."""
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    shell = open_board("l4@10.13")
+    shell.ready()
+    for installed, code, outcome in (("tensorrt\n", 0, "compiled"), ("", 1, "failed")):
+        (shell.home / "installed").write_text(installed)
+        done = shell.run("fr-edge doctor --self-test --json")
+        assert done.code == code, done.err
+        tried = {test["backend"]: test for test in json.loads(done.out)["self_test"]}
+        assert tried["tensorrt-rtx"]["outcome"] == outcome
+        assert "needs a newer driver than this one" in tried["tensorrt-rtx"]["detail"]
+        assert tried["tensorrt"]["outcome"] == ("ran" if installed else "skipped")
 
 
 def test_a_driver_that_serves_no_gpu(open_board: Open, calibrated_mini: Path) -> None:
