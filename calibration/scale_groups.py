@@ -24,7 +24,8 @@ from ..graph.layers import Int8Choice
 from ..graph.shapes import tensor_types
 
 _BY_CHANNEL = ("BatchNormalization", "InstanceNormalization")
-_PASSING = ("PRelu", "Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool")
+_PASSING = ("PRelu", "Relu", "LeakyRelu")
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 _SUMS = ("Add", "Sub")
 _ACTIVATIONS = ("Mul", "HardSwish", "Gelu", "Reshape")  # SiLU, gates; attention ends in a Reshape
 
@@ -182,6 +183,10 @@ class _Groups:
             return data == [node.input[0]] and self._absorbs(node, axis)
         if op in _PASSING and len(data) == 1:
             return self._join(result, data[0])
+        if op in (*_POOLS, "Flatten") and not self._channels_second(data[0], axis):
+            return False
+        if op in _POOLS:
+            return self._join(result, data[0])
         if op == "Flatten" and axis is not None and attribute(node, "axis", 1) == 1:
             return self._join(result, data[0], ChannelAxis(axis.count, 0, flattened=True))
         if op in ("ReduceMean", "Squeeze", "Reshape") and len(data) == 1:
@@ -193,6 +198,11 @@ class _Groups:
             return same and self._join(result, data[0])
         index = product_constant(node, self.constants)
         return index is not None and self._scaled_by_constant(node, data[0], index)
+
+    def _channels_second(self, name: str, axis: ChannelAxis | None) -> bool:
+        """Whether channels lie behind the batch: pools average what follows, Flatten joins it."""
+        shape = self.shapes.get(name)
+        return axis is not None and axis.trailing == (len(shape) - 2 if shape else 2)
 
     def _absorbs(self, node: NodeProto, axis: ChannelAxis | None) -> bool:
         """A layer or normalization: sets its output's channels, and frees its input if it can be."""

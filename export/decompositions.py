@@ -127,12 +127,13 @@ def decompose_resizes(model: ModelProto) -> ModelProto:
     if all(not attribute_value(node, "antialias", 0) for node in model.graph.node):
         return model
     sizes, constants, nodes = tensor_sizes(model), constant_tensors(model), list[NodeProto]()
+    makers = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
         if not attribute_value(node, "antialias", 0):
             nodes.append(node)
             continue
         before = sizes.get(node.input[0], [])
-        after = _resized(node, before, constants)
+        after = _resized(node, before, makers, constants)
         lengths = [*before[-2:], *after[-2:]]
         if len(before) != 4 or len(lengths) != 4 or None in lengths:
             raise ModelError(f"{node.name or 'Resize'} averages, and its sizes are open")
@@ -158,10 +159,21 @@ def decompose_resizes(model: ModelProto) -> ModelProto:
 
 
 def _resized(
-    node: NodeProto, before: Sequence[int | None], constants: Mapping[str, TensorProto]
+    node: NodeProto,
+    before: Sequence[int | None],
+    makers: Mapping[str, NodeProto],
+    constants: Mapping[str, TensorProto],
 ) -> list[int | None]:
     """The sizes that a Resize makes, None where they are open."""
     by_size = len(node.input) > 3 and node.input[3]
+    joined = makers.get(node.input[3]) if by_size else None
+    if (
+        joined is not None and joined.op_type == "Concat"
+    ):  # the batch and fixed numbers: torch's way
+        fixed = [name for name in joined.input if name in constants]
+        if fixed == list(joined.input[1:]):
+            numbers = [v for name in fixed for v in numpy_helper.to_array(constants[name]).ravel()]
+            return [*before[:1], *map(int, numbers)]
     values = constant_numbers(node, 3 if by_size else 2, constants)
     axes = attribute_value(node, "axes", None) or range(len(before))
     after = list(before)

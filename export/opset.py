@@ -104,7 +104,7 @@ def _converted(model: ModelProto) -> ModelProto:
 
 def _downgraded(model: ModelProto) -> ModelProto:
     """A model newer than OPSET in OPSET's operators and forms."""
-    model = _expanded(decompose_blocks(decompose_resizes(model)))
+    model = decompose_resizes(_expanded(decompose_blocks(model)))
     sizes, constants = tensor_sizes(model), constant_tensors(model)
     added: list[TensorProto] = []
     for node in model.graph.node:

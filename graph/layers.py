@@ -1,8 +1,8 @@
 """The layers of a network: parameters, multiply-adds and precision, and which of them become INT8.
 
-Float, FP16 and Q/DQ models (INT8, FP8) are read. Multiply-adds are those of Conv, Gemm and MatMul, which
-dominate: 221.2 M for the paper's MobileFaceNet. Products of two activations (attention) count too;
-they are no layers with weights and stay float.
+Float, FP16 and Q/DQ models (INT8, FP8) are read. Multiply-adds are those of convolutions and matrix
+products, which dominate: 221.2 M for the paper's MobileFaceNet. Products of two activations (attention),
+transposed convolutions and recurrent layers count too; they never become 8 bits.
 
 The rule for INT8 (docs/results/int8.md has the measurements behind it):
 
@@ -14,7 +14,7 @@ The rule for INT8 (docs/results/int8.md has the measurements behind it):
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -32,6 +32,10 @@ from .shapes import tensor_types
 GROUPED = "grouped convolution"  # why a layer stays float
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+_PRODUCTS = ("MatMul", "Einsum", "ConvTranspose", *_RECURRENT)  # besides weighted layers
 
 _BETWEEN = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
@@ -56,8 +60,8 @@ class Layer:
         groups: Of a convolution; 1 for other operators.
         shape: Shape of its output without the batch; () where it cannot be inferred.
         parameters: Constants that it reads.
-        macs: Multiply-adds for one face; 0 for other operators than Conv, Gemm and MatMul, and
-            where the shape is not known.
+        macs: Multiply-adds for one face; 0 for other operators than convolutions, matrix products and
+            recurrent layers, and where the shape is not known.
         precision: Of a layer with weights or a MatMul, the numbers it multiplies; of others, its
             constants; "" where it has none.
     """
@@ -149,8 +153,11 @@ def layers(model: ModelProto) -> list[Layer]:
         precision, macs = _precision(node, constants, dequantized), 0
         if weight:
             macs = _count_macs(node, shape, list(constants[weight][0].dims))
-        elif node.op_type == "MatMul":
-            macs = prod(shape) * (shapes.get(node.input[0]) or [0])[-1]
+        elif node.op_type in _PRODUCTS:
+            weights = {
+                name: list(constants[name][0].dims) for name in node.input if name in constants
+            }
+            macs = _count_products(node, shape, {**shapes, **weights})
             precision = (
                 precision or _PRECISIONS.get(types[node.output[0]].elem_type, "") if macs else ""
             )
@@ -308,6 +315,27 @@ def _count_macs(node: NodeProto, shape: list[int], weight: list[int]) -> int:
     if node.op_type == "Conv":  # (out, in / groups, kh, kw) at each place of the output
         return prod(weight) * prod(shape[2:]) * shape[0]
     return prod(shape) * weight[-2]
+
+
+def _count_products(node: NodeProto, shape: list[int], shapes: Mapping[str, Sequence[int]]) -> int:
+    """For one face, of what no layer in 8 bits computes; `shape` is the output's."""
+    first, second = (list(shapes.get(name, ())) for name in node.input[:2])
+    if not first or not second:
+        return 0
+    if node.op_type == "ConvTranspose":  # (in, out / groups, kh, kw) at each place of the input
+        return prod(second) * prod(first[2:]) * first[0]
+    if node.op_type == "Einsum":
+        equation = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
+        terms = equation.split("->")[0].replace(" ", "").split(",")
+        if "." in equation or [len(term) for term in terms] != [len(first), len(second)]:
+            return 0
+        return prod(dict(zip("".join(terms), first + second, strict=True)).values())
+    if (
+        node.op_type in _RECURRENT
+    ):  # (directions, gates * hidden, size) of the input and of the state
+        state = shapes.get(node.input[2], ())
+        return (prod(second) + prod(state)) * first[0] * first[1]
+    return prod(shape) * first[-1]
 
 
 def _constants(model: ModelProto) -> dict[str, tuple[TensorProto, str]]:

@@ -175,3 +175,54 @@ def test_one_side_of_a_product_is_scaled_and_a_matmul_has_the_bias_behind_it() -
     np.testing.assert_allclose(run(model, x)[0], before + shift, atol=1e-4)
     with pytest.raises(ValueError, match="unbiased has no bias"):
         add_to_bias(model.graph, unbiased, shift)
+
+
+@pytest.mark.parametrize("head", ["flatten", "pool", "tokens"])
+def test_columns_are_no_channels_where_they_are_joined_or_averaged(head: str) -> None:
+    """A MatMul makes numbers along the last axis; Flatten mixes them, and pooling averages them. Six
+    channels, six columns: sizes alone do not tell."""
+    rng = np.random.default_rng(4)
+    arrays = {
+        "w1": rng.standard_normal((6, 3, 3, 3)),
+        "columns": rng.standard_normal((10, 6)),
+        "rows": np.array([0, 6, 10]),
+        "w3": rng.standard_normal((90 if head == "pool" else 360, 5)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "c1", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"], "relu"),
+    ]
+    if head == "tokens":  # (N, 6, 10, 10) -> (N, 100, 6)
+        arrays["columns"], arrays["w3"] = rng.standard_normal((6, 6)), rng.standard_normal((600, 5))
+        arrays["rows"] = np.array([0, 6, 100])
+        nodes += [
+            helper.make_node("Reshape", ["r", "rows"], ["t"], "reshape"),
+            helper.make_node("Transpose", ["t"], ["k"], "transpose", perm=[0, 2, 1]),
+        ]
+    nodes.append(
+        helper.make_node("MatMul", ["k" if head == "tokens" else "r", "columns"], ["m"], "matmul")
+    )
+    if head == "pool":
+        pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+        nodes.append(helper.make_node("AveragePool", ["m"], ["p"], "pool", **pool))
+    nodes += [
+        helper.make_node("Flatten", ["p" if head == "pool" else "m"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "w3"], ["y"], "gemm"),
+    ]
+    weights = [
+        numpy_helper.from_array(a if a.dtype == np.int64 else a.astype(np.float32), n)
+        for n, a in arrays.items()
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 10, 10))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 5))],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    groups = scale_groups(model)
+    assert not {"m", "p", "f"} & set(groups)
+    x = rng.standard_normal((1, 3, 10, 10)).astype(np.float32)
+    scales = {tensor: np.exp(rng.normal(0, 1, 6)) for tensor in groups}
+    close(run(equalize(model, scales), x)[0], run(model, x)[0])

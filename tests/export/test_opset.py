@@ -50,6 +50,15 @@ CASES: dict[str, tuple[int, list[int], list[NodeProto], dict[str, np.ndarray]]] 
         [node("Resize", ["x", "", "", "s"], antialias=1, mode="linear", axes=[2, 3])],
         {"s": ints(12, 10)},
     ),
+    "resize that averages, to the batch and fixed sizes": (
+        18, [2, 3, 28, 20],
+        [
+            helper.make_node("Shape", ["x"], ["n"], start=0, end=1),
+            helper.make_node("Concat", ["n", "c", "s"], ["to"], axis=0),
+            node("Resize", ["x", "", "", "to"], antialias=1, mode="linear"),
+        ],
+        {"c": ints(3), "s": ints(12, 10)},
+    ),
     "resize that averages, cubic": (
         19, [1, 3, 28, 28],
         [node("Resize", ["x", "", "f"], antialias=1, mode="cubic")],

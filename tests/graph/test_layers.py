@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from fr_edge.calibration.qdq import quantize_onnx
 from fr_edge.calibration.table import CalibrationTable
@@ -162,3 +163,44 @@ def test_free_sizes_count_nothing(tools: SimpleNamespace) -> None:
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.Clear()
     assert {layer.op for layer in layers(model) if layer.macs} == {"Gemm"}
+
+
+def test_products_that_stay_float_count_too() -> None:
+    """By hand: 3x8x8 -> 5x16x16 by 2x2; 6 steps of 10 into both directions of 4 hidden units; attention."""
+    random = np.random.default_rng(0)
+    weights = {
+        "up": random.normal(size=(3, 5, 2, 2)),
+        "w": random.normal(size=(2, 16, 10)),
+        "r": random.normal(size=(2, 16, 4)),
+    }
+    nodes = [
+        helper.make_node("ConvTranspose", ["image", "up"], ["large"], strides=[2, 2]),
+        helper.make_node("Transpose", ["rows"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node(
+            "LSTM", ["steps", "w", "r"], ["states"], hidden_size=4, direction="bidirectional"
+        ),
+        helper.make_node("Einsum", ["q", "k"], ["scores"], equation="bhid, bhjd -> bhij"),
+        helper.make_node("MatMul", ["scores", "k"], ["mixed"]),
+    ]
+    inputs = {
+        "image": ("batch", 3, 8, 8),
+        "rows": ("batch", 6, 10),
+        "q": ("batch", 2, 7, 16),
+        "k": ("batch", 2, 7, 16),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info("mixed", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()],
+    )
+    table = layers(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert {layer.op: layer.macs for layer in table if layer.macs} == {
+        "ConvTranspose": 3 * 8 * 8 * 5 * 2 * 2,
+        "LSTM": 6 * 2 * 4 * 4 * (10 + 4),
+        "Einsum": 2 * 7 * 7 * 16,
+        "MatMul": 2 * 7 * 7 * 16,
+    }
+    assert {layer.precision for layer in table if layer.macs} == {"fp32"}
+    assert not any(layer.weight for layer in table)
