@@ -12,9 +12,8 @@ from pathlib import Path
 TOTAL = (
     ("VDD_IN",),  # Orin NX, Orin Nano, Xavier NX
     ("POM_5V_IN",),  # Nano
-    ("VIN",),  # Thor's board input
+    ("VIN",),  # Thor's board input; its other rails are no whole: 83 W together, at 124 W of VIN
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin
-    ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),  # Thor, where the board input is not reported
     ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier
 )
 """Rails that together are a module's whole power."""
@@ -238,11 +237,13 @@ def _ina3221(root: Path) -> dict[str, float]:
 
 
 def _ina238(root: Path) -> dict[str, float]:
-    """Thor's board input; the chip gives microwatts itself."""
+    """Thor's board input; the chip gives microwatts itself. No tree of a Thor is on record: the name
+    is read from the channel's label, or from the chip's, as the kernel may give either."""
     rails = {}
-    for label in _hwmon(root, "ina238", "in1_label"):
-        microwatts = _number(label.with_name("power1_input"))
-        if microwatts is not None and (name := read_text(label)):
+    for power in _hwmon(root, "ina238", "power1_input"):
+        microwatts = _number(power)
+        name = read_text(power.with_name("in1_label")) or read_text(power.with_name("label"))
+        if microwatts is not None and name:
             rails[name] = microwatts / 1000
     return rails
 
