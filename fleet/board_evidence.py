@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from unicodedata import category
 
-from ..documents import read_json
 from ..runtime.evaluation.gates import CANNOT_JUDGE, VerdictReason, overall_verdict
 
+ROLL_OUT, CHECK = "fleet.json", "fleet-check.json"  # what a playbook notes about its boards
 AGAIN = "run the same roll-out again: it does what is missing"
 
 _MAX_TEXT = 300  # characters of a text that is shown
@@ -64,6 +63,7 @@ class BoardEvidence:
         backends: Backends that are ready there, of `doctor`.
         problems: What `doctor` found.
         reasons: Why the verdict is not PASSED.
+        bundle: sha256 of the pack that was rolled out last; "" where no roll-out noted it.
         outliers: In what it differs from the boards of its kind.
         verdict: PASSED when an engine was judged and nothing speaks against any of them.
     """
@@ -78,6 +78,7 @@ class BoardEvidence:
     problems: tuple[str, ...] = ()
     engines: tuple[EngineEvidence, ...] = ()
     reasons: tuple[VerdictReason, ...] = ()
+    bundle: str = ""
     outliers: tuple[str, ...] = ()
     verdict: str = ""
 
@@ -88,7 +89,9 @@ class BoardState:
 
     Attributes:
         state: "at work", "done" or "failed".
-        run: Names the roll-out.
+        verb: "check", "roll-out" or "roll-back".
+        bundle: sha256 of the pack that was rolled out.
+        run: Names the run of the playbook.
         step: What failed.
         error: What was found.
         hint: What to do.
@@ -97,8 +100,9 @@ class BoardState:
     """
 
     state: str
-    run: str = ""
     verb: str = ""
+    bundle: str = ""
+    run: str = ""
     step: str = ""
     error: str = ""
     hint: str = ""
@@ -130,18 +134,6 @@ def reason_text(board: BoardEvidence) -> tuple[str, str]:
     return "; ".join(texts), "; ".join(cures)
 
 
-def read_state(path: Path) -> BoardState:
-    """Read what a roll-out noted about a board.
-
-    Args:
-        path: `board.json`.
-
-    Raises:
-        DataError: It cannot be read or is damaged.
-    """
-    return read_json(path, BoardState)
-
-
 def state_reason(state: BoardState) -> VerdictReason | None:
     """Why a board that a roll-out has left is not PASSED.
 
@@ -149,10 +141,13 @@ def state_reason(state: BoardState) -> VerdictReason | None:
         state: What the roll-out noted.
 
     Returns:
-        The reason; None for a board that was done.
+        The reason; None for a board where all was done, and its evidence decides.
     """
-    if state.state == "done":
+    if state.state == "done" and state.verb != "roll-back":
         return None
+    if state.state == "done":
+        text = "rolled back: this evidence is of the release that was left"
+        return VerdictReason(CANNOT_JUDGE, text, "roll another bundle out")
     if state.state == "at work":
         text, hint = "the connection broke off, or the roll-out was ended", AGAIN
     else:

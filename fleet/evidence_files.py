@@ -136,7 +136,11 @@ def _with_document(board: BoardEvidence, document: Any, path: Path) -> BoardEvid
         refusal = convert(document, _Refusal, where)
         return _doubted(board, f"{path.stem}: {refusal.error}", refusal.hint)
     if "state" in document:
-        reason = state_reason(convert(document, BoardState, where))
+        state = convert(document, BoardState, where)
+        if state.verb == "check":
+            return board
+        reason = state_reason(state)
+        board = replace(board, bundle=plain_text(state.bundle))
         return replace(board, reasons=(*board.reasons, reason)) if reason else board
     if "backends" in document and "device" in document:
         return _with_system(board, convert(document, _System, where), {})

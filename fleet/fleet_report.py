@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -22,17 +22,20 @@ from ..runtime.evaluation.gates import (
 )
 from .board_evidence import (
     AGAIN,
+    CHECK,
+    ROLL_OUT,
     BoardEvidence,
+    BoardState,
     EngineEvidence,
     plain_text,
     reason_text,
+    state_reason,
     with_verdict,
 )
 from .evidence_files import read_evidence
 from .fleet_page import fleet_page
 from .outliers import engine_kinds, judge_outliers
 
-ROLL_OUT = "fleet.json"  # what the last roll-out notes about itself, beside the boards' folders
 PAGE_NAME, JSON_NAME, JUNIT_NAME = "fleet.html", "fleet-report.json", "fleet-report.xml"
 
 
@@ -84,10 +87,18 @@ class FleetReport:
 
 
 @dataclass(frozen=True)
-class _RollOut:
-    """What is taken of the roll-out's own file."""
+class FleetRun:
+    """What a playbook notes about its boards, in `fleet.json` and `fleet-check.json`.
+
+    Attributes:
+        boards: Their names.
+        verb: "check", "roll-out" or "roll-back".
+        bundle: sha256 of the pack that is rolled out.
+    """
 
     boards: tuple[str, ...] = ()
+    verb: str = ""
+    bundle: str = ""
 
 
 def merge_evidence(folder: Path, track: Track = silent) -> FleetReport:
@@ -113,15 +124,9 @@ def merge_evidence(folder: Path, track: Track = silent) -> FleetReport:
         for path in folder.iterdir()
         if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
     )
-    expected = read_json(folder / ROLL_OUT, _RollOut).boards if _exists(folder / ROLL_OUT) else ()
+    run = read_run(folder, ROLL_OUT)
     boards = [read_evidence(path) for path in track(folders, "reading boards", len(folders))]
-    names = {board.board for board in boards}
-    lost = VerdictReason(CANNOT_JUDGE, "not tried: the roll-out was stopped before", AGAIN)
-    boards += [
-        with_verdict(BoardEvidence(name), [lost])
-        for name in dict.fromkeys(map(plain_text, expected))
-        if name not in names
-    ]
+    boards = _with_untried(boards, run)
     if not boards:
         raise DataError(
             f"{folder} holds no board's folder",
@@ -140,6 +145,66 @@ def merge_evidence(folder: Path, track: Track = silent) -> FleetReport:
         boards=tuple(judged),
         time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
+
+
+def read_run(folder: Path, noted: str) -> FleetRun:
+    """Read what a playbook noted about its boards.
+
+    Args:
+        folder: Of the evidence.
+        noted: `fleet-check.json` or `fleet.json`.
+
+    Returns:
+        The run; an empty one where no playbook noted any.
+
+    Raises:
+        DataError: The file cannot be read or is damaged.
+    """
+    path = folder / noted
+    return read_json(path, FleetRun) if _exists(path) else FleetRun()
+
+
+def read_run_boards(folder: Path, noted: str) -> tuple[BoardEvidence, ...]:
+    """What `check` or `roll-back` noted about each of its boards.
+
+    Args:
+        folder: Of the evidence.
+        noted: `fleet-check.json` or `fleet.json`: which boards the run was about.
+
+    Returns:
+        A board each, with why it was not done as its reasons.
+
+    Raises:
+        DataError: A file cannot be read or is damaged.
+    """
+    state_name = "check.json" if noted == CHECK else "board.json"
+    boards = []
+    for name in read_run(folder, noted).boards:
+        evidence, path = read_evidence(folder / name), folder / name / state_name
+        state = (
+            read_json(path, BoardState)
+            if _exists(path)
+            else BoardState("failed", error="not tried")
+        )
+        done = state.state == "done"
+        reason = None if done else state_reason(state)
+        boards.append(replace(evidence, reasons=(reason,) if reason else (), verdict=""))
+    return tuple(boards)
+
+
+def _with_untried(boards: Sequence[BoardEvidence], run: FleetRun) -> list[BoardEvidence]:
+    """Boards of a roll-out that it did not come to have no evidence, or that of another bundle."""
+    untried = VerdictReason(CANNOT_JUDGE, "not tried: the roll-out was stopped before", AGAIN)
+    expected = dict.fromkeys(map(plain_text, run.boards))
+    names = {board.board for board in boards}
+    judged = [
+        with_verdict(board, [untried])
+        if run.verb == "roll-out" and board.board in expected and board.bundle != run.bundle
+        else board
+        for board in boards
+    ]
+    lost = (BoardEvidence(name) for name in expected if name not in names)
+    return [*judged, *(with_verdict(board, [untried]) for board in lost)]
 
 
 def write_fleet_report(report: FleetReport, folder: Path) -> tuple[Path, ...]:
