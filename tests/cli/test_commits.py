@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,36 @@ def test_a_disk_that_is_really_full(bundle: Path) -> None:
     digests = {f"./mini.bundle/{n}": hashlib.sha256(d).hexdigest() for n, d in before.items()}
     assert listed == digests
     assert ".draft" not in done.stdout
+
+
+@pytest.mark.parametrize(("first", "second"), [("calibrate", "export"), ("verify", "build-engine")])
+def test_two_commands_at_once_leave_a_whole_bundle(
+    first: str, second: str, bundle: Path, network: Path, tmp_path: Path
+) -> None:
+    """A hard link outside has the bytes that it had: a change gives files new names, no new bytes."""
+    lines = {
+        "calibrate": [str(bundle), "--faces", "synthetic:16x2@6"],
+        "export": [str(network), "--preset", "raw", "--out", str(bundle)],
+        "verify": [str(bundle), "--engine", "int8"],
+        "build-engine": [str(bundle), "--int8", "--backend", "onnxruntime"],
+    }
+    stages = [entry["stage"] for entry in open_bundle(bundle).history]
+    outside = shutil.copytree(bundle, tmp_path / "outside", copy_function=os.link)
+    before = content(outside)
+    with ThreadPoolExecutor(2) as pool:
+        codes = [
+            done.result()
+            for done in [pool.submit(run, [name, *lines[name], "-q"]) for name in (first, second)]
+        ]
+    whole = open_bundle(bundle, check="all")
+    new = sorted(entry["stage"] for entry in whole.history[len(stages) :])
+    assert new == sorted(
+        name for name, code in zip((first, second), codes, strict=True) if not code
+    )
+    assert new, codes
+    assert set(codes) <= {0, 4}  # 4: it was replaced while this command ran
+    assert {p for p in content(bundle) if p not in whole.files} == {"bundle.json"}
+    assert content(outside) == before
 
 
 def test_a_folder_that_may_not_be_written(bundle: Path) -> None:
