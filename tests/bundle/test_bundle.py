@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -77,32 +76,53 @@ def test_a_first_change_that_fails_leaves_no_folder(tmp_path: Path) -> None:
 
 
 # Every system call that changes the disk is a place to be killed at; `kill -9` cannot be caught.
+# Each change is a fork of one process, so that Python and the package start once.
 KILLED = """
 import os, signal, sys
 from fr_edge.bundle.bundle import transaction
-left = int(sys.argv[2])
-def hook(event, args):
-    global left
-    if event in ("open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree") and sys.argv[1] in str(args[0]):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-with transaction(sys.argv[1], "again", {}) as draft:
-    draft.remove("one")
-    draft.path("two", "test").write_text("new")
-    draft.path("deep/three", "test").write_text("new")
+
+def die_at(root, left):
+    def hook(event, args):
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree") and root in str(args[0]):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+def change(root):
+    with transaction(root, "again", {}) as draft:
+        draft.remove("one")
+        draft.path("two", "test").write_text("new")
+        draft.path("deep/three", "test").write_text("new")
+
+for moment, root in enumerate(sys.argv[1:]):
+    child = os.fork()
+    if child == 0:
+        try:
+            die_at(root, moment)
+            change(root)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, flush=True)
+    if code == 0:
+        break
 """
 
 
 def test_killed_at_any_moment_it_is_the_old_bundle_or_the_new_one(tmp_path: Path) -> None:
-    seen = set()
-    for moment in range(60):
-        root = tmp_path / f"{moment}.bundle"
+    seen, roots = set(), [tmp_path / f"{moment}.bundle" for moment in range(60)]
+    for root in roots:
         make(root, one="old", two="old")
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(KILLED), str(root), str(moment)], check=False
-        )
+    command = [sys.executable, "-c", KILLED, *map(str, roots)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *codes, last = map(int, done.stdout.split())
+    assert set(codes) == {-signal.SIGKILL}, done.stderr
+    assert last == 0, "the change never ended"
+    assert len(codes) > 20
+    for moment, root in enumerate(roots[: len(codes) + 1]):
         bundle = open_bundle(root, check="all")
         texts = {name: bundle.file(name).read_text() for name in bundle.files}
         old, new = {"one": "old", "two": "old"}, {"two": "new", "deep/three": "new"}
@@ -110,11 +130,6 @@ def test_killed_at_any_moment_it_is_the_old_bundle_or_the_new_one(tmp_path: Path
         seen.add("old" if texts == old else "new")
         with transaction(root, "after", {}) as draft:  # and it is not stuck
             draft.path("four", "test").write_text("4")
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL
-    else:
-        pytest.fail("the change never ended")
     assert seen == {"old", "new"}
 
 
