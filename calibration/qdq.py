@@ -15,7 +15,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from ..arrays import F32
 from ..errors import BundleError
-from ..graph.edit import prune
+from ..graph.edit import prune, write_newer_forms
 from ..graph.eight_bit import INT8, EightBit, eight_bit_format
 from ..graph.layer_weights import add_to_bias, has_bias, output_axis, store_weight, weight_scales
 from ..graph.layers import Int8Choice, choose_int8_layers
@@ -84,6 +84,8 @@ def _use_rounded_weights(
 def _raise_versions(model: onnx.ModelProto, form: EightBit) -> None:
     model.ir_version = max(model.ir_version, form.ir_version)
     opset = next(o for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset.version < 18 <= form.opset:
+        write_newer_forms(model.graph)
     opset.version = max(opset.version, form.opset)
 
 

@@ -6,7 +6,8 @@ Names used inside the bodies of If, Loop and Scan count.
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+import numpy as np
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
@@ -132,6 +133,25 @@ def name_nodes(graph: GraphProto) -> None:
         while not node.name or node.name in taken:
             node.name = f"{node.op_type}_{number}" if node.name == stem else f"{node.name}_"
         taken.add(node.name)
+
+
+def write_newer_forms(graph: GraphProto) -> None:
+    """Write reductions and splits as opset 18 and later have them; the graph is changed in place.
+
+    Before, the axes of a reduction are an attribute, which later readers refuse or do not look at.
+
+    Args:
+        graph: Of an opset from 13 to 17.
+    """
+    for node in graph.node:
+        axes = next((item for item in node.attribute if item.name == "axes"), None)
+        if node.op_type.startswith("Reduce") and axes is not None:
+            name = f"{node.output[0]}_axes"
+            graph.initializer.append(numpy_helper.from_array(np.array(axes.ints, np.int64), name))
+            node.attribute.remove(axes)
+            node.input.append(name)
+        elif node.op_type == "Split" and len(node.input) == 1:
+            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
 
 def prune(graph: GraphProto) -> None:

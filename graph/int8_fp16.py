@@ -9,9 +9,12 @@ from collections.abc import Collection
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from .edit import write_newer_forms
 from .shapes import tensor_types
 
 _OPSET, _IR_VERSION = 19, 9  # the first whose Q and DQ take FP16 scales; NVIDIA's quantizer, too
+
+_REDUCTION_OPSET = 18  # from here on axes are an input
 
 _LARGEST = np.finfo(np.float16).max
 
@@ -35,11 +38,14 @@ def int8_fp16_model(model: ModelProto, wide: Collection[str] = ()) -> ModelProto
     Returns:
         A copy with float32 input and output, of opset 19 or later.
     """
-    writer = _Writer(model, wide)
-    for node in model.graph.node:
-        writer.add(node)
     copy = ModelProto()
     copy.CopyFrom(model)
+    opset = next(o for o in copy.opset_import if o.domain in ("", "ai.onnx"))
+    if opset.version < _REDUCTION_OPSET:
+        write_newer_forms(copy.graph)
+    writer = _Writer(copy, wide)
+    for node in copy.graph.node:
+        writer.add(node)
     for field in ("node", "initializer", "value_info"):
         copy.graph.ClearField(field)
     copy.graph.node.extend(writer.nodes)
@@ -47,7 +53,6 @@ def int8_fp16_model(model: ModelProto, wide: Collection[str] = ()) -> ModelProto
     tensors = (numpy_helper.from_array(v, n) for n, v in writer.weights.items() if n in read)
     copy.graph.initializer.extend(tensors)
     copy.ir_version = max(copy.ir_version, _IR_VERSION)
-    opset = next(o for o in copy.opset_import if o.domain in ("", "ai.onnx"))
     opset.version = max(opset.version, _OPSET)
     return copy
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from onnx import ModelProto, numpy_helper
 
 from ...arrays import U8
-from ...errors import ModelError
+from ...errors import FrEdgeError, ModelError
 from ...inference import make_session
 from ...onnx_file import read_onnx
 from ...trial_run import ensure_runnable
@@ -129,6 +129,8 @@ def run_detector(network: OnnxDetector, canvas: U8, spec: InputSpec) -> Outputs:
     names = [output.name for output in network.session.get_outputs()]
     try:
         arrays = network.session.run(names, {network.session.get_inputs()[0].name: blob})
+    except FrEdgeError:
+        raise
     except Exception as error:  # onnxruntime's own classes derive from Exception alone
         raise ModelError(f"the detector {network.path} does not run: {_line(error)}") from error
     # Integers are counts and labels; no known layout has a list of arrays.

@@ -12,6 +12,7 @@ from tensorrt_double import TensorRTDouble
 
 from fr_edge.runtime import tensorrt_session
 from fr_edge.runtime.machine.device import Gpu, GpuList
+from fr_edge.runtime.trt import detector_session
 
 ORIN = Gpu("Orin", "8.7", 7620, integrated=True)
 L4 = Gpu("L4", "8.9", 23034, integrated=False)
@@ -44,7 +45,8 @@ class PretendBoard:
         for module in ASKING:
             asking = import_module(f"fr_edge.runtime.{module}")
             monkeypatch.setattr(asking, "find_gpus", lambda: self.gpus)
-        monkeypatch.setattr(tensorrt_session, "open_cuda", lambda: self.cuda)
+        for module in (tensorrt_session, detector_session):
+            monkeypatch.setattr(module, "open_cuda", lambda: self.cuda)
 
     def have(self, gpu: Gpu) -> None:
         """Put another GPU into the board."""

@@ -461,11 +461,12 @@ class TensorRTDouble:
         return meta, model
 
     def ICudaEngine_num_io_tensors(self, this: Any) -> int:  # noqa: N802
-        return 1 + len(this._state.model.graph.input)
+        graph = this._state.model.graph
+        return len(graph.output) + len(graph.input)
 
     def ICudaEngine_get_tensor_name(self, this: Any, index: int) -> str:  # noqa: N802
         graph = this._state.model.graph  # outputs first: the order is not promised
-        return str((graph.output[0].name, *(value.name for value in graph.input))[index])
+        return str([value.name for value in (*graph.output, *graph.input)][index])
 
     def ICudaEngine_get_tensor_mode(self, this: Any, name: str) -> Any:  # noqa: N802
         mode = self.module.TensorIOMode
@@ -487,7 +488,7 @@ class TensorRTDouble:
 
     def _tensor(self, engine: Any, name: str) -> Any:
         graph = engine._state.model.graph
-        return next(t for t in (*graph.input, graph.output[0]) if t.name == name)
+        return next(t for t in (*graph.input, *graph.output) if t.name == name)
 
     def ICudaEngine_create_execution_context(self, this: Any, **ignored: Any) -> Any:  # noqa: N802
         contexts = this._state.contexts
@@ -554,11 +555,19 @@ class TensorRTDouble:
         this._shapes[name] = sizes
         return True
 
+    def IExecutionContext_get_tensor_shape(self, this: Any, name: str) -> Any:  # noqa: N802
+        state, shapes = this._engine._state, this._shapes
+        feeds = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        names = [value.name for value in state.model.graph.output]
+        arrays = dict(zip(names, state.session.run(names, feeds), strict=True))
+        return self._dims(list(arrays[name].shape))
+
     def IExecutionContext_execute_async_v3(self, this: Any, stream_handle: int) -> bool:  # noqa: N802
         state, at, shapes = this._engine._state, dict(this._at), dict(this._shapes)
-        names, embedding = list(state.meta["shapes"]), state.model.graph.output[0].name
+        names = list(state.meta["shapes"])
+        outputs = {value.name for value in state.model.graph.output}
         problem = ""
-        if this._profile != 0 or set(shapes) != {*names} or set(at) != {*names, embedding}:
+        if this._profile != 0 or set(shapes) != {*names} or set(at) != {*names, *outputs}:
             problem = "a profile, the input's shape and all addresses must be set"
         elif self.capturing(stream_handle) and this._ready != shapes:
             problem = "operation not permitted when stream is capturing"  # what a first run sets up
@@ -567,7 +576,7 @@ class TensorRTDouble:
             return False
 
         def work() -> None:
-            _compute(state, at, embedding, shapes)
+            _compute(state, at, shapes)
             self.on_run(shapes[names[-1]][0])
 
         self.launch(stream_handle, work)
@@ -630,10 +639,8 @@ class TensorRTDouble:
             )
 
 
-def _compute(
-    state: Any, at: dict[str, int], embedding: str, shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """Run the network on the bytes at the inputs' addresses into those at the embedding's."""
+def _compute(state: Any, at: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Run the network on the bytes at the inputs' addresses into those at the outputs'."""
     feeds = {}
     for value in state.model.graph.input:
         kind = np.uint8 if value.type.tensor_type.elem_type == _UINT8 else np.float32
@@ -645,9 +652,9 @@ def _compute(
     )
     key = (*shapes.items(), *sums)
     if key not in state.known:  # the same faces again: the same numbers
-        state.known[key] = np.ascontiguousarray(state.session.run(None, feeds)[0])
-    out = state.known[key]
-    ctypes.memmove(at[embedding], out.ctypes.data, out.nbytes)
+        state.known[key] = list(map(np.ascontiguousarray, state.session.run(None, feeds)))
+    for value, out in zip(state.model.graph.output, state.known[key], strict=True):
+        ctypes.memmove(at[value.name], out.ctypes.data, out.nbytes)
 
 
 def _options() -> ort.SessionOptions:

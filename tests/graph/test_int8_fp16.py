@@ -109,3 +109,27 @@ def test_an_overflow_between_nodes_that_stay_fp32_does_not_happen(tiny, faces):
 
 def test_a_whole_fp16_model_has_no_wide_node(tiny):
     assert wide_nodes(tiny(dtype=np.float16)) == set()
+
+
+def test_reductions_keep_their_axes_in_the_newer_opset():
+    """From opset 18 on axes are an input: as an attribute they are refused, or all axes are taken."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], "mean", axes=[2, 3], keepdims=0),
+        helper.make_node("Split", ["mean"], ["a", "b"], "split", axis=1),
+        helper.make_node("Sub", ["a", "b"], ["y"], "sub"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "reduced",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4, 3, 5))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 2))],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    mixed = int8_fp16_model(model)
+    checker.check_model(mixed, full_check=True)
+    x = np.random.default_rng(0).normal(size=(1, 4, 3, 5)).astype(np.float32)
+    means = x.mean(axis=(2, 3))
+    session = ort.InferenceSession(mixed.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(
+        session.run(None, {"x": x})[0], means[:, :2] - means[:, 2:], atol=2e-3
+    )
