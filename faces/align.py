@@ -9,7 +9,6 @@ import hashlib
 import os
 import secrets
 import signal
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -39,7 +38,7 @@ from .detect import (
     choose_faces,
     open_detector,
 )
-from .images import decode_photograph
+from .images import decode_photograph, encode_png
 from .split import split_folders
 
 _CHUNK = 8  # photographs that a worker takes at once
@@ -333,27 +332,26 @@ def _warp(image: U8, matrix: F64, size: int) -> U8:
     step = np.arange(size)
     along = np.rint(inverse[:, :1] * step * 1024)  # (2, columns)
     down = np.rint((inverse[:, 1:] * step + shift[:, None]) * 1024)  # (2, rows)
-    limit = 2.0**30  # far outside any image
-    place = np.clip(along[:, None, :] + down[:, :, None] + 16, -limit, limit).astype(np.int32) >> 5
+    limit = 2.0**29  # far outside any image
+    along, down = (np.clip(axis, -limit, limit).astype(np.int32) for axis in (along, down + 16))
+    place = (along[:, None, :] + down[:, :, None]) >> 5
     right, below = place & (_FRACTIONS - 1)
     left, above = _FRACTIONS - right, _FRACTIONS - below
     x, y = place >> 5
     pixels, width, first = _neighbourhood(image, x, y)
-    total = np.zeros((3, first.size), np.int32)
-    for offset, weight in (
-        (0, above * left),
-        (1, above * right),
-        (width, below * left),
-        (width + 1, below * right),
-    ):
-        total += pixels.take(first + offset, axis=0).T * weight.ravel()
-    levels = (total + _FRACTIONS**2 // 2) // _FRACTIONS**2
-    face: U8 = levels.T.astype(np.uint8).reshape(size, size, 3)
-    return face
+    weights = [part.ravel() for part in (above * left, above * right, below * left, below * right)]
+    offsets = (0, 3, 3 * width, 3 * width + 3)  # of the four neighbours' bytes
+    face = np.empty((first.size, 3), np.uint8)
+    for channel in range(3):
+        total = np.full(first.size, _FRACTIONS**2 // 2, np.int32)
+        for offset, weight in zip(offsets, weights, strict=True):
+            total += pixels.take(first + (offset + channel)) * weight
+        face[:, channel] = total // _FRACTIONS**2
+    return face.reshape(size, size, 3)
 
 
 def _neighbourhood(image: U8, x: I32, y: I32) -> tuple[U8, int, I64]:
-    """Pixels in one row, the width of a line, and the index of each pixel (x, y); black outside."""
+    """Bytes in one row, pixels of a line, and the index of each pixel's first byte; black outside."""
     height, width = image.shape[:2]
     x, y = np.clip(x, -2, width), np.clip(y, -2, height)  # two columns and rows of black suffice
     (x0, x1), (y0, y1) = ((int(axis.min()), int(axis.max()) + 2) for axis in (x, y))
@@ -361,7 +359,7 @@ def _neighbourhood(image: U8, x: I32, y: I32) -> tuple[U8, int, I64]:
     if np.any(edges) or not image.flags.c_contiguous:
         part = np.pad(image[max(0, y0) : y1, max(0, x0) : x1], edges)
         image, x, y, width = part, x - x0, y - y0, part.shape[1]
-    return image.reshape(-1, 3), width, (y.astype(np.int64) * width + x).ravel()
+    return image.ravel(), width, 3 * (y.astype(np.int64) * width + x).ravel()
 
 
 def _write(path: Path, face: U8) -> None:
@@ -371,4 +369,4 @@ def _write(path: Path, face: U8) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomic(path, private=True, durable=False) as stream:
-        Image.fromarray(face).save(stream, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+        stream.write(encode_png(face))

