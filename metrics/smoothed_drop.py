@@ -146,7 +146,7 @@ def _crossing_ratio(margin: F64, moved: F64, width: float) -> F64:
         return before - after
 
     by_step = carried(width)
-    large = np.abs(moves) > _SMALL_MOVE * width
+    large = (np.abs(moves) > _SMALL_MOVE * width) & (by_step != 0)  # 0: none is carried over
     ratios = np.full(_MOVES, narrow)
     ratios[large] = carried(width / _NARROWER)[large] / by_step[large]
     return np.interp(moved, moves, ratios)

@@ -144,6 +144,16 @@ def test_the_smoothed_drop_sees_few_large_moves() -> None:
     assert held >= 55
 
 
+def test_people_far_above_the_threshold_lose_nothing() -> None:
+    """Noisy copies of one face each: no step is wide enough to reach the threshold from there."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(80).repeat(3)
+    exact = rng.standard_normal((80, 64))[labels] + 0.002 * rng.standard_normal((240, 64))
+    other = exact + 0.05 * rng.standard_normal((240, 64))
+    loss = compare_embeddings(exact.astype(np.float32), other.astype(np.float32), labels)
+    assert [rate.smoothed_drop for rate in loss.rates] == pytest.approx([0] * len(loss.rates))
+
+
 def test_the_same_scores_lose_nothing() -> None:
     exact, _, labels = two_models()
     for rate in compare_embeddings(exact, exact, labels).rates:
