@@ -125,8 +125,10 @@ def _doubted(board: BoardEvidence, text: str, cure: str = "") -> BoardEvidence:
     return replace(board, reasons=(*board.reasons, reason))
 
 
-def _with_document(board: BoardEvidence, document: Any, path: Path) -> BoardEvidence:
-    """The board with what one more file tells; a file of an unknown kind tells nothing."""
+def _with_document(
+    board: BoardEvidence, document: Any, path: Path, title: str = ""
+) -> BoardEvidence:
+    """The board with what one more file, or its part `title`, tells; an unknown kind tells nothing."""
     if not isinstance(document, dict):
         return board
     where = f"{path}"
@@ -134,9 +136,15 @@ def _with_document(board: BoardEvidence, document: Any, path: Path) -> BoardEvid
         return _with_acceptance(board, convert(document, _Acceptance, where))
     if "exit_code" in document and "error" in document:
         refusal = convert(document, _Refusal, where)
-        return _doubted(board, f"{path.stem}: {refusal.error}", refusal.hint)
+        return _doubted(board, f"{title or path.stem}: {refusal.error}", refusal.hint)
+    if isinstance(parts := document.get("evidence"), dict):  # what a roll-out fetched, by step
+        for name, part in parts.items():
+            board = _with_document(board, part, path, name)
+        return board
     if "state" in document:
         state = convert(document, BoardState, where)
+        if document.get("system"):
+            board = _with_system(board, convert(document["system"], _System, where), {})
         if state.verb == "check":
             return board
         reason = state_reason(state)

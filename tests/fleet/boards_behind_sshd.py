@@ -6,10 +6,12 @@ compute on this CPU.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,16 @@ class Board:
     process: subprocess.Popen[bytes]
     settings: dict[str, Any]
 
+    def cut(self) -> None:
+        """As when a board reboots: every session and what it runs is killed, the server stays."""
+        for pid in children(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def stop(self) -> None:
-        """As when the power goes: the server and every session of it are killed."""
-        for pid in (*children(self.process.pid), self.process.pid):
-            subprocess.run(["kill", "-9", str(pid)], check=False, capture_output=True)
+        """As when the power goes: the server is killed too."""
+        self.process.kill()
+        self.cut()
         self.process.wait(10)
 
 

@@ -100,6 +100,20 @@ def test_a_board_that_failed_or_vanished_is_named_with_its_remedy(tmp_path: Path
     assert all(why[name][0].cure for name in why if name != "b0")
 
 
+def test_evidence_that_a_roll_out_fetched_is_one_file_by_step(tmp_path: Path) -> None:
+    refusal = {"error": "no engine", "hint": "build it", "exit_code": 3}
+    steps = {"a/../\0b": refusal, "verify-int8": verification(), "unpack": {"files": 7}, "odd": [1]}
+    state = {"state": "done", "verb": "roll-out", "bundle": "x", "system": system()}
+    fetched = {"evidence": steps}
+    write_board(
+        tmp_path, "b", doctor=None, verify=None, benchmark=None, board=state, evidence=fetched
+    )
+    (board,) = merge_evidence(tmp_path).boards
+    assert (board.kind, board.engines[0].verdict) == ("NVIDIA Jetson Orin Nano", "PASSED")
+    (reason,) = board.reasons
+    assert reason.reason == "a/../\\x00b: no engine"
+
+
 def test_the_report_is_printed_written_and_decides_the_exit_code(
     tmp_path: Path, capsys: Captured
 ) -> None:

@@ -1,14 +1,15 @@
 #!/bin/sh
-# What a roll-out does on a board, in the folder that holds this script:
+# What a roll-out does on a board, in the folder ROOT:
 #
 #   releases/RELEASE/bundle     the bundle, with the engines that were built here
 #   releases/RELEASE/evidence   what each step printed: NAME.json
+#   releases/RELEASE/evidence.json  all of it in one file, which is fetched
 #   releases/RELEASE/done       the command line of each step that has ended well
 #   current, previous           links to releases; each is switched by one rename
 #   lock                        held by the process that works here
 #
-# A step that has ended well with the same command line is not repeated. Prints "changed", "evidence FILE"
-# and "failed STEP" in lines; ends with 0 for PASSED, 1 for another verdict, 4 when a step failed, 75 when
+# A step that has ended well with the same command line is not repeated. Prints "changed" and "failed STEP"
+# in lines; ends with 0 for PASSED, 1 for another verdict, 4 when a step failed, 75 when
 # another roll-out is at work.
 set -u -f
 verb=$1
@@ -24,8 +25,17 @@ switch_to() { # RELEASE'S FOLDER, LINK
     ln -sfn "$1" "$2.new" && mv -T "$2.new" "$2"
 }
 
-ends() { # CODE
-    for name in $(ls "$here/evidence"); do echo "evidence $name"; done
+ends() { # CODE: gathers what the steps printed, each by its name
+    separator=
+    {
+        printf '{"evidence": {'
+        for name in $(ls "$here/evidence"); do
+            printf '%s\n"%s": ' "$separator" "${name%.json}"
+            cat "$here/evidence/$name"
+            separator=,
+        done
+        echo '}}'
+    } >"$here/.evidence.new" && mv "$here/.evidence.new" "$here/evidence.json"
     exit "$1"
 }
 
@@ -72,6 +82,8 @@ acceptance() {
     verdict=1
 }
 
+case $ROOT in '~/'*) ROOT=$HOME/${ROOT#'~/'} ;; esac
+cd && cd "$ROOT" || refuse "this board has no release before the current one: roll another bundle out"
 exec 9>>lock
 flock -n 9 || refuse "another roll-out is at work on this board: wait until it has ended"
 
