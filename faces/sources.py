@@ -328,13 +328,13 @@ def _tar_faces(shards: list[Path]) -> Faces:
 
 
 def _record_faces(path: Path) -> Faces:
+    """The records by person: pairs are drawn as from the same records in a sorted file."""
     records = open_records(path)
-    steps = np.diff(records.labels)
-    if (steps < 0).any():
-        labels = np.unique(records.labels, return_inverse=True)[1].astype(np.int64)
-    else:  # millions of images, as a rule sorted by identity
-        labels = np.concatenate([[0], np.cumsum(steps > 0)])
-    return _encoded_faces(str(path), _RecordKeys(records.keys), labels, records.image)
+    order = np.argsort(records.labels, kind="stable")
+    steps = np.diff(records.labels[order])
+    labels = np.concatenate([[0], np.cumsum(steps > 0)]).astype(np.int64)
+    keys = _RecordKeys(records.keys[order])
+    return _encoded_faces(str(path), keys, labels, lambda index: records.image(int(order[index])))
 
 
 class _RecordKeys(Sequence[str]):

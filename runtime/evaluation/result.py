@@ -301,7 +301,7 @@ def report_name(
     source: tuple[object, ...] = (images.sha256, faces)
     if isinstance(faces, Faces):
         where = faces.where if faces.synthetic else str(real_path(faces.where))
-        source = (where, images.sha256, faces.keys, faces.labels)
+        source = (where, images.sha256, tuple(faces.keys), faces.labels)
     listed = (pairs.first, pairs.second, pairs.same, pairs.fold) if pairs else ()
     machine = machine_fingerprint(session.backend)
     evidence = (source, listed, flags, session.artifact, session.sha256, machine)

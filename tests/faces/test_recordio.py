@@ -109,6 +109,11 @@ def test_a_list_that_was_not_sorted(
     people = [sorted(kept.image(i) for i in range(7) if kept.labels[i] == p) for p in range(3)]
     mixed = [sorted(images[i] for i in range(7) if labels[i] == p) for p in (4, 7, 9)]
     assert mixed == people
+    faces, same = (open_faces(tmp_path / name) for name in ("set", "sorted"))
+    assert faces.labels.tolist() == same.labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert list(faces.keys) == ["1", "3", "7", "4", "5", "2", "6"]
+    for index in range(7):
+        assert np.array_equal(faces.read(index), same.read(index))
 
 
 def test_records_that_all_have_one_label_contradict_nothing(
@@ -142,7 +147,9 @@ def test_without_a_header_every_record_is_an_image(tmp_path: Path, images: list[
     records = open_records(folder / "train.rec")
     assert records.labels.tolist() == [7, 5, 7, 9, 5]
     assert [records.image(index) for index in range(5)] == images[:5]
-    assert open_faces(folder / "train.rec").labels.tolist() == [1, 0, 1, 2, 0]
+    faces = open_faces(folder / "train.rec")  # by person
+    assert faces.labels.tolist() == [0, 0, 1, 1, 2]
+    assert list(faces.keys) == ["1", "4", "0", "2", "3"]
 
 
 @pytest.mark.parametrize("places", [[0], [4], [8, 12], [0, 4, 8], [400, 404, 9000], [-4], [401]])

@@ -1,5 +1,6 @@
 """A protocol's figures against scikit-free references on the same embeddings."""
 
+from collections import UserList
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def _patterns(people: int, images: int) -> Faces:
     labels = np.repeat(np.arange(people), images)
     noise = random.integers(-20, 21, (len(labels), 112, 112, 3))
     pixels = np.clip(tiles[labels] + noise, 0, 255).astype(np.uint8)
-    keys = tuple(f"{label}/{index}" for index, label in enumerate(labels))
+    keys = UserList(
+        f"{label}/{index}" for index, label in enumerate(labels)
+    )  # RecordIO's: no tuple
     return Faces("patterns", keys, labels, lambda index: pixels[index], synthetic=True)
 
 
