@@ -6,6 +6,7 @@ A policy is a TOML file that the bundle keeps, with a table per command and prec
 
     far = 1e-4                  # of `verify`: where TAR is judged
     max_tar_drop = 0.005        # half a point; a precision's own value goes before it
+    max_landmark_shift = 0.5    # of `verify --photos`: pixels of the aligned face, in the median
 
     [int8]                      # of `verify`, for this precision only; also [fp8], [fp16], [fp32]
     min_cosine = 0.96

@@ -1,11 +1,13 @@
 """Photographs to embeddings and decisions on a real engine; the detector is a named double."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from fr_edge.bundle.bundle import open_bundle, transaction  # noqa: E402
 from fr_edge.bundle.keys import TRUSTED_KEYS, make_key_pair, read_signing_key  # noqa: E402
 from fr_edge.bundle.signature import add_signature  # noqa: E402
 from fr_edge.errors import BundleError, FacesError, UsageError  # noqa: E402
+from fr_edge.export.detector_export import export_detector  # noqa: E402
 from fr_edge.faces.align import align  # noqa: E402
 from fr_edge.faces.contract import ARCFACE_TEMPLATE  # noqa: E402
 from fr_edge.faces.detect import DetectedFace  # noqa: E402
@@ -352,3 +355,41 @@ def test_the_code_of_the_readme_runs(certified: Path, tmp_path: Path) -> None:
     assert len(doors) == 2
     assert all("Match(name='ann', similarity=" in line for line in doors)
     assert (tmp_path / "staff.gallery").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_service_of_the_documentation_answers(certified: Path, tmp_path: Path) -> None:
+    """With the bundle's own detector, in a process of its own, over HTTP."""
+    page = (README.parent / "docs" / "recognition.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(certified, tmp_path / "mine.bundle")
+    export_detector(write_bright_detector(tmp_path / "bright.onnx"), tmp_path / "mine.bundle")
+    photo = np.full((640, 640, 3), 60, np.uint8)
+    photo[320:352, 64:96] = 255
+    Image.fromarray(photo).save(tmp_path / "door.png")
+    with Recogniser(tmp_path / "mine.bundle", engine="auto") as recogniser:
+        gallery = Gallery(recogniser.model)
+        gallery.enrol("ann", recogniser.embed(tmp_path / "door.png"))
+    gallery.save(tmp_path / "staff.gallery")
+    (tmp_path / "service.py").write_text(code)
+    line = [sys.executable, "service.py", "mine.bundle", "staff.gallery", "0"]
+    service = subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert service.stdout is not None
+        port = int(service.stdout.readline())
+
+        def ask(data: bytes) -> tuple[int, object]:
+            connection = HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("POST", "/", data)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+        assert ask((tmp_path / "door.png").read_bytes()) == (200, [["ann"]])
+        status, answer = ask(b"no photograph")
+        assert status == 400
+        assert isinstance(answer, dict)
+        assert "not an image" in answer["error"]
+    finally:
+        service.kill()
+        service.communicate()
