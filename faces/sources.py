@@ -159,7 +159,7 @@ def open_faces(source: str | Path) -> Faces:
     Args:
         source: `synthetic:IDSxIMAGES`; a `.tar`, `.rec` or `.bin` file; or a folder: with a
             `train.rec` it is RecordIO, with images at any depth a folder of images, with only
-            `.tar` files shards.
+            `.tar` files shards, whose faces' identities are folders or webdataset's `.cls` members.
 
     Raises:
         FacesError: The source does not exist or holds no image.
@@ -319,10 +319,12 @@ def _tar_faces(shards: list[Path]) -> Faces:
     if not places:
         raise FacesError(f"{where} holds no images", f"give {_KINDS}")
     keys = tuple(places)
+    classes = [place.identity for place in places.values() if place.identity is not None]
+    labels = np.unique(classes, return_inverse=True)[1] if classes else _folder_labels(keys)
     return _encoded_faces(
         where,
         keys,
-        _folder_labels(keys),
+        labels.astype(np.int64),
         lambda index: read_member(places[keys[index]], keys[index]),
     )
 

@@ -1,6 +1,7 @@
 """Sources: what is found, in which order, whose it is, and what is said of the rest."""
 
 import dataclasses
+import io
 import os
 import tarfile
 import time
@@ -77,6 +78,52 @@ def test_shards_are_one_source(people: Path, tmp_path: Path, pictures: U8) -> No
     _tar(shards / "3.tar", people, KEYS[:1])
     with pytest.raises(FacesError, match=r"both hold anna/1\.png"):
         open_faces(shards)
+
+
+def _webdataset(path: Path, samples: dict[str, tuple[bytes, bytes | None]]) -> Path:
+    """A shard as webdataset writes it: the members of a sample one after the other."""
+    with tarfile.open(path, "w") as archive:
+        for name, (image, number) in samples.items():
+            parts = {"png": image, "json": b"{}"} | ({"cls": number} if number else {})
+            for kind, data in parts.items():
+                member = tarfile.TarInfo(f"{name}.{kind}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_webdataset_gives_classes_by_number(people: Path, tmp_path: Path, pictures: U8) -> None:
+    encoded = [(people / key).read_bytes() for key in KEYS]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    numbers = [b"85741", b"7\n", b"85741", b"10", b"7", b"10"]
+    samples = {f"{n:06}": pair for n, pair in enumerate(zip(encoded, numbers, strict=True))}
+    _webdataset(shards / "0.tar", dict(list(samples.items())[:2]))
+    _webdataset(shards / "1.tar", dict(list(samples.items())[2:]))
+    faces = open_faces(shards)
+    assert faces.labels.tolist() == [2, 0, 2, 1, 0, 1]
+    assert faces.labels.dtype == np.int64
+    np.testing.assert_array_equal(faces.read(4), pictures[4])
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (None, "1 of 2 images have no class, for example 1.png"),
+        (b"anna", "1.cls holds b'anna', expected the number"),
+        (b"-3", "expected the number"),
+        (b"9" * 19, "expected the number"),
+        (b"7" + b" " * 5000, "expected the number"),
+        ("\N{SUPERSCRIPT TWO}".encode(), "expected the number"),
+    ],
+)
+def test_classes_that_are_none(
+    people: Path, tmp_path: Path, number: bytes | None, message: str
+) -> None:
+    image = (people / KEYS[0]).read_bytes()
+    shard = _webdataset(tmp_path / "a.tar", {"0": (image, b"1"), "1": (image, number)})
+    with pytest.raises(FacesError, match=message):
+        open_faces(shard)
 
 
 def test_images_beside_a_tar_come_first(people: Path) -> None:
