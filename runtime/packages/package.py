@@ -21,6 +21,7 @@ from ..fingerprint import SOURCES
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import open_session
 from .package_draft import MIN_COSINE, PackageDraft, golden_answers
+from .triton_repository import write_triton
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class PackageManifest:
         golden_faces: Lines of golden/faces.txt.
         measured: What the models take -> lowest cosine with the bundle's embeddings when it was made.
         left_out: What the package lacks -> the reason.
+        not_run: What no check can run on a machine like that which made it -> the reason.
         files: Path -> sha256 of every other file.
     """
 
@@ -69,6 +71,7 @@ class PackageManifest:
     golden_faces: int
     measured: Mapping[str, float]
     left_out: Mapping[str, str]
+    not_run: Mapping[str, str]
     files: Mapping[str, str]
     fr_edge: str = __version__
     schema: int = PACKAGE_SCHEMA
@@ -122,6 +125,7 @@ TARGETS: dict[str, Callable[[PackageDraft], None]] = {
     "onnx": _onnx,
     "cpp": _cpp,
     "python": _python,
+    "triton": write_triton,
 }
 
 
@@ -173,6 +177,7 @@ def package(
             golden_faces=len(draft.golden),
             measured=draft.measured,
             left_out=draft.left_out,
+            not_run=draft.not_run,
             files=files,
         )
         data = encode_json(manifest)

@@ -94,6 +94,7 @@ class PackageDraft:
         golden: Lines of golden/faces.txt.
         measured: As `PackageManifest`.
         left_out: As `PackageManifest`.
+        not_run: As `PackageManifest`.
     """
 
     root: Path
@@ -104,6 +105,7 @@ class PackageDraft:
     golden: list[str] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
 
     def add_templates(self, target: str) -> None:
         """Copy the files that every package of a target has."""
@@ -289,6 +291,19 @@ def template_files(target: str) -> dict[str, Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def extra_programs(target: str) -> dict[str, Path]:
+    """Programs that some packages of a target have: name within the package -> file of this fr-edge.
+
+    Args:
+        target: A key of `TARGETS`.
+    """
+    return (
+        {"models/recognise/1/model.py": TEMPLATES / "bls" / "model.py"}
+        if target == "triton"
+        else {}
+    )
 
 
 def write_ppm(path: Path, image: U8) -> None:

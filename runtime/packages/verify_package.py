@@ -25,7 +25,7 @@ from ...reading import open_file, read_limit
 from ...trial_run import ensure_runnable
 from ..evaluation.gates import FAILED, PASSED
 from .package import CERTIFICATE, PACKAGE_FILE, PACKAGE_SCHEMA, PackageManifest
-from .package_draft import MIN_COSINE, template_files
+from .package_draft import MIN_COSINE, extra_programs, template_files
 
 _SIDE = 64  # pixels of a frame in the trial run of a model
 _ANSWER = re.compile(r"^faces=(\d+) min_cosine=(\S+) ", re.MULTILINE)
@@ -108,7 +108,8 @@ def read_package(folder: str | Path) -> PackageManifest:
         )
     if manifest.min_cosine != MIN_COSINE.get(manifest.precision):
         raise DataError(f"{path} was edited: its limit is {manifest.min_cosine}", again)
-    sources = template_files(manifest.target)
+    needed = template_files(manifest.target)
+    sources = needed | extra_programs(manifest.target)
     for name, digest in manifest.files.items():
         try:
             inside(name)
@@ -129,7 +130,7 @@ def read_package(folder: str | Path) -> PackageManifest:
             )
         if name not in sources and file.suffix not in _DATA:
             raise DataError(f"{file} does not belong to a package for {manifest.target}", again)
-    if missing := sorted(set(sources) - set(manifest.files)):
+    if missing := sorted(set(needed) - set(manifest.files)):
         raise DataError(f"{path} was edited: it does not list {missing[0]}", again)
     return manifest
 
@@ -181,7 +182,7 @@ def verify_package(folder: str | Path) -> PackageCertificate:
 
 def _copy(root: Path, copy: Path, manifest: PackageManifest) -> None:
     """The package with this fr-edge's programs; the bytes of each file are checked again."""
-    sources = template_files(manifest.target)
+    sources = template_files(manifest.target) | extra_programs(manifest.target)
     for name, digest in manifest.files.items():
         target = copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -268,6 +269,16 @@ def _python(script: str) -> Callable[[Path, PackageManifest], _Proofs]:
     return check
 
 
+def _triton(folder: Path, manifest: PackageManifest) -> _Proofs:
+    """The repository's ONNX models on the golden faces; a server is not started."""
+    note = "a running server: `python verify_server.py HOST:PORT` replays the golden faces on it"
+    if manifest.not_run:
+        reason = "; ".join(f"{name}: {why}" for name, why in manifest.not_run.items())
+        raise MachineError(f"the models cannot run here: {reason}", note)
+    proofs, _ = _python("verify_repository.py")(folder, manifest)
+    return proofs, [note]
+
+
 def _cpp(folder: Path, manifest: PackageManifest) -> _Proofs:
     """Compile the sample against the ONNX Runtime that CMake finds, and run it."""
     build, what = folder / "build", "the C++ sample"
@@ -289,4 +300,5 @@ CHECKS: dict[str, Callable[[Path, PackageManifest], _Proofs]] = {
     "onnx": _python("verify_models.py"),
     "cpp": _cpp,
     "python": _python("verify_sample.py"),
+    "triton": _triton,
 }
