@@ -49,6 +49,7 @@ def _bundle(output: Output, bundle: str, layers: bool, source: str | None) -> No
     from ..bundle.trust import list_signatures
     from ..documents import to_builtins
     from ..errors import BundleError
+    from ..faces.stored_detector import DETECTOR_SPEC, read_detector_spec
     from ..graph.layers import summarize_model
     from ..runtime.evaluation.stored_reports import list_reports
 
@@ -66,6 +67,9 @@ def _bundle(output: Output, bundle: str, layers: bool, source: str | None) -> No
     if "model.onnx" in opened and not damages:
         model = summarize_model(opened.file("model.onnx"))
     names = _names(opened, source) if source and not damages else {}
+    detector = None
+    if DETECTOR_SPEC in opened and not damages:
+        detector = read_detector_spec(opened.file(DETECTOR_SPEC))
     document = {
         "bundle": bundle,
         "input": opened.spec,
@@ -75,6 +79,7 @@ def _bundle(output: Output, bundle: str, layers: bool, source: str | None) -> No
         "stale": stale,
         "history": opened.history,
         "model": model,
+        "detector": detector,
         "problems": damages,
         "unlisted": unlisted,
         "signatures": signatures,
@@ -87,6 +92,7 @@ def _bundle(output: Output, bundle: str, layers: bool, source: str | None) -> No
     lines = [
         f"{bundle}: {opened.embedding_dim}-d embeddings, {opened.spec.describe()}",
         *(_model_lines(model, layers) if model else []),
+        *([f"detector.onnx: {detector.describe()}"] if detector else []),
         "",
         table(rows, ("file", "role", "size", "sha256")),
         "",

@@ -243,7 +243,7 @@ def _build(
     if role := parts.facts.get("role"):
         settings["role"] = role
     with transaction(bundle, "build-engine", settings) as change:
-        target = change.path(name, f"{precision} engine")
+        target = change.path(name, f"{precision} {f'{role} ' if role else ''}engine")
         if backend == ONNXRUNTIME:
             built = parts.build_cpu(source, target)
         else:

@@ -252,7 +252,9 @@ def test_reports_are_shown_and_belong_to_the_detector(
     page = (board / "report.html").read_text()
     assert "From a photograph to a decision: INT8 with SCRFD in INT8" in page
     assert "Frames per second: INT8 on onnxruntime with SCRFD" in page
-    rows = result_of(capsys, ["inspect", str(board)])[1]["reports"]
+    inspected = result_of(capsys, ["inspect", str(board)])[1]
+    assert inspected["detector"]["family"] == "SCRFD"
+    rows = inspected["reports"]
     shown = [row for row in rows if "photographs" in row["faces"] or "frames" in row["faces"]]
     assert f"{PEOPLE * EACH} photographs of {PEOPLE} people" in {row["faces"] for row in shown}
     assert not any(row["stale"] for row in shown)
