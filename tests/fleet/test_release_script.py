@@ -139,6 +139,11 @@ def test_an_acceptance_that_had_no_time_left_goes_on_and_one_that_failed_does_no
     board.behave('[ $command = accept ] && echo "{\\"left\\": []}" >"$4" && exit 1')
     assert board.run()[0] == 1
     assert board.calls == ["accept"]
+    error = '{\\"error\\": \\"no GPU\\", \\"exit_code\\": 3}'
+    board.behave(f'[ $command = accept ] && echo "{error}" && exit 3')
+    assert board.run()[0] == 1
+    accepted = board.root / "releases" / "one" / "evidence" / "accept.json"
+    assert json.loads(accepted.read_text())["error"] == "no GPU"
 
 
 @pytest.mark.parametrize(

@@ -70,14 +70,17 @@ acceptance() {
     key="$BACKEND"
     if [ "$(cat "$here/done/accept" 2>/dev/null)" = "$key" ]; then return 0; fi
     for try in 1 2 3; do
-        "$FR_EDGE" accept "$here/bundle" --out "$here/evidence/accept.json" $options -q >/dev/null 2>"$here/log/accept"
+        "$FR_EDGE" accept "$here/bundle" --out "$here/evidence/accept.json" $options --json -q >"$here/.accept.new" 2>"$here/log/accept"
         code=$?
         echo changed
-        if [ $code -eq 0 ]; then
-            echo "$key" >"$here/done/accept"
-            return 0
-        fi
-        grep -q '"left": \[\]' "$here/evidence/accept.json" 2>/dev/null && break
+        case $code in
+        0) echo "$key" >"$here/done/accept" && return 0 ;;
+        1) grep -q '"left": \[\]' "$here/evidence/accept.json" 2>/dev/null && break ;;
+        *) # the file is of another version, say: begin anew, and keep the error where that fails too
+            mv "$here/.accept.new" "$here/evidence/accept.json"
+            [ $try = 3 ] || rm -f "$here/evidence/accept.json"
+            ;;
+        esac
     done
     verdict=1
 }
