@@ -1,0 +1,75 @@
+"""Files of `deploy/`: their shell and YAML can be read, and fr-edge takes the command line that they give."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from fr_edge.cli.main import root
+from fr_edge.distill.recipe import read_recipe
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+SCRIPTS = sorted([*DEPLOY.glob("*.sh"), *DEPLOY.glob("*.sbatch")])
+
+
+def check_distill(words: list[str]) -> None:
+    """The words behind `distill` are options that it has, a recipe that is shipped, and settings of it."""
+    command = root.get_command(click.Context(root), "distill")
+    assert command is not None
+    given = command.make_context("distill", list(words)).params
+    assert given["out"].endswith(".bundle")
+    recipe = read_recipe(given["recipe"], given["changes"])
+    assert recipe.teacher_arch == "iresnet50"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_starts_torchrun_with_a_command_line_that_fr_edge_takes(
+    script: Path, tmp_path: Path
+) -> None:
+    """torchrun, srun and scontrol are doubles that write down their arguments."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("torchrun", "srun", "scontrol"):
+        ends = "echo node0" if name == "scontrol" else f'echo "$@" >"{tmp_path}/called"'
+        (tools / name).write_text(f"#!/bin/sh\n{ends}\n")
+        (tools / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[0-1]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "HEAD": "node0", **slurm}
+    subprocess.run(["bash", str(script)], env=environment, check=True)
+    words = shlex.split((tmp_path / "called").read_text())
+    place = words.index("distill")
+    assert words[place - 2 : place] == ["-m", "fr_edge"]
+    check_distill(words[place + 1 :])
+    several = "--standalone" not in words
+    assert not several or words[
+        words.index("--rdzv-endpoint") : words.index("--rdzv-endpoint") + 2
+    ] == ["--rdzv-endpoint", "node0:29500"]
+
+
+def test_the_job_of_kubernetes_starts_fr_edge_in_every_pod() -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML, which ansible-core brings, is not installed")
+    job: Any = yaml.safe_load((DEPLOY / "pytorchjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    worker = job["spec"]["pytorchReplicaSpecs"]["Worker"]
+    elastic = job["spec"]["elasticPolicy"]
+    assert worker["replicas"] == elastic["minReplicas"] == elastic["maxReplicas"]
+    pod = worker["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["name"] == "pytorch"
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert job["spec"]["nprocPerNode"] == str(gpus)
+    assert container["command"][:4] == ["torchrun", "-m", "fr_edge", "distill"]
+    check_distill(container["command"][4:])
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_page_names_every_file() -> None:
+    page = (DEPLOY.parent / "docs" / "training.md").read_text()
+    named = set(re.findall(r"`deploy/([\w.-]+)`", page))
+    assert named == {path.name for path in DEPLOY.iterdir()}
