@@ -8,7 +8,8 @@ and of strata are those of the population at the threshold in question.
 `OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py TRIALS PEOPLE,... SCENARIO,... [SEED] [KIND]`
 
 KIND is "people" (the default; a negative number of PEOPLE is a pair list's genuine pairs per fold),
-"templates" or "compare".
+"rates" or "likely" (of these the TAR and the likely loss alone, in a fraction of the time), "templates" or
+"compare".
 """
 
 import sys
@@ -96,6 +97,27 @@ def people_rows(sample: Sample, truth: Truth, fars: tuple[float, ...]) -> Iterat
             yield f"likely loss at {rate.far:g}", likely, drop
     if eer := rate_intervals(old, labels, scores[0], fars).eer:
         yield "EER", eer, before.eer
+
+
+def measure_alone(
+    scenario: Scenario | Clusters, people: int, trials: int, truth: Truth, kind: str, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """As `measure_coverage`, on the same people, of one figure: the TAR ("rates") or the likely loss."""
+    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    before, after = truth
+    for trial in range(trials):
+        sample = draw(people, scenario, np.random.default_rng([trial, people, seed]))
+        if kind == "rates":
+            scores = all_pairs(sample.old, sample.labels)
+            for far, ends in rate_intervals(sample.old, sample.labels, scores, FARS).tar.items():
+                rows[f"TAR at {far:g}"].append((*ends, float(before.tar[before.at_far(far)])))
+            continue
+        for rate in compare_embeddings(sample.old, sample.new, sample.labels).rates:
+            if likely := rate.smoothed_drop_interval_95:
+                places = _places(truth, rate.far)
+                drop = float(before.tar[places[0]] - after.tar[places[1]])
+                rows[f"likely loss at {rate.far:g}"].append((*likely, drop))
+    return _tables(rows, "", [])
 
 
 def measure_lists(
@@ -209,7 +231,7 @@ def coverage(table: np.ndarray) -> float:
 def main(trials: int, numbers: list[int], names: list[str], seed: int, kind: str) -> None:
     for name in names:
         scenario = SCENARIOS[name]
-        truth = find_truth(scenario) if kind == "people" else None
+        truth = None if kind in ("templates", "compare") else find_truth(scenario)
         for number in numbers:
             start = time.perf_counter()
             title = f"{number} people" if number > 0 else f"lists of 10 x {2 * -number} pairs"
@@ -221,6 +243,8 @@ def main(trials: int, numbers: list[int], names: list[str], seed: int, kind: str
                 continue
             if truth is None:
                 tables = measure_templates(scenario, number, trials, seed)
+            elif kind != "people":
+                tables = measure_alone(scenario, number, trials, truth, kind, seed)
             else:
                 measure = measure_coverage if number > 0 else measure_lists
                 tables = measure(scenario, abs(number), trials, truth, seed=seed)

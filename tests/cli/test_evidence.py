@@ -242,6 +242,8 @@ def copied(bundle: Path, built: Path, network: Path, tmp_path: Path, capsys: Cap
         change.path(f"reports/{report.name}", "verify", of=(ENGINE,)).write_bytes(
             report.read_bytes()
         )
+        # Put in by hand: the manifest does not record what it judged.
+        change.path("reports/verify-int8-by-hand-1.json", "verify").write_bytes(report.read_bytes())
     return other
 
 
@@ -250,10 +252,11 @@ def test_a_report_of_another_bundle_is_named_and_counts_for_nothing(
 ) -> None:
     for command in ("inspect", "check"):
         code, document = answer([command, str(copied)], capsys)
-        (row,) = (row for row in document["reports"] if row["kind"] == "verify")
-        assert code == 0
-        assert "it judged another" in row["stale"]
-        assert document["stale"][row["file"]] == row["stale"]
+        rows = [row for row in document["reports"] if row["kind"] == "verify"]
+        assert (code, len(rows)) == (0, 2)
+        for row in rows:
+            assert "it judged another" in row["stale"]
+            assert document["stale"][row["file"]] == row["stale"]
     assert run(["compare", str(bundle), str(copied)]) == 2
     error = capsys.readouterr().err
     assert f"second: {row['file']}: it judged another" in error

@@ -102,6 +102,11 @@ def test_two_bundles(mini: Path, people: Faces, tmp_path: Path) -> None:
     assert {c.verdict for c in found.changes} == {"equal"}
     between = compare(mini / fp32.report, mini / int8.report)
     assert any("engine fp32 and int8" in text for text in between.differences)
+    assert any(
+        f"file model.int8.onnx, sha256 {int8.artifact.sha256[:12]}" in text
+        and "execution" not in text
+        for text in between.differences
+    )
     assert next(c for c in between.changes if "cosine min" in c.name).second < 1
 
 
