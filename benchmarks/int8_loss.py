@@ -2,6 +2,7 @@
 
     python benchmarks/int8_loss.py FACES PAIRS BUNDLE... [--limit N]
         [--max-tar-drop X [--far 1e-4] [--hard] [--backend NAME]]
+    python benchmarks/int8_loss.py FACES PAIRS BUNDLE... --as-built
 
 The people whom PAIRS (`fold,path1,path2,same`, relative to FACES) names judge; all others
 calibrate. Rates count every pair of the judging faces. Bundles are copied, never changed; both
@@ -13,6 +14,9 @@ assignment holds it, or the people cannot judge, `refused` is what it said. `--h
 necessary: a tenth of the channels of one tensor become 50 times as loud, which float does not
 notice, and ranges are plain min-max. `--backend` times the search's engines (`onnxruntime`), else
 times are counted; `cpu_time` is that of the INT8 model on onnxruntime, all in float being 1.
+
+With `--as-built` nothing is calibrated: the bundle's INT8 graph and its INT8 engine are judged as they
+are, at FAR 1e-5 and by count at rates around it, which shows how far a count is chance.
 """
 
 import argparse
@@ -38,17 +42,35 @@ from fr_edge.faces.pairs import read_pairs
 from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.layers import choose_int8_layers, weighted_layers
 from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
+from fr_edge.metrics.verification import all_pairs, tar_at_far
 from fr_edge.runtime.layer_latency import latency_here
-from fr_edge.runtime.session import open_session
+from fr_edge.runtime.session import Artifact, open_session
 
 FAR = 1e-4
+AROUND = (4e-6, 6e-6, 8e-6, 1e-5, 1.25e-5, 1.6e-5, 2e-5, 3e-5, 5e-5)
+ARTIFACTS: tuple[Artifact, ...] = ("graph", "engine")
 
 
-def embed(bundle: Path, engine: str, faces: Faces) -> Any:
+def embed(bundle: Path, engine: str, faces: Faces, artifact: Artifact = "graph") -> Any:
     opened = open_bundle(bundle, check="manifest")
-    session = open_session(opened, engine, "onnxruntime", artifact="graph")
+    session = open_session(opened, engine, "onnxruntime", artifact=artifact)
     parts = [session.embed(batch) for batch in faces.batches(32)]
     return np.concatenate(parts)
+
+
+def as_built(bundle: Path, faces: Faces) -> dict[str, Any]:
+    """The losses of the graph and of the engine."""
+    exact = embed(bundle, "fp32", faces)
+    result: dict[str, Any] = {"bundle": bundle.name, "faces": len(faces)}
+    for artifact in ARTIFACTS:
+        engine = embed(bundle, "int8", faces, artifact)
+        before, after = (all_pairs(rows, faces.labels) for rows in (exact, engine))
+        result[artifact] = rows(compare_embeddings(exact, engine, faces.labels, 1e-5))
+        result[artifact]["counted"] = {
+            f"{far:g}": round((tar_at_far(before, far) or 0) - (tar_at_far(after, far) or 0), 4)
+            for far in AROUND
+        }
+    return result
 
 
 def harden(bundle: Path) -> str:
@@ -100,9 +122,14 @@ def main() -> None:
     parser.add_argument("--max-tar-drop", type=float)
     parser.add_argument("--far", type=float, default=FAR)
     parser.add_argument("--hard", action="store_true")
+    parser.add_argument("--as-built", action="store_true")
     parser.add_argument("--backend", default="auto")
     asked = parser.parse_args()
     source, judging = open_faces(asked.faces), read_pairs(asked.pairs, asked.faces).faces
+    for bundle in asked.bundles if asked.as_built else ():
+        print(json.dumps(as_built(bundle, judging)), flush=True)
+    if asked.as_built:
+        return
     judged = {key.rsplit("/", 1)[0] for key in judging.keys}
     picks = [i for i, key in enumerate(source.keys) if key.rsplit("/", 1)[0] not in judged]
     labels = np.unique(source.labels[picks], return_inverse=True)[1].astype(np.int64)
