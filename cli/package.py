@@ -12,7 +12,7 @@ from .output import Output, size_text
 if TYPE_CHECKING:
     from ..runtime.packages.package import PackageResult
 
-_TARGETS = ("onnx", "cpp", "python", "triton")
+_TARGETS = ("onnx", "cpp", "python", "triton", "deepstream")
 
 
 @define_command("package", example="fr-edge package mine.bundle --for python --out mine.package")

@@ -20,6 +20,7 @@ from ..evaluation.stored_reports import read_reports
 from ..fingerprint import SOURCES
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import open_session
+from .deepstream_config import write_deepstream
 from .package_draft import MIN_COSINE, PackageDraft, golden_answers
 from .triton_repository import write_triton
 
@@ -126,6 +127,7 @@ TARGETS: dict[str, Callable[[PackageDraft], None]] = {
     "cpp": _cpp,
     "python": _python,
     "triton": write_triton,
+    "deepstream": write_deepstream,
 }
 
 

@@ -279,6 +279,16 @@ def _triton(folder: Path, manifest: PackageManifest) -> _Proofs:
     return proofs, [note]
 
 
+def _deepstream(folder: Path, manifest: PackageManifest) -> _Proofs:
+    """The configurations' numbers; neither DeepStream nor a plan is run."""
+    proofs, _ = _python("verify_config.py")(folder, manifest)
+    notes = [
+        "DeepStream: a pipeline, and the compilation of face_alignment.cu",
+        *(f"{name}: {why}" for name, why in manifest.not_run.items()),
+    ]
+    return proofs, notes
+
+
 def _cpp(folder: Path, manifest: PackageManifest) -> _Proofs:
     """Compile the sample against the ONNX Runtime that CMake finds, and run it."""
     build, what = folder / "build", "the C++ sample"
@@ -301,4 +311,5 @@ CHECKS: dict[str, Callable[[Path, PackageManifest], _Proofs]] = {
     "cpp": _cpp,
     "python": _python("verify_sample.py"),
     "triton": _triton,
+    "deepstream": _deepstream,
 }
