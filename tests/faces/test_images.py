@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fr_edge.errors import FacesError
+from fr_edge.faces import images
 from fr_edge.faces.images import decode_image, encode_png, stored_size
 
 U8 = npt.NDArray[np.uint8]
@@ -168,3 +169,44 @@ def test_a_png_of_ours_holds_the_pixels(size: tuple[int, int]) -> None:
     with Image.open(io.BytesIO(encode_png(image)), formats=["PNG"]) as opened:
         assert (opened.mode, opened.size) == ("RGB", size[::-1])
         assert np.array_equal(np.asarray(opened), image)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
+def test_the_faster_decoder_gives_pillows_pixels(
+    mode: str, options: dict[str, object], pictures: U8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whole files, turned ones, and those with flipped bytes, which Pillow shows or refuses."""
+    pytest.importorskip("simplejpeg", reason="without the extra `jpeg` Pillow decodes alone")
+    image = Image.fromarray(pictures[0]).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _saved(image, "JPEG", **options)
+    random = np.random.default_rng(0)
+    files = [data, _saved(image, "JPEG", exif=exif, **options), data[: len(data) // 2]]
+    for _ in range(20):
+        damaged = bytearray(data)
+        damaged[random.integers(len(data))] = random.integers(256)
+        files.append(bytes(damaged))
+
+    def decoded() -> list[list[int] | str]:
+        results: list[list[int] | str] = []
+        for file in files:
+            try:
+                results.append(decode_image(file, "x").ravel().tolist())
+            except FacesError as error:
+                results.append(error.message)
+        return results
+
+    fast = decoded()
+    monkeypatch.setattr(images, "simplejpeg", None)
+    assert fast == decoded()
+
+
+def test_the_faster_decoder_is_used(pictures: U8, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = pytest.importorskip("simplejpeg", reason="without the extra `jpeg` Pillow decodes alone")
+    calls = []
+    decode = fast.decode_jpeg
+    monkeypatch.setattr(fast, "decode_jpeg", lambda data: calls.append(1) or decode(data))
+    decode_image(_saved(Image.fromarray(pictures[0]), "JPEG"), "x")
+    assert calls == [1]
