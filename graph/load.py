@@ -89,6 +89,13 @@ def image_input(model: ModelProto) -> ImageInput:
             "cut the graph with onnx.utils.extract_model",
         )
     _check_weights(model)
+    output = graph.output[0]
+    kind = output.type.tensor_type.elem_type
+    if kind not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+        raise ModelError(
+            f"output {output.name} is {_type(kind)}; expected the embedding in float32",
+            "export it without the cast or the decision behind the embedding",
+        )
     return _shape(inputs[0])
 
 

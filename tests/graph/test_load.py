@@ -29,6 +29,12 @@ def integer_input(model: ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
 
 
+def integer_output(model: ModelProto) -> None:
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Cast", ["before"], ["fc1"], to=TensorProto.INT64))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+
+
 def second_input(model: ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("age", TensorProto.FLOAT, ["N", 16]))
     model.graph.node[-1].output[0] = "before"
@@ -104,6 +110,7 @@ def from_the_future(model: ModelProto) -> None:
 
 FAULTS: list[tuple[Callable[[ModelProto], None], str]] = [
     (integer_input, "int64; expected float32"),
+    (integer_output, "output fc1 is int64; expected the embedding in float32"),
     (second_input, r"input age \?x16 is not an image"),
     (second_output, "2 outputs"),
     (feature_map, "1x16x7x7"),
