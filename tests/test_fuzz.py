@@ -41,12 +41,9 @@ NAMES = (
     *("cache", "plan", "frame engine", "public key", "OpenSSH key", "private key", "signatures"),
     *("pack", "report", "stages", "run plan", "acceptance", "commit journal", "package"),
 )
-CONTINUED = (
-    "statistics",
-    "search log",
-    "align log",
-    "embedding log",
-)  # what is damaged begins anew
+CONTINUED = (  # what is damaged begins anew, or is a reason
+    *("statistics", "search log", "align log", "embedding log", "board's evidence"),
+)
 NEEDS_TORCH = (
     *("checkpoint", "old checkpoint", "safetensors", "recipe", "exclusions", "teacher cache"),
     *("TorchScript", "torch.export"),

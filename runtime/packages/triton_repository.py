@@ -14,6 +14,7 @@ from ...errors import BundleError
 from ...faces.stored_detector import DetectorSpec
 from ...graph.load import fixed_batch
 from ...onnx_file import read_onnx
+from ...reading import read_file
 from ..benchmark.result import BenchmarkResult
 from ..evaluation.stored_reports import read_reports
 from .package_draft import TEMPLATES, PackageDraft, detector_lines, plans_of
@@ -76,7 +77,7 @@ def _serve(draft: PackageDraft, model: str, kind: str) -> int | None:
     batches = []
     for name in plans:
         target = draft.root / folder / Path(name).name
-        target.write_bytes(draft.bundle.file(name).read_bytes())
+        target.write_bytes(read_file(draft.bundle.file(name), "ENGINE_MB"))
         facts = read_json(draft.bundle.file(f"{name}.json"), dict[str, object])
         batch = facts.get("batch")
         if isinstance(batch, list) and len(batch) == 3 and isinstance(batch[2], int):

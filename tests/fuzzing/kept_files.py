@@ -35,6 +35,7 @@ from fr_edge.faces import embedding_log
 from fr_edge.faces.align_log import AlignedImage, AlignLog
 from fr_edge.faces.contract import InputSpec
 from fr_edge.faces.sources import open_faces
+from fr_edge.fleet.evidence_files import read_evidence
 from fr_edge.progress import silent
 from fr_edge.runtime.acceptance.accept import _Acceptance
 from fr_edge.runtime.benchmark.conditions import required_power_mode
@@ -79,6 +80,7 @@ def make_kept_readers(home: Path, bundle: Path) -> list[Reader]:
         _frame_engine(home / "frame", bundle),
         _bundle_policy(home / "policy", bundle),
         _package(home / "package", bundle),
+        _evidence(home / "evidence", bundle, home / "acceptance" / "a.json"),
     ]
 
 
@@ -310,6 +312,17 @@ def _package(home: Path, bundle: Path) -> Reader:
     home.mkdir()
     package(bundle, "onnx", home / "p")
     return Reader("package", home, ("p/package.json",), lambda r: read_package(r / "p"))
+
+
+def _evidence(home: Path, bundle: Path, acceptance: Path) -> Reader:
+    """What a fleet's boards have sent: reports and the file of `accept`."""
+    board = home / "board"
+    board.mkdir(parents=True)
+    names = [n for n in open_bundle(bundle, check="manifest").files if "reports/verify" in n]
+    shutil.copyfile(bundle / names[0], board / "verify.json")
+    shutil.copyfile(acceptance, board / "accept.json")
+    files = tuple(f"board/{name}.json" for name in ("verify", "accept"))
+    return Reader("board's evidence", home, files, lambda r: read_evidence(r / "board"))
 
 
 def make_training_readers(home: Path) -> list[Reader]:
