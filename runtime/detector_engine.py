@@ -5,7 +5,7 @@ onnxruntime or a GPU runs the network; fitting the canvas, decoding and suppress
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,8 @@ class BundleDetector:
         artifact: "engine", or "graph" for an ONNX file on onnxruntime.
         file: Path within the bundle.
         sha256: Of the bytes that were opened.
+        int8_layers: Layers with INT8 weights.
+        int8_in_float: Of these, the layers that compute in float on this CPU.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class BundleDetector:
         artifact: str,
         file: str,
         sha256: str,
+        int8_layers: int = 0,
+        int8_in_float: int = 0,
     ) -> None:
         """Keep what was opened; `open_bundle_detector` opens it.
 
@@ -93,7 +97,10 @@ class BundleDetector:
             artifact: As the attribute.
             file: As the attribute.
             sha256: As the attribute.
+            int8_layers: As the attribute.
+            int8_in_float: As the attribute.
         """
+        self.int8_layers, self.int8_in_float = int8_layers, int8_in_float
         self.spec, self.backend, self.precision = spec, backend, precision
         self.artifact, self.file, self.sha256 = artifact, file, sha256
         self._session = session
@@ -224,7 +231,8 @@ def open_bundle_detector(
     spec = read_detector_spec(bundle.file(DETECTOR_SPEC))
     choice = _choose(bundle, engine, backend, artifact)
     path, expected = bundle.file(choice.file), bundle.files[choice.file].sha256
-    session, digest = _open(bundle, spec, choice, path, expected, threads)
+    facts = check_fingerprint(bundle, choice.file) if choice.artifact == "engine" else {}
+    session, digest = _open(bundle, spec, choice, path, expected, threads, facts)
     return BundleDetector(
         spec,
         session,
@@ -234,6 +242,8 @@ def open_bundle_detector(
         artifact=choice.artifact,
         file=choice.file,
         sha256=digest,
+        int8_layers=facts.get("layers", {}).get("int8", 0),
+        int8_in_float=facts.get("int8_in_float", 0),
     )
 
 
@@ -270,9 +280,9 @@ def _open(
     path: Path,
     expected: str,
     threads: int | None,
+    facts: Mapping[str, Any],
 ) -> tuple[Any, str]:
     """What runs the network, and the sha256 of the bytes that were opened."""
-    facts = check_fingerprint(bundle, choice.file) if choice.artifact == "engine" else {}
     if choice.backend != ONNXRUNTIME:
         ensure_loadable(path)
         host_code = bool(facts.get("version_compatible"))

@@ -221,6 +221,7 @@ def test_alignment_in_the_engine_is_a_step_of_its_own(
     shutil.rmtree(few / "p02")
     code, result = verified(capsys, board, few)
     assert (code, result["verdict"], result["tar"]) == (1, "CANNOT JUDGE", {})
+    assert "give 16 photographs" in result["reasons"][0]["cure"]  # 1.96 ** 2 * 0.8 / 0.2
 
 
 def test_frames_are_timed_step_by_step(board: Path, people: Path, capsys: Captured) -> None:
