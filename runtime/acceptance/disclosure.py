@@ -11,6 +11,7 @@ import socket
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,14 @@ def _clean(value: Any, pattern: "re.Pattern[str] | None") -> Any:
         return {_clean(key, pattern): _clean(item, pattern) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item, pattern) for item in value]
-    if not isinstance(value, str):
-        return value
+    return _clean_text(value, pattern) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=1 << 14)  # a table of layers repeats its texts, and is written after every step
+def _clean_text(text: str, pattern: "re.Pattern[str] | None") -> str:
     for known, replacement in _PATTERNS:
-        value = known.sub(replacement, value)
-    return pattern.sub(_HIDDEN, value) if pattern else value
+        text = known.sub(replacement, text)
+    return pattern.sub(_HIDDEN, text) if pattern else text
 
 
 def copy_without_names(source: Bundle, root: Path) -> None:
