@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..arrays import U8
 from ..errors import UsageError
 from ..faces.contract import InputSpec
 from .distributed import Ranks
@@ -135,14 +135,16 @@ def student_network_name(recipe: Recipe) -> str:
     return name
 
 
-def to_device(pixels: U8, device: torch.device) -> Tensor:
-    """Faces on a device, copied without waiting where that is a GPU.
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Numbers on a device, copied without waiting where that is a GPU.
+
+    From memory that is not pinned, CUDA copies only after the kernels before it, and the host waits.
 
     Args:
-        pixels: `(B, 112, 112, 3) uint8`.
+        values: Of a batch: pixels, the teacher's embeddings or labels.
         device: Where the student is.
     """
-    host = torch.from_numpy(np.ascontiguousarray(pixels))
+    host = torch.from_numpy(np.ascontiguousarray(values))
     if device.type == "cuda":
         host = host.pin_memory()
     return host.to(device, non_blocking=True)

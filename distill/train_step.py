@@ -209,8 +209,8 @@ def train_step(
     for number, part in enumerate(parts, 1):
         with _gradient_sync(state, enabled=number == len(parts)):
             embeddings = embed_pixels(state, state.forward, pixels[part])
-            target = None if teacher is None else torch.from_numpy(teacher[part]).to(device)
-            y = torch.from_numpy(labels[part]).to(device)
+            target = None if teacher is None else to_device(teacher[part], device)
+            y = to_device(labels[part], device)
             loss = state.loss(embeddings, target, y) / recipe.accumulate
             state.scaler.scale(loss).backward()
         stats = {name: value / recipe.accumulate for name, value in state.loss.stats.items()}

@@ -5,14 +5,18 @@ shape depends on values. It takes the branches of a GPU.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
+from fr_edge.distill import train_step as steps
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.losses import margin_softmax
 from fr_edge.distill.recipe import read_recipe
+from fr_edge.distill.student import to_device
 from fr_edge.distill.train_step import check_finite_steps, start_training, train_step
 from fr_edge.errors import GateFailed, UsageError
 
@@ -35,7 +39,15 @@ def gpu_branches(monkeypatch: pytest.MonkeyPatch) -> None:
         ["losses=centres,mse", "optimizer=adamw"],
     ],
 )
-def test_the_host_reads_no_value(changes: list[str]) -> None:
+def test_the_host_reads_no_value(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all of a batch goes to the device by the copy that does not wait."""
+    copied = []
+
+    def copy(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+        copied.append(values.dtype.name)
+        return to_device(values, device)
+
+    monkeypatch.setattr(steps, "to_device", copy)
     state = start_training(read_recipe("tiny", ["batch=8", *changes]), 10, 16, Ranks(device=META))
     draw = np.random.default_rng(0)
     for _ in range(2):
@@ -46,6 +58,7 @@ def test_the_host_reads_no_value(changes: list[str]) -> None:
             draw.normal(size=(8, 16)).astype(np.float32),
             0.1,
         )
+    assert set(copied) == {"uint8", "float32", "int64"}
     assert {"loss"} < set(means)
     assert all(value.device == META for value in means.values())
     with pytest.raises(RuntimeError, match="meta"):
