@@ -98,7 +98,8 @@ def command(
     from ..bundle.bundle import open_bundle
     from ..documents import to_builtins
     from ..faces.ijb import is_ijb, read_ijb
-    from ..faces.pairs import read_pairs
+    from ..faces.pairs import Pairs, read_pairs
+    from ..faces.sources import Faces
     from ..runtime.evaluation.evaluate import evaluate, evaluate_ijb
 
     if bool(protocol) == bool(photos):
@@ -135,6 +136,7 @@ def command(
     is_list = Path(protocol or "").suffix.lower() in (".csv", ".bin", ".txt")
     if columns and not is_list:
         raise click.UsageError(f"--columns is for a pair list, and {protocol or photos} is not one")
+    judged: Pairs | Faces
     if photos:
         judged, also = options.photograph_faces(open_bundle(bundle), photos, backend, output)
     else:

@@ -227,10 +227,11 @@ def photograph_faces(
     from ..faces.photographs import FOUND, cut_faces, find_faces, open_photographs
     from ..faces.stored_detector import DETECTOR_SPEC
     from ..runtime.detector_engine import open_bundle_detector
+    from ..runtime.frames import check_frame
 
     opened = open_photographs(folder)
     with open_bundle_detector(bundle, backend=backend) as detector:
-        chosen = find_faces(opened, detector, "largest", output.track)
+        chosen = find_faces(opened, detector, "largest", output.track, check=check_frame)
         output.note(f"detector: {detector.describe()}")
     counts = {state: chosen.states.count(state) for state in dict.fromkeys(chosen.states)}
     if others := [f"{count} {state}" for state, count in counts.items() if state != FOUND]:

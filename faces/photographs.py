@@ -1,6 +1,6 @@
 """Photographs of people in a folder: found, chosen and cut out once, then read like aligned faces."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from .detect import Detect, DetectedFace, FacePolicy, choose_faces
 from .images import decode_photograph
 from .sources import Faces, folder_faces
 
-FOUND, NO_FACE, SEVERAL, UNREADABLE = "found", "no face", "several faces", "unreadable"
+FOUND, NO_FACE, SEVERAL = "found", "no face", "several faces"
+UNREADABLE, NOT_A_FACE = "unreadable", "landmarks not of a face"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class PhotographFaces:
     """The face that was chosen in each of N photographs.
 
     Attributes:
-        states: "found", "no face", "several faces" or "unreadable" of each.
+        states: "found", "no face", "several faces", "unreadable" or "landmarks not of a face" of each.
         points: Landmarks in pixels of the photograph, `(N, 5, 2) float32`; NaN where none was chosen.
         faces: Every face of each photograph, the most confident first.
     """
@@ -109,6 +110,8 @@ def find_faces(
     detect: Detect,
     policy: FacePolicy = "largest",
     track: Track = silent,
+    *,
+    check: Callable[[U8, F32], None] = lambda image, landmarks: None,
 ) -> PhotographFaces:
     """Detect the faces of photographs, and choose one in each.
 
@@ -117,6 +120,8 @@ def find_faces(
         detect: Finds the faces of a photograph.
         policy: Which of several faces, as `choose_faces`; not "all".
         track: Shows progress.
+        check: Raises FacesError for a photograph and landmarks `(1, 5, 2) float32` that cannot be
+            those of a face in it, such as `runtime.frames.check_frame`.
 
     Returns:
         What was found. A photograph that cannot be decoded, or whose landmarks cannot be those of a
@@ -129,16 +134,22 @@ def find_faces(
         found: tuple[DetectedFace, ...] = ()
         try:
             image = photographs.read(index)
-            found = tuple(detect(image))
-            if not found or (policy == "one" and len(found) > 1):
-                states.append(SEVERAL if found else NO_FACE)
-            else:
-                chosen = choose_faces(list(found), image.shape, policy)[0].points
-                similarity(chosen, np.array(ARCFACE_TEMPLATE))
-                points[index] = chosen
-                states.append(FOUND)
         except FacesError:
             states.append(UNREADABLE)
+            everything.append(found)
+            continue
+        found = tuple(detect(image))
+        if not found or (policy == "one" and len(found) > 1):
+            states.append(SEVERAL if found else NO_FACE)
+        else:
+            chosen = choose_faces(list(found), image.shape, policy)[0].points
+            try:
+                similarity(chosen, np.array(ARCFACE_TEMPLATE))
+                check(image, chosen[None])
+                points[index] = chosen
+                states.append(FOUND)
+            except FacesError:
+                states.append(NOT_A_FACE)
         everything.append(found)
     return PhotographFaces(tuple(states), points, tuple(everything))
 

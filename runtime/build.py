@@ -166,11 +166,10 @@ def build_engine(
             " exported without",
             "build --fp32 or --int8, or export again: `fr-edge export` reports the reason",
         )
-    files = CALIBRATION_FILES.get(precision)
     parts = EngineParts(
         engine_name(chosen, precision, options.input_kind),
         SOURCES[precision],
-        files.table if files else "",
+        CALIBRATION_FILES[precision].table if precision in CALIBRATION_FILES else "",
         lambda source, target: build_cpu_engine(
             source, target, precision, bundle.spec, options.input_kind
         ),

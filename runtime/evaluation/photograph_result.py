@@ -9,7 +9,8 @@ from ...bundle.provenance import Provenance
 from ...metrics.detection import DetectionDrift
 from ...metrics.rates import RateChange
 from .gates import Gate, VerdictReason
-from .result import FacesSummary, OpenedFile
+from .reference import FacesSummary
+from .result import OpenedFile
 
 DETECTION, NETWORK, ALIGNMENT = "detection", "network", "alignment"
 

@@ -19,7 +19,13 @@ from ...calibration.detector_calibration import template_points
 from ...errors import FacesError
 from ...faces.align import align
 from ...faces.contract import ALIGNED_SIZE
-from ...faces.photographs import UNREADABLE, PhotographFaces, Photographs, find_faces
+from ...faces.photographs import (
+    NOT_A_FACE,
+    UNREADABLE,
+    PhotographFaces,
+    Photographs,
+    find_faces,
+)
 from ...faces.stored_detector import DETECTOR, DETECTOR_SPEC
 from ...metrics.comparison import VerificationComparison, compare_verification
 from ...metrics.detection import DetectionDrift, PhotographDetections, compare_detections
@@ -114,8 +120,10 @@ def verify_photographs(
         open_session(bundle, engine, backend, artifact=artifact) as session,
     ):
         gated = merged_policy(asked, bundle, policy, session.precision)
-        before = find_faces(photographs, host, "largest", _labelled(track, "detecting: FP32"))
-        after = find_faces(photographs, device, "largest", _labelled(track, "detecting: device"))
+        before, after = (
+            find_faces(photographs, detect, "largest", _labelled(track, label), check=check_frame)
+            for detect, label in ((host, "detecting: FP32"), (device, "detecting: device"))
+        )
         drift = compare_detections(_all_faces(before), _all_faces(after), template_points())
         both = np.intersect1d(before.found, after.found).astype(np.int64)
         if not len(both):
@@ -234,10 +242,9 @@ def _embed_chain(
     images: ImageDigests,
     track: Track,
 ) -> _Chain:
-    """Each photograph is decoded once; one whose landmarks an application would refuse is left out."""
+    """Each photograph is decoded once."""
     side, in_engine = bundle.spec.crop_side, session.input_kind == "frame"
     rows: dict[str, list[F32]] = {name: [] for name in ("", DETECTION, NETWORK, ALIGNMENT)}
-    kept: list[int] = []
     steps = -(-len(both) // _BATCH)
     starts = range(0, len(both), _BATCH)
     for start in track(starts, "embedding", steps):
@@ -245,11 +252,6 @@ def _embed_chain(
         for index in map(int, both[start : start + _BATCH]):
             image = photographs.read(index)
             points = (before.points[index], after.points[index])
-            try:
-                check_frame(image, np.stack(points))
-            except FacesError:
-                continue
-            kept.append(index)
             images.add(index, align(image, points[0], size=ALIGNED_SIZE))
             crops.append(tuple(align(image, p, size=side) for p in points))  # type: ignore[arg-type]
             if in_engine:
@@ -259,12 +261,7 @@ def _embed_chain(
             rows[""].append(fp32.embed(host))
             rows[DETECTION].append(fp32.embed(device))
             rows[NETWORK].append(session.embed(device))
-    if not kept:
-        raise FacesError(
-            f"no landmarks in the photographs of {photographs.root} can be those of a face",
-            "is the detector the right one? `fr-edge inspect BUNDLE` shows it",
-        )
-    names = [photographs.keys[index] for index in kept]
+    names = [photographs.keys[index] for index in both]
     parts = []
     for name, embeddings in rows.items():
         if not embeddings:
@@ -272,7 +269,7 @@ def _embed_chain(
         joined = np.concatenate(embeddings)
         check_embeddings(joined, names, fp32.file if name in ("", DETECTION) else session.file)
         parts.append((name, unit_length(joined)))
-    return _Chain(np.array(kept, np.int64), tuple(parts))
+    return _Chain(both, tuple(parts))
 
 
 def _compare(
@@ -353,7 +350,7 @@ def _counts(
         len(before.found),
         len(after.found),
         len(np.setdiff1d(before.found, after.found)),
-        before.states.count(UNREADABLE),
+        before.states.count(UNREADABLE) + before.states.count(NOT_A_FACE),
         len(kept),
     )
 
