@@ -13,4 +13,6 @@ if python "$here/05_compare_two_photographs/compare.py" mine.bundle faces/judgin
 fi
 python "$here/06_gallery_and_migration/gallery.py" mine.bundle faces/judging
 BACKEND=onnxruntime sh "$here/07_jetson_acceptance/accept.sh"
+sh "$here/08_package_for_cpp/run.sh"
+sh "$here/09_fleet/report.sh"
 echo "every example ran"
