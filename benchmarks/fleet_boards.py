@@ -126,7 +126,7 @@ def cases() -> None:
         tell("b loses its power while it builds", *fleet.wait(process), fleet)
 
         built = builds(fleet.boards.boards["a"]), builds(fleet.boards.boards["c"])
-        fleet.boards.start("b", port=b.port)
+        b = fleet.boards.start("b", port=b.port)
         tell("b is back, the same command again", *fleet.run(*roll_one), fleet)
         again = builds(fleet.boards.boards["a"]), builds(fleet.boards.boards["c"])
         print(f"  a and c were not built again: {built == again}")

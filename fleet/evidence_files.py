@@ -13,6 +13,7 @@ from typing import Any
 
 from ..documents import convert, read_json
 from ..errors import DataError
+from ..runtime.benchmark.frame_benchmark import FrameBenchmark
 from ..runtime.benchmark.result import BenchmarkResult, BenchmarkRun
 from ..runtime.evaluation.gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, overall_verdict
 from ..runtime.evaluation.result import EvaluateResult, IjbResult, VerifyResult
@@ -157,7 +158,9 @@ def _with_document(
 
 
 def _with_report(board: BoardEvidence, report: Report) -> BoardEvidence:
-    engine = _engine(board, report.engine, report.backend)
+    """What a report tells; figures are taken of `verify`, `evaluate` and `benchmark` on faces."""
+    engine, verdict = _engine(board, report.engine, report.backend), ""
+    reasons: tuple[VerdictReason, ...] = ()
     if isinstance(report, VerifyResult):
         verdict = report.verdict or (PASSED if report.passed else FAILED)
         engine = replace(engine, cosine=report.golden.engine.min, **_verified_rate(report))
@@ -165,9 +168,13 @@ def _with_report(board: BoardEvidence, report: Report) -> BoardEvidence:
         verdict = report.gates_verdict or ""
         cosine = report.golden_min_cosine if engine.cosine is None else engine.cosine
         engine = replace(engine, cosine=cosine, **_timing(report.runs))
-    else:
+    elif isinstance(report, EvaluateResult | IjbResult):
         verdict = report.verdict or ""
         engine = replace(engine, **_evaluated_rate(report))
+    elif not isinstance(report, FrameBenchmark):
+        verdict = report.verdict
+    if not isinstance(report, FrameBenchmark):  # has no gates
+        reasons = report.reasons
     if isinstance(report, VerifyResult | BenchmarkResult):
         board = _with_device(board, report.device, report.backend)
     if report.provenance:
@@ -175,8 +182,7 @@ def _with_report(board: BoardEvidence, report: Report) -> BoardEvidence:
         models = {plain_text(name): sha for name, sha in files if name.startswith("model")}
         engine = replace(engine, models={**engine.models, **models})
     board = _with_engine(board, engine, verdict)
-    title = f"{engine.precision} on {engine.backend}"
-    return _with_reasons(board, title, report.reasons)
+    return _with_reasons(board, f"{engine.precision} on {engine.backend}", reasons)
 
 
 def _with_acceptance(board: BoardEvidence, acceptance: _Acceptance) -> BoardEvidence:
@@ -196,9 +202,9 @@ def _with_acceptance(board: BoardEvidence, acceptance: _Acceptance) -> BoardEvid
         engine = replace(engine, cosine=tried.cosine.get("min", engine.cosine), **_timing(runs))
         # A rehearsal on the CPU says nothing of a board.
         board = _with_engine(board, engine, "" if acceptance.rehearsal else tried.verdict)
-    texts = [f"not done yet: {', '.join(acceptance.left)}"] if acceptance.left else []
-    texts += acceptance.reasons if not acceptance.engines else ()
-    doubts = [VerdictReason(CANNOT_JUDGE, text, AGAIN) for text in texts]
+    doubted = [f"not done yet: {', '.join(acceptance.left)}"] if acceptance.left else []
+    doubted += acceptance.reasons if not acceptance.engines else ()
+    doubts = [VerdictReason(CANNOT_JUDGE, text, AGAIN) for text in doubted]
     return _with_reasons(board, "acceptance", doubts)
 
 

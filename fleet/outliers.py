@@ -101,12 +101,12 @@ def _other_models(boards: Iterable[BoardEvidence]) -> Iterator[tuple[str, str, s
             for name, sha256 in engine.models.items():
                 holders[name][board.board] = sha256
     for name, digests in holders.items():
-        for board, sha256, usual in _minority(digests):
+        for odd, sha256, usual in _minority(digests):
             than = (
                 f"most boards ({usual[:12]})" if usual else "other boards; no model has a majority"
             )
             text = f"another model: {name} ({sha256[:12]}) than {than}"
-            yield board, text, "roll out the fleet's bundle to it"
+            yield odd, text, "roll out the fleet's bundle to it"
 
 
 def _other_embeddings(boards: Sequence[BoardEvidence]) -> Iterator[tuple[str, str, str]]:
@@ -147,11 +147,11 @@ def _other_modes(boards: Iterable[BoardEvidence]) -> Iterator[tuple[str, str]]:
         if mode := next(timed, board.power_mode):
             kinds[board.kind, board.jetpack][board.board] = mode
     for modes in kinds.values():
-        for board, mode, usual in _minority(modes):
+        for name, mode, usual in _minority(modes):
             than = (
                 f"most boards of its kind {usual}" if usual else "other boards of its kind others"
             )
-            yield board, f"power mode {mode}, {than}: `sudo nvpmodel -m N` sets one"
+            yield name, f"power mode {mode}, {than}: `sudo nvpmodel -m N` sets one"
 
 
 def _throttled(boards: Iterable[BoardEvidence]) -> Iterator[tuple[str, str]]:

@@ -46,15 +46,18 @@ class Board:
 
     def cut(self) -> None:
         """As when a board reboots: every session and what it runs is killed, the server stays."""
-        for pid in children(self.process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(children(self.process.pid))
 
     def stop(self) -> None:
         """As when the power goes: the server is killed too."""
-        self.process.kill()
-        self.cut()
+        _kill([self.process.pid, *children(self.process.pid)])
         self.process.wait(10)
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def children(pid: int) -> list[int]:

@@ -33,7 +33,7 @@ class PretendRelease:
         (home / "benchmark.json").write_text("{}")
 
     def run(self, verb: str = "roll-out", release: str = "one", **settings: str) -> tuple[int, str]:
-        """Returns the exit code, and the lines of stdout, or stderr where it was refused."""
+        """Returns the exit code, and stdout."""
         (self.home / "calls").unlink(missing_ok=True)
         if verb == "roll-out":
             (self.root / "releases" / release).mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class PretendRelease:
             text=True,
             check=False,
         )
-        return done.returncode, done.stdout or done.stderr
+        return done.returncode, done.stdout
 
     @property
     def calls(self) -> list[str]:
@@ -176,8 +176,19 @@ def test_two_at_once_are_refused(board: PretendRelease) -> None:
         fcntl.flock(stream, fcntl.LOCK_EX)
         code, text = board.run()
         assert (code, board.calls) == (75, [])
-        assert "another roll-out is at work" in text
+        assert text.startswith("refused: another roll-out is at work")
     assert board.run()[0] == 0
+
+
+def test_a_policy_of_one_roll_out_does_not_hold_for_the_next(board: PretendRelease) -> None:
+    board.run()
+    folder = board.root / "releases" / "one"
+    (folder / "policy.toml").write_text("[benchmark]\nmax_p99_ms = 0.1\n")
+    board.run(POLICY="yes")
+    board.run()
+    assert board.calls == ["verify", "benchmark"]
+    assert (board.home / "calls").read_text().count("--policy releases/one/own-policy.toml") == 2
+    assert (folder / "own-policy.toml").read_text() == ""  # the bundle has none
 
 
 def test_roll_back_switches_once_and_old_releases_go(board: PretendRelease) -> None:

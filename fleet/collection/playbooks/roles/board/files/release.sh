@@ -17,7 +17,7 @@ here=releases/$RELEASE
 verdict=0
 
 refuse() { # MESSAGE
-    echo "$1" >&2
+    echo "refused: $1"
     exit 75
 }
 
@@ -44,7 +44,7 @@ step() { # NAME COMMAND...
     name=$1
     shift
     key=$*
-    case $key in *" --policy "*) key="$key $(cksum <"$here/policy.toml")" ;; esac
+    [ -z "$policy" ] || case $key in *"$policy"*) key="$key $(cksum <"${policy#--policy }")" ;; esac
     if [ "$(cat "$here/done/$name" 2>/dev/null)" = "$key" ]; then return 0; fi
     rm -f "$here/done/$name"
     "$@" >"$here/.$name.new" 2>"$here/log/$name"
@@ -104,11 +104,19 @@ if [ ! -e "$here/bundle/bundle.json" ]; then
     set -- "$here/pack.frb" --out "$here/bundle"
     [ "$TRUST" = yes ] && set -- "$@" --trust "$here/trust.pub"
     [ "$UNSIGNED" = yes ] && set -- "$@" --allow-unsigned
+    policy=
     step unpack "$FR_EDGE" unpack "$@" --json -q
+    cp "$here/bundle/policy.toml" "$here/own-policy.toml" 2>/dev/null || : >"$here/own-policy.toml"
 fi
 rm -f "$here/pack.frb"
+# A bundle keeps the policy that it was judged by last; without one of the roll-out its own one holds again.
 policy=
-[ "$POLICY" = yes ] && policy="--policy $here/policy.toml"
+if [ "$POLICY" = yes ]; then
+    policy="--policy $here/policy.toml"
+    : >"$here/policed"
+elif [ -e "$here/policed" ]; then
+    policy="--policy $here/own-policy.toml"
+fi
 for precision in $PRECISIONS; do
     step "build-$precision" "$FR_EDGE" build-engine "$here/bundle" "--$precision" --backend "$BACKEND" --json -q
 done
