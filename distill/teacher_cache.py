@@ -255,7 +255,8 @@ def _is_whole(store: Path, note: _CacheNote) -> bool:
         array = map_npy(store)
     except DataError:
         return False
-    return is_own_file(store) and (list(array.shape), array.dtype) == (note.shape, np.float16)
+    whole = list(array.shape) == note.shape and array.dtype == np.dtype(np.float16)
+    return whole and is_own_file(store)
 
 
 def _reserve(store: Path) -> None:

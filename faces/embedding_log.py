@@ -71,7 +71,8 @@ def logged_network(
     """
     network = _Network(embed, shape)
     with logged_embedder(network, faces, network.identity, str(shape), purpose) as log:
-        yield log.embed  # type: ignore[arg-type]  # it hashes and passes on any array
+        logged: Any = log.embed  # it hashes and passes on any array
+        yield logged
 
 
 @contextmanager

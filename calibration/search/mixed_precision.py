@@ -9,7 +9,7 @@ hundredth of INT8's (docs/results/engines.md).
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,8 +150,8 @@ class SearchLog:
         results = self._log.results
         if name not in results:
             with keeping(lambda: f"{len(results)} results of the search are in {self._path}"):
-                value = compute()
-            results[name] = asdict(value) if is_dataclass(value) else value
+                value: Any = compute()
+            results[name] = asdict(value) if isinstance(value, Assignment) else value
             # Written exactly, not rounded: a resumed search must decide as an uninterrupted one.
             write_atomic(self._path, json.dumps(asdict(self._log)).encode())
         try:

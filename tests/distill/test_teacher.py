@@ -135,6 +135,22 @@ def test_a_cache_goes_on_where_it_stopped(
     np.testing.assert_array_equal(cached, whole)
 
 
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_cache_that_leads_to_another_file_is_made_anew(
+    link: Any, teacher_and_pixels: tuple[Teacher, Pixels], tmp_path: Path
+) -> None:
+    teacher, pixels = teacher_and_pixels
+    folder, outside = tmp_path / "cache", tmp_path / "outside.npy"
+    whole = np.array(cached_embeddings(folder, teacher, pixels))
+    (folder / "teacher.npy").rename(outside)
+    outside.write_bytes(outside.read_bytes()[: -whole.nbytes] + bytes(whole.nbytes))
+    link(outside, folder / "teacher.npy")
+    (folder / "teacher.done").write_bytes(b"\0")  # what is not done would be written in place
+    before = outside.read_bytes()
+    np.testing.assert_array_equal(cached_embeddings(folder, teacher, pixels), whole)
+    assert outside.read_bytes() == before
+
+
 def test_a_stale_cache_is_refused_by_name(
     teacher_and_pixels: tuple[Teacher, Pixels], faces: Faces, tmp_path: Path
 ) -> None:
