@@ -5,6 +5,7 @@ ONNX Runtime's library is the one in its Python wheel. Its header is in no wheel
 uses, and the sample runs on the real library.
 """
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,15 +50,12 @@ def ort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def compiled(sources: list[Path], out: Path, ort: Path, *flags: str) -> Path:
-    """A program of sources, without optimisation."""
-    assert COMPILER is not None
-    folders = [f"-I{ort / 'include'}", f"-I{sources[0].parent}", f"-L{ort / 'lib'}"]
-    words = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", *folders, *map(str, sources)]
-    words += ["-o", str(out), f"-Wl,-rpath,{ort / 'lib'}", "-lonnxruntime", *flags]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out
+def commands(start: str) -> list[list[str]]:
+    """The lines of docs/deploy/cpp.md that begin so, as words without comments."""
+    page = (ROOT / "docs" / "deploy" / "cpp.md").read_text()
+    blocks = page.split("```bash\n")[1:]
+    lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(start)]
 
 
 @needs_compiler
@@ -68,8 +66,11 @@ def test_the_sample_proves_itself(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Captured,
 ) -> None:
-    folder = tmp_path / "cpp"
-    package(calibrated_mini, "cpp", folder)
+    (tmp_path / "mine.bundle").symlink_to(calibrated_mini)
+    monkeypatch.chdir(tmp_path)
+    (words,) = commands("fr-edge package")
+    assert run(words[1:]) == 0
+    folder = tmp_path / words[-1]
     monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path))  # nothing there
     if not any(Path(p, "onnxruntime_c_api.h").exists() for p in ("/usr/include/onnxruntime",)):
         assert run(["verify", "--package", str(folder)]) == 3
@@ -94,11 +95,20 @@ def bright_photo() -> np.ndarray:
 
 
 @needs_compiler
-def test_faces_are_those_that_the_host_finds(ort: Path, tmp_path: Path) -> None:
-    sources = template_files("cpp")
-    program = compiled(
-        [sources["face_embedder.cpp"], sources["face_sample.cpp"]], tmp_path / "face_sample", ort
-    )
+def test_faces_are_those_that_the_host_finds(
+    calibrated_mini: Path, ort: Path, tmp_path: Path
+) -> None:
+    """Built, proven and asked by the page's own commands."""
+    shutil.rmtree(tmp_path)
+    package(calibrated_mini, "cpp", tmp_path)
+    for words in (*commands("cmake"), *commands("build/face_sample verify")):
+        here = [word.replace("/opt/onnxruntime", str(ort)) for word in words]
+        here += ["-DCMAKE_BUILD_TYPE=Debug"] if "-S" in here else []  # compiles faster
+        done = subprocess.run(here, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stdout + done.stderr
+    assert "PASSED" in done.stdout
+    program = tmp_path / "build" / "face_sample"
     photo = bright_photo()
     write_ppm(tmp_path / "photo.ppm", photo)
     for path in write_two_detectors(tmp_path):
@@ -122,6 +132,11 @@ def test_faces_are_those_that_the_host_finds(ort: Path, tmp_path: Path) -> None:
             assert row[0] == pytest.approx(face.score, abs=0.01)
             assert np.abs(row[5:] - face.points.reshape(-1)).max() < 0.1
             assert np.abs(row[1:5] - corners).max() < 0.1
+    for name in ("a.ppm", "b.ppm"):
+        shutil.copy(tmp_path / "photo.ppm", tmp_path / name)
+    (words,) = commands("build/face_sample compare")
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(1.0, abs=1e-5)
     for words, message in (
         (["detect", "nothing.ppm"], "nothing.ppm cannot be read"),
         (["detect", "detector.txt"], "is not a PPM image"),
@@ -158,3 +173,12 @@ def test_the_tensorrt_side_compiles(ort: Path) -> None:
     words = [COMPILER, "-std=c++17", "-fsyntax-only", "-DFR_EDGE_TENSORRT", f"-I{ort / 'include'}"]
     source = template_files("cpp")["face_embedder.cpp"]
     subprocess.run([*words, "-I/usr/local/cuda/include", str(source)], check=True)
+
+
+def test_containers_are_linted() -> None:
+    files = [path for name, path in template_files("cpp").items() if name.startswith("docker/")]
+    assert len(files) == 3
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    subprocess.run([hadolint, *map(str, files)], check=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,9 +33,21 @@ Captured = pytest.CaptureFixture[str]
 def packages(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a package for each of two targets."""
     home = tmp_path_factory.mktemp("packages")
-    for target in ("onnx", "python"):
-        package(calibrated_mini, target, home / target)
+    (home / "mine.bundle").symlink_to(calibrated_mini)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        for target in ("onnx", "python"):
+            words = page_command(target, "fr-edge package")
+            assert run(words[1:]) == 0
+            (home / words[-1]).rename(home / target)
     return home
+
+
+def page_command(target: str, start: str) -> list[str]:
+    """The line of a target's page that begins so, as words."""
+    page = (ROOT / "docs" / "deploy" / f"{target}.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(start)]
+    return shlex.split(line, comments=True)
 
 
 @pytest.fixture
@@ -83,6 +96,8 @@ def test_the_pages_python_reads_a_contract(packages: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("target", ["onnx", "python"])
 def test_a_package_proves_itself(target: str, packages: Path, calibrated_mini: Path) -> None:
+    words = page_command(target, "fr-edge verify")
+    assert words[:3] == ["fr-edge", "verify", "--package"]
     result = verify_package(packages / target)
     assert result.verdict == "PASSED"
     assert sum(proof.faces for proof in result.proofs) == {"onnx": 14, "python": 8}[target]
