@@ -242,6 +242,7 @@ def as_table(array: Floats) -> Floats:
 
 def _by_cell(array: Floats, size: Size) -> tuple[int, Floats] | None:
     """The stride of an output and its values `(cells, values)`; None when its shape fits none."""
+    table = as_table(array) if array.ndim in (2, 3) and array.size else None
     for stride in STRIDES:
         high, wide = cells(size, stride)
         if array.ndim == 5 and array.shape[2:4] == (high, wide):
@@ -250,8 +251,8 @@ def _by_cell(array: Floats, size: Size) -> tuple[int, Floats] | None:
             return stride, array[0].transpose(1, 2, 0).reshape(high * wide, -1)
         if array.ndim == 4 and array.shape[1:3] == (high, wide):
             return stride, array[0].reshape(high * wide, -1)
-        if array.ndim in (2, 3) and array.size:
-            table = as_table(array)
-            if len(table) in (high * wide * n for n in range(1, _MAX_ANCHORS + 1)):
-                return stride, table.reshape(high * wide, -1)
+        if table is not None and len(table) in (
+            high * wide * n for n in range(1, _MAX_ANCHORS + 1)
+        ):
+            return stride, table.reshape(high * wide, -1)
     return None
