@@ -50,7 +50,9 @@ def draw_photographs(data: Path, folder: Path) -> None:
             photo = draw_background(draw, width, height)
             for _ in range(people):
                 side = int(np.exp(draw.uniform(np.log(low), np.log(high))))
-                face = faces[draw.integers(len(faces))].resize((side, side), Image.BICUBIC)
+                face = faces[draw.integers(len(faces))].resize(
+                    (side, side), Image.Resampling.BICUBIC
+                )
                 edge = max(1, round(side * 0.08))
                 mask = Image.new("L", (side, side))
                 mask.paste(255, (edge, edge, side - edge, side - edge))
@@ -59,14 +61,14 @@ def draw_photographs(data: Path, folder: Path) -> None:
                     int(draw.integers(room) if people > 1 else room // 2)
                     for room in (width - side, height - side)
                 )
-                turned = face.rotate(draw.uniform(-15, 15), Image.BICUBIC)
+                turned = face.rotate(draw.uniform(-15, 15), Image.Resampling.BICUBIC)
                 photo.paste(turned, (left, top), mask)
             photo.save(folder / kind / f"{number:03}.jpg", quality=90)
 
 
 def draw_background(draw: np.random.Generator, width: int, height: int) -> Image.Image:
     coarse = draw.integers(60, 190, (height // 25 + 1, width // 25 + 1, 3), np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
     noisy = smooth + draw.normal(0, 5, smooth.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 

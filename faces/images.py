@@ -6,7 +6,6 @@ import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,7 +15,6 @@ from ..errors import FacesError
 from ..reading import LIMITS, Limited, check_limit
 from .contract import ALIGNED_SIZE
 
-simplejpeg: Any
 try:
     import simplejpeg
 except ImportError:
