@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Body = TypeVar("Body", bound=Callable[..., Any])
 
 CHECK, ROLL_OUT = "fleet-check.json", "fleet.json"  # as fleet.board_evidence names them
+ROLL_BACK = "fleet-roll-back.json"
 _SHOWN = 40  # boards that a terminal shows; the page has all
 
 
@@ -164,7 +165,7 @@ def roll_back_command(
 
     folder = _folder(out)
     run_playbook(output, "roll_back", folder, inventory, {}, ansible)
-    _print_boards(output, folder, ROLL_OUT)
+    _print_boards(output, folder, ROLL_BACK)
 
 
 def _folder(out: str) -> Path:

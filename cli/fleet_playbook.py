@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import DataError, MachineError, UsageError, install_hint
-from ..fleet.board_evidence import CHECK, ROLL_OUT
+from ..fleet.board_evidence import CHECK, ROLL_BACK, ROLL_OUT
 from ..reading import read_file
 from .output import Output
 
@@ -96,7 +96,7 @@ def run_playbook(
 
 
 def _has_begun(out: Path, run: str) -> bool:
-    noted = (out / name for name in (ROLL_OUT, CHECK))
+    noted = (out / name for name in (ROLL_OUT, CHECK, ROLL_BACK))
     return any(run.encode() in read_file(path, "JSON_MB") for path in noted if path.is_file())
 
 

@@ -6,7 +6,10 @@ from unicodedata import category
 
 from ..runtime.evaluation.gates import CANNOT_JUDGE, VerdictReason, overall_verdict
 
-ROLL_OUT, CHECK = "fleet.json", "fleet-check.json"  # what a playbook notes about its boards
+ROLL_OUT, CHECK, ROLL_BACK = "fleet.json", "fleet-check.json", "fleet-roll-back.json"
+"""What a playbook notes about its boards."""
+
+
 AGAIN = "run the same roll-out again: it does what is missing"
 
 _MAX_TEXT = 300  # characters of a text that is shown
@@ -143,11 +146,8 @@ def state_reason(state: BoardState) -> VerdictReason | None:
     Returns:
         The reason; None for a board where all was done, and its evidence decides.
     """
-    if state.state == "done" and state.verb != "roll-back":
-        return None
     if state.state == "done":
-        text = "rolled back: this evidence is of the release that was left"
-        return VerdictReason(CANNOT_JUDGE, text, "roll another bundle out")
+        return None
     if state.state == "at work":
         text, hint = "the connection broke off, or the roll-out was ended", AGAIN
     else:

@@ -148,6 +148,13 @@ def _with_document(
             board = _with_system(board, convert(document["system"], _System, where), {})
         if state.verb == "check":
             return board
+        if (
+            state.verb == "roll-back"
+        ):  # one that failed leaves the board and its evidence as they were
+            text = "rolled back: this evidence is of the release that was left"
+            return (
+                _doubted(board, text, "roll another bundle out") if state.state == "done" else board
+            )
         reason = state_reason(state)
         board = replace(board, bundle=plain_text(state.bundle))
         return replace(board, reasons=(*board.reasons, reason)) if reason else board

@@ -22,7 +22,6 @@ from ..runtime.evaluation.gates import (
 )
 from .board_evidence import (
     AGAIN,
-    CHECK,
     ROLL_OUT,
     BoardEvidence,
     BoardState,
@@ -88,7 +87,7 @@ class FleetReport:
 
 @dataclass(frozen=True)
 class FleetRun:
-    """What a playbook notes about its boards, in `fleet.json` and `fleet-check.json`.
+    """What a playbook notes about its boards, in `fleet.json` and its kin.
 
     Attributes:
         boards: Their names.
@@ -152,7 +151,7 @@ def read_run(folder: Path, noted: str) -> FleetRun:
 
     Args:
         folder: Of the evidence.
-        noted: `fleet-check.json` or `fleet.json`.
+        noted: `fleet.json`, `fleet-check.json` or `fleet-roll-back.json`.
 
     Returns:
         The run; an empty one where no playbook noted any.
@@ -169,7 +168,7 @@ def read_run_boards(folder: Path, noted: str) -> tuple[BoardEvidence, ...]:
 
     Args:
         folder: Of the evidence.
-        noted: `fleet-check.json` or `fleet.json`: which boards the run was about.
+        noted: `fleet-check.json` or `fleet-roll-back.json`: which boards the run was about.
 
     Returns:
         A board each, with why it was not done as its reasons.
@@ -177,7 +176,7 @@ def read_run_boards(folder: Path, noted: str) -> tuple[BoardEvidence, ...]:
     Raises:
         DataError: A file cannot be read or is damaged.
     """
-    state_name = "check.json" if noted == CHECK else "board.json"
+    state_name = noted.removeprefix("fleet-")
     boards = []
     for name in read_run(folder, noted).boards:
         evidence, path = read_evidence(folder / name), folder / name / state_name

@@ -100,6 +100,14 @@ def test_a_board_that_failed_or_vanished_is_named_with_its_remedy(tmp_path: Path
     assert all(why[name][0].cure for name in why if name != "b0")
 
 
+@pytest.mark.parametrize(("state", "verdict"), [("done", "CANNOT JUDGE"), ("failed", "PASSED")])
+def test_evidence_of_a_release_that_was_left_counts_no_more(
+    tmp_path: Path, state: str, verdict: str
+) -> None:
+    write_board(tmp_path, "b", back={"state": state, "verb": "roll-back", "error": "no release"})
+    assert merge_evidence(tmp_path).verdict == verdict
+
+
 def test_evidence_that_a_roll_out_fetched_is_one_file_by_step(tmp_path: Path) -> None:
     refusal = {"error": "no engine", "hint": "build it", "exit_code": 3}
     steps = {"a/../\0b": refusal, "verify-int8": verification(), "unpack": {"files": 7}, "odd": [1]}
