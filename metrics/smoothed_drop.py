@@ -142,14 +142,14 @@ def _crossing_ratio(margin: F64, moved: F64, width: float) -> F64:
 
     def carried(step: float) -> F64:
         before = np.tanh(margin / step).mean()
-        after: F64 = np.tanh((margin + moves[:, None]) / step).mean(axis=1)
-        return before - after
+        after = np.tanh((margin + moves[:, None]) / step).mean(axis=1)
+        return np.asarray(before - after, np.float64)
 
     by_step = carried(width)
     large = (np.abs(moves) > _SMALL_MOVE * width) & (by_step != 0)  # 0: none is carried over
     ratios = np.full(_MOVES, narrow)
     ratios[large] = carried(width / _NARROWER)[large] / by_step[large]
-    return np.interp(moved, moves, ratios)
+    return np.asarray(np.interp(moved, moves, ratios), np.float64)
 
 
 def _with_density(lost: F64, margin: F64, width: float) -> F64:

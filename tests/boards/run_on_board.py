@@ -206,6 +206,10 @@ def serve() -> None:
         import_module(f"fr_edge.cli.{name.replace('-', '_')}")
     if find_spec("matplotlib"):
         import_module("fr_edge.runtime.report.report")._template()
+    # Which kernels are fastest here is of no interest, and the parts of a run take what the clock
+    # says: they are timed in short.
+    vars(import_module("fr_edge.runtime.cpu_kernel_selection"))["_SECONDS"] = 0.05
+    vars(import_module("fr_edge.runtime.benchmark.breakdown"))["_REPEATS"] = 3
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the parent does not wait for them
     for line in iter(sys.stdin.readline, ""):
         print(begin(Path(line.rstrip("\n")), clock), flush=True)
