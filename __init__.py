@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .bundle.bundle import open_bundle as open_bundle
     from .bundle.manifest import Bundle as Bundle
     from .calibration.calibrate import calibrate as calibrate
+    from .calibration.detector_calibration import calibrate_detector as calibrate_detector
     from .calibration.qdq import quantize_onnx as quantize_onnx
     from .calibration.search.budget import Budget as Budget
     from .distill.train import distill_student as distill_student
@@ -25,16 +26,21 @@ if TYPE_CHECKING:
     from .errors import MachineError as MachineError
     from .errors import ModelError as ModelError
     from .errors import UsageError as UsageError
+    from .export.detector_export import export_detector as export_detector
     from .export.export import export_onnx as export_onnx
     from .faces.align import align as align
     from .faces.contract import InputSpec as InputSpec
     from .faces.detect import open_detector as open_detector
+    from .faces.photographs import open_photographs as open_photographs
     from .faces.sources import open_faces as open_faces
     from .metrics.verification import cosines as cosines
     from .runtime.benchmark.benchmark import benchmark as benchmark
+    from .runtime.benchmark.frame_benchmark import benchmark_frames as benchmark_frames
     from .runtime.build import build_engine as build_engine
+    from .runtime.detector_engine import build_detector_engine as build_detector_engine
     from .runtime.evaluation.evaluate import evaluate as evaluate
     from .runtime.evaluation.verify import verify as verify
+    from .runtime.evaluation.verify_photographs import verify_photographs as verify_photographs
     from .runtime.recognition.face_gallery import Gallery as Gallery
     from .runtime.recognition.gallery_migration import migrate_gallery as migrate_gallery
     from .runtime.recognition.recogniser import Recogniser as Recogniser
@@ -65,6 +71,12 @@ _HOMES = {
     "verify": ".runtime.evaluation.verify",
     "evaluate": ".runtime.evaluation.evaluate",
     "benchmark": ".runtime.benchmark.benchmark",
+    "open_photographs": ".faces.photographs",
+    "export_detector": ".export.detector_export",
+    "calibrate_detector": ".calibration.detector_calibration",
+    "build_detector_engine": ".runtime.detector_engine",
+    "verify_photographs": ".runtime.evaluation.verify_photographs",
+    "benchmark_frames": ".runtime.benchmark.frame_benchmark",
     **dict.fromkeys(
         (
             "FrEdgeError", "UsageError", "GateFailed", "MachineError", "DataError", "BundleError",
