@@ -18,7 +18,7 @@ from fr_edge.faces.contract import ARCFACE_TEMPLATE
 from fr_edge.faces.sources import Faces, open_faces
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "boards")]
+sys.path[:0] = [str(HERE), str(HERE / "boards"), str(HERE / "cli")]
 collect_ignore = []
 if find_spec("torch") is None:
     needs = re.compile(r"^(import|from) torch\b", re.MULTILINE)
@@ -101,6 +101,27 @@ def calibrated_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exported = export_onnx(network, folder / "mini.bundle", spec=PRESETS["insightface"]).bundle
     calibrate(exported, open_faces("synthetic:16x2@5"))
     return exported.root
+
+
+@pytest.fixture(scope="session")
+def detecting_mini(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a small detector, exported and calibrated on twelve pictures."""
+    from bright_detector import draw_bright_cell, write_conv_detector
+    from PIL import Image
+
+    from fr_edge.calibration.detector_calibration import calibrate_detector
+    from fr_edge.export.detector_export import export_detector
+    from fr_edge.faces.photographs import open_photographs
+
+    folder = tmp_path_factory.mktemp("detecting")
+    shutil.copytree(calibrated_mini, folder / "mini.bundle")
+    (folder / "photographs").mkdir()
+    for number in range(12):
+        picture = Image.fromarray(draw_bright_cell(number + 9, number))
+        picture.save(folder / "photographs" / f"{number:02}.png")
+    export_detector(write_conv_detector(folder / "bright.onnx"), folder / "mini.bundle")
+    calibrate_detector(folder / "mini.bundle", open_photographs(folder / "photographs"))
+    return folder / "mini.bundle"
 
 
 @pytest.fixture

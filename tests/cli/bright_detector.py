@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -95,3 +96,15 @@ def write_conv_detector(path: Path, *, bytes_in: bool = False) -> Path:
     )
     onnx.save(model, str(path))
     return path
+
+
+def draw_bright_cell(
+    place: int, seed: int = 0, size: tuple[int, int] = (192, 256)
+) -> npt.NDArray[np.uint8]:
+    """A dark picture with one bright cell of 32 pixels, counted row by row."""
+    random = np.random.default_rng(seed)
+    image = random.integers(0, 30, (*size, 3)).astype(np.uint8)
+    row, column = divmod(place, size[1] // 32)
+    cell = image[32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+    cell[:] = random.integers(215, 256, cell.shape)
+    return image

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "cli")]
-from bright_detector import write_conv_detector  # noqa: E402
+from bright_detector import draw_bright_cell, write_conv_detector  # noqa: E402
 
 from fr_edge.bundle.bundle import open_bundle  # noqa: E402
 from fr_edge.calibration.detector_calibration import calibrate_detector  # noqa: E402
@@ -24,37 +24,12 @@ from fr_edge.runtime.detector_engine import (  # noqa: E402
     open_bundle_detector,
 )
 
-CELL = 32
-
-
-def photograph(bright: int, seed: int = 0, size: tuple[int, int] = (192, 256)) -> np.ndarray:
-    """A dark picture with one bright cell."""
-    random = np.random.default_rng(seed)
-    image = random.integers(0, 30, (*size, 3)).astype(np.uint8)
-    row, column = divmod(bright, size[1] // CELL)
-    cell = image[CELL * row : CELL * row + CELL, CELL * column : CELL * column + CELL]
-    cell[:] = random.integers(215, 256, cell.shape)
-    return image
-
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    for number in range(12):
-        Image.fromarray(photograph(number + 9, number)).save(folder / f"{number:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def with_detector(
-    calibrated_mini: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def with_detector(detecting_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a detector in FP32, FP16 and INT8, and an INT8 engine of it."""
-    folder = tmp_path_factory.mktemp("detector")
-    bundle = folder / "mini.bundle"
-    shutil.copytree(calibrated_mini, bundle)
-    export_detector(write_conv_detector(folder / "bright.onnx"), bundle)
-    calibrate_detector(bundle, open_photographs(photographs))
+    bundle = tmp_path_factory.mktemp("detector") / "mini.bundle"
+    shutil.copytree(detecting_mini, bundle)
     build_detector_engine(bundle, "int8", "onnxruntime")
     return bundle
 
@@ -83,7 +58,7 @@ def test_an_exported_detector_finds_what_the_file_finds(
     assert open_bundle(bundle).history[-1]["summary"]["detector"] == stored
     original, detector = open_detector(file), open_bundle_detector(bundle)
     for number in (0, 11, 40):
-        image = photograph(number)
+        image = draw_bright_cell(number)
         (expected,), (face,) = original(image), detector(image)
         np.testing.assert_allclose(face.points, expected.points, atol=1e-3)
         assert face.score == pytest.approx(expected.score, abs=1e-4)
@@ -98,14 +73,16 @@ def test_int8_is_calibrated_judged_and_built(with_detector: Path) -> None:
     assert 0 < report["judged"]["shift"]["median"] < 0.5
     with open_bundle_detector(with_detector) as detector:
         assert (detector.precision, detector.artifact) == ("int8", "engine")
-        (face,) = detector(photograph(20))
-        (exact,) = open_bundle_detector(with_detector, "fp32", artifact="graph")(photograph(20))
+        (face,) = detector(draw_bright_cell(20))
+        (exact,) = open_bundle_detector(with_detector, "fp32", artifact="graph")(
+            draw_bright_cell(20)
+        )
         assert np.abs(face.points - exact.points).max() < 0.5
     with pytest.raises(UsageError, match="closed"):
-        detector(photograph(20))
+        detector(draw_bright_cell(20))
     with pytest.raises(BundleError, match="no fp32 engine of its detector"):
         open_bundle_detector(with_detector, "fp32")
-    half = open_bundle_detector(with_detector, "fp16", artifact="graph")(photograph(20))
+    half = open_bundle_detector(with_detector, "fp16", artifact="graph")(draw_bright_cell(20))
     assert np.abs(half[0].points - exact.points).max() < 0.2
 
 
@@ -160,5 +137,5 @@ def test_what_cannot_be_exported_or_calibrated(bundle: Path, mini: Path, tmp_pat
 def _few(folder: Path, count: int) -> Path:
     folder.mkdir()
     for number in range(count):
-        Image.fromarray(photograph(number)).save(folder / f"{number}.png")
+        Image.fromarray(draw_bright_cell(number)).save(folder / f"{number}.png")
     return folder
