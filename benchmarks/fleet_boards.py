@@ -107,7 +107,7 @@ def make_packs(root: Path) -> tuple[Path, Path]:
     from fr_edge.bundle.bundle import transaction
 
     with transaction(bundle, "export", {"policy": True}) as change:
-        change.path("policy.toml", "policy").write_text("[benchmark]\nmin_throughput = 0.01\n")
+        change.path("policy.toml", "policy").write_text("[int8]\nmin_cosine = 0.9\n")
     pack(bundle, root / "two.frb", None)
     return root / "one.frb", root / "two.frb"
 
