@@ -24,7 +24,7 @@ then stdout is exactly one JSON document, and people's text goes to stderr.
 | 4 | the data or a file is bad |
 | 130, 143, 129 | interrupted by SIGINT (Ctrl-C), SIGTERM, SIGHUP |
 
-Faces (`SRC`) are a folder of aligned 112x112 images (the identity is the image's folder, at any
+Faces (`SRC`) are a folder of aligned images, 112x112 or the network's size (the identity is the image's folder, at any
 depth), an InsightFace RecordIO folder, `.tar` shards, or `synthetic:IDSxIMAGES` (synthetic people; `@SEED`
 gives other people).
 

@@ -81,7 +81,8 @@ class Session(FaceEmbedder, Protocol):
         """Embed aligned faces; the input contract is applied here.
 
         Args:
-            images: `(N, 112, 112, 3) uint8`, RGB, aligned; N may be 0.
+            images: `(N, 112, 112, 3) uint8`, RGB, aligned, or of the network's own size where that is
+                larger; N may be 0.
 
         Returns:
             `(N, D) float32`, as the network gives them (of unit length only where it does so).
@@ -303,7 +304,8 @@ def embed(
 
     Args:
         bundle: An open bundle or its folder.
-        images: Aligned RGB faces, `(N, 112, 112, 3) uint8` or N of `(112, 112, 3)`.
+        images: Aligned RGB faces, `(N, 112, 112, 3) uint8` or N of `(112, 112, 3)`; of the network's own
+            size where that is larger.
         engine: As `open_session` takes it.
         backend: As `open_session` takes it.
 
