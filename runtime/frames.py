@@ -6,7 +6,7 @@ from PIL import Image
 from ..arrays import F32, U8
 from ..errors import FacesError, UsageError
 from ..faces.align import align, similarity
-from ..faces.contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, aligned_template
+from ..faces.contract import ALIGNED_SIZE, ARCFACE_TEMPLATE, aligned_template, resize_face
 from ..graph.frame_input import MIN_SPREAD
 
 _FRAME = (480, 640)  # height and width of drawn frames
@@ -129,22 +129,21 @@ def fit_frame(frame: U8, smallest: tuple[int, ...], largest: tuple[int, ...], fi
 def tile_faces(images: U8, side: int = ALIGNED_SIZE) -> tuple[U8, F32]:
     """Lay aligned faces side by side, with the template's landmarks on each.
 
-    A frame engine cuts out of this exactly the faces, enlarged where they are smaller than its input.
+    A frame engine cuts out of this exactly the faces; smaller ones are enlarged first.
 
     Args:
         images: `(N, S, S, 3) uint8`, N at least 1.
         side: Of the faces that the engine cuts out, in pixels: the network's `InputSpec.crop_side`.
 
     Returns:
-        A frame `(S, S N, 3) uint8`, and landmarks `(N, 5, 2) float32`.
+        A frame `(side, side N, 3) uint8`, and landmarks `(N, 5, 2) float32`.
     """
-    stored = images.shape[1]
-    frame = np.ascontiguousarray(images.transpose(1, 0, 2, 3)).reshape(stored, -1, 3)
-    points = (aligned_template(side) + 0.5) * (stored / side) - 0.5 if stored != side else None
-    places = (aligned_template(side) if points is None else points).astype(np.float32)
+    if images.shape[1] != side:
+        images = np.stack([resize_face(face, side) for face in images])
+    frame = np.ascontiguousarray(images.transpose(1, 0, 2, 3)).reshape(side, -1, 3)
     shift = np.zeros((len(images), 1, 2), np.float32)
-    shift[:, 0, 0] = stored * np.arange(len(images))
-    return frame, places + shift
+    shift[:, 0, 0] = side * np.arange(len(images))
+    return frame, aligned_template(side).astype(np.float32) + shift
 
 
 def draw_frame(face: U8, random: np.random.Generator) -> tuple[U8, F32]:

@@ -195,7 +195,7 @@ class GpuSession:
 
     def _embed_parts(self, faces: F32 | U8, inputs_of: Callable[[Any], Inputs]) -> F32:
         self._require_open()
-        rows = [self._embed(inputs_of(part)) for part in self._inputs.split(faces)]
+        rows = [self._embed(inputs_of(part)) for part in self._inputs.split(faces, self._spec)]
         if len(rows) == 1:
             return rows[0]
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
@@ -314,7 +314,7 @@ class GpuSession:
         the GPU cannot be asked.
         """
         check_images(images, self._spec)
-        arrays = self._inputs.of_faces(self._inputs.split(images)[0], self._spec)
+        arrays = self._inputs.of_faces(self._inputs.split(images, self._spec)[0], self._spec)
         with self._lock:
             cuda, shapes = self._require_open(), self._inputs.write(arrays)
             replay = self._replays.get(shapes)
@@ -347,7 +347,7 @@ class GpuSession:
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times[layer_name] = times.get(layer_name, 0.0) + ms / runs
 
-        arrays = self._inputs.of_faces(self._inputs.split(images)[0], self._spec)
+        arrays = self._inputs.of_faces(self._inputs.split(images, self._spec)[0], self._spec)
         with self._lock:
             cuda, shapes = self._require_open(), self._inputs.write(arrays)
             profiler = Profiler()  # outlives the context, which holds no reference to it

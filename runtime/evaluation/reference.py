@@ -8,6 +8,7 @@ import numpy as np
 from ...arrays import F32
 from ...bundle.golden import ORIGINS, Golden
 from ...bundle.manifest import Bundle
+from ...faces.contract import ALIGNED_SIZE
 from ...faces.embedding_log import logged_embedder
 from ...faces.quality import measure_quality
 from ...faces.sources import Faces
@@ -83,7 +84,9 @@ class FacesSummary:
     listed_pairs: int = 0
 
 
-def check_reference(golden: Golden, reference: Session, engine: Session) -> ReferenceCheck:
+def check_reference(
+    golden: Golden, reference: Session, engine: Session, side: int = ALIGNED_SIZE
+) -> ReferenceCheck:
     """Run both networks on the golden faces, and the engine on them again.
 
     An engine that repeats what an earlier run left in its buffers gives other embeddings then. The
@@ -94,6 +97,7 @@ def check_reference(golden: Golden, reference: Session, engine: Session) -> Refe
         golden: The bundle's golden faces, with the original network's embeddings.
         reference: model.onnx in FP32.
         engine: What is judged.
+        side: Of the faces that the network takes, in pixels: its `InputSpec.crop_side`.
 
     Raises:
         ModelError: An embedding is zero or not finite.
@@ -107,18 +111,18 @@ def check_reference(golden: Golden, reference: Session, engine: Session) -> Refe
         measure_drift(golden.embeddings, judged, golden.keys),
         measure_drift(judged, _embed_again(golden, engine), golden.keys).min,
         measure_drift(golden.embeddings, _embed_in_small_batches(golden, engine), golden.keys).min,
-        _check_alignment(golden, engine) if engine.input_kind == "frame" else None,
+        _check_alignment(golden, engine, side) if engine.input_kind == "frame" else None,
     )
 
 
-def _check_alignment(golden: Golden, engine: Session) -> float:
+def _check_alignment(golden: Golden, engine: Session, side: int) -> float:
     """Golden faces in drawn frames, aligned by the engine and by `norm_crop`'s rules on the host."""
     random = np.random.default_rng(0)
     aligned, cut = [], []
     for face in golden.faces:
         frame, landmarks = draw_frame(face, random)
         aligned.append(engine.embed_frame(frame, landmarks))
-        cut.append(engine.embed(align_faces(frame, landmarks)))
+        cut.append(engine.embed(align_faces(frame, landmarks, side)))
     inside, outside = np.concatenate(aligned), np.concatenate(cut)
     check_embeddings(inside, golden.keys, engine.file)
     return measure_drift(outside, inside, golden.keys).min

@@ -131,7 +131,7 @@ def verify(
         sides = _Sides(bundle, read_golden(bundle), fp32, session, track, keep_names)
         if faces is None:
             images = digest_images(sides.golden.faces)
-        golden = check_reference(sides.golden, fp32, session)
+        golden = check_reference(sides.golden, fp32, session, bundle.spec.crop_side)
         measured = _Measured(golden.original, golden.engine)
         if faces is not None:
             masks = read_groups(groups, faces.keys) if groups else None

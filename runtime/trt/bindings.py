@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...arrays import F32, U8
-from ...faces.contract import ALIGNED_SIZE, InputSpec, preprocess
+from ...faces.contract import InputSpec, preprocess
 from ...graph.frame_input import FRAME, InputKind
 from ..cuda.interface import Buffer, Cuda
 from ..frames import fit_frame, tile_faces
@@ -82,16 +82,16 @@ class EngineInputs:
         """Faces that one run takes."""
         return self.bindings[-1].largest[0]
 
-    def split(self, faces: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    def split(self, faces: npt.NDArray[Any], spec: InputSpec) -> list[npt.NDArray[Any]]:
         """Cut faces into parts that one run takes.
 
         Args:
             faces: N faces, or the landmarks of N.
+            spec: The network's input contract.
         """
         size = self.largest_batch
         if self.kind == "frame":  # aligned faces lie side by side in one
-            edge = faces.shape[2] if faces.ndim == 4 else ALIGNED_SIZE
-            size = min(size, self.bindings[0].largest[2] // edge)
+            size = min(size, self.bindings[0].largest[2] // spec.crop_side)
         return [faces[start : start + size] for start in range(0, len(faces), size)]
 
     def of_faces(self, images: U8, spec: InputSpec) -> Inputs:
