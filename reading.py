@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+from unicodedata import category
 
 from .errors import DataError, UsageError
 
@@ -208,6 +209,28 @@ def check_values(document: object, what: object) -> None:
         level = [
             child for item in level for child in (item.values() if isinstance(item, dict) else item)
         ]
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal or a page obeys: escape codes, reversed writing, no text at all.
+
+    Args:
+        text: Any text, with names and messages from files.
+
+    Returns:
+        The text; control and format characters other than line ends and tabs as `\\x1b`.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(c if c in "\n\t" or _harmless(c) else _escaped(c) for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def _special(mode: int) -> str:

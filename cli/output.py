@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import Any, NoReturn, TypeVar
-from unicodedata import category
 
 import click
 
 from ..errors import MachineError, NotStored
+from ..reading import printable
 
 T = TypeVar("T")
 
@@ -70,27 +70,13 @@ class Output:
         )
 
 
-def printable(text: str) -> str:
-    """Text without what a terminal obeys: escape codes, reversed writing, bytes that are no text.
-
-    Args:
-        text: Any text, with names and messages from files.
-
-    Returns:
-        The text; control and format characters other than line ends and tabs as `\\x1b`.
-    """
-    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
-        return text
-    return "".join(c if c in "\n\t" or _harmless(c) else _escaped(c) for c in text)
-
-
 def one_line(text: object) -> str:
     """A name or message from a file as part of a line: line ends are escaped too.
 
     Args:
         text: What is shown as `str` shows it.
     """
-    return "".join(_escaped(c) if c in "\n\t" else c for c in printable(str(text)))
+    return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -139,14 +125,6 @@ def reader_left(stream: Any) -> bool:
     except (OSError, ValueError, AttributeError):  # closed, or none of the system's
         return False
     return any(events & select.POLLERR for _, events in asked.poll(0))
-
-
-def _harmless(character: str) -> bool:
-    return category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def stored_or_not(work: Callable[[], T]) -> tuple[T, NotStored | None]:

@@ -7,6 +7,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -15,6 +16,7 @@ from typing import Any
 from ...metrics.comparison import CurvesChange
 from ...metrics.rates import ScoreCurves
 from ...metrics.strata import Stratum
+from ...reading import printable
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 
@@ -117,7 +119,7 @@ def drift_by_kind(strata: Sequence[Stratum], title: str) -> str:
     rows = sorted(strata, key=lambda stratum: -stratum.cosine.mean)
 
     def draw(axes: Any) -> None:
-        names = [stratum.name for stratum in rows]
+        names = [printable(stratum.name) for stratum in rows]
         mean = [max(0.0, 1 - stratum.cosine.mean) for stratum in rows]
         tail = [max(0.0, 1 - stratum.cosine.p5) for stratum in rows]
         axes.hlines(names, mean, tail, color=_SECOND, linewidth=1.5)
@@ -308,7 +310,8 @@ def _svg(name: str, draw: Callable[[Any], None], height: float = _SIZE[1]) -> st
     settings |= {"text.parse_math": False}  # a name with $ in it is text
     settings |= dict.fromkeys(colours, _INK)
     settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none")
-    with rc_context({**settings, "grid.alpha": 0.25}):
+    with rc_context({**settings, "grid.alpha": 0.25}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser's font draws the text
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)

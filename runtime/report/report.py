@@ -23,6 +23,7 @@ from ...faces.sources import Faces, synthetic_faces
 from ...files import real_path
 from ...graph.layers import summarize_model
 from ...onnx_file import read_onnx
+from ...reading import printable
 from ..benchmark.frame_benchmark import FrameBenchmark
 from ..benchmark.result import BenchmarkResult
 from ..evaluation.photograph_result import PhotographResult
@@ -87,7 +88,7 @@ def write_report(bundle: Bundle | str | Path, faces: Faces | None = None) -> Pat
         ) from error
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     try:
-        text = _template().render(_page_values(bundle, faces))
+        text = printable(_template().render(_page_values(bundle, faces)))
     except (ValueError, TypeError, ArithmeticError, LookupError, jinja2.TemplateError) as error:
         # Each report has the right types; its figures may not fit each other.
         raise BundleError(

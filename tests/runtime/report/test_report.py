@@ -19,6 +19,7 @@ from fr_edge.metrics.comparison import CurvesChange
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.metrics.rates import ScoreCurves
 from fr_edge.onnx_file import read_onnx
+from fr_edge.reading import printable
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.evaluation.evaluate import evaluate
@@ -358,7 +359,7 @@ def test_the_chart_shows_what_the_engine_computes_in(judged: Path) -> None:
 
 def test_the_page_allows_no_script_and_files_write_no_markup(judged: Path) -> None:
     """Fingerprint and report come with the bundle; neither may add markup to the page."""
-    evil = '"><script>alert(1)</script>'
+    evil = '"><script>alert(1)</script>\x1b[2J\u202e'
     name, report = "engines/onnxruntime-int8.onnx", _verification(judged)
     fingerprint = json.loads((judged / f"{name}.json").read_text())
     verified = json.loads(report.read_text())
@@ -374,6 +375,8 @@ def test_the_page_allows_no_script_and_files_write_no_markup(judged: Path) -> No
         target.write_text(json.dumps(verified))
     text = write_report(judged).read_text(encoding="utf-8")
     assert "<script" not in text
+    assert printable(text) == text
+    assert "\\x1b[2J\\u202e" in text
     assert text.count("&lt;script&gt;") + text.count("&#34;&gt;&lt;script") >= 4
     policy = [a for t, a in _Page(text).tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy == [
