@@ -17,6 +17,7 @@ from ..arrays import F32, F64, I32, I64
 from .changed_decisions import Decisions, change_interval, change_variance
 from .person_variance import (
     REFUSED,
+    Z_975,
     Ends,
     FarError,
     PeoplePairs,
@@ -48,6 +49,8 @@ MIN_ACCEPTED = 5  # impostor pairs above the threshold: fewer give no interval
 MIN_COUPLES = 0.5  # of people, that a FAR accepts: fewer give no interval of a kept FAR
 
 _MIN_EFFECTIVE_COUPLES = 0.015  # that a FAR accepts: fewer give no interval, a TAR's held 91 %
+
+_PRIOR_FREEDOM = 20  # degrees of freedom that the expected correlations within people stand for
 
 _NEIGHBOURS = (1 / 8, 1 / 4, 1 / 2, 2, 4, 8)  # times the FAR: where changed decisions are counted
 
@@ -326,9 +329,15 @@ def _refused(pairs: _PairBins, network: int) -> F64:
 
 
 def _tar_interval(rate: _Rate, pairs: _PairBins, scale: float = 1.0) -> Ends:
+    """Score interval. Few people with most of the pairs show each variance with an error of its own, so
+    both have Student's t: the genuine pairs by the effective number of people, the FAR by influences."""
     variance = far_variance([(1.0, rate.error)], pairs.people.faces)
     variance = max(variance, 1 / max(1, rate.error.accepted))
-    return score_interval(rate.tar, rate.design * scale**2, (rate.slope * scale) ** 2 * variance)
+    variance *= (student_t(influence_freedom(rate.error.person)) / Z_975) ** 2
+    people = int(1 / (pairs.people.weights**2).sum())
+    quantile = student_t(max(people, _PRIOR_FREEDOM))
+    logit_variance = (rate.slope * scale) ** 2 * variance
+    return score_interval(rate.tar, rate.design * scale**2, logit_variance, quantile)
 
 
 def _eer_interval(pairs: _PairBins) -> Ends:

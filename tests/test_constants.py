@@ -19,7 +19,16 @@ from fr_edge.calibration.search import budget, latency_model, mixed_precision
 from fr_edge.cli.main import root
 from fr_edge.export import contract_check, one_face, opset, parity, preprocessing_search
 from fr_edge.faces import contract, quality
-from fr_edge.metrics import accuracy, identification, protocols, rates, strata, verification
+from fr_edge.metrics import (
+    accuracy,
+    identification,
+    intervals,
+    protocols,
+    rates,
+    smoothed_drop,
+    strata,
+    verification,
+)
 from fr_edge.runtime.benchmark import result as benchmark
 from fr_edge.runtime.benchmark import statistics, workload
 from fr_edge.runtime.evaluation import evaluate, judgement, limits, verify
@@ -176,8 +185,10 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
     (parity, {"MIN_COSINE": 0.99999, "BATCHES": (1, 7)}),
     (opset, {"OPSET": 17, "IR_VERSION": 8}),
     (one_face, {"MIN_DIM": 16, "HALF_COSINE": 0.999}),
-    (preprocessing_search, {"SEPARATES": 1.5, "_TIE": 0.01, "_MIN_IDENTITIES": 8}),
-    (contract_check, {"_CLEAR_LEAD": 0.05}),
+    (preprocessing_search, {"SEPARATES": 1.5, "SAME_CONTRACT": 0.01, "_MIN_IDENTITIES": 8}),
+    (contract_check, {"_ALIKE": 0.7, "_TIE": 0.05, "_CLEARLY_LESS_ALIKE": 0.3}),
+    (intervals, {"_PRIOR_FREEDOM": 20, "_MIN_EFFECTIVE_COUPLES": 0.015}),
+    (smoothed_drop, {"_NARROWER": 3.0, "_TAIL": (1, 2, 4, 8), "_TAIL_PAIRS": 20}),
 ]
 
 

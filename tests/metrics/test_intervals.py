@@ -345,7 +345,9 @@ def test_equal_impostors_widen_a_tar() -> None:
     low, high = rate_intervals(embeddings, labels, scores, (far,)).tar[far]
     all_accepted = np.log((1 - 0.5 / people) / (0.5 / people))
     slope = (all_accepted - np.log(2)) / np.log(4)  # of the logit, 2/3 accepted at the FAR
-    assert (low, high) == pytest.approx(score_interval(2 / 3, 1 / people, slope**2))
+    t = student_t(people)  # all people have as much of both variances
+    expected = score_interval(2 / 3, 1 / people, (slope * t / 1.959964) ** 2, t)
+    assert (low, high) == pytest.approx(expected)
 
 
 def test_few_people_with_most_photographs_show_no_low_far() -> None:
