@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,12 +156,14 @@ def package(
         raise UsageError(f"no target {target!r}", f"targets: {', '.join(TARGETS)}")
     if precision not in PACKAGED:
         raise UsageError(f"no package of {precision!r}", f"engines: {', '.join(PACKAGED)}")
+    folder = Path(out).absolute()
+    if os.path.lexists(folder):
+        raise UsageError(f"{out} exists", "choose a new folder for --out")
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     with open_session(bundle, precision, ONNXRUNTIME, artifact="graph") as session:
         model = read_onnx(bundle.file(SOURCES[precision]))
         evidence = _evidence(bundle, precision)
         answers = golden_answers(session, bundle.spec.crop_side)
-    folder = Path(out).absolute()
     with draft_beside(folder, force=False) as root:
         draft = PackageDraft(root, bundle, precision, model, answers)
         draft.add_templates(target)

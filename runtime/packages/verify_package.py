@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from ..._version import __version__
 from ...bundle.manifest import inside, linked_part
 from ...documents import encode_json, read_json
-from ...errors import DataError, MachineError, NotStored
+from ...errors import DataError, FrEdgeError, MachineError, NotStored
 from ...files import sha256, write_atomic
 from ...onnx_file import read_onnx
 from ...reading import open_file, read_limit
@@ -192,16 +192,20 @@ def _copy(root: Path, copy: Path, manifest: PackageManifest) -> None:
             raise DataError(f"{root / name} changed while it was read", "run this again")
 
 
-def run_check(command: list[str], folder: Path, what: str) -> str:
+def run_check(
+    command: list[str], folder: Path, what: str, kind: type[FrEdgeError] = MachineError
+) -> str:
     """The standard output of a program of this fr-edge that runs on a package.
 
     Args:
         command: The program and its arguments.
         folder: Where it runs.
         what: In words, for errors.
+        kind: Class of the error where it ends with one.
 
     Raises:
         MachineError: It does not start, does not end, or ends with an error.
+        DataError: It ends with an error, where that is `kind`: the package's data cannot be read.
     """
     seconds = read_limit("APART_SECONDS") * 5
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
@@ -224,7 +228,7 @@ def run_check(command: list[str], folder: Path, what: str) -> str:
     if done.returncode not in (0, 1) or (done.returncode and not _ANSWER.search(done.stdout)):
         text = " ".join((done.stderr.strip() or done.stdout.strip() or "no message").split())
         text = text[max(0, text.lower().find("error: ")) :][:300]
-        raise MachineError(f"{what} ended with code {done.returncode}: {text}")
+        raise kind(f"{what} ended with code {done.returncode}: {text}")
     return done.stdout
 
 
@@ -263,7 +267,7 @@ def _python(script: str) -> Callable[[Path, PackageManifest], _Proofs]:
         program = (
             f"{script}, Python {sys.version.split()[0]}, onnxruntime {onnxruntime.__version__}"
         )
-        text = run_check([sys.executable, "-s", "-B", script], folder, script)
+        text = run_check([sys.executable, "-s", "-B", script], folder, script, DataError)
         return [read_answer(text, program, manifest)], []
 
     return check

@@ -20,6 +20,7 @@ from fr_edge.bundle.manifest import Bundle
 from fr_edge.cli.main import run
 from fr_edge.errors import BundleError, DataError, NotStored, UsageError
 from fr_edge.onnx_file import read_onnx
+from fr_edge.runtime.packages import package_draft
 from fr_edge.runtime.packages.package import TARGETS, package
 from fr_edge.runtime.packages.package_draft import template_files
 from fr_edge.runtime.packages.package_models import PACKAGE_CONTRACT_KEY, package_model
@@ -175,6 +176,11 @@ def escape(folder: Path) -> None:
     (folder / "package.json").write_text(text.replace('"frame.onnx"', '"../frame.onnx"'))
 
 
+def spoil_golden(folder: Path) -> None:
+    (folder / "golden" / "faces.txt").write_text("min_cosine x\n")
+    rehash(folder, "golden/faces.txt")
+
+
 EDITS: tuple[tuple[Callable[[Path], None], str], ...] = (
     (append("face_embedder.py"), "face_embedder.py was edited"),
     (append("golden/crop_0.ppm"), "crop_0.ppm was edited"),
@@ -230,6 +236,17 @@ def test_embeddings_have_unit_length(calibrated_mini: Path) -> None:
     assert names[-5:] == ["Mul", "ReduceSum", "Sqrt", "Max", "Div"]
     done = package_model(plain, replace(bundle.spec, l2_normalised=True), "tensor", "fp32", "")
     assert len(done.graph.node) == len(plain.graph.node)
+
+
+def test_golden_faces_that_cannot_be_read(sample: Path, capsys: Captured) -> None:
+    spoil_golden(sample)
+    assert run(["verify", "--package", str(sample)]) == 4
+    assert "verify_sample.py ended with code 1" in capsys.readouterr().err
+
+
+def test_limits() -> None:
+    assert package_draft.MIN_COSINE == {"fp32": 0.99999, "fp16": 0.999, "int8": 0.99}
+    assert package_draft._MIN_ALIGNED == 0.999
 
 
 def test_bad_words_are_refused(calibrated_mini: Path, tmp_path: Path) -> None:
