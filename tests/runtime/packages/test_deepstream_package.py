@@ -5,6 +5,7 @@ DeepStream itself, and face_alignment.cu, are not on this machine.
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 from configparser import ConfigParser
@@ -21,12 +22,20 @@ from fr_edge.faces.contract import PRESETS, InputSpec, aligned_template
 from fr_edge.faces.synthetic.render import draw_face
 from fr_edge.runtime.frames import draw_frame
 from fr_edge.runtime.packages.deepstream_config import nvinfer_numbers
-from fr_edge.runtime.packages.package import package
 from fr_edge.runtime.packages.package_draft import template_files, write_ppm
 from fr_edge.runtime.packages.verify_package import verify_package
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 Captured = pytest.CaptureFixture[str]
+
+
+def page_command(start: str) -> list[str]:
+    """The line of docs/deploy/deepstream.md that begins so, as words."""
+    page = (ROOT / "docs" / "deploy" / "deepstream.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(start)]
+    return shlex.split(line, comments=True)
+
 
 # By hand: 1 / 127.5, 1 / 1, 1 / 128, 1 / 255.
 BY_HAND = [
@@ -63,13 +72,16 @@ def test_contracts_that_nvinfer_cannot_express_are_refused() -> None:
 def made(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of a bundle with what stands for a plan of a board."""
     home = tmp_path_factory.mktemp("deepstream")
-    shutil.copytree(calibrated_mini, home / "mini.bundle")
-    with transaction(open_bundle(home / "mini.bundle"), "build-engine", {}) as change:
-        name = "engines/tensorrt-10.3.0-orin-fp32.plan"
+    shutil.copytree(calibrated_mini, home / "mine.bundle")
+    with transaction(open_bundle(home / "mine.bundle"), "build-engine", {}) as change:
+        name = "engines/tensorrt-10.3.0-orin-int8.plan"
         change.path(name, "engine").write_bytes(b"not a plan")
         change.path(f"{name}.json", "fingerprint").write_text(json.dumps({"batch": [1, 8, 16]}))
-    package(home / "mini.bundle", "deepstream", home / "package")
-    return home / "package"
+    words = page_command("fr-edge package")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert run(words[1:]) == 0
+    return home / words[-1]
 
 
 def test_the_configuration_holds_the_contract_and_the_plan(made: Path) -> None:
@@ -77,11 +89,11 @@ def test_the_configuration_holds_the_contract_and_the_plan(made: Path) -> None:
     infer.read(made / "embedder_infer.txt")
     preprocess.read(made / "preprocess.txt")
     properties = dict(infer["property"])
-    assert properties["model-engine-file"] == "engines/tensorrt-10.3.0-orin-fp32.plan"
+    assert properties["model-engine-file"] == "engines/tensorrt-10.3.0-orin-int8.plan"
     assert (made / properties["model-engine-file"]).read_bytes() == b"not a plan"
     assert float(properties["net-scale-factor"]) == pytest.approx(1 / 127.5)
     assert properties["offsets"] == "127.5;127.5;127.5"
-    expected = {"batch-size": "16", "network-mode": "0", "infer-dims": "3;112;112"}
+    expected = {"batch-size": "16", "network-mode": "1", "infer-dims": "3;112;112"}
     expected |= {"output-tensor-meta": "1", "input-tensor-from-meta": "1"}
     assert expected.items() <= properties.items()
     assert "onnx-file" not in properties

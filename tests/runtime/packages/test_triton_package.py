@@ -5,6 +5,7 @@ No Triton server runs here. Its Python backend is a named double on onnxruntime.
 
 import importlib.util
 import json
+import shlex
 import shutil
 import sys
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ import pytest
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.provenance import make_provenance
+from fr_edge.cli.main import run
 from fr_edge.documents import encode_json
 from fr_edge.errors import MachineError
 from fr_edge.export.detector_export import export_detector
@@ -31,7 +33,16 @@ sys.path[:0] = [str(Path(__file__).parent)]
 from detectors_of_two_families import write_two_detectors  # noqa: E402
 from triton_double import triton_double  # noqa: E402
 
+ROOT = Path(__file__).parents[3]
+
 TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}
+
+
+def page_command(start: str) -> list[str]:
+    """The line of docs/deploy/triton.md that begins so, as words."""
+    page = (ROOT / "docs" / "deploy" / "triton.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(start)]
+    return shlex.split(line, comments=True)
 
 
 def module_of(name: str, path: Path) -> ModuleType:
@@ -62,7 +73,7 @@ def config(folder: Path) -> Any:
 def repository(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package with a detector, and of a bundle whose best batch was measured."""
     home = tmp_path_factory.mktemp("triton")
-    bundle = home / "mini.bundle"
+    bundle = home / "mine.bundle"
     shutil.copytree(calibrated_mini, bundle)
     export_detector(write_two_detectors(home)[0], bundle)
     runs = tuple(
@@ -76,8 +87,11 @@ def repository(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) 
     with transaction(open_bundle(bundle), "benchmark", {}) as change:
         path = change.path("reports/benchmark-fp32.json", "report", ["model.onnx"])
         path.write_bytes(encode_json(report))
-    package(bundle, "triton", home / "package")
-    return home / "package"
+    words = page_command("fr-edge package")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert run(words[1:]) == 0
+    return home / words[-1]
 
 
 def test_tritons_protobuf_reads_what_the_models_are(repository: Path) -> None:
@@ -130,7 +144,7 @@ def test_faces_are_found_and_embedded_in_turn(
     requests.append(SimpleNamespace(tensors=[]))  # not a request
     first, dark, wrong = model.execute(requests)
     arrays = {tensor.name: tensor.array for tensor in first.tensors}
-    bundle = repository.parent / "mini.bundle"
+    bundle = repository.parent / "mine.bundle"
     faces = open_detector(bundle / "detector.onnx")(photo)
     assert len(arrays["score"]) == len(faces) >= 2
     with open_session(bundle, "fp32", artifact="graph") as session:
