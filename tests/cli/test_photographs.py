@@ -209,7 +209,10 @@ def test_alignment_in_the_engine_is_a_step_of_its_own(
 ) -> None:
     for person in ("p01", "p02"):
         shutil.copytree(people / person, tmp_path / "few" / person)
-    limit = ["--max-landmark-shift", "0.0001"]
+    (tmp_path / "policy.toml").write_text(
+        "[int8]\nmin_tar = 0.1\n\n[fp32]\nmax_landmark_shift = 0.0001\n"
+    )
+    limit = ["--policy", str(tmp_path / "policy.toml")]
     few = tmp_path / "few"
     code, result = verified(capsys, board, few, "--engine", "fp32-frame", *limit)
     assert (code, result["verdict"]) == (1, "FAILED")
@@ -218,6 +221,7 @@ def test_alignment_in_the_engine_is_a_step_of_its_own(
     assert list(steps) == ["detection", "network", "alignment"]
     assert steps["alignment"]["min_cosine"] > 0.999
     assert steps["network"]["min_cosine"] > 0.99999
+    assert steps["detection"]["min_cosine"] < 0.99999  # INT8 moves the landmarks
     shutil.rmtree(few / "p02")
     code, result = verified(capsys, board, few)
     assert (code, result["verdict"], result["tar"]) == (1, "CANNOT JUDGE", {})
