@@ -113,8 +113,12 @@ def own_normalization(model: ModelProto) -> OwnNormalization | None:
     tensor = graph.input[0].name
     scale, offset = np.ones(3), np.zeros(3)
     operators: list[str] = []
-    while len(readers := [node for node in graph.node if tensor in node.input]) == 1:
-        node = readers[0]
+    readers: dict[str, list[NodeProto]] = {}  # looked up, for a chain may have 50,000 nodes
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            readers.setdefault(name, []).append(node)
+    while len(following := readers.pop(tensor, [])) == 1:
+        node = following[0]
         if node.op_type not in _PASSING:
             step = _affine(node, tensor, constants)
             if step is None:

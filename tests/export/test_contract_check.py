@@ -324,3 +324,16 @@ def test_a_real_network_for_normalized_pixels_under_raw(
     spec = InputSpec(width=96, mean=(0.0,) * 3, std=(1.0,) * 3)
     export_onnx(real_data / "mobilefacenet_casia.onnx", tmp_path / "b", spec=spec)
     assert "Compare --preset insightface" in caplog.text
+
+
+def test_a_long_chain_is_followed_to_its_end() -> None:
+    """50,000 operators are the limit of a network; a search among all of them for each took hours."""
+    count, kind = 20_000, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("Identity", [f"t{i}"], [f"t{i + 1}"]) for i in range(count)]
+    nodes.append(helper.make_node("Mul", [f"t{count}", "half"], ["y"]))
+    face = helper.make_tensor_value_info("t0", kind, ["n", 3, 8, 8])
+    out = helper.make_tensor_value_info("y", kind, ["n", 3, 8, 8])
+    half = numpy_helper.from_array(np.float32([0.5]).reshape(1, 1, 1, 1), "half")
+    own = own_normalization(helper.make_model(helper.make_graph(nodes, "g", [face], [out], [half])))
+    assert own is not None
+    assert own.scale == (0.5, 0.5, 0.5)
