@@ -160,7 +160,13 @@ def read_run(folder: Path, noted: str) -> FleetRun:
         DataError: The file cannot be read or is damaged.
     """
     path = folder / noted
-    return read_json(path, FleetRun) if _exists(path) else FleetRun()
+    run = read_json(path, FleetRun) if _exists(path) else FleetRun()
+    if strange := [name for name in run.boards if name in ("", ".", "..") or "/" in name]:
+        raise DataError(
+            f"{path} names a board {strange[0]!r}, which is not a folder's name",
+            "the file was changed by hand: remove it",
+        )
+    return run
 
 
 def read_run_boards(folder: Path, noted: str) -> tuple[BoardEvidence, ...]:

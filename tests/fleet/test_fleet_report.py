@@ -100,6 +100,14 @@ def test_a_board_that_failed_or_vanished_is_named_with_its_remedy(tmp_path: Path
     assert all(why[name][0].cure for name in why if name != "b0")
 
 
+@pytest.mark.parametrize("name", ["..", "../elsewhere", "/etc", ""])
+def test_a_run_names_folders_of_its_own_only(name: str, tmp_path: Path) -> None:
+    boards(tmp_path, 1)
+    (tmp_path / "fleet.json").write_text(json.dumps({"boards": ["b0", name]}))
+    with pytest.raises(DataError, match="not a folder's name"):
+        merge_evidence(tmp_path)
+
+
 @pytest.mark.parametrize(("state", "verdict"), [("done", "CANNOT JUDGE"), ("failed", "PASSED")])
 def test_evidence_of_a_release_that_was_left_counts_no_more(
     tmp_path: Path, state: str, verdict: str
