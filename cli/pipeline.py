@@ -11,6 +11,7 @@ from ..bundle.manifest import Bundle
 from ..calibration.calibrate import calibrate
 from ..documents import convert, encode_json, to_builtins
 from ..errors import BundleError, GateFailed, ModelError
+from ..export.detector_export import export_detector
 from ..export.export import export_onnx
 from ..faces.align import align_folder
 from ..faces.contract import ALIGNED_SIZE, InputSpec, make_spec
@@ -113,9 +114,13 @@ def run_pipeline(plan: RunPlan, out: Path, output: Output) -> RunResult:
         "export": Work(
             lambda: _export(plan, bundle, people), (_listing(plan.model), plan.preset), ("split",)
         ),
+        "detector": Work(
+            lambda: _export_detector(plan, bundle), _listing(plan.detector), ("export",)
+        ),
     }
     if not plan.detector:
         prepare.pop("align")
+        prepare.pop("detector")
         prepare["split"] = Work(people.describe, prepare["split"].settings)
     journal = out / "run.json"
     run_stages(journal, prepare, output, replace=True)
@@ -229,6 +234,15 @@ def _export(plan: RunPlan, bundle: Path, people: _People) -> Done:
     check = result.summary.check
     text = f"{result.bundle.spec.describe()}; cosine to the original {check.min_cosine:.6f}"
     return "model.onnx", text, {}
+
+
+def _export_detector(plan: RunPlan, bundle: Path) -> Done:
+    """With it the bundle takes photographs; one that has no form of its own is no reason to end."""
+    try:
+        result = export_detector(plan.detector, bundle)
+    except ModelError as error:
+        return "", f"not kept in the bundle: {error.message}", {}
+    return result.file, f"{result.detector.family}, so the bundle takes photographs", {}
 
 
 def _calibrate(bundle: Path, people: _People, precision: str, output: Output) -> Done:

@@ -161,7 +161,8 @@ def test_photographs_are_aligned_first(tmp_path: Path, capsys: Captured) -> None
     sizes = [stored_size(crop.read_bytes(), crop.name) for crop in crops]
     assert sizes == 6 * [(160, 160)]  # the network's own
     bundle = tmp_path / "out" / "model.bundle"
-    with Recogniser(bundle, detector) as from_photographs, Recogniser(bundle) as from_crops:
+    assert [s["stage"] for s in result["stages"]][:4] == ["align", "split", "export", "detector"]
+    with Recogniser(bundle) as from_photographs, Recogniser(bundle, aligned=True) as from_crops:
         whole = from_photographs.embed(tmp_path / "photos" / "0" / "0.png")
         assert whole @ from_crops.embed(crops[0]) == pytest.approx(1, abs=1e-6)
         with pytest.raises(UsageError, match="112x112 pixels, expected an aligned face of 160x160"):
