@@ -33,9 +33,9 @@ from interval_populations import (
 
 from fr_edge.metrics.accuracy import accuracy_interval, fold_interval, fold_intervals, pair_accuracy
 from fr_edge.metrics.intervals import rate_intervals, tar_intervals
-from fr_edge.metrics.person_variance import score_interval
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.metrics.rates import RateChange, compare_embeddings, compare_rates
+from fr_edge.metrics.score_intervals import score_interval
 from fr_edge.metrics.strata import compare_strata
 from fr_edge.metrics.template_intervals import template_intervals
 from fr_edge.metrics.verification import ScoreList, all_pairs, cosines, normalise, tar_at_far

@@ -1,6 +1,5 @@
 """Starts `ansible-playbook`, as a program: the playbooks of `fr_edge.fleet` run without fr-edge too."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -103,6 +102,8 @@ def _has_begun(out: Path, run: str) -> bool:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """One command at a time works on a folder of evidence; the lock ends with the process."""
+    import fcntl  # not on Windows, where the command line refuses to start
+
     with (out / _LOCK).open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,16 +14,9 @@ import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
 from .intervals import MIN_ACCEPTED, MIN_PEOPLE, TarInterval
-from .person_variance import (
-    REFUSED,
-    PeoplePairs,
-    influence_freedom,
-    score_interval,
-    share_design,
-    student_t,
-    sum_by_person,
-)
+from .person_variance import REFUSED, PeoplePairs, share_design, sum_by_person
 from .protocols import FOLDS, PER_FOLD, ListedPairs
+from .score_intervals import influence_freedom, score_interval, student_t
 from .verification import ScoreList, allowed_impostors, cosines, normalise, tar_at_far
 
 MIN_FOLDS = 3  # fewer give no interval of the accuracy

@@ -20,8 +20,8 @@ from .person_variance import (
     design_effect,
     pair_correlation,
     pair_moments,
-    student_t,
 )
+from .score_intervals import student_t
 
 _PRIOR = PairCorrelation(face=0.05, person=0.02)  # of a decision's change
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, F64
-from .person_variance import score_interval
+from .score_intervals import score_interval
 
 MIN_OVERLAP = 0.5  # intersection over union from which two boxes are one face, as WIDER FACE counts
 

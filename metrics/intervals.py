@@ -17,18 +17,15 @@ from ..arrays import F32, F64, I32, I64
 from .changed_decisions import Decisions, change_interval, change_variance
 from .person_variance import (
     REFUSED,
-    Z_975,
     Ends,
     FarError,
     PeoplePairs,
     effective_couples,
     far_error,
     far_variance,
-    influence_freedom,
-    score_interval,
     share_design,
-    student_t,
 )
+from .score_intervals import Z_975, influence_freedom, score_interval, share_logit, student_t
 from .verification import (
     BINS,
     Scores,
@@ -301,7 +298,8 @@ def _rate(pairs: _PairBins, network: int, far: float) -> _Rate:
     first = _first_bin(pairs.scores[network], far)
     accepted = pairs.accepted(network, first)
     half, twice = (
-        _logit(_accepted_share(pairs, network, far * times), len(accepted)) for times in (0.5, 2.0)
+        share_logit(_accepted_share(pairs, network, far * times), len(accepted))
+        for times in (0.5, 2.0)
     )
     return _Rate(
         float(accepted.mean()),
@@ -315,12 +313,6 @@ def _accepted_share(pairs: _PairBins, network: int, far: float) -> float:
     return float((pairs.genuine[network] >= _first_bin(pairs.scores[network], far)).mean())
 
 
-def _logit(share: float, count: int) -> float:
-    """Of a share, half a pair away from 0 and 1 at the least."""
-    share = min(max(share, 0.5 / count), 1 - 0.5 / count)
-    return float(np.log(share / (1 - share)))
-
-
 def _refused(pairs: _PairBins, network: int) -> F64:
     """1 for each genuine pair above the threshold that refuses `_REFUSED` of them, else 0."""
     cut = np.quantile(pairs.genuine[network], REFUSED)
@@ -328,16 +320,28 @@ def _refused(pairs: _PairBins, network: int) -> F64:
     return accepted
 
 
+def tar_interval(
+    tar: float, design: float, slope: float, error: FarError, people: PeoplePairs
+) -> Ends:
+    """Score interval of a TAR. Few people with most of the pairs show each variance with an error of its
+    own: Student's t for the genuine pairs by the effective number of people, for the FAR by influences.
+
+    Args:
+        tar: Measured, 0 to 1.
+        design: Variance over tar (1 - tar) that the genuine pairs have with other people.
+        slope: Of logit TAR over log FAR.
+        error: Of the FAR at the threshold.
+        people: The genuine pairs.
+    """
+    variance = max(far_variance([(1.0, error)], people.faces), 1 / max(1, error.accepted))
+    variance *= (slope * student_t(influence_freedom(error.person)) / Z_975) ** 2
+    quantile = student_t(max(int(1 / (people.weights**2).sum()), _PRIOR_FREEDOM))
+    return score_interval(tar, design, variance, quantile)
+
+
 def _tar_interval(rate: _Rate, pairs: _PairBins, scale: float = 1.0) -> Ends:
-    """Score interval. Few people with most of the pairs show each variance with an error of its own, so
-    both have Student's t: the genuine pairs by the effective number of people, the FAR by influences."""
-    variance = far_variance([(1.0, rate.error)], pairs.people.faces)
-    variance = max(variance, 1 / max(1, rate.error.accepted))
-    variance *= (student_t(influence_freedom(rate.error.person)) / Z_975) ** 2
-    people = int(1 / (pairs.people.weights**2).sum())
-    quantile = student_t(max(people, _PRIOR_FREEDOM))
-    logit_variance = (rate.slope * scale) ** 2 * variance
-    return score_interval(rate.tar, rate.design * scale**2, logit_variance, quantile)
+    design, slope = rate.design * scale**2, rate.slope * scale
+    return tar_interval(rate.tar, design, slope, rate.error, pairs.people)
 
 
 def _eer_interval(pairs: _PairBins) -> Ends:

@@ -17,13 +17,12 @@ from .person_variance import (
     design_effect,
     far_error,
     far_variance,
-    influence_freedom,
     pair_correlation,
     pair_moments,
     share_design,
-    student_t,
     sum_by_person,
 )
+from .score_intervals import influence_freedom, student_t
 from .verification import ScoreList, allowed_impostors, threshold_at_far
 
 _TAIL = (1, 2, 4, 8)  # times the rate: where the move of the threshold is measured

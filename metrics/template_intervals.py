@@ -10,16 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
-from .intervals import MIN_ACCEPTED, MIN_PEOPLE
-from .person_variance import (
-    REFUSED,
-    Ends,
-    PeoplePairs,
-    far_error,
-    far_variance,
-    score_interval,
-    share_design,
-)
+from .intervals import MIN_ACCEPTED, MIN_PEOPLE, tar_interval
+from .person_variance import REFUSED, Ends, PeoplePairs, far_error, share_design
+from .score_intervals import share_logit
 from .verification import ScoreList, allowed_impostors, threshold_at_far
 
 
@@ -63,9 +56,8 @@ def template_intervals(
         design = share_design(accepted, often_refused.astype(np.float64), genuine)
         above = np.flatnonzero(~same)[listed.impostor >= threshold]
         error = far_error(person[first[above]], person[second[above]], faces)
-        variance = max(far_variance([(1.0, error)], faces), 1 / max(1, error.accepted))
-        variance *= _slope(listed, far) ** 2
-        intervals[far] = score_interval(float(accepted.mean()), design, variance)
+        tar, slope = float(accepted.mean()), _slope(listed, far)
+        intervals[far] = tar_interval(tar, design, slope, error, genuine)
     return intervals
 
 
@@ -93,8 +85,6 @@ def _slope(scores: ScoreList, far: float) -> float:
     """Of logit TAR over log FAR."""
     logits = []
     for times in (0.5, 2.0):
-        least = 0.5 / scores.genuine_pairs  # half a pair away from 0 and 1
         share = float((scores.genuine >= _threshold(scores, far * times)).mean())
-        share = min(max(share, least), 1 - least)
-        logits.append(np.log(share / (1 - share)))
-    return max(0.0, float(logits[1] - logits[0]) / float(np.log(4)))
+        logits.append(share_logit(share, scores.genuine_pairs))
+    return max(0.0, (logits[1] - logits[0]) / float(np.log(4)))

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F64
+from .score_intervals import Z_975, student_t
 
 # Fewer independent values expected above a quantile than this (3.7), and not even the largest of
 # all is an upper bound of it in 39 of 40 cases.
 MIN_BEYOND = -math.log(1 - 0.975)
 
-_Z = 1.959964  # half width of a 95 % interval in standard deviations
 _RANK_STEPS = 4096
 _MIN_BATCHES = 32
 _MAX_LAG_Z = 2.0  # standard errors of the lag-1 correlation up to which batches look independent
@@ -158,8 +158,8 @@ def mean_interval(series: Series) -> Ends | None:
     alone = _skewness(values) * math.sqrt(size / len(values))
     if max(abs(skew), abs(alone)) > _MAX_SKEW or _tail_index(values) < _MIN_TAIL_INDEX:
         return None
-    center = mean + skew * error * (1 + 2 * _Z**2) / 6
-    return center - _Z * error, center + _Z * error
+    center = mean + skew * error * (1 + 2 * Z_975**2) / 6
+    return center - Z_975 * error, center + Z_975 * error
 
 
 def _batch_means(values: F64, size: int) -> F64:
@@ -220,7 +220,7 @@ def _sums_z(values: F64) -> float:
 
 
 def _mean_variance(values: F64, size: int) -> float:
-    """Variance of the mean, made larger so that `_Z` standard errors are Student's interval."""
+    """Variance of the mean, made larger so that `Z_975` standard errors are Student's interval."""
     means = _batch_means(values, size)
     left = max(0.0, _lag_correlation(means) + _MORE_LAG / math.sqrt(len(means)))
     estimates = [_scaled_variance(means) * (1 + left) / (1 - left)]
@@ -230,30 +230,18 @@ def _mean_variance(values: F64, size: int) -> float:
 
 
 def _scaled_variance(means: F64) -> float:
-    return float(means.var(ddof=1)) / len(means) * (_student_t(len(means) - 1) / _Z) ** 2
-
-
-def _student_t(freedom: int) -> float:
-    """Student's t for 95 %, by its expansion around the normal quantile (Abramowitz and Stegun,
-    26.7.5); within .001 from 7 degrees of freedom on."""
-    z = _Z
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + float(sum(term / freedom ** (power + 1) for power, term in enumerate(terms)))
+    return float(means.var(ddof=1)) / len(means) * (student_t(len(means) - 1) / Z_975) ** 2
 
 
 def _wilson(share: float, count: float) -> Ends:
     """Wilson's interval of a share among so many independent values, with continuity correction."""
-    square, rest = _Z**2, 1 - share
+    square, rest = Z_975**2, 1 - share
     middle, scale = 2 * count * share + square, 2 * (count + square)
     low = square - 2 - 1 / count + 4 * share * (count * rest + 1)
     high = square + 2 - 1 / count + 4 * share * (count * rest - 1)
     return (
-        max(0.0, (middle - 1 - _Z * math.sqrt(max(0.0, low))) / scale),
-        min(1.0, (middle + 1 + _Z * math.sqrt(max(0.0, high))) / scale),
+        max(0.0, (middle - 1 - Z_975 * math.sqrt(max(0.0, low))) / scale),
+        min(1.0, (middle + 1 + Z_975 * math.sqrt(max(0.0, high))) / scale),
     )
 
 

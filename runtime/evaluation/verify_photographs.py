@@ -29,7 +29,7 @@ from ...faces.photographs import (
 from ...faces.stored_detector import DETECTOR, DETECTOR_SPEC
 from ...metrics.comparison import VerificationComparison, compare_verification
 from ...metrics.detection import DetectionDrift, PhotographDetections, compare_detections
-from ...metrics.person_variance import Z_975
+from ...metrics.score_intervals import Z_975
 from ...metrics.verification import cosines
 from ...progress import Track, silent
 from ..detector_engine import BundleDetector, open_bundle_detector

@@ -18,12 +18,11 @@ from fr_edge.metrics.person_variance import (
     far_error,
     far_variance,
     pair_moments,
-    score_interval,
     share_design,
-    student_t,
 )
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.metrics.rates import compare_embeddings
+from fr_edge.metrics.score_intervals import score_interval, student_t
 from fr_edge.metrics.verification import all_pairs, equal_error_rate, tar_at_far
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

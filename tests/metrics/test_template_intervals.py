@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fr_edge.metrics.intervals import rate_intervals
-from fr_edge.metrics.person_variance import score_interval
+from fr_edge.metrics.score_intervals import score_interval
 from fr_edge.metrics.template_intervals import template_intervals
 from fr_edge.metrics.verification import all_pairs, cosines, tar_at_far
 
