@@ -105,3 +105,17 @@ def test_every_public_name_is_in_the_python_reference() -> None:
         value = getattr(fr_edge, name)
         if name != "__version__" and value.__module__ != "fr_edge.errors":
             assert f"{value.__module__}.{name}\n" in text, name
+
+
+def test_issue_forms_ask_for_what_a_fault_needs() -> None:
+    yaml = pytest.importorskip("yaml")
+    forms = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    }
+    asked = {field.get("id"): field for field in forms["bug"]["body"]}
+    assert "fr-edge doctor --json" in asked["doctor"]["attributes"]["label"]
+    assert asked["doctor"]["validations"]["required"]
+    for form in (forms["bug"], forms["measurement"]):
+        assert {"name", "description", "body"} <= set(form)
+        assert "accept" in {field.get("id") for field in form["body"]}
