@@ -74,13 +74,14 @@ def _engine_problems(bundle: "Bundle") -> "Iterator[tuple[str, tuple[str, type[E
     """Each engine, why it does not belong here, and whether machine or bundle is the reason."""
     from ..errors import BundleError, MachineError
     from ..runtime.fingerprint import check_fingerprint
+    from ..runtime.machine.backends import lacking
 
     for name in bundle.files:
         if not name.startswith("engines/") or f"{name}.json" not in bundle:
             continue
         try:
-            check_fingerprint(bundle, name)
-            yield name, ("", MachineError)
+            lack = lacking(check_fingerprint(bundle, name)["backend"])
+            yield name, (lack and f"does not run here: {lack}", MachineError)
         except (BundleError, MachineError) as error:
             yield name, (error.message, type(error))
 

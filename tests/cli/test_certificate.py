@@ -24,6 +24,7 @@ from PIL import Image
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.cli.main import run
+from fr_edge.runtime.machine.backends import lacking
 from fr_edge.runtime.session import open_session
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -249,6 +250,10 @@ def test_a_compile_check_erases_nothing(bundle: Path, distinct: Path, capsys: Ca
     capsys.readouterr()
     assert run(["inspect", str(bundle)]) == 0
     assert "stale" not in capsys.readouterr().out
+    assert run(["check", str(bundle)]) == 0
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if "tensorrt-rtx" in row]
+    lack = lacking("tensorrt-rtx")
+    assert line.endswith(f": does not run here: {lack}" if lack else ": is for this machine")
 
 
 def write_bin(path: Path, people: Path, seed: int) -> Path:
