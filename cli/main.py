@@ -187,7 +187,7 @@ def _fail(
     """Print the message on stderr, and with `--json` a JSON document on stdout."""
     if "--json" in args:
         with suppress(MachineError):  # stdout is full: stderr and the exit code tell
-            echo(json.dumps({"error": message, "hint": hint, "exit_code": code}))
+            echo(json.dumps({"error": message, "hint": hint, "exit_code": code}), plain=True)
     # Lines of a quoted text are indented, so that none of them looks like fr-edge's own.
     echo("fr-edge: " + message.replace("\n", "\n         "), err=True)
     if hint:

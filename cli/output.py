@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import select
 import sys
 import time
@@ -20,6 +21,11 @@ T = TypeVar("T")
 
 _EVERY_S = 10.0  # between lines of progress where stderr is no terminal
 _UNLIMITED = 10_000  # columns of a table in a pipe
+_COLOURS = {
+    "PASSED": "green", "VALID": "green", "FAILED": "red", "INVALID": "red",
+    "CANNOT JUDGE": "yellow", "NOT BUILT": "yellow",
+}  # fmt: skip
+_VERDICTS = re.compile(rf"\b({'|'.join(_COLOURS)})\b")
 _DASHES = "\n".join(["    "] * 2 + [" -  "] + ["    "] * 5)  # rich's box: a rule below the header
 
 
@@ -44,7 +50,7 @@ class Output:
 
     def result(self, document: Mapping[str, Any], text: str) -> None:
         """Print the result: the document with `--json`, else the text."""
-        echo(json.dumps(document, indent=2) if self.json else text)
+        echo(json.dumps(document, indent=2) if self.json else text, plain=self.json)
 
     def fail_gate(self, text: str) -> NoReturn:
         """End the command, whose result is printed, with exit code 1."""
@@ -79,7 +85,14 @@ def one_line(text: object) -> str:
     return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def echo(text: str, *, err: bool = False) -> None:
+def _coloured(text: str) -> str:
+    """Verdicts in colour, for terminals; click leaves colours out elsewhere (https://no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return _VERDICTS.sub(lambda word: click.style(word[0], fg=_COLOURS[word[0]], bold=True), text)
+
+
+def echo(text: str, *, err: bool = False, plain: bool = False) -> None:
     """Print text; what is printed passes here, once.
 
     A reader of the pipe that has left is no reason to stop: the command ends as it would have.
@@ -87,12 +100,13 @@ def echo(text: str, *, err: bool = False) -> None:
     Args:
         text: The text; it is made `printable`.
         err: On stderr, whose failures are ignored, instead of stdout.
+        plain: Without colours, as for a document that programs read.
 
     Raises:
         MachineError: stdout cannot be written, for example because its disk is full.
     """
     try:
-        click.echo(printable(text), err=err)
+        click.echo(printable(text) if plain else _coloured(printable(text)), err=err)
     except OSError as error:
         silence(sys.stderr if err else sys.stdout)
         if not err and error.errno != errno.EPIPE:

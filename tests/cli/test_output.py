@@ -1,6 +1,9 @@
 """What the commands say."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -74,3 +77,42 @@ def test_a_table_in_a_pipe_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_sizes(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+def on_a_terminal(code: str, **environment: str) -> str:
+    """What Python code prints to a terminal."""
+    controller, terminal = os.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=terminal,
+            check=True,
+            env={**os.environ, "NO_COLOR": "", "TERM": "xterm", **environment},
+        )
+        return os.read(controller, 4096).decode().replace("\r\n", "\n")
+    finally:
+        os.close(controller)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({}, "\x1b[32m\x1b[1mPASSED\x1b[0m: a, \x1b[31m\x1b[1mINVALID\x1b[0m, UNPASSED\n"),
+        ({"NO_COLOR": "1"}, "PASSED: a, INVALID, UNPASSED\n"),
+        ({"TERM": "dumb"}, "PASSED: a, INVALID, UNPASSED\n"),
+    ],
+)
+def test_verdicts_are_coloured_on_terminals_alone(given: dict[str, str], shown: str) -> None:
+    code = "from fr_edge.cli.output import echo\necho('PASSED: a, INVALID, UNPASSED')"
+    assert on_a_terminal(code, **given) == shown
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "PASSED: a, INVALID, UNPASSED\n"
+
+
+def test_a_document_has_no_colours_on_a_terminal() -> None:
+    code = (
+        "from fr_edge.cli.output import Output\n"
+        "Output(True, False, False).result({'verdict': 'PASSED'}, 'PASSED')"
+    )
+    assert json.loads(on_a_terminal(code)) == {"verdict": "PASSED"}
