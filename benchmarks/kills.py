@@ -183,6 +183,8 @@ def kill_in_place(
     outcome, log = Outcome(), place / "log"
     begin = time.monotonic()
     first = ended(start(args, log))
+    if hashes(bundle) is None:
+        raise SystemExit(f"{args[0]} made no bundle: exit {first}: {log.read_text()[-300:]}")
     outcome.seconds = time.monotonic() - begin
     shutil.rmtree(place)
     place.mkdir()
@@ -325,7 +327,7 @@ def prepare(home: Path) -> tuple[dict[str, Path], dict[str, tuple[list[str], str
         "demo": (["demo", "--out", demo], ""),
         "run": (
             [
-                *("run", str(home / "photos"), network, "--detector", detector),
+                *("run", str(home / "photos"), network),
                 *("--preset", "insightface", "--backend", "onnxruntime"),
                 *("--precisions", "fp32,int8", "--duration", "0.2", "--out", str(place / "run")),
             ],

@@ -201,5 +201,8 @@ def test_the_page_sorts_without_a_script(
 ) -> None:
     boards(tmp_path)
     assert run(["fleet", "report", str(tmp_path), "-q"]) == 0
+    page = (tmp_path / "fleet.html").read_text()  # what axe-core asks for
+    assert page.count("<main>") == 1
+    assert page.count('class="wide"') == page.count('tabindex="0"') > 0
     dom = shown(tmp_path / "fleet.html", 1200, 60)
     assert dom.count("--p50:") >= 4
