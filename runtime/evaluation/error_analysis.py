@@ -14,7 +14,13 @@ from ...arrays import F32, F64, I64, U8
 from ...bundle.manifest import Bundle
 from ...faces.contract import ContractVariant, InputSpec, contract_variants, preprocess
 from ...faces.sources import Faces
-from ...metrics.decidability import PairSums, d_prime, pair_sums, separates_better
+from ...metrics.decidability import (
+    PairSums,
+    d_prime,
+    pair_sums,
+    separates_better,
+    separates_rather_better,
+)
 from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
@@ -162,7 +168,7 @@ def label_doubts(
 
 def contract_doubt(
     reference: Session, embeddings: F32, faces: Faces, spec: InputSpec, checked: bool | None
-) -> str:
+) -> tuple[str, bool]:
     """Whether the reference separates people better under another input contract than the bundle's.
 
     Each usual contract is tried on a few people, the best one then on others, who had no part in
@@ -177,15 +183,16 @@ def contract_doubt(
         checked: What the check at export showed; with True nothing is tried.
 
     Returns:
-        A sentence; empty where the contract is right or these people do not show another.
+        A sentence, empty where the contract is right or these people do not show another; and whether
+        it is beyond doubt, so that the rates prove nothing.
     """
     declared = f"the input contract ({spec.describe()}) is not the one of the network's training"
     if checked is False:
-        return f"{declared}, as export found; it was forced"
+        return f"{declared}, as export found; it was forced", True
     picks, labels = _two_faces_each(faces)
     people = int(labels[-1]) + 1
     if checked or faces.synthetic or people < _CONTRACT_PEOPLE:
-        return ""
+        return "", False
     scouts = np.isin(labels, np.linspace(0, people - 1, min(_SCOUTED, people // 3)).astype(int))
     images = np.stack([faces.read(index) for index in picks])
 
@@ -201,12 +208,19 @@ def contract_doubt(
     scores = {variant: d_prime(separation(variant, scouts)) for variant in others}
     best = max(scores, key=lambda variant: scores[variant])
     own, other = _sums(embeddings[picks][~scouts], labels[~scouts]), separation(best, ~scouts)
-    if not separates_better(other, own):
-        return ""
-    return (
-        f"{declared}: with {best.spec.describe()} it separates {len(own.count)} of these people"
-        f" better, d' {d_prime(other):.2f} instead of {d_prime(own):.2f}"
+    lead = (
+        f"with {best.spec.describe()} it separates {len(own.count)} of these people better, d'"
+        f" {d_prime(other):.2f} instead of {d_prime(own):.2f}"
     )
+    if separates_better(other, own):
+        return f"{declared}: {lead}", True
+    if separates_rather_better(other, own):
+        return (
+            f"{declared.replace('is not', 'may not be')}: {lead}; that may be chance, more people"
+            " tell (`fr-edge find-preprocessing`)",
+            False,
+        )
+    return "", False
 
 
 def contract_check_of(bundle: Bundle) -> bool | None:

@@ -336,9 +336,12 @@ def _doubts(
         elif text:
             others.append(text)
         checked, spec = contract_check_of(sides.bundle), sides.bundle.spec
-        if text := contract_doubt(sides.reference, reference, faces, spec, checked):
+        text, decides = contract_doubt(sides.reference, reference, faces, spec, checked)
+        if decides:
             cure = "export again: `fr-edge find-preprocessing` finds the contract"
             decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
+        elif text:
+            others.append(text)
     return decide, others
 
 

@@ -5,7 +5,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fr_edge.metrics.decidability import d_prime, d_prime_lead, pair_sums, separates_better
+from fr_edge.metrics.decidability import (
+    SAME_CONTRACT,
+    d_prime,
+    d_prime_lead,
+    pair_sums,
+    separates_better,
+    separates_rather_better,
+)
 
 
 def reference_d_prime(embeddings: np.ndarray, labels: np.ndarray) -> float:
@@ -56,6 +63,26 @@ def test_a_lead_is_clear_or_not() -> None:
     assert low < 0 < high
     assert separates_better(clear, vague)
     assert not separates_better(clear, again)
+    assert separates_rather_better(clear, vague)
+    assert not separates_rather_better(again, clear)
+    assert not separates_rather_better(vague, clear)
+
+
+def test_a_lead_of_one_and_a_half_errors_is_a_hint() -> None:
+    random = np.random.default_rng(11)
+    labels = np.arange(60) // 2
+    people = random.normal(size=(30, 32))[labels]
+    noise = random.normal(size=(2, 60, 32))
+    hints = []
+    for level in (0.42, 0.46, 0.5, 0.6, 0.8):
+        best = pair_sums((people + noise[0] * 0.4).astype(np.float32), labels)
+        other = pair_sums((people + noise[1] * level).astype(np.float32), labels)
+        low, high = d_prime_lead(best, other)
+        errors = ((low + high) / 2 - SAME_CONTRACT * d_prime(other)) / ((high - low) / 3.92)
+        assert separates_rather_better(best, other) == (errors > 1)
+        assert separates_better(best, other) == (errors > 1.96)
+        hints.append((errors > 1, errors > 1.96))
+    assert (True, False) in hints
 
 
 def test_a_certain_lead_of_nothing_is_no_better() -> None:

@@ -245,20 +245,26 @@ def test_a_better_contract_casts_doubt(tmp_path: Path) -> None:
         for channels in ("RGB", "BGR")
     }
 
-    def doubt(channels: str, source: Faces = faces, checked: bool | None = None) -> str:
+    def doubt(
+        channels: str, source: Faces = faces, checked: bool | None = None
+    ) -> tuple[str, bool]:
         bundle = bundles[channels]
         with open_session(bundle, "fp32", artifact="graph") as session:
             embeddings = embed_faces(session, source)
             return contract_doubt(session, embeddings, source, bundle.spec, checked)
 
-    assert doubt("RGB") == ""
-    text = doubt("BGR")
+    nothing = ("", False)
+    assert doubt("RGB") == nothing
+    text, decides = doubt("BGR")
+    assert decides
     assert "BGR 112x112, (x - 127.5) / 127.5) is not the one of the network's training" in text
     assert "with RGB 112x112" in text
     assert "separates 20 of these people better" in text
-    assert doubt("BGR", checked=True) == ""  # export confirmed it on other faces
-    assert "it was forced" in doubt("RGB", checked=False)
-    assert doubt("BGR", source=replace(faces, synthetic=True)) == ""
-    assert doubt("BGR", source=colourful_people(19)) == ""  # too few people
+    assert doubt("BGR", checked=True) == nothing  # export confirmed it on other faces
+    text, decides = doubt("RGB", checked=False)
+    assert decides
+    assert "it was forced" in text
+    assert doubt("BGR", source=replace(faces, synthetic=True)) == nothing
+    assert doubt("BGR", source=colourful_people(19)) == nothing  # too few people
     # Better beyond chance, d' 1.31 instead of .09, but such a network was trained with neither.
-    assert doubt("BGR", source=colourful_people(30, 0.4)) == ""
+    assert doubt("BGR", source=colourful_people(30, 0.4)) == nothing
