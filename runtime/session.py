@@ -204,7 +204,8 @@ def open_session(
         named += "" if len(kinds) > 1 else f" --input {kinds[0]}"
         wanted = PRECISIONS[-1] if precision == "auto" else precision
         raise BundleError(
-            f"{bundle.root} has no {'' if engine == 'auto' else engine + ' '}engine for {chosen}",
+            f"{bundle.root} has no {'' if engine == 'auto' else engine + ' '}engine"
+            f"{'' if backend == 'auto' else f' for {backend}'}",
             f"build it with `fr-edge build-engine {bundle.root} --{wanted}{named}`",
         )
     return _open_engine(bundle, *built[0], chosen, threads)
