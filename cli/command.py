@@ -154,7 +154,10 @@ def _refuse_odd_texts(arguments: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Show what the package logs on stderr: from INFO up, from DEBUG with -v, from ERROR with -q."""
+    """Show what the package logs on stderr: from INFO up, from DEBUG with -v, from ERROR with -q.
+
+    -q is the handler's affair: a logger's level would outlast two commands in threads of one process.
+    """
     import logging
 
     class Handler(logging.Handler):
@@ -164,7 +167,8 @@ def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
     logger, handler = logging.getLogger("fr_edge"), Handler()
     before = logger.level
-    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    handler.setLevel(logging.ERROR if quiet else logging.NOTSET)
     logger.addHandler(handler)
     try:
         yield

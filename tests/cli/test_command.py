@@ -65,3 +65,17 @@ def test_what_is_logged_goes_to_stderr(flags: list[str], err: str, capsys: Captu
     greet.main(["ann", *flags], standalone_mode=False)
     assert capsys.readouterr() == ("ann\n", err)
     assert not logging.getLogger("fr_edge").handlers
+
+
+def test_two_quiet_commands_at_once_silence_nothing_for_good(capsys: Captured) -> None:
+    """Each puts the logger's level back, the second one to what the first had made of it."""
+    from fr_edge.cli.command import _log_to_stderr
+
+    first, second = (_log_to_stderr(quiet=True, verbose=False) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    logging.getLogger("fr_edge.test").warning("unheard")
+    second.__exit__(None, None, None)
+    assert capsys.readouterr().err == ""
+    assert logging.getLogger("fr_edge").getEffectiveLevel() <= logging.WARNING
