@@ -93,15 +93,15 @@ def install_hint(extra: str) -> str:
 
 def _requirements(extra: str) -> set[str]:
     """The requirements of an extra; those that are extras themselves are taken apart."""
-    found = set()
+    listed = set()
     for line in requires("fr-edge") or []:
         requirement, _, marker = line.partition(";")
         if f'extra == "{extra}"' not in marker.replace("'", '"'):
             continue
         inner = re.fullmatch(r"fr-edge\[([\w,-]+)\]", requirement.strip())
         parts = [_requirements(name) for name in inner[1].split(",")] if inner else []
-        found |= set().union(*parts) if inner else {requirement.strip()}
-    return found
+        listed |= set().union(*parts) if inner else {requirement.strip()}
+    return listed
 
 
 def _is_installed(requirement: str) -> bool:

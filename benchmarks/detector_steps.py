@@ -77,8 +77,8 @@ def main() -> None:
             moments = covariances.moments if steps.gptq else {}
             rounded = round_weights(model, table, moments, correct_biases=steps.bias_correction)
             quantized = quantize_onnx(model, table, choice, rounded)
-            found = detections(open_graph_detector(quantized, spec, bundle), judging)
-            drift = compare_detections(expected, found, template_points())
+            after = detections(open_graph_detector(quantized, spec, bundle), judging)
+            drift = compare_detections(expected, after, template_points())
             shift = drift.shift
             moved = f"{shift.median:.3f} {shift.p95:.3f} {shift.max:.3f}" if shift else "-"
             print(

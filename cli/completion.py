@@ -54,8 +54,8 @@ class CompletedText(click.types.StringParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         names = sorted(n for n in (self.names() if self.names else ()) if n.startswith(incomplete))
-        found = [CompletionItem(name) for name in names]
-        return found or ([CompletionItem(incomplete, type=self.paths)] if self.paths else [])
+        items = [CompletionItem(name) for name in names]
+        return items or ([CompletionItem(incomplete, type=self.paths)] if self.paths else [])
 
 
 def complete_values(parameters: Sequence[click.Parameter]) -> None:

@@ -26,7 +26,7 @@ def find_ansible() -> str:
     """The program `ansible-playbook`: beside this Python, else on the PATH.
 
     Raises:
-        MachineError: There is none.
+        MachineError: ansible-playbook is not installed.
     """
     beside = Path(sys.executable).with_name("ansible-playbook")
     program = str(beside) if beside.exists() else which("ansible-playbook")
