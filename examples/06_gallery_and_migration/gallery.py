@@ -22,8 +22,8 @@ with Recogniser(bundle, engine="fp32") as recogniser:
     for name, images in people.items():
         gallery.enrol(name, recogniser.embed(read(images[0])))
     probes = recogniser.embed_batch([read(images[1]) for images in people.values()])
-    found = gallery.search(probes, threshold=0.5)
-    right = sum(bool(m) and m[0].name == name for m, name in zip(found, people, strict=True))
+    matches = gallery.search(probes, threshold=0.5)
+    right = sum(bool(m) and m[0].name == name for m, name in zip(matches, people, strict=True))
     print(f"{right} of {len(people)} identified")
     gallery.save("staff.gallery")
 
