@@ -227,10 +227,11 @@ def test_a_run_without_people_replaces_no_certificate(
     assert weak["report"] != strong["report"]
     after = reports(bundle)
     assert {name: after[name] for name in before} == before
-    # The page shows all reports, so it is out of date; that is said.
-    capsys.readouterr()
+    # The page shows all reports, so a further one puts it out of date; that is said. (The same run
+    # again within a second writes the same bytes, and the page stays right.)
     assert run(["report", str(bundle), "-q"]) == 0
-    assert run(verify[:4]) == 0
+    capsys.readouterr()
+    assert run(["verify", str(bundle), "--engine", "fp32"]) == 0
     assert "report.html" in capsys.readouterr().err
 
 
