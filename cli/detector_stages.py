@@ -312,7 +312,9 @@ def _frames_text(bundle: str, result: "FrameBenchmark") -> str:
         f" {'in the engine, under embed' if kind else 'on the host'}",
         table(rows, head),
     ]
-    lines += [f"  {run.faces} faces: {reason}" for run in result.frames for reason in run.reasons]
+    for run in result.frames:
+        count = "1 face" if run.faces == 1 else f"{run.faces} faces"
+        lines += [f"  {count}: {reason}" for reason in run.reasons]
     if result.report:
         lines.append(f"report: {result.report}")
     return "\n".join(lines)
