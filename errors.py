@@ -28,6 +28,8 @@ class FrEdgeError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint and hasattr(self, "add_note"):  # since Python 3.11: shown below the traceback
+            self.add_note(hint)
 
 
 class UsageError(FrEdgeError):

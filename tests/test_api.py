@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import traceback
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def test_a_missing_extra_is_named_by_packages_that_an_index_has() -> None:
     for path in ROOT.glob("*/**/*.py"):
         if path.relative_to(ROOT).parts[0] not in {"tests", ".venv", "build"}:
             assert "fr-edge[" not in path.read_text(), f"{path}: use errors.install_hint"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
+def test_a_traceback_shows_the_hint() -> None:
+    error = fr_edge.DataError("the sky is green", "look again")
+    shown = "".join(traceback.format_exception(error))
+    assert shown.splitlines()[-2:] == ["fr_edge.errors.DataError: the sky is green", "look again"]
 
 
 def test_a_hint_names_only_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

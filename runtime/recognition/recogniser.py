@@ -30,7 +30,7 @@ from .match_threshold import MatchThreshold, find_certificates, find_threshold
 
 logger = logging.getLogger(__name__)
 
-Photograph = U8 | str | Path  # RGB `(H, W, 3) uint8`, or an image file
+Photograph = U8 | str | Path | bytes  # RGB `(H, W, 3) uint8`, an image file, or what it holds
 
 _BATCH = 32  # faces that are embedded at once
 
@@ -112,7 +112,7 @@ class Recogniser:
         """The faces of a photograph, the most confident first.
 
         Args:
-            image: RGB `(H, W, 3) uint8`, or an image file.
+            image: RGB `(H, W, 3) uint8`, an image file, or the bytes of one.
 
         Raises:
             UsageError: An array of another shape or type, or there is no detector.
@@ -130,7 +130,7 @@ class Recogniser:
         """Embed the face of a photograph, or an aligned face where there is no detector.
 
         Args:
-            image: RGB `(H, W, 3) uint8`, or an image file.
+            image: RGB `(H, W, 3) uint8`, an image file, or the bytes of one.
             faces: Which of several faces: "one" refuses them, "largest" and "central" take one.
             unit: Whether the embedding is scaled to unit length; otherwise it is as the engine gives
                 it (of unit length where it takes frames), and the faces are aligned on the host.
@@ -174,7 +174,7 @@ class Recogniser:
         """Embed every face of a photograph.
 
         Args:
-            image: RGB `(H, W, 3) uint8`, or an image file.
+            image: RGB `(H, W, 3) uint8`, an image file, or the bytes of one.
 
         Returns:
             The faces, the most confident first; empty without a face.
@@ -265,7 +265,7 @@ class Recogniser:
         side = self.bundle.spec.crop_side
         if self._detect is None:
             crops = [
-                _crop(_read(image), name, side)
+                _crop(_read(image, name), name, side)
                 for (_, image), name in zip(batch, names, strict=True)
             ]
             return self._embed_crops(crops, names, unit)
@@ -285,7 +285,7 @@ class Recogniser:
     ) -> Iterator[tuple[U8, F32]]:
         """Each photograph and the landmarks of its face, `(1, 5, 2) float32`."""
         for (_, image), name in zip(batch, names, strict=True):
-            pixels = _read(image)
+            pixels = _read(image, name)
             try:
                 chosen = choose_faces(self.detect(pixels), pixels.shape, policy)
                 points = np.stack([face.points for face in chosen])
@@ -308,16 +308,18 @@ class Recogniser:
         return unit_length(embeddings) if unit else embeddings
 
 
-def _read(image: Photograph) -> U8:
-    """The pixels of a photograph; an EXIF orientation is applied to files."""
+def _read(image: Photograph, name: str = "the image") -> U8:
+    """The pixels of a photograph, which errors call by name; an EXIF orientation is applied."""
     if isinstance(image, str | Path):
         try:
             return decode_photograph(read_file(Path(image), "IMAGE_MB", FacesError), str(image))
         except OSError as error:
             raise FacesError(f"{image} cannot be read: {error.strerror}") from error
+    if isinstance(image, bytes):
+        return decode_photograph(image, name)
     if not isinstance(image, np.ndarray):
         raise UsageError(
-            f"expected an image (H, W, 3) uint8 or a file, found {type(image).__name__}"
+            f"expected an image (H, W, 3) uint8, a file or its bytes, found {type(image).__name__}"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UsageError(

@@ -98,8 +98,10 @@ def test_a_photograph_is_aligned_and_embedded(
         assert one.shape == (recogniser.session.dim,)
         np.testing.assert_allclose(one, normalise(raw)[0], atol=1e-5)
         np.testing.assert_allclose(recogniser.embed(photos[0], unit=False), raw[0], rtol=1e-5)
-        several = recogniser.embed_batch([photos[0], tmp_path / "one.png", photos[2]])
+        file = tmp_path / "one.png"
+        several = recogniser.embed_batch([photos[0], file, photos[2]])
         np.testing.assert_allclose(several, normalise(raw), atol=1e-5)
+        np.testing.assert_allclose(recogniser.embed(file.read_bytes()), several[1], atol=1e-5)
         assert recogniser.embed_batch([]).shape == (0, len(one))
         with ThreadPoolExecutor(4) as pool:
             for embedding in pool.map(lambda _: recogniser.embed(photos[2]), range(16)):
@@ -165,6 +167,10 @@ def test_what_cannot_be_embedded(
         recogniser.embed(tmp_path / "text.jpg")
     with pytest.raises(FacesError, match="none.jpg cannot be read: No such file"):
         recogniser.embed(str(tmp_path / "none.jpg"))
+    with pytest.raises(FacesError, match="image 1 is empty"):
+        recogniser.embed_batch([photo, b""])
+    with pytest.raises(FacesError, match="the image is not an image"):
+        recogniser.detect(b"no image")
     with pytest.raises(FacesError, match="image 1: no face"):
         recogniser.embed_batch([photo, np.zeros((1, 1, 3), np.uint8)])
     for points, message in (
