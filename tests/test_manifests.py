@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,29 @@ def test_a_script_starts_torchrun_with_a_command_line_that_fr_edge_takes(
     assert not several or words[
         words.index("--rdzv-endpoint") : words.index("--rdzv-endpoint") + 2
     ] == ["--rdzv-endpoint", "node0:29500"]
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["the time is up", "an error"])
+def test_only_a_job_whose_time_is_up_is_queued_again(stop: bool, tmp_path: Path) -> None:
+    """srun is a double that waits for its signal or fails; scancel sends that signal, as Slurm's does."""
+    pid, queued = tmp_path / "pid", tmp_path / "queued"
+    for name, text in {
+        "srun": f"echo $$ >{pid}.new; mv {pid}.new {pid}; exec sleep 60" if stop else "exit 2",
+        "scancel": f'[ "$1" = --signal=TERM ] && kill -TERM $(cat {pid})',
+        "scontrol": f'[ "$1" = requeue ] && echo "$2" >{queued}; echo node0',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(["bash", str(DEPLOY / "distill.sbatch")], env=environment) as job:
+        if stop:
+            while not pid.exists():
+                assert job.poll() is None
+                time.sleep(0.01)
+            job.terminate()
+        code = job.wait(30)
+    assert queued.exists() == stop
+    assert code == (143 if stop else 2)
 
 
 def test_the_job_of_kubernetes_starts_fr_edge_in_every_pod() -> None:
