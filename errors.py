@@ -4,6 +4,7 @@
     +-- UsageError     2   the command or call does not make sense
     +-- GateFailed     1   it ran, and the result is not good enough
     +-- MachineError   3   this machine lacks what it takes
+        +-- RankLost       another process of the same work failed or is gone; its code
     +-- NotStored          it ran, and its result could not be written; the cause's code
     +-- DataError      4   a file or the data is bad
         +-- BundleError    the bundle is damaged, too new, or lacks a file
@@ -42,6 +43,14 @@ class GateFailed(FrEdgeError):
 
 class MachineError(FrEdgeError):
     exit_code = 3
+
+
+class RankLost(MachineError):
+    def __init__(
+        self, message: str, hint: str = "", exit_code: int = MachineError.exit_code
+    ) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
 
 
 class NotStored(FrEdgeError):

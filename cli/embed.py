@@ -50,15 +50,18 @@ def command(
     FILE.npz holds `embeddings (N, D) float32`, `keys`, `labels` and `origin`: what made them.
     Embeddings are as the network gives them, and biometric data: keep the file as you keep faces.
     With `--backend torch` it is the reference that `fr-edge verify --reference` compares with.
+    Processes that torchrun starts (RANK and WORLD_SIZE) share the faces, and rank 0 writes the file.
     """
+    import numpy as np
+
     from ..bundle.bundle import open_bundle
-    from ..faces.embedding_log import logged_embedder
     from ..faces.quality import faces_for
     from ..runtime.evaluation.embeddings_file import origin_of, write_embeddings
-    from ..runtime.session import embed_faces
+    from ..runtime.evaluation.rank_embedding import embed_share, embedded_batches
 
     if bool(faces) == bool(photos):
         raise click.UsageError("give --faces SRC or --photos DIR")
+    ranks = options.rank_share(photos)
     opened = open_bundle(bundle)
     if photos:
         device = "auto" if backend == "torch" else backend
@@ -69,8 +72,12 @@ def command(
     session = _session(opened, engine, backend)
     origin = origin_of(opened, session.precision, session.backend)
     engine_sha256 = getattr(session, "sha256", "")  # PyTorch's weights are in the origin
-    with logged_embedder(session, source, str(origin.models), engine_sha256) as logged:
-        embeddings = embed_faces(logged, source, output.track)
+    identity = str(origin.models), engine_sha256, session.backend
+    if ranks.rank:
+        embed_share(session, source, identity, ranks=ranks)
+        return
+    batches = embedded_batches(session, source, identity, ranks=ranks, track=output.track)
+    embeddings = np.concatenate(list(batches))
     write_embeddings(Path(out), source.keys, source.labels, embeddings, origin)
     count, dim = embeddings.shape
     document = {

@@ -94,26 +94,46 @@ def command(
     One crop, no flip unless asked for. A FAR that the impostor pairs cannot resolve is "not measured".
     Each protocol keeps its own report in the bundle. Gates hold when their whole 95 % interval does;
     exit code 1 when one is FAILED or CANNOT JUDGE.
+    Processes that torchrun starts (RANK and WORLD_SIZE) share the images, and rank 0 has the result.
     """
     from ..bundle.bundle import open_bundle
     from ..documents import to_builtins
-    from ..faces.ijb import is_ijb, read_ijb
+    from ..faces.ijb import Ijb, is_ijb, read_ijb
     from ..faces.pairs import Pairs, read_pairs
     from ..faces.sources import Faces
     from ..runtime.evaluation.evaluate import evaluate, evaluate_ijb
+    from ..runtime.evaluation.rank_embedding import evaluate_share
 
     if bool(protocol) == bool(photos):
         raise click.UsageError("give --protocol FILE|DIR or --photos DIR")
+    ranks = options.rank_share(photos)
+
+    def embed_rank_share(judged: Pairs | Faces | Ijb, mirrored: bool) -> None:
+        evaluate_share(
+            bundle,
+            judged,
+            engine,
+            backend,
+            artifact=artifact,
+            flip=mirrored,
+            policy=Path(policy) if policy else None,
+            ranks=ranks,
+        )
+
     options.check_junit(junit)
     name, also = options.source_name(protocol or photos), tuple[str, ...]()
     if protocol and is_ijb(Path(protocol)):
         if limits["min_accuracy"] is not None or limits["max_eer"] is not None:
             raise click.UsageError("IJB has no accuracy and no EER: gate its --min-tar")
         norm, detector, mirrored = flags or (True, True, flip)
+        templates = read_ijb(Path(protocol))
+        if ranks.rank:
+            embed_rank_share(templates, mirrored)
+            return
         ijb, unstored = stored_or_not(
             lambda: evaluate_ijb(
                 bundle,
-                read_ijb(Path(protocol)),
+                templates,
                 engine,
                 backend,
                 output.track,
@@ -123,6 +143,7 @@ def command(
                 flip=mirrored,
                 policy=Path(policy) if policy else None,
                 name=name,
+                ranks=ranks,
                 **limits,
             )
         )
@@ -142,6 +163,9 @@ def command(
     else:
         source = protocol or ""
         judged = read_pairs(source, faces, columns) if is_list else options.load_faces(source)
+    if ranks.rank:
+        embed_rank_share(judged, flip)
+        return
     result, unstored = stored_or_not(
         lambda: evaluate(
             bundle,
@@ -154,6 +178,7 @@ def command(
             policy=Path(policy) if policy else None,
             name=name,
             also=also,
+            ranks=ranks,
             **limits,
         )
     )

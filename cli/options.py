@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..bundle.manifest import Bundle
     from ..faces.pairs import Pairs
     from ..faces.sources import Faces
+    from ..runtime.evaluation.rank_exchange import RankShare
     from .output import Output
 
 Body = TypeVar("Body", bound=Callable[..., Any])
@@ -35,6 +36,26 @@ def photos(*, what: str) -> Callable[[Body], Body]:
         help=f"{what}: whole photographs, one folder per person, in which the bundle's detector finds"
         " the largest face.",
     )
+
+
+def rank_share(photos: str | None) -> "RankShare":
+    """Which of the processes that share the faces this is, by RANK and WORLD_SIZE.
+
+    Args:
+        photos: As `--photos` gives it; photographs are not shared.
+
+    Raises:
+        UsageError: There are several processes and photographs, or the variables are no ranks.
+    """
+    from ..runtime.evaluation.rank_exchange import share_of_environment
+
+    ranks = share_of_environment()
+    if photos and ranks.size > 1:
+        raise click.UsageError(
+            f"--photos is not shared by {ranks.size} processes: cut the faces out first with"
+            " `fr-edge align`, in one process"
+        )
+    return ranks
 
 
 def role(body: Body) -> Body:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, U8
+from ..errors import RankLost
 from ..interruption import interrupted
 from .sources import Faces
 
@@ -93,12 +94,12 @@ def logged_embedder(session: FaceEmbedder, faces: Faces, *identity: str) -> Iter
     Raises:
         Interrupted: A signal came; it says how many embeddings are kept.
     """
-    log = _Log(session, _place(faces, identity))
+    log = _Log(session, log_path(faces, identity))
     try:
         yield log
     except KeyboardInterrupt as stop:
         raise interrupted(stop, log.close()) from stop
-    except GeneratorExit:  # who takes the batches was interrupted
+    except (GeneratorExit, RankLost):  # who takes the batches was interrupted, or another process
         log.close()
         raise
     except BaseException:
@@ -107,7 +108,13 @@ def logged_embedder(session: FaceEmbedder, faces: Faces, *identity: str) -> Iter
     log.remove()
 
 
-def _place(faces: Faces, identity: Iterable[str]) -> Path:
+def log_path(faces: Faces, identity: Iterable[str]) -> Path:
+    """Where the log of a source lies, in the user's cache folder.
+
+    Args:
+        faces: The source.
+        identity: What the embeddings depend on besides the pixels.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256()
     for text in (*identity, faces.where):

@@ -15,7 +15,7 @@ from fr_edge.cli.main import root
 from fr_edge.distill.recipe import read_recipe
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-SCRIPTS = sorted([*DEPLOY.glob("*.sh"), *DEPLOY.glob("*.sbatch")])
+SCRIPTS = sorted([*DEPLOY.glob("*.sh"), DEPLOY / "distill.sbatch"])
 
 
 def check_distill(words: list[str]) -> None:
@@ -73,6 +73,31 @@ def test_only_a_job_whose_time_is_up_is_queued_again(stop: bool, tmp_path: Path)
         code = job.wait(30)
     assert queued.exists() == stop
     assert code == (143 if stop else 2)
+
+
+def test_tasks_of_slurm_become_ranks_that_share_the_images(tmp_path: Path) -> None:
+    """A double of srun starts the last of eight tasks; a double of fr-edge writes down what it gets."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    slurm = "SLURM_PROCID=7 SLURM_NTASKS=8 SLURM_LOCALID=3"
+    doubles = {
+        "srun": f'test "$1" = --kill-on-bad-exit=1 && shift && {slurm} exec "$@"',
+        "fr-edge": f'echo "$RANK $WORLD_SIZE $XDG_CACHE_HOME" "$@" >"{tmp_path}/called"',
+    }
+    for name, text in doubles.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    for gpus, device in (({}, []), ({"SLURM_GPUS_ON_NODE": "4"}, ["--device", "3"])):
+        environment = {"PATH": f"{tools}:{os.environ['PATH']}", **gpus}
+        subprocess.run(["bash", DEPLOY / "evaluate.sbatch"], env=environment, check=True)
+        words = shlex.split((tmp_path / "called").read_text())
+        assert words[:4] == ["7", "8", "/shared/cache", "evaluate"]
+        command = root.get_command(click.Context(root), "evaluate")
+        assert command is not None
+        assert words[-2:] == device or not device
+        rest = words[4 : len(words) - len(device)]
+        given = command.make_context("evaluate", rest).params
+        assert (given["protocol"], given["engine"]) == ("/data/IJBC", "int8")
 
 
 def test_the_job_of_kubernetes_starts_fr_edge_in_every_pod() -> None:

@@ -1,6 +1,6 @@
 """`evaluate`: how well a bundle tells people apart, on a protocol with known answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,6 @@ from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import digest_pairs, with_digests
 from ...errors import FacesError
-from ...faces.embedding_log import logged_embedder
 from ...faces.ijb import Ijb, pool_templates, template_cosines
 from ...faces.pairs import Pairs
 from ...faces.quality import faces_for
@@ -43,7 +42,7 @@ from ...metrics.verification import (
     threshold_at_far,
 )
 from ...progress import Track, silent
-from ..session import Artifact, Session, embed_faces, open_session, session_provenance
+from ..session import Artifact, open_session, session_provenance
 from .embeddings_file import check_embeddings
 from .gates import (
     PASSED,
@@ -62,6 +61,8 @@ from .limits import (
     merged_policy,
     with_policy_signatures,
 )
+from .rank_embedding import embedded_batches, judged_identity
+from .rank_exchange import ALONE, RankShare
 from .result import (
     AccuracyMean,
     EvaluateResult,
@@ -76,7 +77,6 @@ from .result import (
 )
 
 _IJB_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-_BATCH = 32  # images of IJB embedded at a time
 _OTHER = "evaluate a pair list or a folder of people"
 
 Evaluated = TypeVar("Evaluated", EvaluateResult, IjbResult)
@@ -94,6 +94,7 @@ def evaluate(
     policy: Path | None = None,
     name: str = "",
     also: tuple[str, ...] = (),
+    ranks: RankShare = ALONE,
     **limits: float | None,
 ) -> EvaluateResult:
     """Judge an engine on a pair list or a folder of people.
@@ -114,6 +115,7 @@ def evaluate(
         policy: A TOML file with limits, which the bundle keeps.
         name: The protocol's name in the report; by default that of the faces.
         also: Other files of the bundle that decide the result: those of its detector.
+        ranks: Rank 0 of how many processes; the others call `evaluate_share`.
         limits: Gates, by the names of `EvaluateLimits`: `min_tar=0.95`. Those left out come from
             `policy`, else from the bundle's policy.
 
@@ -123,6 +125,7 @@ def evaluate(
         BundleError: The engine was not built, or a file was changed.
         MachineError: The backend cannot run here.
         FacesError: The faces hold no genuine or no impostor pair.
+        RankLost: Another process failed, died, or has not begun.
         ModelError: An embedding is zero or not finite.
     """
     asked = EvaluateLimits(**limits)
@@ -134,7 +137,17 @@ def evaluate(
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         gated = merged_policy(asked, bundle, policy, session.precision)
-        embeddings = _embed(session, faces, flip, track)
+        rows = embedded_batches(
+            session,
+            faces,
+            judged_identity(session),
+            flip=flip,
+            ranks=ranks,
+            digests=images,
+            track=track,
+            label="evaluating",
+        )
+        embeddings = np.concatenate(list(rows))
     check_embeddings(embeddings, faces.keys, session.file)
     named = faces.labelled
     if named:
@@ -221,6 +234,7 @@ def evaluate_ijb(
     flip: bool = True,
     policy: Path | None = None,
     name: str = "ijb",
+    ranks: RankShare = ALONE,
     **limits: float | None,
 ) -> IjbResult:
     """Judge an engine on IJB-B or IJB-C: TAR over pairs of templates of many images.
@@ -240,6 +254,7 @@ def evaluate_ijb(
         flip: Whether the mirror image's embedding is added.
         policy: A TOML file with limits, which the bundle keeps.
         name: The protocol's name in the report.
+        ranks: As `evaluate`.
         limits: Gates, by the names of `EvaluateLimits`; `far` is one of the table's. Those left out
             come from `policy`, else from the bundle's policy.
 
@@ -249,6 +264,7 @@ def evaluate_ijb(
         BundleError: The engine was not built, or a file was changed.
         MachineError: The backend cannot run here.
         FacesError: An image is damaged.
+        RankLost: As `evaluate`.
         ModelError: An embedding is zero or not finite.
     """
     asked = EvaluateLimits(**limits)
@@ -258,8 +274,18 @@ def evaluate_ijb(
     ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         gated = merged_policy(asked, bundle, policy, session.precision)
-        batches = _embed_images(session, ijb, flip, track)
-        templates, numbers = pool_templates(batches, ijb, norm=norm, detector=detector)
+        batches = embedded_batches(
+            session,
+            ijb.faces,
+            judged_identity(session),
+            flip=flip,
+            ranks=ranks,
+            digests=digests,
+            track=track,
+            label="evaluating",
+        )
+        checked = _checked(batches, ijb.faces.keys, session.file)
+        templates, numbers = pool_templates(checked, ijb, norm=norm, detector=detector)
     scores = template_cosines(templates, numbers, ijb)
     tar = nearest_tar(scores, ijb.same, _IJB_FARS)
     first, second = (np.searchsorted(numbers, ends) for ends in (ijb.first, ijb.second))
@@ -304,31 +330,12 @@ def evaluate_ijb(
     return result
 
 
-def _embed(session: Session, faces: Faces, flip: bool, track: Track) -> F32:
-    identity = (session.sha256, session.backend)
-    with logged_embedder(session, faces, *identity, "evaluated") as logged:
-        plain = embed_faces(logged, faces, track, "evaluating")
-        if not flip:
-            return plain
-        mirrored = faces.changed(lambda index: np.ascontiguousarray(faces.read(index)[:, ::-1]))
-        with logged_embedder(session, faces, *identity, "mirrored") as logged_mirror:
-            return plain + embed_faces(logged_mirror, mirrored, track, "evaluating mirror images")
-
-
-def _embed_images(session: Session, ijb: Ijb, flip: bool, track: Track) -> Iterator[F32]:
-    steps = (len(ijb.faces) + _BATCH - 1) // _BATCH
-    done, identity = 0, (session.sha256, session.backend)
-    with (
-        logged_embedder(session, ijb.faces, *identity, "evaluated") as logged,
-        logged_embedder(session, ijb.faces, *identity, "mirrored") as logged_mirror,
-    ):
-        for batch in track(ijb.faces.batches(_BATCH), "evaluating", steps):
-            rows = logged.embed(batch)
-            if flip:
-                rows = rows + logged_mirror.embed(np.ascontiguousarray(batch[:, :, ::-1]))
-            check_embeddings(rows, ijb.faces.keys[done : done + len(rows)], session.file)
-            done += len(rows)
-            yield rows
+def _checked(batches: Iterable[F32], keys: Sequence[str], name: str) -> Iterator[F32]:
+    done = 0
+    for rows in batches:
+        check_embeddings(rows, keys[done : done + len(rows)], name)
+        done += len(rows)
+        yield rows
 
 
 def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
