@@ -83,19 +83,24 @@ class ModelError(DataError):
     pass
 
 
-def install_hint(extra: str) -> str:
+def install_hint(extra: str, package: str = "") -> str:
     """The command that installs what an extra of this package still lacks here.
 
     It names the packages themselves, so it is right for a checkout and for a wheel.
 
     Args:
         extra: A key of optional-dependencies in pyproject.toml, such as "train".
+        package: The one of its packages that is needed; "" for all.
 
     Returns:
         `pip install 'torch>=2.4' ...`, or the extra of a checkout if this package was not installed.
     """
     try:
-        wanted = sorted(_requirements(extra))
+        wanted = sorted(
+            requirement
+            for requirement in _requirements(extra)
+            if not package or re.split(r"[^\w.-]", requirement)[0] == package
+        )
     except PackageNotFoundError:
         return f"pip install -e '.[{extra}]' in the checkout"
     missing = [requirement for requirement in wanted if not _is_installed(requirement)]

@@ -63,9 +63,9 @@ def _fleet_options(body: Body) -> Body:
 def check_command(
     output: Output, inventory: str | None, out: str, ansible: tuple[str, ...]
 ) -> None:
-    """Show what each board is, side by side, and what is in the way.
+    """Show what each board is and what engines it will take, side by side, and what is in the way.
 
-    Changes nothing on the boards. What follows `--` goes to ansible-playbook: --limit, --forks,
+    The latter is what `fr-edge targets` says of the board with the TensorRT that it has. Changes nothing on the boards. What follows `--` goes to ansible-playbook: --limit, --forks,
     --ask-pass. Exit code 1 when a board does not answer or cannot take a roll-out.
     """
     from .fleet_playbook import run_playbook
@@ -227,16 +227,20 @@ def _print_boards(output: Output, folder: Path, noted: str) -> None:
         [
             *(row.board, row.kind or "-", row.jetpack or "-", row.tensorrt or "-"),
             *(row.driver or "-", ", ".join(row.backends) or "-"),
+            _plan_text(row),
             "; ".join([*(r.reason for r in row.reasons), *row.problems]) or "ready",
         ]
         for row in rows
     ]
-    head = ("board", "kind", "JetPack", "TensorRT", "driver", "backends", "")
+    head = ("board", "kind", "JetPack", "TensorRT", "driver", "backends", "engines", "")
     lines = [table(cells, head) if noted == CHECK else ""]
     for row in rows:
         for reason in row.reasons:
             lines.append(f"{row.board}: {reason.reason}")
             lines += [f"  cure: {reason.cure}"] if reason.cure else []
+        if row.plan and row.plan.problems:
+            lines.append(f"{row.board}: {'; '.join(row.plan.problems)}")
+            lines += [f"  {step}" for step in row.plan.steps]
     bad = [row.board for row in rows if row.reasons]
     lines.append(
         f"{len(rows) - len(bad)} of {len(rows)} boards are ready"
@@ -246,6 +250,17 @@ def _print_boards(output: Output, folder: Path, noted: str) -> None:
     output.result({"boards": to_builtins(rows)}, "\n".join(lines).strip())
     if bad:
         output.fail_gate(f"not {'ready' if noted == CHECK else 'back'}: {', '.join(bad)}")
+
+
+def _plan_text(row: "BoardEvidence") -> str:
+    """What engines a board will take, as `fr-edge targets` knows it."""
+    if row.plan is None:
+        return "-"
+    if row.plan.verdict != "works":
+        return row.plan.verdict
+    typing = row.plan.typing.split(":")[0]
+    dla = "DLA" if row.plan.dla[:2] not in ("", "no") else "no DLA"
+    return f"{', '.join(row.plan.flavours or {})} ({typing}); {dla}"
 
 
 @define_command("report", example="fr-edge fleet report evidence")

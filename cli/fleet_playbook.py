@@ -33,7 +33,7 @@ def find_ansible() -> str:
     if program is None:
         raise MachineError(
             "the fleet needs the program ansible-playbook, which is not installed here",
-            install_hint("fleet"),
+            install_hint("fleet", "ansible-core"),
         )
     return program
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from unicodedata import category
 
+from ..runtime.compatibility import Compatibility
 from ..runtime.evaluation.gates import CANNOT_JUDGE, VerdictReason, overall_verdict
 
 ROLL_OUT, CHECK, ROLL_BACK = "fleet.json", "fleet-check.json", "fleet-roll-back.json"
@@ -66,6 +67,7 @@ class BoardEvidence:
         backends: Backends that are ready there, of `doctor`.
         problems: What `doctor` found.
         reasons: Why the verdict is not PASSED.
+        plan: What it will take, by `fr-edge targets`; of a check only, and None without a GPU.
         bundle: sha256 of the pack that was rolled out last; "" where no roll-out noted it.
         outliers: In what it differs from the boards of its kind.
         verdict: PASSED when an engine was judged and nothing speaks against any of them.
@@ -79,6 +81,7 @@ class BoardEvidence:
     power_mode: str = ""
     backends: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    plan: Compatibility | None = None
     engines: tuple[EngineEvidence, ...] = ()
     reasons: tuple[VerdictReason, ...] = ()
     bundle: str = ""
@@ -120,7 +123,7 @@ def with_verdict(board: BoardEvidence, reasons: Iterable[VerdictReason] = ()) ->
         board: With its engines and reasons.
         reasons: Further ones.
     """
-    reasons = (*board.reasons, *reasons)
+    reasons = tuple(dict.fromkeys((*board.reasons, *reasons)))
     judged = [engine.verdict for engine in board.engines if engine.verdict] or [CANNOT_JUDGE]
     verdict = overall_verdict([*judged, *(reason.verdict for reason in reasons)])
     return replace(board, reasons=reasons, verdict=verdict)

@@ -15,6 +15,7 @@ from ..documents import convert, read_json
 from ..errors import DataError
 from ..runtime.benchmark.frame_benchmark import FrameBenchmark
 from ..runtime.benchmark.result import BenchmarkResult, BenchmarkRun
+from ..runtime.compatibility import Compatibility, compatibility_of_device
 from ..runtime.evaluation.gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, overall_verdict
 from ..runtime.evaluation.result import EvaluateResult, IjbResult, VerifyResult
 from ..runtime.evaluation.stored_reports import Report, decode_report
@@ -32,6 +33,7 @@ from .board_evidence import (
 _MAX_FILES = 64  # of one board
 
 _L4T = re.compile(r"R(\d{1,3}) \(release\), REVISION: ([\d.]{1,9})")
+_VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){1,3}")
 _JETPACKS = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7"}
 """Major number of L4T -> that of JetPack; developer.nvidia.com/embedded/jetpack-archive."""
 
@@ -144,10 +146,11 @@ def _with_document(
         return board
     if "state" in document:
         state = convert(document, BoardState, where)
-        if document.get("system"):
-            board = _with_system(board, convert(document["system"], _System, where), {})
+        system = convert(document["system"], _System, where) if document.get("system") else None
+        if system:
+            board = _with_system(board, system, {})
         if state.verb == "check":
-            return board
+            return replace(board, plan=_plan(system)) if system else board
         if (
             state.verb == "roll-back"
         ):  # one that failed leaves the board and its evidence as they were
@@ -231,6 +234,13 @@ def _with_system(
         or board.backends,
         problems=tuple(map(plain_text, system.problems)) or board.problems,
     )
+
+
+def _plan(system: _System) -> Compatibility | None:
+    tensorrt = system.device.packages.get("tensorrt", "")
+    cuda = system.cuda_driver if _VERSION.fullmatch(system.cuda_driver) else ""
+    python = system.device.python if _VERSION.fullmatch(system.device.python) else ""
+    return compatibility_of_device(replace(system.device, python=python), tensorrt, cuda)
 
 
 def _with_device(board: BoardEvidence, device: Mapping[str, Any], backend: str) -> BoardEvidence:

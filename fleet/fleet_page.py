@@ -55,7 +55,7 @@ def fleet_page(report: "FleetReport") -> str:
     except ImportError as error:
         raise MachineError(
             f"the page needs the package {error.name}, which is not installed here",
-            install_hint("fleet"),
+            install_hint("fleet", "jinja2"),
         ) from error
     by_name = {board.board: board for board in report.boards}
     tables = []

@@ -3,12 +3,13 @@
 What the table lacks is unknown, never guessed.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
 from .machine.backends import RTX_COMPUTE
-from .machine.device import cuda_python_install
+from .machine.device import Device, cuda_python_install
 from .trt.config import has_fp8
 
 AS_OF = "2026-11-27"  # when the table was last compared with its sources
@@ -84,6 +85,20 @@ TARGETS = {
         Target("rtx-50", "12.0"),
     )
 }
+
+_DEVICE_NAMES = (
+    ("orin nano", "orin-nano"),
+    ("orin nx", "orin-nx"),
+    ("agx orin", "agx-orin"),
+    ("thor", "thor"),
+    ("xavier nx", "xavier-nx"),
+    ("agx xavier", "agx-xavier"),
+    ("jetson tx2", "tx2"),
+    ("jetson nano", "nano"),
+    *((rf"\b{name}\b", name) for name, target in TARGETS.items() if not target.jetpack),
+    *((rf"geforce rtx {name[-2:]}\d\d", name) for name in TARGETS if name.startswith("rtx")),
+)
+"""What device trees and drivers call them -> the table's name; the first that is found holds."""
 
 JETPACKS = {
     "4.6": JetPack("8.2", "10.2", "3.6"),
@@ -167,6 +182,36 @@ def compatibility_of(text: str) -> Compatibility:
     if library == "tensorrt-rtx":
         return _on_rtx(text, target, version)
     return _with_version(text, target, version)
+
+
+def compatibility_of_device(device: Device, tensorrt: str, cuda: str) -> Compatibility | None:
+    """What a board or GPU that was asked will take with the TensorRT that it has.
+
+    Args:
+        device: What `fr-edge doctor` found there.
+        tensorrt: The version of its TensorRT, "" without any.
+        cuda: The CUDA version that its driver serves, "" without any.
+
+    Returns:
+        The answer; its verdict is "unknown" for a board or GPU that the table lacks. None without a GPU.
+    """
+    gpu = device.jetson or next(iter(device.gpu), "")
+    if not gpu:
+        return None
+    name = next((n for words, n in _DEVICE_NAMES if re.search(words, gpu, re.IGNORECASE)), None)
+    version = re.match(r"\d{1,3}(\.\d{1,3}){1,2}", tensorrt)
+    if name is None:
+        named = (n for n, t in TARGETS.items() if bool(t.jetpack) == bool(device.jetson))
+        return _unknown(gpu, f"{gpu} is not in the table", ", ".join(named))
+    if version is None:
+        return Compatibility(
+            name,
+            "fails",
+            compute=TARGETS[name].compute,
+            problems=("no TensorRT is installed there",),
+            steps=("`fr-edge doctor` there names what is missing",),
+        )
+    return _with_version(name, TARGETS[name], _version(version[0], gpu), cuda, device.python)
 
 
 def _on_rtx(text: str, target: Target, version: tuple[int, ...]) -> Compatibility:
@@ -272,7 +317,7 @@ def _problems(target: Target, version: tuple[int, ...], python: str) -> tuple[st
         )
     if version < _MIN_TENSORRT:
         problems.append(f"TensorRT {'.'.join(map(str, version))}: fr-edge drives 8.6 and later")
-    if python and _version(python, python) < _MIN_PYTHON:
+    if python and _version(".".join(python.split(".")[:2]), python) < _MIN_PYTHON:
         problems.append(f"Python {python}: fr-edge needs 3.10 and later")
     return tuple(problems)
 

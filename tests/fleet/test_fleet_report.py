@@ -9,11 +9,14 @@ from xml.etree import ElementTree
 import pytest
 from fleet_documents import system, timing, verification, write_board
 
+from fr_edge.cli.fleet import _print_boards
 from fr_edge.cli.main import run
+from fr_edge.cli.output import Output
 from fr_edge.errors import DataError
 from fr_edge.fleet.board_evidence import BoardEvidence
-from fr_edge.fleet.fleet_report import FleetReport, merge_evidence
+from fr_edge.fleet.fleet_report import FleetReport, merge_evidence, read_run_boards
 from fr_edge.fleet.outliers import robust_outliers
+from fr_edge.runtime.compatibility import compatibility_of
 
 Captured = pytest.CaptureFixture[str]
 
@@ -206,3 +209,34 @@ def test_the_page_sorts_without_a_script(
     assert page.count('class="wide"') == page.count('tabindex="0"') > 0
     dom = shown(tmp_path / "fleet.html", 1200, 60)
     assert dom.count("--p50:") >= 4
+
+
+def test_a_check_shows_what_engines_each_board_will_take(tmp_path: Path, capsys: Captured) -> None:
+    boards = {
+        "nano": system("NVIDIA Jetson Orin Nano Developer Kit"),
+        "old": system("NVIDIA Jetson Xavier NX"),
+        "odd": system("NVIDIA Jetson Nonesuch"),
+        "cpu": system(),
+    }
+    boards["old"]["device"] |= {"python": "3.8.10", "packages": {"tensorrt": "8.5.2.2"}}
+    boards["cpu"]["device"] |= {"gpu": [], "jetson": ""}
+    (tmp_path / "fleet-check.json").write_text(json.dumps({"boards": [*boards], "verb": "check"}))
+    for name, found in boards.items():
+        state = {"state": "done", "verb": "check", "system": found}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "check.json").write_text(json.dumps(state))
+    rows = {row.board: row.plan for row in read_run_boards(tmp_path, "fleet-check.json")}
+    assert rows["nano"] is not None
+    assert rows["nano"].flavours == compatibility_of("orin-nano@jetpack6.2").flavours
+    assert rows["old"] is not None
+    assert "Python 3.8.10: fr-edge needs 3.10 and later" in rows["old"].problems
+    assert rows["odd"] is not None
+    assert rows["odd"].verdict == "unknown"
+    assert rows["cpu"] is None
+
+    _print_boards(Output(), tmp_path, "fleet-check.json")
+    text = capsys.readouterr().out
+    (line,) = (line for line in text.splitlines() if line.startswith("nano "))
+    assert "fp32, fp16, int8 (strong); no DLA" in line
+    assert "old: TensorRT 8.5.2: fr-edge drives 8.6 and later" in text
+    assert "4 of 4 boards are ready" in text
