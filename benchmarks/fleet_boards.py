@@ -5,6 +5,7 @@ that fail cost only themselves and that the next run does what is missing; not t
 
     python benchmarks/fleet_boards.py            the cases of docs/fleet.md
     python benchmarks/fleet_boards.py 20         as many boards cut off at random moments
+    python benchmarks/fleet_boards.py signed     packs by two makers, `accept`, two roll-outs at once
 """
 
 import fcntl
@@ -215,7 +216,74 @@ def cuts(count: int) -> None:
         print(f"{count} cuts: {named} named with a remedy, {healed} whole after the next run")
 
 
+def signed() -> None:
+    """Boards that take signed packs only, `accept` within a roll-out, and two roll-outs at once."""
+    with fleet_of(["a", "b"]) as fleet:
+        one, two = (fleet.root / f"{name}.bundle" for name in ("first", "second"))
+        for packed, bundle in zip(make_packs(fleet.root), (one, two), strict=True):
+            line = [FR_EDGE, "unpack", packed, "--out", bundle, "--allow-unsigned", "-q"]
+            subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+        for maker in ("ours", "stranger"):
+            line = [FR_EDGE, "keygen", fleet.root / maker]
+            subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+        key, other = (str(fleet.root / f"{maker}.key") for maker in ("ours", "stranger"))
+        line = ["roll-out", str(one), "-q", "--json", "--serial", "100%", "--sign", key]
+        print("## acceptance takes minutes", flush=True)
+        tell("a signed pack, with accept", *fleet.run(*line, *SHORT), fleet)
+        accepted = json.loads((fleet.out / "a" / "evidence.json").read_text())["evidence"]["accept"]
+        tried = [(e["bundle"], e["precision"], e["verdict"]) for e in accepted["engines"]]
+        print(f"  accept on a: rehearsal {accepted['rehearsal']}, {tried}, left {accepted['left']}")
+        for name in ("a", "b"):
+            board = fleet.boards.boards[name]
+            environment = {**os.environ, "HOME": str(board.home)}
+            bundle = board.home / "fr-edge" / "current" / "bundle"
+            command = [
+                FR_EDGE,
+                "verify",
+                bundle,
+                "--engine",
+                "int8",
+                "--require-signature",
+                "-q",
+                "--json",
+            ]
+            for trust in ([], ["--trust", f"{key[:-4]}.pub"], ["--trust", f"{other[:-4]}.pub"]):
+                done = subprocess.run([*command, *trust], env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+                words = done.stderr.strip().replace("\n", " ")
+                print(f"  {name}, --require-signature {' '.join(trust)}: {done.returncode} {words}")
+        line = ["roll-out", str(two), "-q", "--json", "--serial", "100%", "--no-accept"]
+        wrong = [*line, "--sign", other, "--trust", f"{key[:-4]}.pub", *SHORT]
+        tell("signed by another maker than the trusted one", *fleet.run(*wrong), fleet)
+        tell("not signed", *fleet.run(*line, *SHORT), fleet)
+        edited = fleet.root / "edited.frb"
+        data = bytearray((fleet.out / "second.frb").read_bytes())
+        data[len(data) // 2] ^= 1
+        edited.write_bytes(data)
+        line[1] = str(edited)
+        tell(
+            "a pack with one bit changed",
+            *fleet.run(*line, "--trust", f"{key[:-4]}.pub", *SHORT),
+            fleet,
+        )
+        line[1] = str(two)
+        line += ["--sign", key]
+        first = fleet.start(*line, *SHORT)
+        while not list(fleet.boards.boards["a"].home.glob("fr-edge/releases/*/bundle/bundle.json")):
+            time.sleep(0.1)
+        time.sleep(5)
+        second = Fleet(fleet.root, fleet.boards)
+        done = second.start(*line, *SHORT)
+        out, err = done.communicate()
+        print(f"\n## the same folder of evidence: {done.returncode} {out} {err.strip()}")
+        second.out = fleet.root / "elsewhere"
+        tell("two roll-outs at once: the second", *second.run(*line, *SHORT), fleet)
+        tell("two roll-outs at once: the first", *fleet.wait(first), fleet)
+
+
 if __name__ == "__main__":
     if reason := missing():
         raise SystemExit(reason)
-    cuts(int(sys.argv[1])) if sys.argv[1:] else cases()
+    if sys.argv[1:] == ["signed"]:
+        signed()
+    else:
+        cuts(int(sys.argv[1])) if sys.argv[1:] else cases()
