@@ -157,17 +157,16 @@ def _inlined_size(model: ModelProto) -> int:
 
 
 def _load_side_files(model: ModelProto, name: str, folder: Path | None) -> None:
-    total = 0
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
+    outside = [t for t in _tensors(model.graph) if t.data_location == TensorProto.EXTERNAL]
+    if outside and folder is not None:
+        total = sum(map(_expected_bytes, outside))
+        check_limit("SIDE_FILES_MB", total, f"{name} with its side files", ModelError)
+    for tensor in outside:
         if folder is None:
             raise ModelError(
                 "it keeps weights in side files, which are not hashed with it",
                 "export it again: `fr-edge export` writes one file",
             )
-        total += _expected_bytes(tensor)
-        check_limit("SIDE_FILES_MB", total, f"{name} with its side files", ModelError)
         tensor.raw_data = _external_data(tensor, folder)
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]

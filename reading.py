@@ -7,6 +7,7 @@ read is what was checked. A bundle's own files are never links (`bundle.manifest
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,6 +20,8 @@ Limited = Literal[
     "SET_MB", "SET_STEPS", "MODEL_MB", "SIDE_FILES_MB", "NODES", "APART_SECONDS", "APART_MB",
     "WEIGHTS_MB", "ENGINE_MB", "CACHE_MB",
 ]  # fmt: skip
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,14}", re.ASCII)
 
 _PIECE = 1 << 16  # bytes read at once beyond the size that a file has when it is opened
 
@@ -76,6 +79,42 @@ def limit_variable(name: Limited) -> str:
     return f"FR_EDGE_MAX_{name}"
 
 
+def raise_limit_hint(name: Limited, value: str) -> str:
+    """How a limit is raised, for an error.
+
+    Args:
+        name: A key of `LIMITS`.
+        value: What would do.
+    """
+    option = name.lower().replace("_", "-")
+    return f"if you trust it, add --raise-limit {option}={value}, or set {limit_variable(name)}={value}"
+
+
+def raised_limits(texts: Iterable[str]) -> dict[str, str]:
+    """The environment variables of limits that the command line raises.
+
+    Args:
+        texts: As `--raise-limit` takes them: `json-mb=128`.
+
+    Returns:
+        Environment variable -> its value.
+
+    Raises:
+        UsageError: A text does not name a limit and a whole number above 0.
+    """
+    names = {name.lower().replace("_", "-"): name for name in LIMITS}
+    variables = {}
+    for text in texts:
+        option, _, value = text.partition("=")
+        if option not in names or not _NUMBER.fullmatch(value):
+            raise UsageError(
+                f"--raise-limit is {text[:60]!r}, expected NAME=N with a whole number above 0",
+                f"NAME is one of {', '.join(names)}",
+            )
+        variables[limit_variable(names[option])] = value
+    return variables
+
+
 def read_limit(name: Limited) -> int:
     """A limit, from the environment or the table.
 
@@ -89,7 +128,7 @@ def read_limit(name: Limited) -> int:
         UsageError: The environment variable is not a whole number above 0.
     """
     text = os.environ.get(limit_variable(name), "")
-    if text and not re.fullmatch(r"[1-9][0-9]{0,14}", text, re.ASCII):
+    if text and not _NUMBER.fullmatch(text):
         raise UsageError(
             f"{limit_variable(name)} is {text[:40]!r}, expected a whole number above 0",
             f"unset it for the default, {LIMITS[name].value}",
@@ -107,7 +146,7 @@ def check_limit(name: Limited, value: int, what: object, kind: type[DataError] =
         kind: Class of the error.
 
     Raises:
-        DataError: The value exceeds the limit; the message names the variable that raises it.
+        DataError: The value exceeds the limit; the message says how to raise it.
         UsageError: As `read_limit`.
     """
     if value <= (most := read_limit(name)):
@@ -117,7 +156,7 @@ def check_limit(name: Limited, value: int, what: object, kind: type[DataError] =
     raise kind(
         f"{what} is larger than {most // limit.scale} {limit.unit}, the limit of {limit.covers}:"
         f" {needed}",
-        f"if you trust it, set {limit_variable(name)}={needed}",
+        raise_limit_hint(name, str(needed)),
     )
 
 
@@ -197,18 +236,17 @@ def check_values(document: object, what: object) -> None:
             computed with it.
         UsageError: As `read_limit`.
     """
-    depth, most = 0, read_limit("DEPTH")
+    depth = 0
     level: list[Any] = [document]
     while level:
         if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in level):
             raise DataError(f"{what} is damaged: it holds an integer of more than 64 bits")
         level = [item for item in level if isinstance(item, dict | list)]
         depth += bool(level)
-        if depth > most:
-            check_limit("DEPTH", depth, what)
         level = [
             child for item in level for child in (item.values() if isinstance(item, dict) else item)
         ]
+    check_limit("DEPTH", depth, what)
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from .errors import ModelError
-from .reading import limit_variable, read_limit
+from .reading import raise_limit_hint, read_limit
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +128,12 @@ def run_apart(
     except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"{name} does not finish on one image within {seconds} s ({reason})",
-            f"if you trust it, set {limit_variable('APART_SECONDS')} to the seconds it may take",
+            raise_limit_hint("APART_SECONDS", str(4 * seconds)),
         ) from error
     if done.returncode:
         raise ModelError(
             f"{name} cannot be run on one image within {memory >> 20:,} MB ({reason})",
-            f"if you trust it, set {limit_variable('APART_MB')} to what it may take",
+            raise_limit_hint("APART_MB", str(2 * memory >> 20)),
         )
     return {"seconds": seconds, "memory": memory}
 

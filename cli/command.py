@@ -1,5 +1,6 @@
 """Defines the commands: the options they all take, their help page, and where logged lines go."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from .output import Output, echo
 OptionGroups = Mapping[str, Sequence[str]]
 
 _SHARED = "Output and help"  # title of the group of the options that every command takes
-_SHARED_FLAGS = {"--json", "-v", "-q", "-h"}
+_SHARED_FLAGS = {"--json", "-v", "-q", "-h", "--raise-limit"}
 
 
 class HelpPage(click.Command):
@@ -90,7 +91,7 @@ def define_command(
     cls: type[HelpPage] = HelpPage,
     **settings: Any,
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """A decorator that makes a function a command with `--json`, `-v` and `-q`.
+    """A decorator that makes a function a command with `--json`, `-v`, `-q` and `--raise-limit`.
 
     Args:
         name: What users type behind `fr-edge`.
@@ -105,17 +106,25 @@ def define_command(
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
-        def body(as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:
+        def body(
+            as_json: bool, quiet: bool, verbose: bool, limits: tuple[str, ...], **arguments: Any
+        ) -> None:
             if sys.platform != "linux":
                 raise MachineError(
                     f"fr-edge runs on Linux only, and this is {sys.platform}",
                     "use a Linux machine, a container, or WSL 2 on Windows",
                 )
             _refuse_odd_texts(arguments)
-            with interruptible(), _log_to_stderr(quiet=quiet, verbose=verbose):
+            log = _log_to_stderr(quiet=quiet, verbose=verbose)
+            with interruptible(), _raise_limits(limits), log:
                 function(Output(as_json, quiet, verbose), **arguments)
 
-        wrapped: Callable[..., None] = body
+        wrapped: Callable[..., None] = click.option(
+            *("--raise-limit", "limits"),
+            multiple=True,
+            metavar="NAME=N",
+            help="Raise a limit of what is read, as the message about it says.",
+        )(body)
         for flags, text in (  # click shows the last one first
             (("-q", "--quiet"), "Print no progress and no notes."),
             (("-v", "--verbose"), "Print details, and where an error came from."),
@@ -150,6 +159,24 @@ def _refuse_odd_texts(arguments: Mapping[str, Any]) -> None:
                 raise click.UsageError(
                     f"{title} {text!r} holds characters that cannot be printed: choose another name"
                 )
+
+
+@contextmanager
+def _raise_limits(limits: Sequence[str]) -> Iterator[None]:
+    """Set the limits' variables for this command and the processes that it starts."""
+    from ..reading import raised_limits
+
+    raised = raised_limits(limits)
+    before = {variable: os.environ.get(variable) for variable in raised}
+    os.environ.update(raised)
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..arrays import I64
 from ..errors import FacesError
-from ..reading import check_limit, read_file
+from ..reading import check_limit, read_file, read_limit
 
 _KNOWN = {
     *(
@@ -139,14 +139,14 @@ def _contents(data: bytes) -> tuple[list[Any], list[Any]]:
 
 def _check_steps(data: bytes) -> None:
     """Refuse what makes the unpickler take memory or time that the file's size does not explain."""
-    stream = io.BytesIO(data)
+    stream, most = io.BytesIO(data), read_limit("SET_STEPS")
     for step in count(1):
         code = _OPCODES[stream.read(1).decode("latin-1")]
         value = _argument(stream, code)
         if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(value) > step:
             raise FacesError("its pickle numbers a value higher than it has values: a memory bomb")
-        if step % 4096 == 0:
-            check_limit("SET_STEPS", step, "its pickle", FacesError)
+        if step > most:  # each has a byte at least
+            check_limit("SET_STEPS", len(data), "its pickle", FacesError)
         if code.name == "STOP":
             return
 
@@ -162,12 +162,14 @@ def _argument(stream: io.BytesIO, code: pickletools.OpcodeInfo) -> Any:
 
 
 def _plain_items(part: Any) -> list[Any]:
-    items, total = [], 0
+    items, total, most = [], 0, read_limit("SET_MB")
     for item in _items(part):
-        items.append(_plain(item))
-        if items[-1] is not item and isinstance(items[-1], bytes):  # a copy
-            total += len(items[-1])
-            check_limit("SET_MB", total, "the set, unpacked,", FacesError)
+        plain = _plain(item)
+        if plain is not item and isinstance(plain, bytes):  # a copy
+            total += len(plain)
+        if total <= most:  # beyond it the rest is only counted
+            items.append(plain)
+    check_limit("SET_MB", total, "the set, unpacked,", FacesError)
     return items
 
 

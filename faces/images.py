@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ..arrays import U8
 from ..errors import FacesError
-from ..reading import LIMITS, Limited, check_limit
+from ..reading import check_limit
 from .contract import ALIGNED_SIZE
 
 try:
@@ -26,6 +27,8 @@ SUFFIXES = (  # of files that are images
 )
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "AVIF", "GIF", "TIFF", "PPM")  # that Pillow may open
+
+_BOUND_OF_PILLOW = threading.Lock()
 
 _OTHER_FILES = (  # place and beginning of files that are taken for images -> what they are
     (4, b"ftyphei", "a HEIC image (of an iPhone, mostly): convert it to JPEG"),
@@ -65,7 +68,7 @@ def decode_image(data: bytes, name: str, side: int = ALIGNED_SIZE) -> U8:
     try:
         pixels = _decode_jpeg(data, name, _check_face)
         if pixels is None:
-            with _open(data, name, "FACE_SIDE") as opened:
+            with _open(data, name) as opened:
                 _check_face(*opened.size, name)
                 opened.load()
                 pixels = np.asarray(_as_rgb(opened))
@@ -102,7 +105,7 @@ def decode_photograph(data: bytes, name: str) -> U8:
         pixels = _decode_jpeg(data, name, _check_photograph)
         if pixels is not None:
             return pixels
-        with _open(data, name, "PHOTO_MPIXELS") as opened:
+        with _open(data, name) as opened:
             _check_photograph(*opened.size, name)
             opened.load()
             return np.asarray(_as_rgb(opened))
@@ -125,7 +128,7 @@ def stored_size(data: bytes, name: str) -> tuple[int, int]:
     Raises:
         FacesError: The data is not an image, or larger than the limit FACE_SIDE.
     """
-    with _open(data, name, "FACE_SIDE") as opened:
+    with _open(data, name) as opened:
         _check_face(*opened.size, name)
         return opened.size
 
@@ -158,19 +161,28 @@ def encode_png(image: U8) -> bytes:
     )
 
 
-def _open(data: bytes, name: str, limit: Limited) -> Image.Image:
+def _open(data: bytes, name: str) -> Image.Image:
+    """An image of which only the header was read; callers check its size before they decode it."""
     check_limit("IMAGE_MB", len(data), name, FacesError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes: the limits decide
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:  # above twice Pillow's own bound
-        raise FacesError(
-            f"{name} is larger than {LIMITS[limit].value} {LIMITS[limit].unit}", "scale it down"
-        ) from error
+            try:
+                return Image.open(io.BytesIO(data), formats=_FORMATS)
+            except Image.DecompressionBombError:  # Pillow's own bound, 179 million pixels
+                return _open_large(data)
     except Exception as error:
         what = _describe(data) if data else "empty"
         raise FacesError(f"{name} is {what}", "remove or replace the file") from error
+
+
+def _open_large(data: bytes) -> Image.Image:
+    with _BOUND_OF_PILLOW:
+        bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = bound
 
 
 def _describe(data: bytes) -> str:

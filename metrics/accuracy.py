@@ -121,6 +121,8 @@ def accuracy_interval(
     influence += np.bincount(b, wrong - false, len(faces))
     rest = of_genuine**2 / influence_freedom(sum_by_person(accepted - 1 + refused, genuine))
     rest += of_impostor**2 / influence_freedom(influence)
+    if not rest:  # the best threshold refuses all pairs, or accepts all
+        return score_interval(mean, share * design)
     if len(folds) >= MIN_FOLDS:
         variance = max(variance, float(np.var(folds)) / (len(folds) - 1))
     quantile = student_t(max(1, int(_FREEDOM_TIMES * variance**2 / rest)))

@@ -9,14 +9,28 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+from PIL import Image
 
 from fr_edge.arrays import map_npy, read_npz
 from fr_edge.documents import decode_json, read_json, read_toml
 from fr_edge.errors import DataError, FacesError, UsageError
+from fr_edge.faces.bin_sets import read_bin
+from fr_edge.faces.images import decode_image, decode_photograph
 from fr_edge.faces.sources import open_faces
 from fr_edge.files import sha256
-from fr_edge.reading import LIMITS, check_limit, limit_variable, open_file, read_file, read_limit
+from fr_edge.onnx_file import read_onnx
+from fr_edge.reading import (
+    LIMITS,
+    check_limit,
+    limit_variable,
+    open_file,
+    raised_limits,
+    read_file,
+    read_limit,
+)
 
 from .test_architecture import ROOT, package_files
 
@@ -189,9 +203,80 @@ def test_each_limit_names_the_variable_that_raises_it(
     check_limit(name, read_limit(name), "it")
     with pytest.raises(DataError, match=f"larger than {limit.value} {limit.unit}") as caught:
         check_limit(name, read_limit(name) + 1, "it")
-    assert caught.value.hint == f"if you trust it, set {variable}={limit.value + 1}"
+    option, wanted = caught.value.hint.removeprefix("if you trust it, add ").split(", or set ")
+    assert wanted == f"{variable}={limit.value + 1}"
+    assert raised_limits([option.removeprefix("--raise-limit ")]) == dict([wanted.split("=")])
     monkeypatch.setenv(variable, str(limit.value + 1))
     check_limit(name, limit.value * limit.scale + 1, "it")
+
+
+def _images(path: Path, size: tuple[int, int]) -> bytes:
+    Image.new("RGB", size).save(path)
+    return path.read_bytes()
+
+
+def _network(path: Path) -> Path:
+    weight = TensorProto(name="w", data_type=1, dims=[3 << 18])
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="side")
+    other = TensorProto(name="v", data_type=1, dims=[3 << 18], data_location=1)
+    other.external_data.add(key="location", value="side")
+    (path.parent / "side").write_bytes(b"\0" * (3 << 20))
+    face = helper.make_tensor_value_info("face", 1, [1])
+    nodes = [helper.make_node("Relu", ["face"], [f"a{i}"]) for i in range(5)]
+    graph = helper.make_graph(nodes, "g", [face], [helper.make_tensor_value_info("a0", 1, [1])])
+    graph.initializer.extend([weight, other])
+    onnx.save(helper.make_model(graph), path)
+    return path
+
+
+OWN_COUNTS = {  # limits that are counted otherwise than by a file's size -> what meets them when 1
+    "DEPTH": lambda home: decode_json(b"[" * 9 + b"]" * 9, object, "x"),
+    "ARRAYS_MB": lambda home: read_npz(home / "x.npz", ["a", "b"]),
+    "FACE_SIDE": lambda home: decode_image(_images(home / "x.png", (120, 112)), "x"),
+    "PHOTO_MPIXELS": lambda home: decode_photograph(_images(home / "x.png", (1500, 1200)), "x"),
+    "SET_MB": lambda home: read_bin(home / "x.bin"),
+    "SET_STEPS": lambda home: read_bin(home / "x.bin"),
+    "SIDE_FILES_MB": lambda home: read_onnx(_network(home / "x.onnx"), side_files=True),
+    "NODES": lambda home: read_onnx(_network(home / "x.onnx"), side_files=True),
+}
+
+
+@pytest.mark.parametrize("name", OWN_COUNTS)
+def test_what_the_message_says_is_enough(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the counting could stop at the first that is too much."""
+    np.savez(tmp_path / "x.npz", a=np.zeros(3 << 18, np.float32), b=np.zeros(3 << 18, np.float32))
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20) + b"q\0"  # encoded 6 times
+    encode = b"c_codecs\nencode\n(h\0X\x06\0\0\0latin1tR"
+    images = b"](" + text + b"0" + encode * 6 + b"e"
+    (tmp_path / "x.bin").write_bytes(b"\x80\x02" + images + b"](" + b"\x88" * 3 + b"e\x86.")
+    monkeypatch.setenv(limit_variable(name), "2" if name == "SET_MB" else "1")
+    with pytest.raises(DataError, match="larger than") as caught:
+        OWN_COUNTS[name](tmp_path)
+    option = re.search(r"--raise-limit (\S+=\d+)", caught.value.hint)
+    assert option is not None
+    for variable, value in raised_limits([option[1]]).items():
+        monkeypatch.setenv(variable, value)
+    OWN_COUNTS[name](tmp_path)
+
+
+def test_a_photograph_beyond_pillows_own_bound_is_a_matter_of_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = _images(tmp_path / "x.png", (112, 112))
+    assert decode_photograph(data, "x").shape == decode_image(data, "x").shape == (112, 112, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["json-mb", "json-mb=0", "json_mb=2", "x=2", "=2", "depth=1e3", ""]
+)
+def test_a_limit_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--raise-limit is"):
+        raised_limits(["depth=99", text])
 
 
 def test_documents_are_as_deep_as_allowed() -> None:

@@ -1,6 +1,7 @@
 """What every command has: its help page, and what the package logs on stderr."""
 
 import logging
+import os
 
 import click
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from fr_edge.cli.command import define_command
 from fr_edge.cli.main import COMMANDS, root
 from fr_edge.cli.output import Output
+from fr_edge.errors import UsageError
+from fr_edge.reading import read_limit
 
 Captured = pytest.CaptureFixture[str]
 GROUPS = {"Gates": ("--limit",)}
@@ -79,3 +82,23 @@ def test_two_quiet_commands_at_once_silence_nothing_for_good(capsys: Captured) -
     second.__exit__(None, None, None)
     assert capsys.readouterr().err == ""
     assert logging.getLogger("fr_edge").getEffectiveLevel() <= logging.WARNING
+
+
+@define_command("depth", example="fr-edge depth")
+def depth(output: Output) -> None:
+    """Print a limit."""
+    output.result(None, f"{read_limit('DEPTH')} {read_limit('NODES')}")
+
+
+def test_a_limit_is_raised_for_one_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("FR_EDGE_MAX_NODES", "7")
+    before = dict(os.environ)
+    raised = ["--raise-limit", "depth=99", "--raise-limit", "nodes=8"]
+    depth.main(raised, standalone_mode=False)
+    with pytest.raises(UsageError, match="--raise-limit"):
+        depth.main([*raised, "--raise-limit", "depth=many"], standalone_mode=False)
+    depth.main([], standalone_mode=False)
+    assert capsys.readouterr().out == "99 8\n64 7\n"
+    assert dict(os.environ) == before

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from fr_edge.metrics.accuracy import insightface_accuracy, nearest_tar, pair_accuracy
+from fr_edge.metrics.accuracy import (
+    accuracy_interval,
+    insightface_accuracy,
+    nearest_tar,
+    pair_accuracy,
+)
 from fr_edge.metrics.protocols import PairList, draw_pairs
 
 
@@ -94,3 +99,17 @@ def test_one_fold_alone_is_judged_at_its_own_best_threshold() -> None:
     )
     assert pair_accuracy(embeddings, pairs).folds == 1
     assert pair_accuracy(embeddings, pairs).mean == 1.0
+
+
+def test_the_interval_where_the_best_threshold_refuses_every_pair() -> None:
+    """Impostors are nearer than genuine pairs: no error is left over to have a variance."""
+    people, generator = 40, np.random.default_rng(3)
+    embeddings = np.repeat(generator.normal(size=(people, 8)), 2, axis=0).astype(np.float32)
+    embeddings[1::2] *= -1
+    labels, even = np.repeat(np.arange(people), 2), np.arange(0, 2 * people, 2)
+    first, second = np.tile(even, 2), np.concatenate([even + 1, (even + 2) % (2 * people)])
+    same = np.arange(2 * people) < people
+    pairs = PairList(np.arange(2 * people) % 5, first, second, same)
+    interval = accuracy_interval(embeddings, pairs, labels)
+    assert interval is not None
+    assert 0 < interval[0] < 0.5 < interval[1] < 1
