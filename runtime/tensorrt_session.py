@@ -11,7 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -23,12 +25,12 @@ from .fingerprint import read_expected
 from .frames import align_faces, check_frame, needed_part, unit_length
 from .onnxruntime_session import check_images, check_inputs, refuse_tensor
 from .profile import DeviceTimes, LayerTime
-from .trt.bindings import Inputs, Shape, bind_inputs
-from .trt.builder import load_engine, load_library, open_runtime, recorder
+from .trt.bindings import Inputs, Shape, bind_inputs, tensor_type
+from .trt.builder import load_engine, load_library, open_runtime
+from .trt.errors import recorder
 
 if TYPE_CHECKING:
     import tensorrt
-
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,9 @@ _MAX_REPLAY_ERROR = 0.01  # of the largest number; kernels may add up in another
 REPLAYED, QUEUED = "CUDA graph", "queued calls"  # how runs are executed, `Session.execution`
 
 
-@dataclass
+@dataclass(eq=False)
 class _Context:
-    """TensorRT's execution context, and the shapes that its inputs have now."""
+    """TensorRT's execution context until the session is closed, and its inputs' shapes now."""
 
     trt: "tensorrt.IExecutionContext"
     shapes: tuple[Shape, ...] = ()
@@ -102,61 +104,62 @@ class GpuSession:
         self.file = file or path.name
         self.int8_layers, self.int8_in_float = int8_layers, 0
         self._execution: set[str] = set()
-        self._spec = spec
-        self._lock = threading.Lock()
+        self._spec, self._lock = spec, threading.Lock()
         plan, self.sha256 = read_expected(path, expected_sha256)
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._cuda.current():
                 trusted = version_compatible and bool(expected_sha256)
                 self._load(load_library(backend), plan, host_code=trusted, dla=dla)
-        except BaseException:
+        except BaseException as error:  # whose frames hold objects of TensorRT: see `close`
+            clear_frames(error.__traceback__)
             self.close()
             raise
 
     def _load(self, trt: Any, plan: bytes, *, host_code: bool, dla: int | None) -> None:
         assert self._cuda is not None  # for the type checker: `__init__` opened it
         self._trt, self._log = trt, recorder(trt)
-        log = self._log
         if host_code:
             logger.info("%s is version-compatible: the code that it carries is loaded", self.file)
-        self._runtime = open_runtime(trt, log, host_code=host_code, dla=dla)
+        self._runtime = open_runtime(trt, self._log, host_code=host_code, dla=dla)
         hint = f"build it here: `fr-edge build-engine BUNDLE --{self.precision}`"
-        engine = load_engine(trt, self._runtime, log, plan, self.file, hint)
+        engine = load_engine(trt, self._runtime, self._log, plan, self.file, hint)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {engine.get_tensor_mode(name): name for name in names}
         self._embedding = modes[trt.TensorIOMode.OUTPUT]
+        tensor_type(trt, engine, self._embedding, self.file)
         self._inputs = bind_inputs(trt, engine, self._cuda, self.file)
         self.input_kind = self._inputs.kind
         self.uint8_input = self.input_kind != "tensor"
         self.largest_batch: int | None = self._inputs.largest_batch
-        self.dim = int(engine.get_tensor_shape(self._embedding)[1])
-        self._engine = engine
+        self.dim, self._engine = int(engine.get_tensor_shape(self._embedding)[1]), engine
         self._embeddings: Buffer = self._cuda.buffer(4 * self._inputs.largest_batch * self.dim)
         self._stream = self._cuda.stream()
+        self._contexts: WeakSet[_Context] = WeakSet()
         self._plain: _Context | None = self._new_context()
         self._replays: dict[tuple[Shape, ...], _Replay | None] = {}
         self._records = True
 
     def _new_context(self) -> "_Context":
         """An execution context of the engine's profile that reads and writes the buffers."""
-        context: tensorrt.IExecutionContext | None = self._engine.create_execution_context()
-        if context is None:
+        context = _Context(self._engine.create_execution_context())
+        if context.trt is None:
             raise MachineError(
                 f"the GPU has too little memory to run {self.file}: {self._problems()}",
                 "close other programs, or build with a smaller --batch",
             )
+        self._contexts.add(context)
         # TensorRT 8 gives the profile to the first context only.
-        if context.active_optimization_profile != 0:
-            done = context.set_optimization_profile_async(0, self._stream)
+        if context.trt.active_optimization_profile != 0:
+            done = context.trt.set_optimization_profile_async(0, self._stream)
             self._require(done, "set the optimisation profile")
         # Built with details, so that layers can be inspected; at run time they cost latency.
-        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
+        context.trt.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
         buffers = {binding.name: binding.buffer for binding in self._inputs.bindings}
         buffers[self._embedding] = self._embeddings
         for name, buffer in buffers.items():
-            self._require(context.set_tensor_address(name, buffer.address), f"bind {name!r}")
-        return _Context(context)
+            self._require(context.trt.set_tensor_address(name, buffer.address), f"bind {name!r}")
+        return context
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
@@ -208,6 +211,7 @@ class GpuSession:
     def _embed(self, arrays: Inputs) -> F32:
         with self._lock:
             cuda = self._require_open()
+            self._log.problems.clear()
             out = np.empty((len(arrays[-1]), self.dim), np.float32)
             with cuda.current():
                 self._run(cuda, arrays, out)
@@ -246,8 +250,7 @@ class GpuSession:
         """
         if not self._records or len(self._replays) >= _MAX_GRAPHS:
             return None
-        count = shapes[-1][0]
-        size = 4 * count * self.dim
+        count, size = shapes[-1][0], 4 * shapes[-1][0] * self.dim
         expected = self._embeddings.array[:size].view(np.float32).copy()
         used = self._inputs.used(shapes)
         before = [array.copy() for array in used]
@@ -389,7 +392,9 @@ class GpuSession:
             if cuda is None:
                 return
             with cuda.current():
-                # TensorRT wants this order.
+                # Before the GPU's context, in this order; an error's frames may hold contexts still.
+                for context in vars(self).get("_contexts", ()):
+                    del context.trt
                 for name in ("_replays", "_plain", "_engine", "_runtime"):
                     vars(self).pop(name, None)
             cuda.close()

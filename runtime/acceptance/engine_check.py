@@ -28,8 +28,9 @@ from ..fingerprint import engine_name, read_fingerprint
 from ..machine.device import selected_gpu, selected_index
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import open_session
-from ..trt.builder import inspect_plan, load_library, recorder
+from ..trt.builder import inspect_plan, load_library
 from ..trt.config import EngineOptions, has_fp8
+from ..trt.errors import recorder
 from ..trt.layers import inspector_table
 
 _REPLAY_BATCHES = (1, 8)

@@ -8,6 +8,7 @@ used from any thread.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any, Protocol
 
 from ...arrays import U8
@@ -109,5 +110,9 @@ def on_selected_gpu() -> Iterator[None]:
     try:
         with cuda.current():
             yield
+    except BaseException as error:
+        # The frames may hold objects of TensorRT, which have to go before the GPU's context does.
+        clear_frames(error.__traceback__)
+        raise
     finally:
         cuda.close()

@@ -192,9 +192,11 @@ def cuda_python_requirement(driver: str) -> str:
     cuda-python asks the driver for functions of its own version; so it must not be newer.
 
     Args:
-        driver: The CUDA version that the driver serves, such as "12.6".
+        driver: The CUDA version that the driver serves, such as "12.6"; "13" may be any of 13, which
+            the first of them is never newer than.
     """
-    return f"cuda-python=={driver}.*" if driver else "cuda-python"
+    version = driver if "." in driver else f"{driver}.0"
+    return f"cuda-python=={version}.*" if driver else "cuda-python"
 
 
 def cuda_python_install(driver: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...arrays import F32, U8
+from ...errors import MachineError
 from ...faces.contract import InputSpec, preprocess
 from ...graph.frame_input import FRAME, InputKind
 from ..cuda.interface import Buffer, Cuda
@@ -139,6 +140,33 @@ class EngineInputs:
         return [b.bytes_of(shape) for b, shape in zip(self.bindings, shapes, strict=True)]
 
 
+def tensor_type(trt: Any, engine: "tensorrt.ICudaEngine", name: str, file: str) -> np.dtype[Any]:
+    """The type of an engine's tensor, by which its buffer is sized: float32, or uint8 of an input.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        engine: The engine.
+        name: The tensor's name.
+        file: The engine's name.
+
+    Raises:
+        MachineError: It has another type, such as half precision or int64.
+    """
+    # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
+    types = {"FLOAT": np.float32}
+    if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+        types["UINT8"] = np.uint8
+    kind = engine.get_tensor_dtype(name)
+    for label, made in types.items():
+        if kind == getattr(trt.DataType, label, None):
+            return np.dtype(made)
+    raise MachineError(
+        f"{name!r} of {file} has the type {getattr(kind, 'name', kind)}, expected"
+        f" {' or '.join(types)}",
+        "build it again with `fr-edge build-engine`",
+    )
+
+
 def bind_inputs(trt: Any, engine: "tensorrt.ICudaEngine", cuda: Cuda, file: str) -> EngineInputs:
     """Make buffers for an engine's inputs.
 
@@ -149,16 +177,14 @@ def bind_inputs(trt: Any, engine: "tensorrt.ICudaEngine", cuda: Cuda, file: str)
         file: The engine's name.
 
     Raises:
-        MachineError: Memory does not suffice.
+        MachineError: Memory does not suffice, or an input has a type that is not served.
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     names = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     names.sort(key=lambda name: name != FRAME)
-    # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
-    uint8 = getattr(trt.DataType, "UINT8", None)
     bindings = []
     for name in names:
-        kind = np.dtype(np.uint8 if engine.get_tensor_dtype(name) == uint8 else np.float32)
+        kind = tensor_type(trt, engine, name, file)
         smallest, _, largest = (
             tuple(int(dims[i]) for i in range(len(dims)))
             for dims in engine.get_tensor_profile_shape(name, 0)

@@ -15,7 +15,14 @@ from ..cuda.interface import on_selected_gpu
 from ..machine.backends import MODULES
 from ..machine.device import find_gpus
 from .config import EngineOptions, configure, set_timing_cache, strongly_typed
-from .errors import explain_load, explain_refusal, explain_start, out_of_memory
+from .errors import (
+    MessageLog,
+    explain_load,
+    explain_refusal,
+    explain_start,
+    out_of_memory,
+    recorder,
+)
 from .layers import EngineLayer, count_untyped, layers_in_json, layers_in_log
 
 if TYPE_CHECKING:
@@ -99,7 +106,7 @@ def compile_plan(
         if problems:
             logger.warning("out of GPU memory: the workspace is cut to %d MB", size)
         try:
-            with on_selected_gpu():
+            with on_selected_gpu(), log:
                 return _compile(
                     trt,
                     log,
@@ -127,7 +134,7 @@ class _NoMemory(Exception):
 
 def _compile(
     trt: Any,
-    log: Any,
+    log: MessageLog,
     model: bytes,
     sizes: list[InputSizes],
     precision: str,
@@ -165,7 +172,7 @@ def _compile(
 def _parsed(
     trt: Any,
     builder: "tensorrt.Builder",
-    log: Any,
+    log: MessageLog,
     model: bytes,
     sizes: list[InputSizes],
     options: EngineOptions,
@@ -177,7 +184,7 @@ def _parsed(
     elif hasattr(creation, "EXPLICIT_BATCH"):
         flags |= 1 << int(creation.EXPLICIT_BATCH)
     network = builder.create_network(flags)
-    parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, log.logger)
     if not parser.parse(model):
         errors = [_one_line(parser.get_error(index)) for index in range(parser.num_errors)]
         raise explain_refusal("parse", errors or log.problems)
@@ -223,7 +230,7 @@ def _keep_float32(
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
 
-def _layers(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[EngineLayer]:
+def _layers(trt: Any, log: MessageLog, plan: bytes, options: EngineOptions) -> list[EngineLayer]:
     """The layers by the log, or by the engine's inspector where the log lacks types."""
     logged = layers_in_log(log.table)
     if logged and not count_untyped(logged):
@@ -232,7 +239,7 @@ def _layers(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> list[Eng
     return max(inspected, logged, key=lambda rows: len(rows) - count_untyped(rows))
 
 
-def inspect_plan(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> str:
+def inspect_plan(trt: Any, log: MessageLog, plan: bytes, options: EngineOptions) -> str:
     """The layer table from the engine itself; loading it needs the GPU that it was built for.
 
     Of an engine with a dynamic batch the inspector reports types only for a context whose input
@@ -240,7 +247,7 @@ def inspect_plan(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> str
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
-        log: A logger.
+        log: Of `recorder`.
         plan: The serialized engine.
         options: How it was built.
 
@@ -263,13 +270,13 @@ def inspect_plan(trt: Any, log: Any, plan: bytes, options: EngineOptions) -> str
 
 
 def open_runtime(
-    trt: Any, log: Any, *, host_code: bool, dla: int | None = None
+    trt: Any, log: MessageLog, *, host_code: bool, dla: int | None = None
 ) -> "tensorrt.Runtime":
     """A runtime that loads plans.
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
-        log: A logger; it must live as long as the runtime.
+        log: Of `recorder`.
         host_code: Whether plans may bring code that runs on the CPU, as version-compatible ones do
             (they carry NVIDIA's lean runtime). Only for a plan from a source that is trusted: it
             can do whatever this program can.
@@ -287,14 +294,14 @@ def open_runtime(
 
 
 def load_engine(
-    trt: Any, runtime: "tensorrt.Runtime", log: Any, plan: bytes, file: str, hint: str
+    trt: Any, runtime: "tensorrt.Runtime", log: MessageLog, plan: bytes, file: str, hint: str
 ) -> "tensorrt.ICudaEngine":
     """Load a plan.
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
         runtime: From `open_runtime`.
-        log: Its logger.
+        log: Its log.
         plan: The serialized plan.
         file: Its name.
         hint: What to do when TensorRT refuses the plan.
@@ -309,10 +316,10 @@ def load_engine(
     return engine
 
 
-def _started(trt: Any, name: str, log: Any) -> Any:
+def _started(trt: Any, name: str, log: MessageLog) -> Any:
     """An object of TensorRT's own; without a driver that fits, pybind11 gives a TypeError instead."""
     try:
-        return getattr(trt, name)(log)
+        return getattr(trt, name)(log.logger)
     except TypeError as error:
         raise explain_start(
             trt.__name__, str(trt.__version__), log.problems or [str(error)], find_gpus().driver
@@ -324,28 +331,3 @@ def _one_line(error: "tensorrt.ParserError") -> str:
         return f"node {error.node()}: {error.desc()}"
     node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
     return f"{node}{error.desc()}"
-
-
-def recorder(trt: Any) -> Any:
-    """A TensorRT logger that keeps problems and the layer table, and prints nothing.
-
-    Args:
-        trt: The module `tensorrt` or `tensorrt_rtx`.
-
-    Returns:
-        The logger, with `problems` (messages) and `table` (text).
-    """
-
-    class Recorder(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind's own; super() would not reach it
-            self.problems: list[str] = []
-            self.table = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (self.Severity.INTERNAL_ERROR, self.Severity.ERROR):
-                self.problems.append(message)
-            elif ", LayerType: " in message:  # one message of all layers, or one for each
-                self.table = message if "\nName: " in message else f"{self.table}\n{message}"
-
-    return Recorder()

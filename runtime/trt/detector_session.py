@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from ...errors import MachineError, UsageError
 from ...faces.stored_detector import IMAGE, DetectorSpec
 from ..cuda.interface import Buffer, Cuda, open_cuda
 from ..fingerprint import read_expected
-from .builder import load_engine, load_library, open_runtime, recorder
+from .bindings import tensor_type
+from .builder import load_engine, load_library, open_runtime
+from .errors import recorder
 
 if TYPE_CHECKING:
     import tensorrt
@@ -73,7 +76,9 @@ class GpuDetectorSession:
         try:
             with self._cuda.current():
                 self._load(load_library(backend), self._cuda, plan, host_code=host_code, dla=dla)
-        except BaseException:
+        except BaseException as error:
+            # The frames hold objects of TensorRT, which have to go before the GPU's context does.
+            clear_frames(error.__traceback__)
             self.close()
             raise
 
@@ -84,6 +89,8 @@ class GpuDetectorSession:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         if set(names) != {IMAGE, *self._spec.outputs}:
             raise MachineError(f"{self.file} is not the detector that the bundle describes", _AGAIN)
+        for name in names:
+            tensor_type(trt, engine, name, self.file)
         self._engine = engine
         context: tensorrt.IExecutionContext | None = engine.create_execution_context()
         if context is None:
@@ -91,6 +98,8 @@ class GpuDetectorSession:
                 f"the GPU has too little memory to run {self.file}: {self._problems()}",
                 "close other programs",
             )
+        # Built with details, so that layers can be inspected; at run time they cost latency.
+        context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         self._context = context
         self._stream = cuda.stream()
         largest = (1, 3, self._spec.height, self._spec.width)
@@ -136,6 +145,7 @@ class GpuDetectorSession:
             if self._cuda is None:
                 raise UsageError("the detector is closed", "open a new one")
             cuda = self._cuda
+            self._log.problems.clear()
             with cuda.current():
                 self._image.array[: image.nbytes] = (
                     np.ascontiguousarray(image).view(np.uint8).ravel()

@@ -1,7 +1,11 @@
-"""TensorRT's messages when it refuses a network, and what to do about each."""
+"""TensorRT's messages: how they are kept, what those of a refusal mean, and what to do about each."""
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
+from threading import Lock, local
+from typing import Any
+from weakref import WeakSet
 
 from ...errors import FrEdgeError, MachineError, ModelError
 
@@ -150,3 +154,79 @@ def out_of_memory(messages: Iterable[str]) -> bool:
 
 def _short(text: str) -> str:
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
+
+
+class MessageLog:
+    """What TensorRT logs while this object lives.
+
+    In a `with` statement it alone gets what is logged in this thread; all others get the rest.
+
+    Attributes:
+        logger: What TensorRT's objects take.
+        problems: Messages of errors.
+        table: The builder's layers, as text.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        """Begin to keep messages; `recorder` does it.
+
+        Args:
+            logger: The module's only one, of `_logger`.
+        """
+        self.logger, self.problems, self.table = logger, list[str](), ""
+        with logger.lock:
+            logger.logs.add(self)
+
+    def keep(self, message: str, *, problem: bool) -> None:
+        """Take a message.
+
+        Args:
+            message: The text.
+            problem: Whether it is an error.
+        """
+        if problem:
+            self.problems.append(message)
+        elif ", LayerType: " in message:  # one message of all layers, or one for each
+            self.table = message if "\nName: " in message else f"{self.table}\n{message}"
+
+    def __enter__(self) -> "MessageLog":
+        self.logger.of_thread.log = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.logger.of_thread.log = None
+
+
+def recorder(trt: Any) -> MessageLog:
+    """Keep TensorRT's problems and layer table, and print nothing.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+    """
+    return MessageLog(_logger(trt))
+
+
+@lru_cache(maxsize=4)  # there are two modules
+def _logger(trt: Any) -> Any:
+    """The module's only logger, which is never freed.
+
+    TensorRT's global logger is that of the first object which lives: a logger of each session would
+    be written to after it was freed ("Uses of the global logger, returned by nvinfer1::getLogger(),
+    will return the existing value").
+    """
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # pybind's own; super() would not reach it
+            self.logs: WeakSet[MessageLog] = WeakSet()
+            self.lock, self.of_thread = Lock(), local()
+
+        def log(self, severity: Any, message: str) -> None:
+            problem = severity in (self.Severity.INTERNAL_ERROR, self.Severity.ERROR)
+            own = getattr(self.of_thread, "log", None)
+            with self.lock:
+                logs = [own] if own is not None else list(self.logs)
+            for each in logs:
+                each.keep(message, problem=problem)
+
+    return Logger()

@@ -25,6 +25,7 @@ class CudaDouble:
         replay_factor: By which a replay's numbers differ from those of the same run without it.
         times_events: Whether the driver gives the time between events.
         closed: How often `close` was called.
+        before_close: Called then.
     """
 
     name = "double"
@@ -34,6 +35,7 @@ class CudaDouble:
         self.replays_compute = self.times_events = self.reads_input = True
         self.working_replays, self.replay_factor = sys.maxsize, np.float32(1.0)
         self.arrays: list[np.ndarray] = []
+        self.before_close: Callable[[], object] = lambda: None
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -81,4 +83,5 @@ class CudaDouble:
         return launch
 
     def close(self) -> None:
+        self.before_close()
         self.closed += 1

@@ -19,7 +19,7 @@ from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 import onnx
@@ -69,6 +69,7 @@ class TensorRTDouble:
         workspace_mb: Memory that a build needs.
         largest_mb: Memory that there is for a build.
         contexts: Execution contexts that fit into memory.
+        types: Tensor -> type that engines report of it in place of its own.
         refuses: Calls, as "Class.method", that return False or None from now on.
     """
 
@@ -81,6 +82,8 @@ class TensorRTDouble:
         numbers = (*map(int, version.split(".")), 0)[:4]
         self.header = header or numbers
         self.transcript: list[str] = []
+        self._living: WeakSet[Any] = WeakSet()
+        self._global_log: Callable[[], Any] = lambda: None
         self.gpu: Callable[[], tuple[str, str]] = lambda: ("Orin", "8.7")
         self.launch: Callable[[int, Callable[[], None]], None] = lambda stream, work: work()
         self.capturing: Callable[[int], bool] = lambda stream: False
@@ -92,6 +95,7 @@ class TensorRTDouble:
         self.workspace_mb, self.largest_mb, self.contexts = 64, 1 << 20, 1 << 20
         self.dla_cores = 0
         self.refuses: set[str] = set()
+        self.types: dict[str, str] = {}
         self.major = int(version.split(".")[0])
 
     def called(self, name: str) -> list[str]:
@@ -139,8 +143,25 @@ class TensorRTDouble:
     # Builder
 
     def Builder_init(self, this: Any, logger: Any) -> None:  # noqa: N802
+        self._begin(this, logger)
+
+    def _begin(self, this: Any, logger: Any) -> None:
+        """Of a builder or runtime; the first that lives gives the global logger, by its address."""
         self._require_driver(logger)
+        if not self._living:
+            self._global_log = ref(logger)
+        self._living.add(this)
         vars(this)["_log"] = logger
+
+    def _global_error(self, text: str) -> None:
+        """To nvinfer1::getLogger(), as allocators write."""
+        logger = self._global_log()
+        assert logger is not None, "TensorRT writes to a logger that was freed"
+        self._error(logger, text)
+
+    def alive(self) -> dict[str, int]:
+        """Class -> objects that were not freed yet."""
+        return dict(Counter(type(one).__name__ for one in self._living))
 
     def _require_driver(self, log: Any) -> None:
         """What pybind11 makes of a factory that returns nullptr."""
@@ -408,8 +429,7 @@ class TensorRTDouble:
     # Runtime and engine
 
     def Runtime_init(self, this: Any, logger: Any) -> None:  # noqa: N802
-        self._require_driver(logger)
-        vars(this)["_log"] = logger
+        self._begin(this, logger)
 
     def Runtime_deserialize_cuda_engine(self, this: Any, serialized_engine: Any) -> Any:  # noqa: N802
         data = bytes(serialized_engine)
@@ -427,7 +447,9 @@ class TensorRTDouble:
             known={},
             made=0,
         )
-        return self._make("ICudaEngine", _state=state)
+        made = self._make("ICudaEngine", _state=state)
+        self._living.add(made)
+        return made
 
     def _read_plan(self, data: bytes, runtime: Any) -> tuple[dict[str, Any], bytes]:
         if data[:4] != b"ftrt" or b"\n" not in data:
@@ -475,7 +497,8 @@ class TensorRTDouble:
 
     def ICudaEngine_get_tensor_dtype(self, this: Any, name: str) -> Any:  # noqa: N802
         kind = self._tensor(this, name).type.tensor_type.elem_type
-        return self.module.DataType.UINT8 if kind == _UINT8 else self.module.DataType.FLOAT
+        own = "UINT8" if kind == _UINT8 else "FLOAT"
+        return getattr(self.module.DataType, self.types.get(name, own))
 
     def ICudaEngine_get_tensor_shape(self, this: Any, name: str) -> Any:  # noqa: N802
         sizes = [d.dim_value or -1 for d in self._tensor(this, name).type.tensor_type.shape.dim]
@@ -493,9 +516,8 @@ class TensorRTDouble:
     def ICudaEngine_create_execution_context(self, this: Any, **ignored: Any) -> Any:  # noqa: N802
         contexts = this._state.contexts
         if len(contexts) >= self.contexts:
-            self._error(
-                this._state.log,
-                "1: [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+            self._global_error(
+                "1: [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
             )
             return None
         # In TensorRT 8 the first context has profile 0, the others have to ask for it.
@@ -511,6 +533,7 @@ class TensorRTDouble:
             _number=this._state.made,
         )
         contexts.add(made)
+        self._living.add(made)
         return made
 
     def ICudaEngine_create_engine_inspector(self, this: Any) -> Any:  # noqa: N802

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from fr_edge.runtime.machine.device import GpuList
 from fr_edge.runtime.trt import builder
 from fr_edge.runtime.trt.builder import Compiled, compile_plan
 from fr_edge.runtime.trt.config import EngineOptions
+from fr_edge.runtime.trt.errors import recorder
 from fr_edge.runtime.trt.layers import layers_in_log, node_precisions
 
 SHAPE = (3, 16, 16)
@@ -126,17 +128,33 @@ def test_both_forms_of_the_log_are_read(tiny, log_form):
 def test_the_logger_keeps_problems_and_every_layer():
     """TensorRT writes all layers in one message, or a message for each."""
     trt = TensorRTDouble("10.3.0").module
-    log, severity = builder.recorder(trt), trt.ILogger.Severity
+    log, severity = recorder(trt), trt.ILogger.Severity
     for level in severity:
-        log.log(level, f"said at {level.name}")
+        log.logger.log(level, f"said at {level.name}")
     assert sorted(log.problems) == ["said at ERROR", "said at INTERNAL_ERROR"]
     assert log.table == ""
     for name in ("c1", "c2"):
-        log.log(severity.VERBOSE, f"Name: {name}, LayerType: CaskConvolution, TacticName: t")
+        log.logger.log(severity.VERBOSE, f"Name: {name}, LayerType: CaskConvolution, TacticName: t")
     assert [row.name for row in layers_in_log(log.table)] == ["c1", "c2"]
     whole = "Layers:\nName: c3, LayerType: kgen, TacticName: t"
-    log.log(severity.VERBOSE, whole)
+    log.logger.log(severity.VERBOSE, whole)
     assert [row.name for row in layers_in_log(log.table)] == ["c3"]
+
+
+def test_a_build_keeps_its_own_messages_and_all_have_one_logger():
+    """TensorRT's global logger is that of the first object: one of a session would be freed."""
+    trt = TensorRTDouble("10.3.0").module
+    session, build = recorder(trt), recorder(trt)
+    assert session.logger is build.logger
+    error = trt.ILogger.Severity.ERROR
+    with build:
+        build.logger.log(error, "of the build")
+        other = Thread(target=build.logger.log, args=(error, "of another thread"))
+        other.start()
+        other.join()
+    build.logger.log(error, "of a run")
+    assert build.problems == ["of the build", "of another thread", "of a run"]
+    assert session.problems == ["of another thread", "of a run"]
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ def test_a_board_finds_what_the_graph_finds(
     assert built.engine in open_bundle(bundle).files
     exact = open_bundle_detector(bundle, "int8", artifact="graph")
     with open_bundle_detector(bundle) as detector:
+        assert pretend.trt.called("IExecutionContext.nvtx_verbosity = NONE")
         assert (detector.backend, detector.precision) == ("tensorrt", "int8")
         for place, size in ((9, (160, 224)), (14, (256, 192)), (10, (160, 224))):
             image = draw_bright_cell(place, 0, size)
@@ -64,10 +65,16 @@ def test_what_a_board_refuses(
         pytest.raises(MachineError, match="run the engine"),
     ):
         detector(draw_bright_cell(9))
-    pretend.trt.contexts = 0
+    pretend.trt.types = {"kps32": "INT64"}
+    with pytest.raises(MachineError, match="has the type INT64, expected FLOAT"):
+        open_bundle_detector(bundle)
+    pretend.trt.types, pretend.trt.contexts = {}, 0
+    alive: list[dict[str, int]] = []
+    pretend.cuda.before_close = lambda: alive.append(pretend.trt.alive())
     with pytest.raises(MachineError, match="too little memory"):
         open_bundle_detector(bundle)
-    assert pretend.cuda.closed == closed + 2
+    assert pretend.cuda.closed == closed + 3
+    assert alive == [{}]
     from dataclasses import replace
 
     other = replace(pretend.gpus.gpus[0], name="L4", compute="8.9", integrated=False)

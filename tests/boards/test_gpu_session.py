@@ -267,9 +267,46 @@ def test_no_memory_for_a_context(opened: Open, tmp_path: Path) -> None:
         assert _near(board.session.embed(_images(3)), expected)
     assert board.cuda.replays == 0
     board.trt.contexts = 0
+    alive: list[dict[str, int]] = []
+    board.cuda.before_close = lambda: alive.append(board.trt.alive())
     with pytest.raises(MachineError, match=r"too little memory to run e.plan: .*out of memory"):
         GpuSession(tmp_path / "e.plan", "int8", "tensorrt", SPEC)
     assert board.cuda.closed == 1
+    # Those of the first session: an error's frames keep nothing beyond the GPU's context.
+    assert alive == [{"Runtime": 1, "ICudaEngine": 1, "IExecutionContext": 1}]
+
+
+@pytest.mark.parametrize("refuses", ["execute_async_v3", "set_tensor_address"])
+def test_nothing_of_tensorrt_outlives_the_gpus_context(opened: Open, refuses: str) -> None:
+    board = opened()
+    board.session.embed(_images(2))
+    board.trt.refuses = {f"IExecutionContext.{refuses}"}
+    alive: list[dict[str, int]] = []
+    board.cuda.before_close = lambda: alive.append(board.trt.alive())
+    board.session._plain = None
+    with pytest.raises(MachineError) as error, board.session:
+        board.session.embed(_images(3))
+    assert error.tb is not None  # its frames live
+    assert alive == [{}]
+
+
+def test_messages_arrive_when_the_first_session_is_closed(opened: Open, tmp_path: Path) -> None:
+    board = opened()
+    second = GpuSession(tmp_path / "e.plan", "int8", "tensorrt", SPEC)
+    board.session.close()
+    board.trt.contexts, second._plain = 0, None
+    with pytest.raises(MachineError, match=r"too little memory to run e.plan: .*out of memory"):
+        second.embed(_images(3))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("face", "HALF"), ("embedding", "UINT8")])
+def test_types_that_buffers_are_not_made_for(
+    opened: Open, tmp_path: Path, name: str, kind: str
+) -> None:
+    board = opened()
+    board.trt.types = {name: kind}
+    with pytest.raises(MachineError, match=f"'{name}' of e.plan has the type {kind}, expected"):
+        GpuSession(tmp_path / "e.plan", "int8", "tensorrt", SPEC)
 
 
 def test_times_that_the_driver_does_not_give_cost_no_run(opened: Open, caplog: Any) -> None:

@@ -10,7 +10,7 @@ VERSIONS = read_table()[0]
 
 
 class Log:
-    """Makes a logger of the double's class, as `runtime.trt.builder.recorder` does."""
+    """Makes a logger of the double's class, as `runtime.trt.errors.recorder` does."""
 
     def __new__(cls, trt: Any) -> Any:
         class Made(trt.ILogger):  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """Every call to TensorRT on each route, compared with transcripts.txt: a dropped flag is seen.
 
-    python tests/boards/test_transcripts.py    writes the file anew; read the difference before it is kept
+    PYTHONPATH=tests python tests/boards/test_transcripts.py    writes the file anew
 
-A route is a build and, where it can be opened, a session that embeds the same batch twice. What the
+Read the difference before it is kept. A route is a build and, where it can be opened, a session that embeds the same batch twice. What the
 calls say is that of TensorRT's double, whose names and signatures are the real bindings'.
 """
 

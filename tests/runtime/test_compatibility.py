@@ -85,6 +85,9 @@ def test_power_modes_and_cuda_python_go_by_the_board():
     assert "nvpmodel -m 0" not in steps
     assert "'cuda-python==12.6.*'" in steps
     assert "'cuda-python==13.0.*'" in " ".join(compatibility_of("thor@jetpack7.0").steps)
+    # Which 13 it is is not known: the first is never newer than the driver.
+    steps = " ".join(compatibility_of("agx-orin@jetpack7.2.2").steps)
+    assert "'cuda-python==13.0.*'" in steps
 
 
 def test_dla_is_gone_between_10_8_and_11_3():
