@@ -278,6 +278,15 @@ OUTPUTS: dict[str, Edit] = {
         one=_ONE,
         wrong=np.array(-1, np.float32),
     ),
+    "batches of three faces go wrong": _after(
+        *_ROWS,
+        ("Equal", ["count", "three"], "triple"),
+        ("Mul", ["net", "wrong"], "other"),
+        ("Where", ["triple", "other", "net"], "embedding"),
+        zero=_ZERO,
+        three=np.array(3, np.int64),
+        wrong=np.array(-1, np.float32),
+    ),
     "NaN for one face of a batch": _after(
         *_ROWS,
         ("Range", ["zero", "count", "one"], "rows"),

@@ -6,7 +6,7 @@
 FACES is a folder per person. People whose names begin with A to L calibrate, the others judge, at
 most three photographs each. A tampered bundle is consistent in itself: manifest and fingerprint name
 the new bytes. One line per case: the verdict on the golden faces, or on people where those pass, with
-the lowest cosine, TAR of reference and engine at the judged FAR, and the reasons. The last line
+the lowest cosine, TAR of reference and engine at the judged FAR, the reasons and the findings. The last line
 counts what passed. `--home` keeps people and the right bundle for the next call.
 """
 
@@ -123,6 +123,7 @@ def judged(bundle: Path, engine: str, faces: str, *more: str) -> tuple[str, str]
         rate = rates[-1]
         text += f", TAR@{rate['far']:g} {rate['reference']:.3f} -> {rate['engine']:.3f}"
     reasons = [reason["reason"] for reason in result["reasons"]]
+    reasons += [f"finding: {finding}" for finding in result["findings"]]
     return result["verdict"], "; ".join([text, *reasons])
 
 

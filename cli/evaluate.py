@@ -189,9 +189,8 @@ def command(
 
 
 def _write_junit(junit: str | None, result: "EvaluateResult | IjbResult") -> None:
-    skipped = [f"TAR at FAR {far}" for far, tar in result.tar_at_far.items() if tar is None]
     title = judged_title(result, result.protocol.name)
-    write_junit(junit, "evaluate", title, result.gates, result.reasons, skipped)
+    write_junit(junit, "evaluate", title, result.gates, result.reasons, result.not_measured)
 
 
 def _exit(output: Output, result: "EvaluateResult | IjbResult") -> None:
@@ -200,10 +199,11 @@ def _exit(output: Output, result: "EvaluateResult | IjbResult") -> None:
 
 
 def _verdict_lines(result: "EvaluateResult | IjbResult") -> list[str]:
-    if not result.gates:
+    if result.verdict is None:
         return []
     verdict = verdict_text(str(result.verdict), result.judged)
-    return [gates_text(result.gates), *reason_lines(result.reasons), verdict]
+    gates = [gates_text(result.gates)] if result.gates else []
+    return [*gates, *reason_lines(result.reasons), verdict]
 
 
 def _ijb_text(bundle: str, result: "IjbResult") -> str:

@@ -212,13 +212,27 @@ def layer_precisions(model: ModelProto) -> dict[str, int]:
         Precision -> number of layers; "int8", "fp16" and "fp32" are always there, "fp8" where a
         layer has it.
     """
-    constants, dequantized = _constants(model), _dequantized(model)
     counts = {"int8": 0, "fp16": 0, "fp32": 0}
-    for node in model.graph.node:
-        if _weight_of(node, constants):
-            precision = _precision(node, constants, dequantized)
-            counts[precision] = counts.get(precision, 0) + 1
+    for precision in precisions_by_output(model).values():
+        counts[precision] = counts.get(precision, 0) + 1
     return counts
+
+
+def precisions_by_output(model: ModelProto) -> dict[str, str]:
+    """The numbers that each layer with weights multiplies, according to the file.
+
+    Args:
+        model: A float, FP16 or Q/DQ model.
+
+    Returns:
+        Name of a layer's output -> "fp32", "fp16", "fp8" or "int8", in graph order.
+    """
+    constants, dequantized = _constants(model), _dequantized(model)
+    return {
+        node.output[0]: _precision(node, constants, dequantized)
+        for node in model.graph.node
+        if _weight_of(node, constants)
+    }
 
 
 def summarize_model(path: str | Path, *, side_files: bool = False) -> ModelSummary:

@@ -27,7 +27,9 @@ _PRIOR = PairCorrelation(face=0.05, person=0.02)  # of a decision's change
 
 _PRIOR_PEOPLE = 0.3  # that the prior counts as
 
-_FREEDOM_TIMES = 2  # people's changes alone tell half: their rate is drawn to what is expected
+FREEDOM_TIMES = (
+    2  # per effective person: their changes are drawn to what is expected; crowds need as few
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,7 @@ def change_variance(
     scores: tuple[F64, F64],
     designs: tuple[float, float],
     pairs: PeoplePairs,
+    freedom_times: int = FREEDOM_TIMES,
 ) -> ChangeVariance:
     """Variance of the change of TAR at fixed thresholds, with other people.
 
@@ -80,6 +83,7 @@ def change_variance(
         scores: Cosines of the pairs by both networks, `(G,)` each, in any unit.
         designs: Variance of both networks' TAR over TAR (1 - TAR) (`share_design`).
         pairs: The pairs and their people.
+        freedom_times: Degrees of freedom of the variance for each effective person.
     """
     changes = decisions.changes
     moments = pair_moments(changes, pairs)
@@ -108,7 +112,7 @@ def change_variance(
     unit = 1 / (1 / design + 1 / expected)
     # The jackknife, and half a change for those that these people do not show (Jeffreys, 1946).
     variance = between_people(changes - changes.mean(), pairs) + unit * design / 2
-    return ChangeVariance(unit, variance, _freedom(pairs))
+    return ChangeVariance(unit, variance, _freedom(pairs, freedom_times))
 
 
 def change_interval(
@@ -137,14 +141,14 @@ def change_interval(
     return max(-1.0, change - low), min(1.0, change + high)
 
 
-def _freedom(pairs: PeoplePairs) -> int:
+def _freedom(pairs: PeoplePairs, times: int) -> int:
     """Degrees of freedom of a sum of squares of people weighted by their pairs (Satterthwaite, 1946):
     few where few people have most of the pairs.
     """
     squares = pairs.weights**2
     people = int((pairs.pairs > 0).sum())
     effective = float(squares.sum()) ** 2 / float((squares**2).sum())
-    return max(1, min(people - 1, int(_FREEDOM_TIMES * effective)))
+    return max(1, min(people - 1, int(times * effective)))
 
 
 def _design(moments: PairMoments, pairs: PeoplePairs) -> float:

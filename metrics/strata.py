@@ -21,6 +21,10 @@ MIN_STRATUM_PAIRS = 50  # genuine pairs that a stratum needs for a TAR of its ow
 
 _PART = 1 << 16  # pairs scored at once
 
+_FREEDOM_TIMES = (
+    4  # per effective person, where thresholds do not vary (docs/results/verification.md)
+)
+
 _NEIGHBOURS = (-0.6, -0.4, -0.2, 0.2, 0.4, 0.6)  # deviations from the threshold: other decisions
 
 
@@ -223,6 +227,7 @@ def _tar(pairs: _Scored, thresholds: ThresholdChange, person: I64) -> StratumTar
             share_design(decisions.after, _often_refused(scores[1]), people),
         ),
         people,
+        _FREEDOM_TIMES,
     )
     return StratumTar(rates[0], rates[1], delta, change_interval(delta, spread))
 

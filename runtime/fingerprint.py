@@ -60,8 +60,8 @@ class BackendBuild:
 
 
 @dataclass(frozen=True)
-class _Required:
-    """What every fingerprint holds, and its types."""
+class _Facts:
+    """What a fingerprint holds that is read again, and its types; the first five are in every one."""
 
     backend: str
     precision: str
@@ -70,6 +70,22 @@ class _Required:
     layers: dict[str, int]
     int8_in_float: int = 0
     role: str = ""
+    integer_kernels: int | None = None
+    integer_layers: tuple[str, ...] | None = None
+    precisions: dict[str, str] | None = None
+
+    def problem(self, name: str) -> str:
+        """Why these are not the facts of the engine of that name; "" where they may be."""
+        if self.backend not in MODULES or self.precision not in SOURCES:
+            return f"names {self.backend!r} and {self.precision!r}, which are unknown here"
+        if self.role == "detector" and self.precision not in DETECTOR_SOURCES:
+            return f"names a detector's engine in {self.precision!r}, which is unknown here"
+        if min([*self.layers.values(), self.int8_in_float, self.integer_kernels or 0]) < 0:
+            return "counts fewer than 0 layers"
+        named = re.fullmatch(rf"engines/{self.backend}-(.*-)?{self.precision}[-.].*", name)
+        if not named:
+            return f"is that of an engine for {self.backend} in {self.precision}, not of {name}"
+        return ""
 
 
 def engine_source(facts: Mapping[str, Any]) -> str:
@@ -195,16 +211,13 @@ def read_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:
     path = bundle.file(f"{name}.json")
     try:
         facts = read_json(path, dict[str, Any])
-        required = convert(facts, _Required, path)
+        read = convert(facts, _Facts, path)
     except DataError as error:
         raise BundleError(f"{path} cannot be read: {error}", "build the engine again") from error
-    known = DETECTOR_SOURCES if required.role == "detector" else SOURCES
-    if required.backend not in MODULES or required.precision not in known:
-        raise BundleError(
-            f"{path} names {required.backend!r} and {required.precision!r}, which are unknown here",
-            "build the engine again",
-        )
-    return {**facts, **asdict(required)}
+    if problem := read.problem(name):
+        raise BundleError(f"{path} {problem}", "build the engine again")
+    known = {key: value for key, value in asdict(read).items() if value is not None}
+    return {**facts, **known}
 
 
 def check_fingerprint(bundle: Bundle, name: str) -> dict[str, Any]:

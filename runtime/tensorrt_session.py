@@ -26,7 +26,7 @@ from .frames import align_faces, check_frame, needed_part, unit_length
 from .onnxruntime_session import check_images, check_inputs, refuse_tensor
 from .profile import DeviceTimes, LayerTime
 from .trt.bindings import Inputs, Shape, bind_inputs, tensor_type
-from .trt.builder import load_engine, load_library, open_runtime
+from .trt.builder import inspect_engine, load_engine, load_library, open_runtime
 from .trt.errors import recorder
 
 if TYPE_CHECKING:
@@ -101,9 +101,8 @@ class GpuSession:
             MachineError: There is no GPU, TensorRT refuses the plan, or memory does not suffice.
         """
         self.backend, self.precision, self.artifact = backend, precision, "engine"
-        self.file = file or path.name
+        self.file, self._execution = file or path.name, set[str]()
         self.int8_layers, self.int8_in_float = int8_layers, 0
-        self._execution: set[str] = set()
         self._spec, self._lock = spec, threading.Lock()
         plan, self.sha256 = read_expected(path, expected_sha256)
         self._cuda: Cuda | None = open_cuda()
@@ -310,11 +309,10 @@ class GpuSession:
         mark()
 
     def device_times(self, images: U8) -> DeviceTimes | None:
-        """One run in trtexec's terms; see `Session.device_times`.
+        """One run in trtexec's terms; see `Session.device_times`. None where the GPU cannot be asked.
 
         The three times on the GPU are those of events in a run that is queued call by call;
-        `enqueue_ms` is what `embed` does: replaying a CUDA graph where there is one. None where
-        the GPU cannot be asked.
+        `enqueue_ms` is what `embed` does: replaying a CUDA graph where there is one.
         """
         check_images(images, self._spec)
         arrays = self._inputs.of_faces(self._inputs.split(images, self._spec)[0], self._spec)
@@ -337,11 +335,13 @@ class GpuSession:
                 cuda.wait(self._stream)
             return DeviceTimes(queued / 1e6, sent, computed, fetched, replay is not None)
 
-    def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
-        """TensorRT's own profile, of runs that wait for each layer; see `Session.layer_times`.
+    def layer_table(self) -> str:
+        """TensorRT's own table of the engine's layers, JSON (`trt.layers.layers_in_json`)."""
+        with self._lock, self._require_open().current():
+            return inspect_engine(self._trt, self._engine)
 
-        Empty where the engine cannot be profiled.
-        """
+    def layer_times(self, images: U8, runs: int) -> tuple[LayerTime, ...]:
+        """TensorRT's own profile, of runs that wait for each layer, or (); see `Session.layer_times`."""
         check_images(images, self._spec)
         times: dict[str, float] = {}
         base: Any = load_library(self.backend).IProfiler

@@ -21,6 +21,7 @@ from ...graph.load import fixed_batch
 from ...metrics.rates import measure_drift
 from ...onnx_file import read_onnx
 from ...progress import Track, silent
+from ..engine_record import session_record
 from ..evaluation.limits import (
     POLICY_NAME,
     BenchmarkLimits,
@@ -139,6 +140,8 @@ def benchmark(
         duration_s = _default_duration(gated, board)
     cosine = measure_drift(golden.embeddings, subject.embeddings, golden.keys).min
     problems = _golden_problems(cosine, min_cosine_floor(bundle, policy, session.precision))
+    if (record := session_record(bundle, session)) and (problem := record.problem()):
+        problems += (problem,)
     if not subject.on_cpu:
         problems += other_gpu_load(board, processes)
     elif session.precision == "fp8":

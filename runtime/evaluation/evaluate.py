@@ -47,6 +47,7 @@ from .embeddings_file import check_embeddings
 from .gates import (
     PASSED,
     Gate,
+    VerdictReason,
     ceiling_gate,
     eer_gate,
     floor_gate,
@@ -54,6 +55,7 @@ from .gates import (
     overall_verdict,
     people_gate,
 )
+from .judgement import arithmetic_notes, precision_reasons, unresolved_rates
 from .limits import (
     POLICY_NAME,
     EvaluateLimits,
@@ -77,6 +79,7 @@ from .result import (
 )
 
 _IJB_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_NOT_MEASURED = "not measured: "
 _OTHER = "evaluate a pair list or a folder of people"
 
 Evaluated = TypeVar("Evaluated", EvaluateResult, IjbResult)
@@ -137,6 +140,8 @@ def evaluate(
     pairs = protocol if isinstance(protocol, Pairs) else draw_pairs(protocol.labels)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         gated = merged_policy(asked, bundle, policy, session.precision)
+        doubts = precision_reasons(bundle, session)
+        unjudged = [f"{_NOT_MEASURED}{note}" for note in arithmetic_notes(session)]
         rows = embedded_batches(
             session,
             faces,
@@ -201,7 +206,7 @@ def evaluate(
         threshold_at_far={far_name(rate): threshold_at_far(scores, rate) for rate in fars},
         pairs=PairCounts(scores.genuine_pairs, scores.impostor_pairs),
         identification=identify(embeddings, faces.labels) if named else None,
-        notes=tuple(filter(None, (*_notes(scores, accuracy, named), few))),
+        notes=tuple(filter(None, (*_notes(scores, accuracy, named), few, *unjudged))),
         report=report_name(
             "evaluate", session, name, faces, pairs, {"flip": flip, "limits": gated}, images
         ),
@@ -215,7 +220,7 @@ def evaluate(
             instead={POLICY_NAME: policy},
         ),
     )
-    result = _with_verdict(result, list(_gates(gated, result)))
+    result = _with_verdict(result, list(_gates(gated, result)), doubts)
     summary = {"accuracy": result.accuracy, "verdict": result.verdict}
     save_result(bundle, "evaluate", result, summary=summary, files=kept_policy(policy))
     return result
@@ -274,6 +279,8 @@ def evaluate_ijb(
     ijb = replace(ijb, faces=images)
     with open_session(bundle, engine, backend, artifact=artifact) as session:
         gated = merged_policy(asked, bundle, policy, session.precision)
+        doubts = precision_reasons(bundle, session)
+        unjudged = [f"{_NOT_MEASURED}{note}" for note in arithmetic_notes(session)]
         batches = embedded_batches(
             session,
             ijb.faces,
@@ -304,7 +311,7 @@ def evaluate_ijb(
         },
         interval_95_at_far={far_name(far): ends for far, ends in intervals.items()},
         pairs=PairCounts(int(ijb.same.sum()), impostor),
-        notes=tuple(note for far in _IJB_FARS if (note := few_impostors(impostor, far))),
+        notes=(*filter(None, (few_impostors(impostor, far) for far in _IJB_FARS)), *unjudged),
         report=report_name(
             "evaluate",
             session,
@@ -325,7 +332,7 @@ def evaluate_ijb(
             pairs=digest_pairs(np.zeros(len(ijb.same), np.int64), ijb.first, ijb.second, ijb.same),
         ),
     )
-    result = _with_verdict(result, list(_gates(gated, result)))
+    result = _with_verdict(result, list(_gates(gated, result)), doubts)
     save_result(bundle, "evaluate", result, options={"flags": flags}, files=kept_policy(policy))
     return result
 
@@ -341,7 +348,7 @@ def _checked(batches: Iterable[F32], keys: Sequence[str], name: str) -> Iterator
 def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
     if not named:
         yield (
-            "not measured: all pairs, the interval of the EER and one to many, since the pair list"
+            f"{_NOT_MEASURED}all pairs, the interval of the EER and one to many, since the pair list"
             " does not name the people; other intervals are over its folds"
         )
     if accuracy.folds < 2:
@@ -349,18 +356,17 @@ def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
     yield from (note for far in FARS if (note := few_impostors(scores.impostor_pairs, far)))
 
 
-def _with_verdict(result: Evaluated, gates: list[Gate]) -> Evaluated:
-    """A result with its gates and their verdict; with none there is no verdict."""
-    if not gates:
+def _with_verdict(result: Evaluated, gates: list[Gate], doubts: list[VerdictReason]) -> Evaluated:
+    """A result with its gates, their verdict (if there are any, or doubts), and what is not measured."""
+    missing = unresolved_rates(result.tar_at_far, result.pairs.impostor)
+    notes = [n.removeprefix(_NOT_MEASURED) for n in result.notes if n.startswith(_NOT_MEASURED)]
+    result = replace(result, not_measured=(*missing, *notes))
+    if not gates and not doubts:
         return result
-    verdict = overall_verdict(gate.verdict for gate in gates)
-    return replace(
-        result,
-        gates=tuple(gates),
-        verdict=verdict,
-        passed=verdict == PASSED,
-        reasons=tuple(gate_reasons(gates)),
-    )
+    reasons = (*doubts, *gate_reasons(gates))
+    verdict = overall_verdict(reason.verdict for reason in reasons)
+    passed = verdict == PASSED
+    return replace(result, gates=tuple(gates), verdict=verdict, passed=passed, reasons=reasons)
 
 
 def _gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> Iterator[Gate]:

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ...bundle.manifest import Bundle
 from ...metrics.comparison import VerificationComparison
 from ...metrics.dimensions import CORRELATED_FACES
-from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange
+from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange, few_impostors
 from ...metrics.strata import MIN_STRATUM_PAIRS
 from ...metrics.verification import far_name
+from ..engine_record import session_record
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Session
 from .gates import (
@@ -155,7 +157,7 @@ def _golden_gates(golden: ReferenceCheck, drift: CosineDrift, min_cosine: float)
         name = "alignment in the engine and on the host: min cosine"
         yield floor_gate(name, golden.alignment_min_cosine, MIN_ALIGNMENT_COSINE)
     if golden.small_batches_min_cosine is not None:
-        name = "batches of 1, 2, 4, ... faces: min cosine"
+        name = "batches of 1, 2, 3, 4, 8 and 16 faces: min cosine"
         yield floor_gate(name, golden.small_batches_min_cosine, min_cosine)
 
 
@@ -235,6 +237,26 @@ def gallery_advice(
     return GalleryAdvice(verdict, far_name(mixed.far), mixed.delta, mixed.threshold.engine)
 
 
+def precision_reasons(bundle: Bundle, session: Session) -> list[VerdictReason]:
+    """Whether the engine's own file computes in the precision that the verdict is about.
+
+    Args:
+        bundle: The bundle that it was opened from.
+        session: What is judged.
+
+    Returns:
+        A reason for FAILED, or none.
+
+    Raises:
+        BundleError: The engine or its fingerprint was changed since.
+        ModelError: The engine is not an ONNX model.
+    """
+    record = session_record(bundle, session)
+    problem = record.problem() if record else ""
+    cure = f"build it again: `fr-edge build-engine BUNDLE --{session.precision}`"
+    return [VerdictReason(FAILED, problem, cure)] if problem else []
+
+
 def arithmetic_notes(session: Session) -> list[str]:
     """What a verdict on the CPU does not cover, in words.
 
@@ -246,6 +268,12 @@ def arithmetic_notes(session: Session) -> list[str]:
     notes = ["TensorRT's arithmetic: this ran on onnxruntime's CPU"]
     if session.artifact == "graph":
         notes.append("an engine: the ONNX graph was judged, with every rounding of its Q/DQ nodes")
+    elif session.int8_in_float and session.int8_in_float == session.int8_layers:
+        notes.append(
+            f"INT8: no layer of this engine computes in INT8, its {session.int8_layers} INT8 layers"
+            " compute in float on this CPU; --artifact graph judges every rounding, as TensorRT does"
+            " it"
+        )
     elif session.int8_in_float:
         notes.append(
             f"INT8 rounding in {session.int8_in_float} of {session.int8_layers} INT8 layers, which"
@@ -253,6 +281,20 @@ def arithmetic_notes(session: Session) -> list[str]:
             " does it"
         )
     return notes
+
+
+def unresolved_rates(tar_at_far: Mapping[str, float | None], impostors: int) -> list[str]:
+    """Rates that were not measured, and why, in words.
+
+    Args:
+        tar_at_far: FAR by name -> TAR; None where the pairs do not resolve it.
+        impostors: Number of impostor pairs.
+    """
+    return [
+        f"TAR at FAR {far}: {few_impostors(impostors, float(far))}"
+        for far, tar in tar_at_far.items()
+        if tar is None
+    ]
 
 
 def _unmeasured_gates(limits: Limits) -> Iterator[Gate]:

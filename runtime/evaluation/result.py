@@ -170,9 +170,11 @@ class EvaluateResult:
         judged: "engine", or "graph" where the ONNX graph was judged in place of an engine.
         identification: One-to-many search among people with names.
         notes: What was not measured or depends on few pairs, in words.
+        not_measured: What was not measured, and why, in words.
         gates: Limits that were asked for, with their verdicts.
-        verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for.
-        passed: Whether the verdict is PASSED; None where no limit was asked for.
+        verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for, unless the
+            engine is not of its precision.
+        passed: Whether the verdict is PASSED; None without a verdict.
         reasons: Why the verdict is not PASSED.
         report: The report's path within the bundle.
     """
@@ -195,6 +197,7 @@ class EvaluateResult:
     interval_95_at_far: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     identification: IdentificationResult | None = None
     notes: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = ()
     verdict: str | None = None
     passed: bool | None = None
@@ -227,9 +230,11 @@ class IjbResult:
         artifact: The file that was judged.
         judged: "engine", or "graph" where the ONNX graph was judged in place of an engine.
         notes: What depends on few pairs, in words.
+        not_measured: What was not measured, and why, in words.
         gates: Limits that were asked for, with their verdicts.
-        verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for.
-        passed: Whether the verdict is PASSED; None where no limit was asked for.
+        verdict: "PASSED", "FAILED" or "CANNOT JUDGE"; None where no limit was asked for, unless the
+            engine is not of its precision.
+        passed: Whether the verdict is PASSED; None without a verdict.
         reasons: Why the verdict is not PASSED.
         report: The report's path within the bundle.
     """
@@ -243,6 +248,7 @@ class IjbResult:
     artifact: OpenedFile | None = None
     judged: str = ""
     notes: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = ()
     verdict: str | None = None
     passed: bool | None = None

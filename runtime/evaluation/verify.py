@@ -38,7 +38,13 @@ from .error_analysis import (
 )
 from .gallery import compare_gallery
 from .gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, gate_reasons, overall_verdict
-from .judgement import arithmetic_notes, gallery_advice, judge_gates, reference_doubt
+from .judgement import (
+    arithmetic_notes,
+    gallery_advice,
+    judge_gates,
+    precision_reasons,
+    reference_doubt,
+)
 from .limits import POLICY_NAME, Limits, kept_policy, merged_policy, with_policy_signatures
 from .reference import (
     PairedEmbeddings,
@@ -127,6 +133,7 @@ def verify(
         open_session(bundle, engine, backend, artifact=artifact) as session,
         open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
     ):
+        claims = precision_reasons(bundle, session)
         gated = merged_policy(asked, bundle, policy, session.precision)
         sides = _Sides(bundle, read_golden(bundle), fp32, session, track, keep_names)
         if faces is None:
@@ -142,6 +149,7 @@ def verify(
             gated, session.precision, golden, measured.drift, measured.comparison
         )
         doubts, findings = _doubts(sides, faces, measured, gated)
+        doubts = claims + doubts
         reasons = gate_reasons(gates) + doubts
         verdict = overall_verdict(reason.verdict for reason in reasons)
         if verdict == FAILED:

@@ -23,6 +23,9 @@ _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 _FIRST, _SECOND = "#2a78b8", "#d9661f"  # blue and orange: told apart by most colour-blind eyes
 
 INT8_IN_FLOAT = "int8 in float"  # INT8 weights, computed in float on this CPU
+NOT_IN_ENGINE = (
+    "not in the engine"  # an INT8 layer of the model that the engine's file does not have
+)
 _PRECISIONS = {
     "int8": _FIRST,
     "fp8": "#b8a12a",
@@ -136,8 +139,8 @@ def layer_precision_chart(layers: Sequence[tuple[str, int, str]], title: str) ->
     """Layers in order as bars of their multiply-adds, coloured by precision.
 
     Args:
-        layers: `(name, multiply-adds, precision)` of each; a precision is a name of TensorRT's or
-            `INT8_IN_FLOAT`.
+        layers: `(name, multiply-adds, precision)` of each; a precision is a name of TensorRT's,
+            `INT8_IN_FLOAT` or `NOT_IN_ENGINE`.
         title: Begins the plot's name.
     """
     total = max(1, sum(macs for _, macs, _ in layers))

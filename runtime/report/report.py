@@ -17,7 +17,7 @@ from ...bundle.bundle import open_bundle, transaction
 from ...bundle.derived import PAGE
 from ...bundle.manifest import Bundle
 from ...documents import read_json
-from ...errors import BundleError, FacesError, MachineError, install_hint
+from ...errors import BundleError, FacesError, MachineError, ModelError, install_hint
 from ...faces.face_numbers import reported_names
 from ...faces.sources import Faces, synthetic_faces
 from ...files import real_path
@@ -26,6 +26,7 @@ from ...onnx_file import read_onnx
 from ...reading import printable
 from ..benchmark.frame_benchmark import FrameBenchmark
 from ..benchmark.result import BenchmarkResult
+from ..engine_record import EngineRecord, file_record
 from ..evaluation.photograph_result import PhotographResult
 from ..evaluation.result import EvaluateResult, IjbResult, VerifyResult
 from ..evaluation.stored_reports import Report, list_reports, read_reports
@@ -35,6 +36,7 @@ from ..onnxruntime_session import ONNXRUNTIME
 from .plots import (
     INT8_IN_FLOAT,
     MAX_LINES,
+    NOT_IN_ENGINE,
     LatencyLine,
     cosine_histogram,
     det_curves,
@@ -117,9 +119,8 @@ def _template() -> Any:
 def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
     reports = _read_reports(bundle, faces)
     engines = [
-        {**facts, "file": name, "plot": _layer_chart(bundle, facts)}
+        _engine(bundle, name, read_fingerprint(bundle, name))
         for name in (file[: -len(".json")] for file in bundle.files if _is_sidecar(file))
-        for facts in [read_fingerprint(bundle, name)]
         if name in bundle
     ]
     certified = {row["artifact"].file for row in reports.verified if row["artifact"]}
@@ -187,8 +188,22 @@ def _read_reports(bundle: Bundle, faces: Faces | None) -> _Reports:
     return reports
 
 
-def _layer_chart(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
-    """Each layer's precision as the engine's own record has it, else as its ONNX file has it."""
+def _engine(bundle: Bundle, name: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table of engines, and what its own file tells against its name."""
+    try:
+        record = file_record(bundle, name)
+        problem = record.problem() if record else ""
+    except (BundleError, ModelError) as error:
+        record, problem = None, error.message
+    plot = _layer_chart(bundle, fingerprint, record)
+    return {**fingerprint, "file": name, "plot": plot, "problem": problem}
+
+
+def _layer_chart(
+    bundle: Bundle, fingerprint: Mapping[str, Any], record: EngineRecord | None
+) -> str:
+    """Each layer's precision as the engine's own file has it, else as TensorRT reported it, else as its
+    ONNX file has it."""
     source = engine_source(fingerprint)
     if source not in bundle:
         return ""
@@ -197,11 +212,14 @@ def _layer_chart(bundle: Bundle, fingerprint: Mapping[str, Any]) -> str:
     if fingerprint["precision"] == "int8" and fingerprint["backend"] == ONNXRUNTIME:
         outputs = {node.name: node.output[0] for node in read_onnx(bundle.file(source)).graph.node}
     integer = fingerprint.get("integer_layers") or ()
+    if record is None or record.integer != len(integer):
+        integer = ()
     rows = []
     for layer in summarize_model(bundle.file(source)).layers:
         precision = built.get(layer.name, "merged" if built else layer.precision)
         if precision == "int8" and outputs and outputs.get(layer.name) not in integer:
-            precision = INT8_IN_FLOAT
+            own = record is not None and outputs.get(layer.name) in record.weights
+            precision = INT8_IN_FLOAT if own else NOT_IN_ENGINE
         if layer.macs:
             rows.append((layer.name, layer.macs, precision))
     name = f"{fingerprint['precision']} {fingerprint['backend']}"

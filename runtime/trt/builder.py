@@ -256,8 +256,19 @@ def inspect_plan(trt: Any, log: MessageLog, plan: bytes, options: EngineOptions)
     """
     runtime = open_runtime(trt, log, host_code=options.version_compatible, dla=options.dla)
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return "{}"
+    return "{}" if engine is None else inspect_engine(trt, engine)
+
+
+def inspect_engine(trt: Any, engine: "tensorrt.ICudaEngine") -> str:
+    """The layer table of a loaded engine.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        engine: The engine, on the current GPU.
+
+    Returns:
+        The inspector's JSON text.
+    """
     inspector = engine.create_engine_inspector()
     context: tensorrt.IExecutionContext | None = engine.create_execution_context()
     if context is not None:

@@ -5,6 +5,7 @@ test_tensorrt_session.py where there is one.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from cuda_double import CudaDouble
 from networks import write_network
 from pretend import PretendBoard
 from tensorrt_double import TensorRTDouble
+from tiny_network import write_tiny_bundle
 
-from fr_edge.bundle.bundle import open_bundle
+from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.golden import read_golden
 from fr_edge.errors import BundleError, MachineError, UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
@@ -25,6 +27,7 @@ from fr_edge.graph.frame_input import with_frame_input
 from fr_edge.graph.uint8_input import UINT8_SHAPE, with_uint8_input
 from fr_edge.runtime import tensorrt_session
 from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.engine_record import session_record
 from fr_edge.runtime.frames import draw_frame, tile_faces
 from fr_edge.runtime.session import open_session
 from fr_edge.runtime.tensorrt_session import GpuSession
@@ -337,6 +340,32 @@ def test_code_in_a_plan_is_loaded_from_a_trusted_bundle_only(
     for trust in ({"expected_sha256": digest}, {"version_compatible": True}):
         with pytest.raises(MachineError, match="engine_host_code_allowed is false"):
             open_plan(**trust)
+
+
+def test_a_plan_is_what_tensorrt_reports_and_not_what_its_name_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP16 bytes under an INT8 engine's name, with manifest and fingerprint that agree."""
+    PretendBoard("jetpack6.2", monkeypatch)
+    bundle = write_tiny_bundle(tmp_path / "b")
+    plans = {p: build_engine(bundle, p, "tensorrt").engine for p in ("int8", "fp16")}
+
+    def problem(precision: str) -> str:
+        opened = open_bundle(bundle.root)
+        with open_session(opened, precision, "tensorrt") as session:
+            record = session_record(opened, session)
+        assert record is not None
+        return record.problem()
+
+    assert (problem("int8"), problem("fp16")) == ("", "")
+    sidecar = bundle.root / f"{plans['int8']}.json"
+    data = (bundle.root / plans["fp16"]).read_bytes()
+    facts = json.loads(sidecar.read_text())
+    facts |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    with transaction(bundle.root, "tamper", {}) as change:
+        change.path(plans["int8"], "engine").write_bytes(data)
+        change.path(f"{plans['int8']}.json", "engine fingerprint").write_text(json.dumps(facts))
+    assert problem("int8") == "no layer of this engine computes in INT8"
 
 
 def test_what_it_opened_and_closing(opened: Open, tmp_path: Path) -> None:

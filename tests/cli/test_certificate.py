@@ -346,7 +346,8 @@ CAUGHT_BY = {
     "one dimension's sign flipped": EMBEDDING,
     "the first face's embedding for all": EMBEDDING,
     "third face of a batch gets the second's": "min cosine",
-    "a single face goes wrong": "batches of 1, 2, 4, ... faces",
+    "a single face goes wrong": "batches of 1, 2, 3, 4, 8 and 16 faces",
+    "batches of three faces go wrong": "batches of 1, 2, 3, 4, 8 and 16 faces",
     "NaN for one face of a batch": "",
 }
 
@@ -447,6 +448,20 @@ def test_swapped_sidecars(bundle: Path, capsys: Captured) -> None:
     refused(verify, capsys)
 
 
+def test_the_fp32_engine_with_its_own_sidecar_in_the_int8_engines_place(
+    bundle: Path, capsys: Captured
+) -> None:
+    """Both agree with each other and with the manifest, and not with the name."""
+    with transaction(bundle, "swap", {}) as change:
+        for name, role in ((ENGINE, "int8 engine"), (SIDECAR, "engine fingerprint")):
+            other = bundle / name.replace("int8", "fp32")
+            change.path(name, role).write_bytes(other.read_bytes())
+    for command in ("verify", "benchmark"):
+        asked = [command, str(bundle), "--engine", "int8", "-q"]
+        assert "engine for onnxruntime in fp32, not of" in refused(asked, capsys)
+    refused(["check", str(bundle), "-q"], capsys)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_a_truncated_engine(share: float, bundle: Path, capsys: Captured) -> None:
     data = (bundle / ENGINE).read_bytes()
@@ -467,10 +482,15 @@ def test_a_sidecar_edited_by_hand(bundle: Path, capsys: Captured) -> None:
         "[]",
         json.dumps(facts | {"layers": "many"}),
         json.dumps({**facts, "sha256": 7}),
+        json.dumps({**facts, "layers": {"int8": -3}}),
+        json.dumps({**facts, "integer_kernels": True}),
+        json.dumps({**facts, "precisions": [1]}),
+        json.dumps({**facts, "integer_layers": 5}),
     ):
         with transaction(bundle, "edit", {}) as change:
             change.path(SIDECAR, "engine fingerprint").write_text(text)
         refused(verify, capsys)
+    refused(["report", str(bundle), "-q"], capsys)
     (bundle / SIDECAR).unlink()
     refused(verify, capsys)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fr_edge.metrics.rates import compare_rates
+from fr_edge.metrics.score_intervals import student_t
 from fr_edge.metrics.strata import compare_degraded, compare_strata
 from fr_edge.metrics.verification import all_pairs
 
@@ -83,3 +84,30 @@ def test_figures_of_degraded_probes_by_a_plain_loop() -> None:
         hits = [cosine(degraded[side][p], clean[j]) >= threshold for p, j in pairs]
         assert tar == pytest.approx(np.mean(hits))
     assert stratum.cosine.min == pytest.approx(min(map(cosine, *degraded)), abs=1e-6)
+
+
+def test_thresholds_that_stay_leave_a_stratum_more_freedom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four degrees of freedom for each effective person; the change over all faces has two."""
+    random = np.random.default_rng(3)
+    labels = np.repeat(np.arange(24), [12, 12, *[3] * 22])
+    old = random.normal(size=(24, 32))[labels] + 0.7 * random.normal(size=(len(labels), 32))
+    new = old + 0.5 * random.normal(size=old.shape)
+    old, new = old.astype(np.float32), new.astype(np.float32)
+    rate = compare_rates(all_pairs(old, labels), all_pairs(new, labels), (1e-2,))[0]
+
+    def half() -> float:
+        everyone = {"everyone": np.ones(len(labels), bool)}
+        tar = compare_strata(old, new, labels, {}, rate, everyone)
+        interval = next(stratum.tar for stratum in tar if stratum.name == "everyone")
+        assert interval.interval_95 is not None
+        assert interval.delta is not None
+        assert interval.delta < 0  # so the upper end has no room for more changes
+        return interval.interval_95[1] - interval.delta
+
+    pairs = np.array([66, 66, *[3] * 22])
+    weights = pairs / pairs.sum()
+    effective = (weights**2).sum() ** 2 / (weights**4).sum()
+    four = half()
+    monkeypatch.setattr("fr_edge.metrics.strata._FREEDOM_TIMES", 2)
+    expected = student_t(int(4 * effective)) / student_t(int(2 * effective))
+    assert four / half() == pytest.approx(expected, rel=1e-9)

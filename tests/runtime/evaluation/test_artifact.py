@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.bundle.derived import stale_reports
 from fr_edge.errors import BundleError, NotStored
 from fr_edge.faces.sources import Faces
+from fr_edge.graph.cpu_int8 import integer_layers
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.cpu_kernel_selection import KernelSelection
+from fr_edge.runtime.engine_record import file_record
 from fr_edge.runtime.evaluation.evaluate import evaluate
 from fr_edge.runtime.evaluation.verify import verify
+from fr_edge.runtime.report.report import write_report
 from fr_edge.runtime.session import Session, open_session
 
 ENGINE = "engines/onnxruntime-int8.onnx"
@@ -37,9 +42,13 @@ def _shuffle_engine(root: Path) -> None:
         if values.ndim == 4:
             moved = random.permutation(values.reshape(-1)).reshape(values.shape)
             tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
-    data = model.SerializeToString()
+    _seal(root, model.SerializeToString())
+
+
+def _seal(root: Path, data: bytes, **facts: object) -> None:
+    """Other bytes in the engine's place, with manifest and fingerprint that agree."""
     fingerprint = json.loads((root / f"{ENGINE}.json").read_text())
-    fingerprint["sha256"] = hashlib.sha256(data).hexdigest()
+    fingerprint |= {"sha256": hashlib.sha256(data).hexdigest(), **facts}
     with transaction(root, "tamper", {}) as change:
         change.path(ENGINE, "int8 engine").write_bytes(data)
         sidecar = change.path(f"{ENGINE}.json", "engine fingerprint")
@@ -71,6 +80,52 @@ def test_the_speed_of_an_engine_with_other_weights_is_invalid(built: Path) -> No
     assert all(
         any("not the original network" in reason for reason in run.reasons) for run in result.runs
     )
+
+
+def test_float_bytes_under_an_int8_engines_name_fail(built: Path, people: Faces) -> None:
+    """They embed better than the engine does, and are not what the page claims."""
+    assert file_record(open_bundle(built), ENGINE).problem() == ""
+    build_engine(built, "fp32", "onnxruntime")
+    _seal(built, (built / "engines/onnxruntime-fp32.onnx").read_bytes())
+    says = "no layer of this engine computes in INT8"
+    result = verify(built, "int8")
+    assert result.cosine.min > 0.99
+    assert all(gate.passed for gate in result.gates)
+    assert (result.verdict, len(result.reasons)) == ("FAILED", 1)
+    assert says in result.reasons[0].reason
+    judged = evaluate(built, people, "int8")
+    assert (judged.verdict, judged.gates) == ("FAILED", ())
+    assert says in judged.reasons[0].reason
+    missing = [note.partition(":")[0] for note in judged.not_measured]
+    assert {"TAR at FAR 1e-6", "TensorRT's arithmetic", "INT8"} <= {*missing}
+    assert all(":" in note for note in judged.not_measured)  # each with its reason
+    timed = benchmark(built, "int8", duration_s=0.2, warmup_s=0.1)
+    assert any(says in reason for reason in timed.runs[0].reasons)
+    page = write_report(built).read_text(encoding="utf-8")
+    assert '<b class="bad">NOT INT8</b>' in page
+    assert re.search(rf"FAILED</b> int8, .*: {says}", page)
+    plot = page[page.index('aria-label="int8 onnxruntime layers"') :]
+    plot = plot[: plot.index("</svg>")]
+    assert "NOT IN THE ENGINE" in plot
+    assert "INT8 weights" not in plot
+
+
+def test_integer_layers_are_counted_in_the_engines_own_file(
+    mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_integer(model: onnx.ModelProto, *_: object) -> list[KernelSelection]:
+        return [KernelSelection(tuple(integer_layers(model)), (0.5, 0.5))]
+
+    monkeypatch.setattr("fr_edge.runtime.cpu_kernel_selection.select_kernels", all_integer)
+    built = build_engine(mini, "int8", "onnxruntime")
+    record = file_record(open_bundle(mini), ENGINE)
+    assert record.integer == built.integer_kernels > 0
+    assert record.integer + len(record.weights) == record.claimed == built.layers["int8"]
+    assert record.problem() == ""
+    _seal(mini, (mini / ENGINE).read_bytes(), integer_kernels=built.integer_kernels + 1)
+    says = "of this engine compute in integers by its own file"
+    assert says in file_record(open_bundle(mini), ENGINE).problem()
+    assert says in verify(mini, "int8").reasons[0].reason
 
 
 class _Stale:
@@ -109,7 +164,7 @@ def test_results_of_an_earlier_batch_do_not_pass(
     assert result.verdict == "FAILED"
     assert [gate.name for gate in result.gates if not gate.passed] == [
         "same faces again: min cosine",
-        "batches of 1, 2, 4, ... faces: min cosine",
+        "batches of 1, 2, 3, 4, 8 and 16 faces: min cosine",
     ]
 
 

@@ -15,6 +15,7 @@ from fr_edge.calibration.search.budget import Budget
 from fr_edge.errors import BundleError, DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
+from fr_edge.graph.cpu_int8 import integer_layers
 from fr_edge.metrics.comparison import CurvesChange
 from fr_edge.metrics.protocols import draw_pairs
 from fr_edge.metrics.rates import ScoreCurves
@@ -22,6 +23,7 @@ from fr_edge.onnx_file import read_onnx
 from fr_edge.reading import printable
 from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
+from fr_edge.runtime.cpu_kernel_selection import KernelSelection
 from fr_edge.runtime.evaluation.evaluate import evaluate
 from fr_edge.runtime.evaluation.stored_reports import list_reports
 from fr_edge.runtime.evaluation.verify import verify
@@ -341,20 +343,34 @@ def test_a_report_of_another_bundle_counts_for_nothing(
     assert list_reports(open_bundle(judged))[-1].stale == ""
 
 
-def test_the_chart_shows_what_the_engine_computes_in(judged: Path) -> None:
-    name = "engines/onnxruntime-int8.onnx"
-    for integer in (True, False):
-        fingerprint = json.loads((judged / f"{name}.json").read_text())
-        graph = read_onnx(judged / "model.int8.onnx").graph
-        outputs = [n.output[0] for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
-        fingerprint["integer_layers"] = outputs if integer else []
-        with transaction(judged, "tamper", {}) as draft:
-            draft.path(f"{name}.json", "engine fingerprint").write_text(json.dumps(fingerprint))
+def test_the_chart_shows_what_the_engine_computes_in(
+    judged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own file: what the fingerprint claims beyond that is not drawn."""
+    chosen: tuple[str, ...] = ()
+
+    def select(model: object, *_: object) -> list[KernelSelection]:
+        return [KernelSelection(chosen, (0.5, 0.5))]
+
+    def plot() -> str:
         text = write_report(judged).read_text(encoding="utf-8")
-        plot = text[text.index('aria-label="int8 onnxruntime layers"') :]
-        plot = plot[: plot.index("</svg>")]
-        assert ("INT8 in integer kernels" in plot) == integer
-        assert ("INT8 weights, float sums" in plot) != integer
+        own = text[text.index('aria-label="int8 onnxruntime layers"') :]
+        return own[: own.index("</svg>")]
+
+    monkeypatch.setattr("fr_edge.runtime.cpu_kernel_selection.select_kernels", select)
+    name = "engines/onnxruntime-int8.onnx"
+    every = tuple(integer_layers(read_onnx(judged / "model.int8.onnx")))
+    for chosen in (every, ()):
+        build_engine(judged, "int8", "onnxruntime")
+        in_float = 4 - len(chosen)
+        assert (f"INT8 in integer kernels: {len(chosen)} layers" in plot()) == bool(chosen)
+        assert f"INT8 weights, float sums: {in_float} layers" in plot()
+    fingerprint = json.loads((judged / f"{name}.json").read_text())
+    fingerprint |= {"integer_layers": every, "integer_kernels": len(every)}
+    with transaction(judged, "tamper", {}) as draft:
+        draft.path(f"{name}.json", "engine fingerprint").write_text(json.dumps(fingerprint))
+    assert "INT8 in integer kernels" not in plot()
+    assert "NOT INT8" in (judged / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_allows_no_script_and_files_write_no_markup(judged: Path) -> None:
