@@ -320,12 +320,7 @@ def preprocess(faces: U8, spec: InputSpec) -> F32:
         raise ValueError(f"expected square faces (N, S, S, 3) uint8, got {faces.shape}")
     if faces.dtype != np.uint8:
         raise ValueError(f"expected faces (N, S, S, 3) uint8, got {faces.dtype}")
-    if faces.shape[1] != side:
-        faces = (
-            np.stack([resize_face(face, side) for face in faces])
-            if len(faces)
-            else np.zeros((0, side, side, 3), np.uint8)
-        )
+    faces = resize_faces(faces, side)
     top, left = (side - spec.height) // 2, (side - spec.width) // 2
     faces = faces[:, top : top + spec.height, left : left + spec.width]
     if spec.channels == "BGR":
@@ -342,6 +337,23 @@ def preprocess(faces: U8, spec: InputSpec) -> F32:
     out -= mean
     out /= std
     return out
+
+
+def resize_faces(faces: U8, side: int) -> U8:
+    """Aligned faces at another size, as `resize_face`.
+
+    Args:
+        faces: RGB `(N, S, S, 3) uint8`.
+        side: Wanted, in pixels.
+
+    Returns:
+        `(N, side, side, 3) uint8`; the faces themselves where they have that size.
+    """
+    if faces.shape[1] == side:
+        return faces
+    if not len(faces):
+        return np.zeros((0, side, side, 3), np.uint8)
+    return np.stack([resize_face(face, side) for face in faces])
 
 
 def luma(faces: U8) -> U8:

@@ -41,7 +41,7 @@ def with_input(model: ModelProto, spec: InputSpec, kind: InputKind) -> ModelProt
     Args:
         model: A model with one input `(N, C, H, W) float32`.
         spec: Its input contract.
-        kind: "tensor" for that input, "crop" for aligned faces `(N, 112, 112, 3) uint8`, "frame" for
+        kind: "tensor" for that input, "crop" for aligned faces `(N, S, S, 3) uint8`, "frame" for
             a frame with landmarks.
 
     Returns:

@@ -15,6 +15,18 @@ from ..faces.contract import ALIGNED_SIZE, LUMA, LUMA_UNIT, InputSpec
 UINT8_SHAPE = (ALIGNED_SIZE, ALIGNED_SIZE, 3)  # an aligned face, RGB
 
 
+def crop_shape(spec: InputSpec) -> tuple[int, int, int]:
+    """The aligned face that `with_uint8_input` makes a network take.
+
+    Args:
+        spec: The network's input contract.
+
+    Returns:
+        `(S, S, 3)`: 112 pixels a side, or the network's own where that is larger.
+    """
+    return (spec.crop_side, spec.crop_side, 3)
+
+
 def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     """Put `faces.contract.preprocess` in front of a network.
 
@@ -23,15 +35,17 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
         spec: Its input contract.
 
     Returns:
-        A copy with one input `pixels (N, 112, 112, 3) uint8`, RGB.
+        A copy with one input `pixels (N, S, S, 3) uint8`, RGB; `(S, S, 3)` is `crop_shape`.
 
     Raises:
-        UsageError: The contract scales the face, which is not done in the network.
+        UsageError: The network takes less than 112 pixels a side: the face is scaled, which is not done
+            in the network.
     """
     side = max(spec.height, spec.width)
-    if side != ALIGNED_SIZE:
+    if side < ALIGNED_SIZE:
         raise UsageError(
-            f"pixels-in engines are for networks of {ALIGNED_SIZE} pixels a side, this one has {side}",
+            f"pixels-in engines are for networks of at least {ALIGNED_SIZE} pixels a side, this one"
+            f" has {side}",
             "send preprocessed faces",
         )
     copy = ModelProto()
@@ -54,7 +68,7 @@ def with_uint8_input(model: ModelProto, spec: InputSpec) -> ModelProto:
     ]
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     count = batch.dim_value or batch.dim_param or "batch"
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, (count, *UINT8_SHAPE))
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, (count, *crop_shape(spec)))
     for field in ("input", "node"):
         graph.ClearField(field)
     graph.input.append(pixels)

@@ -118,7 +118,7 @@ def build_engine(
         sign: Signs the engine, its fingerprint and timing cache, and what was calibrated for it: for
             a machine that uses signed files only.
         input_kind: What the engine takes: "tensor" for the network's input, "crop" for aligned faces
-            `(N, 112, 112, 3) uint8`, "frame" for a frame `(1, H, W, 3) uint8` and landmarks
+            `(N, S, S, 3) uint8` (`crop_shape`), "frame" for a frame `(1, H, W, 3) uint8` and landmarks
             `(N, 5, 2) float32`, which it aligns itself.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import F32, U8
 from ..errors import UsageError
-from ..faces.contract import InputSpec, preprocess
+from ..faces.contract import InputSpec, preprocess, resize_faces
 from ..graph.cpu_int8 import cpu_model
 from ..graph.frame_input import FRAME, LANDMARKS, InputKind
 from ..graph.layers import layer_precisions
@@ -127,8 +127,9 @@ class CpuSession:
         if self.input_kind == "frame":
             frame, landmarks = tile_faces(images, self._spec.crop_side)
             return {FRAME: frame[None], LANDMARKS: landmarks}
-        tensor = self.input_kind == "tensor"
-        return {self._input: preprocess(images, self._spec) if tensor else images}
+        if self.input_kind == "crop":
+            return {self._input: resize_faces(images, self._spec.crop_side)}
+        return {self._input: preprocess(images, self._spec)}
 
     def _run(self, feeds: dict[str, F32 | U8]) -> F32:
         out: F32 = self._session.run(None, feeds)[0]

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from ...errors import BundleError, ModelError, UsageError
-from ...faces.contract import ALIGNED_SIZE, InputSpec, aligned_template
+from ...faces.contract import InputSpec, aligned_template
 from ...graph.frame_input import InputKind, with_input
 
 PACKAGE_CONTRACT_KEY = "fr_edge.contract"  # of the metadata of a package's models
@@ -100,7 +100,7 @@ def _shapes(spec: InputSpec, kind: InputKind, batch: int | None) -> list[dict[st
             {"type": "float32", "shape": [faces, 5, 2]},
         ]
     if kind == "crop":
-        shape = [faces, ALIGNED_SIZE, ALIGNED_SIZE, 3]
+        shape = [faces, spec.crop_side, spec.crop_side, 3]
         return [{"type": "uint8", "shape": shape, "channels": "RGB"}]
     return [{"type": "float32", "shape": [faces, *spec.shape], "channels": spec.channels}]
 

@@ -54,6 +54,7 @@ def write_triton(draft: PackageDraft) -> None:
         "embedder",
         "crop",
         max_batch=largest,
+        side=draft.bundle.spec.crop_side,
         dim=dim,
         batching=batching,
         warm_batch=min(knee[0], largest) if knee else largest,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...arrays import F32, U8
 from ...errors import MachineError
-from ...faces.contract import InputSpec, preprocess
+from ...faces.contract import InputSpec, preprocess, resize_faces
 from ...graph.frame_input import FRAME, InputKind
 from ..cuda.interface import Buffer, Cuda
 from ..frames import fit_frame, tile_faces
@@ -104,7 +104,9 @@ class EngineInputs:
         """
         if self.kind == "frame":
             return self.of_frame(*tile_faces(images, spec.crop_side))
-        return (preprocess(images, spec) if self.kind == "tensor" else images,)
+        if self.kind == "crop":
+            return (resize_faces(images, spec.crop_side),)
+        return (preprocess(images, spec),)
 
     def of_frame(self, frame: U8, landmarks: F32) -> Inputs:
         """The inputs for faces of a frame.

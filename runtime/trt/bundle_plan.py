@@ -20,7 +20,7 @@ from ...graph.int8_fp16 import int8_fp16_model, wide_nodes
 from ...graph.layers import layer_precisions, weighted_nodes
 from ...graph.load import check_finite, fixed_batch
 from ...graph.prelu import fusible, has_prelu
-from ...graph.uint8_input import UINT8_SHAPE
+from ...graph.uint8_input import crop_shape
 from ...onnx_file import read_onnx
 from ..fingerprint import DETECTOR_SOURCES, SOURCES, BackendBuild
 from ..machine.backends import COMPILE_ONLY, MODULES
@@ -80,7 +80,7 @@ def build_plan(
             )
         options = replace(options, batch=own)
     model = with_input(model, bundle.spec, options.input_kind)
-    shape = UINT8_SHAPE if options.input_kind == "crop" else bundle.spec.shape
+    shape = crop_shape(bundle.spec) if options.input_kind == "crop" else bundle.spec.shape
     return _plan_of(trt, model, shape, precision, backend, options, timing_cache, calibrator)
 
 

@@ -1,14 +1,13 @@
 """Pixels in gives what preprocessed faces give, on every backend that is here."""
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, load, numpy_helper, save
 
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.errors import UsageError
 from fr_edge.faces.contract import InputSpec, preprocess
-from fr_edge.graph.uint8_input import with_uint8_input
+from fr_edge.graph.uint8_input import crop_shape, with_uint8_input
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.fingerprint import read_fingerprint
 from fr_edge.runtime.onnxruntime_session import CpuSession
@@ -19,6 +18,7 @@ SPECS = (
     InputSpec(channels="BGR", mean=(104.0, 117.0, 123.0), std=(58.0, 57.0, 56.0)),
     InputSpec(width=96, std=(128.0,) * 3),
     InputSpec(channels="GREY", std=(128.0,) * 3),
+    InputSpec(height=128, width=120),
 )
 
 
@@ -48,17 +48,21 @@ def file_for(spec, folder):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_network_does_what_preprocess_does(tmp_path, pixels, spec):
+    """Faces of 112 pixels are enlarged for a larger network, whose own size is taken as it is."""
     file = file_for(spec, tmp_path)
-    expected = CpuSession(file, "fp32", spec).embed(pixels)
-    model = with_uint8_input(load(file), spec).SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    result = session.run(None, {"pixels": pixels})[0]
-    assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
+    plain = CpuSession(file, "fp32", spec)
+    save(with_uint8_input(load(file), spec), tmp_path / "crop.onnx")
+    crops = CpuSession(tmp_path / "crop.onnx", "fp32", spec)
+    assert crops.input_kind == "crop"
+    own = np.random.default_rng(6).integers(0, 256, (3, *crop_shape(spec))).astype(np.uint8)
+    for faces in (pixels, own):
+        expected, result = plain.embed(faces), crops.embed(faces)
+        assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_a_contract_that_scales_is_refused(tmp_path):
-    spec = InputSpec(height=160, width=160)
-    with pytest.raises(UsageError, match="112 pixels a side, this one has 160"):
+    spec = InputSpec(height=96, width=96)
+    with pytest.raises(UsageError, match="at least 112 pixels a side, this one has 96"):
         with_uint8_input(load(file_for(spec, tmp_path)), spec)
 
 

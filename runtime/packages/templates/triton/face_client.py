@@ -27,7 +27,7 @@ class FaceClient:
         """Embeddings of aligned faces.
 
         Args:
-            crops: `(N, 112, 112, 3) uint8`, RGB; N at most the server's `max_batch_size`.
+            crops: `(N, S, S, 3) uint8`, RGB, S of the configuration; N at most its `max_batch_size`.
 
         Returns:
             `(N, D) float32`, of unit length.
