@@ -33,6 +33,8 @@ _MAX_TOTAL = 1 << 32  # of all tensors; what passes over them takes seconds
 
 _MAX_MACS = 2e12  # multiply-adds: a minute on one core, and ten times a 200-layer face network
 
+_MANY = 5_000  # operators; onnxruntime's optimiser takes the square of some chains' length
+
 _STANDARD = {
     ("com.microsoft.nchwc", "Conv"): ("Conv", 2),
     ("com.microsoft.nchwc", "MaxPool"): ("MaxPool", 1),
@@ -143,6 +145,8 @@ def _unknown_cost(model: ModelProto, size: tuple[int, int]) -> str:
     branch = next((node.op_type for node in model.graph.node if node.op_type in _BRANCHES), "")
     if branch:
         return f"it has the operator {branch}"
+    if len(model.graph.node) > _MANY:
+        return f"it has {len(model.graph.node):,} operators"
     try:
         shapes = _shapes(model, size)
     except Exception as error:  # onnx's inference raises its own, RuntimeError and ValueError

@@ -1,6 +1,7 @@
 """Strangers' ONNX files: what is damaged, hostile or random is refused by name, in bounded time."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,17 @@ def test_a_loop_that_ends_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = endless_loop()
     model.graph.initializer[0].CopyFrom(from_array(np.array(3, np.int64), "turns"))
     ensure_runnable(model, "x.onnx")
+
+
+def test_a_network_of_many_operators_is_tried_apart() -> None:
+    """Each is cheap, but loading them all may take hours."""
+    names = ["face", *(f"a{i}" for i in range(5000)), "out"]
+    nodes = [helper.make_node("Add", [a, a], [b]) for a, b in pairwise(names)]
+    assert "5,001 operators" in _unknown_cost(network(nodes), (112, 112))
+    assert (
+        _unknown_cost(network([*nodes[:99], helper.make_node("Abs", ["a98"], ["out"])]), (112, 112))
+        == ""
+    )
 
 
 def test_an_ordinary_network_needs_no_trial(tmp_path: Path) -> None:
