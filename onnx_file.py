@@ -89,6 +89,7 @@ def parse_onnx(data: bytes, name: str, folder: Path | None = None) -> ModelProto
         _load_side_files(model, name, folder)
         for tensor in _tensors(model.graph):
             _check_tensor(tensor)
+        _check_texts(model)
         _check_nodes(model)
     except ModelError as error:
         message = error.message if error.message.startswith(name) else f"{name}: {error.message}"
@@ -242,6 +243,26 @@ def _check_tensor(tensor: TensorProto) -> None:
         raise ModelError(f"tensor {tensor.name} cannot be read: {first_line(error)}") from error
 
 
+def _check_texts(model: ModelProto) -> None:
+    """Raise ModelError unless every text is UTF-8: protobuf gives other bytes as they are."""
+    graphs = [model.graph]
+    texts = [model.producer_name, model.producer_version, model.domain, model.doc_string]
+    texts += [opset.domain for opset in model.opset_import]
+    texts += [text for item in model.metadata_props for text in (item.key, item.value)]
+    while graphs:
+        graph = graphs.pop()
+        texts += [graph.name, graph.doc_string, *(tensor.name for tensor in graph.initializer)]
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            texts += [value.name, value.doc_string]
+            texts += [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        for node in graph.node:
+            texts += [node.op_type, node.domain, node.name, node.doc_string]
+            texts += [*node.input, *node.output, *(item.name for item in node.attribute)]
+            graphs += _bodies(node)
+    if not all(isinstance(text, str) for text in texts):
+        raise ModelError("it holds names or texts that are not UTF-8")
+
+
 def _check_nodes(model: ModelProto) -> None:
     """Raise ModelError unless nodes have what their operators need, and none is random."""
     newest = onnx.defs.onnx_opset_version()
@@ -251,11 +272,6 @@ def _check_nodes(model: ModelProto) -> None:
     }
     schemas: dict[str, onnx.defs.OpSchema | None] = {}
     for node in _nodes(model.graph):
-        texts = (node.op_type, node.domain, node.name, *node.input, *node.output)
-        if not all(
-            isinstance(text, str) for text in texts
-        ):  # protobuf gives such bytes as they are
-            raise ModelError("a node's names are not UTF-8")
         what = f"node {node.name or node.op_type!r}"
         if not any(node.output):
             raise ModelError(f"{what} has no output")

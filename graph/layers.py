@@ -333,6 +333,8 @@ def _count_macs(node: NodeProto, shape: list[int], weight: list[int]) -> int:
 
 def _count_products(node: NodeProto, shape: list[int], shapes: Mapping[str, Sequence[int]]) -> int:
     """For one face, of what no layer in 8 bits computes; `shape` is the output's."""
+    if len(node.input) < 2:  # an Einsum of one matrix has no products
+        return 0
     first, second = (list(shapes.get(name, ())) for name in node.input[:2])
     if not first or not second:
         return 0

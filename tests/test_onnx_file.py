@@ -223,18 +223,31 @@ def test_a_node_that_cannot_be_is_named(node: NodeProto, word: str) -> None:
     assert word in refusal(network([node], yes, from_array(np.ones((3, 3, 1, 1), np.float32), "w")))
 
 
-def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
-    """protobuf gives them as bytes, which no operator is found by."""
+@pytest.mark.parametrize(
+    "text", ["Softplus", "in-put", "inside", "a-graph", "a-maker", "a-key", "size-n", "a-weight"]
+)
+def test_texts_that_are_not_utf8_are_refused(text: str, tmp_path: Path) -> None:
+    """protobuf gives them as bytes, and refuses them where they are copied."""
     graph = helper.make_graph(
-        [helper.make_node("Softplus", ["x"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [
+            helper.make_node("Softplus", ["in-put"], ["inside"]),
+            helper.make_node("Add", ["inside", "a-weight"], ["y"]),
+        ],
+        "a-graph",
+        [helper.make_tensor_value_info("in-put", TensorProto.FLOAT, ["size-n"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [from_array(np.ones(1, np.float32), "a-weight")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    path = tmp_path / "x.onnx"
-    path.write_bytes(model.SerializeToString().replace(b"Softplus", b"Soft\xff\xfeus"))
-    with pytest.raises(ModelError, match="a node's names are not UTF-8"):
+    model.producer_name = "a-maker"
+    model.metadata_props.add(key="a-key", value="x")
+    path, data = tmp_path / "x.onnx", model.SerializeToString()
+    path.write_bytes(data)
+    read_onnx(path)
+    path.write_bytes(
+        data.replace(text.encode(), text[:2].encode() + b"\xff\xfe" + text[4:].encode())
+    )
+    with pytest.raises(ModelError, match="names or texts that are not UTF-8"):
         read_onnx(path)
 
 

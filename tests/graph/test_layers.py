@@ -181,6 +181,7 @@ def test_products_that_stay_float_count_too() -> None:
         ),
         helper.make_node("Einsum", ["q", "k"], ["scores"], equation="bhid, bhjd -> bhij"),
         helper.make_node("MatMul", ["scores", "k"], ["mixed"]),
+        helper.make_node("Einsum", ["rows"], ["turned"], equation="bij->bji"),  # no product
     ]
     inputs = {
         "image": ("batch", 3, 8, 8),
