@@ -21,6 +21,7 @@ from fr_edge.export import contract_check, one_face, opset, parity, preprocessin
 from fr_edge.faces import contract, quality
 from fr_edge.metrics import (
     accuracy,
+    changed_decisions,
     identification,
     intervals,
     protocols,
@@ -31,7 +32,7 @@ from fr_edge.metrics import (
 )
 from fr_edge.runtime.benchmark import result as benchmark
 from fr_edge.runtime.benchmark import statistics, workload
-from fr_edge.runtime.evaluation import evaluate, judgement, limits, verify
+from fr_edge.runtime.evaluation import evaluate, judgement, limits, reference, verify
 
 
 def test_arcface_template() -> None:
@@ -118,7 +119,9 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
     (verification, {"FARS": (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)}),
     (identification, {"FPIRS": (1e-1, 1e-2, 1e-3)}),
     (rates, {"SOLID_IMPOSTORS": 10, "_SEPARATED_TAR": 0.5, "_SEPARATED_PAIRS": 20}),
-    (strata, {"MIN_STRATUM_PAIRS": 50}),
+    (strata, {"MIN_STRATUM_PAIRS": 50, "_FREEDOM_TIMES": 4}),
+    (changed_decisions, {"FREEDOM_TIMES": 2}),
+    (reference, {"_SMALL_BATCHES": (1, 2, 3, 4, 8, 16)}),
     (protocols, {"FOLDS": 10, "PER_FOLD": 300}),  # LFW: 10 folds of 300 and 300 pairs
     (golden, {"ORIGINS": {"pytorch": "PyTorch", "onnx": "the original ONNX network"}}),
     # When a benchmark is INVALID.
