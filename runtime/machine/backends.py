@@ -41,7 +41,7 @@ def library_version(backend: str) -> str:
     """
     try:
         return str(getattr(import_module(MODULES[backend]), "__version__", ""))
-    except (ImportError, OSError):
+    except Exception:  # a damaged package, or one for another NumPy, raises anything
         return ""
 
 

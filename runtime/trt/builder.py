@@ -65,9 +65,9 @@ def load_library(backend: str) -> Any:
     """
     try:
         return import_module(MODULES[backend])
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a damaged package, or one for another NumPy, raises anything
         raise MachineError(
-            f"{MODULES[backend]} cannot be loaded: {error}",
+            f"{MODULES[backend]} cannot be loaded: {error or type(error).__name__}",
             "`fr-edge doctor` shows what is missing and how to get it",
         ) from error
 

@@ -42,7 +42,9 @@ class CudaDouble:
         yield
 
     def buffer(self, size: int) -> Buffer:
-        self.arrays.append(np.zeros(size, np.uint8))
+        whole = np.zeros(size + 256, np.uint8)  # addresses are multiples of 256, as the driver's
+        start = -whole.ctypes.data % 256
+        self.arrays.append(whole[start : start + size])
         return Buffer(self.arrays[-1], self.arrays[-1].ctypes.data, True, ())
 
     def stream(self) -> int:

@@ -47,6 +47,7 @@ __attribute__((constructor)) static void configure(void) {
 
 /* Contexts: the primary one of each device, a stack for each thread. */
 static __thread int stack[32], depth;
+#define ALIGNED 256 /* bytes: no address has a smaller multiple */
 #define CURRENT (depth ? stack[depth - 1] : -1)
 #define NEED_CONTEXT if (CURRENT < 0) return INVALID_CONTEXT
 
@@ -118,7 +119,8 @@ static R take(void **p, size_t n, int host, unsigned flags) {
     if (!n) return INVALID_VALUE;
     if (n > limit || used > limit - n) return NO_MEMORY;
     struct block *b = malloc(sizeof *b);
-    *b = (struct block){calloc(1, n), n, CURRENT, host, flags, blocks};
+    size_t whole = (n + ALIGNED - 1) / ALIGNED * ALIGNED;
+    *b = (struct block){memset(aligned_alloc(ALIGNED, whole), 0, whole), n, CURRENT, host, flags, blocks};
     blocks = b;
     used += n;
     *p = b->at;

@@ -43,6 +43,7 @@ TACTICS = {
     "fp32": "sm80_xmma_fprop_implicit_gemm_f32f32_f32f32_f32_nhwckrsc_nhwc",
 }
 _UINT8, _FP8 = 2, 17  # TensorProto's
+ALIGNED = 256  # bytes, of addresses (NvInferRuntime.h, IExecutionContext::setTensorAddress)
 HEAD = 28  # bytes before what this double writes into a plan
 
 
@@ -560,6 +561,9 @@ class TensorRTDouble:
         return True
 
     def IExecutionContext_set_tensor_address(self, this: Any, name: str, memory: int) -> bool:  # noqa: N802
+        if memory % ALIGNED:
+            self._error(this._engine._state.log, f"IExecutionContext::setTensorAddress: {ALIGNED}")
+            return False
         this._at[name] = memory
         return True
 

@@ -300,6 +300,9 @@ def test_messages_arrive_when_the_first_session_is_closed(opened: Open, tmp_path
     board.trt.contexts, second._plain = 0, None
     with pytest.raises(MachineError, match=r"too little memory to run e.plan: .*out of memory"):
         second.embed(_images(3))
+    board.trt.contexts, board.trt.refuses = 9, {"IExecutionContext.execute_async_v3"}
+    with pytest.raises(MachineError, match="run the engine of e.plan: it gives no reason"):
+        second.embed(_images(3))  # the reason of the other error is not this one's
 
 
 @pytest.mark.parametrize(("name", "kind"), [("face", "HALF"), ("embedding", "UINT8")])

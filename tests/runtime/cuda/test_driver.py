@@ -300,3 +300,16 @@ def test_a_build_works_on_the_selected_gpu(monkeypatch):
     with use_gpu(1), interface.on_selected_gpu():
         assert made == ["current"]
     assert made == ["current", "left", "closed"]
+
+    class Builder:  # TensorRT's, say: it has to be freed while the GPU's context is there
+        def __del__(self) -> None:
+            made.append("freed")
+
+    def fail() -> None:
+        builder = Builder()
+        raise MachineError(f"{type(builder).__name__} fails")
+
+    made.clear()
+    with pytest.raises(MachineError), use_gpu(1), interface.on_selected_gpu():
+        fail()
+    assert made == ["current", "freed", "closed"]
