@@ -1,5 +1,6 @@
 """What the tests of boards share: the doubles in C, built once."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,11 @@ from networks import write_distinct_people
 from shell import Boards, Shell
 from tiny_network import bundle, faces, tiny  # noqa: F401
 
+from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.bundle.golden import read_golden, write_golden
 from fr_edge.runtime.benchmark import timing
+
+_GOLDEN = 12
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +41,19 @@ def files_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if COMPILER is None:
         pytest.skip(NO_COMPILER)
     return build_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def calibrated_mini(calibrated_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a third of its golden faces, which every `verify` and `accept` embeds often."""
+    folder = tmp_path_factory.mktemp("boards") / "mini.bundle"
+    shutil.copytree(calibrated_mini, folder)
+    golden = read_golden(open_bundle(folder))
+    with transaction(folder, "export", {}) as draft:
+        path = draft.path("golden.npz", "golden faces")
+        few = slice(_GOLDEN)
+        write_golden(path, golden.faces[few], golden.embeddings[few], "onnx", exact=None)
+    return folder
 
 
 @pytest.fixture(scope="session")

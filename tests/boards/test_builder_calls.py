@@ -157,6 +157,18 @@ def test_a_build_keeps_its_own_messages_and_all_have_one_logger():
     assert session.problems == ["of another thread", "of a run"]
 
 
+def test_a_package_that_raises_anything_is_told(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").write_text(
+        "raise AttributeError('_ARRAY_API is missing')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    assert backends.library_version("tensorrt") == ""
+    with pytest.raises(MachineError, match="tensorrt cannot be loaded: _ARRAY_API is missing"):
+        builder.load_library("tensorrt")
+
+
 @pytest.fixture
 def library(monkeypatch) -> TensorRTDouble:
     trt = TensorRTDouble("10.3.0")
