@@ -61,6 +61,28 @@ def test_every_line_in_the_documentation_parses(page: Path) -> None:
         result.make_context(f"fr-edge {words[0]}", words[1:])
 
 
+def test_options_that_messages_name_exist() -> None:
+    """But those of other programs: pip, docker, tegrastats, nvidia-smi, cmake, and Ansible in cli/fleet."""
+    other = {
+        *("system-site-packages", "runtime", "gpus", "interval", "query-gpu", "format", "build"),
+        *("shapes", "load", "warm", "help"),  # trtexec's begin so
+        "table",  # of a script in benchmarks
+    }
+    known = {
+        option.lstrip("-")
+        for name in COMMANDS
+        for made in (command(name), *getattr(command(name), "commands", {}).values())
+        for parameter in made.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    outside = {".venv", "build", "tests", "docs", "benchmarks", "examples", "demo"}
+    for path in (p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in outside):
+        if path.name.startswith("fleet"):
+            continue
+        named = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", path.read_text(encoding="utf-8")))
+        assert named <= known | other, f"{path}: {named - known - other}"
+
+
 def test_links_point_at_files() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -9,6 +9,7 @@ import numpy as np
 from ...arrays import U8
 from ...faces.contract import InputSpec, preprocess
 from ...faces.images import decode_image
+from ..machine.device import cuda_python_install, find_gpus
 from ..profile import DeviceTimes, LayerTime
 from ..session import Session
 from .workload import as_jpegs
@@ -121,14 +122,15 @@ def _host_advice(preprocess_ms: float, embed_ms: float) -> list[str]:
         return []
     return [
         f"preprocessing takes {share:.0%} of preprocessing and embedding; an engine built with"
-        " --uint8-input does it in the network"
+        " --input crop does it in the network"
     ]
 
 
 def _device_advice(device: DeviceTimes) -> list[str]:
     advice = []
     if device.enqueue_ms > _ENQUEUE_BOUND * device.compute_ms:
-        cure = "a larger --batch" if device.graph else "CUDA graphs: pip install cuda-python"
+        install = cuda_python_install(find_gpus().driver)
+        cure = "a larger --batch" if device.graph else f"CUDA graphs: {install}"
         advice.append(
             f"enqueue-bound: queueing takes {device.enqueue_ms:.3f} ms of the host, computing"
             f" {device.compute_ms:.3f} ms; {cure}"
@@ -137,7 +139,7 @@ def _device_advice(device: DeviceTimes) -> list[str]:
     if copies_ms > device.compute_ms:
         advice.append(
             f"transfer-bound: copies take {copies_ms:.3f} ms, computing {device.compute_ms:.3f} ms,"
-            " from pinned memory already; an engine built with --uint8-input moves a quarter of"
+            " from pinned memory already; an engine built with --input crop moves a quarter of"
             " the bytes"
         )
     return advice

@@ -13,7 +13,7 @@ from ...errors import MachineError, ModelError
 from ...graph.frame_input import PREFIX
 from ..cuda.interface import on_selected_gpu
 from ..machine.backends import MODULES
-from ..machine.device import find_gpus
+from ..machine.device import find_gpus, selected_gpu
 from .config import EngineOptions, configure, set_timing_cache, strongly_typed
 from .errors import (
     MessageLog,
@@ -34,6 +34,7 @@ Shape = tuple[int, ...]
 InputSizes = tuple[Shape, Shape, Shape]  # of one input: smallest, typical and largest
 
 _SMALLER_MB = (1024, 256)  # workspaces to try when the build runs out of memory
+_SHARED_PART = 4  # of a Jetson's memory a workspace takes one part in four, unless it is given
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def compile_plan(
     """
     wanted = options.workspace_mb
     problems: list[str] = []
-    for size in (wanted,) if wanted else (None, *_SMALLER_MB):
+    for size in (wanted,) if wanted else _workspaces():
         log = recorder(trt)
         if problems:
             logger.warning("out of GPU memory: the workspace is cut to %d MB", size)
@@ -126,6 +127,17 @@ def compile_plan(
         else f"the GPU has too little memory to build this engine: {problems[0]}",
         "raise --workspace" if wanted else "close other programs, or lower --batch",
     )
+
+
+def _workspaces() -> tuple[int | None, ...]:
+    """What to try, MB; None for TensorRT's own limit, all of the GPU's memory.
+
+    Where the GPU shares the CPU's, all of it is not free: the kernel would end programs instead of
+    refusing memory, and the build would never try less.
+    """
+    gpu = selected_gpu()
+    first = gpu.memory_mb // _SHARED_PART if gpu is not None and gpu.integrated else None
+    return (first, *(size for size in _SMALLER_MB if first is None or size < first))
 
 
 class _NoMemory(Exception):

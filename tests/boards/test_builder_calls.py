@@ -5,12 +5,13 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from threading import Thread
 from typing import Any
 
 import pytest
 from onnx import ModelProto
+from pretend import L4, ORIN
 from tensorrt_double import TensorRTDouble
 
 from fr_edge.bundle.bundle import open_bundle
@@ -240,6 +241,25 @@ def test_a_smaller_workspace_is_tried_before_memory_is_said_to_be_too_little(tin
         built(trt, tiny(), "fp32")
     with pytest.raises(MachineError, match="workspace of 4 MB does not suffice"):
         built(trt, tiny(), "fp32", workspace_mb=4)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "limits"),
+    [
+        (replace(ORIN, memory_mb=7620), [1905]),
+        (replace(ORIN, memory_mb=3700), [925, 256]),
+        (L4, []),
+    ],
+    ids=["8 GB", "4 GB", "card"],
+)
+def test_a_gpu_that_shares_the_cpus_memory_is_not_given_all_of_it(tiny, monkeypatch, gpu, limits):
+    trt = TensorRTDouble("10.3.0")
+    if len(limits) > 1:  # what the build wants is not there, and less will do
+        trt.workspace_mb, trt.largest_mb = 512, 500
+    monkeypatch.setattr(builder, "selected_gpu", lambda: gpu)
+    built(trt, tiny(), "fp32")
+    rows = trt.called("IBuilderConfig.set_memory_pool_limit")
+    assert [int(re.findall(r"\d+", row.split("pool_size=")[1])[0]) >> 20 for row in rows] == limits
 
 
 def test_what_the_double_refuses_is_told(tiny):
