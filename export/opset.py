@@ -92,9 +92,12 @@ def _newer(model: ModelProto) -> list[str]:
 
 def _converted(model: ModelProto) -> ModelProto:
     try:
-        return onnx.version_converter.convert_version(model, OPSET)
+        result = onnx.version_converter.convert_version(model, OPSET)
+        onnx.checker.check_model(result)  # a newer reduction keeps an attribute that OPSET lacks
+        return result
     except (
         onnx.version_converter.ConvertError,
+        onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
         RuntimeError,
         ValueError,

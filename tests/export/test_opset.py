@@ -27,6 +27,10 @@ def floats(*shape: int) -> np.ndarray:
 
 CASES: dict[str, tuple[int, list[int], list[NodeProto], dict[str, np.ndarray]]] = {
     "reduction with axes": (18, [2, 6, 5], [node("ReduceMean", ["x", "a"])], {"a": ints(1)}),
+    "reduction as PyTorch writes it": (
+        18, [2, 6, 5],
+        [node("ReduceMean", ["x", "a"], noop_with_empty_axes=0, keepdims=1)], {"a": ints(-1)},
+    ),
     "reduction of nothing": (
         18, [2, 6, 5], [node("ReduceMean", ["x", ""], noop_with_empty_axes=1)], {},
     ),
