@@ -20,6 +20,7 @@ from ..graph.cpu_int8 import cpu_model
 from ..graph.eight_bit import EIGHT_BIT
 from ..graph.layers import precisions_by_output
 from ..onnx_file import parse_onnx, read_onnx
+from .detector_engine import BundleDetector
 from .fingerprint import engine_source, read_expected, read_fingerprint
 from .onnxruntime_session import ONNXRUNTIME
 from .session import Session
@@ -73,15 +74,15 @@ class EngineRecord:
         return ""
 
 
-def session_record(bundle: Bundle, session: Session) -> EngineRecord | None:
-    """The record of the engine that a session has opened.
+def session_record(bundle: Bundle, session: Session | BundleDetector) -> EngineRecord | None:
+    """The record of the engine that a session or a detector has opened.
 
     Args:
         bundle: The bundle that it was opened from.
-        session: The open session.
+        session: The open session or detector.
 
     Returns:
-        The record; None for an ONNX graph, which is judged as its file has it.
+        The record; None for an ONNX graph, which is judged as its file has it, and for a detector's plan.
 
     Raises:
         BundleError: The engine or its fingerprint was changed since.

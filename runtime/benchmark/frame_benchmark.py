@@ -30,6 +30,8 @@ from ...faces.stored_detector import DETECTOR_SPEC
 from ...metrics.verification import cosines
 from ...progress import Track, silent
 from ..detector_engine import BundleDetector, open_bundle_detector
+from ..evaluation.gates import VerdictReason
+from ..evaluation.judgement import precision_reasons
 from ..evaluation.result import OpenedFile, check_unchanged, opened_file
 from ..fingerprint import machine_fingerprint
 from ..frames import align_faces, unit_length
@@ -177,6 +179,7 @@ def benchmark_frames(
         open_bundle_detector(bundle, detector, backend) as detect,
         open_session(bundle, engine, backend) as session,
     ):
+        claims = (*precision_reasons(bundle, session), *precision_reasons(bundle, detect))
         images = ImageDigests()
         patches = _patches(photographs, detect, images, track)
         people = _gallery(bundle, session, gallery)
@@ -184,7 +187,7 @@ def benchmark_frames(
         runs = []
         for count in track(faces, "timing", len(faces)):
             chain = _Chain(bundle, detect, session, people, frames[count])
-            runs.append(_time(chain, count, duration_s, warmup_s))
+            runs.append(_time(chain, count, duration_s, warmup_s, claims))
         result = FrameBenchmark(
             engine=session.precision,
             backend=session.backend,
@@ -283,12 +286,15 @@ class _Chain:
         return embeddings
 
 
-def _time(chain: _Chain, faces: int, duration_s: float, warmup_s: float) -> FrameRun:
+def _time(
+    chain: _Chain, faces: int, duration_s: float, warmup_s: float, claims: Sequence[VerdictReason]
+) -> FrameRun:
     with watch(duration_s=duration_s) as trace:
         timing = time_runs(chain.run, duration_s, MIN_RUNS, warmup_s=warmup_s, between=chain.check)
     trace.load_s = timing.span_s
     found = len(chain.first)
-    problems = () if found == faces else (f"the detector finds {found} of {faces} faces",)
+    problems = tuple(claim.reason for claim in claims)
+    problems += () if found == faces else (f"the detector finds {found} of {faces} faces",)
     run: BenchmarkRun = summarize_run(
         Setting(), timing, duration_s, chain.min_cosine, trace, None, problems
     )

@@ -9,6 +9,7 @@ from ...metrics.dimensions import CORRELATED_FACES
 from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange, few_impostors
 from ...metrics.strata import MIN_STRATUM_PAIRS
 from ...metrics.verification import far_name
+from ..detector_engine import BundleDetector
 from ..engine_record import session_record
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Session
@@ -237,7 +238,7 @@ def gallery_advice(
     return GalleryAdvice(verdict, far_name(mixed.far), mixed.delta, mixed.threshold.engine)
 
 
-def precision_reasons(bundle: Bundle, session: Session) -> list[VerdictReason]:
+def precision_reasons(bundle: Bundle, session: Session | BundleDetector) -> list[VerdictReason]:
     """Whether the engine's own file computes in the precision that the verdict is about.
 
     Args:
@@ -253,7 +254,8 @@ def precision_reasons(bundle: Bundle, session: Session) -> list[VerdictReason]:
     """
     record = session_record(bundle, session)
     problem = record.problem() if record else ""
-    cure = f"build it again: `fr-edge build-engine BUNDLE --{session.precision}`"
+    role = " --role detector" if isinstance(session, BundleDetector) else ""
+    cure = f"build it again: `fr-edge build-engine BUNDLE{role} --{session.precision}`"
     return [VerdictReason(FAILED, problem, cure)] if problem else []
 
 

@@ -21,14 +21,7 @@ from .embeddings_file import check_embeddings, read_embeddings, refuse_other_net
 
 _BATCH = 32  # faces decoded at a time
 
-_SMALL_BATCHES = (
-    1,
-    2,
-    3,
-    4,
-    8,
-    16,
-)  # a CPU's runs have 1 to 4 faces, a GPU's kernels change in between
+_SMALL_BATCHES = (1, 2, 3, 4, 8, 16)  # faces; a CPU runs 1 to 4 at a time
 
 
 @dataclass(frozen=True)

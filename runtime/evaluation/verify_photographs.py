@@ -48,7 +48,7 @@ from .gates import (
     gate_reasons,
     overall_verdict,
 )
-from .judgement import arithmetic_notes, judged_rate, rate_gates, reference_doubt
+from .judgement import arithmetic_notes, judged_rate, precision_reasons, rate_gates, reference_doubt
 from .limits import POLICY_NAME, Limits, kept_policy, merged_policy, with_policy_signatures
 from .photograph_result import (
     ALIGNMENT,
@@ -119,6 +119,7 @@ def verify_photographs(
         open_session(bundle, "fp32", ONNXRUNTIME, artifact="graph") as fp32,
         open_session(bundle, engine, backend, artifact=artifact) as session,
     ):
+        claims = precision_reasons(bundle, session) + precision_reasons(bundle, device)
         gated = merged_policy(asked, bundle, policy, session.precision)
         before, after = (
             find_faces(photographs, detect, "largest", _labelled(track, label), check=check_frame)
@@ -157,7 +158,7 @@ def verify_photographs(
     labels = photographs.labels[chain.kept] if photographs.labelled else None
     whole = _compare(chain.steps[0][1], chain.steps[-1][1], labels, gated)
     gates, not_measured = _gates(gated, drift, whole)
-    reasons = gate_reasons(gates)
+    reasons = claims + gate_reasons(gates)
     if whole is not None and (doubt := reference_doubt(gated, whole)):
         reasons.append(doubt)
     if whole is None:

@@ -1,5 +1,6 @@
 """Photographs of people through a bundle's own detector, from the command line and the library."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from bright_detector import write_conv_detector
 from PIL import Image
 
+from fr_edge.bundle.bundle import transaction
 from fr_edge.cli.main import run
 from fr_edge.errors import FacesError, UsageError
 from fr_edge.faces.align import align
@@ -279,6 +281,41 @@ def test_reports_are_shown_and_belong_to_the_detector(
         for row in result_of(capsys, ["inspect", str(bundle)])[1]["reports"]
     }
     assert all(stale[row["file"]] for row in shown)
+
+
+def test_a_float_detector_under_an_int8_detectors_name_fails(
+    with_detector: Path, people: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """It finds every face, and is not what the page claims."""
+    bundle, few = tmp_path / "mini.bundle", tmp_path / "few"
+    shutil.copytree(with_detector, bundle)
+    shutil.copytree(people / "p01", few / "p01")
+    build = ["build-engine", str(bundle), "--role", "detector", "--fp32"]
+    assert run([*build, "--backend", "onnxruntime", "-q"]) == 0
+    name = "engines/onnxruntime-int8-detector.onnx"
+    data = (bundle / name.replace("int8", "fp32")).read_bytes()
+    facts = json.loads((bundle / f"{name}.json").read_text())
+    facts |= {"sha256": hashlib.sha256(data).hexdigest()}
+    with transaction(bundle, "tamper", {}) as change:
+        change.path(name, "detector engine").write_bytes(data)
+        change.path(f"{name}.json", "engine fingerprint").write_text(json.dumps(facts))
+    code, result = verified(capsys, bundle, few)
+    assert (code, result["verdict"]) == (1, "FAILED")
+    says = "no layer of this engine computes in INT8"
+    assert says in result["reasons"][0]["reason"]
+    assert "--role detector --int8" in result["reasons"][0]["cure"]
+    line = [
+        "benchmark",
+        str(bundle),
+        "--photos",
+        str(few),
+        "--engine",
+        "int8",
+        "--frame-faces",
+        "1",
+    ]
+    code, timed = result_of(capsys, [*line, "--gallery", "10", "--duration", "0.1"])
+    assert any(says in reason for reason in timed["frames"][0]["reasons"])
 
 
 def cells(*places: tuple[int, int], size: tuple[int, int] = (160, 224)) -> np.ndarray:
