@@ -92,8 +92,8 @@ def contract_nodes(
     """
     count = spec.shape[0]
     constants: dict[str, npt.NDArray[Any]] = {
-        "raw_mean": np.array(spec.mean[:count], np.float32),
-        "raw_std": np.array(spec.std[:count], np.float32),
+        "raw_mean": np.array(spec.mean[:count], np.float32).reshape(1, -1, 1, 1),
+        "raw_std": np.array(spec.std[:count], np.float32).reshape(1, -1, 1, 1),
     }
     if spec.channels == "GREY":  # whole numbers below 2 ** 24 all along: exact in float32
         constants |= {
@@ -103,16 +103,24 @@ def contract_nodes(
         }
         channels = _grey_nodes(crop)
     else:
-        order = [2, 1, 0] if spec.channels == "BGR" else [0, 1, 2]
-        constants["raw_order"] = np.array(order, np.int64)
-        channels = [helper.make_node("Gather", [crop, "raw_order"], ["raw_channels"], axis=3)]
-    nodes = [
+        channels = _reversing_nodes(crop) if spec.channels == "BGR" else []
+    levels = "raw_channels" if channels else crop
+    nodes = [  # mean and std after the channels are first: OpenCV 4.6 takes (1, C, 1, 1) alone
         *channels,
-        helper.make_node("Sub", ["raw_channels", "raw_mean"], ["raw_centred"]),
-        helper.make_node("Div", ["raw_centred", "raw_std"], ["raw_scaled"]),
-        helper.make_node("Transpose", ["raw_scaled"], [face], perm=(0, 3, 1, 2)),
+        helper.make_node("Transpose", [levels], ["raw_planes"], perm=(0, 3, 1, 2)),
+        helper.make_node("Sub", ["raw_planes", "raw_mean"], ["raw_centred"]),
+        helper.make_node("Div", ["raw_centred", "raw_std"], [face]),
     ]
     return nodes, constants
+
+
+def _reversing_nodes(crop: str) -> list[NodeProto]:
+    """RGB to BGR; OpenCV 4.6 has no Gather of several indices."""
+    parts = ["raw_red", "raw_green", "raw_blue"]
+    return [
+        helper.make_node("Split", [crop], parts, axis=3),
+        helper.make_node("Concat", parts[::-1], ["raw_channels"], axis=3),
+    ]
 
 
 def _grey_nodes(crop: str) -> list[NodeProto]:

@@ -15,7 +15,7 @@ from ...faces.stored_detector import DETECTOR, DetectorSpec
 from .package_draft import TEMPLATES, PackageDraft
 
 _MODES = {"fp32": 0, "int8": 1, "fp16": 2}  # network-mode
-_PARSERS = {"SCRFD": "ParseScrfd", "YuNet": "ParseYuNet"}  # of face_alignment.cu
+_PARSERS = {"SCRFD": "ParseScrfd", "YuNet": "ParseYuNet"}  # of face_parsers.cpp
 
 
 def nvinfer_numbers(spec: InputSpec) -> dict[str, str]:

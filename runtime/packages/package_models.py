@@ -4,6 +4,7 @@ docs/contract.md describes the contract, docs/contract.schema.json its JSON.
 """
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from ...graph.frame_input import InputKind, with_input
 PACKAGE_CONTRACT_KEY = "fr_edge.contract"  # of the metadata of a package's models
 CONTRACT_SCHEMA = 1  # raised when a reader of the contract would have to change
 
-_MIN_NORM = 1e-12  # an embedding of zeros stays one
-_AXES_INPUT_OPSET = 13  # from here on ReduceSum takes its axes as an input
+_MIN_NORM = 1e-12  # is added: an embedding of zeros stays one, others keep their bits
+_MIN_OPSET = 13
+_AXES_INPUT_OPSET = 18  # from here on ReduceL2 takes its axes as an input
 
 LANDMARK_NAMES = ("left eye", "right eye", "nose tip", "left mouth corner", "right mouth corner")
 
@@ -49,6 +51,7 @@ def package_model(
         copy.CopyFrom(model)
     if kind != "frame" and not spec.l2_normalised:
         _add_unit_length(copy)
+    _write_out(copy)
     del copy.metadata_props[:]
     entry = copy.metadata_props.add()
     entry.key = PACKAGE_CONTRACT_KEY
@@ -105,14 +108,43 @@ def _shapes(spec: InputSpec, kind: InputKind, batch: int | None) -> list[dict[st
     return [{"type": "float32", "shape": [faces, *spec.shape], "channels": spec.channels}]
 
 
+def _write_out(model: ModelProto) -> None:
+    """What ONNX leaves to its defaults and OpenCV's DNN module needs: `kernel_shape`, and `transB = 1`.
+
+    OpenCV 4.6 does not load the first, and gives other results for a Gemm whose weight is square without the second.
+    """
+    weights = {item.name: item for item in model.graph.initializer}
+    used = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        names = {attribute.name for attribute in node.attribute if attribute.i or attribute.ints}
+        weight = weights.get(node.input[1]) if len(node.input) > 1 else None
+        if weight is None:
+            continue
+        if node.op_type == "Conv" and "kernel_shape" not in names:
+            node.attribute.append(helper.make_attribute("kernel_shape", weight.dims[2:]))
+        if node.op_type == "Gemm" and "transB" not in names and used[weight.name] == 1:
+            turned = np.ascontiguousarray(numpy_helper.to_array(weight).T)
+            weight.CopyFrom(numpy_helper.from_array(turned, weight.name))
+            kept = [attribute for attribute in node.attribute if attribute.name != "transB"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("transB", 1)])
+
+
 def _add_unit_length(model: ModelProto) -> None:
     """Divide the output by its length."""
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset < _AXES_INPUT_OPSET:
+    if opset < _MIN_OPSET:
         raise BundleError(
-            f"the model has opset {opset}, a package needs {_AXES_INPUT_OPSET}",
+            f"the model has opset {opset}, a package needs {_MIN_OPSET}",
             "export it again with `fr-edge export`",
         )
+    if opset < _AXES_INPUT_OPSET:  # OpenCV 4.6 reads axes as an attribute only
+        length = helper.make_node(
+            "ReduceL2", ["unit_embedding"], ["unit_norm"], axes=[1], keepdims=1
+        )
+    else:
+        inputs = ["unit_embedding", "unit_axis"]
+        length = helper.make_node("ReduceL2", inputs, ["unit_norm"], keepdims=1)
     graph = model.graph
     target, source = graph.output[0].name, "unit_embedding"
     for node in graph.node:
@@ -122,12 +154,16 @@ def _add_unit_length(model: ModelProto) -> None:
                     names[index] = source
     graph.node.extend(
         [
-            helper.make_node("Mul", [source, source], ["unit_squares"]),
-            helper.make_node("ReduceSum", ["unit_squares", "unit_axis"], ["unit_sum"], keepdims=1),
-            helper.make_node("Sqrt", ["unit_sum"], ["unit_norm"]),
-            helper.make_node("Max", ["unit_norm", "unit_least"], ["unit_divisor"]),
-            helper.make_node("Div", [source, "unit_divisor"], [target]),
+            length,
+            helper.make_node("Add", ["unit_norm", "unit_least"], ["unit_divisor"]),
+            helper.make_node(
+                "Shape", [source], ["unit_shape"]
+            ),  # OpenCV 4.6 divides equal shapes only
+            helper.make_node("Expand", ["unit_divisor", "unit_shape"], ["unit_divisors"]),
+            helper.make_node("Div", [source, "unit_divisors"], [target]),
         ]
     )
-    constants = {"unit_axis": np.array([1], np.int64), "unit_least": np.array([_MIN_NORM], "f4")}
+    constants = {"unit_least": np.array([_MIN_NORM], "f4")}
+    if opset >= _AXES_INPUT_OPSET:
+        constants["unit_axis"] = np.array([1], np.int64)
     graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())

@@ -287,7 +287,7 @@ def _deepstream(folder: Path, manifest: PackageManifest) -> _Proofs:
     """The configurations' numbers; neither DeepStream nor a plan is run."""
     proofs, _ = _python("verify_config.py")(folder, manifest)
     notes = [
-        "DeepStream: a pipeline, and the compilation of face_alignment.cu",
+        "DeepStream: a pipeline, and the compilation of its library",
         *(f"{name}: {why}" for name, why in manifest.not_run.items()),
     ]
     return proofs, notes

@@ -178,6 +178,7 @@ def test_faces_are_those_that_the_host_finds(
         [program, "detect", "photo.ppm"], cwd=tmp_path, capture_output=True, text=True
     )
     assert "detector.txt is damaged" in done.stderr
+    check_bad_models(tmp_path)
 
 
 @needs_compiler
@@ -200,6 +201,54 @@ def test_the_tensorrt_side_compiles(ort: Path) -> None:
     words = [COMPILER, "-std=c++17", "-fsyntax-only", "-DFR_EDGE_TENSORRT", f"-I{ort / 'include'}"]
     source = template_files("cpp")["face_embedder.cpp"]
     subprocess.run([*words, "-I/usr/local/cuda/include", str(source)], check=True)
+
+
+@needs_compiler
+def test_opencv_runs_aligned_faces_as_pixels_and_as_tensors(
+    calibrated_mini: Path, tmp_path: Path
+) -> None:
+    """By the DNN module of Debian's libopencv-dev, where it is installed."""
+    asked = ["pkg-config", "--cflags", "opencv4"]
+    found = (
+        subprocess.run(asked, capture_output=True, text=True) if shutil.which(asked[0]) else None
+    )
+    if found is None or found.returncode:
+        pytest.skip("OpenCV's headers are not installed (libopencv-dev)")
+    assert COMPILER is not None
+    program = tmp_path / "dnn_here"
+    words = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", str(HERE / "dnn_here.cpp")]
+    words += ["-o", str(program), *found.stdout.split(), "-lopencv_dnn", "-lopencv_core"]
+    subprocess.run(words, check=True)
+    package(calibrated_mini, "onnx", tmp_path / "p")
+    for kind in ("crop", "tensor"):
+        done = subprocess.run([program, tmp_path / "p", kind], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        faces, lowest = done.stdout.split()
+        assert faces == "6"
+        assert float(lowest) >= 0.99999
+
+
+def check_bad_models(folder: Path) -> None:
+    """The sample that was built there refuses models and golden faces that are damaged, in words."""
+    good = (folder / "frame.onnx").read_bytes()
+    spoiled = {
+        b"": "frame.onnx",
+        good[: len(good) // 2]: "Protobuf parsing failed",
+        good.replace(b'"faces_per_run": null', b'"faces_per_run": 0   '): "contract is damaged",
+        good.replace(b'"kind": "frame"', b'"kind": "other"'): "does not take frames",
+    }
+    for data, message in spoiled.items():
+        (folder / "frame.onnx").write_bytes(data)
+        done = subprocess.run(
+            ["build/face_sample", "verify", "."], cwd=folder, capture_output=True, text=True
+        )
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    (folder / "frame.onnx").write_bytes(good)
+    (folder / "golden" / "faces.txt").write_text("min_cosine much\n")
+    done = subprocess.run(
+        ["build/face_sample", "verify", "."], cwd=folder, capture_output=True, text=True
+    )
+    assert (done.returncode, "faces.txt is damaged" in done.stderr) == (2, True)
 
 
 def test_containers_are_linted() -> None:

@@ -1,6 +1,6 @@
-"""DeepStream's numbers, recomputed by hand; and the alignment's arithmetic, compiled for the CPU.
+"""DeepStream's numbers, recomputed by hand; and the alignment's arithmetic and the parsers, compiled for the CPU.
 
-DeepStream itself, and face_alignment.cu, are not on this machine.
+DeepStream itself is not on this machine, and face_alignment.cu is not compiled here.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -19,11 +20,16 @@ from fr_edge.cli.main import run
 from fr_edge.errors import BundleError
 from fr_edge.faces.align import align
 from fr_edge.faces.contract import PRESETS, InputSpec, aligned_template
+from fr_edge.faces.detect import open_detector
 from fr_edge.faces.synthetic.render import draw_face
+from fr_edge.inference import make_session
 from fr_edge.runtime.frames import draw_frame
 from fr_edge.runtime.packages.deepstream_config import nvinfer_numbers
 from fr_edge.runtime.packages.package_draft import template_files, write_ppm
 from fr_edge.runtime.packages.verify_package import verify_package
+
+sys.path[:0] = [str(Path(__file__).parent)]
+from detectors_of_two_families import write_two_detectors  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -156,3 +162,50 @@ def test_faces_are_aligned_as_the_host_aligns_them(tmp_path: Path) -> None:
         assert difference.max() <= 9  # 1/32 of a pixel across a hard edge
     same = subprocess.run([*call, *["7"] * 10, *numbers[10:]], capture_output=True, check=False)
     assert same.returncode == 3  # landmarks in one place
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+def test_parsers_attach_the_hosts_landmarks_to_the_hosts_faces(tmp_path: Path) -> None:
+    """On what two detectors gave, each output as a list of cells; the header is a double."""
+    source = template_files("deepstream")["face_parsers.cpp"]
+    program = tmp_path / "parse_here"
+    words = ["c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{HERE / 'deepstream_double'}"]
+    words += [str(HERE / "parse_here.cpp"), str(source), "-o", str(program)]
+    subprocess.run(words, check=True)
+    photo = np.full((192, 320, 3), 60, np.uint8)  # taken as it is
+    photo[32:64, 64:96] = 255
+    for path, parser in zip(
+        write_two_detectors(tmp_path), ("ParseScrfd", "ParseYuNet"), strict=True
+    ):
+        detector = open_detector(path)
+        pixels = photo.astype(np.float32).transpose(2, 0, 1)[None]
+        image = (pixels - 127.5) / 128 if parser == "ParseScrfd" else pixels
+        outputs = make_session(path).run(None, {"image": image})
+        tables = [o if o.ndim == 2 else o[0].reshape(o.shape[1], -1).T for o in outputs]
+        layers = "\n".join(
+            f"{len(rows)} {rows.shape[1]} {' '.join(f'{v:.9g}' for v in rows.reshape(-1))}"
+            for rows in tables
+        )
+        call = [str(program), "320", "192", str(detector.min_score)]
+        text = parsed(call, parser, layers)
+        assert text is not None
+        rows = np.array([line.split() for line in text.splitlines()], float)
+        faces = detector(photo)
+        assert len(faces) >= 1
+        for face in faces:
+            row = rows[np.abs(rows[:, 5:] - face.points.reshape(-1)).max(1).argmin()]
+            assert np.abs(row[5:] - face.points.reshape(-1)).max() < 0.01
+            assert np.abs(row[1:5] - face.box).max() < 0.01
+            assert row[0] == pytest.approx(face.score, abs=1e-4)
+        assert parsed(call, parser, layers.replace(" 0.699999988", " nan")) == ""
+        assert (
+            parsed(call, "ParseYuNet" if parser == "ParseScrfd" else "ParseScrfd", layers) is None
+        )
+
+
+def parsed(call: list[str], parser: str, layers: str) -> str | None:
+    """What parse_here prints; None where the parser refuses the layers."""
+    text = f"{parser}\n{layers}"
+    done = subprocess.run(call, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 3)
+    return None if done.returncode else done.stdout

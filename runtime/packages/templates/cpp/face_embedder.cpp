@@ -65,6 +65,18 @@ namespace {
 class OrtNetwork : public Network {
  public:
   OrtNetwork(const std::string& path, int threads) : path_(path) {
+    try {
+      open(threads);
+    } catch (...) {  // no destructor runs for an object that was not made
+      close();
+      throw;
+    }
+  }
+
+  ~OrtNetwork() override { close(); }
+
+ private:
+  void open(int threads) {
     api_ = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     if (!api_) {
       fail("libonnxruntime is older than the header that this program was compiled with");
@@ -72,14 +84,14 @@ class OrtNetwork : public Network {
     check(api_->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "fr_edge", &env_));
     OrtSessionOptions* options = nullptr;
     check(api_->CreateSessionOptions(&options));
-    check(api_->SetIntraOpNumThreads(options, threads));
+    OrtStatus* status = api_->SetIntraOpNumThreads(options, threads);
 #if defined(__x86_64__) && defined(__GNUC__)
     // Without VNNI sums of 8-bit products overflow 16 bits, unless the exact way is asked for.
-    if (!__builtin_cpu_supports("avx512vnni")) {
-      check(api_->AddSessionConfigEntry(options, "session.x64quantprecision", "1"));
+    if (!status && !__builtin_cpu_supports("avx512vnni")) {
+      status = api_->AddSessionConfigEntry(options, "session.x64quantprecision", "1");
     }
 #endif
-    OrtStatus* status = api_->CreateSession(env_, path.c_str(), options, &session_);
+    if (!status) status = api_->CreateSession(env_, path_.c_str(), options, &session_);
     api_->ReleaseSessionOptions(options);
     check(status);
     check(api_->GetAllocatorWithDefaultOptions(&allocator_));
@@ -94,12 +106,13 @@ class OrtNetwork : public Network {
     }
   }
 
-  ~OrtNetwork() override {
+  void close() {
     if (memory_) api_->ReleaseMemoryInfo(memory_);
     if (session_) api_->ReleaseSession(session_);
     if (env_) api_->ReleaseEnv(env_);
   }
 
+ public:
   std::string metadata(const char* key) override {
     OrtModelMetadata* metadata = nullptr;
     check(api_->SessionGetModelMetadata(session_, &metadata));
@@ -138,6 +151,9 @@ class OrtNetwork : public Network {
     for (auto* value : values) if (value) api_->ReleaseValue(value);
     for (auto* value : results) if (value) api_->ReleaseValue(value);
     check(status);
+    for (const auto& [name, output] : outputs) {
+      if (output.values.empty()) fail(path_ + ": output " + name + " is empty or not float32");
+    }
     return outputs;
   }
 
@@ -151,10 +167,13 @@ class OrtNetwork : public Network {
     output.shape.resize(axes);
     if (!status) status = api_->GetDimensions(info, output.shape.data(), axes);
     if (!status) status = api_->GetTensorShapeElementCount(info, &count);
+    ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    if (!status) status = api_->GetTensorElementType(info, &type);
     api_->ReleaseTensorTypeAndShapeInfo(info);
     void* data = nullptr;
     if (!status) status = api_->GetTensorMutableData(value, &data);
-    if (!status) {
+    // Other types stay without values, which `run` refuses.
+    if (!status && type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
       const float* numbers = static_cast<const float*>(data);
       output.values.assign(numbers, numbers + count);
     }
@@ -225,7 +244,6 @@ class TrtNetwork : public Network {
     if (!engine_) fail(path + ": " + logger_.last);
     context_.reset(engine_->createExecutionContext());
     if (!context_) fail(path + ": " + logger_.last);
-    check_cuda(cudaStreamCreate(&stream_));
     for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
       const char* name = engine_->getIOTensorName(i);
       if (engine_->getTensorIOMode(name) != nvinfer1::TensorIOMode::kOUTPUT) continue;
@@ -234,6 +252,7 @@ class TrtNetwork : public Network {
       }
       outputs_.emplace_back(name);
     }
+    check_cuda(cudaStreamCreate(&stream_));  // last: nothing after it can fail
   }
 
   ~TrtNetwork() override {
@@ -302,6 +321,13 @@ std::unique_ptr<Network> open_network(const std::string& path, int threads) {
   return std::make_unique<OrtNetwork>(path, threads);
 }
 
+void check_size(const Image& frame) {
+  if (frame.height < 1 || frame.width < 1 ||
+      frame.pixels.size() != static_cast<std::size_t>(frame.height) * frame.width * 3) {
+    fail("a frame of another size than its pixels");
+  }
+}
+
 // The number or the numbers behind a key of the contract's JSON.
 std::vector<double> numbers_of(const std::string& json, const std::string& key) {
   const auto at = json.rfind("\"" + key + "\":");
@@ -340,16 +366,14 @@ FaceEmbedder::~FaceEmbedder() = default;
 
 std::vector<Embedding> FaceEmbedder::embed(const Image& frame,
                                            const std::vector<Landmarks>& faces) const {
-  const auto size = static_cast<std::size_t>(frame.height) * frame.width * 3;
-  if (frame.height < 1 || frame.width < 1 || frame.pixels.size() != size) {
-    fail("a frame of another size than its pixels");
-  }
+  check_size(frame);
   for (const auto& points : faces) {
     for (float value : points) {
       if (!std::isfinite(value)) fail("landmarks that are not finite");
     }
   }
   const auto fixed = numbers_of(contract_, "faces_per_run");
+  if (!fixed.empty() && !(fixed[0] >= 1 && fixed[0] <= 65536)) fail("the model's contract is damaged");
   const std::size_t step = fixed.empty() ? std::max<std::size_t>(1, faces.size())
                                          : static_cast<std::size_t>(fixed[0]);
   std::vector<Embedding> embeddings;
@@ -358,6 +382,9 @@ std::vector<Embedding> FaceEmbedder::embed(const Image& frame,
     const Outputs outputs = network_->run(
         {{"frame", {1, frame.height, frame.width, 3}, frame.pixels.data(), true},
          {"landmarks", {static_cast<std::int64_t>(count), 5, 2}, faces[start].data(), false}});
+    if (outputs.size() != 1 || outputs.begin()->second.values.size() % count != 0) {
+      fail("the model's output is not an embedding for each face");
+    }
     const auto& values = outputs.begin()->second.values;
     const auto dim = static_cast<std::ptrdiff_t>(values.size() / count);
     for (std::size_t i = 0; i < count; ++i) {
@@ -372,7 +399,7 @@ Embedding FaceEmbedder::embed_crop(const Image& crop) const {
   const auto side = numbers_of(contract_, "aligned_size");
   const auto points = numbers_of(contract_, "template");
   if (side.size() != 1 || points.size() != 10) fail("the model has no contract");
-  if (crop.height != static_cast<int>(side[0]) || crop.width != crop.height) {
+  if (crop.height != side[0] || crop.width != crop.height) {
     fail("an aligned face of another size than the contract's");
   }
   Landmarks landmarks{};
@@ -405,6 +432,7 @@ namespace {
 constexpr float kOverlap = 0.3f;  // of two boxes, from which the less confident is dropped
 constexpr int kStep = 32;         // pixels: the largest stride
 constexpr float kMinSide = 192;   // smaller frames are enlarged to it
+constexpr int kMaxSide = 8192;    // of the picture that a detector takes
 
 // One axis of a bilinear resize that averages where it reduces: a triangle filter, rows of `row` bytes
 // in groups of 3.
@@ -419,11 +447,11 @@ void resize_axis(const std::uint8_t* in, int from, std::uint8_t* out, int to, in
     for (int j = low; j < high; ++j) {
       const double weight = std::max(0.0, 1 - std::abs((j + 0.5 - centre) / reach));
       total += weight;
-      for (int c = 0; c < 3; ++c) sums[c] += weight * in[j * stride_in + c * channels_step];
+      for (int c = 0; c < 3; ++c) sums[c] += weight * in[std::ptrdiff_t(j) * stride_in + c * channels_step];
     }
     for (int c = 0; c < 3; ++c) {
       const double level = total > 0 ? sums[c] / total + 0.5 : 0;
-      out[i * stride_out + c * channels_step] =
+      out[std::ptrdiff_t(i) * stride_out + c * channels_step] =
           static_cast<std::uint8_t>(std::min(255.0, std::floor(level)));
     }
   }
@@ -578,7 +606,8 @@ FaceDetector::FaceDetector(const std::string& model, const std::string& settings
   s.scrfd = family == "SCRFD";
   s.bgr = channels == "BGR";
   const bool known = s.scrfd || family == "YuNet";
-  if (!lines.eof() || !known || s.height < kStep || s.width < kStep || s.std[0] == 0) {
+  const bool size = std::min(s.height, s.width) >= kStep && std::max(s.height, s.width) <= kMaxSide;
+  if (!lines.eof() || !known || !size || s.std[0] == 0 || s.std[1] == 0 || s.std[2] == 0) {
     fail(settings + " is damaged");
   }
 }
@@ -587,7 +616,7 @@ FaceDetector::~FaceDetector() = default;
 
 std::vector<Face> FaceDetector::detect(const Image& frame) const {
   const auto& s = *settings_;
-  if (frame.height < 1 || frame.width < 1) fail("an empty frame");
+  check_size(frame);
   const double longest = std::max(frame.height, frame.width);
   double scale = std::min(double(s.height) / frame.height, double(s.width) / frame.width);
   int height = s.height, width = s.width;

@@ -2,7 +2,8 @@
 //
 // Networks run by ONNX Runtime's C API; with FR_EDGE_TENSORRT also by TensorRT 8.6 to 11 (files that
 // end in .plan). Alignment, channel order, mean and std of the face network are inside its model.
-// All functions throw std::runtime_error with a message that names the file.
+// All functions throw std::runtime_error with a message that names the file. Objects with a plan serve
+// one thread at a time, others any number.
 #ifndef FR_EDGE_FACE_EMBEDDER_H
 #define FR_EDGE_FACE_EMBEDDER_H
 

@@ -29,7 +29,9 @@ int verify(const std::string& folder) {
     std::string kind, name;
     words >> kind >> name;
     if (kind == "min_cosine") {
-      limit = std::stod(name);
+      if (!(std::istringstream(name) >> limit)) {
+        throw std::runtime_error(folder + "/golden/faces.txt is damaged: " + line);
+      }
       continue;
     }
     const fr_edge::Image image = fr_edge::read_ppm(folder + "/golden/" + name);
