@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -161,18 +161,21 @@ class _CudaPython:
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", stream, mode)
-        recorded = True
+        recorded = False
         try:
-            work()
-        except MachineError:  # not everything can be recorded; then it is queued call by call
-            recorded = False
-        status, graph = driver.cuStreamEndCapture(stream)
-        if int(status):
+            with suppress(MachineError):  # not everything can be recorded; then it is queued singly
+                work()
+                recorded = True
+        finally:  # the stream lives on, whatever was raised
+            status, graph = driver.cuStreamEndCapture(stream)
+            if not recorded and not int(status):
+                self._call("cuGraphDestroy", graph)
+        if not recorded or int(status):
             return None
-        ready = self._call("cuGraphInstantiate", graph, 0) if recorded else None
-        self._call("cuGraphDestroy", graph)
-        if ready is None:
-            return None
+        try:
+            ready = self._call("cuGraphInstantiate", graph, 0)
+        finally:
+            self._call("cuGraphDestroy", graph)
         self._graphs.append(ready)
 
         def launch() -> None:
@@ -180,20 +183,25 @@ class _CudaPython:
 
         return launch
 
+    def _free(self, name: str, handle: Any) -> None:
+        """Give something back; after a fault the context refuses that, and its end frees all."""
+        with suppress(MachineError):
+            self._call(name, handle)
+
     def close(self) -> None:
-        with self.current():
+        with suppress(MachineError), self.current():
             for graph in self._graphs:
-                self._call("cuGraphExecDestroy", graph)
+                self._free("cuGraphExecDestroy", graph)
             for event in self._events:
-                self._call("cuEventDestroy", event)
+                self._free("cuEventDestroy", event)
             for stream in self._streams:
-                self._call("cuStreamDestroy", stream)
+                self._free("cuStreamDestroy", stream)
             for buffer in self._buffers:
                 if not buffer.mapped:
-                    self._call("cuMemFree", buffer.address)
-                self._call("cuMemFreeHost", buffer.owners[0])
+                    self._free("cuMemFree", buffer.address)
+                self._free("cuMemFreeHost", buffer.owners[0])
         self._graphs.clear()
         self._events.clear()
         self._streams.clear()
         self._buffers.clear()
-        self._call("cuDevicePrimaryCtxRelease", self._device)
+        self._free("cuDevicePrimaryCtxRelease", self._device)

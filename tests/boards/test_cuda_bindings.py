@@ -74,6 +74,10 @@ def use(cuda):
     facts["replayed"] = list(device) == list(buffer.array) == [9] * 64
     facts["sync in a capture"] = cuda.record(stream, lambda: cuda.wait(stream)) is None
     facts["refused in a capture"] = cuda.record(stream, refuse) is None
+    try:
+        cuda.record(stream, lambda: 1 / 0)
+    except ZeroDivisionError:
+        facts["raised in a capture"] = cuda.record(stream, there_and_back) is not None
     bytes_before = alive()[0]
     facts["too large"] = failure(cuda.buffer, 2 << 20)
     facts["the host's half fits"] = failure(cuda.buffer, 600 << 10)
@@ -152,6 +156,7 @@ def test_every_call_of_a_session_is_served(
     assert facts["replayed"]
     assert facts["sync in a capture"]
     assert facts["refused in a capture"]
+    assert facts["raised in a capture"]
     assert facts["stream flags"] == 1  # CU_STREAM_NON_BLOCKING
     # A capture forbids allocating to its own thread alone (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).
     assert facts["recorded beside it"]

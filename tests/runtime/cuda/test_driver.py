@@ -263,6 +263,25 @@ def test_what_the_package_cannot_call_is_an_error_with_the_right_package(driver,
     assert "'cuda-python==12.6.*'" in error.value.hint
 
 
+def test_a_gpu_with_a_fault_is_given_back_all_the_same(driver, monkeypatch):
+    """After a fault the driver refuses every call in the context; the error of the run stays the one."""
+    cuda, released = cuda_python.open_cuda_python(0), []
+    fine = lambda *args: (Status.CUDA_SUCCESS, 7)  # noqa: E731
+    for name in ("cuCtxPushCurrent", "cuCtxPopCurrent", "cuStreamCreate", "cuEventCreate"):
+        monkeypatch.setattr(driver, name, fine, raising=False)
+    monkeypatch.setattr(driver, "cuEventRecord", fine, raising=False)
+    flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    monkeypatch.setattr(driver, "CUstream_flags", flags, raising=False)
+    cuda.mark(cuda.stream())
+    refuse = lambda *args: (Status.CUDA_ERROR_INVALID_HANDLE,)  # noqa: E731
+    for name in ("cuEventDestroy", "cuStreamDestroy"):
+        monkeypatch.setattr(driver, name, refuse, raising=False)
+    release = lambda device: (released.append(device), (Status.CUDA_SUCCESS,))[1]  # noqa: E731
+    monkeypatch.setattr(driver, "cuDevicePrimaryCtxRelease", release, raising=False)
+    cuda.close()
+    assert released == [0]
+
+
 def test_another_gpu_is_opened_by_its_number(driver, pycuda, monkeypatch):
     two = GpuList((*ORIN.gpus, Gpu("L4", "8.9", 23034, integrated=False)), "13.0", "")
     for module in (interface, device):
