@@ -155,13 +155,13 @@ def tensor_type(trt: Any, engine: "tensorrt.ICudaEngine", name: str, file: str) 
         MachineError: It has another type, such as half precision or int64.
     """
     # Not trt.nptype: TensorRT 8's fails with NumPy 1.24 and later.
-    types = {"FLOAT": np.float32}
+    types: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32)}
     if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-        types["UINT8"] = np.uint8
+        types["UINT8"] = np.dtype(np.uint8)
     kind = engine.get_tensor_dtype(name)
     for label, made in types.items():
         if kind == getattr(trt.DataType, label, None):
-            return np.dtype(made)
+            return made
     raise MachineError(
         f"{name!r} of {file} has the type {getattr(kind, 'name', kind)}, expected"
         f" {' or '.join(types)}",
