@@ -6,7 +6,9 @@ A command is killed at a moment drawn evenly over its run. Its bundle must then 
 right, as it was or as the command makes it. After the first `--again` kills the same command, run
 again, must end as an uninterrupted one does; after the others an empty change is made. Either must
 leave nothing but what the manifest lists. `distill`, `demo` and `run` keep their progress, so
-they are killed again and again on one folder, until they have been killed often enough or are done.
+they are killed again and again on one folder, until they have been killed often enough or are done;
+so is what a roll-out does on a board, a shell script, with all its processes at once. A gallery is
+no command but a file that programs change through the library: it must open after each kill.
 
 Processes are forks of one that has loaded the libraries. Nothing is simulated: the networks are small.
 """
@@ -23,32 +25,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("", "cli")]
+from killed_commands import GALLERY, KEEP_GOING, SMALL, Work, prepare
 
-from bright_detector import write_bright_detector  # noqa: E402
-from networks import write_network  # noqa: E402
-
-from fr_edge.bundle.bundle import open_bundle, transaction  # noqa: E402
-from fr_edge.bundle.pack_format import unlisted_files  # noqa: E402
-from fr_edge.cli import demo_stages  # noqa: E402
-from fr_edge.cli.main import run  # noqa: E402
-from fr_edge.errors import BundleError  # noqa: E402
-from fr_edge.faces.sources import open_faces  # noqa: E402
-
-PEOPLE = "synthetic:16x3@9"
-TRAINING = ["--set", "losses=arcface", "--set", "epochs=3", "--set", "batch=20"]
-TRAINING += ["--set", "verify_identities=4", "--set", "checkpoint_s=0.2"]
-KEEP_GOING = {  # commands that keep their progress -> their bundle
-    "distill": "student.bundle",
-    "demo": "demo/student.bundle",
-    "run": "run/model.bundle",
-}
-SMALL = demo_stages.DemoPlan(
-    training="synthetic:24x4@1",
-    calibration="synthetic:8x2@2",
-    judging="synthetic:24x3@3",
-    changes=("epochs=1", "verify_identities=4", "batch=20", "checkpoint_s=0.2"),
-)
+from fr_edge.bundle.bundle import open_bundle, transaction
+from fr_edge.bundle.pack_format import unlisted_files
+from fr_edge.cli import demo_stages
+from fr_edge.cli.main import run
+from fr_edge.errors import BundleError
+from fr_edge.runtime.recognition.gallery_file import read_gallery
 
 
 @dataclass
@@ -65,7 +49,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def start(args: list[str], log: Path) -> int:
+def start(args: Work, log: Path) -> int:
     """Start a command in a process of its own; gives the process's id."""
     child = os.fork()
     if child:
@@ -77,9 +61,18 @@ def start(args: list[str], log: Path) -> int:
     demo_stages.FULL = SMALL
     code = 99
     with contextlib.suppress(BaseException):
-        code = run(args)
+        code = args() if callable(args) else run(args)
     sys.stdout.flush()
     os._exit(code)
+
+
+def kill(child: int, number: int) -> None:
+    """Send a signal to a process, and to those that it has started where it leads a group."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(child) == child:
+            os.killpg(child, number)
+        else:
+            os.kill(child, number)
 
 
 def ended(child: int) -> int:
@@ -121,7 +114,7 @@ def judge(outcome: Outcome, root: Path, before: dict[str, str] | None) -> None:
 
 
 def kill_copies(
-    args: list[str],
+    args: Work,
     source: Path | None,
     place: Path,
     kills: int,
@@ -135,7 +128,7 @@ def kill_copies(
     def fresh() -> None:
         for old in (root, place / "out", place / "e.npz"):
             shutil.rmtree(old, ignore_errors=True)
-        for name in ("e.npz", "x.frb"):
+        for name in ("e.npz", "x.frb", "g.npz"):
             (place / name).unlink(missing_ok=True)
         if source is not None:
             shutil.copytree(source, root)
@@ -145,21 +138,22 @@ def kill_copies(
     expected = ended(start(args, log))
     outcome.seconds = time.monotonic() - begin
     if expected not in (0, 1):
-        raise SystemExit(f"{' '.join(args)} ends with {expected}:\n{log.read_text()}")
+        raise SystemExit(f"{args} ends with {expected}:\n{log.read_text()}")
     whole = content(place)
     for count in range(kills):
         fresh()
         before = hashes(root)
         child = start(args, log)
         time.sleep(rng.uniform(0, outcome.seconds))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
+        kill(child, number)
         code = ended(child)
         outcome.kills += 1
         outcome.finished_first += code == expected
         if code not in (expected, -number, 128 + number):
             outcome.problems.append(f"killed: exit {code}: {log.read_text()[-300:]}")
         judge(outcome, root, before)
+        if (place / "g.npz").exists() and len(read_gallery(place / "g.npz").names) % GALLERY:
+            outcome.problems.append("a gallery of half an enrolment")
         if count < repeats:
             outcome.again += 1
             again = ended(start(args, log))
@@ -177,22 +171,21 @@ def kill_copies(
 
 
 def kill_in_place(
-    args: list[str], place: Path, bundle: Path, kills: int, number: int, rng: random.Random
+    args: Work, place: Path, bundle: Path, kills: int, number: int, rng: random.Random
 ) -> Outcome:
     """Kill a command that keeps its progress again and again, then let it end."""
     outcome, log = Outcome(), place / "log"
     begin = time.monotonic()
     first = ended(start(args, log))
     if hashes(bundle) is None:
-        raise SystemExit(f"{args[0]} made no bundle: exit {first}: {log.read_text()[-300:]}")
+        raise SystemExit(f"{args} made no bundle: exit {first}: {log.read_text()[-300:]}")
     outcome.seconds = time.monotonic() - begin
     shutil.rmtree(place)
     place.mkdir()
     for _ in range(kills):
         child = start(args, log)
         time.sleep(rng.uniform(0, outcome.seconds / 3))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
+        kill(child, number)
         code = ended(child)
         if code == first:
             outcome.finished_first += 1
@@ -237,7 +230,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        sources, commands = prepare(home)
+        sources, commands = prepare(home, lambda line: ended(start(line, home / "log")))
         wanted = [name for name in options.only.split(",") if name] or list(commands)
         for name in wanted:
             args, source = commands[name]
@@ -266,74 +259,6 @@ def preload() -> None:
     import onnxruntime  # noqa: F401
 
     from fr_edge.cli import demo_stages  # noqa: F401
-
-
-def prepare(home: Path) -> tuple[dict[str, Path], dict[str, tuple[list[str], str]]]:
-    """Bundles to start from, and the commands with the bundle each starts from ("" for none)."""
-    network = str(write_network(home / "mini.onnx"))
-    detector = str(write_bright_detector(home / "detector.onnx"))
-    faces = open_faces("synthetic:10x2@4")
-    for index, key in enumerate(faces.keys):
-        from PIL import Image
-
-        file = home / "photos" / f"{key}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(faces.read(index)).save(file)
-    made = str(home / "made.bundle")
-    sources: dict[str, Path] = {}
-    for name, line in {
-        "exported": ["export", network, "--preset", "insightface", "--out", made],
-        "calibrated": ["calibrate", made, "--faces", "synthetic:16x2@5"],
-        "built": ["build-engine", made, "--int8", "--backend", "onnxruntime"],
-    }.items():
-        if code := ended(start(line, home / "log")):
-            raise SystemExit(f"{name}: {code}: {(home / 'log').read_text()}")
-        sources[name] = home / f"{name}.bundle"
-        shutil.copytree(made, sources[name])
-    pack = str(home / "built.frb")
-    if code := ended(start(["pack", made, "--out", pack], home / "log")):
-        raise SystemExit(f"pack: {code}: {(home / 'log').read_text()}")
-    place = home / "place"
-    root, out = str(place / "killed.bundle"), str(place / "out")
-    student, demo = str(place / "student.bundle"), str(place / "demo")
-    return sources, {
-        "export": (["export", network, "--preset", "insightface", "--out", root], ""),
-        "export again": (
-            ["export", network, "--preset", "raw", "--force", "--out", root],
-            "built",
-        ),
-        "calibrate": (["calibrate", root, "--faces", "synthetic:16x2@5"], "exported"),
-        "calibrate with a budget": (
-            ["calibrate", root, "--faces", "synthetic:16x2@5", "--min-cosine", "0.9997"],
-            "exported",
-        ),
-        "build-engine": (["build-engine", root, "--int8", "--backend", "onnxruntime"], "built"),
-        "embed": (["embed", root, "--faces", PEOPLE, "--out", str(place / "e.npz")], "built"),
-        "verify": (["verify", root, "--engine", "int8", "--faces", PEOPLE], "built"),
-        "evaluate": (["evaluate", root, "--protocol", PEOPLE], "built"),
-        "benchmark": (["benchmark", root, "--duration", "0.3", "--allow-invalid"], "built"),
-        "report": (["report", root], "built"),
-        "pack": (["pack", root, "--out", str(place / "x.frb")], "built"),
-        "unpack": (["unpack", pack, "--allow-unsigned", "--out", root], ""),
-        "unpack over a bundle": (
-            ["unpack", pack, "--allow-unsigned", "--force", "--out", root],
-            "exported",
-        ),
-        "align": (["align", str(home / "photos"), "--out", out, "--detector", detector], ""),
-        "distill": (
-            ["distill", "tiny", "--faces", "synthetic:24x4@1", "--out", student, *TRAINING],
-            "",
-        ),
-        "demo": (["demo", "--out", demo], ""),
-        "run": (
-            [
-                *("run", str(home / "photos"), network),
-                *("--preset", "insightface", "--backend", "onnxruntime"),
-                *("--precisions", "fp32,int8", "--duration", "0.2", "--out", str(place / "run")),
-            ],
-            "",
-        ),
-    }
 
 
 if __name__ == "__main__":
