@@ -92,7 +92,9 @@ ALLOWED = {
 
 def reading_calls(text: str) -> set[str]:
     """The calls of `READERS` in a file; opening for writing alone is none."""
-    calls = set()
+    calls: set[str] = set()
+    if not re.search(rf"\b({'|'.join(SHORT)})\b", text):  # parsing is what takes time
+        return calls
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Call):
             continue
