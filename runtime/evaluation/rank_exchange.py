@@ -27,6 +27,7 @@ from ...errors import DataError, FrEdgeError, MachineError, RankLost, UsageError
 from ...faces.embedding_log import log_path
 from ...faces.sources import Faces
 from ...files import replace_atomic
+from ...reading import open_file
 
 logger = logging.getLogger(__name__)
 
@@ -261,13 +262,13 @@ class RankParts:
         state = self._wait(rank, "done")
         path, digest = self._folder / f"part-{rank}", hashlib.sha256()
         wanted = len(indices) * (4 * dim + (_DIGEST if digests is not None else 0))
-        with suppress(FileNotFoundError), path.open("rb") as stream:
+        with suppress(FileNotFoundError), open_file(path) as stream:
             if os.fstat(stream.fileno()).st_size == wanted:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         if digest.hexdigest() != state.sha256:
             raise RankLost(f"the part of rank {rank} is not what it wrote: {path}", _AGAIN)
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             for start in range(0, len(indices), BATCH):
                 count = len(indices[start : start + BATCH])
                 yield np.frombuffer(stream.read(4 * dim * count), "<f4").reshape(count, dim).copy()
