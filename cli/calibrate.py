@@ -23,6 +23,7 @@ if TYPE_CHECKING:
             "--min-cosine",
             "--far",
             "--backend",
+            "--device",
         )
     },
 )
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Budget: time engines of this; auto is TensorRT where it runs, else times are counted.",
 )
+@options.device
 @click.option(
     "--trt-cache",
     metavar="VERSION",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from . import options
 from .command import define_command
 from .inspect import report_lines
 from .output import Output
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 @define_command("check", example="fr-edge check mine.bundle")
 @click.argument("source", metavar="BUNDLE|FILE.plan")
+@options.device
 def command(output: Output, source: str) -> None:
     """Check that a bundle, or a TensorRT plan, holds what it says.
 

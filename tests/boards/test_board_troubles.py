@@ -113,6 +113,10 @@ def test_the_second_of_two_gpus(open_board: Open, calibrated_mini: Path) -> None
     done = shell.run(f"fr-edge verify {line} 0")
     assert done.code == 3
     assert "was built for gpu 'NVIDIA H100 PCIe', this machine has 'NVIDIA L4'" in done.err
-    done = shell.run(f"fr-edge verify {line} 2")
-    assert done.code == 2
-    assert "no GPU 2 here" in done.err
+    assert "is for this machine" in shell.run("fr-edge check mine.bundle --device 1").out
+    assert "was built for gpu" in shell.run("fr-edge check mine.bundle").out
+    budget = "calibrate mine.bundle --faces synthetic:2x2 --max-tar-drop 0.1 --device"
+    for command in (f"verify {line}", budget):
+        done = shell.run(f"fr-edge {command} 2")
+        assert done.code == 2
+        assert "no GPU 2 here" in done.err
