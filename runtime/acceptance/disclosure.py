@@ -65,6 +65,9 @@ _COMMON = frozenset(
 )
 """Names that many machines share; removing them would remove the board's own name."""
 
+_VALUES = _COMMON | {"sample", "yours", "tensorrt", "tensorrt-rtx", "onnxruntime"}
+_WORD = re.compile(r"[a-z][a-z0-9_]*")
+
 _PACKAGES = (
     *("cuda-python", "cuda-bindings", "pycuda", "nvidia-ml-py", "numpy", "onnx", "onnxruntime"),
     *("tensorrt", "tensorrt-rtx", "msgspec", "click", "torch"),
@@ -158,15 +161,26 @@ def without_names(document: Any, names: Iterable[str]) -> Any:
 
     Args:
         document: JSON types, nested.
-        names: Texts to remove wherever they stand as words.
+        names: Texts to remove wherever they stand as words. One that the document itself uses, as a
+            folder called `bundle`, stays: its readers would miss the word.
 
     Returns:
         A copy; keys are cleaned like texts.
     """
-    words = sorted(filter(None, names), key=len, reverse=True)
+    own = _VALUES | set(_plain_keys(document))
+    words = sorted((name for name in names if name and name not in own), key=len, reverse=True)
     parts = "|".join(map(re.escape, words))
     pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{parts})(?![A-Za-z0-9])") if words else None
     return _clean(document, pattern)
+
+
+def _plain_keys(value: Any) -> Iterator[str]:
+    """Keys at any depth that are one word, as those of the format are."""
+    if isinstance(value, dict):
+        yield from (key for key in value if _WORD.fullmatch(key))
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list | tuple):
+            yield from _plain_keys(item)
 
 
 def _clean(value: Any, pattern: "re.Pattern[str] | None") -> Any:

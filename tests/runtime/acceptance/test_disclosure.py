@@ -53,6 +53,14 @@ def test_a_document_keeps_its_figures_and_loses_names() -> None:
     assert without_names({"a": "ada"}, ()) == {"a": "ada"}
 
 
+def test_folders_that_are_called_as_the_format_calls_its_own_leave_it_readable() -> None:
+    document = {"engines": [{"bundle": "sample", "precision": "int8", "text": "of ada's bundle"}]}
+    names = ("bundle", "sample", "int8", "engines", "ada")
+    cleaned = without_names(document, names)
+    assert cleaned["engines"][0].pop("text") != document["engines"][0].pop("text")
+    assert cleaned == document
+
+
 def test_a_program_on_the_gpu_is_not_named() -> None:
     text = without_names("other load on the GPU: ada's viewer (4711); too short", ())
     assert text == "other load on the GPU: a program; too short"
