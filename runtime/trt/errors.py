@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from threading import Lock, local
+from threading import RLock, local
 from typing import Any
 from weakref import WeakSet
 
@@ -11,6 +11,8 @@ from ...errors import FrEdgeError, MachineError, ModelError
 
 _CALIBRATE = "calibrate again: `fr-edge calibrate` writes Q/DQ that TensorRT takes"
 _MAX_TEXT = 600  # characters of TensorRT's own text in a message
+
+_ONE = RLock()
 
 _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
@@ -203,7 +205,8 @@ def recorder(trt: Any) -> MessageLog:
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
     """
-    return MessageLog(_logger(trt))
+    with _ONE:  # of two threads that begin at once
+        return MessageLog(_logger(trt))
 
 
 @lru_cache(maxsize=4)  # there are two modules
@@ -219,7 +222,7 @@ def _logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # pybind's own; super() would not reach it
             self.logs: WeakSet[MessageLog] = WeakSet()
-            self.lock, self.of_thread = Lock(), local()
+            self.lock, self.of_thread = RLock(), local()  # objects that are freed log, at any time
 
         def log(self, severity: Any, message: str) -> None:
             problem = severity in (self.Severity.INTERNAL_ERROR, self.Severity.ERROR)
