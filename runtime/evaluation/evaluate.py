@@ -358,9 +358,9 @@ def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
 
 def _with_verdict(result: Evaluated, gates: list[Gate], doubts: list[VerdictReason]) -> Evaluated:
     """A result with its gates, their verdict (if there are any, or doubts), and what is not measured."""
-    missing = unresolved_rates(result.tar_at_far, result.pairs.impostor)
-    notes = [n.removeprefix(_NOT_MEASURED) for n in result.notes if n.startswith(_NOT_MEASURED)]
-    result = replace(result, not_measured=(*missing, *notes))
+    missing: list[str] = unresolved_rates(result.tar_at_far, result.pairs.impostor)
+    missing += [n[len(_NOT_MEASURED) :] for n in result.notes if n.startswith(_NOT_MEASURED)]
+    result = replace(result, not_measured=tuple(missing))
     if not gates and not doubts:
         return result
     reasons = (*doubts, *gate_reasons(gates))
