@@ -254,8 +254,8 @@ def _print_boards(output: Output, folder: Path, noted: str) -> None:
 
 def _plan_text(row: "BoardEvidence") -> str:
     """What engines a board will take, as `fr-edge targets` knows it."""
-    if row.plan is None:
-        return "-"
+    if row.plan is None:  # no GPU
+        return "CPU alone" if row.backends else "-"
     if row.plan.verdict != "works":
         return row.plan.verdict
     typing = row.plan.typing.split(":")[0]

@@ -238,5 +238,6 @@ def test_a_check_shows_what_engines_each_board_will_take(tmp_path: Path, capsys:
     text = capsys.readouterr().out
     (line,) = (line for line in text.splitlines() if line.startswith("nano "))
     assert "fp32, fp16, int8 (strong); no DLA" in line
+    assert "  CPU alone  " in text
     assert "old: TensorRT 8.5.2: fr-edge drives 8.6 and later" in text
     assert "4 of 4 boards are ready" in text
