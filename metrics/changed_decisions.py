@@ -27,9 +27,7 @@ _PRIOR = PairCorrelation(face=0.05, person=0.02)  # of a decision's change
 
 _PRIOR_PEOPLE = 0.3  # that the prior counts as
 
-FREEDOM_TIMES = (
-    2  # per effective person: their changes are drawn to what is expected; crowds need as few
-)
+FREEDOM_TIMES = 2  # per effective person: changes are drawn to what is expected
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,7 @@ MIN_STRATUM_PAIRS = 50  # genuine pairs that a stratum needs for a TAR of its ow
 
 _PART = 1 << 16  # pairs scored at once
 
-_FREEDOM_TIMES = (
-    4  # per effective person, where thresholds do not vary (docs/results/verification.md)
-)
+_FREEDOM_TIMES = 4  # per effective person, where thresholds do not vary
 
 _NEIGHBOURS = (-0.6, -0.4, -0.2, 0.2, 0.4, 0.6)  # deviations from the threshold: other decisions
 
