@@ -13,7 +13,7 @@ SOURCES := $(wildcard *.py) $(ROOMS) $(call files,$(ROOMS))
 CHECKED := $(SOURCES) $(call files,tests benchmarks docs examples)
 TYPED := build/typed/fr_edge
 
-.PHONY: help demo test check lint types unit test-gpu examples docs clean
+.PHONY: help demo test check lint types unit test-gpu examples docs man dist release-check resolve clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,8 +47,24 @@ docs: $(VENV)/.docs  ## write docs/cli.md from the commands, and the site build/
 	$(BIN)/python docs/write_cli.py
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
+man: $(VENV)/.ready  ## write man pages of all commands, docs/man
+	$(BIN)/python docs/write_man.py
+
+# The wheel is built from the sdist. With the time of the last commit, two builds give the same wheel.
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 1764288000)
+dist: $(VENV)/.release man  ## sdist and wheel in dist, checked as an index checks them
+	rm -rf dist *.egg-info/SOURCES.txt build/lib build/bdist.*
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+release-check: dist  ## all of a release but its publication: docs/releasing.md
+	PYTHON=$(PYTHON) BIN=$(abspath $(BIN)) .ci/release-check
+
+resolve: $(VENV)/.ready  ## ask the index for wheels of all dependencies: Python 3.10 to 3.13, x86-64, aarch64
+	BIN=$(abspath $(BIN)) .ci/resolve
+
 clean:  ## remove what make made
-	rm -rf $(VENV) $(GPU_VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) build dist docs/man demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 build/.linted: $(CHECKED) pyproject.toml $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -82,6 +98,10 @@ $(GPU_VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS),dev,docs]"
+	touch $@
+
+$(VENV)/.release: $(VENV)/.ready
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS),release]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.ready

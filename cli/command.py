@@ -3,9 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +14,13 @@ from ..interruption import interruptible
 from .completion import complete_values
 from .output import Output, echo
 
+if TYPE_CHECKING:
+    from .log_file import LogFile
+
 OptionGroups = Mapping[str, Sequence[str]]
 
 _SHARED = "Output and help"  # title of the group of the options that every command takes
-_SHARED_FLAGS = {"--json", "-v", "-q", "-h", "--raise-limit"}
+_SHARED_FLAGS = {"--json", "-v", "-q", "-h", "--raise-limit", "--log-file"}
 
 
 class HelpPage(click.Command):
@@ -91,7 +94,7 @@ def define_command(
     cls: type[HelpPage] = HelpPage,
     **settings: Any,
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """A decorator that makes a function a command with `--json`, `-v`, `-q` and `--raise-limit`.
+    """A decorator that makes a function a command with the options that all commands take.
 
     Args:
         name: What users type behind `fr-edge`.
@@ -107,7 +110,12 @@ def define_command(
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def body(
-            as_json: bool, quiet: bool, verbose: bool, limits: tuple[str, ...], **arguments: Any
+            as_json: bool,
+            quiet: bool,
+            verbose: bool,
+            limits: tuple[str, ...],
+            log_file: str | None,
+            **arguments: Any,
         ) -> None:
             if sys.platform != "linux":
                 raise MachineError(
@@ -115,8 +123,14 @@ def define_command(
                     "use a Linux machine, a container, or WSL 2 on Windows",
                 )
             _refuse_odd_texts(arguments)
-            log = _log_to_stderr(quiet=quiet, verbose=verbose)
-            with interruptible(), _raise_limits(limits), log:
+            if click.get_current_context().invoked_subcommand:
+                log_file = None  # the subcommand logs itself
+            with (
+                interruptible(),
+                _log_file(log_file) as log,
+                _raise_limits(limits),
+                _log(log, quiet, verbose),
+            ):
                 function(Output(as_json, quiet, verbose), **arguments)
 
         wrapped: Callable[..., None] = click.option(
@@ -131,6 +145,12 @@ def define_command(
             (("--json", "as_json"), "Print one JSON document on stdout."),
         ):
             wrapped = click.option(*flags, is_flag=True, help=text)(wrapped)
+        wrapped = click.option(
+            "--log-file",
+            metavar="FILE",
+            envvar="FR_EDGE_LOG",
+            help="Append what the command does to this file (or to that of FR_EDGE_LOG), without names.",
+        )(wrapped)
         build: Callable[[Callable[..., None]], click.Command] = click.command(
             name, cls=cls, example=example, option_groups=option_groups, **settings
         )
@@ -161,6 +181,15 @@ def _refuse_odd_texts(arguments: Mapping[str, Any]) -> None:
                 )
 
 
+def _log_file(path: str | None) -> AbstractContextManager["LogFile | None"]:
+    """The log file; what it needs is loaded for a command that has one."""
+    if path is None:
+        return nullcontext()
+    from .log_file import logging_to
+
+    return logging_to(path)
+
+
 @contextmanager
 def _raise_limits(limits: Sequence[str]) -> Iterator[None]:
     """Set the limits' variables for this command and the processes that it starts."""
@@ -180,8 +209,9 @@ def _raise_limits(limits: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Show what the package logs on stderr: from INFO up, from DEBUG with -v, from ERROR with -q.
+def _log(file: "LogFile | None", quiet: bool, verbose: bool) -> Iterator[None]:
+    """Show what the package logs on stderr: from INFO up, from DEBUG with -v, from ERROR with -q; a
+    log file gets everything.
 
     -q is the handler's affair: a logger's level would outlast two commands in threads of one process.
     """
@@ -194,11 +224,14 @@ def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
     logger, handler = logging.getLogger("fr_edge"), Handler()
     before = logger.level
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    handler.setLevel(logging.ERROR if quiet else logging.NOTSET)
-    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose or file else logging.INFO)
+    handler.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    handlers = [handler, *([file] if file else [])]
+    for each in handlers:
+        logger.addHandler(each)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for each in handlers:
+            logger.removeHandler(each)
         logger.setLevel(before)

@@ -1,5 +1,7 @@
 """`fr-edge doctor`: what this machine can run, and what is in the way."""
 
+from copy import copy
+
 import click
 
 from . import options
@@ -59,4 +61,6 @@ def command(output: Output, self_test: bool) -> None:
 
 
 assert isinstance(command, click.Group)
-command.add_command(find_preprocessing, "preprocess")
+_EARLIER = copy(find_preprocessing)
+_EARLIER.deprecated = "use `fr-edge find-preprocessing`."
+command.add_command(_EARLIER, "preprocess")

@@ -48,7 +48,8 @@ COMMANDS = (
     "doctor",
 )
 
-ALIASES = {"plan": "targets", "check-engine": "check"}  # earlier names, which still work
+ALIASES = {"plan": "targets", "check-engine": "check"}
+"""Deprecated name -> the present one; a deprecated name works and says so (docs/releasing.md)."""
 
 
 class LazyCommands(click.Group):
@@ -71,6 +72,8 @@ class LazyCommands(click.Group):
         near = get_close_matches(args[0], COMMANDS, 1)
         if near and args[0] not in (*COMMANDS, *ALIASES):
             raise click.UsageError(f"no command {args[0]!r}, did you mean {near[0]}?", ctx)
+        if args[0] in ALIASES and not ctx.resilient_parsing and not {"-q", "--quiet"} & set(args):
+            echo(f"warning: `{args[0]}` is deprecated: use `{ALIASES[args[0]]}`", err=True)
         return super().resolve_command(ctx, args)
 
 

@@ -1,4 +1,4 @@
-"""The site of these pages: `make site` writes build/site. Sphinx with MyST, without a network."""
+"""The site of these pages: `make docs` writes build/site. Sphinx with MyST, without a network."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ copyright = "the fr-edge authors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["write_cli.py"]
+exclude_patterns = ["man"]
 
 html_theme = "furo"
 html_title = f"fr-edge {version}"

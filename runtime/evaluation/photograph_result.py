@@ -10,7 +10,7 @@ from ...metrics.detection import DetectionDrift
 from ...metrics.rates import RateChange
 from .gates import Gate, VerdictReason
 from .reference import FacesSummary
-from .result import OpenedFile
+from .result import REPORT_SCHEMA, OpenedFile
 
 DETECTION, NETWORK, ALIGNMENT = "detection", "network", "alignment"
 
@@ -110,5 +110,6 @@ class PhotographResult:
     not_measured: tuple[str, ...] = ()
     report: str = ""
     fr_edge: str = __version__
+    schema: int = REPORT_SCHEMA
     device: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None

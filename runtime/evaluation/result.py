@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _MAX_SLUG = 60  # characters of a protocol's name in a file name
+REPORT_SCHEMA = 1  # raised when a reader of the document would have to change
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class VerifyResult:
     not_measured: tuple[str, ...] = ()
     report: str = ""
     fr_edge: str = __version__
+    schema: int = REPORT_SCHEMA
     device: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None
 
@@ -204,6 +206,7 @@ class EvaluateResult:
     reasons: tuple[VerdictReason, ...] = ()
     report: str = ""
     fr_edge: str = __version__
+    schema: int = REPORT_SCHEMA
     provenance: Provenance | None = None
 
 
@@ -255,6 +258,7 @@ class IjbResult:
     reasons: tuple[VerdictReason, ...] = ()
     report: str = ""
     fr_edge: str = __version__
+    schema: int = REPORT_SCHEMA
     provenance: Provenance | None = None
 
 

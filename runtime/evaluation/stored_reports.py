@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..._version import __version__
 from ...bundle.derived import PAGE, is_report, stale_reports
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import foreign_reason
 from ...documents import convert, read_json
 from ...errors import DataError
 from ..benchmark.frame_benchmark import FrameBenchmark
-from ..benchmark.result import BenchmarkResult
+from ..benchmark.result import BENCHMARK_SCHEMA, BenchmarkResult
 from ..fingerprint import PRECISIONS
 from .photograph_result import PhotographResult
-from .result import EvaluateResult, IjbResult, VerifyResult
+from .result import REPORT_SCHEMA, EvaluateResult, IjbResult, VerifyResult
 
 Report = (
     VerifyResult | EvaluateResult | IjbResult | BenchmarkResult | PhotographResult | FrameBenchmark
@@ -141,6 +142,13 @@ def decode_report(document: Any, path: Path) -> Report | None:
     kind = next((kind for key, kind in kinds.items() if key in document), None)
     if kind is None or "curve" in document:  # a training has an accuracy too
         return None
+    known = BENCHMARK_SCHEMA if kind in (BenchmarkResult, FrameBenchmark) else REPORT_SCHEMA
+    schema = document.get("schema", known)  # verifications and evaluations of 0.1 have none
+    if isinstance(schema, int) and schema > known:
+        raise DataError(
+            f"{path} has schema {schema}, this fr-edge {__version__} reads up to {known}",
+            "upgrade fr-edge",
+        )
     for part in (document.get("faces"), document.get("protocol")):
         if isinstance(part, dict) and "drawn" in part:  # the word of earlier versions
             part["synthetic"] = part.pop("drawn")
