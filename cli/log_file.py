@@ -34,7 +34,7 @@ _ABOUT_PEOPLE = ("fr_edge.faces", "fr_edge.runtime.recognition")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
-def without_names(text: str, whole: bool = False) -> str:
+def hide_names(text: str, whole: bool = False) -> str:
     """A message without what may name people: paths, images and quoted texts.
 
     Args:
@@ -81,7 +81,7 @@ class LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         about_people = record.name.startswith(_ABOUT_PEOPLE)
-        self.line(record.levelname, record.name, without_names(record.getMessage(), about_people))
+        self.line(record.levelname, record.name, hide_names(record.getMessage(), about_people))
 
     def line(self, level: str, source: str, text: str) -> None:
         """Append a line; a file that cannot be written any more is said once and does not stop the work."""
@@ -140,7 +140,7 @@ def _log_error(log: LogFile, source: str, error: BaseException) -> int:
     if stop is not None:
         log.line("ERROR", source, "interrupted")
         return interrupted(stop).exit_code
-    about = "a message about faces" if isinstance(error, FacesError) else without_names(str(error))
+    about = "a message about faces" if isinstance(error, FacesError) else hide_names(str(error))
     log.line("ERROR", source, f"{type(error).__name__}: {about}")
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename)

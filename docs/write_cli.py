@@ -13,7 +13,9 @@ INTRODUCTION = """# The command line
 This page is written by `make docs` from the commands themselves.
 
 Every command takes `-h`, `-q` (no progress, no notes), `-v` (where an error came from) and `--json`:
-then stdout is exactly one JSON document, and people's text goes to stderr.
+then stdout is exactly one JSON document, and people's text goes to stderr. `--log-file FILE`, or the variable `FR_EDGE_LOG`
+for all commands, appends to a file of mode 0600 which options were given, what was logged, where an error came from and the exit
+code; paths, quoted texts and messages about faces, in which people's names may stand, are left out, so that it can be sent.
 
 | exit code | meaning |
 |---|---|
@@ -27,6 +29,8 @@ then stdout is exactly one JSON document, and people's text goes to stderr.
 Faces (`SRC`) are a folder of aligned images, 112x112 or the network's size (the identity is the image's folder, at any
 depth), an InsightFace RecordIO folder, `.tar` shards, or `synthetic:IDSxIMAGES` (synthetic people; `@SEED`
 gives other people).
+
+`make man` writes man pages; a released wheel installs them (`man fr-edge-verify`).
 
 Completion of commands, options, files, presets, recipes, boards and engines: `eval "$(_FR_EDGE_COMPLETE=bash_source fr-edge)"` (or `zsh_source`, `fish_source`).
 """

@@ -80,11 +80,10 @@ def _help(title: str, command: click.Command, part: bool = False) -> Iterator[st
     yield ".nf"
     for line in text.splitlines():
         if re.match(r"\S.*:$", line):
-            yield from (
-                ".fi",
-                f'.{section} "{_text(line[:-1].upper() if not part else line[:-1])}"',
-                ".nf",
-            )
+            heading = line[:-1] if part else line[:-1].upper()
+            yield from (".fi", f'.{section} "{_text(heading)}"', ".nf")
+            if heading.lower().startswith("example"):
+                yield ".in 2n"  # command lines are up to 78 characters long
         else:
             yield _text(line.removeprefix("  "))
     yield ".fi"

@@ -81,7 +81,7 @@ def test_a_report_of_a_newer_version_is_refused(kind: str) -> None:
 def test_every_command_has_a_man_page(tmp_path: Path) -> None:
     pages = load("docs/write_man.py").pages()
     assert set(pages) == {"fr-edge.1", *(f"fr-edge-{name}.1" for name in COMMANDS)}
-    assert ".SH EXAMPLES" in pages["fr-edge-export.1"]
+    assert '.SH "EXAMPLE' in pages["fr-edge-export.1"]
     assert "\\-\\-log\\-file" in pages["fr-edge-verify.1"]
     if shutil.which("groff") is None:
         pytest.skip("groff, which reads man pages, is not installed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fr_edge.cli.log_file import without_names
+from fr_edge.cli.log_file import hide_names
 from fr_edge.cli.main import run
 
 
@@ -24,7 +24,7 @@ def test_a_log_has_the_options_the_lines_and_the_end(bundle: Path, tmp_path: Pat
     assert "START fr-edge.calibrate: fr-edge 0." in start
     assert "limit=16" in start
     assert "faces=..." in start
-    assert any(" INFO fr_edge.calibration" in line or " DEBUG fr_edge" in line for line in middle)
+    assert any(" WARNING fr_edge.calibration." in line for line in middle)
     assert "END fr-edge.calibrate: exit code 0 after " in end
     assert "START" in again
     assert error.endswith("ERROR fr-edge.calibrate: FacesError: a message about faces")
@@ -82,4 +82,4 @@ def test_only_a_file_of_its_own_is_written(
     ],
 )
 def test_names_of_files_and_people_are_left_out(text: str, whole: bool, kept: str) -> None:
-    assert without_names(text, whole) == kept
+    assert hide_names(text, whole) == kept
