@@ -129,7 +129,7 @@ def define_command(
                 interruptible(),
                 _log_file(log_file) as log,
                 _raise_limits(limits),
-                _log(log, quiet, verbose),
+                _log_to_stderr(quiet=quiet, verbose=verbose, file=log),
             ):
                 function(Output(as_json, quiet, verbose), **arguments)
 
@@ -209,7 +209,7 @@ def _raise_limits(limits: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _log(file: "LogFile | None", quiet: bool, verbose: bool) -> Iterator[None]:
+def _log_to_stderr(*, quiet: bool, verbose: bool, file: "LogFile | None" = None) -> Iterator[None]:
     """Show what the package logs on stderr: from INFO up, from DEBUG with -v, from ERROR with -q; a
     log file gets everything.
 

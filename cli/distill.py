@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @define_command(
     "distill",
     example="fr-edge distill tiny --faces synthetic:40x8 --teacher t.bundle --out s.bundle",
+    option_groups={"Another training at the same place": ("--resume", "--force")},
 )
 @click.argument("recipe", metavar="RECIPE")
 @options.faces(required=True, what="Training faces, one folder per identity")
