@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -206,7 +207,7 @@ class RankParts:
                         shutil.rmtree(other, ignore_errors=True)
         self._thread.start()
 
-    def end(self, **changes: str | int) -> None:
+    def end(self, **changes: Any) -> None:
         """Tell the others how this process ends; remove what they do not need."""
         self._ended.set()
         self._thread.join()
@@ -334,7 +335,7 @@ class RankParts:
             with suppress(OSError):
                 self._tell()
 
-    def _tell(self, **changes: str | int) -> None:
+    def _tell(self, **changes: Any) -> None:
         with self._lock:
             known = {str(rank): state.run for rank in self._others if (state := self._read(rank))}
             self._own = replace(self._own, beat=self._own.beat + 1, knows=known, **changes)
