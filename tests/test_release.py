@@ -1,5 +1,6 @@
 """The version is the same everywhere, and docs/releasing.md says what the code does."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -109,3 +110,16 @@ def test_the_check_of_a_release_refuses_before_it_works(key: str, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == (2 if key else 1)
     assert ("no file" if key else "no dated section") in done.stderr
+
+
+def test_the_oldest_python_can_read_every_file() -> None:
+    """The grammar of Python 3.10, by pyproject's `requires-python`; other versions' runs are in CI's matrix."""
+    oldest = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert oldest is not None
+    folders = [folder for folder in ROOT.iterdir() if (folder / "__init__.py").is_file()]
+    files = [
+        f for folder in [*folders, ROOT / "docs", ROOT / "examples"] for f in folder.rglob("*.py")
+    ]
+    assert len(files) > 200
+    for file in [*files, *ROOT.glob("*.py")]:
+        ast.parse(file.read_text(), str(file), feature_version=(3, int(oldest[1])))
