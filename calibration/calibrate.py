@@ -25,6 +25,7 @@ from .calibration_report import CalibrationReport, make_report
 from .clipping import METHODS
 from .fitting import ALL_STEPS, CalibrationSteps, Fit, fit_faces
 from .search.budget import CANNOT_JUDGE, MAX_JUDGED_FACES, Budget
+from .search.error_limit import limit_error
 from .search.latency_model import LatencyOf, counted_latency
 from .search.mixed_precision import (
     HeldOutJudge,
@@ -165,7 +166,11 @@ def calibrate(
         for grouped, fit in zip(kinds, fits, strict=True)
     ]
     with keeping(lambda: kept_statistics(bundle.root)):
-        search, judge = _fastest(fits, judges, budget, bundle.root, latency)
+        limited = steps.error_limit and precision == "int8" and fits[0].table.method != "trained"
+        if budget or not picks or not limited:
+            search, judge = _fastest(fits, judges, budget, bundle.root, latency)
+        else:
+            search, judge = limit_error(fits[0].table, judges[0]), judges[0]
     choice = judge.choose(search.table.float_layers)
     if search.doubt and names.table in bundle and not force:
         raise GateFailed(

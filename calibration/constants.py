@@ -95,6 +95,23 @@ BLOCK = 64
 # float32 rounds is less.
 PEAK_MARGIN = 0.01
 
+# How far INT8 may be from float without a budget (search/error_limit.py).
+
+# Mean of 1 - cosine on held-out faces, above which the layers that INT8 speeds up least stay in float. The
+# embeddings of 3,343 faces with noise of this size, spread like INT8's, lose .0015 of TAR at FAR 1e-5
+# on casia and .0009 on y1 (likely loss, mean of 14 draws): option noise of int8_loss.py, docs/results/int8.md.
+MAX_MEAN_ERROR = 8.5e-4
+
+# Most that these layers give up of the time that INT8 saves, as counted. At .15 the error of casia falls
+# from 14.0e-4 to 8.4e-4 and y1's from 11.9e-4 to 8.1e-4, with 81 % of all multiply-adds left in INT8;
+# at .09 to 10.0e-4 and 9.0e-4, with 87 %.
+MAX_TIME_SHARE = 0.15
+
+# Share of the error that goes with each share of the time that is given up: at .15 of the time .40 to .44 of casia's
+# (three draws of people who calibrate) and .32 to .37 of y1's (two draws). A guess that only saves time:
+# where it is too high, the most layers are judged.
+ERROR_PER_TIME = 2.3
+
 # Which faces calibrate and which judge (subset.py, calibrate.py).
 
 # With fewer faces the tails still depend on chance: a warning. y1's worst face was .9603 with 128 and

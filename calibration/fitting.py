@@ -38,16 +38,19 @@ class CalibrationSteps:
             most precise near zero, where most activations are.
         bias_correction: Correct biases for the mean error of rounded weights.
         gptq: Round weights for their real inputs, not to nearest.
+        error_limit: Keep the layers that INT8 speeds up least in float where INT8's mean error is
+            above `MAX_MEAN_ERROR`; INT8 only, and not with a budget, which decides itself.
     """
 
     equalization: bool = True
     activation_shift: bool = True
     bias_correction: bool = True
     gptq: bool = True
+    error_limit: bool = True
 
 
 ALL_STEPS = CalibrationSteps()
-RANGES_ONLY = CalibrationSteps(False, False, False, False)
+RANGES_ONLY = CalibrationSteps(False, False, False, False, False)
 
 
 def fit_table(

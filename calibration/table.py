@@ -59,7 +59,7 @@ class CalibrationTable:
         scales: Tensor -> `(C,) float64`, equalization.
         shifts: Tensor -> `(C,) float64`, activation shift.
         means: Tensor -> `(C,) float64`, the mean of each channel, for bias correction.
-        float_layers: Layer kept in float by an accuracy budget -> the reason.
+        float_layers: Layer kept in float by an accuracy budget or for its rounding error -> the reason.
         precision: "int8" or "fp8", the format of the quantized layers.
     """
 

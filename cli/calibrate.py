@@ -94,8 +94,9 @@ def command(
     """Find INT8 or FP8 ranges on faces; write the Q/DQ model.
 
     Ranges go to calibration.json, the model to model.int8.onnx; FP8's go to calibration.fp8.json and
-    model.fp8.onnx beside them. Only statistics are kept, never an
-    image. What the precision loses is measured on people held out from calibration; the likely loss is an
+    model.fp8.onnx beside them. Only statistics are kept, never an image. Where INT8's mean error on people
+    held out from calibration is above a limit, the layers that INT8 speeds up least stay in float
+    (docs/results/int8.md). What the precision loses is measured on the same people; the likely loss is an
     estimate for other people from all pairs near the threshold, with its 95 % interval where the
     people suffice. With a budget, layers go back to float (FP16 in TensorRT's engine), those that
     cost most first, until the people show that it holds: the upper ends of the 95 % intervals of

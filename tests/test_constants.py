@@ -161,6 +161,9 @@ CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
             "PATCHES": 128,
             "BLOCK": 64,
             "PEAK_MARGIN": 0.01,
+            "MAX_MEAN_ERROR": 8.5e-4,
+            "MAX_TIME_SHARE": 0.15,
+            "ERROR_PER_TIME": 2.3,
             "ENOUGH_FACES": 128,
             "MIN_FACES": 4,
             "MIN_PEOPLE": 16,
@@ -237,7 +240,7 @@ def test_defaults_of_the_commands(command: str, defaults: dict[str, object]) -> 
 def test_defaults_of_the_functions() -> None:
     parameters = inspect.signature(calibrate.calibrate).parameters
     assert (parameters["method"].default, parameters["limit"].default) == ("auto", 512)
-    assert parameters["steps"].default == fitting.CalibrationSteps(True, True, True, True)
+    assert parameters["steps"].default == fitting.CalibrationSteps(True, True, True, True, True)
     assert budget.Budget(min_cosine=0.5).far == 1e-4
     assert inspect.signature(verify.verify).parameters["engine"].default == "int8"
 

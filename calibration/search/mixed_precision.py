@@ -87,9 +87,13 @@ class HeldOutJudge:
         """`(len(picks), D) float32`, the float model's embeddings."""
         return embed_model(self.model, self.spec, self.faces, self.picks, self.track)
 
-    def choose(self, float_layers: Iterable[str] = ()) -> Int8Choice:
-        """The assignment that keeps `float_layers` in float, and what the rule keeps there."""
-        reasons = dict.fromkeys(float_layers, REASON)
+    def choose(self, float_layers: Mapping[str, str] | Iterable[str] = ()) -> Int8Choice:
+        """The assignment that keeps `float_layers` in float, and what the rule keeps there.
+
+        A mapping names the reason of each.
+        """
+        named = isinstance(float_layers, Mapping)
+        reasons = dict(float_layers) if named else dict.fromkeys(float_layers, REASON)
         return choose_int8_layers(self.model, reasons, grouped=self.grouped)
 
     def quantize(self, table: CalibrationTable, choice: Int8Choice) -> onnx.ModelProto:
