@@ -19,7 +19,7 @@ from fr_edge.runtime.benchmark import timing
 _GOLDEN = 12
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def short_warm_up() -> Iterator[None]:
     """Of benchmarks in this process; those of boards have a clock of their own."""
     with pytest.MonkeyPatch.context() as patch:
