@@ -92,8 +92,10 @@ class HeldOutJudge:
 
         A mapping names the reason of each.
         """
-        named = isinstance(float_layers, Mapping)
-        reasons = dict(float_layers) if named else dict.fromkeys(float_layers, REASON)
+        if isinstance(float_layers, Mapping):
+            reasons = dict(float_layers)
+        else:
+            reasons = dict.fromkeys(float_layers, REASON)
         return choose_int8_layers(self.model, reasons, grouped=self.grouped)
 
     def quantize(self, table: CalibrationTable, choice: Int8Choice) -> onnx.ModelProto:
