@@ -5,7 +5,8 @@ that fail cost only themselves and that the next run does what is missing; not t
 
     python benchmarks/fleet_boards.py            the cases of docs/fleet.md
     python benchmarks/fleet_boards.py 20         as many boards cut off at random moments
-    python benchmarks/fleet_boards.py signed     packs by two makers, `accept`, two roll-outs at once
+    python benchmarks/fleet_boards.py signed     packs by two makers, two roll-outs at once
+    python benchmarks/fleet_boards.py accept     `accept` within a roll-out
 """
 
 import fcntl
@@ -216,23 +217,30 @@ def cuts(count: int) -> None:
         print(f"{count} cuts: {named} named with a remedy, {healed} whole after the next run")
 
 
+def accept() -> None:
+    """`accept` within a roll-out; a rehearsal, since the board computes on this CPU."""
+    with fleet_of(["a"]) as fleet:
+        one, _ = make_packs(fleet.root)
+        line = ["roll-out", str(one), "-q", "--json", "--allow-unsigned"]
+        tell("with accept", *fleet.run(*line, *SHORT), fleet)
+        accepted = json.loads((fleet.out / "a" / "evidence.json").read_text())["evidence"]["accept"]
+        tried = [(e["bundle"], e["precision"], e["verdict"]) for e in accepted["engines"]]
+        print(f"  rehearsal {accepted['rehearsal']}, {tried}, left {accepted['left']}")
+
+
 def signed() -> None:
-    """Boards that take signed packs only, `accept` within a roll-out, and two roll-outs at once."""
+    """Boards that take signed packs only, and two roll-outs at once."""
     with fleet_of(["a", "b"]) as fleet:
         one, two = (fleet.root / f"{name}.bundle" for name in ("first", "second"))
         for packed, bundle in zip(make_packs(fleet.root), (one, two), strict=True):
-            line = [FR_EDGE, "unpack", packed, "--out", bundle, "--allow-unsigned", "-q"]
-            subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+            command = [FR_EDGE, "unpack", packed, "--out", bundle, "--allow-unsigned", "-q"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for maker in ("ours", "stranger"):
-            line = [FR_EDGE, "keygen", fleet.root / maker]
-            subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+            command = [FR_EDGE, "keygen", fleet.root / maker]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         key, other = (str(fleet.root / f"{maker}.key") for maker in ("ours", "stranger"))
-        line = ["roll-out", str(one), "-q", "--json", "--serial", "100%", "--sign", key]
-        print("## acceptance takes minutes", flush=True)
-        tell("a signed pack, with accept", *fleet.run(*line, *SHORT), fleet)
-        accepted = json.loads((fleet.out / "a" / "evidence.json").read_text())["evidence"]["accept"]
-        tried = [(e["bundle"], e["precision"], e["verdict"]) for e in accepted["engines"]]
-        print(f"  accept on a: rehearsal {accepted['rehearsal']}, {tried}, left {accepted['left']}")
+        line = ["roll-out", str(one), "-q", "--json", "--serial", "100%", "--no-accept"]
+        tell("signed", *fleet.run(*line, "--sign", key, *SHORT), fleet)
         for name in ("a", "b"):
             board = fleet.boards.boards[name]
             environment = {**os.environ, "HOME": str(board.home)}
@@ -283,7 +291,7 @@ def signed() -> None:
 if __name__ == "__main__":
     if reason := missing():
         raise SystemExit(reason)
-    if sys.argv[1:] == ["signed"]:
-        signed()
+    if sys.argv[1:] in (["signed"], ["accept"]):
+        globals()[sys.argv[1]]()
     else:
         cuts(int(sys.argv[1])) if sys.argv[1:] else cases()

@@ -44,6 +44,7 @@ _SILENT_S = (
     300.0  # for one that gives no sign; file systems over a network show a file a minute late
 )
 _LEAVE_S = 30.0  # for the others to remove their files
+_LINGER_S = 10.0  # of a process that fails before the others have begun
 _KEPT_S = 7 * 24 * 3600  # as embeddings of interrupted work
 _DIGEST = 32  # bytes of a sha256
 _AGAIN = "run the same command on all ranks again: long work goes on where it stopped"
@@ -165,6 +166,8 @@ def exchange_parts(
             message, code = error.message, error.exit_code
         elif isinstance(error, Exception):
             message = type(error).__name__
+        if isinstance(error, Exception) and not isinstance(error, RankLost):
+            parts.linger(message, code)
         parts.end(state="failed", message=message, exit_code=code)
         raise
     parts.end()
@@ -224,6 +227,14 @@ class RankParts:
                 while any(map(self._awaited, self._others)) and time.monotonic() < until:
                     time.sleep(_POLL_S)
                 shutil.rmtree(self._folder, ignore_errors=True)
+
+    def linger(self, message: str, code: int) -> None:
+        """Wait until the other processes know this one, so that they hear why it fails."""
+        with suppress(OSError):
+            self._tell(state="failed", message=message, exit_code=code)
+        until = time.monotonic() + _LINGER_S
+        while not all(map(self._awaited, self._others)) and time.monotonic() < until:
+            time.sleep(_POLL_S)
 
     @contextmanager
     def part(self) -> Iterator[Callable[[bytes], None]]:
@@ -297,6 +308,7 @@ class RankParts:
                 self._refuse_lost(rank, other)
             elif time.monotonic() - begun > _ABSENT_S:
                 left = "" if other is None else f"; what lies there is of {other.process()}"
+                left += f", which failed: {other.message}" if other and other.message else ""
                 raise RankLost(
                     f"rank {rank} of {self._ranks.size} has not begun{left}",
                     "start all ranks with the same command, faces and engine, and one XDG_CACHE_HOME"
@@ -324,7 +336,7 @@ class RankParts:
         return state.knows.get(str(self._ranks.rank)) == self._own.run
 
     def _awaited(self, rank: int) -> bool:
-        """Whether a process of this run has still to remove its files."""
+        """Whether a process of this run is there: it has its files still."""
         state = self._read(rank)
         return state is not None and self._is_ours(state)
 

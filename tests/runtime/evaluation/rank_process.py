@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,25 @@ class PixelSums:
     """A double of a session: its embeddings are sums of pixels, and it counts the faces."""
 
     dim = 4
-    seen = 0
+
+    def __init__(self, counted: Path) -> None:
+        self.seen, self.counted = 0, counted
 
     def embed(self, images: U8) -> F32:
         self.seen += len(images)
+        self.counted.write_text(str(self.seen))
         rows: F32 = images.reshape(len(images), self.dim, -1).sum(2).astype(np.float32)
         return rows
 
 
-def spoiled(faces: Faces, at: int, how: str) -> Faces:
-    """The same faces; the process dies, or finds a damaged image, at one of them."""
+def spoiled(faces: Faces, at: int, how: str, others: Path) -> Faces:
+    """The same faces; the process finds a damaged image at one of them, or dies when rank 0 has done its share."""
 
     def read(index: int) -> U8:
         if index == at and how == "die":
+            while not others.exists() or others.read_text() != "64":
+                time.sleep(0.05)
+            time.sleep(1)  # ten signs of life
             os.kill(os.getpid(), signal.SIGKILL)
         if index == at:
             raise FacesError(f"face {index} is not an image")
@@ -48,7 +55,9 @@ def spoiled(faces: Faces, at: int, how: str) -> Faces:
 def embed_sums(folder: Path, at: int, how: str) -> int:
     """Embed by the double: rank 0 writes rows.npy, each rank what it has embedded; the exit code."""
     ranks = rank_exchange.share_of_environment()
-    session, faces = PixelSums(), spoiled(open_faces(SOURCE), at, how)
+    session = PixelSums(folder / f"seen-{ranks.rank}")
+    session.counted.write_text("0")
+    faces = spoiled(open_faces(SOURCE), at, how, folder / "seen-0")
     try:
         if ranks.rank:
             embed_share(session, faces, ("sums",), ranks=ranks)
@@ -58,8 +67,6 @@ def embed_sums(folder: Path, at: int, how: str) -> int:
     except FrEdgeError as error:
         (folder / f"error-{ranks.rank}").write_text(f"{error.message}\n{error.hint}")
         return error.exit_code
-    finally:
-        (folder / f"seen-{ranks.rank}").write_text(str(session.seen))
     return 0
 
 
