@@ -38,8 +38,8 @@ def own_journal(root: Path) -> Journal | None:
     Returns:
         None without a journal, and for one that came with an archive or is damaged.
     """
-    path = root / JOURNAL
-    if path.is_symlink() or not path.is_file() or (root / STAGED).is_symlink():
+    path, staged = root / JOURNAL, root / STAGED
+    if path.is_symlink() or not path.is_file() or staged.is_symlink() or not staged.is_dir():
         return None
     try:
         journal = read_json(path, Journal)

@@ -45,6 +45,15 @@ def test_a_foreign_journal_is_neither_read_nor_replayed(root: Path) -> None:
     assert (root / "one").read_text() == "1"
 
 
+def test_a_journal_without_its_staged_files_is_foreign(root: Path) -> None:
+    journal(root, arrived=[], gone=["one"])
+    shutil.rmtree(root / ".draft", ignore_errors=True)
+    assert open_bundle(root, check="all").files
+    with pytest.raises(BundleError, match="not interrupted here"), transaction(root, "x", {}):
+        pass
+    assert (root / "one").exists()
+
+
 def test_a_copy_of_an_interrupted_bundle_is_foreign(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
