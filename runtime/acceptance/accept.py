@@ -23,6 +23,7 @@ from ...bundle.trust import requiring_signatures
 from ...documents import encode_json, read_json, to_builtins
 from ...errors import BundleError, DataError, FrEdgeError, UsageError
 from ...files import real_path, write_atomic
+from ...interruption import keeping
 from ...progress import Track, silent
 from ..evaluation.gates import CANNOT_JUDGE, PASSED, overall_verdict
 from ..evaluation.limits import with_policy_signatures
@@ -143,7 +144,7 @@ def accept(
         run.begin(note, lacks)
         if chosen:
             # What runs is built here, of files whose signatures `source` demands where they must be.
-            with requiring_signatures(required=False):
+            with requiring_signatures(required=False), keeping(lambda: f"{file} is kept"):
                 run.steps()
     return run.result, file
 
@@ -376,8 +377,7 @@ def _model_key(source: Bundle) -> str:
 def _names_of(source: Bundle | None, file: Path) -> frozenset[str]:
     """The folders' names, which people choose."""
     paths = [file, *([source.root] if source else [])]
-    names = {paths[0].stem, *(real_path(path).name for path in paths)}
-    return frozenset(name for name in names if len(name) > 3)
+    return frozenset(n for n in (file.stem, *(real_path(p).name for p in paths)) if len(n) > 3)
 
 
 @contextmanager

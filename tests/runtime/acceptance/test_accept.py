@@ -22,6 +22,7 @@ from fr_edge.calibration.calibrate import calibrate
 from fr_edge.cli.accept import command
 from fr_edge.cli.main import run
 from fr_edge.faces.sources import open_faces
+from fr_edge.interruption import Interrupted
 from fr_edge.runtime.acceptance import accept, engine_check
 from fr_edge.runtime.acceptance.accept import choose_engine
 from fr_edge.runtime.acceptance.disclosure import machine_names
@@ -152,6 +153,16 @@ def test_an_engine_without_int8_fails_and_is_tried_again(
     assert (code, document["verdict"]) == (0, "PASSED")
     assert [e["precision"] for e in document["engines"]] == ["fp32", "int8"]
     assert set(document["choices"][-1]["times_ms"]) == {"int8", "fp32"}
+
+
+def test_an_interruption_says_that_the_file_is_kept(tmp_path: Path) -> None:
+    def stop(items: Any, label: str, total: int) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        accept.accept(None, "onnxruntime", tmp_path / "a.json", stop)
+    assert caught.value.kept == f"{tmp_path / 'a.json'} is kept"
+    assert json.loads((tmp_path / "a.json").read_text())["engines"] == []
 
 
 def test_where_nothing_runs_each_reason_is_listed(
