@@ -99,8 +99,11 @@ def read_package(folder: str | Path) -> PackageManifest:
         raise DataError(
             f"{root} is not a package: it has no {PACKAGE_FILE}", "`fr-edge package` makes one"
         )
-    manifest = read_json(path, PackageManifest)
     again = "make it again with `fr-edge package`"
+    try:
+        manifest = read_json(path, PackageManifest)
+    except DataError as error:
+        raise DataError(error.message, error.hint or again) from error
     if manifest.schema != PACKAGE_SCHEMA or manifest.target not in CHECKS:
         raise DataError(
             f"{path}: schema {manifest.schema} and target {manifest.target!r} are unknown here",
