@@ -13,7 +13,7 @@ SOURCES := $(wildcard *.py) $(ROOMS) $(call files,$(ROOMS))
 CHECKED := $(SOURCES) $(call files,tests benchmarks docs examples)
 TYPED := build/typed/fr_edge
 
-.PHONY: help demo test check lint types unit test-gpu examples docs man dist release-check resolve clean
+.PHONY: help demo test check lint types unit test-gpu examples docs man dist release-check accessibility resolve clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,16 @@ dist: $(VENV)/.release man  ## sdist and wheel in dist, checked as an index chec
 
 release-check: dist  ## all of a release but its publication: docs/releasing.md
 	PYTHON=$(PYTHON) BIN=$(abspath $(BIN)) .ci/release-check
+
+# The pages that `make demo`, `make examples` and `make docs` have made; axe-core comes from the npm registry.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+PAGES = $(abspath $(wildcard demo/student.bundle/report.html build/examples/evidence/fleet.html \
+	$(addprefix build/site/,index.html cli.html results/int8.html)))
+accessibility:  ## axe-core in Chromium on the report, the fleet's page and the site; light and dark, three widths
+	@test -n "$(CHROMIUM)" && command -v node npm >/dev/null || { echo "accessibility: not checked, Chromium, node or npm is missing"; exit 0; }; \
+	mkdir -p build/axe && cp .ci/accessibility.js build/axe/ && \
+	npm install --silent --no-save --prefix build/axe axe-core@4.14.1 puppeteer-core@24.43.1 && \
+	CHROMIUM=$(CHROMIUM) node build/axe/accessibility.js $(PAGES)
 
 resolve: $(VENV)/.ready  ## ask the index for wheels of all dependencies: Python 3.10 to 3.13, x86-64, aarch64
 	BIN=$(abspath $(BIN)) .ci/resolve

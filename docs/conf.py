@@ -61,3 +61,7 @@ def _give_headings_a_level(
     context["furo_navigation_tree"] = menu.replace(
         'role="heading"', 'role="heading" aria-level="2"'
     )
+    # What may scroll sideways on a narrow screen can be reached by the keyboard.
+    body = str(context.get("body", ""))
+    body = re.sub(r'<pre\b|<div(?= class="table-wrapper)', r'\g<0> tabindex="0"', body)
+    context["body"] = body
