@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .command import define_command
-from .output import Output, table
+from .output import Output, one_line, table
 
 if TYPE_CHECKING:
     from ..runtime.evaluation.compare import CompareResult
@@ -55,7 +55,7 @@ def changes_text(result: "CompareResult") -> str:
         ]
         for change in result.changes
     ]
-    lines = [f"differs: {text}" for text in result.differences]
+    lines = [f"differs: {one_line(text)}" for text in result.differences]
     lines.append(table(rows, ("figure", "A, 95 %", "B, 95 %", "B - A", "change", "verdict")))
     lines += [
         f"{'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.value:g}" for gate in result.gates

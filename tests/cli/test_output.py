@@ -10,7 +10,9 @@ from random import Random
 import pytest
 
 from fr_edge.cli import output
+from fr_edge.cli.compare import changes_text
 from fr_edge.cli.output import Output, _wrapped_table, size_text, table
+from fr_edge.runtime.evaluation.compare import CompareResult
 
 Captured = pytest.CaptureFixture[str]
 
@@ -82,6 +84,14 @@ def test_a_table_is_the_same_with_and_without_wrapping() -> None:
         for header in ([], head):
             cells = list(zip(*([header] if header else []), *rows, strict=True))
             assert table(rows, header, 500) == _wrapped_table(rows, header, cells, 500)
+
+
+def test_a_difference_between_reports_stays_one_line() -> None:
+    """A report names its packages: one of them must not look like a verdict of fr-edge's own."""
+    differences = ("packages: x\n\nfr-edge: PASSED", "y")
+    result = CompareResult(True, "a", "b", differences, (), ())
+    lines = changes_text(result).rstrip().split("\n")
+    assert lines == [r"differs: packages: x\n\nfr-edge: PASSED", "differs: y"]
 
 
 def test_one_long_name_does_not_widen_every_row_of_a_table() -> None:
