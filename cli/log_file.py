@@ -71,10 +71,8 @@ class LogFile(logging.Handler):
                 f"the log file {path} is a folder, a link or a device, expected a file of its own",
                 "name another one by --log-file or FR_EDGE_LOG",
             )
-        flags = (
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        )
-        self._handle = os.open(path, flags, 0o600)
+        safely = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | safely, 0o600)
         if stat.S_IMODE(os.fstat(self._handle).st_mode) != 0o600:
             with suppress(OSError):  # another user's file, or a file system without modes
                 os.fchmod(self._handle, 0o600)

@@ -52,10 +52,12 @@ echo fr-edge distill (complete -C "fr-edge distill small-r")
 ZSH = r"""
 zmodload zsh/zpty
 zpty z zsh -f -i
-zpty -w z "autoload -U compinit; compinit -u -D; zstyle ':completion:*' insert-tab false; \
+zpty -w z "PS1='asks> '; autoload -U compinit; compinit -u -D; zstyle ':completion:*' insert-tab false; \
 eval \"\$(_FR_EDGE_COMPLETE=zsh_source fr-edge)\"; print rea''dy"
-zpty -r z out '*ready*'
-zpty -w -n z $'fr-edge distill small-r\t\C-aprint -r -- \C-e; print do""ne\n'
+zpty -r z out '*ready*asks> *'
+zpty -w -n z $'fr-edge distill small-r\t'
+zpty -r z out '*small-real*'
+zpty -w -n z $'\C-aprint -r -- \C-e; print do""ne\n'
 zpty -r z out '*done*'
 print -r -- $out
 """
