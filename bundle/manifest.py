@@ -42,6 +42,20 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class _HistoryEntry:
+    """What an entry of the history must be; it may hold more."""
+
+    stage: str
+    version: str = ""
+    time: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    removed: Mapping[str, str] = field(default_factory=dict)
+    stale: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Bundle:
     """An open bundle: its manifest, and access to its files.
 
@@ -182,8 +196,9 @@ def read_manifest(
             "upgrade fr-edge" if isinstance(schema, int) and schema > SCHEMA else "",
         )
     try:
-        entries = convert(data["files"], dict[str, FileEntry], path)
-        history = convert(data["history"], list[dict[str, Any]], path)
+        entries = convert(data["files"], dict[str, FileEntry], "files")
+        history = convert(data["history"], list[dict[str, Any]], "history")
+        convert(history, list[_HistoryEntry], "history")
         return Bundle(
             root,
             spec_from_json(data["input"]),

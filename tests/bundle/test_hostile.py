@@ -119,7 +119,8 @@ def test_names_that_a_bundle_may_not_hold(root: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("files", []), ("files", {"one": 3}), ("files", {"one": {"role": 1}}), ("history", "x"),
-     ("history", [3]), ("embedding_dim", "x"), ("embedding_dim", [1]), ("input", 3),
+     ("history", [3]), ("history", [{}]), ("history", [{"stage": "export", "options": 3}]),
+     ("history", [{"stage": "export", "stale": ["x"]}]), ("embedding_dim", "x"), ("embedding_dim", [1]), ("input", 3),
      ("schema", None), ("schema", [1])],
 )  # fmt: skip
 def test_a_manifest_of_wrong_types_is_refused_in_a_sentence(
