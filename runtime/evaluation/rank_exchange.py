@@ -369,4 +369,4 @@ def _place_of_processes() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return secrets.token_hex(8)  # nobody else's
+        return secrets.token_hex(8)  # of this run alone
