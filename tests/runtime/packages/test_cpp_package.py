@@ -209,15 +209,15 @@ def test_opencv_runs_aligned_faces_as_pixels_and_as_tensors(
 ) -> None:
     """By the DNN module of Debian's libopencv-dev, where it is installed."""
     asked = ["pkg-config", "--cflags", "opencv4"]
-    found = (
+    opencv = (
         subprocess.run(asked, capture_output=True, text=True) if shutil.which(asked[0]) else None
     )
-    if found is None or found.returncode:
+    if opencv is None or opencv.returncode:
         pytest.skip("OpenCV's headers are not installed (libopencv-dev)")
     assert COMPILER is not None
     program = tmp_path / "dnn_here"
     words = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", str(HERE / "dnn_here.cpp")]
-    words += ["-o", str(program), *found.stdout.split(), "-lopencv_dnn", "-lopencv_core"]
+    words += ["-o", str(program), *opencv.stdout.split(), "-lopencv_dnn", "-lopencv_core"]
     subprocess.run(words, check=True)
     package(calibrated_mini, "onnx", tmp_path / "p")
     for kind in ("crop", "tensor"):
