@@ -69,7 +69,7 @@ def _check_bundle(output: Output, source: str) -> None:
     if damages or wrong:
         output.note("\n".join(lines))
         raise BundleError("; ".join([*damages, *wrong]), "restore it, or run its stage again")
-    output.result(to_builtins(document), "\n".join(lines))
+    output.result(to_builtins(document), "\n".join(lines).rstrip())
 
 
 def _engine_problems(bundle: "Bundle") -> "Iterator[tuple[str, tuple[str, type[Exception]]]]":

@@ -196,5 +196,5 @@ def _fail(
     if hint:
         echo("         " + hint.replace("\n", "\n         "), err=True)
     if cause is not None and ("-v" in args or "--verbose" in args):
-        echo("".join(traceback.format_exception(cause)), err=True)
+        echo("".join(traceback.format_exception(cause)), err=True, plain=True)
     return code

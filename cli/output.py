@@ -8,8 +8,8 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from shutil import get_terminal_size
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -25,8 +25,12 @@ _COLOURS = {
     "PASSED": "green", "VALID": "green", "FAILED": "red", "INVALID": "red",
     "CANNOT JUDGE": "yellow", "NOT BUILT": "yellow",
 }  # fmt: skip
-_VERDICTS = re.compile(rf"\b({'|'.join(_COLOURS)})\b")
-_DASHES = "\n".join(["    "] * 2 + [" -  "] + ["    "] * 5)  # rich's box: a rule below the header
+_VERDICTS = re.compile(rf"\b({'|'.join(_COLOURS)})\b".replace(" ", r"\s+"))
+_PIECES = re.compile(r"\s*(?:`[^`]*`\S*|\S+)")  # a command in backticks is not broken
+_BETWEEN_ROWS = "\0"  # no cell holds one: `one_line` escapes it
+# rich's box: a rule below the header, and a line by which the rows are told apart.
+_BOX = "\n".join(["    "] * 2 + [" -  "] + ["    ", 4 * _BETWEEN_ROWS] + ["    "] * 3)
+_COMPARED = 100  # rows up to which both layouts of a table that is too wide are tried
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,45 @@ def _coloured(text: str) -> str:
     """Verdicts in colour, for terminals; click leaves colours out elsewhere (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
-    return _VERDICTS.sub(lambda word: click.style(word[0], fg=_COLOURS[word[0]], bold=True), text)
+
+    def colour(verdict: re.Match[str]) -> str:
+        return click.style(verdict[0], fg=_COLOURS[" ".join(verdict[0].split())], bold=True)
+
+    return _VERDICTS.sub(colour, text)
+
+
+def _terminal_width(stream: Any) -> int | None:
+    """The columns of the terminal that a stream writes to; None where it is no terminal."""
+    if not (stream and stream.isatty()):
+        return None
+    with suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    with suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(stream.fileno()).columns or None
+    return None
+
+
+def _fitted(text: str, width: int | None) -> str:
+    """Text whose lines are broken between words where they are wider than the terminal.
+
+    A word, such as a path, and a command in backticks stay whole: they can be selected and pasted.
+    """
+    if width is None:
+        return text
+    from rich.cells import cell_len
+
+    lines: list[str] = []
+    for line in text.split("\n"):
+        start = len(lines)
+        indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+        pieces = _PIECES.findall(line) if cell_len(line) > width else [line]
+        for piece in pieces:
+            if len(lines) > start and cell_len(lines[-1] + piece) <= width:
+                lines[-1] += piece
+            else:
+                lines.append(indent + piece.lstrip() if len(lines) > start else piece)
+    return "\n".join(lines)
 
 
 def echo(text: str, *, err: bool = False, plain: bool = False) -> None:
@@ -100,15 +142,17 @@ def echo(text: str, *, err: bool = False, plain: bool = False) -> None:
     Args:
         text: The text; it is made `printable`.
         err: On stderr, whose failures are ignored, instead of stdout.
-        plain: Without colours, as for a document that programs read.
+        plain: Without colours and with its lines as they are, as for a document that programs read.
 
     Raises:
         MachineError: stdout cannot be written, for example because its disk is full.
     """
+    stream = sys.stderr if err else sys.stdout
+    text = printable(text)
     try:
-        click.echo(printable(text) if plain else _coloured(printable(text)), err=err)
+        click.echo(text if plain else _coloured(_fitted(text, _terminal_width(stream))), err=err)
     except OSError as error:
-        silence(sys.stderr if err else sys.stdout)
+        silence(stream)
         if not err and error.errno != errno.EPIPE:
             raise MachineError(f"stdout cannot be written: {error.strerror}") from error
 
@@ -158,13 +202,16 @@ def table(
 ) -> str:
     """Aligned columns of plain text.
 
+    Where they are too wide for the page, cells are wrapped between words, never inside one, or the
+    first cell of each row stands above its others: whichever takes fewer lines.
+
     Args:
         rows: Cells of each row.
         header: Titles of the columns, underlined with dashes.
-        width: Columns of the page. Cells that do not fit are wrapped between words, never inside
-            one; a page narrower than the words is exceeded. By default the terminal's, and no
-            limit where stdout is no terminal, so that a line stays a line in a pipe. Cells of more
-            than 1,000 characters are neither wrapped nor do others align with them.
+        width: Columns of the page; a page narrower than a word is exceeded. By default the
+            terminal's, and no limit where stdout is no terminal, so that a line stays a line in a
+            pipe. Cells of more than 1,000 characters are neither wrapped nor do others align with
+            them.
     """
     if not rows:
         return ""
@@ -173,10 +220,10 @@ def table(
     rows = [[one_line(cell) for cell in row] for row in rows]
     columns = list(zip(*([header] if header else []), *rows, strict=True))
     widths = [max(map(cell_len, column)) + 1 for column in columns]
-    if width is None and sys.stdout and sys.stdout.isatty():
-        width = get_terminal_size().columns
+    if width is None:
+        width = _terminal_width(sys.stdout)
     if width is not None and sum(widths) + len(columns) - 1 > width and max(widths) <= _WIDEST:
-        return _wrapped_table(rows, header, columns, width)
+        return "\n".join(line for row in _narrow_rows(rows, header, width) for line in row)
     widths = [min(size, _WIDEST) for size in widths]
     dashes = ["-" * size for size in widths]
     lines = [list(header), dashes, *rows] if header else rows
@@ -189,13 +236,26 @@ def table(
     )
 
 
-def _wrapped_table(
-    rows: Sequence[Sequence[str]],
-    header: Sequence[str],
-    columns: Sequence[Sequence[str]],
-    width: int,
-) -> str:
-    """A table whose cells are wrapped by rich, which takes half a millisecond for a row."""
+def _narrow_rows(
+    rows: Sequence[Sequence[str]], header: Sequence[str], width: int
+) -> list[list[str]]:
+    """The lines of the header and of each row on a page that is narrower than the table."""
+    wrapped = _wrapped_rows(rows, header, width)
+    fits = max(len(line) for row in wrapped for line in row) <= width
+    if len(rows[0]) == 1 or (fits and len(rows) > _COMPARED):
+        return wrapped
+    others = _narrow_rows([row[1:] for row in rows], header[1:], width - 2)
+    names = [*([header[0]] if header else []), *(row[0] for row in rows)]
+    stacked = [
+        [name, *(f"  {line}" for line in lines)] for name, lines in zip(names, others, strict=True)
+    ]
+    return wrapped if fits and sum(map(len, wrapped)) <= sum(map(len, stacked)) else stacked
+
+
+def _wrapped_rows(
+    rows: Sequence[Sequence[str]], header: Sequence[str], width: int
+) -> list[list[str]]:
+    """Cells wrapped by rich, which takes half a millisecond for a row."""
     from io import StringIO
 
     from rich.box import Box
@@ -203,16 +263,15 @@ def _wrapped_table(
     from rich.table import Table
     from rich.text import Text
 
+    columns = list(zip(*([header] if header else []), *rows, strict=True))
     longest_words = [
         max((len(word) for cell in column for word in cell.split()), default=0)
         for column in columns
     ]
     grid = Table(
-        box=Box(_DASHES),
-        show_edge=False,
-        show_header=bool(header),
+        box=Box(_BOX), show_edge=False, show_header=bool(header), show_lines=True,
         padding=(0, 1, 0, 0),
-    )
+    )  # fmt: skip
     for cells, longest in zip(columns, longest_words, strict=True):
         one_word = longest == max(map(len, cells))
         grid.add_column(Text(cells[0] if header else ""), min_width=longest, no_wrap=one_word)
@@ -222,7 +281,16 @@ def _wrapped_table(
     page = StringIO()
     console = Console(file=page, width=width, color_system=None, legacy_windows=False)
     console.print(grid, crop=False, no_wrap=True, overflow="ignore")
-    return "\n".join(line.rstrip() for line in page.getvalue().rstrip("\n").split("\n"))
+    parts: list[list[str]] = [[]]
+    for line in page.getvalue().rstrip("\n").split("\n"):
+        if line.startswith(_BETWEEN_ROWS):
+            parts.append([])
+        else:
+            parts[-1].append(line.rstrip())
+    if header:  # it and the first row have no line between them, but the rule
+        rule = next(i for i, line in enumerate(parts[0]) if set(line) <= {"-", " "} and line)
+        parts[:1] = [parts[0][: rule + 1], parts[0][rule + 1 :]]
+    return parts
 
 
 def size_text(size: int) -> str:

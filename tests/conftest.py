@@ -1,14 +1,19 @@
 """What several rooms' tests need."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -129,6 +134,45 @@ def mini(calibrated_mini: Path, tmp_path: Path) -> Path:
     """A calibrated bundle that the test may change."""
     shutil.copytree(calibrated_mini, tmp_path / "mini.bundle")
     return tmp_path / "mini.bundle"
+
+
+@contextmanager
+def terminal_of_80_columns() -> Iterator[list[str]]:
+    """stdout and stderr are a terminal of 80 columns, and what is printed fits.
+
+    It is in the list at the end.
+
+    Words stay whole: a line that holds one path or one command in backticks may be longer.
+    """
+    controller, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    shown, lines = bytearray(), list[str]()
+
+    def read() -> None:
+        with suppress(OSError):  # the other side is closed
+            while part := os.read(controller, 4096):
+                shown.extend(part)
+
+    reader = Thread(target=read)
+    reader.start()
+    with pytest.MonkeyPatch.context() as patch, open(terminal, "w", encoding="utf-8") as stream:
+        patch.delenv("COLUMNS", raising=False)
+        patch.setenv("TERM", "dumb")
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        yield lines
+    reader.join()
+    os.close(controller)
+    assert shown
+    lines += shown.decode().replace("\r\n", "\n").split("\n")
+    for line in lines:
+        assert len(line) <= 80 or re.fullmatch(r" *(`[^`]*`\S*|\S+)", line), line
+
+
+@pytest.fixture
+def terminal() -> Callable[[], AbstractContextManager[list[str]]]:
+    """`with terminal() as lines:` gives what runs inside a terminal of 80 columns."""
+    return terminal_of_80_columns
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import importlib.util
 import re
 import shlex
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from PIL import Image
 from fr_edge.cli import benchmark
 from fr_edge.cli.main import COMMANDS, root, run
 from fr_edge.faces.synthetic.render import draw_face
+
+Terminal = Callable[[], AbstractContextManager[list[str]]]
 
 PEOPLE, IMAGES = 12, 3
 JUDGED = 80  # people, whom the network tells apart: impostor pairs enough for FAR 1e-3
@@ -120,17 +124,21 @@ ELSEWHERE = ("demo", "distill", "accept")
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ELSEWHERE])
 @pytest.mark.usefixtures("here")
-def test_an_example_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_runs_and_prints_lines_of_80_columns(
+    name: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(benchmark._UNITS, "", 0.05)  # its five seconds are a quarter of one here
     for line in examples(name):
-        assert run(shlex.split(line)) in codes(name), line
+        with terminal():
+            assert run(shlex.split(line)) in codes(name), line
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 @pytest.mark.usefixtures("here", "short_recipes")
-def test_the_example_that_trains_runs() -> None:
+def test_the_example_that_trains_runs(terminal: Terminal) -> None:
     for line in examples("distill"):
-        assert run(shlex.split(line)) == 0, line
+        with terminal():
+            assert run(shlex.split(line)) == 0, line
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,7 +11,7 @@ import pytest
 
 from fr_edge.cli import output
 from fr_edge.cli.compare import changes_text
-from fr_edge.cli.output import Output, _wrapped_table, size_text, table
+from fr_edge.cli.output import Output, _fitted, _wrapped_rows, size_text, table
 from fr_edge.runtime.evaluation.compare import CompareResult
 
 Captured = pytest.CaptureFixture[str]
@@ -59,13 +59,41 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("width", [80, 60, 20])
+@pytest.mark.parametrize("width", [80, 60, 40, 20])
 def test_a_narrow_table_wraps_between_words(width: int) -> None:
-    text = table(ROWS, ("stage", "result", "figure", "time"), width)
+    text = _fitted(table(ROWS, ("stage", "result", "figure", "time"), width), width)
     words = {word for row in ROWS for cell in row for word in cell.split()}
     assert words <= set(text.split())
-    widest = max(map(len, text.splitlines()))
-    assert widest <= width if width > 60 else widest < 70  # the longest words alone take 58
+    for line in text.splitlines():
+        assert len(line) <= width or len(line.split()) == 1  # the path has 29
+
+
+def test_names_stand_above_the_other_cells_where_that_is_shorter() -> None:
+    rows = [["reports/verify-int8-of-faces.json", "two words", "1"], ["b", "three of them", "22"]]
+    assert table(rows, ("file", "text", "n"), 40).splitlines() == [
+        "file",
+        "  text           n",
+        "  -------------- ---",
+        "reports/verify-int8-of-faces.json",
+        "  two words      1",
+        "b",
+        "  three of them  22",
+    ]
+    assert table(rows, (), 40).splitlines()[:2] == [rows[0][0], "  two words      1"]
+
+
+def test_lines_of_text_are_broken_between_words() -> None:
+    text = "  pass  the gate: `fr-edge verify a b`, and more\n\nshort"
+    assert _fitted(text, None) == text
+    assert _fitted(text, 24).split("\n") == [
+        "  pass  the gate:",
+        "    `fr-edge verify a b`,",
+        "    and more",
+        "",
+        "short",
+    ]
+    assert _fitted("a/path/that/is/whole", 10) == "a/path/that/is/whole"
+    assert _fitted("面部 面部 ab", 9) == "面部 面部\n  ab"
 
 
 def test_a_table_in_a_pipe_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +110,8 @@ def test_a_table_is_the_same_with_and_without_wrapping() -> None:
         rows = [random.choices(words, k=columns) for _ in range(6)]
         head = random.choices(["", "title", "two words", "面"], k=columns)
         for header in ([], head):
-            cells = list(zip(*([header] if header else []), *rows, strict=True))
-            assert table(rows, header, 500) == _wrapped_table(rows, header, cells, 500)
+            wrapped = [line for row in _wrapped_rows(rows, header, 500) for line in row]
+            assert table(rows, header, 500) == "\n".join(wrapped)
 
 
 def test_a_difference_between_reports_stays_one_line() -> None:
@@ -141,9 +169,17 @@ def test_verdicts_are_coloured_on_terminals_alone(given: dict[str, str], shown: 
     assert done.stdout == "PASSED: a, INVALID, UNPASSED\n"
 
 
-def test_a_document_has_no_colours_on_a_terminal() -> None:
+def test_a_document_on_a_terminal_is_as_in_a_pipe() -> None:
     code = (
         "from fr_edge.cli.output import Output\n"
-        "Output(True, False, False).result({'verdict': 'PASSED'}, 'PASSED')"
+        "Output(True, False, False).result({'verdict': 'PASSED ' * 9}, 'PASSED')"
     )
-    assert json.loads(on_a_terminal(code)) == {"verdict": "PASSED"}
+    assert json.loads(on_a_terminal(code, COLUMNS="40")) == {"verdict": "PASSED " * 9}
+
+
+def test_a_terminal_gets_lines_of_its_width_and_a_broken_verdict_its_colour() -> None:
+    code = "from fr_edge.cli.output import echo\necho('it is CANNOT JUDGE')"
+    shown = on_a_terminal(code, COLUMNS="14")
+    assert shown == "it is \x1b[33m\x1b[1mCANNOT\n  JUDGE\x1b[0m\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "it is CANNOT JUDGE\n"

@@ -62,7 +62,7 @@ def mine(mini: Path, tmp_path: Path) -> Path:
 
 
 def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
-    short: None, mine: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+    short: None, mine: Path, tmp_path: Path, monkeypatch: Any, terminal: Any
 ) -> None:
     monkeypatch.setattr(accept, "_ORDER", ("int8", "fp32"))
     monkeypatch.setattr("socket.gethostname", lambda: "lovelace-box")
@@ -70,7 +70,8 @@ def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
     monkeypatch.setattr(accept, "machine_facts", lambda: {"texts": {"nvpmodel": gossip}})
     before = digests(mine)
     line = (str(mine), "--backend", "onnxruntime")
-    code, document = accepted(tmp_path / "out-of-lovelace.json", *line)
+    with terminal() as lines:
+        code, document = accepted(tmp_path / "out-of-lovelace.json", *line)
     assert code == 0
     assert (document["verdict"], document["rehearsal"]) == ("CANNOT JUDGE", True)
     assert "rehearsal, no GPU" in document["reasons"][0]
@@ -88,7 +89,7 @@ def test_a_rehearsal_is_never_passed_and_its_file_has_no_names(
     for name in (socket.gethostname(), getpass.getuser()):
         assert name.lower() not in json.dumps(document["engines"]).lower()
     assert document["machine"] == {"texts": {"nvpmodel": "<path> on <removed>"}}
-    out = capsys.readouterr().out
+    out = " ".join(line.strip() for line in lines)
     assert "CANNOT JUDGE: rehearsal, no GPU" in out
     assert "PASSED:" not in out
 
