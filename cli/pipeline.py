@@ -1,7 +1,7 @@
 """From photographs and a network to verified engines: the stages of `fr-edge run`."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ..runtime.fingerprint import PRECISIONS, SOURCES, find_engine
 from ..runtime.machine.backends import pick_backend
 from ..runtime.machine.device import cores
 from ..runtime.report.report import write_report
+from ..runtime.report.tradeoff import surpassing
 from .output import Output
 from .run_plan import RunPlan, encode_plan
 from .stages import PROBLEM, Done, Stage, Work, run_stages
@@ -346,19 +347,14 @@ def _rows(names: tuple[str, ...], stages: Mapping[str, Stage]) -> tuple[EngineRo
             values["int8_share"] = calibrated.numbers.get("share")
         values = {"verdict": NOT_BUILT, "reason": problem, **values, "precision": name}
         rows.append(convert(values, EngineRow, "what the finished stages have recorded"))
-    return tuple(_with_best(row, rows) for row in rows)
+    return tuple(_with_best(rows))
 
 
-def _with_best(row: EngineRow, rows: list[EngineRow]) -> EngineRow:
-    """Whether an engine is on the Pareto front of size, latency and accuracy."""
-    costs = {other.precision: _costs(other) for other in rows}
-    mine = costs.pop(row.precision)
-    beaten = any(
-        cost != mine and all(a <= b for a, b in zip(cost, mine, strict=True))
-        for cost in costs.values()
-        if cost and mine
-    )
-    return replace(row, best=bool(mine) and not beaten)
+def _with_best(rows: Sequence[EngineRow]) -> Iterator[EngineRow]:
+    """The engines, those on the Pareto front of size, latency and accuracy marked."""
+    costs = [_costs(row) for row in rows]
+    for at, row in enumerate(rows):
+        yield replace(row, best=bool(costs[at]) and not surpassing(costs, at))
 
 
 def _costs(row: EngineRow) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from ...metrics.comparison import CurvesChange
 from ...metrics.rates import ScoreCurves
 from ...metrics.strata import Stratum
 from ...reading import printable
+from .tradeoff import Tradeoff
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is in it
 
@@ -130,6 +131,7 @@ def drift_by_kind(strata: Sequence[Stratum], title: str) -> str:
         axes.plot(tail, names, "|", color=_SECOND, markersize=9, label="worst 5 % begin")
         axes.set_xlim(left=0)
         axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter("{x:g}")  # no factor, which would lie over the label
         axes.set_xlabel("1 - cosine of reference and engine")
 
     return _svg(f"{title} kinds of faces", draw, height=1.3 + 0.21 * len(rows))
@@ -237,6 +239,43 @@ def latency_curves(lines: Sequence[LatencyLine], title: str) -> str:
     return _svg(f"{title} latency", draw)
 
 
+def tradeoff_plot(tradeoff: Tradeoff) -> str:
+    """True accept rate over latency, the area of a point showing the engine's size.
+
+    Points that no other engine surpasses are joined by a line; engines whose benchmark is INVALID
+    are hollow.
+
+    Args:
+        tradeoff: At least one engine with both figures.
+    """
+
+    def draw(axes: Any) -> None:
+        largest = max(engine.size_mb for engine in tradeoff.plotted)
+        front = [e for e in tradeoff.plotted if e.complete and not tradeoff.better_than(e)]
+        axes.plot(
+            [e.p50_ms for e in front],
+            [100 * (e.tar or 0) for e in front],
+            ":",
+            color=_INK,
+            zorder=1,
+        )
+        for engine in tradeoff.plotted:
+            colour = _PRECISIONS.get(engine.precision, _FIRST)
+            label = f"{engine.title}, {engine.size_mb:.2f} MB" + (
+                "" if engine.valid else ": INVALID"
+            )
+            axes.scatter(
+                engine.p50_ms, 100 * (engine.tar or 0), s=40 + 160 * engine.size_mb / largest,
+                facecolors=colour if engine.valid else "none", edgecolors=colour, label=label, zorder=2,
+            )  # fmt: skip
+        axes.margins(0.25)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("latency p50, ms")
+        axes.set_ylabel(f"TAR at FAR {tradeoff.far}, %")
+
+    return _svg("engines by size, speed and true accept rate", draw)
+
+
 def speed_over_time(lines: Sequence[LatencyLine], title: str) -> str:
     """The median of each tenth of a run over that of the first; throttling and drift go up.
 
@@ -258,12 +297,12 @@ def speed_over_time(lines: Sequence[LatencyLine], title: str) -> str:
 
 
 def _styled(lines: Sequence[LatencyLine]) -> Iterator[tuple[LatencyLine, dict[str, Any]]]:
-    """INVALID settings are thin and dotted, and labelled."""
+    """INVALID settings are dotted, and labelled."""
     colours = cycle((_FIRST, _SECOND, "#4aa8a0"))
     for at, (line, colour) in enumerate(zip(lines[:MAX_LINES], colours, strict=False)):
         style: dict[str, Any] = {"color": colour, "linestyle": "-" if at < 3 else "--"}
         if not line.valid:
-            style |= {"linestyle": ":", "linewidth": 1.3}
+            style |= {"linestyle": (0, (2, 2)), "linewidth": 1.8}
         yield line, {**style, "label": line.label + ("" if line.valid else ": INVALID")}
 
 
@@ -288,10 +327,10 @@ def training_curve(
         axes.set_ylabel("loss")
         if accuracy:
             other = axes.twinx()
-            line = other.plot(*zip(*accuracy, strict=True), "o--", color=_SECOND, markersize=3)
+            points = zip(*accuracy, strict=True)
+            other.plot(*points, "o--", color=_SECOND, markersize=3, label="accuracy")
             other.set_ylabel("verification accuracy")
             other.tick_params(colors=_INK)
-            axes.legend(handles=[*axes.lines, *line], labels=["loss", "accuracy"], frameon=False)
 
     return _svg("training", draw)
 

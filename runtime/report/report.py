@@ -46,8 +46,10 @@ from .plots import (
     roc_curves,
     score_histogram,
     speed_over_time,
+    tradeoff_plot,
     training_curve,
 )
+from .tradeoff import compare_engines
 
 _HEADLINE_FARS = ("1e-4", "1e-3", "1e-2")  # the first that the pairs resolve is shown on top
 
@@ -126,6 +128,8 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
     certified = {row["artifact"].file for row in reports.verified if row["artifact"]}
     certified |= {row["detector"].file for row in reports.photographs}
     fars = {far for report in reports.judged for far in report["tar_at_far"]}
+    sizes = {name: entry.size for name, entry in bundle.files.items()}
+    tradeoff = compare_engines(engines, sizes, reports.verified, reports.timed)
     return {
         "name": real_path(bundle.root).name,
         "bundle": bundle,
@@ -137,6 +141,8 @@ def _page_values(bundle: Bundle, faces: Faces | None) -> dict[str, Any]:
         "framed": reports.framed,
         "fars": sorted(fars, key=float, reverse=True),
         "engines": engines,
+        "tradeoff": tradeoff,
+        "tradeoff_plot": tradeoff_plot(tradeoff) if tradeoff and tradeoff.plotted else "",
         "unjudged": [engine for engine in engines if engine["file"] not in certified],
         "earlier": [row for row in list_reports(bundle) if row.stale],
         "calibrated": _read_json(bundle, "reports/calibration.json"),

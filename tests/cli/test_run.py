@@ -212,4 +212,4 @@ def test_an_engine_is_best_unless_another_is_as_good_in_all() -> None:
     exact = EngineRow("fp8", "PASSED", size=9, p50_ms=9.0, tar=0.91)
     failed = EngineRow("none", "FAILED", size=0, p50_ms=0.1, tar=1.0)
     rows = [small, fast, worse, exact, failed]
-    assert [_with_best(row, rows).best for row in rows] == [True, True, False, True, False]
+    assert [row.best for row in _with_best(rows)] == [True, True, False, True, False]

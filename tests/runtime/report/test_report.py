@@ -27,6 +27,7 @@ from fr_edge.runtime.cpu_kernel_selection import KernelSelection
 from fr_edge.runtime.evaluation.evaluate import evaluate
 from fr_edge.runtime.evaluation.stored_reports import list_reports
 from fr_edge.runtime.evaluation.verify import verify
+from fr_edge.runtime.report import report
 from fr_edge.runtime.report.plots import det_curves, roc_curves
 from fr_edge.runtime.report.report import write_report
 
@@ -148,9 +149,25 @@ def test_keyboards_and_screen_readers_reach_every_table(judged: Path) -> None:
     """What axe-core asks for: one main landmark, and no table that only a mouse can scroll."""
     tags = _Page(write_report(judged).read_text()).tags
     assert [tag for tag, _ in tags].count("main") == 1
-    scrolled = [attributes for _, attributes in tags if attributes.get("class") == "wide"]
-    assert scrolled
-    assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrolled)
+    template = Path(report.__file__).parent / "templates" / "report.html"
+    tables = re.findall(r"(<[^>]*>)<table>\n?(.*)", template.read_text())
+    assert len(tables) >= 16
+    for opening, _ in tables:
+        assert re.search(r'class="wide( long)?" tabindex="0" role="group" aria-label="\S', opening)
+    headless = [first for _, first in tables if not first.startswith("<thead>")]
+    assert len(headless) == 1  # names and values of the training
+
+
+def test_the_history_is_read_without_knowing_json(judged: Path) -> None:
+    page = write_report(judged).read_text()
+    rows = re.findall(r'<tr class="history">.*?</tr>', page, re.DOTALL)
+    assert len(rows) == len(open_bundle(judged).history) - 1  # but the report itself
+    (verified,) = (row for row in rows if "<td>verify</td>" in row)
+    assert "<dt>engine</dt><dd>int8</dd>" in verified
+    assert "<dt>passed</dt><dd>yes</dd>" in verified
+    assert not any(
+        "{" in re.sub(r"<details>.*?</details>", "", row, flags=re.DOTALL) for row in rows
+    )
 
 
 def test_figures_are_the_reports_own(judged: Path) -> None:
