@@ -21,6 +21,7 @@ from fr_edge.distill.dataset import Pixels, batches, split_identities
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe
+from fr_edge.distill.student import device_batch
 from fr_edge.distill.teacher import open_teacher
 from fr_edge.distill.teacher_cache import cached_embeddings
 from fr_edge.distill.teacher_targets import TeacherEmbeddings
@@ -49,7 +50,9 @@ def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | 
         for item in batches(pixels, parts, recipe, Ranks(), 0, steps):
             for name, targets in sources.items():
                 started = time.perf_counter()
-                train_step(run, item.pixels, parts.labels[item.index], targets(item), 0.01)
+                labels = parts.labels[item.index]
+                given = (item.pixels, labels, targets(item), parts.classes, run.ranks.device)
+                train_step(run, device_batch(*given), 0.01)
                 seconds[name].append((time.perf_counter() - started) / batch)
     once, streamed = (float(np.min(seconds[name])) for name in ("cached", "streamed"))
     return {

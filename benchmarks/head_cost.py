@@ -23,6 +23,7 @@ from distill_head import compare
 
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import Recipe, read_recipe
+from fr_edge.distill.student import device_batch
 from fr_edge.distill.train_step import start_training, train_step
 
 SIZES = ((85_742, 512, True), (360_232, 512, True), (2_059_906, 512, False))
@@ -53,7 +54,8 @@ def throughput(recipe: Recipe, classes: int, device: str, steps: int) -> dict[st
         times = []
         for _ in range(WARM_UP + steps):
             start = time.perf_counter()
-            train_step(state, pixels, labels, teacher, 1e-3)  # reads the loss: it has ended
+            batch = device_batch(pixels, labels, teacher, classes, ranks.device)
+            float(train_step(state, batch, 1e-3)["loss"])  # waits for the step
             times.append(time.perf_counter() - start)
     except RuntimeError as error:
         return {"network": recipe.network, "classes": classes, "not_measured": str(error)[:200]}

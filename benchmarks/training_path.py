@@ -2,11 +2,13 @@
 
     python benchmarks/training_path.py [--parts step,input,scale] [--json]
 
-step: a whole training step of the trainer (batch from memory, copy, forward, loss, backward, clipping,
-optimizer, log) against forward, loss and backward of the same batch alone, in turns; full-width
-MobileFaceNet, 128 images, 1,000 classes, float32. `overhead` is the rest's share of the whole step.
+step: CPU seconds of whole training steps of the trainer (batch from memory, copy, forward, loss, backward,
+clipping, optimizer, log), and of forward, loss and backward inside them; full-width MobileFaceNet, 128
+images, 1,000 classes, float32. `overhead` is the rest's share of a step, the median; `--repeats 5` takes
+about 45 CPU seconds.
 
-input: images a second that one process puts into batches of 512: from memory, and from JPEG files.
+input: images a second that one process puts into batches of 512: from memory, and from JPEG files; those
+of `--faces SRC`, or drawn ones.
 
 scale: a RecordIO index of 5,822,653 images of 85,742 people is opened and an epoch's order drawn, in a
 process of its own; the records hold no images. Memory is that process's peak beyond what its imports
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,45 +34,71 @@ from PIL import Image
 from fr_edge.distill.dataset import IdentitySplit, Pixels, batches, split_identities
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import Recipe
+from fr_edge.distill.student import copied_ahead
 from fr_edge.distill.teacher_targets import unit_rows
-from fr_edge.distill.train_step import embed_pixels, reuse_freed_memory, start_training, train_step
+from fr_edge.distill.train_step import reuse_freed_memory, start_training, train_step
 from fr_edge.faces.sources import Faces, open_faces
 
 IMAGES, PEOPLE = 5_822_653, 85_742  # MS1MV2
 CLASSES, BATCH, DIM = 1000, 128, 512
+CPU = torch.device("cpu")
+
+
+class Stopwatch:
+    """CPU seconds inside some functions, measured where they are called."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **options: Any) -> Any:
+            started = time.process_time()
+            try:
+                return function(*args, **options)
+            finally:
+                self.seconds += time.process_time() - started
+
+        return timed
 
 
 def measure_step(repeats: int) -> dict[str, Any]:
     recipe = Recipe(batch=BATCH, amp="off", workers=0)
     faces = random_faces(2 * BATCH, CLASSES)
-    split = split_identities(faces, 0)
-    split = replace(split, classes=CLASSES)
+    split = replace(split_identities(faces, 0), classes=CLASSES)
     pixels = Pixels(faces, split.train, 1024)
     state = start_training(recipe, CLASSES, DIM, Ranks())
     draw = np.random.default_rng(0)
     cached = unit_rows(draw.normal(size=(len(faces), DIM)).astype(np.float32)).astype(np.float16)
-    whole, alone = [], []
+    watch = Stopwatch()
+    state.forward = watch.around(state.forward)
+    state.loss.forward = watch.around(state.loss.forward)  # type: ignore[method-assign]
+    backward = torch.Tensor.backward
+    steps = []
     with reuse_freed_memory():
-        source = batches(pixels, split, recipe, Ranks(), 0, repeats + 1)
-        for number in range(repeats + 1):
-            started = time.process_time()
-            batch = next(source)
-            target = cached[batch.index].astype(np.float32)
-            train_step(state, batch.pixels, split.labels[batch.index], target, 0.01)
-            middle = time.process_time()
-            state.optimizer.zero_grad(set_to_none=True)
-            labels = torch.from_numpy(split.labels[batch.index])
-            embeddings = embed_pixels(state, state.forward, batch.pixels)
-            state.loss(embeddings, torch.from_numpy(target), labels).backward()
-            if number:
-                whole.append(middle - started)
-                alone.append(time.process_time() - middle)
-    step, least = float(np.median(whole)), float(np.median(alone))
-    return {"step_cpu_s": step, "forward_backward_cpu_s": least, "overhead": 1 - least / step}
+        torch.Tensor.backward = watch.around(backward)  # type: ignore[method-assign,assignment]
+        images = batches(pixels, split, recipe, Ranks(), 0, repeats + 1)
+        source = copied_ahead(images, split, lambda b: cached[b.index].astype(np.float32), CPU)
+        started = time.process_time()
+        for batch in source:
+            means = train_step(state, batch, 0.01)
+            state.curve.append({name: float(value) for name, value in means.items()})
+            ended = time.process_time()
+            steps.append((ended - started, watch.seconds))
+            started, watch.seconds = time.process_time(), 0.0
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
+    # The first step also makes memory; in the last no batch is read. The least disturbed counts.
+    whole, inside = min(steps[1:-1])
+    shares = [1 - inner / outer for outer, inner in steps[1:-1]]
+    return {
+        "step_cpu_s": whole,
+        "forward_backward_cpu_s": inside,
+        "overhead": float(np.median(shares)),
+        "overhead_max": max(shares),
+    }
 
 
-def measure_input(repeats: int) -> dict[str, Any]:
-    result = {}
+def measure_input(repeats: int, source: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         memory = random_faces(2048, 100)
         draw = np.random.default_rng(0)
@@ -78,11 +107,15 @@ def measure_input(repeats: int) -> dict[str, Any]:
             person.mkdir(exist_ok=True)
             small = Image.fromarray(draw.integers(0, 256, (14, 14, 3), np.uint8))
             small.resize((112, 112)).save(person / f"{number:05}.jpg", quality=95)
-        for name, faces, mb in (("memory", memory, 1024), ("jpeg", open_faces(folder), 0)):
+        for name, faces, mb in (
+            ("memory", memory, 1024),
+            ("jpeg", open_faces(source or folder), 0),
+        ):
             recipe = Recipe(batch=512, memory_mb=mb)
             split = split_identities(faces, 0)
             pixels = Pixels(faces, split.train, mb)
-            list(batches(pixels, split, recipe, Ranks(), 0, 4))  # decoded where it stays in memory
+            # Decoded where it stays in memory, and read from the disk once.
+            list(batches(pixels, split, recipe, Ranks(), 0, 4))
             started = time.process_time()
             for _ in batches(pixels, split, recipe, Ranks(), 0, 4 * repeats):
                 pass
@@ -166,6 +199,7 @@ def main() -> None:
     parser.add_argument("--parts", default="step,input,scale")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--faces", default="", help="faces for the input part")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open:
@@ -175,8 +209,10 @@ def main() -> None:
     for part in args.parts.split(","):
         if part == "scale":
             result |= measure_scale()
+        elif part == "input":
+            result |= measure_input(args.repeats, args.faces)
         else:
-            result |= {"step": measure_step, "input": measure_input}[part](args.repeats)
+            result |= measure_step(max(2, args.repeats))
     if args.json:
         print(json.dumps(result))
         return

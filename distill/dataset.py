@@ -6,9 +6,10 @@ Batches are pixels, not network inputs: student and teacher each have their own 
 import mmap
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from .recipe import Recipe
 
 _FACE_BYTES = ALIGNED_SIZE * ALIGNED_SIZE * 3
 _MAX_BAD = 100  # unreadable images in a row
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -183,8 +186,11 @@ class _Steps(Dataset[Batch]):
 
     def _order(self, epoch: int) -> I64:
         rng = np.random.default_rng([self.recipe.seed, 1, epoch])
-        if self.recipe.per_identity > 1:
-            return self.kept[grouped_order(self.labels, self.recipe.per_identity, rng)]
+        size = max(1, self.recipe.per_identity)
+        if self.recipe.balanced:
+            return self.kept[balanced_order(self.labels, size, rng)]
+        if size > 1:
+            return self.kept[grouped_order(self.labels, size, rng)]
         return self.kept[rng.permutation(len(self.kept))]
 
     def __getitem__(self, step: int) -> Batch:
@@ -227,6 +233,30 @@ def grouped_order(labels: I64, size: int, rng: np.random.Generator) -> I64:
     return every[rng.permutation(len(every))].reshape(-1)
 
 
+def balanced_order(labels: I64, size: int, rng: np.random.Generator) -> I64:
+    """An order in which every person has equally many images: those of people with few come again.
+
+    Of people with many, each order has another part.
+
+    Args:
+        labels: Class of each image, `(N,) int64`.
+        size: Images of a person that stand together.
+        rng: Where the order comes from.
+
+    Returns:
+        Indices, `(M,) int64`, M >= N.
+    """
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    each = -(-len(labels) // (len(counts) * size)) * size
+    shuffled = rng.permutation(len(labels))
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    places = (np.cumsum(counts) - counts)[:, None] + np.arange(each) % counts[:, None]
+    groups = ordered[places].reshape(-1, size)
+    order: I64 = groups[rng.permutation(len(groups))].reshape(-1)
+    return order
+
+
 def batches(
     pixels: Pixels, split: IdentitySplit, recipe: Recipe, ranks: Ranks, start: int, stop: int
 ) -> Iterator[Batch]:
@@ -245,25 +275,38 @@ def batches(
     Raises:
         FacesError: More than `bad_images` images cannot be read.
     """
+    bad: set[int] = set()
+    for item in load_items(
+        _Steps(pixels, split, recipe, ranks), range(start, stop), recipe.workers
+    ):
+        bad.update(item.planned[item.planned != item.index].tolist())
+        _check_bad_images(pixels, bad, recipe.bad_images)
+        yield item
+
+
+def load_items(items: Dataset[_Item], order: Sequence[int], workers: int) -> Iterator[_Item]:
+    """Items in order, read ahead by worker processes.
+
+    Args:
+        items: Depend on their number alone.
+        order: Numbers of the wanted ones.
+        workers: Number of processes; 0 reads each when it is asked for.
+    """
     loader = DataLoader(
-        _Steps(pixels, split, recipe, ranks),
-        sampler=range(start, stop),
+        items,
+        sampler=order,
         batch_size=None,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
-        num_workers=recipe.workers,
+        collate_fn=_unchanged,
+        num_workers=workers,
         # Opening it draws a number, and not from the generator whose state a resumption restores.
         generator=torch.Generator(),
-        multiprocessing_context="fork" if recipe.workers else None,
-        worker_init_fn=_leave_signals_to_parent if recipe.workers else None,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_leave_signals_to_parent if workers else None,
     )
-    bad: set[int] = set()
     with warnings.catch_warnings():
         # Python warns of forking with threads; the workers use none of the parent's.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        for item in loader:
-            bad.update(item.planned[item.planned != item.index].tolist())
-            _check_bad_images(pixels, bad, recipe.bad_images)
-            yield item
+        yield from loader
 
 
 def _check_bad_images(pixels: Pixels, bad: set[int], limit: int) -> None:
@@ -282,5 +325,5 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _unchanged(item: Batch) -> Batch:
+def _unchanged(item: _Item) -> _Item:
     return item

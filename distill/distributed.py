@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -124,6 +126,21 @@ def join_ranks() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), size, device)
     finally:
         dist.destroy_process_group()
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Numbers on a device, copied without waiting where that is a GPU.
+
+    From memory that is not pinned, CUDA copies only after the kernels before it, and the host waits.
+
+    Args:
+        values: Of a batch: pixels, the teacher's embeddings or labels.
+        device: Where the rank computes.
+    """
+    host = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:

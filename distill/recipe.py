@@ -154,6 +154,8 @@ class Recipe:
         occlusion: Largest share of the area that a grey rectangle hides.
         augment: Probability with which each of these six applies to an image.
         per_identity: Images of each person that stand together in a batch; 0 shuffles all images.
+        balanced: Everybody has equally many images in an epoch, which is as long as without: those
+            of people with few come several times, of people with many a part of them.
         amp: Precision of the student: "auto", "bf16", "fp16" or "off".
         compile: Compile the student with torch.compile.
         exclude: A list of images that are not trained on, as `data_report` writes one.
@@ -218,6 +220,7 @@ class Recipe:
     occlusion: float = 0.0
     augment: float = 1.0
     per_identity: int = 0
+    balanced: bool = False
     amp: str = "auto"
     compile: bool = False
     exclude: str = ""

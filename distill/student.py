@@ -1,20 +1,23 @@
 """The student while it trains: from pixels to the embeddings that the loss compares.
 
-Pixels stay bytes until they are on the device, where they are normalised.
+Pixels stay bytes until they are on the device, where they are normalised. On a GPU a batch is copied
+while the step before it computes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ..arrays import F32, I64, U8
 from ..errors import UsageError
 from ..faces.contract import InputSpec
-from .distributed import Ranks
+from .dataset import Batch, IdentitySplit
+from .distributed import Ranks, to_device
 from .networks import ALIASES, NETWORKS, build_network
 from .recipe import Recipe
 from .weights import load_network
@@ -24,6 +27,31 @@ STUDENT_SPEC = InputSpec()  # the input contract that students are trained with
 _AFFINE = "-affine"  # suffix of a network whose last BatchNorm has weight and bias
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """What a step computes with, on the device.
+
+    Attributes:
+        pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
+        labels: Class of each, `(B,) int64`.
+        teacher: The teacher's embeddings, `(B, D) float32`; None for losses that need none.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    teacher: Tensor | None
+
+    def split(self, parts: int) -> "list[DeviceBatch]":
+        """As many equal parts, in order.
+
+        Args:
+            parts: Their number, which divides B.
+        """
+        pixels, labels = self.pixels.chunk(parts), self.labels.chunk(parts)
+        teacher = [None] * parts if self.teacher is None else self.teacher.chunk(parts)
+        return list(map(DeviceBatch, pixels, labels, teacher))
 
 
 class Student(nn.Module):
@@ -58,7 +86,7 @@ class Student(nn.Module):
         Returns:
             `(B, compared) float32`, not normalised.
         """
-        inputs = _normalised(pixels)
+        inputs = normalised(pixels, STUDENT_SPEC)
         size = self.norm_batch
         if not self.training or not 0 < size < len(inputs):
             embeddings = self.network(inputs)
@@ -76,7 +104,7 @@ class Student(nn.Module):
         Returns:
             `(B, dim)`, not normalised.
         """
-        out: Tensor = self.network(_normalised(pixels))
+        out: Tensor = self.network(normalised(pixels, STUDENT_SPEC))
         return out
 
     def _in_parts(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
@@ -135,19 +163,67 @@ def student_network_name(recipe: Recipe) -> str:
     return name
 
 
-def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Numbers on a device, copied without waiting where that is a GPU.
-
-    From memory that is not pinned, CUDA copies only after the kernels before it, and the host waits.
+def device_batch(
+    pixels: U8, labels: I64, teacher: F32 | None, classes: int, device: torch.device
+) -> DeviceBatch:
+    """A batch on the device, copied without waiting.
 
     Args:
-        values: Of a batch: pixels, the teacher's embeddings or labels.
+        pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
+        labels: Class of each, `(B,) int64`; -1 for none.
+        teacher: The teacher's embeddings, `(B, D) float32`, or None.
+        classes: Number of classes.
+        device: Where the student is.
+
+    Raises:
+        UsageError: A label is not a class.
+    """
+    if labels.max(initial=-1) >= classes:
+        raise UsageError(f"label {labels.max()} does not fit {classes} classes")
+    target = None if teacher is None else to_device(teacher, device)
+    return DeviceBatch(to_device(pixels, device), to_device(labels, device), target)
+
+
+def copied_ahead(
+    source: Iterable[Batch],
+    split: IdentitySplit,
+    targets: Callable[[Batch], F32] | None,
+    device: torch.device,
+) -> Iterator[DeviceBatch]:
+    """Batches on the device; each is read, and its copy begun, before the step on the one before it.
+
+    On a GPU copies have a stream of their own. A step's kernels wait for its batch, the host for nothing.
+
+    Args:
+        source: The batches.
+        split: The classes.
+        targets: Of a batch, `(B, D) float32`; None for losses that need no teacher.
         device: Where the student is.
     """
-    host = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    ahead: list[tuple[DeviceBatch, torch.cuda.Event | None]] = []
+    for batch in source:
+        labels, teacher = split.labels[batch.index], targets(batch) if targets else None
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            copied = device_batch(batch.pixels, labels, teacher, split.classes, device)
+        ahead.append((copied, stream.record_event() if stream else None))
+        if len(ahead) > 1:
+            yield _arrived(*ahead.pop(0), device)
+    for item in ahead:
+        yield _arrived(*item, device)
+
+
+def _arrived(
+    batch: DeviceBatch, copied: torch.cuda.Event | None, device: torch.device
+) -> DeviceBatch:
+    """The batch, for which the kernels that are started from now on wait."""
+    if copied is not None:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(copied)
+        for values in (batch.pixels, batch.labels, batch.teacher):
+            if values is not None:  # its memory is reused only after those kernels
+                values.record_stream(computing)
+    return batch
 
 
 def average_statistics(network: nn.Module, ranks: Ranks) -> None:
@@ -164,10 +240,19 @@ def average_statistics(network: nn.Module, ranks: Ranks) -> None:
             buffer.copy_(ranks.sum(buffer.clone()) / ranks.size)
 
 
-def _normalised(pixels: Tensor) -> Tensor:
-    """Network input `(B, 3, H, W) float32`, channels last, as `faces.contract.preprocess` makes it."""
-    mean = torch.tensor(STUDENT_SPEC.mean, device=pixels.device)
-    std = torch.tensor(STUDENT_SPEC.std, device=pixels.device)
+def normalised(pixels: Tensor, spec: InputSpec) -> Tensor:
+    """Network input as `faces.contract.preprocess` makes it, bit by bit, but on the device.
+
+    Args:
+        pixels: RGB faces of the input's size, `(B, H, W, 3) uint8`.
+        spec: The input contract, of three channels.
+
+    Returns:
+        `(B, 3, H, W) float32`, channels last.
+    """
+    if spec.channels == "BGR":
+        pixels = pixels.flip(3)
+    mean, std = (torch.tensor(values, device=pixels.device) for values in (spec.mean, spec.std))
     return pixels.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 

@@ -24,7 +24,7 @@ from ..faces.sources import Faces
 from ..metrics.accuracy import nearest_tar, pair_accuracy
 from ..metrics.protocols import draw_pairs
 from ..metrics.verification import ScoreList, allowed_impostors, cosines, far_name, tar_at_far
-from .distributed import Ranks
+from .distributed import Ranks, to_device
 from .recipe import Recipe
 from .student import average_statistics
 from .teacher import Teacher
@@ -114,7 +114,8 @@ def verify_student(
 
     def embed(part: U8) -> F32:
         with torch.no_grad():
-            rows: F32 = embed_pixels(state, student.embed, part).cpu().numpy()
+            pixels = to_device(part, state.ranks.device)
+            rows: F32 = embed_pixels(state, student.embed, pixels).cpu().numpy()
         return rows
 
     figures = _combined({n: _measure(embed, s, state.dim, state.ranks) for n, s in sets.items()})

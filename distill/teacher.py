@@ -24,8 +24,10 @@ from ..graph.load import CONTRACT_KEY
 from ..inference import make_session
 from ..onnx_file import read_onnx
 from ..trial_run import ensure_runnable
+from .distributed import to_device
 from .networks import usual_preset
 from .onnx_teacher import OnnxNetwork
+from .student import normalised
 from .weights import load_network
 
 logger = logging.getLogger(__name__)
@@ -90,8 +92,8 @@ def open_teacher(
     else:
         network, name, _ = load_network(path, arch or None)
         spec = spec or make_spec(usual_preset(name))
-        run = torch_runner(network.to(device), device)
-    embed = _embedder(run, spec)
+        run = torch_runner(network.to(device), spec, device)
+    embed = _embedder(run)
     probe = embed(np.zeros((1, ALIGNED_SIZE, ALIGNED_SIZE, 3), np.uint8))
     return Teacher(str(source), spec, probe.shape[1], sha256(path), embed, device)
 
@@ -123,12 +125,9 @@ def check_teacher(teacher: Teacher, faces: U8) -> None:
             )
 
 
-def _embedder(run: Callable[[F32], Any], spec: InputSpec) -> _EmbedFaces:
+def _embedder(run: _EmbedFaces) -> _EmbedFaces:
     def embed(faces: U8) -> F32:
-        parts = [
-            run(preprocess(faces[start : start + _BATCH], spec))
-            for start in range(0, len(faces), _BATCH)
-        ]
+        parts = [run(faces[start : start + _BATCH]) for start in range(0, len(faces), _BATCH)]
         out = np.concatenate(parts).astype(np.float32)
         unit: F32 = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
         return unit
@@ -137,19 +136,20 @@ def _embedder(run: Callable[[F32], Any], spec: InputSpec) -> _EmbedFaces:
 
 
 def torch_runner(
-    network: torch.nn.Module, device: str, reduced: torch.dtype | None = None
-) -> Callable[[F32], Any]:
+    network: torch.nn.Module, spec: InputSpec, device: str, reduced: torch.dtype | None = None
+) -> _EmbedFaces:
     """A function that runs a torch network, in bfloat16 where that changes nothing.
 
     Args:
         network: In eval mode, on the device.
+        spec: Its input contract. Faces go to the device as bytes where they have the input's size.
         device: Of torch.
         reduced: The type to try; by default bfloat16 on a GPU that computes in it, else none. The
-            first inputs are embedded in float32 too, and the type is used when every cosine between
+            first faces are embedded in float32 too, and the type is used when every cosine between
             the two is at least .999.
 
     Returns:
-        `(N, 3, H, W) float32` -> `(N, D) float32`.
+        Aligned RGB faces `(N, S, S, 3) uint8` -> `(N, D) float32`.
     """
     if reduced is None and device == "cuda" and torch.cuda.is_bf16_supported():
         reduced = torch.bfloat16
@@ -161,10 +161,13 @@ def torch_runner(
             out: torch.Tensor = network(inputs).float()
         return out
 
-    def run(inputs: F32) -> Any:
+    def run(faces: U8) -> F32:
         with torch.no_grad():
-            given = torch.from_numpy(inputs).to(device)
-            if "type" not in state and given.abs().sum() > 0:
+            if spec.channels == "GREY" or faces.shape[1:3] != (spec.height, spec.width):
+                given = torch.from_numpy(preprocess(faces, spec)).to(device)
+            else:
+                given = normalised(to_device(faces, torch.device(device)), spec).contiguous()
+            if "type" not in state and faces.any():  # not the black one that asks for the size
                 exact, quick = embed(given, None), embed(given, reduced)
                 lowest = float(torch.nn.functional.cosine_similarity(exact, quick).min())
                 state["type"] = reduced if lowest >= _MIN_BF16_COSINE else None
@@ -172,15 +175,17 @@ def torch_runner(
                     logger.warning(
                         "the teacher runs in float32: in %s a cosine is %.5f", reduced, lowest
                     )
-                return exact.cpu().numpy()
-            return embed(given, state.get("type")).cpu().numpy()
+                first: F32 = exact.cpu().numpy()
+                return first
+            rows: F32 = embed(given, state.get("type")).cpu().numpy()
+            return rows
 
     return run
 
 
 def _onnx_runner(
     path: Path, spec: InputSpec | None, device: str
-) -> tuple[Callable[[F32], Any], InputSpec, str]:
+) -> tuple[_EmbedFaces, InputSpec, str]:
     model = read_onnx(path, side_files=True)
     ensure_runnable(model, str(path))
     session = make_session(
@@ -214,9 +219,10 @@ def _onnx_runner(
         return np.concatenate(parts)
 
     if device != "cpu" and (network := torch_of_onnx(model, run, spec, device)) is not None:
-        return torch_runner(network, device), spec, device
+        return torch_runner(network, spec, device), spec, device
+    contract = spec
     on_gpu = session.get_providers()[0] == "CUDAExecutionProvider"
-    return run, spec, "cuda" if on_gpu else "cpu"
+    return lambda faces: run(preprocess(faces, contract)), spec, "cuda" if on_gpu else "cpu"
 
 
 def torch_of_onnx(

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import Dataset
 
-from ..arrays import F16, I64, map_npy
+from ..arrays import F16, I64, U8, map_npy
 from ..documents import decode_json, encode_json, read_json
 from ..errors import DataError, MachineError
 from ..files import is_own_file, write_atomic
 from ..interruption import keeping
 from ..progress import Track, silent
 from ..reading import read_file
-from .dataset import Pixels
+from .dataset import Pixels, load_items
 from .distributed import Ranks
 from .recipe import Recipe
 from .teacher import Teacher, check_teacher, open_teacher
@@ -85,7 +86,7 @@ def open_teacher_embeddings(
     """The teacher's embeddings of the training images; all ranks fill the cache.
 
     Args:
-        recipe: Its `teacher_views`; a `dim` below the teacher's asks for principal components.
+        recipe: Its `teacher_views` and `workers`; a `dim` below the teacher's asks for principal components.
         teacher: The teacher.
         pixels: The training images.
         folder: Of the cache.
@@ -109,6 +110,7 @@ def open_teacher_embeddings(
             track,
             views=views,
             ranks=ranks,
+            workers=recipe.workers,
             force=force and not recipe.cache,
         )
     embeddings = TeacherEmbeddings(teacher, cached)
@@ -125,6 +127,7 @@ def cached_embeddings(
     *,
     views: int = 2,
     ranks: Ranks | None = None,
+    workers: int = 0,
     force: bool = False,
 ) -> F16:
     """Embeddings of each training image, filled in where an earlier call stopped.
@@ -136,6 +139,7 @@ def cached_embeddings(
         track: Progress over this rank's blocks of images.
         views: 2 keeps an image and its mirror, 1 the mean of the two, of unit length.
         ranks: The processes, which share the blocks; by default one.
+        workers: Processes of each that read images while the teacher embeds.
         force: Replace a cache of another teacher, contract or data.
 
     Returns:
@@ -163,12 +167,13 @@ def cached_embeddings(
     started = time.monotonic()
     with store.open("r+b") as values, marks.open("r+b") as flags:
         offset = store.stat().st_size - 2 * int(np.prod(shape))
-        for number, block in enumerate(track(todo, "teacher", len(todo))):
+        source = load_items(_Blocks(pixels), todo, workers)
+        for number, (read, faces) in enumerate(track(source, "teacher", len(todo))):
+            block = todo[number]
             start = block * _BLOCK
-            stop = min(start + _BLOCK, len(pixels))
-            read, faces = pixels.block(start, stop)
             rows = _embed_views(teacher, faces, views)
-            rows[read != np.arange(start, stop)] = 0  # unreadable: another image stood in for it
+            # Unreadable: another image stood in for it.
+            rows[read != np.arange(start, start + len(read))] = 0
             # Written, not mapped: nodes that share a file share no pages.
             os.pwrite(values.fileno(), rows.tobytes(), offset + start * rows[0].nbytes)
             os.fdatasync(values.fileno())
@@ -188,6 +193,17 @@ def cached_embeddings(
         )
     cached: F16 = map_npy(store, DataError)
     return cached
+
+
+class _Blocks(Dataset[tuple[I64, U8]]):
+    """Item k is block k of the training images: what was read, and the images."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self.pixels = pixels
+
+    def __getitem__(self, block: int) -> tuple[I64, U8]:
+        start = block * _BLOCK
+        return self.pixels.block(start, min(start + _BLOCK, len(self.pixels)))
 
 
 def data_digest(pixels: Pixels) -> str:

@@ -7,6 +7,7 @@ a CPU the resumed training ends with the same bits.
 import hashlib
 import importlib.util
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..arrays import I64
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import CHECKPOINTS, MANIFEST, Bundle
 from ..errors import GateFailed, MachineError, ModelError, UsageError
@@ -29,12 +29,13 @@ from ..interruption import Interrupted, StopRequest, deferred_signals, interrupt
 from ..progress import Track, silent
 from .checkpoint import CHECKPOINT_NAME, check_space, restore_checkpoint, save_checkpoint
 from .data_report import count_data, examine_data, read_exclusions, write_data_report
-from .dataset import Batch, IdentitySplit, Pixels, batches, split_identities
+from .dataset import IdentitySplit, Pixels, batches, split_identities
 from .distributed import Ranks, join_ranks
 from .losses.adadistill import AdaDistill
 from .losses.combined_loss import BankLoss
 from .networks import check_network
 from .recipe import FROM_SCRATCH, Recipe
+from .student import DeviceBatch, copied_ahead
 from .student_verification import (
     VerificationSet,
     open_verification_sets,
@@ -242,7 +243,8 @@ def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[Identi
     if len(split.kept) < recipe.batch:
         raise UsageError(
             f"{len(split.kept)} images to train on, fewer than a batch of {recipe.batch}",
-            "give more images or --set batch=N",
+            "give more images or --set batch=N"
+            + (", or a smaller verify_identities" if apart else ""),
         )
     if recipe.batch % (ranks.size * recipe.accumulate):
         raise UsageError(
@@ -282,15 +284,15 @@ def _train(
     if stops_early(state):
         return
     started = saved = time.monotonic()
-    source = batches(data.pixels, data.split, recipe, state.ranks, state.step, steps)
+    images = batches(data.pixels, data.split, recipe, state.ranks, state.step, steps)
+    targets = None if data.embeddings is None else data.embeddings.of_batch
+    source = copied_ahead(images, data.split, targets, state.ranks.device)
     for batch in track(source, "training", steps - state.step):
         lr = learning_rate(recipe, state.step, steps, per_epoch)
-        labels = data.split.labels[batch.index]
-        teacher = None if data.embeddings is None else data.embeddings.of_batch(batch)
         if state.step == quantized_from:
             enable_fake_quant(state, batch.pixels)
         try:
-            means = train_step(state, batch.pixels, labels, teacher, lr)
+            means = train_step(state, batch, lr)
             state.step += 1
             for name, value in means.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value / interval
@@ -302,7 +304,7 @@ def _train(
         except GateFailed as error:
             if state.ranks.device.type != "cpu":  # found some steps later
                 raise
-            raise _with_batch_saved(error, batch, labels, place.folder, state.ranks) from error
+            raise _with_batch_saved(error, batch, place.folder, state.ranks) from error
         now = time.monotonic()
         if at_point:
             sums = {name: float(value) for name, value in state.sums.items()}
@@ -346,13 +348,13 @@ def _kept_text(folder: Path) -> str:
 
 
 def _with_batch_saved(
-    error: GateFailed, batch: Batch, labels: I64, folder: Path, ranks: Ranks
+    error: GateFailed, batch: DeviceBatch, folder: Path, ranks: Ranks
 ) -> GateFailed:
     """The same error, after writing the batch that caused it to disk."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"bad-batch-{ranks.rank}.npz"
     with replace_atomic(path, private=True) as stream:
-        np.savez(stream, pixels=batch.pixels, labels=labels)
+        np.savez(stream, pixels=batch.pixels.numpy(), labels=batch.labels.numpy())
     return GateFailed(error.message, f"{error.hint}; the batch is kept in {path}")
 
 
@@ -372,3 +374,20 @@ def _check_settings(recipe: Recipe, teacher: str | Path | None) -> None:
         raise UsageError(
             f"csv: there is no folder {Path(recipe.csv).parent}", "make it, or --set csv=FILE"
         )
+    if recipe.csv and Path(recipe.csv).is_dir():
+        raise UsageError(f"csv: {recipe.csv} is a folder", "--set csv=FILE")
+    for key in ("cache", "data_report", "tensorboard"):
+        if text := getattr(recipe, key):
+            _check_folder(key, Path(text))
+
+
+def _check_folder(key: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    try:
+        place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except OSError as error:
+        raise UsageError(f"{key}: {error.strerror}: {folder}", f"--set {key}=FOLDER") from error
+    if not place.is_dir():
+        raise UsageError(f"{key}: {place} is not a folder", f"--set {key}=FOLDER")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise MachineError(f"{key}: {place} cannot be written to", f"--set {key}=FOLDER")

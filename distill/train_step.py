@@ -9,18 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..arrays import F32, I64, U8
 from ..errors import GateFailed, MachineError, UsageError
 from .distributed import Ranks, data_parallel
 from .fake_quant import add_scales, init_scales, limit_scale_change, start_fake_quant
 from .losses.combined_loss import CombinedLoss, build_loss
 from .recipe import Recipe
-from .student import Student, build_student, to_device
+from .student import DeviceBatch, Student, build_student
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _MALLOC_DEFAULTS = {_M_TRIM_THRESHOLD: 128 << 10, _M_MMAP_MAX: 65536}
@@ -132,20 +130,20 @@ def start_training(
     return state
 
 
-def embed_pixels(state: TrainState, student: Callable[[Tensor], Tensor], pixels: U8) -> Tensor:
+def embed_pixels(state: TrainState, student: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     """Embed faces in the training's precision.
 
     Args:
         state: The training.
         student: Its student, in one of its forms.
-        pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
+        pixels: Aligned RGB faces on the device, `(B, 112, 112, 3) uint8`.
 
     Returns:
         `(B, D) float32`, not normalised.
     """
-    device = state.ranks.device
-    with torch.autocast(device.type, state.amp, enabled=state.amp is not None):
-        return student(to_device(pixels, device)).float()
+    kind = state.ranks.device.type
+    with torch.autocast(kind, state.amp, enabled=state.amp is not None):
+        return student(pixels).float()
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> float:
@@ -174,30 +172,23 @@ def learning_rate(recipe: Recipe, step: int, steps: int, per_epoch: int) -> floa
     return recipe.lr
 
 
-def train_step(
-    state: TrainState, pixels: U8, labels: I64, teacher: F32 | None, lr: float
-) -> dict[str, Tensor]:
+def train_step(state: TrainState, batch: DeviceBatch, lr: float) -> dict[str, Tensor]:
     """One step of the optimizer on this rank's part of the batch.
 
     On a GPU no value is read, so the host goes on while the GPU computes: a loss that is not finite is
-    noted on the device and found by `check_finite_steps`. Learned centres and float16 do wait.
+    noted on the device and found by `check_finite_steps`. float16 does wait, for the scale of its loss.
 
     Args:
         state: The training; its weights and centres change.
-        pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
-        labels: Class of each face, `(B,) int64`.
-        teacher: The teacher's embeddings, `(B, D) float32`; None for heads that need none.
+        batch: Images, classes and targets on the device.
         lr: Learning rate.
 
     Returns:
         "loss" and the head's statistics, means over the batch, on the device.
 
     Raises:
-        UsageError: A label is not a class.
         GateFailed: On a CPU: the loss or its gradient is not finite; no weight has changed.
     """
-    if labels.max(initial=-1) >= state.classes:
-        raise UsageError(f"label {labels.max()} does not fit {state.classes} classes")
     recipe, device = state.recipe, state.ranks.device
     state.student.train()
     state.loss.train()
@@ -205,13 +196,11 @@ def train_step(
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
     sums = {"loss": torch.zeros((), device=device)}
-    parts = np.split(np.arange(len(labels)), recipe.accumulate)
+    parts = batch.split(recipe.accumulate)
     for number, part in enumerate(parts, 1):
         with _gradient_sync(state, enabled=number == len(parts)):
-            embeddings = embed_pixels(state, state.forward, pixels[part])
-            target = None if teacher is None else to_device(teacher[part], device)
-            y = to_device(labels[part], device)
-            loss = state.loss(embeddings, target, y) / recipe.accumulate
+            embeddings = embed_pixels(state, state.forward, part.pixels)
+            loss = state.loss(embeddings, part.teacher, part.labels) / recipe.accumulate
             state.scaler.scale(loss).backward()
         stats = {name: value / recipe.accumulate for name, value in state.loss.stats.items()}
         for name, value in {"loss": loss.detach(), **stats}.items():
@@ -253,13 +242,13 @@ def check_finite_steps(state: TrainState, lr: float) -> None:
         )
 
 
-def enable_fake_quant(state: TrainState, pixels: U8 | None = None) -> None:
+def enable_fake_quant(state: TrainState, pixels: Tensor | None = None) -> None:
     """Train on INT8's rounding from now on.
 
     Args:
         state: The training.
-        pixels: This rank's batch, `(B, 112, 112, 3) uint8`, from which the layers take their first
-            scales; None where the scales are there already, as after a resumption.
+        pixels: This rank's batch on the device, `(B, 112, 112, 3) uint8`, from which the layers take
+            their first scales; None where the scales are there already, as after a resumption.
     """
     if pixels is not None:
         part = pixels[: max(1, len(pixels) // state.recipe.accumulate)]

@@ -118,6 +118,25 @@ def test_the_job_of_kubernetes_starts_fr_edge_in_every_pod() -> None:
     assert mounts == {volume["name"] for volume in pod["volumes"]}
 
 
+def test_the_commands_on_the_page_are_ones_that_fr_edge_takes() -> None:
+    """With torchrun before them, by name alone, and as the list of a Kubernetes job."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML, which ansible-core brings, is not installed")
+    page = (DEPLOY.parent / "docs" / "training.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ").replace("$FR_SETS", "a.bin,b.bin")
+    starts = re.findall(r"-m fr_edge distill (.*?)&?$", text, re.MULTILINE)
+    assert len(starts) == 3  # a node, several, Slurm
+    (job,) = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    words = container["command"][container["command"].index("distill") + 1 :]
+    for each in (*map(shlex.split, starts), list(map(str, words))):
+        check_distill(each)
+    settings = re.findall(r"--set ([\w]+=[^\s`]+)", page)
+    assert len(settings) >= 10
+    for setting in settings:
+        read_recipe("adadistill-plus", [setting.replace("$FR_SETS", "a.bin")])
+
+
 def test_the_page_names_every_file() -> None:
     page = (DEPLOY.parent / "docs" / "training.md").read_text()
     named = set(re.findall(r"`deploy/([\w.-]+)`", page))

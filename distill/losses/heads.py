@@ -2,7 +2,7 @@
 
 The classes are shared among the ranks, and a step may compare with a sample of them: Partial FC
 (arXiv 2203.15565). No tensor of batch times classes exists; centres that a step did not compare with
-keep their value, momentum and weight decay included.
+keep their value, momentum and weight decay included. No step waits for a GPU.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import UsageError
-from ..distributed import Ranks
+from ..distributed import Ranks, to_device
 from .margin_softmax import angular_logit, chunk_width, chunked_logsumexp
 
 _WEIGHT_STD = 0.01  # of the initial class centres
@@ -42,8 +42,8 @@ class MarginHead(nn.Module):
         m: Margin: radians, cosine for CosFace.
         s: Scale of the logits.
         sigma: Standard deviation of ElasticFace's margin.
-        sample: Share of a rank's classes that a step compares with; the batch's own are always among
-            them.
+        sample: Share of a rank's classes that a step compares with, but as many as the batch has
+            images; the batch's own are always among them.
         adam: AdamW will train the centres (arXiv 1711.05101), not SGD.
         ranks: The processes that share the classes; by default one.
 
@@ -134,24 +134,34 @@ class MarginHead(nn.Module):
             scale: Factor of the loss that the gradients carry.
         """
         collected, self._gradients = self._gradients, []
-        if not collected or not all(bool(grads.isfinite().all()) for _, grads in collected):
+        if not collected:
             return
         rows, grads = _add_up(collected)
+        grads.div_(scale)
+        # Decided on the device, without waiting for it: nothing moves by zeros, and by factors of 1.
+        finite = grads.isfinite().all()
+        grads.masked_fill_(~finite, 0.0)
+        moves = finite.to(grads.dtype)
         at: Any = slice(None) if rows is None else rows
-        grads = grads / scale
-        weight = self.weight[at]
-        self.steps += 1
+        weight, first = self.weight[at], self.momentum[at]
+        self.steps += finite
         if len(self.square) == 0:
-            moved = self.momentum[at].mul(momentum).add_(grads).add_(weight, alpha=decay)
-            self.momentum[at] = moved
-            self.weight[at] = weight - lr * moved
-            return
-        first = self.momentum[at].lerp(grads, 1 - _BETAS[0])
-        second = self.square[at].lerp(grads * grads, 1 - _BETAS[1])
-        self.momentum[at], self.square[at] = first, second
-        count = int(self.steps)
-        root = (second / (1 - _BETAS[1] ** count)).sqrt().add_(_ADAM_EPS)
-        self.weight[at] = weight * (1 - lr * decay) - lr / (1 - _BETAS[0] ** count) * first / root
+            first.mul_(torch.where(finite, momentum, 1.0)).add_(grads)
+            first.addcmul_(weight, moves * decay)
+            weight.addcmul_(first, moves * -lr)
+        else:
+            second = self.square[at]
+            first.lerp_(grads, moves * (1 - _BETAS[0]))
+            second.lerp_(grads * grads, moves * (1 - _BETAS[1]))
+            # The first step's where none has moved yet, so that nothing is divided by zero.
+            count = self.steps.clamp_min(1).double()
+            shares = [(1 - beta**count).to(grads.dtype) for beta in _BETAS]
+            root = (second / shares[1]).sqrt_().add_(_ADAM_EPS)
+            weight.mul_(1 - moves * (lr * decay)).addcmul_(first / root, moves * -lr / shares[0])
+            if rows is not None:
+                self.square[at] = second
+        if rows is not None:  # else they are views
+            self.weight[at], self.momentum[at] = weight, first
 
     def collect(self, picks: Tensor | None, grads: Tensor) -> None:
         """Keep a gradient of the centres until `update`.
@@ -168,14 +178,19 @@ class MarginHead(nn.Module):
         if self.kind == "cosface":
             return none, none + self.m
         if self.kind == "elasticface":  # drawn on the CPU, alike on every rank
-            return self.m + self.sigma * torch.randn(len(lengths)).to(lengths), none
+            drawn = torch.randn(len(lengths)).numpy()
+            return self.m + self.sigma * to_device(drawn, lengths.device), none
         if self.kind != "adaface":
             return none + self.m, none
         lengths = lengths.clamp(1e-3, 100.0)
-        known = lengths[labels >= 0]
-        if self.training and len(known) > 1:
-            self.length_mean.lerp_(known.mean(), 1 - _STAYS)
-            self.length_std.lerp_(known.std(), 1 - _STAYS)
+        known = (labels >= 0).to(lengths.dtype)
+        count = known.sum()
+        if self.training:
+            mean = (lengths * known).sum() / count.clamp_min(1.0)
+            spread = ((lengths - mean).square() * known).sum() / (count - 1).clamp_min(1.0)
+            moves = torch.where(count > 1, 1 - _STAYS, 0.0)
+            self.length_mean.lerp_(mean, moves)
+            self.length_std.lerp_(spread.sqrt(), moves)
         quality = (lengths - self.length_mean) / (self.length_std + 1e-3) * _CONCENTRATION
         quality = quality.clamp(-1.0, 1.0)
         return -self.m * quality, self.m * quality + self.m
@@ -183,16 +198,18 @@ class MarginHead(nn.Module):
     def _pick_classes(self, labels: Tensor) -> Tensor | None:
         """This rank's classes that the step compares with, sorted; None for all of them."""
         count = self.last - self.first
-        wanted = math.ceil(self.sample * count)
-        if not self.training or wanted >= count:
+        # How many are the batch's own is known to the device alone: there is room for every row.
+        size = max(math.ceil(self.sample * count), len(labels))
+        if not self.training or size >= count:
             return None
         # One draw of the shared generator on every rank, whatever the number of their classes.
         seed = int(torch.randint(0, 1 << 62, ())) + self.ranks.rank
-        order = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-        own = torch.unique(labels[(labels >= self.first) & (labels < self.last)]) - self.first
-        order[own.cpu()] = 2.0
-        picks = order.topk(max(wanted, len(own))).indices
-        return picks.sort().values.to(labels.device)
+        draw = torch.Generator(device=labels.device).manual_seed(seed)
+        # One place more, for the classes of other ranks.
+        order = torch.rand(count + 1, generator=draw, device=labels.device)
+        is_own = (labels >= self.first) & (labels < self.last)
+        order[torch.where(is_own, labels - self.first, count)] = 2.0
+        return order[:count].topk(size).indices.sort().values
 
 
 class _LearnedSoftmax(torch.autograd.Function):
@@ -276,12 +293,13 @@ def _centre_gradient(
     """
     out = torch.empty_like(raw)
     width = chunk_width(e)
-    scaled, own = e * s, (local >= 0).nonzero()[:, 0]
+    scaled, numbers = e * s, torch.arange(len(e), device=e.device)
     for start in range(0, len(raw), width):
         centres, lengths = raw[start : start + width], inverse[start : start + width]
         z = (scaled @ centres.T).mul_(lengths).sub_(logsumexp[:, None]).exp_().mul_(weight[:, None])
-        inside = own[(local[own] >= start) & (local[own] < start + len(centres))]
-        z[inside, local[inside] - start] = target_grad[inside] / s
+        inside = (local >= start) & (local < start + len(centres))
+        column = torch.where(inside, local - start, 0)
+        z[numbers, column] = torch.where(inside, target_grad / s, z[numbers, column])
         out[start : start + width] = z.T @ scaled
     unit = raw * inverse[:, None]
     out -= unit * (out * unit).sum(1, keepdim=True)
@@ -289,15 +307,19 @@ def _centre_gradient(
 
 
 def _add_up(collected: list[tuple[Tensor | None, Tensor]]) -> tuple[Tensor | None, Tensor]:
-    """Gradients of the parts of a batch as one: the classes that they are of, and their sum."""
+    """Gradients of the parts of a batch as one: the classes that they are of, and their sum.
+
+    A class that several parts picked comes as often, each time with the whole sum.
+    """
     if len(collected) == 1:
         return collected[0]
     if any(picks is None for picks, _ in collected):
         return None, torch.stack([grads for _, grads in collected]).sum(0)
-    every = torch.cat([picks for picks, _ in collected if picks is not None])
-    rows, place = torch.unique(every, return_inverse=True)
-    total = collected[0][1].new_zeros(len(rows), collected[0][1].shape[1])
-    return rows, total.index_add_(0, place, torch.cat([grads for _, grads in collected]))
+    rows, order = torch.cat([p for p, _ in collected if p is not None]).sort()
+    grads = torch.cat([grads for _, grads in collected])[order]
+    is_new = functional.pad(rows[1:] != rows[:-1], (1, 0))
+    place = is_new.cumsum(0)
+    return rows, torch.zeros_like(grads).index_add_(0, place, grads)[place]
 
 
 def draw_rows(classes: int, dim: int, first: int, last: int, std: float) -> Tensor:

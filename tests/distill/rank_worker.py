@@ -16,7 +16,7 @@ from fr_edge.distill.distributed import Ranks, join_ranks
 from fr_edge.distill.losses.adadistill import AdaDistill
 from fr_edge.distill.losses.combined_loss import BankLoss
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.student import average_statistics
+from fr_edge.distill.student import average_statistics, device_batch
 from fr_edge.distill.student_verification import verify_student
 from fr_edge.distill.train import distill_student
 from fr_edge.distill.train_step import (
@@ -98,12 +98,13 @@ def gradients(ranks: Ranks, folder: Path) -> None:
     pixels = draw.integers(0, 256, (4, 112, 112, 3), np.uint8)
     labels, teacher = np.arange(4), draw.normal(size=(4, DIM)).astype(np.float32)
     state, plain = (new_sum(ranks, "qat=int8", "epochs=3") for _ in range(2))
-    enable_fake_quant(state, pixels)
-    enable_fake_quant(plain, pixels)
-    train_step(state, pixels, labels, teacher, 0.1)
+    given = device_batch(pixels, labels, teacher, CLASSES, ranks.device)
+    enable_fake_quant(state, given.pixels)
+    enable_fake_quant(plain, given.pixels)
+    train_step(state, given, 0.1)
     plain.student.train()
-    embeddings = embed_pixels(plain, plain.student, pixels)
-    plain.loss(embeddings, torch.from_numpy(teacher), torch.from_numpy(labels)).backward()
+    embeddings = embed_pixels(plain, plain.student, given.pixels)
+    plain.loss(embeddings, given.teacher, given.labels).backward()
     for key, parameter in state.student.named_parameters():
         expected = dict(plain.student.named_parameters())[key].grad
         assert parameter.grad is not None, key
@@ -112,7 +113,7 @@ def gradients(ranks: Ranks, folder: Path) -> None:
         )
     # A second step in two parts: gradients are exchanged once, and weights stay equal.
     state.recipe = replace(state.recipe, accumulate=2)
-    train_step(state, pixels, labels, teacher, 0.1)
+    train_step(state, given, 0.1)
     weights = torch.cat([p.detach().flatten() for p in state.student.parameters()])
     assert torch.equal(weights, ranks.gather(weights[None])[0])
     assert not any(name.startswith("module.") for name in student_weights(state))
@@ -129,7 +130,8 @@ def same_run(ranks: Ranks, folder: Path) -> None:
         pixels = draw.integers(0, 256, (16, 112, 112, 3), np.uint8)
         labels = draw.integers(0, CLASSES, 16)
         teacher = draw.normal(size=(16, DIM)).astype(np.float32)
-        means = train_step(state, pixels[part], labels[part], teacher[part], 1e-3)
+        given = pixels[part], labels[part], teacher[part], CLASSES, ranks.device
+        means = train_step(state, device_batch(*given), 1e-3)
         losses.append(means["loss"])
         if step == 0:
             average_statistics(state.network, ranks)

@@ -6,7 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fr_edge.distill.dataset import Batch, Pixels, batches, grouped_order, split_identities
+from fr_edge.distill.dataset import (
+    Batch,
+    Pixels,
+    balanced_order,
+    batches,
+    grouped_order,
+    split_identities,
+)
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.train_step import learning_rate
@@ -56,6 +63,30 @@ def test_half_the_images_are_mirrored_and_nothing_else(faces: Faces) -> None:
             assert np.array_equal(pixels, face[:, ::-1] if flipped else face)
         flips.extend(batch.flipped)
     assert 0.35 < np.mean(flips) < 0.65
+
+
+def test_everybody_has_equally_many_images_where_a_recipe_says_so() -> None:
+    """Three people of 1, 4 and 13 images: 6 images each an epoch of 18, in groups of two."""
+    labels = np.repeat([4, 0, 2], [1, 4, 13])
+    order = balanced_order(labels, 2, np.random.default_rng(0))
+    groups = labels[order].reshape(-1, 2)
+    assert (groups[:, 0] == groups[:, 1]).all()
+    assert sorted(labels[order]) == sorted([0, 2, 4] * 6)
+    times = np.bincount(order, minlength=18)
+    assert times[0] == 6
+    assert set(times[1:5]) == {1, 2}
+    assert set(times[5:]) == {0, 1}  # a part of those with many, and no image twice
+    seen = {i for seed in range(20) for i in balanced_order(labels, 1, np.random.default_rng(seed))}
+    assert seen == set(range(18))
+    uneven = balanced_order(np.array([0, 0, 0, 1, 1]), 2, np.random.default_rng(0))
+    assert len(uneven) == 8  # no epoch is shorter than the images
+
+
+def test_a_balanced_training_takes_its_batches_from_that_order(faces: Faces) -> None:
+    few = faces.subset(np.r_[0:5, 5, 10:15, 15])  # two people of five images, two of one
+    labels = np.asarray(few.labels)
+    run_of = np.concatenate([b.index for b in run(few, Recipe(batch=4, balanced=True), 0, 3)])
+    assert list(np.unique(labels[run_of], return_counts=True)[1]) == [3, 3, 3, 3]
 
 
 def test_images_of_a_person_stand_together_where_a_recipe_says_so(faces: Faces) -> None:

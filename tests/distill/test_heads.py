@@ -110,11 +110,34 @@ def test_sampled_classes_are_exact_and_the_others_stay() -> None:
 
 
 def test_few_samples_still_hold_every_person_of_the_batch() -> None:
-    one = head(sample=0.1)
+    """As many as the batch has images, so that no number is read from the device."""
+    one, seen = head(sample=0.1), set()
     for _ in range(5):
         picks = one._pick_classes(LABELS)
         assert picks is not None
-        assert picks.tolist() == [0, 1, 8]
+        classes = picks.tolist()
+        assert classes == sorted(set(classes))
+        assert len(classes) == len(LABELS)
+        assert {0, 1, 8} < set(classes)
+        seen |= set(classes)
+    assert len(seen) > len(LABELS)  # the rest are drawn anew
+
+
+def test_parts_of_a_batch_add_up_over_the_classes_that_they_picked() -> None:
+    """Two parts with samples of their own move each centre as their sum would."""
+    one = head(sample=0.6)
+    one.momentum.fill_(0.01)
+    total, before = torch.zeros(9, 12), one.weight.clone()
+    for part in (0, 1):
+        one(student(part).requires_grad_(), None, LABELS).backward()
+        picks, grads = one._gradients[-1]
+        assert picks is not None
+        total[picks] += grads
+    touched = total.abs().sum(1) > 0
+    assert touched.sum() > math.ceil(0.6 * 9)  # the samples differ, and overlap in the batch's own
+    one.update(0.1, 0.9, 0.01)
+    moved = before - 0.1 * (0.9 * 0.01 + total + 0.01 * before)
+    torch.testing.assert_close(one.weight, torch.where(touched[:, None], moved, before))
 
 
 def test_all_classes_are_compared_with_in_eval_mode() -> None:
@@ -128,9 +151,12 @@ def test_elastic_margins_are_drawn_anew() -> None:
     assert one(student(), None, LABELS).item() != one(student(), None, LABELS).item()
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    one, rows = head(), student().requires_grad_()
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_gradient_that_is_not_finite_moves_nothing(adam: bool) -> None:
+    one, rows = head(adam=adam), student().requires_grad_()
     (one(rows, None, LABELS) * math.inf).backward()
     before = one.weight.clone()
+    one.momentum.fill_(0.01)
     one.update(0.1, 0.9, 0.1)
     assert torch.equal(one.weight, before)
+    assert bool((one.momentum == 0.01).all())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fr_edge.distill.distributed import Ranks
+from fr_edge.distill.distributed import Ranks, to_device
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.student import (
@@ -15,7 +15,6 @@ from fr_edge.distill.student import (
     Student,
     build_student,
     student_network_name,
-    to_device,
 )
 from fr_edge.distill.weights import save_network
 from fr_edge.errors import UsageError

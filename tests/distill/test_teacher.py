@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fr_edge.distill.dataset import Pixels, split_identities
 from fr_edge.distill.networks import build_network
-from fr_edge.distill.teacher import Teacher, check_teacher, open_teacher
+from fr_edge.distill.student import normalised
+from fr_edge.distill.teacher import Teacher, check_teacher, open_teacher, torch_runner
 from fr_edge.distill.teacher_cache import cached_embeddings
 from fr_edge.distill.weights import load_network
 from fr_edge.errors import DataError, MachineError, ModelError, UsageError
@@ -96,6 +98,49 @@ def test_a_teacher_that_cannot_be_used_is_refused(tmp_path: Path, faces: Faces) 
         check_teacher(silent, pictures(faces, 8)[::5])
 
 
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_pixels_are_normalised_on_the_device_as_the_contract_says(
+    channels: str, faces: Faces
+) -> None:
+    spec = InputSpec(channels=channels, mean=(120.0, 110.0, 100.0), std=(60.0, 70.0, 80.0))
+    given = pictures(faces, 3)
+    on_device = normalised(torch.from_numpy(given), spec).numpy()
+    np.testing.assert_array_equal(on_device, preprocess(given, spec))
+    network = torch.nn.Flatten()
+    rows = torch_runner(network, spec, "cpu")(given)
+    np.testing.assert_array_equal(rows, preprocess(given, spec).reshape(3, -1))
+    large = replace(spec, height=64, width=64)
+    rows = torch_runner(network, large, "cpu")(given)
+    np.testing.assert_array_equal(rows, preprocess(given, large).reshape(3, -1))
+
+
+class Differences(torch.nn.Module):
+    """Tells apart what bfloat16 does not: 1 and 1 + 1/1024."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(1)[:, :64]
+        return torch.mm(rows * 0 + 1 + rows / 1024, torch.eye(64)) - 1
+
+
+def test_a_teacher_runs_in_bfloat16_where_its_embeddings_stay(
+    faces: Faces, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = pictures(faces, 4)
+    network = build_network("iresnet-tiny", 16).eval()
+    exact = torch_runner(network, InputSpec(), "cpu")(given)
+    run = torch_runner(network, InputSpec(), "cpu", torch.bfloat16)
+    run(np.zeros((1, 112, 112, 3), np.uint8))  # decides nothing
+    np.testing.assert_array_equal(run(given), exact)  # compared, and given in float32
+    reduced = run(given)
+    assert not np.array_equal(reduced, exact)
+    np.testing.assert_allclose(reduced, exact, atol=0.02 * float(np.abs(exact).max()))
+    fragile = torch_runner(Differences(), InputSpec(), "cpu", torch.bfloat16)
+    with caplog.at_level(logging.WARNING):
+        first, second = fragile(given), fragile(given)
+    np.testing.assert_array_equal(first, second)
+    assert "the teacher runs in float32: in torch.bfloat16 a cosine is" in caplog.text
+
+
 @pytest.fixture
 def teacher_and_pixels(faces: Faces, tmp_path: Path) -> tuple[Teacher, Pixels]:
     teacher = open_teacher(write_onnx(tmp_path / "t.onnx"), preset="raw")
@@ -103,10 +148,21 @@ def teacher_and_pixels(faces: Faces, tmp_path: Path) -> tuple[Teacher, Pixels]:
 
 
 def test_the_cache_is_what_the_teacher_says(
-    teacher_and_pixels: tuple[Teacher, Pixels], tmp_path: Path
+    teacher_and_pixels: tuple[Teacher, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With images read by a process beside the teacher's."""
     teacher, pixels = teacher_and_pixels
-    cached = cached_embeddings(tmp_path / "cache", teacher, pixels)
+    readers = []
+    read = pixels.faces.read
+
+    def watched(index: int) -> Any:
+        readers.append(os.getpid())
+        return read(index)
+
+    apart = Pixels(replace(pixels.faces, read=watched), pixels.picks, 0)
+    monkeypatch.setattr("fr_edge.distill.teacher_cache._BLOCK", 16)
+    cached = cached_embeddings(tmp_path / "cache", teacher, apart, workers=1)
+    assert len(readers) == len(pixels)  # here for the data's digest alone
     faces = pixels.block(0, len(pixels))[1]
     assert cached.shape == (50, 2, 48)
     np.testing.assert_allclose(cached[:, 0], teacher.embed(faces), atol=5e-4)

@@ -4,7 +4,8 @@ The device "meta" has shapes and no values: reading one raises, and so does any 
 shape depends on values. It takes the branches of a GPU.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fr_edge.distill import train_step as steps
+from fr_edge.distill import student
+from fr_edge.distill.dataset import Batch, IdentitySplit
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.losses import margin_softmax
 from fr_edge.distill.recipe import read_recipe
-from fr_edge.distill.student import to_device
+from fr_edge.distill.student import copied_ahead, device_batch
 from fr_edge.distill.train_step import check_finite_steps, start_training, train_step
 from fr_edge.errors import GateFailed, UsageError
 
@@ -28,6 +30,8 @@ def gpu_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it has no "meta"
     step = margin_softmax.online_softmax_step
     monkeypatch.setattr(margin_softmax, "_compiled_step", lambda: step)
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device=None: generator())  # it has none
 
 
 @pytest.mark.usefixtures("gpu_branches")
@@ -37,32 +41,84 @@ def gpu_branches(monkeypatch: pytest.MonkeyPatch) -> None:
         ["losses=adadistill,bank:20,cosine,relational", "ema=0.9", "accumulate=2"],
         ["losses=adadistill", "compat=official", "margin=cosface"],
         ["losses=centres,mse", "optimizer=adamw"],
+        ["losses=arcface"],
+        ["losses=adaface", "sample=0.4", "optimizer=adamw"],
+        ["losses=elasticface,cosface", "sample=0.4", "accumulate=2"],
     ],
 )
-def test_the_host_reads_no_value(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """And all of a batch goes to the device by the copy that does not wait."""
-    copied = []
-
-    def copy(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-        copied.append(values.dtype.name)
-        return to_device(values, device)
-
-    monkeypatch.setattr(steps, "to_device", copy)
-    state = start_training(read_recipe("tiny", ["batch=8", *changes]), 10, 16, Ranks(device=META))
+def test_the_host_reads_no_value(changes: list[str]) -> None:
+    classes, ranks = 40, Ranks(device=META)
+    state = start_training(read_recipe("tiny", ["batch=8", *changes]), classes, 16, ranks)
     draw = np.random.default_rng(0)
     for _ in range(2):
-        means = train_step(
-            state,
-            draw.integers(0, 256, (8, 112, 112, 3), np.uint8),
-            np.arange(8),
-            draw.normal(size=(8, 16)).astype(np.float32),
-            0.1,
-        )
-    assert set(copied) == {"uint8", "float32", "int64"}
+        faces = draw.integers(0, 256, (8, 112, 112, 3), np.uint8)
+        target = draw.normal(size=(8, 16)).astype(np.float32)
+        means = train_step(state, device_batch(faces, np.arange(8), target, classes, META), 0.1)
     assert {"loss"} < set(means)
     assert all(value.device == META for value in means.values())
     with pytest.raises(RuntimeError, match="meta"):
         check_finite_steps(state, 0.1)  # which does read: the test could fail
+
+
+class StreamDouble:
+    """In the place of a CUDA stream: writes down what it is told, in order."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name, self.calls = name, calls
+
+    def record_event(self) -> str:
+        self.calls.append(f"{self.name} records")
+        return "event"
+
+    def wait_event(self, event: str) -> None:
+        self.calls.append(f"{self.name} waits for the {event}")
+
+
+class ValuesDouble:
+    """In the place of a CUDA tensor."""
+
+    def __init__(self, kind: str, calls: list[str]) -> None:
+        self.kind, self.calls = kind, calls
+
+    def record_stream(self, stream: StreamDouble) -> None:
+        self.calls.append(f"{self.kind} kept for {stream.name}")
+
+
+def test_a_batch_is_copied_while_the_step_before_it_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    inside: list[str] = ["computing"]
+
+    @contextmanager
+    def stream(entered: StreamDouble) -> Iterator[None]:
+        inside.append(entered.name)
+        yield
+        inside.pop()
+
+    def copy(values: npt.NDArray[Any], device: torch.device) -> Any:
+        calls.append(f"{values.dtype} goes by {inside[-1]}")
+        return ValuesDouble(str(values.dtype), calls)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: StreamDouble("copying", calls))
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: StreamDouble("computing", calls)
+    )
+    monkeypatch.setattr(student, "to_device", copy)
+    index = np.arange(2)
+    split = IdentitySplit(index, index, 2, index, index)
+    pixels = np.zeros((2, 112, 112, 3), np.uint8)
+    source = [Batch(pixels, index, index == 1, index)] * 3
+    targets = lambda batch: np.zeros((2, 4), np.float32)  # noqa: E731
+    for _ in copied_ahead(source, split, targets, torch.device("cuda")):
+        calls.append("step")
+    kinds = ("float32", "uint8", "int64")
+    copied = [*(f"{kind} goes by copying" for kind in kinds), "copying records"]
+    waited = ["computing waits for the event"]
+    waited += [f"{kind} kept for computing" for kind in ("uint8", "int64", "float32")]
+    step = [*waited, "step"]
+    assert calls == [*copied, *copied, *step, *copied, *step, *step]
 
 
 def test_what_is_not_finite_is_found_later_with_its_step() -> None:
@@ -74,6 +130,5 @@ def test_what_is_not_finite_is_found_later_with_its_step() -> None:
 
 
 def test_a_label_that_is_no_class_is_refused_on_the_host() -> None:
-    state = start_training(read_recipe("tiny", ["losses=arcface"]), 10, 16, Ranks())
     with pytest.raises(UsageError, match="label 10 does not fit 10 classes"):
-        train_step(state, np.zeros((2, 112, 112, 3), np.uint8), np.array([0, 10]), None, 0.1)
+        device_batch(np.zeros((2, 112, 112, 3), np.uint8), np.array([0, 10]), None, 10, META)
