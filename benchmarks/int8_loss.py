@@ -3,6 +3,7 @@
     python benchmarks/int8_loss.py FACES PAIRS BUNDLE... [--limit N]
         [--max-tar-drop X [--far 1e-4] [--hard] [--backend NAME]]
     python benchmarks/int8_loss.py FACES PAIRS BUNDLE... --as-built|--noise
+    python benchmarks/int8_loss.py FACES PAIRS BUNDLE... --draws 3 [--limit N] [--only 1,2]
 
 The people whom PAIRS (`fold,path1,path2,same`, relative to FACES) names judge; all others
 calibrate. Rates count every pair of the judging faces. Bundles are copied, never changed; both
@@ -19,12 +20,17 @@ With `--as-built` nothing is calibrated: the bundle's INT8 graph and its INT8 en
 are, at FAR 1e-5 and by count at rates around it, which shows how far a count is chance. With `--noise`
 drawn noise takes the place of the INT8 graph's errors: normal, with their covariance, 1, .75, .55 and .4 times
 their energy. What 14 draws lose in the mean is known better than what one INT8 model loses.
+
+With `--draws` the people who do not judge are dealt into so many parts, each of which calibrates by the
+defaults; the INT8 graph and the engine that this CPU builds of it are judged as by `--as-built`. One JSON
+document per draw.
 """
 
 import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +51,7 @@ from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.graph.layers import choose_int8_layers, weighted_layers
 from fr_edge.metrics.rates import EmbeddingLoss, compare_embeddings
 from fr_edge.metrics.verification import all_pairs, tar_at_far
+from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.layer_latency import latency_here
 from fr_edge.runtime.session import Artifact, open_session
 
@@ -61,9 +68,9 @@ def embed(bundle: Path, engine: str, faces: Faces, artifact: Artifact = "graph")
     return np.concatenate(parts)
 
 
-def as_built(bundle: Path, faces: Faces) -> dict[str, Any]:
+def as_built(bundle: Path, faces: Faces, exact: Any = None) -> dict[str, Any]:
     """The losses of the graph and of the engine."""
-    exact = embed(bundle, "fp32", faces)
+    exact = embed(bundle, "fp32", faces) if exact is None else exact
     result: dict[str, Any] = {"bundle": bundle.name, "faces": len(faces)}
     for artifact in ARTIFACTS:
         engine = embed(bundle, "int8", faces, artifact)
@@ -74,6 +81,42 @@ def as_built(bundle: Path, faces: Faces) -> dict[str, Any]:
             for far in AROUND
         }
     return result
+
+
+def by_draws(
+    bundle: Path, others: Faces, faces: Faces, draws: int, only: list[int], limit: int
+) -> Iterator[dict[str, Any]]:
+    """The losses after calibration on each of `draws` parts of the other people."""
+    exact = embed(bundle, "fp32", faces)
+    for draw in only or range(1, draws + 1):
+        part = only_faces(
+            others, [i for i, who in enumerate(others.labels) if who % draws == draw - 1]
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / bundle.name
+            shutil.copytree(bundle, copy)
+            done = calibrate(copy, part, limit=limit)
+            built = build_engine(copy, "int8", "onnxruntime")
+            summary = to_builtins(done.report)
+            yield {
+                "draw": f"{draw} of {draws}",
+                "people": len(np.unique(part.labels)),
+                "float_layers": len(done.table.float_layers),
+                "counted_time": done.report.trials[-1].cost,
+                "int8_mac_share": summary["int8_mac_share"],
+                "engine_layers": built.layers,
+            } | as_built(copy, faces, exact)
+
+
+def only_faces(faces: Faces, picks: list[int]) -> Faces:
+    """These faces of a source; their people are numbered anew."""
+    return replace(
+        faces,
+        keys=[faces.keys[i] for i in picks],
+        labels=np.unique(faces.labels[picks], return_inverse=True)[1].astype(np.int64),
+        read=lambda i: faces.read(picks[i]),
+        encoded=None,
+    )
 
 
 def by_noise(bundle: Path, faces: Faces) -> dict[str, Any]:
@@ -156,6 +199,8 @@ def main() -> None:
     parser.add_argument("--hard", action="store_true")
     parser.add_argument("--as-built", action="store_true")
     parser.add_argument("--noise", action="store_true")
+    parser.add_argument("--draws", type=int, default=0)
+    parser.add_argument("--only", default="", help="of the draws")
     parser.add_argument("--backend", default="auto")
     asked = parser.parse_args()
     source, judging = open_faces(asked.faces), read_pairs(asked.pairs, asked.faces).faces
@@ -166,14 +211,13 @@ def main() -> None:
         return
     judged = {key.rsplit("/", 1)[0] for key in judging.keys}
     picks = [i for i, key in enumerate(source.keys) if key.rsplit("/", 1)[0] not in judged]
-    labels = np.unique(source.labels[picks], return_inverse=True)[1].astype(np.int64)
-    others = replace(
-        source,
-        keys=[source.keys[i] for i in picks],
-        labels=labels,
-        read=lambda i: source.read(picks[i]),
-        encoded=None,
-    )
+    others = only_faces(source, picks)
+    if asked.draws:
+        numbers = [int(part) for part in asked.only.split(",") if part]
+        for bundle in asked.bundles:
+            for row in by_draws(bundle, others, judging, asked.draws, numbers, asked.limit):
+                print(json.dumps(row), flush=True)
+        return
     budget = None if asked.max_tar_drop is None else Budget(asked.max_tar_drop, far=asked.far)
     for bundle in asked.bundles:
         with tempfile.TemporaryDirectory() as folder:

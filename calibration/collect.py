@@ -234,4 +234,6 @@ def _run(session: Any, inputs: F32) -> Mapping[str, F32]:
     """Every output by name, and the input."""
     names = [output.name for output in session.get_outputs()]
     face = session.get_inputs()[0].name
+    if not names:  # of a network whose one layer reads the face; onnxruntime would refuse
+        return {face: inputs}
     return dict(zip(names, session.run(names, {face: inputs}), strict=True)) | {face: inputs}

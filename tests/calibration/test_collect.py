@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from fr_edge.calibration import constants as module
 from fr_edge.calibration.collect import collect_histograms
@@ -84,3 +85,21 @@ def test_channels_are_those_that_the_layer_reads(rank: int, faces: Faces) -> Non
     counted = collect_histograms(model, [read, "image"], SPEC, map(faces.read, range(4)))
     np.testing.assert_array_equal(counted[read].high, counted["image"].high)
     np.testing.assert_array_equal(counted[read].counts, counted["image"].counts)
+
+
+def test_a_network_whose_one_layer_reads_the_face(faces: Faces) -> None:
+    """No tensor but the input is counted: onnxruntime has nothing to compute."""
+    rng = np.random.default_rng(1)
+    weights = rng.normal(0, 0.1, (16, 3, 16, 16)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["face", "w"], ["maps"], "conv", strides=[16, 16])],
+        "one layer",
+        [helper.make_tensor_value_info("face", onnx.TensorProto.FLOAT, ("n", 3, 112, 112))],
+        [helper.make_tensor_value_info("maps", onnx.TensorProto.FLOAT, ("n", 16, 7, 7))],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    tensors = choose_int8_layers(model).tensors
+    counted = collect_histograms(model, tensors, SPEC, map(faces.read, range(8)))
+    assert tuple(counted) == tensors == ("face",)
+    assert counted["face"].counts.sum() == 8 * 3 * 112 * 112
