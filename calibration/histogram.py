@@ -82,16 +82,18 @@ def add_values(histogram: Histogram, values: F32) -> Histogram:
         part = slice(start, start + size)
         x = np.ascontiguousarray(rows[part])
         x = x.reshape(len(x), -1)
-        low = np.minimum(histogram.low[part], x.min(axis=1))
-        high = np.maximum(histogram.high[part], x.max(axis=1))
-        if not np.isfinite(high - low).all():
-            raise ValueError("a value is not finite")
-        exponent = np.maximum(histogram.exponent[part], _bin_exponent(np.maximum(high, -low)))
-        doublings = exponent - histogram.exponent[part]
-        histogram.counts[part] = _widen_bins(histogram.counts[part], doublings)
+        low, high, exponent = histogram.low[part], histogram.high[part], histogram.exponent[part]
+        lowest, highest = x.min(axis=1), x.max(axis=1)
+        if not ((lowest >= low) & (highest <= high)).all():  # rare after the first batches
+            low, high = np.minimum(low, lowest), np.maximum(high, highest)
+            if not np.isfinite(high - low).all():
+                raise ValueError("a value is not finite")
+            exponent = np.maximum(exponent, _bin_exponent(np.maximum(high, -low)))
+            doublings = exponent - histogram.exponent[part]
+            histogram.counts[part] = _widen_bins(histogram.counts[part], doublings)
+            histogram.low[part], histogram.high[part] = low, high
+            histogram.exponent[part] = exponent
         histogram.counts[part] += _count(x, exponent)
-        histogram.low[part], histogram.high[part] = low, high
-        histogram.exponent[part] = exponent
         histogram.total[part] += x.sum(axis=1, dtype=np.float64)
     return histogram
 
