@@ -48,6 +48,16 @@ def test_every_file_names_this_version() -> None:
         assert set(wheels) == {__version__}
 
 
+def test_the_readmes_links_become_addresses_by_the_pages_line() -> None:
+    """An index shows README, and has no files that relative links could lead to."""
+    (pattern, folders) = re.findall(r"sed -i -E 's#(.*?)#\]\(ADDRESS/(.*?)#' README", PAGE)[0]
+    assert (pattern, folders) == (r"\]\((docs|examples)/", r"\1/")
+    text = re.sub(pattern, r"](https://address/\1/", (ROOT / "README.md").read_text())
+    assert [
+        target for target in re.findall(r"\]\(([^)]+)\)", text) if "https://" not in target
+    ] == []
+
+
 def test_deprecated_commands_say_what_takes_their_place(capfd: pytest.CaptureFixture[str]) -> None:
     for name, present in ALIASES.items():
         assert f"| `fr-edge {name}` | 0.2 | `fr-edge {present}` |" in PAGE

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -19,6 +20,7 @@ from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
 from fr_edge.cli.main import run
 from fr_edge.errors import BundleError, DataError, NotStored, UsageError
+from fr_edge.faces.contract import ARCFACE_TEMPLATE
 from fr_edge.onnx_file import read_onnx
 from fr_edge.runtime.packages import package_draft
 from fr_edge.runtime.packages.package import TARGETS, package
@@ -93,6 +95,21 @@ def test_the_pages_python_reads_a_contract(packages: Path, monkeypatch: pytest.M
     names: dict[str, object] = {}
     exec(code, names)
     assert names["contract"] == contract(packages / "onnx" / "tensor.onnx")
+
+
+def test_the_pages_python_compares_frames(
+    packages: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    page = (ROOT / "docs" / "deploy" / "python.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(packages / "python")
+    monkeypatch.syspath_prepend(packages / "python")
+    monkeypatch.delitem(sys.modules, "face_embedder", raising=False)
+    frame = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    landmarks = np.stack([np.array(ARCFACE_TEMPLATE), np.array(ARCFACE_TEMPLATE) + 60])
+    exec(code, {"frame": frame, "landmarks": landmarks.astype(np.float32)})
+    monkeypatch.delitem(sys.modules, "face_embedder")
+    assert -1 <= float(capsys.readouterr().out) <= 1
 
 
 @pytest.mark.parametrize("target", ["onnx", "python"])

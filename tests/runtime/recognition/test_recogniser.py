@@ -366,7 +366,7 @@ def test_the_code_of_the_readme_runs(certified: Path, tmp_path: Path) -> None:
 def test_the_service_of_the_documentation_answers(certified: Path, tmp_path: Path) -> None:
     """With the bundle's own detector, in a process of its own, over HTTP."""
     page = (README.parent / "docs" / "recognition.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     shutil.copytree(certified, tmp_path / "mine.bundle")
     export_detector(write_bright_detector(tmp_path / "bright.onnx"), tmp_path / "mine.bundle")
     photo = np.full((640, 640, 3), 60, np.uint8)
