@@ -23,6 +23,7 @@ from ..errors import DataError, MachineError, ModelError, UsageError
 from ..files import replace_atomic
 from .losses.adadistill import AdaDistill
 from .losses.combined_loss import CombinedLoss
+from .recipe import Recipe
 from .student import average_statistics
 from .train_step import TrainState
 from .weights import load_tensors
@@ -133,13 +134,14 @@ def restore_checkpoint(
         return False
     content = load_tensors(folder / CHECKPOINT_NAME)
     try:
+        held = vars(Recipe()) | content["key"]  # an earlier fr-edge has fewer options
         for name, value in key.items():
-            if content["key"].get(name) != value:
+            if held.get(name) != value:
                 if force:
                     return False
                 raise UsageError(
                     f"{folder} holds an unfinished training with {name} ="
-                    f" {content['key'].get(name)!r}; this one has {value!r}",
+                    f" {held.get(name)!r}; this one has {value!r}",
                     "give the same recipe, faces and teacher to go on, --force to start anew, or"
                     " another --out",
                 )

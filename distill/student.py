@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arrays import F32, I64, U8
-from ..errors import UsageError
+from ..errors import ModelError, UsageError
 from ..faces.contract import InputSpec
 from .dataset import Batch, IdentitySplit
 from .distributed import Ranks, to_device
@@ -67,11 +67,18 @@ class Student(nn.Module):
     Attributes:
         network: The network.
         projection: That linear layer, or the identity.
+        mean: Of the input contract, `(3,) float32`.
+        std: The same.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, dim: int, compared: int, norm_batch: int = 0) -> None:
         super().__init__()
         self.network, self.norm_batch = network, norm_batch
+        self.register_buffer("mean", torch.tensor(STUDENT_SPEC.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(STUDENT_SPEC.std), persistent=False)
         self.projection: nn.Module = nn.Identity()
         if compared != dim:
             self.projection = nn.Linear(dim, compared, bias=False)
@@ -86,7 +93,7 @@ class Student(nn.Module):
         Returns:
             `(B, compared) float32`, not normalised.
         """
-        inputs = normalised(pixels, STUDENT_SPEC)
+        inputs = normalised(pixels, self.mean, self.std)
         size = self.norm_batch
         if not self.training or not 0 < size < len(inputs):
             embeddings = self.network(inputs)
@@ -104,7 +111,7 @@ class Student(nn.Module):
         Returns:
             `(B, dim)`, not normalised.
         """
-        out: Tensor = self.network(normalised(pixels, STUDENT_SPEC))
+        out: Tensor = self.network(normalised(pixels, self.mean, self.std))
         return out
 
     def _in_parts(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
@@ -240,27 +247,31 @@ def average_statistics(network: nn.Module, ranks: Ranks) -> None:
             buffer.copy_(ranks.sum(buffer.clone()) / ranks.size)
 
 
-def normalised(pixels: Tensor, spec: InputSpec) -> Tensor:
+def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Network input as `faces.contract.preprocess` makes it, bit by bit, but on the device.
 
     Args:
-        pixels: RGB faces of the input's size, `(B, H, W, 3) uint8`.
-        spec: The input contract, of three channels.
+        pixels: Faces of the input's size, in the order of its channels, `(B, H, W, 3) uint8`.
+        mean: Of the input contract, on the device, `(3,) float32`: made there, it would be waited for.
+        std: The same.
 
     Returns:
         `(B, 3, H, W) float32`, channels last.
     """
-    if spec.channels == "BGR":
-        pixels = pixels.flip(3)
-    mean, std = (torch.tensor(values, device=pixels.device) for values in (spec.mean, spec.std))
     return pixels.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def _start_from(network: nn.Module, name: str, dim: int, path: Path) -> None:
     """Load weights of the same network, or of its form without an affine output."""
     file = path / "model.pt" if path.is_dir() else path
-    given, other, size = load_network(file, None)
     plain = name.removesuffix(_AFFINE)
+    try:
+        given, other, size = load_network(file)
+    except UsageError:  # the file does not name its network, so it must be this one
+        try:
+            given, other, size = load_network(file, plain)
+        except ModelError:
+            given, other, size = load_network(file, name)
     if other not in (name, plain) or size != dim:
         raise UsageError(
             f"init: {file} holds {other} with {size}-d embeddings; this training's is {name} with"

@@ -154,6 +154,7 @@ def torch_runner(
     if reduced is None and device == "cuda" and torch.cuda.is_bf16_supported():
         reduced = torch.bfloat16
     kind = torch.device(device).type
+    mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
     state: dict[str, torch.dtype | None] = {} if reduced else {"type": None}
 
     def embed(inputs: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -166,7 +167,9 @@ def torch_runner(
             if spec.channels == "GREY" or faces.shape[1:3] != (spec.height, spec.width):
                 given = torch.from_numpy(preprocess(faces, spec)).to(device)
             else:
-                given = normalised(to_device(faces, torch.device(device)), spec).contiguous()
+                pixels = to_device(faces, torch.device(device))
+                pixels = pixels.flip(3) if spec.channels == "BGR" else pixels
+                given = normalised(pixels, mean, std).contiguous()
             if "type" not in state and faces.any():  # not the black one that asks for the size
                 exact, quick = embed(given, None), embed(given, reduced)
                 lowest = float(torch.nn.functional.cosine_similarity(exact, quick).min())

@@ -300,10 +300,10 @@ def _centre_gradient(
         inside = (local >= start) & (local < start + len(centres))
         column = torch.where(inside, local - start, 0)
         z[numbers, column] = torch.where(inside, target_grad / s, z[numbers, column])
-        out[start : start + width] = z.T @ scaled
-    unit = raw * inverse[:, None]
-    out -= unit * (out * unit).sum(1, keepdim=True)
-    return out.mul_(inverse[:, None])
+        by_unit, unit = z.T @ scaled, centres * lengths[:, None]
+        by_unit -= unit * (by_unit * unit).sum(1, keepdim=True)
+        out[start : start + width] = by_unit.mul_(lengths[:, None])
+    return out
 
 
 def _add_up(collected: list[tuple[Tensor | None, Tensor]]) -> tuple[Tensor | None, Tensor]:

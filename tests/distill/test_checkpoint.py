@@ -27,6 +27,14 @@ def centres(run: TrainState) -> torch.Tensor:
     return head.centres()
 
 
+def test_a_checkpoint_from_before_an_option_existed_goes_on(tmp_path: Path) -> None:
+    """Where the option has its default, which changes nothing."""
+    save_checkpoint(tmp_path, new_run(3), {"lr": 0.1})
+    assert restore_checkpoint(tmp_path, new_run(0), {"lr": 0.1, "balanced": False})
+    with pytest.raises(UsageError, match="balanced = False; this one has True"):
+        restore_checkpoint(tmp_path, new_run(0), {"lr": 0.1, "balanced": True})
+
+
 @pytest.mark.parametrize("name", ["torch.save", "numpy.save"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from fr_edge.distill.student import (
     student_network_name,
 )
 from fr_edge.distill.weights import save_network
-from fr_edge.errors import UsageError
+from fr_edge.errors import ModelError, UsageError
 from fr_edge.faces.contract import preprocess
 
 SMALL = Recipe(network="mobilefacenet-0.25", dim=16)
@@ -94,6 +94,13 @@ def test_a_training_starts_from_weights(tmp_path: Path) -> None:
         made.eval()
         expected = Student(plain.eval(), 16, 16)(faces)
         torch.testing.assert_close(made(faces), expected, rtol=1e-5, atol=1e-5)
+        unnamed = tmp_path / "unnamed.pth"
+        torch.save(given.state_dict(), unnamed)
+        again, name = build_student(replace(SMALL, init=str(unnamed)), 16, 16, Ranks())
+        assert name == "mobilefacenet-0.25-affine"
+        assert torch.equal(again.eval()(faces), made(faces))
+    with pytest.raises(ModelError, match="unnamed.pth is not a mobilefacenet-affine"):
+        build_student(replace(SMALL, network="mobilefacenet", init=str(unnamed)), 16, 16, Ranks())
     with pytest.raises(UsageError, match=r"this training's is mobilefacenet-affine with 16"):
         build_student(replace(SMALL, network="mobilefacenet", init=str(path)), 16, 16, Ranks())
     with pytest.raises(UsageError, match="16-d embeddings; this training's"):

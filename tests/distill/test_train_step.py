@@ -19,10 +19,22 @@ from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.losses import margin_softmax
 from fr_edge.distill.recipe import read_recipe
 from fr_edge.distill.student import copied_ahead, device_batch
-from fr_edge.distill.train_step import check_finite_steps, start_training, train_step
+from fr_edge.distill.train_step import (
+    check_finite_steps,
+    enable_fake_quant,
+    start_training,
+    train_step,
+)
 from fr_edge.errors import GateFailed, UsageError
 
 META = torch.device("meta")
+
+
+class CpuGenerator(torch.Generator):
+    """Draws for a device that has no generator."""
+
+    def __new__(cls, device: Any = None) -> "CpuGenerator":
+        return super().__new__(cls)
 
 
 @pytest.fixture
@@ -30,26 +42,36 @@ def gpu_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it has no "meta"
     step = margin_softmax.online_softmax_step
     monkeypatch.setattr(margin_softmax, "_compiled_step", lambda: step)
-    generator = torch.Generator
-    monkeypatch.setattr(torch, "Generator", lambda device=None: generator())  # it has none
+    monkeypatch.setattr(torch, "Generator", CpuGenerator)
 
 
 @pytest.mark.usefixtures("gpu_branches")
 @pytest.mark.parametrize(
     "changes",
     [
-        ["losses=adadistill,bank:20,cosine,relational", "ema=0.9", "accumulate=2"],
-        ["losses=adadistill", "compat=official", "margin=cosface"],
-        ["losses=centres,mse", "optimizer=adamw"],
-        ["losses=arcface"],
-        ["losses=adaface", "sample=0.4", "optimizer=adamw"],
-        ["losses=elasticface,cosface", "sample=0.4", "accumulate=2"],
+        [
+            "losses=adadistill,bank,cosine,relational,elasticface,cosface",
+            "sample=0.4",
+            "accumulate=2",
+        ],
+        ["losses=adadistill,arcface", "compat=official", "margin=cosface", "qat=int8", "ema=0.9"],
+        ["losses=centres,mse,adaface", "sample=0.4", "optimizer=adamw"],
     ],
 )
-def test_the_host_reads_no_value(changes: list[str]) -> None:
+def test_the_host_reads_no_value(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     classes, ranks = 40, Ranks(device=META)
     state = start_training(read_recipe("tiny", ["batch=8", *changes]), classes, 16, ranks)
     draw = np.random.default_rng(0)
+    if state.recipe.qat:
+        enable_fake_quant(state)
+    make = torch.tensor
+
+    def on_host_alone(values: Any, **options: Any) -> torch.Tensor:
+        # Copied to a GPU, they would come from memory that is not pinned, for which the host waits.
+        assert options.get("device", "cpu") == "cpu"
+        return make(values, **options)
+
+    monkeypatch.setattr(torch, "tensor", on_host_alone)
     for _ in range(2):
         faces = draw.integers(0, 256, (8, 112, 112, 3), np.uint8)
         target = draw.normal(size=(8, 16)).astype(np.float32)
