@@ -292,21 +292,24 @@ def load_items(items: Dataset[_Item], order: Sequence[int], workers: int) -> Ite
         order: Numbers of the wanted ones.
         workers: Number of processes; 0 reads each when it is asked for.
     """
-    loader = DataLoader(
-        items,
-        sampler=order,
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=workers,
-        # Opening it draws a number, and not from the generator whose state a resumption restores.
-        generator=torch.Generator(),
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_leave_signals_to_parent if workers else None,
-    )
     with warnings.catch_warnings():
-        # Python warns of forking with threads; the workers use none of the parent's.
+        # Python warns of forking with threads; the workers use none of the parent's. torch warns of
+        # more workers than cores, in ten lines.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        yield from loader
+        warnings.filterwarnings(
+            "ignore", message="This DataLoader will create", category=UserWarning
+        )
+        yield from DataLoader(
+            items,
+            sampler=order,
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            # Opening it draws a number, and not from the generator whose state a resumption restores.
+            generator=torch.Generator(),
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_leave_signals_to_parent if workers else None,
+        )
 
 
 def _check_bad_images(pixels: Pixels, bad: set[int], limit: int) -> None:

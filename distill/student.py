@@ -207,7 +207,9 @@ def copied_ahead(
         targets: Of a batch, `(B, D) float32`; None for losses that need no teacher.
         device: Where the student is.
     """
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = None
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: list[tuple[DeviceBatch, torch.cuda.Event | None]] = []
     for batch in source:
         labels, teacher = split.labels[batch.index], targets(batch) if targets else None

@@ -240,6 +240,8 @@ def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[Identi
     apart = 0 if recipe.verify_pairs else recipe.verify_identities
     split = split_identities(faces, apart, excluded)
     pixels = Pixels(faces, split.train, recipe.memory_mb)
+    if ranks.rank == 0 and recipe.workers > (cores := os.cpu_count() or 1):
+        logger.warning("workers is %d on %d cores; fewer may be faster", recipe.workers, cores)
     if len(split.kept) < recipe.batch:
         raise UsageError(
             f"{len(split.kept)} images to train on, fewer than a batch of {recipe.batch}",
