@@ -30,7 +30,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Recipe:
     changes = ["batch=8", "epochs=2", "verify_identities=4", "lr=0.02", "checkpoint_s=0"]
     return read_recipe("tiny", changes)

@@ -17,7 +17,7 @@ import torch
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
 from fr_edge.distill.recipe import Recipe
-from fr_edge.distill.train import distill_student
+from fr_edge.distill.train import DistillResult, distill_student
 from fr_edge.distill.weights import load_network
 from fr_edge.documents import to_builtins
 from fr_edge.errors import DataError, FacesError, GateFailed, UsageError
@@ -41,17 +41,23 @@ def same_weights(first: Bundle, second: Bundle) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_student_is_a_bundle_with_its_story(
-    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
-) -> None:
-    result = distill_student(recipe, faces, tmp_path / "out", teacher=teacher)
-    bundle = result.bundle
+@pytest.fixture(scope="module")
+def plain(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> DistillResult:
+    """The recipe's training, in one piece; its bundle is not written to."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    return distill_student(recipe, faces, out, teacher=teacher)
+
+
+def test_a_student_is_a_bundle_with_its_story(recipe: Recipe, plain: DistillResult) -> None:
+    bundle = plain.bundle
     network, name, dim = load_network(bundle.file("model.pt"))
     assert (name, dim, bundle.embedding_dim) == ("mobilefacenet-0.25-affine", 32, 32)
     assert network(torch.zeros(2, 3, 112, 112)).shape == (2, 32)
     assert bundle.history[-1]["options"]["recipe"] == to_builtins(recipe)
     document = report(bundle)
-    assert document == to_builtins(result.report)
+    assert document == to_builtins(plain.report)
     assert [point["step"] for point in document["curve"]] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "lr", "alpha", "lambda", "cosine"} <= set(document["curve"][0])
     assert [v["step"] for v in document["verification"]] == [0, 3, 6]
@@ -71,15 +77,14 @@ def test_a_student_learns_what_its_teacher_says(
 
 
 def test_the_seed_decides_and_the_memory_does_not(
-    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+    recipe: Recipe, faces: Faces, teacher: Path, plain: DistillResult, tmp_path: Path
 ) -> None:
-    first = train(recipe, faces, tmp_path / "one", teacher=teacher)
     second = train(
         replace(recipe, memory_mb=0, workers=1), faces, tmp_path / "other", teacher=teacher
     )
     seeded = train(replace(recipe, seed=1), faces, tmp_path / "seeded", teacher=teacher)
-    assert same_weights(first, second)
-    assert not same_weights(first, seeded)
+    assert same_weights(plain.bundle, second)
+    assert not same_weights(plain.bundle, seeded)
 
 
 @pytest.mark.parametrize(
@@ -153,10 +158,16 @@ def _stops_at(step: int) -> Any:
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    changes: dict[str, Any], recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+    changes: dict[str, Any],
+    recipe: Recipe,
+    faces: Faces,
+    teacher: Path,
+    plain: DistillResult,
+    tmp_path: Path,
 ) -> None:
-    recipe = replace(recipe, **changes)
-    whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
+    recipe, whole = replace(recipe, **changes), plain.bundle
+    if changes:
+        whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
     out = tmp_path / "stopped"
     for step in (2, 1, 0):
         with pytest.raises(_Killed):
@@ -184,7 +195,9 @@ distill_student(recipe, open_faces("synthetic:10x5@3"), sys.argv[1], teacher=sys
 """
 
 
-def test_kill_9_loses_nothing(recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path) -> None:
+def test_kill_9_loses_nothing(
+    recipe: Recipe, faces: Faces, teacher: Path, plain: DistillResult, tmp_path: Path
+) -> None:
     out = tmp_path / "killed"
     changes = ["batch=8", "epochs=2", "verify_identities=4", "lr=0.02", "checkpoint_s=0"]
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -194,8 +207,7 @@ def test_kill_9_loses_nothing(recipe: Recipe, faces: Faces, teacher: Path, tmp_p
     assert done.returncode == -signal.SIGKILL
     assert (out / "checkpoint" / "last.pt").exists()
     resumed = train(recipe, faces, out, teacher=teacher)
-    whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
-    assert same_weights(whole, resumed)
+    assert same_weights(plain.bundle, resumed)
 
 
 def _signalled(step: int, number: int) -> Any:
