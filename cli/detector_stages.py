@@ -239,6 +239,7 @@ def _photographs_text(bundle: str, result: "PhotographResult") -> str:
         f"cosine after {step.step}: mean {step.mean_cosine:.5f}, min {step.min_cosine:.5f}"
         for step in result.steps
     ]
+    lines += [f"found: {finding}" for finding in result.findings]
     lines.append(gates_text(result.gates))
     lines += [f"not measured: {note}" for note in result.not_measured]
     if result.report:

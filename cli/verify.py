@@ -23,7 +23,7 @@ from .verdict_text import (
 
 if TYPE_CHECKING:
     from ..metrics.intervals import TarInterval
-    from ..runtime.evaluation.judgement import GalleryAdvice
+    from ..runtime.evaluation.gallery import GalleryAdvice
     from ..runtime.evaluation.result import VerifyResult
 
 
@@ -356,9 +356,14 @@ def _rate(value: float | None, *, signed: bool = False) -> str:
 def _gallery(enrolled: str, advice: "GalleryAdvice | None") -> str:
     if advice is None:
         return f"people enrolled with {enrolled}: not measured, too few pairs"
+    ends = (
+        ""
+        if advice.interval_95 is None
+        else " ({:+.2f} to {:+.2f})".format(*(100 * end for end in advice.interval_95))
+    )
     return (
         f"people enrolled with {enrolled}: {advice.verdict}; at FAR {advice.far} the TAR is"
-        f" {100 * advice.delta:+.2f} points, at threshold {advice.threshold:.4f}"
+        f" {100 * advice.delta:+.2f} points{ends}, at threshold {advice.threshold:.4f}"
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
-from .intervals import MIN_ACCEPTED, MIN_PEOPLE, TarInterval
-from .person_variance import REFUSED, PeoplePairs, share_design, sum_by_person
+from .intervals import MIN_ACCEPTED, TarInterval
+from .person_variance import MIN_PEOPLE, REFUSED, PeoplePairs, share_design, sum_by_person
 from .protocols import FOLDS, PER_FOLD, ListedPairs
 from .score_intervals import influence_freedom, score_interval, student_t
 from .verification import ScoreList, allowed_impostors, cosines, normalise, tar_at_far

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from ..arrays import F32, I64
 from .accuracy import accuracy_interval, fold_interval, fold_intervals, pair_accuracy
-from .intervals import few_people, rate_intervals, tar_intervals
+from .intervals import rate_intervals, tar_intervals
+from .person_variance import few_people
 from .protocols import ListedPairs
 from .rates import RateChange, ScoreCurves, compare_rates, score_curves
 from .strata import Stratum, compare_strata
@@ -113,7 +114,9 @@ def compare_verification(
         before, after = all_pairs(reference, labels), all_pairs(engine, labels)
         intervals = tar_intervals(reference, engine, labels, (before, after), fars)
         rates = compare_rates(before, after, fars, intervals)
-        mixed = compare_rates(before, all_pairs(reference, labels, engine), fars)
+        both = before, all_pairs(reference, labels, engine)
+        ends = tar_intervals(reference, engine, labels, both, fars, mixed=True)
+        mixed = compare_rates(*both, fars, ends)
         judged = _strata_rate(rates, far)
         strata = compare_strata(reference, engine, labels, measures, judged, groups)
         notes = (note,) if (note := few_people(labels)) else ()

@@ -69,16 +69,19 @@ def d_prime(sums: PairSums, weights: F64 | None = None) -> float:
         d'; 0 where the cosines have no spread.
     """
     w = np.ones(len(sums.count)) if weights is None else weights
-    inside, between = np.diag(w), np.triu(np.outer(w, w), 1)
+    return float(_d_primes(sums, w[None])[0])
 
-    def moments(use: F64) -> tuple[float, float]:
-        n = max(float((sums.count * use).sum()), 1.0)
-        mean = float((sums.total * use).sum()) / n
-        return mean, max(float((sums.squares * use).sum()) / n - mean**2, 0.0)
 
-    (genuine, genuine_variance), (impostor, impostor_variance) = moments(inside), moments(between)
-    spread = ((genuine_variance + impostor_variance) / 2) ** 0.5
-    return (genuine - impostor) / spread if spread > _EPSILON else 0.0
+def mean_impostor(sums: PairSums) -> float:
+    """Mean cosine of pairs of different people.
+
+    Args:
+        sums: Of all pairs.
+
+    Returns:
+        The mean; 0 without such pairs.
+    """
+    return float(np.triu(sums.total, 1).sum() / max(np.triu(sums.count, 1).sum(), 1.0))
 
 
 def d_prime_lead(
@@ -96,13 +99,29 @@ def d_prime_lead(
         `(low, high)`.
     """
     count = len(best.count)
-    random = np.random.default_rng(seed)
-    gaps = []
-    for _ in range(draws):
-        w = np.bincount(random.integers(0, count, count), minlength=count).astype(np.float64)
-        gaps.append(d_prime(best, w) - d_prime(other, w))
+    drawn = np.random.default_rng(seed).integers(0, count, (draws, count))
+    weights = (drawn[:, :, None] == np.arange(count)).sum(axis=1).astype(np.float64)
+    gaps = _d_primes(best, weights) - _d_primes(other, weights)
     low, high = np.quantile(gaps, [0.025, 0.975])
     return float(low), float(high)
+
+
+def lead_in_errors(best: PairSums, other: PairSums) -> float:
+    """By how much embeddings separate people better than others do, in standard errors over people.
+
+    Args:
+        best: Sums by the embeddings in question.
+        other: Sums by other embeddings of the same faces.
+
+    Returns:
+        What the lead of d' has above `SAME_CONTRACT`, over its standard error; minus infinity where
+        the embeddings in question do not tell the people apart (`SEPARATES`).
+    """
+    if d_prime(best) < SEPARATES:
+        return -np.inf
+    low, high = d_prime_lead(best, other)
+    error = max((high - low) / (2 * _BEYOND_DOUBT), _EPSILON)
+    return ((low + high) / 2 - SAME_CONTRACT * d_prime(other)) / error
 
 
 def separates_better(best: PairSums, other: PairSums) -> bool:
@@ -116,26 +135,27 @@ def separates_better(best: PairSums, other: PairSums) -> bool:
         True where they tell the people apart at all (`SEPARATES`), and the 95 % interval of their lead
         lies above `SAME_CONTRACT`.
     """
-    return _leads(best, other, _BEYOND_DOUBT)
+    return lead_in_errors(best, other) > _BEYOND_DOUBT
 
 
-def separates_rather_better(best: PairSums, other: PairSums) -> bool:
-    """Whether embeddings seem to separate people better than others do: a hint, not a proof.
+def _d_primes(sums: PairSums, weights: F64) -> F64:
+    """d' for weights of the identities, `(B, I)`: `(B,)`."""
 
-    Args:
-        best: Sums by the embeddings in question.
-        other: Sums by other embeddings of the same faces.
+    def total(values: F64) -> tuple[F64, F64]:
+        """Over genuine and over impostor pairs."""
+        impostor: F64 = ((weights @ np.triu(values, 1)) * weights).sum(axis=1)
+        return weights @ np.diag(values), impostor
 
-    Returns:
-        As `separates_better`, where the lead less one standard error lies above `SAME_CONTRACT`.
-    """
-    return _leads(best, other, 1.0)
+    sides = zip(total(sums.count), total(sums.total), total(sums.squares), strict=True)
+    (genuine, genuine_variance), (impostor, impostor_variance) = (
+        _moments(np.maximum(count, 1.0), values, squares) for count, values, squares in sides
+    )
+    spread = np.sqrt((genuine_variance + impostor_variance) / 2)
+    told: F64 = spread > _EPSILON
+    return np.where(told, (genuine - impostor) / np.where(told, spread, 1.0), 0.0)
 
 
-def _leads(best: PairSums, other: PairSums, errors: float) -> bool:
-    """Whether the lead, less so many standard errors, is more than that of contracts that count as one."""
-    if d_prime(best) < SEPARATES:
-        return False
-    low, high = d_prime_lead(best, other)
-    centre, error = (low + high) / 2, (high - low) / (2 * _BEYOND_DOUBT)
-    return centre - errors * error > SAME_CONTRACT * d_prime(other)
+def _moments(count: F64, total: F64, squares: F64) -> tuple[F64, F64]:
+    """Mean and variance."""
+    mean = total / count
+    return mean, np.maximum(squares / count - mean**2, 0.0)

@@ -10,12 +10,14 @@ it, so a TAR of 1 has a lower end. The second part is the variance over dyads of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
 from ..arrays import F32, F64, I32, I64
 from .changed_decisions import Decisions, change_interval, change_variance
 from .person_variance import (
+    MIN_PEOPLE,
     REFUSED,
     Ends,
     FarError,
@@ -36,10 +38,6 @@ from .verification import (
     score_blocks,
     threshold_at_far,
 )
-
-MIN_PEOPLE = 10  # with two faces: fewer give no interval
-
-FEW_PEOPLE = 20  # with fewer people who have two faces, an interval over people is wide
 
 MIN_ACCEPTED = 5  # impostor pairs above the threshold: fewer give no interval
 
@@ -134,6 +132,8 @@ def tar_intervals(
     labels: I64,
     scores: tuple[Scores, Scores],
     fars: Sequence[float],
+    *,
+    mixed: bool = False,
 ) -> dict[float, TarInterval]:
     """95 % intervals of two networks' TAR and of its change on the same people.
 
@@ -143,13 +143,15 @@ def tar_intervals(
         labels: Identity of each face, `(N,) int64`.
         scores: Counted pairs of the reference and of the engine.
         fars: False accept rates, 0 to 1.
+        mixed: Whether the engine's pairs are mixed ones: its probes against the reference's gallery,
+            as `all_pairs` counts them with probes.
 
     Returns:
         The intervals of each rate that `MIN_ACCEPTED` impostor pairs hold in both networks, and
         enough people: none where few people with most of the photographs set the threshold. Empty
         with fewer than `MIN_PEOPLE` people who have two faces.
     """
-    pairs = _collect((reference, engine), labels, scores, fars)
+    pairs = _collect((reference, engine), labels, scores, fars, mixed=mixed)
     if pairs is None:
         return {}
     intervals = {}
@@ -214,25 +216,13 @@ def rate_intervals(
     return RateIntervals(tar, _eer_interval(pairs))
 
 
-def few_people(labels: I64) -> str:
-    """Why intervals are missing or wide.
-
-    Args:
-        labels: Identity of each face, `(N,) int64`.
-
-    Returns:
-        A sentence; empty where the people suffice.
-    """
-    several = int((np.unique(labels, return_counts=True)[1] > 1).sum())
-    if several < MIN_PEOPLE:
-        return f"intervals: {several} people have two faces, {MIN_PEOPLE} needed"
-    if several < FEW_PEOPLE:
-        return f"narrow intervals: {several} people have two faces, {FEW_PEOPLE} needed"
-    return ""
-
-
 def _collect(
-    networks: Sequence[F32], labels: I64, scores: Sequence[Scores], fars: Sequence[float]
+    networks: Sequence[F32],
+    labels: I64,
+    scores: Sequence[Scores],
+    fars: Sequence[float],
+    *,
+    mixed: bool = False,
 ) -> _PairBins | None:
     """Genuine pairs and the highest impostors by all networks; None with too few people."""
     person = np.unique(labels, return_inverse=True)[1].astype(np.int64)
@@ -250,7 +240,9 @@ def _collect(
     genuine: list[list[I32]] = [[] for _ in networks]
     bins: list[list[I32]] = [[] for _ in networks]
     persons: list[list[I32]] = [[] for _ in networks]
-    for blocks in zip(*(score_blocks(unit, person) for unit in units), strict=True):
+    galleries = [units[0] if mixed else unit for unit in units]
+    scored = (score_blocks(*sides) for sides in zip(galleries, repeat(person), units, strict=False))
+    for blocks in zip(*scored, strict=True):
         block = blocks[0]
         if block.genuine is not None:
             rows, columns = np.nonzero(block.genuine)

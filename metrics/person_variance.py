@@ -14,6 +14,10 @@ import numpy as np
 
 from ..arrays import F64, I64
 
+MIN_PEOPLE = 10  # with two faces: fewer give no interval
+
+FEW_PEOPLE = 20  # with fewer people who have two faces, an interval over people is wide
+
 REFUSED = 0.15  # of genuine pairs, at the threshold where correlations are first estimated
 
 _EVEN_OUT = 8.0  # photographs from which one more hardly adds to what a person's rate tells
@@ -319,3 +323,20 @@ def effective_couples(faces: F64) -> float:
     squares = faces**2
     pairs = float(faces.sum() ** 2 - squares.sum())
     return pairs**2 / max(1.0, 2 * float(squares.sum() ** 2 - (squares**2).sum()))
+
+
+def few_people(labels: I64) -> str:
+    """Why intervals are missing or wide.
+
+    Args:
+        labels: Identity of each face, `(N,) int64`.
+
+    Returns:
+        A sentence; empty where the people suffice.
+    """
+    several = int((np.unique(labels, return_counts=True)[1] > 1).sum())
+    if several < MIN_PEOPLE:
+        return f"intervals: {several} people have two faces, {MIN_PEOPLE} needed"
+    if several < FEW_PEOPLE:
+        return f"narrow intervals: {several} people have two faces, {FEW_PEOPLE} needed"
+    return ""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F64, I64
-from .intervals import FEW_PEOPLE, MIN_ACCEPTED
+from .intervals import MIN_ACCEPTED
 from .person_variance import (
+    FEW_PEOPLE,
     REFUSED,
     Ends,
     FarError,

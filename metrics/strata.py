@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
 from .changed_decisions import Decisions, change_interval, change_variance
-from .intervals import MIN_PEOPLE
-from .person_variance import REFUSED, PeoplePairs, share_design
+from .person_variance import MIN_PEOPLE, REFUSED, PeoplePairs, share_design
 from .rates import RateChange, ThresholdChange
 from .verification import cosines, normalise
 

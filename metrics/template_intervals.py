@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32, F64, I64
-from .intervals import MIN_ACCEPTED, MIN_PEOPLE, tar_interval
-from .person_variance import REFUSED, Ends, PeoplePairs, far_error, share_design
+from .intervals import MIN_ACCEPTED, tar_interval
+from .person_variance import MIN_PEOPLE, REFUSED, Ends, PeoplePairs, far_error, share_design
 from .score_intervals import share_logit
 from .verification import ScoreList, allowed_impostors, threshold_at_far
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...arrays import F32, I64
 from ...errors import FacesError, UsageError
-from ...metrics.intervals import FEW_PEOPLE, MIN_ACCEPTED, tar_intervals
-from ...metrics.person_variance import Ends
+from ...metrics.intervals import MIN_ACCEPTED, tar_intervals
+from ...metrics.person_variance import FEW_PEOPLE, Ends
 from ...metrics.rates import EmbeddingLoss, RateChange, compare_embeddings
 from ...metrics.verification import all_pairs, allowed_impostors
 

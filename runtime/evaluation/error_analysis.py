@@ -1,4 +1,4 @@
-"""Why an engine's embeddings are wrong: the input, mixed-up faces, noise and its size, labels.
+"""Why an engine's embeddings are wrong: the input, mixed-up faces, noise and its size.
 
 A wrong input contract is the most frequent cause. The ways to preprocess a face are tried one by one
 on the original network until one gives the embeddings in question.
@@ -8,19 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from ...arrays import F32, F64, I64, U8
-from ...bundle.manifest import Bundle
+from ...arrays import F32, F64, U8
 from ...faces.contract import ContractVariant, InputSpec, contract_variants, preprocess
-from ...faces.sources import Faces
-from ...metrics.decidability import (
-    PairSums,
-    d_prime,
-    pair_sums,
-    separates_better,
-    separates_rather_better,
-)
 from ...metrics.rates import CosineDrift
 from ...metrics.strata import Stratum
 from ...metrics.verification import cosines, normalise
@@ -37,15 +27,6 @@ _SHARED = 0.5  # share of the error's length from which it is a shift that all f
 _UNRELATED = 0.2  # cosine below which embeddings have nothing in common
 _ODD = 10.0  # faces whose error is so many times the median's are not the tail of noise
 
-# Share of doubtful faces from which labels and network cannot be told apart. Right networks have none
-# worth a sentence; a layer broken 0.37 and 0.41, pixels on a wrong scale 0.82 to 0.90.
-_MIXED_LABELS = 0.3
-# Share of faces in the wrong folder from which rates prove nothing: a tenth of the genuine pairs of
-# people with two faces is then wrong, and a limit of 0.01 on the loss of TAR means nothing.
-_MANY_WRONG = 0.05
-_CONTRACT_PEOPLE = 20  # with two faces: fewer show no contract
-_CONTRACT_TRIED = 130  # people at most, those who choose the best other contract among them
-_SCOUTED = 10  # people at most on whom every contract is tried; a third at most
 _FAR_MORE = 4.0  # times the other faces' error that is remarkable
 _MIN_ERROR = 0.01  # 1 - cosine, from which an error is remarkable
 
@@ -118,158 +99,6 @@ def strata_doubts(strata: Sequence[Stratum], drift: CosineDrift) -> tuple[str, S
         f"their error is {min(times, 999):.0f} times that of the other faces"
     )
     return text, worst
-
-
-def label_doubts(
-    embeddings: F32, labels: I64, keys: Sequence[str], *, synthetic: bool = False
-) -> tuple[str, bool]:
-    """Whether faces look more like another person than like their own.
-
-    A few do by chance. A few that do by far, with a network that tells the others apart, are in the
-    wrong folder; with many, labels and network cannot be told apart.
-
-    Args:
-        embeddings: `(N, D) float32`.
-        labels: `(N,)`, the faces' people.
-        keys: Names of the faces.
-        synthetic: Whether the labels are right by construction, as synthetic faces' are.
-
-    Returns:
-        A sentence, empty where the labels look right, and whether so many faces are affected that
-        rates on them prove nothing.
-    """
-    person = np.unique(labels, return_inverse=True)[1]
-    count = np.bincount(person)
-    several = np.flatnonzero(count[person] > 1)
-    if not len(several) or len(count) < 2:
-        return "", False
-    own, other = _own_and_other(normalise(embeddings), person, several)
-    doubtful = several[other > own]
-    share = len(doubtful) / len(several)
-    gap = float(np.median(own) - np.median(other))
-    sure = several[other - own > gap / 2]
-    if share < _MIXED_LABELS and gap > 0 and len(sure) and len(sure) >= len(doubtful) / 2:
-        text = (
-            f"labels: {len(sure)} of {len(several)} faces look like another person by far, "
-            f"the first is {keys[sure[0]]}: "
-        )
-        if synthetic:
-            return text + "the network confuses them, since synthetic labels are right", False
-        return text + "they lie in the wrong folder", len(sure) >= _MANY_WRONG * len(several)
-    if share < _MIXED_LABELS:
-        return "", False
-    text = (
-        f"labels: {share:.0%} of the faces look more like another person than like their own "
-        f"(the first is {keys[doubtful[0]]}): labels are mixed up, or the reference network does "
-        "not know these people"
-    )
-    return text, True
-
-
-def contract_doubt(
-    reference: Session, embeddings: F32, faces: Faces, spec: InputSpec, checked: bool | None
-) -> tuple[str, bool]:
-    """Whether the reference separates people better under another input contract than the bundle's.
-
-    Each usual contract is tried on a few people, the best one then on others, who had no part in
-    the choice. It casts doubt where it separates these better beyond doubt (`separates_better`).
-    Otherwise the reference's own rates decide.
-
-    Args:
-        reference: model.onnx in FP32.
-        embeddings: Of the faces by the reference under the bundle's contract, `(N, D) float32`.
-        faces: The N faces, of known people. Synthetic ones show no contract.
-        spec: The bundle's input contract.
-        checked: What the check at export showed; with True nothing is tried.
-
-    Returns:
-        A sentence, empty where the contract is right or these people do not show another; and whether
-        it is beyond doubt, so that the rates prove nothing.
-    """
-    declared = f"the input contract ({spec.describe()}) is not the one of the network's training"
-    if checked is False:
-        return f"{declared}, as export found; it was forced", True
-    picks, labels = _two_faces_each(faces)
-    people = int(labels[-1]) + 1
-    if checked or faces.synthetic or people < _CONTRACT_PEOPLE:
-        return "", False
-    scouts = np.isin(labels, np.linspace(0, people - 1, min(_SCOUTED, people // 3)).astype(int))
-    images = np.stack([faces.read(index) for index in picks])
-
-    def separation(variant: ContractVariant, rows: npt.NDArray[np.bool_]) -> PairSums:
-        chosen = images[rows]
-        parts = [
-            reference.embed_tensor(variant.inputs(chosen[start : start + 32]))
-            for start in range(0, len(chosen), 32)
-        ]
-        return _sums(np.concatenate(parts), labels[rows])
-
-    others = [v for v in contract_variants(spec) if v.view == "upright" and v.spec != spec]
-    scores = {variant: d_prime(separation(variant, scouts)) for variant in others}
-    best = max(scores, key=lambda variant: scores[variant])
-    own, other = _sums(embeddings[picks][~scouts], labels[~scouts]), separation(best, ~scouts)
-    lead = (
-        f"with {best.spec.describe()} it separates {len(own.count)} of these people better, d'"
-        f" {d_prime(other):.2f} instead of {d_prime(own):.2f}"
-    )
-    if separates_better(other, own):
-        return f"{declared}: {lead}", True
-    if separates_rather_better(other, own):
-        return (
-            f"{declared.replace('is not', 'may not be')}: {lead}; that may be chance, more people"
-            " tell (`fr-edge find-preprocessing`)",
-            False,
-        )
-    return "", False
-
-
-def contract_check_of(bundle: Bundle) -> bool | None:
-    """What the last export found about the input contract.
-
-    Args:
-        bundle: An open bundle.
-
-    Returns:
-        Whether it is right; None where it was not tried on faces, or they could not tell.
-    """
-    for entry in reversed(bundle.history):
-        check = entry.get("summary", {}).get("contract")
-        if entry.get("stage") == "export" and isinstance(check, Mapping):
-            right = check.get("right")
-            return False if right is False else True if right and check.get("faces") else None
-    return None
-
-
-def _sums(embeddings: F32, labels: I64) -> PairSums:
-    """Of faces of some of the people."""
-    return pair_sums(embeddings, np.unique(labels, return_inverse=True)[1].astype(np.int64))
-
-
-def _two_faces_each(faces: Faces) -> tuple[list[int], I64]:
-    """Two faces of each of at most `_CONTRACT_TRIED` people, and whose they are, 0, 0, 1, 1, ..."""
-    by_person = np.argsort(faces.labels, kind="stable")
-    starts = np.flatnonzero(np.diff(faces.labels[by_person], prepend=-1))
-    counts = np.diff(starts, append=len(by_person))
-    firsts = starts[counts > 1]
-    firsts = firsts[np.linspace(0, len(firsts) - 1, min(len(firsts), _CONTRACT_TRIED)).astype(int)]
-    picks = by_person[np.stack([firsts, firsts + 1], axis=1).reshape(-1)]
-    return [int(pick) for pick in picks], np.repeat(np.arange(len(firsts)), 2)
-
-
-def _own_and_other(unit: F32, person: I64, several: I64) -> tuple[F32, F32]:
-    """Cosines of faces with their own people's mean, without the face itself, and with the most
-    similar other person's mean."""
-    sums = np.zeros((int(person.max()) + 1, unit.shape[1]), np.float32)
-    np.add.at(sums, person, unit)
-    means = normalise(sums)
-    own, other = [], []
-    for start in range(0, len(several), 1024):
-        part = several[start : start + 1024]
-        scores = unit[part] @ means.T
-        scores[np.arange(len(part)), person[part]] = -2
-        own.append(cosines(unit[part], sums[person[part]] - unit[part]))
-        other.append(scores.max(axis=1))
-    return np.concatenate(own), np.concatenate(other)
 
 
 def _input_mistake(

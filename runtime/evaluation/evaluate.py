@@ -26,7 +26,8 @@ from ...metrics.accuracy import (
     pair_accuracy,
 )
 from ...metrics.identification import identify
-from ...metrics.intervals import RateIntervals, few_people, rate_intervals
+from ...metrics.intervals import RateIntervals, rate_intervals
+from ...metrics.person_variance import few_people
 from ...metrics.protocols import draw_pairs
 from ...metrics.rates import SOLID_IMPOSTORS, few_impostors
 from ...metrics.template_intervals import template_intervals
@@ -154,8 +155,7 @@ def evaluate(
         )
         embeddings = np.concatenate(list(rows))
     check_embeddings(embeddings, faces.keys, session.file)
-    named = faces.labelled
-    if named:
+    if named := faces.labelled:
         scores = all_pairs(embeddings, faces.labels)
     else:
         cosine = cosines(embeddings[pairs.first], embeddings[pairs.second])

@@ -17,6 +17,7 @@ CANNOT_JUDGE = "CANNOT JUDGE"
 Ends = tuple[float, float]
 
 MORE_PEOPLE = "give more people with two photographs or more"
+_ROUNDED = 1e-5  # numbers of stored reports are rounded to 1e-6
 _MANY_TIMES = 20  # as many people as given, up to which the cure names a number
 
 
@@ -205,6 +206,33 @@ def gate_reasons(gates: Iterable[Gate]) -> list[VerdictReason]:
         for gate in gates
         if gate.verdict != PASSED
     ]
+
+
+def contradiction(verdict: str, gates: Iterable[Gate], reasons: Iterable[VerdictReason]) -> str:
+    """Why a stored verdict does not follow from its gates and reasons, as after an edit by hand.
+
+    Args:
+        verdict: "PASSED", "FAILED" or "CANNOT JUDGE".
+        gates: As they are stored; those of earlier versions have no verdicts and are not looked at.
+        reasons: Why the verdict is not PASSED, gates among them.
+
+    Returns:
+        A sentence; empty where the verdict follows.
+    """
+    verdicts = [reason.verdict for reason in reasons]
+    for gate in gates:
+        if not gate.verdict:
+            continue
+        value, ends, limit = gate.value, gate.interval_95, gate.limit
+        judged = _gate(gate.name, value, limit, gate.at, gate.reason, ends, "").verdict
+        numbers = (*(ends or ()), *(() if value is None else (value,)))
+        near = any(abs(number - limit) <= _ROUNDED * max(1, abs(limit)) for number in numbers)
+        wrong = judged != gate.verdict and not near
+        if wrong or gate.passed != (gate.verdict == PASSED):
+            return f"its gate {gate.describe()!r} is called {gate.verdict} and is {judged}"
+        verdicts.append(gate.verdict)
+    expected = overall_verdict(verdicts)
+    return "" if verdict == expected else f"it is called {verdict} and its gates say {expected}"
 
 
 def junit_xml(

@@ -1,13 +1,12 @@
 """Which gates an engine must pass, judged from what `verify` measured."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ...bundle.manifest import Bundle
 from ...metrics.comparison import VerificationComparison
 from ...metrics.dimensions import CORRELATED_FACES
 from ...metrics.rates import SOLID_IMPOSTORS, CosineDrift, RateChange, few_impostors
-from ...metrics.strata import MIN_STRATUM_PAIRS
+from ...metrics.strata import MIN_STRATUM_PAIRS, Stratum
 from ...metrics.verification import far_name
 from ..detector_engine import BundleDetector
 from ..engine_record import session_record
@@ -50,34 +49,7 @@ _NO_LIST = "no pair list was given"
 _ALIKE = "the original network gives all these faces the same embedding, or nearly"
 _OTHER_GOLDEN = "export again, with --golden and photographs of many people"
 
-# A reference beyond these hardly tells people apart, so a loss against it proves nothing. Each limit
-# lies between networks that are weak and those that are fed wrongly or broken (MobileFaceNets on 80
-# to 150 people of LFW, docs/results/verification.md).
-_MAX_REFERENCE_EER = 0.2  # right 0.005 and 0.010, weak 0.058, pixels on a wrong scale 0.32 to 0.40
-_MIN_REFERENCE_TAR = 0.5  # at FAR 1e-2: right 0.99, weak 0.82, a layer broken 0.43 and 0.49
 _MAX_DEFAULT_FAR = 1e-3  # that is judged in place of 1e-4 without being asked for
-_MIN_JUDGED_TAR = 0.1  # at the judged FAR: right 0.81 and 0.97, weak 0.38, wrong scale to 0.03
-_WRONG_CONTRACT = (
-    "are the faces aligned, the labels right, the input contract the network's"
-    " (`fr-edge find-preprocessing`)?"
-)
-
-
-@dataclass(frozen=True)
-class GalleryAdvice:
-    """Whether people enrolled with another network may be matched by the engine.
-
-    Attributes:
-        verdict: "keep the gallery", "enrol again" or "cannot judge".
-        far: The FAR by name.
-        delta: Change of TAR of mixed pairs, a fraction.
-        threshold: The match threshold of mixed pairs, a cosine.
-    """
-
-    verdict: str
-    far: str
-    delta: float
-    threshold: float
 
 
 def judge_gates(
@@ -126,7 +98,7 @@ def judge_gates(
                 f" judged: {why}"
             )
         if limits.max_stratum_drop is not None:
-            gates.append(_stratum_gate(limits.max_stratum_drop, comparison))
+            gates.append(_worst_stratum_gate(limits.max_stratum_drop, comparison))
         if limits.max_eer is not None:
             eer, ends = comparison.curves.engine.eer, comparison.eer_interval_95
             gates.append(eer_gate(eer, limits.max_eer, ends, named=named))
@@ -180,62 +152,19 @@ def judged_rate(limits: Limits, rates: Mapping[str, RateChange]) -> RateChange:
     return min(larger, key=lambda rate: rate.far, default=wanted)
 
 
-def reference_doubt(limits: Limits, comparison: VerificationComparison) -> VerdictReason | None:
-    """Whether the reference itself hardly tells people apart, so that nothing can be lost.
-
-    Args:
-        limits: With the FAR.
-        comparison: Rates of reference and engine.
-
-    Returns:
-        A reason for CANNOT JUDGE; None where the reference tells people apart.
-    """
-    eer, rate = comparison.curves.reference.eer, judged_rate(limits, comparison.tar)
-    lenient = comparison.tar[far_name(1e-2)]
-    if lenient.reference is not None and lenient.reference < _MIN_REFERENCE_TAR:
-        fact = f"it accepts {lenient.reference:.1%} of the genuine pairs at FAR 1e-2"
-    elif eer > _MAX_REFERENCE_EER:
-        fact = f"its equal error rate is {eer:.1%}"
-    elif rate.reference is not None and rate.reference < _MIN_JUDGED_TAR:
-        fact = (
-            f"it accepts {rate.reference:.1%} of the genuine pairs at FAR {far_name(rate.far)}; a"
-            " larger --far may be judged"
-        )
-    else:
-        return None
-    return VerdictReason(
-        CANNOT_JUDGE,
-        f"the reference itself hardly tells these people apart: {fact}",
-        _WRONG_CONTRACT,
-    )
-
-
-def gallery_advice(
-    limits: Limits, rates: Mapping[str, RateChange], *, cannot_judge: bool = False
-) -> GalleryAdvice | None:
-    """May people enrolled with another network be matched by the engine, or must they enrol again?
-
-    They may stay when mixed pairs lose no more TAR than the engine's own pairs may.
+def stratum_gate(limits: Limits, stratum: Stratum) -> Gate:
+    """Whether a kind of face that moved far more than the others loses no more than is allowed.
 
     Args:
         limits: What the engine must satisfy.
-        rates: FAR by name -> TAR of the other network alone, and of mixed pairs.
-        cannot_judge: Whether the other network or the faces allow no judgement.
-
-    Returns:
-        The advice, None where the pairs are too few.
+        stratum: The kind of face.
     """
-    if not rates:
-        return None
-    mixed = judged_rate(limits, rates)
-    if mixed.reference is None or mixed.delta is None or mixed.threshold.engine is None:
-        return None
-    stays = -mixed.delta <= limits.tar_drop
-    if cannot_judge or mixed.reference < _MIN_JUDGED_TAR:
-        verdict = "cannot judge"
-    else:
-        verdict = "keep the gallery" if stays else "enrol again"
-    return GalleryAdvice(verdict, far_name(mixed.far), mixed.delta, mixed.threshold.engine)
+    limit = limits.tar_drop if limits.max_stratum_drop is None else limits.max_stratum_drop
+    name, ends = f"TAR drop of {stratum.name} faces", stratum.drop_interval_95
+    if stratum.drop is None:
+        reason = f"{stratum.pairs} genuine pairs have one, {MIN_STRATUM_PAIRS} needed"
+        return ceiling_gate(name, None, limit, reason, cure="give more faces of that kind")
+    return people_gate(name, stratum.drop, limit, "most", ends)
 
 
 def precision_reasons(bundle: Bundle, session: Session | BundleDetector) -> list[VerdictReason]:
@@ -367,7 +296,7 @@ def _more_impostors(far: float) -> str:
     )
 
 
-def _stratum_gate(limit: float, comparison: VerificationComparison) -> Gate:
+def _worst_stratum_gate(limit: float, comparison: VerificationComparison) -> Gate:
     strata = [
         stratum
         for stratum in (*comparison.strata, *comparison.degraded)

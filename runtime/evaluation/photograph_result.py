@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..._version import __version__
+from ...arrays import I64
 from ...bundle.provenance import Provenance
+from ...metrics.comparison import VerificationComparison
 from ...metrics.detection import DetectionDrift
 from ...metrics.rates import RateChange
 from .gates import Gate, VerdictReason
@@ -82,6 +87,7 @@ class PhotographResult:
         steps: What detection, network and alignment each cost, in this order.
         gates: Every limit with its verdict.
         reasons: Why the verdict is not PASSED.
+        findings: What looks wrong and decides nothing, in words.
         not_measured: In words.
         report: The report's path within the bundle.
     """
@@ -107,9 +113,56 @@ class PhotographResult:
     steps: tuple[ChainStep, ...]
     gates: tuple[Gate, ...]
     reasons: tuple[VerdictReason, ...] = ()
+    findings: tuple[str, ...] = ()
     not_measured: tuple[str, ...] = ()
     report: str = ""
     fr_edge: str = __version__
     schema: int = REPORT_SCHEMA
     device: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None
+
+
+def rates_with_missed(
+    comparison: VerificationComparison | None, labels: I64, found: I64, kept: I64
+) -> dict[str, float | None]:
+    """The device's TAR over all pairs of photographs in which the FP32 detector finds a face.
+
+    Args:
+        comparison: Of the photographs that both chains embed; None without several people.
+        labels: Identity of each photograph, `(P,) int64`.
+        found: Photographs in which the FP32 detector finds a face.
+        kept: Photographs that both chains embed.
+    """
+    if comparison is None:
+        return {}
+    everything, compared = (_genuine_pairs(labels[indices]) for indices in (found, kept))
+    share = compared / max(everything, 1)
+    return {
+        far: None if rate.engine is None else rate.engine * share
+        for far, rate in comparison.tar.items()
+    }
+
+
+def summarize_photographs(folder: Path, labels: I64 | None) -> FacesSummary | None:
+    """The faces of photographs as reports name them, without the folders above theirs.
+
+    Args:
+        folder: Of the photographs.
+        labels: Identity of each that both chains embed, `(K,) int64`; None where it is not known.
+    """
+    if labels is None:
+        return None
+    genuine, count = _genuine_pairs(labels), len(labels)
+    return FacesSummary(
+        folder.resolve().name,
+        count,
+        len(np.unique(labels)),
+        False,
+        genuine,
+        count * (count - 1) // 2 - genuine,
+    )
+
+
+def _genuine_pairs(labels: I64) -> int:
+    counts = np.bincount(labels)
+    return int((counts * (counts - 1) // 2).sum())

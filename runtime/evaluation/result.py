@@ -25,9 +25,8 @@ from ...metrics.rates import CosineDrift, RateChange
 from ...metrics.strata import Stratum
 from ..fingerprint import machine_fingerprint
 from ..session import Session
-from .gallery import GalleryMigration
+from .gallery import GalleryAdvice, GalleryMigration
 from .gates import Gate, VerdictReason
-from .judgement import GalleryAdvice
 from .reference import FacesSummary, ReferenceCheck
 
 if TYPE_CHECKING:

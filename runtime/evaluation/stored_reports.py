@@ -15,6 +15,7 @@ from ...errors import DataError
 from ..benchmark.frame_benchmark import FrameBenchmark
 from ..benchmark.result import BENCHMARK_SCHEMA, BenchmarkResult
 from ..fingerprint import PRECISIONS
+from .gates import contradiction
 from .photograph_result import PhotographResult
 from .result import REPORT_SCHEMA, EvaluateResult, IjbResult, VerifyResult
 
@@ -45,7 +46,8 @@ class ReportRow:
     Attributes:
         file: Path within the bundle.
         kind: "verify", "evaluate" or "benchmark".
-        verdict: "PASSED", "VALID", ...; of an evaluation without gates its accuracy.
+        verdict: "PASSED", "VALID", ...; of an evaluation without gates its accuracy, of a benchmark with
+            gates "VALID, FAILED" and the like.
         engine: The precision.
         judged: "engine" or "graph".
         protocol: The name of what it was judged on.
@@ -157,7 +159,13 @@ def decode_report(document: Any, path: Path) -> Report | None:
             _upgrade(document)
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}") from error
-    return convert(document, kind, f"{path} is damaged")
+    report = convert(document, kind, f"{path} is damaged")
+    if isinstance(report, FrameBenchmark):
+        return report
+    verdict = report.gates_verdict if isinstance(report, BenchmarkResult) else report.verdict
+    if verdict and (problem := contradiction(verdict, report.gates, report.reasons)):
+        raise DataError(f"{path} is damaged: {problem}", "run its command again")
+    return report
 
 
 def _upgrade(document: dict[str, Any]) -> None:
@@ -194,7 +202,7 @@ def _row(stored: StoredReport) -> ReportRow:
         kind, verdict, protocol = "benchmark", report.verdict, "frames"
         faces = f"frames of {', '.join(str(run.faces) for run in report.frames)} faces"
     elif isinstance(report, BenchmarkResult):
-        kind, verdict = "benchmark", report.verdict
+        kind, verdict = "benchmark", ", ".join(filter(None, (report.verdict, report.gates_verdict)))
         faces = "batch " + ", ".join(dict.fromkeys(str(run.batch) for run in report.runs))
     else:
         kind, protocol = "evaluate", report.protocol.name

@@ -29,21 +29,16 @@ from ...progress import Track, silent
 from ..machine.device import describe_device
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Artifact, Session, open_session, session_provenance
-from .error_analysis import (
-    contract_check_of,
-    contract_doubt,
-    explain_all,
-    label_doubts,
-    strata_doubts,
-)
-from .gallery import compare_gallery
-from .gates import CANNOT_JUDGE, FAILED, PASSED, VerdictReason, gate_reasons, overall_verdict
+from .doubts import Doubts, forced_contract, people_doubts, reference_doubt
+from .error_analysis import explain_all, strata_doubts
+from .gallery import compare_gallery, gallery_advice
+from .gates import CANNOT_JUDGE, FAILED, PASSED, gate_reasons, overall_verdict
 from .judgement import (
     arithmetic_notes,
-    gallery_advice,
     judge_gates,
+    judged_rate,
     precision_reasons,
-    reference_doubt,
+    stratum_gate,
 )
 from .limits import POLICY_NAME, Limits, kept_policy, merged_policy, with_policy_signatures
 from .reference import (
@@ -148,14 +143,14 @@ def verify(
         gates, not_measured = judge_gates(
             gated, session.precision, golden, measured.drift, measured.comparison
         )
-        doubts, findings = _doubts(sides, faces, measured, gated)
-        doubts = claims + doubts
-        reasons = gate_reasons(gates) + doubts
+        doubts = _doubts(sides, faces, measured, gated)
+        findings = [*doubts.findings]
+        reasons = [*gate_reasons(gates), *claims, *doubts.reasons]
         verdict = overall_verdict(reason.verdict for reason in reasons)
         if verdict == FAILED:
             findings += _causes(sides, faces, measured)
     comparison, embeddings = measured.comparison, measured.embeddings
-    migration, in_doubt = None, any(doubt.verdict == CANNOT_JUDGE for doubt in doubts)
+    migration, in_doubt = None, any(doubt.verdict == CANNOT_JUDGE for doubt in doubts.reasons)
     if teacher is not None and faces is not None and embeddings is not None:
         migration = compare_gallery(teacher, faces, embeddings.engine, gated, in_doubt)
     name = name or protocol_name(faces)
@@ -176,7 +171,7 @@ def verify(
         teacher=migration,
         findings=tuple(findings),
         faces=summarize_faces(faces, pairs),
-        not_measured=(*not_measured, *arithmetic_notes(session)),
+        not_measured=(*not_measured, *doubts.not_measured, *arithmetic_notes(session)),
         report=report_name(
             "verify",
             session,
@@ -312,45 +307,34 @@ def _measure_degraded(sides: _Sides, faces: Faces, measured: _Measured) -> _Meas
     return replace(measured, comparison=replace(comparison, degraded=tuple(strata)))
 
 
-def _doubts(
-    sides: _Sides, faces: Faces | None, measured: _Measured, limits: Limits
-) -> tuple[list[VerdictReason], list[str]]:
+def _doubts(sides: _Sides, faces: Faces | None, measured: _Measured, limits: Limits) -> Doubts:
     """What in the reference, the faces and their labels decides the verdict, and what only looks
     wrong."""
-    decide: list[VerdictReason] = []
-    others: list[str] = []
-    comparison = measured.comparison
+    reasons = [forced_contract(sides.bundle)]
+    findings: list[str] = []
+    comparison, people = measured.comparison, Doubts()
     if comparison is not None:
-        if reason := reference_doubt(limits, comparison):
-            decide.append(reason)
+        reasons.append(reference_doubt(limits, comparison))
         text, stratum = strata_doubts(comparison.strata, measured.drift)
-        limit = limits.tar_drop if limits.max_stratum_drop is None else limits.max_stratum_drop
-        if stratum is not None and stratum.drop is None:
-            cure = f"give more faces of that kind: {stratum.pairs} genuine pairs have one"
-            decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
-        elif stratum is not None and stratum.drop is not None and stratum.drop > limit:
-            text += f"; they lose {stratum.drop:.4f} of TAR, at most {limit:g}"
-            decide.append(VerdictReason(FAILED, text))
-        elif text:
-            others.append(text)
-    if faces is not None and faces.labelled and measured.embeddings is not None:
-        reference = measured.embeddings.reference
-        text, decides = label_doubts(
-            reference, faces.labels, measured.names, synthetic=faces.synthetic
+        if stratum is not None:
+            gate = stratum_gate(limits, stratum)
+            reasons += [replace(r, reason=f"{text}; {r.reason}") for r in gate_reasons([gate])]
+            findings += [text] if gate.passed else []
+    if faces is not None and measured.embeddings is not None:
+        far = limits.judged_far if comparison is None else judged_rate(limits, comparison.tar).far
+        people = people_doubts(
+            sides.bundle,
+            sides.reference,
+            measured.embeddings.reference,
+            faces,
+            measured.names,
+            far,
         )
-        if decides:
-            cure = "correct the labels, or give people whom the original network tells apart"
-            decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
-        elif text:
-            others.append(text)
-        checked, spec = contract_check_of(sides.bundle), sides.bundle.spec
-        text, decides = contract_doubt(sides.reference, reference, faces, spec, checked)
-        if decides:
-            cure = "export again: `fr-edge find-preprocessing` finds the contract"
-            decide.append(VerdictReason(CANNOT_JUDGE, text, cure))
-        elif text:
-            others.append(text)
-    return decide, others
+    return Doubts(
+        (*filter(None, reasons), *people.reasons),
+        (*findings, *people.findings),
+        people.not_measured,
+    )
 
 
 def _causes(sides: _Sides, faces: Faces | None, measured: _Measured) -> list[str]:

@@ -6,12 +6,12 @@ what an application runs. Replacing one step after the other shows what each cos
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ...arrays import F32, I64
+from ...arrays import F32, I64, U8
 from ...bundle.bundle import open_bundle
 from ...bundle.manifest import Bundle
 from ...bundle.provenance import ImageDigests
@@ -19,6 +19,7 @@ from ...calibration.detector_calibration import template_points
 from ...errors import FacesError
 from ...faces.align import align
 from ...faces.contract import ALIGNED_SIZE
+from ...faces.face_numbers import reported_names
 from ...faces.photographs import (
     NOT_A_FACE,
     UNREADABLE,
@@ -26,6 +27,7 @@ from ...faces.photographs import (
     Photographs,
     find_faces,
 )
+from ...faces.sources import Faces
 from ...faces.stored_detector import DETECTOR, DETECTOR_SPEC
 from ...metrics.comparison import VerificationComparison, compare_verification
 from ...metrics.detection import DetectionDrift, PhotographDetections, compare_detections
@@ -38,6 +40,7 @@ from ..frames import check_frame, unit_length
 from ..machine.device import describe_device
 from ..onnxruntime_session import ONNXRUNTIME
 from ..session import Artifact, Session, open_session, session_provenance
+from .doubts import Doubts, forced_contract, people_doubts, reference_doubt
 from .embeddings_file import check_embeddings
 from .gates import (
     CANNOT_JUDGE,
@@ -48,7 +51,7 @@ from .gates import (
     gate_reasons,
     overall_verdict,
 )
-from .judgement import arithmetic_notes, judged_rate, precision_reasons, rate_gates, reference_doubt
+from .judgement import arithmetic_notes, judged_rate, precision_reasons, rate_gates
 from .limits import POLICY_NAME, Limits, kept_policy, merged_policy, with_policy_signatures
 from .photograph_result import (
     ALIGNMENT,
@@ -57,8 +60,9 @@ from .photograph_result import (
     ChainStep,
     PhotographCounts,
     PhotographResult,
+    rates_with_missed,
+    summarize_photographs,
 )
-from .reference import FacesSummary
 from .result import OpenedFile, opened_file, report_name, save_result
 
 _BATCH = 32  # photographs whose faces are embedded at once
@@ -136,6 +140,9 @@ def verify_photographs(
             )
         images = ImageDigests()
         chain = _embed_chain(bundle, photographs, before, after, both, fp32, session, images, track)
+        labels = photographs.labels[chain.kept] if photographs.labelled else None
+        whole = _compare(chain.steps[0][1], chain.steps[-1][1], labels, gated)
+        doubts = _doubts(bundle, fp32, photographs, before, chain, whole, gated)
         note = [*arithmetic_notes(session), *_detector_notes(device)]
         judged, opened = opened_file(session), _detector_file(device)
         name = name or photographs.root.resolve().name
@@ -155,20 +162,8 @@ def verify_photographs(
             ),
             instead={POLICY_NAME: policy},
         )
-    labels = photographs.labels[chain.kept] if photographs.labelled else None
-    whole = _compare(chain.steps[0][1], chain.steps[-1][1], labels, gated)
     gates, not_measured = _gates(gated, drift, whole)
-    reasons = claims + gate_reasons(gates)
-    if whole is not None and (doubt := reference_doubt(gated, whole)):
-        reasons.append(doubt)
-    if whole is None:
-        reasons.append(
-            VerdictReason(
-                CANNOT_JUDGE,
-                "the photographs do not show several people of whom one has two",
-                "give a folder per person",
-            )
-        )
+    reasons = [*claims, *gate_reasons(gates), *doubts.reasons]
     verdict = overall_verdict(reason.verdict for reason in reasons)
     counts = _counts(before, after, chain.kept)
     result = PhotographResult(
@@ -186,14 +181,15 @@ def verify_photographs(
         reference="detector.onnx and model.onnx in FP32 on this machine, aligned on the host",
         detection=drift,
         photographs=counts,
-        faces=_summary(photographs, labels),
+        faces=summarize_photographs(photographs.root, labels),
         min_cosine=float(cosines(chain.steps[0][1], chain.steps[-1][1]).min()),
         tar=whole.tar if whole else {},
-        tar_with_missed=_with_missed(whole, photographs, before, chain.kept),
+        tar_with_missed=rates_with_missed(whole, photographs.labels, before.found, chain.kept),
         steps=tuple(_steps(chain, labels, gated)),
         gates=tuple(gates),
         reasons=tuple(reasons),
-        not_measured=(*not_measured, *note),
+        findings=doubts.findings,
+        not_measured=(*not_measured, *doubts.not_measured, *note),
         report=report,
         device=asdict(describe_device()),
         provenance=provenance,
@@ -281,6 +277,34 @@ def _compare(
     return compare_verification(before, after, labels, None, {}, limits.judged_far)
 
 
+def _doubts(
+    bundle: Bundle,
+    fp32: Session,
+    photographs: Photographs,
+    before: PhotographFaces,
+    chain: _Chain,
+    whole: VerificationComparison | None,
+    limits: Limits,
+) -> Doubts:
+    """Whether the people can judge, by the faces that the host's chain embeds."""
+    if whole is None:
+        reason = "the photographs do not show several people of whom one has two"
+        return Doubts((VerdictReason(CANNOT_JUDGE, reason, "give a folder per person"),))
+    side, far = bundle.spec.crop_side, judged_rate(limits, whole.tar).far
+
+    def aligned(index: int) -> U8:
+        kept = int(chain.kept[index])
+        return align(photographs.read(kept), before.points[kept], size=side)
+
+    keys = [photographs.keys[index] for index in chain.kept]
+    labels = np.unique(photographs.labels[chain.kept], return_inverse=True)[1].astype(np.int64)
+    faces = Faces(str(photographs.root), keys, labels, aligned, side=side)
+    names = reported_names(faces, keep_names=False)
+    doubts = people_doubts(bundle, fp32, chain.steps[0][1], faces, names, far)
+    decisive = (forced_contract(bundle), reference_doubt(limits, whole))
+    return replace(doubts, reasons=(*filter(None, decisive), *doubts.reasons))
+
+
 def _steps(chain: _Chain, labels: I64 | None, limits: Limits) -> list[ChainStep]:
     steps = []
     for (_, before), (name, after) in zip(chain.steps, chain.steps[1:], strict=False):
@@ -353,44 +377,6 @@ def _counts(
         len(np.setdiff1d(before.found, after.found)),
         before.states.count(UNREADABLE) + before.states.count(NOT_A_FACE),
         len(kept),
-    )
-
-
-def _with_missed(
-    comparison: VerificationComparison | None,
-    photographs: Photographs,
-    before: PhotographFaces,
-    kept: I64,
-) -> dict[str, float | None]:
-    """The device's TAR over all pairs of photographs in which the FP32 detector finds a face."""
-    if comparison is None:
-        return {}
-    everything, compared = (
-        _genuine_pairs(photographs.labels[indices]) for indices in (before.found, kept)
-    )
-    share = compared / max(everything, 1)
-    return {
-        far: None if rate.engine is None else rate.engine * share
-        for far, rate in comparison.tar.items()
-    }
-
-
-def _genuine_pairs(labels: I64) -> int:
-    counts = np.bincount(labels)
-    return int((counts * (counts - 1) // 2).sum())
-
-
-def _summary(photographs: Photographs, labels: I64 | None) -> FacesSummary | None:
-    if labels is None:
-        return None
-    genuine, count = _genuine_pairs(labels), len(labels)
-    return FacesSummary(
-        photographs.root.resolve().name,
-        count,
-        len(np.unique(labels)),
-        False,
-        genuine,
-        count * (count - 1) // 2 - genuine,
     )
 
 

@@ -15,7 +15,7 @@ from ...arrays import F32
 from ...errors import BundleError, FacesError
 from ...metrics.identification import nearest
 from ..evaluation.embeddings_file import EmbeddingOrigin
-from ..evaluation.judgement import GalleryAdvice
+from ..evaluation.gallery import GalleryAdvice
 from ..evaluation.result import VerifyResult
 from .face_gallery import Gallery
 from .gallery_file import GalleryModel, model_difference, read_gallery

@@ -297,6 +297,21 @@ def test_another_report_in_the_place_of_one(bundle: Path, built: Path, capsys: C
         assert f"{report.name} was changed" in capsys.readouterr().err
 
 
+def test_a_verdict_against_its_own_gates(bundle: Path, capsys: Captured) -> None:
+    """A failed report is called passed, and the manifest has its new sha256."""
+    from fr_edge.bundle.bundle import transaction
+
+    assert run(["verify", str(bundle), "--engine", "int8", "--min-cosine", "1", "-q"]) == 1
+    (report,) = (bundle / "reports").glob("verify-int8-*.json")
+    document = json.loads(report.read_text()) | {"verdict": "PASSED", "passed": True, "reasons": []}
+    with transaction(bundle, "edit", {}) as change:
+        change.path(f"reports/{report.name}", "verify").write_text(json.dumps(document))
+    for command in ("inspect", "check", "report"):
+        capsys.readouterr()
+        assert run([command, str(bundle)]) == 4
+        assert "it is called PASSED and its gates say FAILED" in capsys.readouterr().err
+
+
 # `check`.
 
 

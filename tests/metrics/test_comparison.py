@@ -7,8 +7,9 @@ from fr_edge.faces.sources import Faces
 from fr_edge.metrics.comparison import VerificationComparison, compare_verification
 from fr_edge.metrics.rates import compare_rates, few_impostors
 from fr_edge.metrics.verification import all_pairs
+from fr_edge.runtime.evaluation.gallery import gallery_advice
 from fr_edge.runtime.evaluation.gates import overall_verdict
-from fr_edge.runtime.evaluation.judgement import gallery_advice, judge_gates
+from fr_edge.runtime.evaluation.judgement import judge_gates
 from fr_edge.runtime.evaluation.limits import Limits
 
 DIM = 16
@@ -67,6 +68,13 @@ def test_a_turned_space_is_as_good_alone_and_useless_mixed() -> None:
     advice = gallery_advice(Limits(far=1e-2), close.mixed_gallery)
     assert advice is not None
     assert advice.verdict == "keep the gallery"
+    assert advice.interval_95 is not None
+    # The bound decides, not the point, which is a loss of nothing.
+    low, high = advice.interval_95
+    assert low < advice.delta == 0 < high
+    strict = gallery_advice(Limits(far=1e-2, max_tar_drop=-low / 2), close.mixed_gallery)
+    assert strict is not None
+    assert strict.verdict == "cannot judge"
     assert advice.threshold == pytest.approx(close.at(1e-2).threshold.reference, abs=1e-3)
 
 

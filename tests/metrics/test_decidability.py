@@ -9,9 +9,9 @@ from fr_edge.metrics.decidability import (
     SAME_CONTRACT,
     d_prime,
     d_prime_lead,
+    lead_in_errors,
     pair_sums,
     separates_better,
-    separates_rather_better,
 )
 
 
@@ -63,26 +63,26 @@ def test_a_lead_is_clear_or_not() -> None:
     assert low < 0 < high
     assert separates_better(clear, vague)
     assert not separates_better(clear, again)
-    assert separates_rather_better(clear, vague)
-    assert not separates_rather_better(again, clear)
-    assert not separates_rather_better(vague, clear)
+    assert lead_in_errors(clear, vague) > 1.96
+    assert abs(lead_in_errors(again, clear)) < 1.96
+    assert lead_in_errors(vague, clear) < -1.96
 
 
-def test_a_lead_of_one_and_a_half_errors_is_a_hint() -> None:
+def test_a_lead_is_measured_in_its_errors() -> None:
     random = np.random.default_rng(11)
     labels = np.arange(60) // 2
     people = random.normal(size=(30, 32))[labels]
     noise = random.normal(size=(2, 60, 32))
-    hints = []
+    leads = []
     for level in (0.42, 0.46, 0.5, 0.6, 0.8):
         best = pair_sums((people + noise[0] * 0.4).astype(np.float32), labels)
         other = pair_sums((people + noise[1] * level).astype(np.float32), labels)
         low, high = d_prime_lead(best, other)
         errors = ((low + high) / 2 - SAME_CONTRACT * d_prime(other)) / ((high - low) / 3.92)
-        assert separates_rather_better(best, other) == (errors > 1)
+        leads.append(errors)
+        assert lead_in_errors(best, other) == pytest.approx(errors)
         assert separates_better(best, other) == (errors > 1.96)
-        hints.append((errors > 1, errors > 1.96))
-    assert (True, False) in hints
+    assert min(leads) < 0 < 1.96 < max(leads)
 
 
 def test_a_certain_lead_of_nothing_is_no_better() -> None:
@@ -98,3 +98,4 @@ def test_a_certain_lead_of_nothing_is_no_better() -> None:
     assert not separates_better(best, other)
     strangers = pair_sums(noise.astype(np.float32), labels)
     assert not separates_better(strangers, best)
+    assert lead_in_errors(strangers, best) == -np.inf

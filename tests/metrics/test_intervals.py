@@ -9,7 +9,7 @@ import pytest
 
 from fr_edge.metrics.accuracy import Accuracy, accuracy_interval, fold_interval, pair_accuracy
 from fr_edge.metrics.changed_decisions import Decisions, change_variance
-from fr_edge.metrics.intervals import few_people, rate_intervals, tar_intervals
+from fr_edge.metrics.intervals import rate_intervals, tar_intervals
 from fr_edge.metrics.person_variance import (
     PairCorrelation,
     PeoplePairs,
@@ -17,6 +17,7 @@ from fr_edge.metrics.person_variance import (
     effective_couples,
     far_error,
     far_variance,
+    few_people,
     pair_moments,
     share_design,
 )

@@ -1,8 +1,18 @@
 """Gates fail on what is bad, and cannot judge what was not measured or not measured well enough."""
 
+from dataclasses import replace
+
 import pytest
 
-from fr_edge.runtime.evaluation.gates import ceiling_gate, floor_gate, overall_verdict, people_gate
+from fr_edge.runtime.evaluation.gates import (
+    VerdictReason,
+    ceiling_gate,
+    contradiction,
+    floor_gate,
+    gate_reasons,
+    overall_verdict,
+    people_gate,
+)
 
 UNKNOWN = "CANNOT JUDGE"
 
@@ -61,3 +71,23 @@ def test_failed_goes_before_cannot_judge() -> None:
     assert overall_verdict([]) == "PASSED"
     assert overall_verdict(["PASSED", UNKNOWN]) == UNKNOWN
     assert overall_verdict([UNKNOWN, "FAILED", "PASSED"]) == "FAILED"
+
+
+def test_a_stored_verdict_must_follow_from_its_gates() -> None:
+    good = floor_gate("min cosine", 0.99, 0.95)
+    wide = people_gate("drop", 0.005, 0.01, "most", (0.0, 0.02))
+    bad = ceiling_gate("drop", 0.02, 0.01)
+    other = VerdictReason(UNKNOWN, "the labels are mixed up")
+    assert contradiction("PASSED", [good], []) == ""
+    assert contradiction(UNKNOWN, [good, wide], gate_reasons([wide])) == ""
+    assert contradiction(UNKNOWN, [good], [other]) == ""
+    assert contradiction("FAILED", [wide, bad], []) == ""
+    assert "its gates say FAILED" in contradiction("PASSED", [good, bad], [])
+    assert "its gates say CANNOT JUDGE" in contradiction("PASSED", [good], [other])
+    edited = replace(bad, verdict="PASSED", passed=True)
+    assert "is called PASSED and is FAILED" in contradiction("PASSED", [edited], [])
+    assert "is called PASSED" in contradiction("PASSED", [replace(wide, verdict="PASSED")], [])
+    assert contradiction("FAILED", [replace(bad, passed=True)], [])
+    # A value at its limit may lie on its other side after rounding; reports of 0.1 have no verdicts.
+    assert contradiction("PASSED", [replace(good, value=0.949999)], []) == ""
+    assert contradiction("PASSED", [replace(bad, verdict="")], []) == ""

@@ -12,6 +12,7 @@ import pytest
 from fr_edge.bundle.bundle import open_bundle, transaction
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.search.budget import Budget
+from fr_edge.documents import to_builtins
 from fr_edge.errors import BundleError, DataError
 from fr_edge.faces.pairs import Pairs
 from fr_edge.faces.sources import Faces, open_faces
@@ -25,6 +26,7 @@ from fr_edge.runtime.benchmark.benchmark import benchmark
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.cpu_kernel_selection import KernelSelection
 from fr_edge.runtime.evaluation.evaluate import evaluate
+from fr_edge.runtime.evaluation.gates import floor_gate, gate_reasons
 from fr_edge.runtime.evaluation.stored_reports import list_reports
 from fr_edge.runtime.evaluation.verify import verify
 from fr_edge.runtime.report import report
@@ -74,7 +76,8 @@ def _let_pass(bundle: Path, report: Path) -> None:
     document = {**json.loads(report.read_text()), "verdict": "PASSED", "passed": True}
     with transaction(bundle, "tamper", {}) as draft:
         target = draft.path(name, "verify", of=of)
-        target.write_text(json.dumps({**document, "reasons": []}))
+        gates = [gate for gate in document["gates"] if gate["passed"]]
+        target.write_text(json.dumps({**document, "gates": gates, "reasons": []}))
 
 
 def _benchmark(bundle: Path) -> str:
@@ -269,6 +272,30 @@ def test_failed_gates_come_first(mini: Path, people: Faces) -> None:
     verify(mini, "int8", artifact="graph", faces=people, min_cosine=1.0)
     body = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
     assert re.search(r"FAILED INT8 graph .* ✗ min cosine", body[:800])
+
+
+def test_a_failed_benchmark_or_evaluation_stands_beside_a_passed_verification(judged: Path) -> None:
+    _let_pass(judged, _verification(judged))
+    gate = floor_gate("faces per second, batch 1", 10.0, 1e6)
+    verdict = {
+        "gates": to_builtins([gate]),
+        "reasons": to_builtins(gate_reasons([gate])),
+        "passed": False,
+    }
+    evaluation = next(name for name in open_bundle(judged).files if "evaluate-int8" in name)
+    for name, key in ((_benchmark(judged), "gates_verdict"), (evaluation, "verdict")):
+        document = json.loads((judged / name).read_text()) | verdict | {key: "FAILED"}
+        with transaction(judged, "tamper", {}) as draft:
+            path = draft.path(name, "report", of=open_bundle(judged).files[name].of)
+            path.write_text(json.dumps(document))
+    body = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
+    banner = body[: body.index("cosine, 1st percentile")]
+    assert banner.index("PASSED INT8 engine") < banner.index(
+        "FAILED INT8 on onnxruntime, evaluated"
+    )
+    assert "FAILED Benchmark of the INT8 engine on onnxruntime ✗ faces per second" in banner
+    row = next(row for row in list_reports(open_bundle(judged)) if row.kind == "benchmark")
+    assert row.verdict.endswith(", FAILED")
 
 
 def test_a_bundle_that_nobody_verified_says_so(mini: Path) -> None:
