@@ -32,6 +32,41 @@ _PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}  # num
 
 _MAX_RANK = 32
 
+_OTHER_FILES = (  # place and beginning of files that are taken for networks -> what they are, what to do
+    (0, b"PK\x03\x04", "a zip archive", "if PyTorch wrote it, name it .pt"),
+    (0, b"\x80\x02", "a pickle", "if PyTorch wrote it, name it .pth"),
+    (4, b"TFL3", "a TensorFlow Lite model", "convert it with tf2onnx"),
+    (0, b"\x89HDF", "an HDF5 file, as Keras writes", "convert it with tf2onnx"),
+    (0, b"ftrt", "a TensorRT engine", "give the network that it was built from"),
+    (4, b"ftyp", "a film, or a HEIC or AVIF image", "give the network's file"),
+    (0, b"GIF8", "a GIF image", "give the network's file"),
+    (0, b"\xff\xd8\xff", "a JPEG image", "give the network's file"),
+    (0, b"\x89PNG", "a PNG image", "give the network's file"),
+    (0, b"%PDF", "a PDF", "give the network's file"),
+    (0, b"<", "text, HTML or XML", "download the file itself"),
+    (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
+)
+
+
+def other_file(start: bytes) -> tuple[str, str] | None:
+    """What a file that was taken for a network is, told by how it begins.
+
+    Args:
+        start: The first bytes, 16 or more where the file has as many.
+
+    Returns:
+        What it is and what to do; None where that is not known.
+    """
+    if start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
+        return (
+            "an ONNX model",
+            "name it .onnx",
+        )  # its first field is a small number, the next follows
+    kinds = [
+        (kind, cure) for place, magic, kind, cure in _OTHER_FILES if start.startswith(magic, place)
+    ]
+    return kinds[0] if kinds else None
+
 
 def read_onnx(path: Path, *, side_files: bool = False) -> ModelProto:
     """Read an ONNX file.
@@ -76,6 +111,9 @@ def parse_onnx(data: bytes, name: str, folder: Path | None = None) -> ModelProto
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
+        kind = other_file(data[:16])
+        if kind and kind[0] != "an ONNX model":
+            raise ModelError(f"{name} is {kind[0]}; expected an ONNX model", kind[1]) from error
         raise ModelError(f"{name} is not an ONNX model, or is damaged: {error}") from error
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{name} is not an ONNX model: it holds no graph")

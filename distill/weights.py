@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MachineError, ModelError, UsageError, install_hint
+from ..onnx_file import other_file
 from ..reading import check_limit, open_file
 from .checkpoint_layouts import choose_weights, nearest_layout, to_our_names
 from .networks import NETWORKS, build_network, network_name
@@ -196,10 +197,15 @@ def load_tensors(path: Path) -> Any:
         raise
     except Exception as error:  # unpickling damaged data raises nearly anything
         # A pickle that calls something, or one that torch.save did not write.
-        if "GLOBAL" in str(error) or ("operand" in str(error) and _first_byte(path) == b"\x80"):
+        if "GLOBAL" in str(error) or ("operand" in str(error) and _beginning(path)[:1] == b"\x80"):
             raise ModelError(
                 f"{path} holds more than weights, and reading it could run code: refused",
                 "save the weights alone: torch.save(model.state_dict(), FILE)",
+            ) from error
+        kind = other_file(_beginning(path))
+        if kind and kind[0] not in ("a zip archive", "a pickle"):
+            raise ModelError(
+                f"{path} is {kind[0]}; expected a PyTorch checkpoint", kind[1]
             ) from error
         # torch's own message recommends weights_only=False, which would run the code.
         raise ModelError(
@@ -224,9 +230,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 
-def _first_byte(path: Path) -> bytes:
+def _beginning(path: Path) -> bytes:
     with open_file(path) as stream:
-        return stream.read(1)
+        return stream.read(16)
 
 
 def _check_archive(path: Path, stream: BinaryIO) -> None:

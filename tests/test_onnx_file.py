@@ -13,7 +13,7 @@ from onnx.numpy_helper import from_array
 
 from fr_edge.errors import ModelError
 from fr_edge.faces.contract import InputSpec
-from fr_edge.onnx_file import parse_onnx, read_onnx
+from fr_edge.onnx_file import other_file, parse_onnx, read_onnx
 from fr_edge.runtime.cpu_kernel_selection import build_cpu_engine
 from fr_edge.trial_run import _shapes, _unknown_cost, ensure_runnable
 
@@ -331,3 +331,31 @@ def test_side_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FR_EDGE_MAX_SIDE_FILES_MB", "1")
     with pytest.raises(ModelError, match="larger than 1 MB"):
         read_onnx(path, side_files=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a film, or a HEIC or AVIF image"),
+        (b"GIF89a\x09\0\x09\0", "a GIF image"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG image"),
+        (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
+        (b"PK\x03\x04\0\0\x08\x08", "a zip archive"),
+        (b"ftrt\0\0\0\0", "a TensorRT engine"),
+    ],
+)
+def test_another_kind_of_file_is_named(start: bytes, kind: str) -> None:
+    data = start + b"\xff" * 200
+    with pytest.raises(ModelError, match=f"is {kind}; expected an ONNX model"):
+        parse_onnx(data, "n.onnx")
+    told = other_file(data[:16])
+    assert told is not None
+    assert told[0] == kind
+
+
+def test_an_onnx_model_under_another_name(tmp_path: Path) -> None:
+    written = write_network(tmp_path / "n.onnx").read_bytes()
+    assert other_file(written[:16]) == ("an ONNX model", "name it .onnx")
+    assert other_file(b"nothing known at all") is None
+    with pytest.raises(ModelError, match="is not an ONNX model, or is damaged"):
+        parse_onnx(written[:-5000], "cut.onnx")
