@@ -151,8 +151,9 @@ def _d_primes(sums: PairSums, weights: F64) -> F64:
         _moments(np.maximum(count, 1.0), values, squares) for count, values, squares in sides
     )
     spread = np.sqrt((genuine_variance + impostor_variance) / 2)
-    told: F64 = spread > _EPSILON
-    return np.where(told, (genuine - impostor) / np.where(told, spread, 1.0), 0.0)
+    told = spread > _EPSILON
+    figures: F64 = np.where(told, (genuine - impostor) / np.where(told, spread, 1.0), 0.0)
+    return figures
 
 
 def _moments(count: F64, total: F64, squares: F64) -> tuple[F64, F64]:

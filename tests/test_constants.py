@@ -32,7 +32,7 @@ from fr_edge.metrics import (
 )
 from fr_edge.runtime.benchmark import result as benchmark
 from fr_edge.runtime.benchmark import statistics, workload
-from fr_edge.runtime.evaluation import evaluate, judgement, limits, reference, verify
+from fr_edge.runtime.evaluation import doubts, evaluate, judgement, limits, reference, verify
 
 
 def test_arcface_template() -> None:
@@ -105,13 +105,21 @@ def test_default_limits_of_every_gate() -> None:
 
 CONSTANTS: list[tuple[ModuleType, dict[str, Any]]] = [
     # What a certificate is judged by.
+    (judgement, {"MIN_REFERENCE_COSINE": 0.9999}),
     (
-        judgement,
+        doubts,
         {
-            "MIN_REFERENCE_COSINE": 0.9999,
             "_MAX_REFERENCE_EER": 0.2,
             "_MIN_REFERENCE_TAR": 0.5,
-            "_MIN_JUDGED_TAR": 0.1,
+            "MIN_JUDGED_TAR": 0.1,
+            "_MIXED_LABELS": 0.3,
+            "_MANY_WRONG": 0.05,
+            "_MANY_ACCEPTED": 0.1,
+            "_CONTRACT_PEOPLE": 20,
+            "_ALIKE": 0.35,
+            "_SAME_INPUT": 0.999,
+            "_LIKELY": 0.674,  # the normal distribution's third quartile
+            "_SHOWN": 1.96,
         },
     ),
     (verify, {"_SAMPLE": 64, "_DEGRADED": 512}),

@@ -51,7 +51,7 @@ _CORRECT_LABELS = "correct the labels, or give people whom the original network 
 
 _CONTRACT_PEOPLE = 20  # with two faces: fewer show no contract
 _CONTRACT_TRIED = 130  # people at most
-_SCOUTED = 10  # people at most on whom every contract is tried; a third at most
+_SCOUTED = 20  # people at most on whom every contract is tried; a third at most
 _RIVALS = 3  # contracts at most that are tried on all of the people
 # Mean cosine of different people from which it is no contract of a training. On LFW right contracts have
 # .007, .02 and .09 (y1, casia, SFace), networks of random weights .28 to .92.
