@@ -129,6 +129,20 @@ def accuracy_interval(
     return score_interval(mean, variance / (errors * (1 - errors)), quantile=quantile)
 
 
+def single_fold(folds: int) -> str:
+    """Why an accuracy proves nothing.
+
+    Args:
+        folds: Of the pair list.
+
+    Returns:
+        A sentence; empty with two folds or more.
+    """
+    if folds > 1:
+        return ""
+    return "a single fold is judged at its own best threshold, so its accuracy is too high"
+
+
 def fold_interval(accuracy: Accuracy) -> tuple[float, float] | None:
     """95 % interval of the mean accuracy over folds that share no person, whoever the people are.
 

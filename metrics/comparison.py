@@ -22,6 +22,7 @@ class AccuracyChange:
 
     reference: float
     engine: float
+    folds: int
     engine_interval_95: tuple[float, float] | None = None
 
 
@@ -106,6 +107,7 @@ def compare_verification(
         accuracy = AccuracyChange(
             pair_accuracy(reference, pairs).mean,
             judged_accuracy.mean,
+            judged_accuracy.folds,
             fold_interval(judged_accuracy)
             if labels is None
             else accuracy_interval(engine, pairs, labels),

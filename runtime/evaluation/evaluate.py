@@ -24,6 +24,7 @@ from ...metrics.accuracy import (
     insightface_accuracy,
     nearest_tar,
     pair_accuracy,
+    single_fold,
 )
 from ...metrics.identification import identify
 from ...metrics.intervals import RateIntervals, rate_intervals
@@ -49,6 +50,7 @@ from .gates import (
     PASSED,
     Gate,
     VerdictReason,
+    accuracy_gate,
     ceiling_gate,
     eer_gate,
     floor_gate,
@@ -351,8 +353,8 @@ def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
             f"{_NOT_MEASURED}all pairs, the interval of the EER and one to many, since the pair list"
             " does not name the people; other intervals are over its folds"
         )
-    if accuracy.folds < 2:
-        yield "a single fold is judged at its own best threshold, so its accuracy is too high"
+    if note := single_fold(accuracy.folds):
+        yield note
     yield from (note for far in FARS if (note := few_impostors(scores.impostor_pairs, far)))
 
 
@@ -375,8 +377,9 @@ def _gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> Iterat
     if limits.min_accuracy is not None:
         name = "10-fold accuracy"
         if isinstance(result, EvaluateResult):
-            ends = result.accuracy_interval_95
-            yield people_gate(name, result.accuracy, limits.min_accuracy, "least", ends)
+            yield accuracy_gate(
+                result.accuracy, limits.min_accuracy, result.accuracy_interval_95, result.folds
+            )
         else:
             yield floor_gate(name, None, limits.min_accuracy, "IJB has none", cure=_OTHER)
     if limits.max_eer is not None:

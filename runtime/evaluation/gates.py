@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from ...metrics.accuracy import single_fold
+
 PASSED = "PASSED"
 FAILED = "FAILED"
 CANNOT_JUDGE = "CANNOT JUDGE"
@@ -169,6 +171,20 @@ def eer_gate(value: float, limit: float, interval: Ends | None, *, named: bool) 
     return people_gate(
         "equal error rate", value, limit, "most", interval, *nameless(named, interval)
     )
+
+
+def accuracy_gate(value: float, limit: float, interval: Ends | None, folds: int) -> Gate:
+    """The gate of an accuracy over the folds of a pair list.
+
+    Args:
+        value: The accuracy, a fraction.
+        limit: Its floor.
+        interval: 95 % interval of the accuracy; None if it has no interval.
+        folds: Of the pair list.
+    """
+    reason = single_fold(folds)
+    cure = "give a pair list with ten folds that share no person" if reason else MORE_PEOPLE
+    return people_gate("10-fold accuracy", value, limit, "least", interval, reason, cure)
 
 
 def nameless(named: bool, interval: Ends | None) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from .gates import (
     PASSED,
     Gate,
     VerdictReason,
+    accuracy_gate,
     ceiling_gate,
     eer_gate,
     floor_gate,
@@ -323,5 +324,4 @@ def _accuracy_gate(limit: float, comparison: VerificationComparison) -> Gate:
     accuracy = comparison.accuracy
     if accuracy is None:
         return floor_gate("10-fold accuracy", None, limit, _NO_LIST, cure="give --pairs")
-    interval = accuracy.engine_interval_95
-    return people_gate("10-fold accuracy", accuracy.engine, limit, "least", interval)
+    return accuracy_gate(accuracy.engine, limit, accuracy.engine_interval_95, accuracy.folds)

@@ -103,6 +103,19 @@ def test_a_list_of_one_person_cannot_be_judged(mini: Path, distinct: Faces) -> N
     assert result.verdict == "CANNOT JUDGE"
 
 
+def test_the_accuracy_of_a_single_fold_cannot_be_judged(mini: Path, distinct: Faces) -> None:
+    # It is judged at its own best threshold, where ten folds would pass the same limit.
+    pairs = Pairs(distinct, **vars(draw_pairs(distinct.labels)))
+    single = replace(pairs, fold=np.zeros_like(pairs.fold))
+    for listed, wanted in ((pairs, "PASSED"), (single, "CANNOT JUDGE")):
+        result = verify(mini, "fp32", artifact="graph", pairs=listed, far=1e-2, min_accuracy=0.6)
+        assert _gate(result, "10-fold accuracy").verdict == wanted
+        judged = evaluate(mini, listed, "fp32", artifact="graph", min_accuracy=0.6)
+        assert judged.verdict == wanted
+    assert "best threshold" in judged.reasons[0].reason
+    assert "ten folds" in judged.reasons[0].cure
+
+
 def test_evaluate_is_judged_only_when_asked(mini: Path, distinct: Faces) -> None:
     plain = evaluate(mini, distinct, "fp32", artifact="graph")
     assert (plain.verdict, plain.passed, plain.gates) == (None, None, ())
