@@ -117,7 +117,7 @@ def test_drawn_faces_are_no_detector(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "photos").mkdir()
     line = ["align", str(tmp_path / "photos"), "--out", str(tmp_path / "o"), "--detector"]
     assert run([*line, str(tmp_path / "face.png")]) == 4
-    assert "is not an ONNX model" in capsys.readouterr().err
+    assert "is a PNG image; expected an ONNX model" in capsys.readouterr().err
 
 
 def test_worker_processes_write_the_same(album: Path, tmp_path: Path, capsys: Captured) -> None:
