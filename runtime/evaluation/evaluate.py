@@ -353,9 +353,8 @@ def _notes(scores: Scores, accuracy: Accuracy, named: bool) -> Iterator[str]:
             f"{_NOT_MEASURED}all pairs, the interval of the EER and one to many, since the pair list"
             " does not name the people; other intervals are over its folds"
         )
-    if note := single_fold(accuracy.folds):
-        yield note
-    yield from (note for far in FARS if (note := few_impostors(scores.impostor_pairs, far)))
+    few = (few_impostors(scores.impostor_pairs, far) for far in FARS)
+    yield from filter(None, (single_fold(accuracy.folds), *few))
 
 
 def _with_verdict(result: Evaluated, gates: list[Gate], doubts: list[VerdictReason]) -> Evaluated:
@@ -375,20 +374,20 @@ def _gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> Iterat
     if limits.min_tar is not None:
         yield _tar_gate(limits.min_tar, limits.judged_far, result)
     if limits.min_accuracy is not None:
-        name = "10-fold accuracy"
+        limit = limits.min_accuracy
         if isinstance(result, EvaluateResult):
-            yield accuracy_gate(
-                result.accuracy, limits.min_accuracy, result.accuracy_interval_95, result.folds
-            )
+            ends = result.accuracy_interval_95
+            yield accuracy_gate(result.accuracy, limit, ends, result.folds)
         else:
-            yield floor_gate(name, None, limits.min_accuracy, "IJB has none", cure=_OTHER)
+            yield floor_gate("10-fold accuracy", None, limit, "IJB has none", cure=_OTHER)
     if limits.max_eer is not None:
-        name = "equal error rate"
         if isinstance(result, EvaluateResult):
             named, ends = result.identification is not None, result.eer_interval_95
             yield eer_gate(result.eer, limits.max_eer, ends, named=named)
         else:
-            yield ceiling_gate(name, None, limits.max_eer, "IJB has none", cure=_OTHER)
+            yield ceiling_gate(
+                "equal error rate", None, limits.max_eer, "IJB has none", cure=_OTHER
+            )
 
 
 def _tar_gate(limit: float, far: float, result: EvaluateResult | IjbResult) -> Gate:
