@@ -373,21 +373,19 @@ def _with_verdict(result: Evaluated, gates: list[Gate], doubts: list[VerdictReas
 def _gates(limits: EvaluateLimits, result: EvaluateResult | IjbResult) -> Iterator[Gate]:
     if limits.min_tar is not None:
         yield _tar_gate(limits.min_tar, limits.judged_far, result)
-    if limits.min_accuracy is not None:
-        limit = limits.min_accuracy
-        if isinstance(result, EvaluateResult):
-            ends = result.accuracy_interval_95
-            yield accuracy_gate(result.accuracy, limit, ends, result.folds)
-        else:
-            yield floor_gate("10-fold accuracy", None, limit, "IJB has none", cure=_OTHER)
-    if limits.max_eer is not None:
-        if isinstance(result, EvaluateResult):
-            named, ends = result.identification is not None, result.eer_interval_95
-            yield eer_gate(result.eer, limits.max_eer, ends, named=named)
-        else:
-            yield ceiling_gate(
-                "equal error rate", None, limits.max_eer, "IJB has none", cure=_OTHER
-            )
+    accuracy, eer = limits.min_accuracy, limits.max_eer
+    if isinstance(result, IjbResult):
+        asked = (floor_gate, "10-fold accuracy", accuracy), (ceiling_gate, "equal error rate", eer)
+        for gate, name, limit in asked:
+            if limit is not None:
+                yield gate(name, None, limit, "IJB has none", cure=_OTHER)
+        return
+    if accuracy is not None:
+        ends = result.accuracy_interval_95
+        yield accuracy_gate(result.accuracy, accuracy, ends, result.folds)
+    if eer is not None:
+        named = result.identification is not None
+        yield eer_gate(result.eer, eer, result.eer_interval_95, named=named)
 
 
 def _tar_gate(limit: float, far: float, result: EvaluateResult | IjbResult) -> Gate:
