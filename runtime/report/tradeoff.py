@@ -78,7 +78,7 @@ class Tradeoff:
             engine: One of `engines`.
 
         Returns:
-            The fastest of such engines; None where there is none: the engine is on the Pareto front.
+            The fastest of such engines; None for an engine without such: it is on the Pareto front.
         """
         costs = [e.costs for e in self.engines]
         better = [self.engines[i] for i in surpassing(costs, self.engines.index(engine))]

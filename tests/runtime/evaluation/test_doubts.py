@@ -53,7 +53,7 @@ def test_a_few_swapped_labels_are_counted(people: int, images: int, swapped: int
     assert "wrong folder" not in confused
     assert re.match(rf"labels: {swapped} of {len(labels)} faces .* the first is 000:", said), said
     assert label_doubts(found.astype(np.float32), labels, keys, 1e-1)[0] == ""
-    # A network that knows nobody accuses no folder.
+    # A network that knows no person accuses no folder.
     blind = random.normal(size=found.shape).astype(np.float32)
     assert "wrong folder" not in label_doubts(blind, labels, keys, 1e-1)[0]
 
