@@ -26,10 +26,10 @@ from fr_edge.runtime.session import embed_faces, open_session
 def test_swapped_labels_are_named_and_honest_ones_are_not() -> None:
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(20), 4)
-    found = random.normal(size=(20, 16))[labels] + 0.3 * random.normal(size=(80, 16))
+    rows = random.normal(size=(20, 16))[labels] + 0.3 * random.normal(size=(80, 16))
     keys = tuple(f"{i:02d}" for i in range(80))
-    honest = label_doubts(found.astype(np.float32), labels, keys, 1e-1)[0]
-    mixed = label_doubts(found.astype(np.float32), random.permutation(labels), keys, 1e-1)[0]
+    honest = label_doubts(rows.astype(np.float32), labels, keys, 1e-1)[0]
+    mixed = label_doubts(rows.astype(np.float32), random.permutation(labels), keys, 1e-1)[0]
     assert honest == ""
     assert "labels are mixed up" in mixed
 
@@ -38,23 +38,23 @@ def test_swapped_labels_are_named_and_honest_ones_are_not() -> None:
 def test_a_few_swapped_labels_are_counted(people: int, images: int, swapped: int) -> None:
     random = np.random.default_rng(people)
     labels = np.repeat(np.arange(people), images)
-    found = random.normal(size=(people, 32))[labels] + 0.4 * random.normal(size=(len(labels), 32))
+    rows = random.normal(size=(people, 32))[labels] + 0.4 * random.normal(size=(len(labels), 32))
     keys = tuple(f"{i:03d}" for i in range(len(labels)))
     # One of each of so many groups of faces gets the next one's label: never its own.
     moved = np.arange(swapped) * (len(labels) // swapped)
     mixed = labels.copy()
     mixed[moved] = (labels[moved] + people // 2) % people
-    said, decides = label_doubts(found.astype(np.float32), mixed, keys, 1e-1)
+    said, decides = label_doubts(rows.astype(np.float32), mixed, keys, 1e-1)
     assert decides == (swapped >= 0.05 * len(labels))
     # Of synthetic faces the labels are right: it is the network that confuses them.
-    confused, decides = label_doubts(found.astype(np.float32), mixed, keys, 1e-1, synthetic=True)
+    confused, decides = label_doubts(rows.astype(np.float32), mixed, keys, 1e-1, synthetic=True)
     assert not decides
     assert "the network confuses them" in confused
     assert "wrong folder" not in confused
     assert re.match(rf"labels: {swapped} of {len(labels)} faces .* the first is 000:", said), said
-    assert label_doubts(found.astype(np.float32), labels, keys, 1e-1)[0] == ""
+    assert label_doubts(rows.astype(np.float32), labels, keys, 1e-1)[0] == ""
     # A network that knows no person accuses no folder.
-    blind = random.normal(size=found.shape).astype(np.float32)
+    blind = random.normal(size=rows.shape).astype(np.float32)
     assert "wrong folder" not in label_doubts(blind, labels, keys, 1e-1)[0]
 
 
@@ -62,15 +62,15 @@ def test_wrong_folders_that_set_the_threshold_decide() -> None:
     """Two of 300 faces are few, and yet most of the impostor pairs that a small FAR accepts."""
     random = np.random.default_rng(1)
     labels = np.repeat(np.arange(60), 5)
-    found = random.normal(size=(60, 32))[labels] + 0.4 * random.normal(size=(300, 32))
+    rows = random.normal(size=(60, 32))[labels] + 0.4 * random.normal(size=(300, 32))
     mixed = labels.copy()
     mixed[[0, 100]] = labels[[150, 200]]
     keys = tuple(f"{i:03d}" for i in range(300))
     impostors = (300**2 - int((np.bincount(mixed) ** 2).sum())) // 2
-    text, decides = label_doubts(found.astype(np.float32), mixed, keys, 1e-3)
+    text, decides = label_doubts(rows.astype(np.float32), mixed, keys, 1e-3)
     assert decides
     assert f"up to 8 of the {int(1e-3 * impostors)} pairs that set the threshold" in text
-    text, decides = label_doubts(found.astype(np.float32), mixed, keys, 1e-2)
+    text, decides = label_doubts(rows.astype(np.float32), mixed, keys, 1e-2)
     assert not decides
     assert text.endswith("they lie in the wrong folder")
 

@@ -78,7 +78,7 @@ def test_figures_of_the_same_faces_and_setting_are_compared() -> None:
     result = compare_engines(ENGINES, SIZES, verified, timed)
     assert result is not None
     assert (result.far, result.faces, result.setting) == ("1e-4", "lfw", "batch 1")
-    b, a = result.engines  # the fastest first; a detector is none of them
+    b, a = result.engines  # the fastest first; a detector is not among them
     assert (a.size_mb, a.p50_ms, a.valid, a.tar) == (4.0, 2.0, True, 0.9)
     assert (b.size_mb, b.p50_ms, b.valid, b.tar) == (1.0, 1.0, False, 0.89)
     assert b.interval_95 == (-0.01, 0.0)
