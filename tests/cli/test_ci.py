@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from networks import write_distinct_people
 
 from fr_edge.runtime.evaluation.limits import BenchmarkLimits, EvaluateLimits, Limits
 
@@ -32,13 +33,15 @@ def _run(home: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture
-def home(bundle: Path, distinct: Path, tmp_path: Path) -> Path:
+def home(bundle: Path, tmp_path: Path) -> Path:
     shutil.move(bundle, tmp_path / "mine.bundle")
-    shutil.copytree(distinct, tmp_path / "faces" / "judging")
+    # No error among 40 people bounds the equal error rate at .047 to .051, by how INT8 rounds on
+    # the CPU at hand; among 100 it is far below the page's limit of .05.
+    write_distinct_people(tmp_path / "faces" / "judging", people=100)
     (script,), (policy,) = _blocks("sh"), _blocks("toml")
     # A run on a machine that tests share is INVALID, which the limits of [benchmark] do not allow.
     policy = policy.replace("min_throughput", "# min_throughput").replace("max_p99", "# max_p99")
-    # Nor can 40 people bound the FAR at a threshold kept from FAR 1e-3.
+    # Nor can 100 people bound the FAR at a threshold kept from FAR 1e-3.
     policy = policy.replace("max_kept_far", "# max_kept_far")
     (tmp_path / "certify.sh").write_text(script)
     (tmp_path / "policy.toml").write_text(policy)
