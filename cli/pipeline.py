@@ -31,7 +31,7 @@ from ..runtime.fingerprint import PRECISIONS, SOURCES, find_engine
 from ..runtime.machine.backends import pick_backend
 from ..runtime.machine.device import cores
 from ..runtime.report.report import write_report
-from ..runtime.report.tradeoff import surpassing
+from ..runtime.report.tradeoff import EngineFigures, surpassing
 from .output import Output
 from .run_plan import RunPlan, encode_plan
 from .stages import PROBLEM, Done, Stage, Work, run_stages
@@ -54,7 +54,9 @@ class EngineRow:
         far: The false accept rate by name at which TAR was judged.
         tar: True accept rate, a fraction; None where it could not be measured.
         tar_change: Against the original, with its 95 % interval.
-        best: Whether no other engine that PASSED is both smaller and faster and as accurate.
+        best: Whether the engine is placed, and no other that is placed is as small, as fast and as
+            accurate, and better in one of them: as in the report.
+        not_placed: Why it is not compared with the others: not PASSED, its timing INVALID, no TAR.
     """
 
     precision: str
@@ -69,6 +71,7 @@ class EngineRow:
     tar_change: float | None = None
     tar_interval_95: tuple[float, float] | None = None
     best: bool = False
+    not_placed: str = ""
 
 
 @dataclass(frozen=True)
@@ -351,17 +354,24 @@ def _rows(names: tuple[str, ...], stages: Mapping[str, Stage]) -> tuple[EngineRo
 
 
 def _with_best(rows: Sequence[EngineRow]) -> Iterator[EngineRow]:
-    """The engines, those on the Pareto front of size, latency and accuracy marked."""
-    costs = [_costs(row) for row in rows]
+    """The engines, those on the Pareto front of size, latency and accuracy marked as in the report."""
+    figures = [
+        EngineFigures(
+            row.precision,
+            row.precision,
+            "",
+            (row.size or 0) / 1e6,
+            row.p50_ms,
+            row.timing == "VALID",
+            row.verdict,
+            row.tar,
+        )
+        for row in rows
+    ]
+    costs = [engine.costs for engine in figures]
     for at, row in enumerate(rows):
-        yield replace(row, best=bool(costs[at]) and not surpassing(costs, at))
-
-
-def _costs(row: EngineRow) -> tuple[float, ...]:
-    """Size, latency and what is missing of TAR; empty where the engine is no choice."""
-    if row.verdict != PASSED or row.size is None or row.p50_ms is None:
-        return ()
-    return row.size, row.p50_ms, 1 - (row.tar or 0)
+        best = bool(costs[at]) and not surpassing(costs, at)
+        yield replace(row, best=best, not_placed=figures[at].not_placed)
 
 
 def _listing(source: str) -> str:

@@ -74,6 +74,11 @@ def command(
         "",
         table(list(map(_row, result.engines)), _HEAD),
         *([_BEST] if any(engine.best for engine in result.engines) else []),
+        *(
+            f"{e.precision}: not compared, {e.not_placed}"
+            for e in result.engines
+            if e.not_placed and e.verdict == "PASSED"
+        ),
         *(f"{e.precision}: {e.verdict}: {e.reason}" for e in result.engines if e.reason),
         "",
         f"report: {result.report}",
@@ -84,7 +89,7 @@ def command(
         output.fail_gate("not every engine PASSED")
 
 
-_BEST = "* no other engine that PASSED is as small, as fast and as accurate"
+_BEST = "* no other engine here is as small, as fast and as accurate"
 _HEAD = ("engine", "verdict", "size", "INT8", "p50", "FAR", "TAR", "change (95 %)", "")
 
 

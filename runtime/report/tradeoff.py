@@ -17,6 +17,7 @@ class EngineFigures:
         size_mb: Of its file, in MB (1e6 bytes).
         p50_ms: Median latency; None where it was not timed.
         valid: Whether the benchmark calls itself VALID; None where it was not timed.
+        verdict: Of `verify` that measured the rate; empty where it was not measured.
         tar: True accept rate as a fraction; None where it was not measured.
         change: Of the true accept rate against the reference, as a fraction.
         interval_95: 95 % interval of the change.
@@ -28,6 +29,7 @@ class EngineFigures:
     size_mb: float
     p50_ms: float | None = None
     valid: bool | None = None
+    verdict: str = ""
     tar: float | None = None
     change: float | None = None
     interval_95: tuple[float, float] | None = None
@@ -39,10 +41,22 @@ class EngineFigures:
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """Size, latency and what is missing of the rate; empty where one is unknown or INVALID."""
-        if not self.valid or self.p50_ms is None or self.tar is None:
+        """Size, latency and what is missing of the rate; empty for an engine that is not placed."""
+        if self.not_placed or self.p50_ms is None or self.tar is None:
             return ()
         return self.size_mb, self.p50_ms, 1 - self.tar
+
+    @property
+    def not_placed(self) -> str:
+        """Why the engine is no choice: a figure is missing or cannot be trusted, or `verify` did not
+        pass it; empty for one that is compared with the others."""
+        if self.p50_ms is None:
+            return "not timed"
+        if not self.valid:
+            return "its benchmark is INVALID"
+        if self.tar is None:
+            return "not verified" if not self.verdict else "its TAR is not measured"
+        return "" if self.verdict == "PASSED" else f"verify: {self.verdict}"
 
     @property
     def complete(self) -> bool:
@@ -122,9 +136,12 @@ def compare_engines(
     subjects = Counter((row["name"], row["headline_far"]) for row in judged)
     name, far = max(subjects, key=lambda subject: subjects[subject], default=("", None))
     rates: dict[str, Any] = {}
+    verdicts: dict[str, str] = {}
     for row in judged:
         rate = row["tar"].get(far)
         if row["name"] == name and rate is not None and rate.delta is not None:
+            if row["artifact"].file not in rates:
+                verdicts[row["artifact"].file] = row["verdict"]
             rates.setdefault(row["artifact"].file, rate)
     runs = [
         (row["artifact"].file, run) for row in timed if _of_an_engine(row) for run in row["runs"]
@@ -149,6 +166,7 @@ def compare_engines(
                 sizes[file] / 1e6,
                 run.latency_ms.get("p50") if run else None,
                 run.verdict == "VALID" if run else None,
+                verdicts.get(file, ""),
                 rate.engine if rate else None,
                 rate.delta if rate else None,
                 interval,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,13 @@ def test_what_failed_is_tried_again_with_all_that_follows(tmp_path: Path) -> Non
 
 
 def test_an_engine_is_best_unless_another_is_as_good_in_all() -> None:
-    small = EngineRow("int8", "PASSED", size=1, p50_ms=2.0, tar=0.9)
-    fast = EngineRow("fp16", "PASSED", size=2, p50_ms=1.0, tar=0.9)
-    worse = EngineRow("fp32", "PASSED", size=3, p50_ms=2.0, tar=0.9)
-    exact = EngineRow("fp8", "PASSED", size=9, p50_ms=9.0, tar=0.91)
-    failed = EngineRow("none", "FAILED", size=0, p50_ms=0.1, tar=1.0)
-    rows = [small, fast, worse, exact, failed]
-    assert [row.best for row in _with_best(rows)] == [True, True, False, True, False]
+    small = EngineRow("int8", "PASSED", size=1, p50_ms=2.0, timing="VALID", tar=0.9)
+    fast = replace(small, precision="fp16", size=2, p50_ms=1.0)
+    worse = replace(small, precision="fp32", size=3)
+    exact = replace(small, precision="fp8", size=9, p50_ms=9.0, tar=0.91)
+    failed = replace(small, verdict="FAILED", size=0, p50_ms=0.1, tar=1.0)
+    untimed = replace(fast, p50_ms=0.1, timing="INVALID")  # as in the report
+    unknown = replace(fast, p50_ms=0.1, tar=None)
+    rows = list(_with_best([small, fast, worse, exact, failed, untimed, unknown]))
+    assert [row.best for row in rows] == [True, True, False, True, False, False, False]
+    assert [bool(row.not_placed) for row in rows] == [False] * 4 + [True] * 3

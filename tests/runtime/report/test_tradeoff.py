@@ -7,7 +7,7 @@ from typing import Any
 from fr_edge.runtime.report.plots import tradeoff_plot
 from fr_edge.runtime.report.tradeoff import EngineFigures, Tradeoff, compare_engines, surpassing
 
-FP32 = EngineFigures("engines/a", "fp32", "x", 4.0, 2.0, True, 0.90)
+FP32 = EngineFigures("engines/a", "fp32", "x", 4.0, 2.0, True, "PASSED", 0.90)
 FP16 = replace(FP32, file="engines/b", precision="fp16", size_mb=2.0, p50_ms=1.0)
 INT8 = replace(FP32, file="engines/c", precision="int8", size_mb=1.0, p50_ms=0.5, tar=0.89)
 
@@ -20,6 +20,14 @@ def test_an_engine_is_on_the_front_until_another_is_nowhere_worse() -> None:
     untrusted = replace(FP16, valid=False)
     assert Tradeoff((FP32, untrusted), "1e-4", "", "").better_than(FP32) is None
     assert not untrusted.complete
+    for other, reason in (
+        (untrusted, "its benchmark is INVALID"),
+        (replace(FP16, p50_ms=None), "not timed"),
+        (replace(FP16, verdict="FAILED"), "verify: FAILED"),
+        (replace(FP16, verdict="", tar=None), "not verified"),
+        (replace(FP16, tar=None), "its TAR is not measured"),
+    ):
+        assert (other.costs, other.not_placed) == ((), reason)
     assert surpassing([(1, 1), (1, 1), (), (1, 2)], 0) == []  # equals do not surpass each other
     assert surpassing([(1, 1), (1, 1), (), (1, 2)], 3) == [0, 1]
 
@@ -53,7 +61,15 @@ def _report(file: str, kind: str = "engine", **values: Any) -> dict[str, Any]:
 def _verified(file: str, tar: float, name: str = "lfw", kind: str = "engine") -> dict[str, Any]:
     interval = SimpleNamespace(delta=(-0.01, 0.0))
     rate = SimpleNamespace(engine=tar, delta=tar - 0.9, interval_95=interval)
-    return _report(file, kind, name=name, headline=rate, headline_far="1e-4", tar={"1e-4": rate})
+    return _report(
+        file,
+        kind,
+        verdict="PASSED",
+        name=name,
+        headline=rate,
+        headline_far="1e-4",
+        tar={"1e-4": rate},
+    )
 
 
 ENGINES = [
@@ -81,6 +97,7 @@ def test_figures_of_the_same_faces_and_setting_are_compared() -> None:
     b, a = result.engines  # the fastest first; a detector is not among them
     assert (a.size_mb, a.p50_ms, a.valid, a.tar) == (4.0, 2.0, True, 0.9)
     assert (b.size_mb, b.p50_ms, b.valid, b.tar) == (1.0, 1.0, False, 0.89)
+    assert (a.verdict, b.verdict) == ("PASSED", "PASSED")
     assert b.interval_95 == (-0.01, 0.0)
 
 
