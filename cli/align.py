@@ -129,7 +129,7 @@ def command(
     for problem, names in (
         ("no face", report.none),
         (several, report.several),
-        ("unreadable", tuple(report.unreadable)),
+        ("unreadable", tuple(report.unreadable.values())),
     ):
         lines += [f"  {problem}: {name}" for name in names]
     output.result({**to_builtins(report), "detector": opened.describe()}, "\n".join(lines))

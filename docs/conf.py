@@ -18,6 +18,7 @@ copyright = "the fr-edge authors, Apache-2.0"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
+myst_enable_extensions = ["attrs_block", "deflist"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["man"]
 
@@ -25,6 +26,7 @@ html_theme = "furo"
 html_title = f"fr-edge {version}"
 html_copy_source = False
 html_show_sphinx = False
+html_search_scorer = str(ROOT / "docs" / "search_scorer.js")
 
 add_module_names = False
 default_role = "literal"

@@ -95,8 +95,9 @@ BLOCKS: dict[str, list[str]] = {
         "bash not run: needs boards; tests/fleet/test_roll_out.py runs the playbooks on boards behind sshd",
     ],
     "docs/frame-engine.md": [f"bash {PHOTOS}", f"python {PHOTOS}"],
+    "docs/help.md": [f"bash {HELP}"],
     "docs/index.md": [f"{{toctree}} {SITE}"] * 5,
-    "docs/install.md": [*[f"bash {INSTALL}"] * 3, f"text {OUTPUT}"],
+    "docs/install.md": [*[f"bash {INSTALL}"] * 5, f"text {OUTPUT}"],
     "docs/jetson.md": [
         *[f"bash {JETSON}"] * 2, f"console {JETSON}", f"text {OUTPUT}", *[f"bash {JETSON}"] * 2,
         "toml tests/test_code_blocks.py::test_the_policies_of_the_pages_are_read",
