@@ -19,6 +19,11 @@ from .output import Output
 
 _PLAYBOOKS = Path(__file__).parents[1] / "fleet" / "collection" / "playbooks"
 _SSH = "-C -o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=15"
+_ANSIBLE = {  # what the user has set goes before
+    "ANSIBLE_SSH_ARGS": _SSH,
+    "ANSIBLE_PIPELINING": "1",
+    "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "0",  # a step that a board does not need is no news
+}
 _LOCK = ".lock"
 
 
@@ -71,7 +76,7 @@ def run_playbook(
             "give a file that lists your boards; docs/fleet.md has one",
         )
     settings = {"fr_edge_out": str(out.resolve()), "fr_edge_run": run, **variables}
-    environment = {"ANSIBLE_SSH_ARGS": _SSH, "ANSIBLE_PIPELINING": "1", **os.environ}
+    environment = {**_ANSIBLE, **os.environ}
     with _alone(out), tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(settings, file)
         file.flush()
