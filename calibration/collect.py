@@ -19,6 +19,9 @@ from ..progress import Track, silent
 from . import constants
 from .histogram import Histogram, add_values, empty_histogram
 
+# Threads that spin between operators double the CPU time of a network whose operators are short.
+_WAITING = {"session.intra_op.allow_spinning": "0"}
+
 _PART = 32  # faces after which all waiting values are counted, so that the histograms are complete
 
 
@@ -168,8 +171,10 @@ def _count(histograms: dict[str, Histogram], name: str, waiting: list[F32]) -> N
         return
     values = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
     waiting.clear()
+    if name not in histograms:
+        histograms[name] = empty_histogram(values.shape[1])
     try:
-        add_values(histograms.setdefault(name, empty_histogram(values.shape[1])), values)
+        add_values(histograms[name], values)
     except ValueError as error:
         raise ModelError(
             f"{name} is not finite on a real face: the model overflows or is damaged",
@@ -215,7 +220,7 @@ def _session(model: onnx.ModelProto, outputs: Sequence[str], threads: int | None
     probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in inputs)
     data = probe.SerializeToString()
     del probe  # a large network should not be in memory twice while onnxruntime reads it
-    return make_session(data, threads=threads, memory_pattern=False)
+    return make_session(data, threads=threads, memory_pattern=False, config=_WAITING)
 
 
 def _run_ahead(session: Any, batches: Iterable[F32]) -> Iterator[Mapping[str, F32]]:

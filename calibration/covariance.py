@@ -113,7 +113,10 @@ def input_patches(node: NodeProto, shape: tuple[int, ...], values: F32) -> F32:
     down, across = _ints(node, "strides", 2, 1)
     if top or left or bottom or right:
         values = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    windows = np.lib.stride_tricks.sliding_window_view(values, kernel, axis=(2, 3))
+    if kernel == (1, 1):
+        windows = values[..., np.newaxis, np.newaxis]
+    else:
+        windows = np.lib.stride_tricks.sliding_window_view(values, kernel, axis=(2, 3))
     places = np.moveaxis(windows[:, :, ::down, ::across], 1, 3)  # (N, H, W, C, kh, kw)
     count = int(np.prod(places.shape[:3]))
     index = np.unravel_index(np.arange(0, count, _sample_stride(count)), places.shape[:3])

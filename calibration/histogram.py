@@ -90,9 +90,10 @@ def add_values(histogram: Histogram, values: F32) -> Histogram:
                 raise ValueError("a value is not finite")
             exponent = np.maximum(exponent, _bin_exponent(np.maximum(high, -low)))
             doublings = exponent - histogram.exponent[part]
-            histogram.counts[part] = _widen_bins(histogram.counts[part], doublings)
+            if doublings.any():
+                histogram.counts[part] = _widen_bins(histogram.counts[part], doublings)
+                histogram.exponent[part] = exponent
             histogram.low[part], histogram.high[part] = low, high
-            histogram.exponent[part] = exponent
         histogram.counts[part] += _count(x, exponent)
         histogram.total[part] += x.sum(axis=1, dtype=np.float64)
     return histogram
@@ -139,8 +140,6 @@ def _bin_exponent(peak: F64) -> I32:
 
 def _widen_bins(counts: U32, doublings: I32) -> U32:
     """The counts in bins 2 ** `doublings[c]` as wide; each side of zero keeps its own bins."""
-    if not doublings.any():
-        return counts
     doublings = np.minimum(doublings, int(np.log2(constants.HALF_BINS)))
     out = np.zeros_like(counts)
     for power in np.unique(doublings):
