@@ -38,9 +38,9 @@ def limit_error(table: CalibrationTable, judge: HeldOutJudge) -> SearchResult:
     excess = _error(assignments[0]) - constants.MAX_MEAN_ERROR
     given_up = spared_layers(judge, cost) if excess > 0.0 else {}
     if given_up:
-        order, saving = list(given_up), 1.0 - assignments[0].cost
-        wanted = excess / _error(assignments[0]) / constants.ERROR_PER_TIME * saving
-        count = 1 + sum(time < wanted for time in given_up.values())
+        order = list(given_up)
+        wanted = excess / _error(assignments[0]) / constants.ERROR_PER_TIME
+        count = 1 + sum(share < wanted for share in given_up.values())
         for some in dict.fromkeys((min(count, len(order)), len(order))):
             assignments.append(judge.assess(table, order[:some], None, cost))
             if _error(assignments[-1]) <= constants.MAX_MEAN_ERROR:
@@ -53,13 +53,17 @@ def limit_error(table: CalibrationTable, judge: HeldOutJudge) -> SearchResult:
 def spared_layers(judge: HeldOutJudge, cost: Callable[[Int8Choice], float]) -> dict[str, float]:
     """The layers whose INT8 saves least, which together save at most `MAX_TIME_SHARE`.
 
+    Layers whose INT8 takes longer than float, by converting a tensor that float operators read too,
+    are the first, and give up nothing.
+
     Args:
         judge: Knows the model and which of its layers are INT8.
         cost: Time of an assignment, a share of the time in float.
 
     Returns:
-        Layer -> the time that it and those before it give up; the layer that saves least first, those
-        that save the same in the order of the graph.
+        Layer -> the share of the time saved by INT8, where it saves most, that this layer and those
+        before it give up; the layer that saves least first, those that save the same in the order of
+        the graph.
     """
     full = judge.choose()
     data = {layer.name: layer.data for layer in weighted_layers(judge.model)}
@@ -69,15 +73,16 @@ def spared_layers(judge: HeldOutJudge, cost: Callable[[Int8Choice], float]) -> d
         tensors = tuple(dict.fromkeys(data[layer] for layer in int8))
         return cost(replace(full, int8=int8, tensors=tensors))
 
-    base = cost(full)
-    allowed = constants.MAX_TIME_SHARE * (1.0 - base)
-    saved = {layer: without([layer]) - base for layer in full.int8}
+    saved = {layer: without([layer]) for layer in full.int8}
     order = sorted(full.int8, key=lambda layer: saved[layer])
+    fastest = cost(full)
     given_up: dict[str, float] = {}
     for count, layer in enumerate(order[:-1], 1):
-        if (time := without(order[:count]) - base) > allowed:
+        time = without(order[:count])
+        fastest = min(fastest, time)
+        if time - fastest > constants.MAX_TIME_SHARE * max(0.0, 1.0 - fastest):
             break
-        given_up[layer] = time
+        given_up[layer] = (time - fastest) / max(1.0 - fastest, 1e-9)
     return given_up
 
 

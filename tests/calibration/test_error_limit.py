@@ -14,7 +14,7 @@ from fr_edge.calibration import constants
 from fr_edge.calibration.calibrate import CalibrationResult, calibrate
 from fr_edge.calibration.fitting import ALL_STEPS, CalibrationSteps
 from fr_edge.calibration.search.budget import Budget
-from fr_edge.calibration.search.error_limit import ERROR_LIMIT, limit_error
+from fr_edge.calibration.search.error_limit import ERROR_LIMIT, limit_error, spared_layers
 from fr_edge.calibration.search.latency_model import counted_latency
 from fr_edge.calibration.search.mixed_precision import Assignment, HeldOutJudge, SearchResult
 from fr_edge.calibration.table import CalibrationTable
@@ -195,6 +195,25 @@ def test_of_those_above_the_limit_the_smallest_error_is_taken(limited: Callable[
     assert len(judged) == 3
     assert len(search.table.float_layers) == guess
     assert len(search.assignments[-1].float_layers) == guess
+
+
+def test_layers_that_int8_slows_down_are_first_and_give_up_nothing(excite: Bundle) -> None:
+    """Converting a tensor that float operators read too can take longer than INT8 saves."""
+    model = read_onnx(excite.file("model.onnx"))
+    judge = ScriptedJudge(model, SPEC, open_faces("synthetic:1x1"), [0], {}, silent)
+    layers = judge.choose().int8
+    slow, allowed = set(layers[:3]), constants.MAX_TIME_SHARE
+    # All in float takes 1, all in INT8 1.0 too; without the slow ones .6.
+    fast = 0.4 / (len(layers) - 3)
+
+    def cost(choice: Int8Choice) -> float:
+        return 1.0 + sum(0.4 / 3 if name in slow else -fast for name in choice.int8)
+
+    given_up = spared_layers(judge, cost)
+    assert set(list(given_up)[:3]) == slow
+    assert [share == pytest.approx(0) for share in given_up.values()][:4] == [True] * 3 + [False]
+    assert list(given_up.values())[3] == pytest.approx(fast / 0.4)
+    assert max(given_up.values()) <= allowed < max(given_up.values()) + fast / 0.4
 
 
 def test_without_held_out_people_nothing_is_limited(excite: Bundle, tmp_path: Path) -> None:
