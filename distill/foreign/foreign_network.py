@@ -76,7 +76,11 @@ class OneEmbedding(nn.Module):
         self.network, self.name, self.output = network, name, output
 
     def forward(self, x: Tensor) -> Tensor:
-        with contained(self.name):
+        faces = "x".join(map(str, x.shape))
+        hint = (
+            "expected a network that embeds face images, N x channels x height x width; add --size"
+        )
+        with contained(f"{self.name}, given faces of {faces},", f"{hint} if it takes another"):
             outputs = dict(_tensors(self.network(x)))
         embedding = _choose(self.name, outputs, len(x), self.output)
         return embedding.flatten(1)
@@ -133,7 +137,12 @@ def open_foreign(
     if names_code(arch):
         assert arch is not None
         name = f"--arch {arch}"
-        network = load_into(path, name, build_own_network(arch), weights)
+        network = build_own_network(arch)
+        try:
+            load_into(path, name, network, weights)
+        except (ModelError, UsageError):
+            _run(OneEmbedding(network.float().eval(), name, output), torch.zeros(1, *shape))
+            raise  # it takes faces: the weights are the fault
     else:
         name = str(path)
         if weights is not None:

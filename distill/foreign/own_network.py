@@ -69,11 +69,14 @@ def build_own_network(arch: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def contained(what: str) -> Iterator[None]:
+def contained(
+    what: str, hint: str = "the code is yours: run it alone to see more"
+) -> Iterator[None]:
     """Run code of somebody else: what it prints goes to stderr, what it raises becomes an error.
 
     Args:
         what: What errors call the code.
+        hint: What they suggest where it raises.
 
     Raises:
         ModelError: The code raised, or left the program.
@@ -94,7 +97,7 @@ def contained(what: str) -> Iterator[None]:
         raise ModelError(
             f"{what} raised {type(error).__name__}{f': {text}' if text else ''}"
             f" ({Path(place.filename).name}, line {place.lineno})",
-            "the code is yours: run it alone to see more",
+            hint,
         ) from error
 
 

@@ -65,6 +65,8 @@ class OneFace(Net):
 
 def raises(): raise ValueError("not today")
 def leaves(): raise SystemExit(3)
+class Line(torch.nn.Linear):
+    def __init__(self): super().__init__(3, 24)
 def nothing(): print("this is not a result")
 def needs(depth): return Net()
 ready = Net()
@@ -121,6 +123,7 @@ def test_a_network_of_a_persons_own_gets_its_weights(
     [
         ("raises", ModelError, r"raised ValueError: not today \(mine\.py, line \d+\)"),
         ("leaves", ModelError, r"left the program \(3\)"),
+        ("Line", ModelError, "Line, given faces of 1x3x32x32, raised RuntimeError"),
         ("nothing", ModelError, "gives nothing, expected a torch.nn.Module"),
         ("needs", UsageError, "needs depth"),
         ("number", UsageError, "has no function number"),
