@@ -302,7 +302,7 @@ def _check_texts(model: ModelProto) -> None:
 
 
 def _check_nodes(model: ModelProto) -> None:
-    """Raise ModelError unless nodes have what their operators need, and none is random."""
+    """Raise ModelError unless nodes have what their operators need, and no output is random."""
     newest = onnx.defs.onnx_opset_version()
     versions = {
         "" if o.domain in _STANDARD else o.domain: min(o.version, newest)
@@ -315,16 +315,11 @@ def _check_nodes(model: ModelProto) -> None:
             raise ModelError(f"{what} has no output")
         if node.domain not in _STANDARD:
             continue
-        if node.op_type in _RANDOM:
-            raise ModelError(
-                f"{what} is {node.op_type}: the network's output is random",
-                "export it again in inference mode (PyTorch: model.eval() first)",
-            )
         if node.op_type not in schemas:
             schemas[node.op_type] = _schema(node.op_type, versions.get("", newest))
         if schema := schemas[node.op_type]:
             _check_node(node, schema, what)
-    _check_dropout(model.graph)
+    _check_random(model.graph)
 
 
 def _schema(operator: str, version: int) -> onnx.defs.OpSchema | None:
@@ -351,14 +346,35 @@ def _number(kind: Any) -> int:
     return int(kind.value)
 
 
-def _check_dropout(graph: GraphProto) -> None:
-    """Dropout in training mode is random; the mode is its third input."""
+def _used_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes that an output of the graph depends on, and those of the bodies in them."""
+    makers = {name: node for node in graph.node for name in node.output}
+    wanted, seen = [value.name for value in graph.output], set[int]()
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        bodies = list(_bodies(node))
+        wanted += [value.name for body in bodies for value in body.output]
+        for each in (node, *(inner for body in bodies for inner in _nodes(body))):
+            wanted += each.input
+            yield each
+
+
+def _check_random(graph: GraphProto) -> None:
+    """Dropout in training mode is random too; the mode is its third input."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for item in node.attribute if node.op_type == "Constant" else ():
             if item.type == AttributeProto.TENSOR:
                 constants[node.output[0]] = item.t
-    for node in _nodes(graph):
+    for node in _used_nodes(graph):
+        if node.op_type in _RANDOM and node.domain in _STANDARD:
+            raise ModelError(
+                f"node {node.name or node.op_type!r} is {node.op_type}: the network's output is random",
+                "export it again in inference mode (PyTorch: model.eval() first)",
+            )
         if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
             continue
         mode = constants.get(node.input[2])

@@ -223,6 +223,15 @@ def test_a_node_that_cannot_be_is_named(node: NodeProto, word: str) -> None:
     assert word in refusal(network([node], yes, from_array(np.ones((3, 3, 1, 1), np.float32), "w")))
 
 
+def test_a_random_node_that_no_output_depends_on_is_no_fault() -> None:
+    noise = helper.make_node("RandomNormal", [], ["noise"], shape=[1])
+    unread = helper.make_node("Add", ["out", "noise"], ["unread"])
+    used = helper.make_node("Relu", ["face"], ["out"])
+    assert parse_onnx(network([noise, used, unread]).SerializeToString(), "x.onnx")
+    into_output = helper.make_node("Add", ["face", "noise"], ["out"])
+    assert "random" in refusal(network([into_output, noise]))  # in whatever order they stand
+
+
 @pytest.mark.parametrize(
     "text", ["Softplus", "in-put", "inside", "a-graph", "a-maker", "a-key", "size-n", "a-weight"]
 )
