@@ -8,8 +8,9 @@ and of strata are those of the population at the threshold in question.
 `OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py TRIALS PEOPLE,... SCENARIO,... [SEED] [KIND]`
 
 KIND is "people" (the default; a negative number of PEOPLE is a pair list's genuine pairs per fold),
-"rates" or "likely" (of these the TAR and the likely loss alone, in a fraction of the time), "templates" or
-"compare".
+"rates" or "likely" (of these TAR and EER, and the likely loss alone, in a fraction of the time), "gallery" (the
+second network's faces against those that the first one has enrolled), "student" (the same with a second
+network that is far from the first), "templates" or "compare".
 """
 
 import sys
@@ -102,15 +103,18 @@ def people_rows(sample: Sample, truth: Truth, fars: tuple[float, ...]) -> Iterat
 def measure_alone(
     scenario: Scenario | Clusters, people: int, trials: int, truth: Truth, kind: str, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """As `measure_coverage`, on the same people, of one figure: the TAR ("rates") or the likely loss."""
+    """As `measure_coverage`, on the same people, of TAR and EER ("rates") or of the likely loss."""
     rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     before, after = truth
     for trial in range(trials):
         sample = draw(people, scenario, np.random.default_rng([trial, people, seed]))
         if kind == "rates":
             scores = all_pairs(sample.old, sample.labels)
-            for far, ends in rate_intervals(sample.old, sample.labels, scores, FARS).tar.items():
+            rates = rate_intervals(sample.old, sample.labels, scores, FARS)
+            for far, ends in rates.tar.items():
                 rows[f"TAR at {far:g}"].append((*ends, float(before.tar[before.at_far(far)])))
+            if rates.eer:
+                rows["EER"].append((*rates.eer, before.eer))
             continue
         for rate in compare_embeddings(sample.old, sample.new, sample.labels).rates:
             if likely := rate.smoothed_drop_interval_95:
@@ -118,6 +122,39 @@ def measure_alone(
                 drop = float(before.tar[places[0]] - after.tar[places[1]])
                 rows[f"likely loss at {rate.far:g}"].append((*likely, drop))
     return _tables(rows, "", [])
+
+
+def measure_gallery(
+    scenario: Scenario | Clusters, people: int, trials: int, truth: Truth, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """As `measure_coverage`, of the second network's faces against those that the first one has enrolled."""
+    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    before, after = truth
+    for trial in range(trials):
+        sample = draw(people, scenario, np.random.default_rng([trial, people, seed, 4]))
+        old, new, labels = sample.old, sample.new, sample.labels
+        scores = all_pairs(old, labels), all_pairs(old, labels, new)
+        intervals = tar_intervals(old, new, labels, scores, FARS, mixed=True)
+        for rate in compare_rates(*scores, FARS, intervals):
+            if rate.interval_95 is None:
+                continue
+            ends, far = rate.interval_95, f" at {rate.far:g}"
+            places, kept = _places(truth, rate.far), bin_of(rate.threshold.reference or 0.0)
+            rows["mixed TAR" + far].append((*ends.engine, float(after.tar[places[1]])))
+            change = float(after.tar[places[1]] - before.tar[places[0]])
+            rows["mixed change" + far].append((*ends.delta, change))
+            if ends.kept_tar:
+                rows["mixed kept TAR" + far].append((*ends.kept_tar, float(after.tar[kept])))
+            if ends.kept_far:
+                rows["mixed kept FAR" + far].append((*ends.kept_far, float(after.far[kept])))
+    return _tables(rows, "", [])
+
+
+def far_from_the_first(scenario: Scenario | Clusters) -> Scenario | Clusters:
+    """The same people with a second network like a student's: three times as far from the first."""
+    if isinstance(scenario, Clusters):
+        return replace(scenario, step=3 * scenario.step)
+    return replace(scenario, noise=3 * scenario.noise, drift=3 * scenario.drift)
 
 
 def measure_lists(
@@ -231,7 +268,12 @@ def coverage(table: np.ndarray) -> float:
 def main(trials: int, numbers: list[int], names: list[str], seed: int, kind: str) -> None:
     for name in names:
         scenario = SCENARIOS[name]
-        truth = None if kind in ("templates", "compare") else find_truth(scenario)
+        if kind == "student":
+            scenario = far_from_the_first(scenario)
+        mixed = kind in ("gallery", "student")
+        truth = None
+        if kind not in ("templates", "compare"):
+            truth = find_truth(scenario, lists=not mixed, mixed=mixed)
         for number in numbers:
             start = time.perf_counter()
             title = f"{number} people" if number > 0 else f"lists of 10 x {2 * -number} pairs"
@@ -243,6 +285,8 @@ def main(trials: int, numbers: list[int], names: list[str], seed: int, kind: str
                 continue
             if truth is None:
                 tables = measure_templates(scenario, number, trials, seed)
+            elif mixed:
+                tables = measure_gallery(scenario, number, trials, truth, seed)
             elif kind != "people":
                 tables = measure_alone(scenario, number, trials, truth, kind, seed)
             else:

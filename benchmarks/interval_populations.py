@@ -141,7 +141,12 @@ FRESH = {
     "lossless": Scenario(0.7, None, 0.3, alike=0.4, zipf=0.5, noise=0.02, drift=0.005),
 }
 
-SCENARIOS: dict[str, "Scenario | Clusters"] = {**TUNING, **FRESH, "clusters": Clusters()}
+SCENARIOS: dict[str, "Scenario | Clusters"] = {
+    **TUNING,
+    **FRESH,
+    "clusters": Clusters(),
+    "distinct": Scenario(0.35, 8.0, alike=0.3, photographs="five"),  # errors of lookalikes alone
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,11 +233,13 @@ def find_truth(
     faces: int = 20_000,
     lists: bool = True,
     seed: int = 777,
+    mixed: bool = False,
 ) -> tuple[Curves, Curves]:
     """The rates of both networks in a large population.
 
     Genuine pairs are all of `people`; impostor pairs those of two times `faces` of their faces.
-    `lists` adds pairs as `draw_pairs` samples them.
+    `lists` adds pairs as `draw_pairs` samples them. `mixed` matches the second network's faces with
+    those that the first one has enrolled.
     """
     random = np.random.default_rng(seed)
     sample = draw(people, scenario, random)
@@ -243,6 +250,7 @@ def find_truth(
     listed = draw_pairs(labels, FOLDS, LISTED_EACH * -(-several // FOLDS)) if lists else None
     both = []
     for unit in (sample.old, sample.new):
+        enrolled = sample.old if mixed else unit
         genuine = np.zeros(BINS, np.int64)
         touched = {name: np.zeros(BINS, np.int64) for name in sample.groups}
         impostor = np.zeros(BINS, np.int64)
@@ -251,13 +259,13 @@ def find_truth(
             first, second = np.triu_indices(size, 1)
             members = starts[:-1][count == size][:, None] + np.arange(size)
             for part in np.array_split(members, 1 + members.size * size // 2_000_000):
-                bins = _bins((unit[part] @ unit[part].transpose(0, 2, 1))[:, first, second])
+                bins = _bins((enrolled[part] @ unit[part].transpose(0, 2, 1))[:, first, second])
                 genuine += np.bincount(bins.ravel(), minlength=BINS)
                 for name, inside in sample.groups.items():
                     touches = inside[part][:, first] | inside[part][:, second]
                     touched[name] += np.bincount(bins[touches], minlength=BINS)
         for rows in np.array_split(a, 1 + faces // 500):
-            cosine = unit[rows] @ unit[b].T
+            cosine = enrolled[rows] @ unit[b].T
             apart = labels[rows][:, None] != labels[b][None]
             impostor += np.bincount(_bins(cosine[apart]), minlength=BINS)
         strata = {name: _above(counts) for name, counts in touched.items()}

@@ -24,6 +24,7 @@ from .person_variance import (
     PeoplePairs,
     effective_couples,
     far_error,
+    far_interval,
     far_variance,
     share_design,
 )
@@ -44,6 +45,8 @@ MIN_ACCEPTED = 5  # impostor pairs above the threshold: fewer give no interval
 MIN_COUPLES = 0.5  # of people, that a FAR accepts: fewer give no interval of a kept FAR
 
 _MIN_EFFECTIVE_COUPLES = 0.015  # that a FAR accepts: fewer give no interval, a TAR's held 91 %
+
+_EER_COUPLES = (10.0, 20.0, 50.0)  # of people, that FARs accept which bound smaller EERs
 
 _PRIOR_FREEDOM = 20  # degrees of freedom that the expected correlations within people stand for
 
@@ -168,30 +171,19 @@ def tar_intervals(
 
 
 def _kept_far(pairs: _PairBins, far: float) -> Ends | None:
-    """Interval of the second network's FAR at the first one's threshold.
-
-    Its error grows with the rate, and a sample without the few lookalikes who make up most of a FAR
-    shows too small an error: the upper end is the rate from which the measured one is as many
-    standard deviations away, 1 where no rate is.
-    """
+    """Interval of the second network's FAR at the first one's threshold."""
     first, faces = _first_bin(pairs.scores[0], far), pairs.people.faces
     listed = pairs.impostors[1][0]
     accepted = int(pairs.scores[1].impostor[first:].sum())
     enough = accepted >= MIN_ACCEPTED and far * len(faces) * (len(faces) - 1) / 2 >= MIN_COUPLES
     if not enough or (listed >= first).sum() != accepted:
         return None
-    error = pairs.far_error(1, first)
-    variance = far_variance([(1.0, error)], faces)
-    half = student_t(influence_freedom(error.person)) * float(np.sqrt(variance))
-    rate = accepted / pairs.scores[1].impostor_pairs
-    return rate * float(np.exp(-half)), min(1.0, rate / (1 - half)) if half < 1 else 1.0
+    return far_interval(pairs.far_error(1, first), faces)
 
 
 def _kept_tar(pairs: _PairBins, far: float) -> Ends:
     """Interval of the second network's TAR at the first one's threshold, which stays as it is."""
-    accepted = pairs.accepted(1, _first_bin(pairs.scores[0], far))
-    design = share_design(accepted, _refused(pairs, 1), pairs.people)
-    return score_interval(float(accepted.mean()), design)
+    return score_interval(*_accepted(pairs, 1, _first_bin(pairs.scores[0], far)))
 
 
 def rate_intervals(
@@ -209,11 +201,13 @@ def rate_intervals(
         Intervals as `tar_intervals` gives them. The EER moves less than the TAR at its FAR by the
         slope of the ROC curve there, since its FAR moves with it.
     """
-    pairs = _collect((embeddings,), labels, (scores,), (*fars, equal_error_rate(scores)))
+    couples = effective_couples(np.unique(labels, return_counts=True)[1].astype(np.float64))
+    lenient = [number / max(number, couples) for number in _EER_COUPLES]
+    pairs = _collect((embeddings,), labels, (scores,), (*fars, equal_error_rate(scores), *lenient))
     if pairs is None:
         return RateIntervals({}, None)
     tar = {far: _tar_interval(_rate(pairs, 0, far), pairs) for far in _judged_fars(pairs, fars)}
-    return RateIntervals(tar, _eer_interval(pairs))
+    return RateIntervals(tar, _eer_interval(pairs, lenient))
 
 
 def _collect(
@@ -288,21 +282,14 @@ def _first_bin(scores: Scores, far: float) -> int:
 
 def _rate(pairs: _PairBins, network: int, far: float) -> _Rate:
     first = _first_bin(pairs.scores[network], far)
-    accepted = pairs.accepted(network, first)
-    half, twice = (
-        share_logit(_accepted_share(pairs, network, far * times), len(accepted))
-        for times in (0.5, 2.0)
-    )
+    near = [_first_bin(pairs.scores[network], far * times) for times in (0.5, 2.0)]
+    shares = [float(pairs.accepted(network, there).mean()) for there in near]
+    half, twice = (share_logit(share, len(pairs.people.face_a)) for share in shares)
     return _Rate(
-        float(accepted.mean()),
-        share_design(accepted, _refused(pairs, network), pairs.people),
+        *_accepted(pairs, network, first),
         max(0.0, (twice - half) / np.log(4)),
         pairs.far_error(network, first),
     )
-
-
-def _accepted_share(pairs: _PairBins, network: int, far: float) -> float:
-    return float((pairs.genuine[network] >= _first_bin(pairs.scores[network], far)).mean())
 
 
 def _refused(pairs: _PairBins, network: int) -> F64:
@@ -327,8 +314,11 @@ def tar_interval(
     """
     variance = max(far_variance([(1.0, error)], people.faces), 1 / max(1, error.accepted))
     variance *= (slope * student_t(influence_freedom(error.person)) / Z_975) ** 2
-    quantile = student_t(max(int(1 / (people.weights**2).sum()), _PRIOR_FREEDOM))
-    return score_interval(tar, design, variance, quantile)
+    return score_interval(tar, design, variance, _quantile(people))
+
+
+def _quantile(people: PeoplePairs) -> float:
+    return student_t(max(int(1 / (people.weights**2).sum()), _PRIOR_FREEDOM))
 
 
 def _tar_interval(rate: _Rate, pairs: _PairBins, scale: float = 1.0) -> Ends:
@@ -336,18 +326,35 @@ def _tar_interval(rate: _Rate, pairs: _PairBins, scale: float = 1.0) -> Ends:
     return tar_interval(rate.tar, design, slope, rate.error, pairs.people)
 
 
-def _eer_interval(pairs: _PairBins) -> Ends:
-    """Of the EER: 1 - EER is the TAR at a FAR that moves with it."""
+def _eer_interval(pairs: _PairBins, lenient: Sequence[float]) -> Ends:
+    """Of the EER: 1 - EER is the TAR at a FAR that moves with it.
+
+    A small EER has the FAR of a few lookalikes, who tell little of others. As at any threshold, it is
+    at least the smaller of the error rates there, and at most the larger of those at lenient FARs.
+    """
     eer = equal_error_rate(pairs.scores[0])
     if _resolved(pairs.scores, (eer,)):
         rate = _rate(pairs, 0, eer)
         low, high = _tar_interval(rate, pairs, 1 / (1 + min(1.0, rate.steepness / eer)))
     else:  # few errors: those of genuine pairs decide
         first = _first_bin(pairs.scores[0], MIN_ACCEPTED / pairs.scores[0].impostor_pairs)
-        low, high = score_interval(
-            1 - eer, share_design(pairs.accepted(0, first), _refused(pairs, 0), pairs.people)
-        )
-    return 1 - high, 1 - low
+        low, high = score_interval(*_accepted(pairs, 0, first))
+    faces, quantile = pairs.people.faces, _quantile(pairs.people)
+    if eer < min(lenient):
+        own = pairs.far_error(0, _first_bin(pairs.scores[0], eer))
+        high = max(high, 1 - far_interval(own, faces)[0])
+    for far in (far for far in lenient if far > eer):
+        first = _first_bin(pairs.scores[0], far)
+        genuine = score_interval(*_accepted(pairs, 0, first), quantile=quantile)[0]
+        impostor = far_interval(pairs.far_error(0, first), faces)[1]
+        low = max(low, min(genuine, 1 - impostor))
+    return 1 - high, max(eer, 1 - low)
+
+
+def _accepted(pairs: _PairBins, network: int, first: int) -> tuple[float, float]:
+    """A network's TAR at a fixed threshold, and its variance over tar (1 - tar)."""
+    accepted = pairs.accepted(network, first)
+    return float(accepted.mean()), share_design(accepted, _refused(pairs, network), pairs.people)
 
 
 def _change(rates: Sequence[_Rate], pairs: _PairBins, far: float) -> Ends:

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from ..arrays import F64, I64
+from .score_intervals import influence_freedom, student_t
 
 MIN_PEOPLE = 10  # with two faces: fewer give no interval
 
@@ -309,6 +310,22 @@ def far_variance(terms: Sequence[tuple[float, FarError]], faces: F64) -> float:
     share = faces * (total - faces) / ((total**2 - (faces**2).sum()) / 2)
     variance = (person**2 / np.maximum(1 - share, 1e-3)).sum() - own_variance
     return max(float(own_variance), float(variance))
+
+
+def far_interval(error: FarError, faces: F64) -> Ends:
+    """95 % interval of a false accept rate at a fixed threshold.
+
+    Its error grows with the rate, and a sample without the few lookalikes who make up most of a FAR
+    shows too small an error: the upper end is the rate from which the measured one is as many
+    standard deviations away, 1 where no rate is.
+
+    Args:
+        error: Of the rate.
+        faces: Photographs of each person, `(P,) float64`.
+    """
+    half = student_t(influence_freedom(error.person)) * far_variance([(1.0, error)], faces) ** 0.5
+    rate = error.accepted / error.pairs
+    return rate * float(np.exp(-half)), min(1.0, rate / (1 - half)) if half < 1 else 1.0
 
 
 def effective_couples(faces: F64) -> float:

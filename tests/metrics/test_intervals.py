@@ -226,6 +226,20 @@ def test_the_eer_is_inside_its_interval() -> None:
     assert ends[0] < equal_error_rate(scores) < ends[1]
 
 
+def test_two_lookalikes_do_not_make_a_small_eer_a_large_one() -> None:
+    """All false accepts at the EER's threshold are of one couple, who tell nothing of the others."""
+    random = np.random.default_rng(2)
+    labels = np.repeat(np.arange(100), 4)
+    centres = random.normal(size=(100, 128))
+    centres[1] = centres[0] + 0.3 * centres[1]
+    embeddings = (centres[labels] + 0.5 * random.normal(size=(400, 128))).astype(np.float32)
+    scores = all_pairs(embeddings, labels)
+    eer = equal_error_rate(scores)
+    assert 0 < eer < 0.001
+    low, high = rate_intervals(embeddings, labels, scores, ()).eer or (1.0, 1.0)
+    assert low < eer < high < 0.05
+
+
 def test_accuracy_of_people_and_of_folds() -> None:
     old, _, labels = _draw(100, 5, seed=1)
     pairs = draw_pairs(labels)
