@@ -100,10 +100,10 @@ def drawn(people: int, network: str, root: Path) -> Setting:
 
 
 def real(data: Path, work: Path) -> Setting:
-    train, pairs = prepare(data, work)
-    others = read_pairs(pairs, work / "faces").faces
+    places = prepare(data, work)
+    others = read_pairs(places["choice_pairs"]).faces
     teacher, changes = data / "sface_fp32.onnx", (f"cache={work / 'teacher'}",)
-    return Setting(open_faces(train), others, teacher, "small-real", changes, "raw")
+    return Setting(open_faces(places["train"]), others, teacher, "small-real", changes, "raw")
 
 
 def measure(setting: Setting, seeds: int, root: Path) -> dict[str, Any]:

@@ -4,10 +4,11 @@
 
 DATA holds faces_dev.tar and sface_fp32.onnx. Everybody in folds 8 and 9 of its pairs.csv is kept
 out of training, and so is everybody in folds 6 and 7, on whom nothing is chosen: folds 8 and 9 give
-`accuracy`, each judged at the other's threshold; folds 6 and 7 give `others` and, from all pairs of
-their images, TAR at FAR. Each training is the shipped recipe `small-real` with the losses changed;
-methods that need no teacher ignore it. Each finished run is a line of FOLDER/runs.jsonl, and a call
-that was stopped goes on: with the training it was in, and without those that are finished.
+`accuracy`, each judged at the other's threshold, and folds 6 and 7 `others`. From all pairs of their
+images come `choice_tar@FAR` and `tar@FAR`. With --train-others folds 6 and 7 are trained on too, and
+not judged. Each training is the shipped recipe `small-real` with the losses changed; methods that need
+no teacher ignore it. Each finished run is a line of FOLDER/runs.jsonl, and a call that was stopped
+goes on: with the training it was in, and without those that are finished.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import csv
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,46 +42,48 @@ METHODS = {
     "adadistill": ["losses=adadistill", *PLAIN],
     "ours": [],  # the recipe as it ships
 }
-CHOICE_FOLDS, OTHER_FOLDS = ("8", "9"), ("6", "7")
+FOLDS = {"choice": ("8", "9"), "others": ("6", "7")}
+ACCURACIES = {"choice": "accuracy", "others": "others"}
+TARS = {"choice": "choice_tar@", "others": "tar@"}
 FARS = (1e-2, 1e-3, 1e-4)
 
 
 def prepare(data: Path, work: Path) -> dict[str, Path]:
-    """Folders of training faces and of other people's, and the lists of their pairs."""
+    """Folders of the training faces, of both groups kept apart and of all but "choice", and the lists
+    of both groups' pairs."""
     faces = work / "faces"
-    places = {
-        "train": work / "train",
-        "others": work / "others",
-        "choice_pairs": faces / "choice.csv",
-        "other_pairs": faces / "others.csv",
-    }
-    if places["other_pairs"].exists():
+    places = {name: work / name for name in ("train", "choice", "others", "train-others")}
+    places |= {"choice_pairs": faces / "choice.csv", "others_pairs": faces / "others.csv"}
+    if all(place.exists() for place in places.values()):
         return places
     with tarfile.open(data / "faces_dev.tar") as archive:
         archive.extractall(faces, filter="data")
     with (faces / "pairs.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    people = {}
-    for name, folds in (("choice_pairs", CHOICE_FOLDS), ("other_pairs", OTHER_FOLDS)):
+    group_of = {}
+    for group, folds in FOLDS.items():
         chosen = [row for row in rows if row["fold"] in folds]
-        people[name] = {Path(row[key]).parent for row in chosen for key in ("path1", "path2")}
-        with places[name].open("w", newline="") as stream:
+        people = {Path(row[key]).parent for row in chosen for key in ("path1", "path2")}
+        group_of |= dict.fromkeys(people, group)
+        with places[f"{group}_pairs"].open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
             writer.writerows(chosen)
     for path in sorted(faces.rglob("*.jpg")):
         inside = path.relative_to(faces)
-        if inside.parent in people["choice_pairs"]:
-            continue
-        root = places["others" if inside.parent in people["other_pairs"] else "train"]
-        if not (root / inside).exists():
-            (root / inside).parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, root / inside)
+        group = group_of.get(inside.parent, "train")
+        for name in (group,) if group == "choice" else (group, "train-others"):
+            link = places[name] / inside
+            if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, link)
     return places
 
 
-def judged(bundle: Bundle, others: Faces, places: dict[str, Path]) -> dict[str, float]:
-    """Accuracies on the listed pairs of both groups, and TAR from all pairs of the others' images."""
+def judged(
+    bundle: Bundle, groups: Mapping[str, Faces], places: dict[str, Path]
+) -> dict[str, float]:
+    """Accuracy of each group on its listed pairs, and TAR from all pairs of its images."""
     network, _, _ = load_network(bundle.file("model.pt"))
     student = Student(network, bundle.embedding_dim, bundle.embedding_dim).eval()
 
@@ -89,26 +92,26 @@ def judged(bundle: Bundle, others: Faces, places: dict[str, Path]) -> dict[str, 
             rows: F32 = student.embed(torch.from_numpy(part)).numpy()
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    return judged_embeddings(embed, others, places)
+    return judged_embeddings(embed, groups, places)
 
 
 def judged_embeddings(
-    embed: Callable[[U8], F32], others: Faces, places: dict[str, Path]
+    embed: Callable[[U8], F32], groups: Mapping[str, Faces], places: dict[str, Path]
 ) -> dict[str, float]:
     """The same for any function from faces to unit embeddings."""
     figures = {}
-    for name, key in (("accuracy", "choice_pairs"), ("others", "other_pairs")):
-        listed = read_pairs(places[key])
+    for group, faces in groups.items():
+        listed = read_pairs(places[f"{group}_pairs"])
         rows = np.concatenate([embed(part) for part in listed.faces.batches(64)])
-        figures[name] = pair_accuracy(rows, listed).mean
-    rows = np.concatenate([embed(part) for part in others.batches(64)])
-    upper = np.triu_indices(len(rows), 1)
-    scores = (rows @ rows.T)[upper]
-    same = (others.labels[:, None] == others.labels[None])[upper]
-    impostors = np.sort(scores[~same])[::-1]
-    for far in FARS:
-        threshold = impostors[int(far * len(impostors))]
-        figures[f"tar@{far:g}"] = float((scores[same] > threshold).mean())
+        figures[ACCURACIES[group]] = pair_accuracy(rows, listed).mean
+        rows = np.concatenate([embed(part) for part in faces.batches(64)])
+        upper = np.triu_indices(len(rows), 1)
+        scores = (rows @ rows.T)[upper]
+        same = (faces.labels[:, None] == faces.labels[None])[upper]
+        impostors = np.sort(scores[~same])[::-1]
+        for far in FARS:
+            threshold = impostors[int(far * len(impostors))]
+            figures[f"{TARS[group]}{far:g}"] = float((scores[same] > threshold).mean())
     return figures
 
 
@@ -120,9 +123,9 @@ def finished_runs(lines: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Mean and standard deviation over the seeds of each method, as Markdown."""
-    figures = ("accuracy", "others", *(f"tar@{far:g}" for far in FARS), "seconds")
-    lines = [f"| method | seeds | {' | '.join(figures)} |", "|---" * (len(figures) + 2) + "|"]
     runs = list(rows)
+    figures = [name for name in runs[0] if name not in ("method", "seed", "steps")]
+    lines = [f"| method | seeds | {' | '.join(figures)} |", "|---" * (len(figures) + 2) + "|"]
     for method in dict.fromkeys(row["method"] for row in runs):
         own = [row for row in runs if row["method"] == method]
         cells = []
@@ -149,10 +152,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--train-others", action="store_true")
     parser.add_argument("--set", dest="changes", action="append", default=[])
     args = parser.parse_args()
     places = prepare(args.data, args.work)
-    faces, others = open_faces(places["train"]), open_faces(places["others"])
+    kept_apart = ["choice"] if args.train_others else list(FOLDS)
+    trained = "train-others" if args.train_others else "train"
+    faces = open_faces(places[trained])
+    groups = {group: open_faces(places[group]) for group in kept_apart}
     lines = args.work / "runs.jsonl"
     runs = finished_runs(lines)
     for seed in map(int, args.seeds.split(",")):
@@ -160,7 +167,9 @@ def main() -> None:
             if (method, seed) in runs:
                 continue
             recipe = read_recipe("small-real", [*METHODS[method], f"seed={seed}", *args.changes])
-            recipe = replace(recipe, cache=str(args.work / f"teacher-{recipe.teacher_views}"))
+            recipe = replace(
+                recipe, cache=str(args.work / f"teacher-{trained}-{recipe.teacher_views}")
+            )
             result = distill_student(
                 recipe,
                 faces,
@@ -173,7 +182,7 @@ def main() -> None:
                 "seed": seed,
                 "steps": result.report.steps,
                 "seconds": result.report.seconds,
-                **judged(result.bundle, others, places),
+                **judged(result.bundle, groups, places),
             }
             runs[method, seed] = row
             with lines.open("a") as stream:
