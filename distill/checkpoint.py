@@ -87,16 +87,24 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
     state.ranks.barrier()
 
 
-def check_space(folder: Path, state: TrainState) -> None:
-    """Check that the disk has room for two checkpoints: the next is written before the last goes.
+def check_place(
+    folder: Path, state: TrainState, key: Mapping[str, Any], *, force: bool = False
+) -> None:
+    """Check that a checkpoint that is there is of this training, and that the disk has room for two.
 
     Args:
         folder: Of the checkpoint; it may not exist.
         state: The training.
+        key: Options, teacher and data.
+        force: Accept a checkpoint with another key.
 
     Raises:
-        MachineError: It has not.
+        UsageError: The checkpoint has another key.
+        ModelError: It cannot be read.
+        MachineError: There is no room: the next checkpoint is written before the last goes.
     """
+    if (folder / CHECKPOINT_NAME).exists():
+        _read_own(folder, key, force=force)
     tensors = [p for group in state.optimizer.param_groups for p in group["params"]]
     buffers = 3 if isinstance(state.optimizer, torch.optim.AdamW) else 2  # with the weights
     size = buffers * sum(t.nbytes for t in tensors)
@@ -132,19 +140,10 @@ def restore_checkpoint(
     """
     if not (folder / CHECKPOINT_NAME).exists():
         return False
-    content = load_tensors(folder / CHECKPOINT_NAME)
+    content = _read_own(folder, key, force=force)
+    if content is None:
+        return False
     try:
-        held = vars(Recipe()) | content["key"]  # an earlier fr-edge has fewer options
-        for name, value in key.items():
-            if held.get(name) != value:
-                if force:
-                    return False
-                raise UsageError(
-                    f"{folder} holds an unfinished training with {name} ="
-                    f" {held.get(name)!r}; this one has {value!r}",
-                    "give the same recipe, faces and teacher to go on, --force to start anew, or"
-                    " another --out",
-                )
         _restore(state, content)
         for term, (first, last, tensors) in state.loss.class_shards().items():
             for tensor, values in tensors.items():
@@ -155,11 +154,35 @@ def restore_checkpoint(
     except (UsageError, ModelError):
         raise
     except _DAMAGE as error:
-        raise ModelError(
-            f"{folder} holds a checkpoint that is damaged or of another version of fr-edge: {error}",
-            f"remove {folder} and start again",
-        ) from error
+        raise _damaged(folder, error) from error
     return True
+
+
+def _read_own(folder: Path, key: Mapping[str, Any], *, force: bool) -> Mapping[str, Any] | None:
+    """The content of `last.pt`; None where it has another key and `force` replaces it."""
+    content = load_tensors(folder / CHECKPOINT_NAME)
+    try:
+        held = vars(Recipe()) | content["key"]  # an earlier fr-edge has fewer options
+    except _DAMAGE as error:
+        raise _damaged(folder, error) from error
+    for name, value in key.items():
+        if held.get(name) == value:
+            continue
+        if force:
+            return None
+        raise UsageError(
+            f"{folder} holds an unfinished training with {name} ="
+            f" {held.get(name)!r}; this one has {value!r}",
+            "give the same recipe, faces and teacher to go on, --force to start anew, or another --out",
+        )
+    return content
+
+
+def _damaged(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{folder} holds a checkpoint that is damaged or of another version of fr-edge: {error}",
+        f"remove {folder} and start again",
+    )
 
 
 def _restore(state: TrainState, content: Mapping[str, Any]) -> None:

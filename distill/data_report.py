@@ -187,7 +187,11 @@ def read_exclusions(file: Path, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
     try:
         text = read_file(file, "LIST_MB", FacesError).decode("utf-8-sig")
         names = {row[0] for row in csv.reader(io.StringIO(text, newline="")) if row}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise FacesError(
+            f"the exclusion list {file} cannot be read: {error.strerror}", "--set exclude=FILE"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise FacesError(f"the exclusion list {file} cannot be read: {error}") from error
     names.discard("image")
     out = np.fromiter((key in names for key in keys), bool, len(keys))

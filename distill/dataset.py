@@ -317,7 +317,8 @@ def _check_bad_images(pixels: Pixels, bad: set[int], limit: int) -> None:
         return
     names = [pixels.faces.keys[int(pixels.picks[index])] for index in sorted(bad)[:3]]
     raise FacesError(
-        f"{len(bad)} images of {pixels.faces.where} cannot be read: {', '.join(names)}",
+        f"{len(bad)} image{'s' * (len(bad) > 1)} of {pixels.faces.where} cannot be read:"
+        f" {', '.join(names)}",
         f"remove them, or skip up to N bad ones with --set bad_images=N (now {limit})",
     )
 

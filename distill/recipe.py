@@ -70,7 +70,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, (1 << 31) - 1),
 }
 
-
 _OTHER_NAMES = {  # what other trainers call a key -> ours
     "method": "losses",
     "loss": "losses",
@@ -247,7 +246,7 @@ class Recipe:
         for key, (low, high) in _RANGES.items():
             if not low <= getattr(self, key) <= high:  # refuses NaN too
                 raise UsageError(
-                    f"recipe: {key} is {getattr(self, key)}, outside {low:g} to {high:g}"
+                    f"recipe: {key} is {getattr(self, key)}, outside {low:.10g} to {high:.10g}"
                 )
         loss_weights(self.losses)
         if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
@@ -302,7 +301,8 @@ def loss_weights(losses: Sequence[str]) -> dict[str, float]:
             weight = 0.0
         if not 0 < weight <= _MAX_WEIGHT:
             raise UsageError(
-                f"recipe: the weight of {name} is a number above 0; found {given!r}", f"{name}:20"
+                f"recipe: the weight of {name} is above 0, up to {_MAX_WEIGHT:.0f}; found {given!r}",
+                f"{name}:20",
             )
         if name in weights:
             raise UsageError(f"recipe: the loss {name} comes twice")
@@ -353,6 +353,8 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     types = get_type_hints(Recipe)
     checked: dict[str, Any] = {}
     for key, value in values.items():
+        if isinstance(value, Mapping):
+            raise UsageError(f"a recipe has no sections; found [{key}]", "write keys without one")
         if key not in types:
             near = difflib.get_close_matches(key, [*_OTHER_NAMES, *types], 1, 0.4)
             name = _OTHER_NAMES.get(near[0], near[0]) if near else ""

@@ -51,32 +51,28 @@ class _CacheNote:
     shape: list[int]
 
 
-def choose_teacher(recipe: Recipe, source: str | Path, pixels: Pixels, labels: I64) -> Teacher:
-    """Open the teacher, and check that it tells the first images of up to eight people apart.
+def choose_teacher(recipe: Recipe, source: str | Path) -> Teacher:
+    """Open the teacher on the training's device.
 
     Args:
         recipe: Its `teacher_preset` and `teacher_arch`.
         source: A bundle, an ONNX file or a checkpoint.
-        pixels: The training images.
-        labels: Their classes, `(N,) int64`.
 
     Raises:
         ModelError: The teacher cannot be used.
         UsageError: Its input contract or network is not known.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = open_teacher(
+    return open_teacher(
         source, preset=recipe.teacher_preset, arch=recipe.teacher_arch, device=device
     )
-    firsts = np.unique(labels, return_index=True)[1][:_CHECKED_PEOPLE]
-    check_teacher(teacher, np.stack([pixels.read_near(int(index))[1] for index in firsts]))
-    return teacher
 
 
 def open_teacher_embeddings(
     recipe: Recipe,
     teacher: Teacher,
     pixels: Pixels,
+    labels: I64,
     folder: Path,
     ranks: Ranks,
     track: Track,
@@ -85,10 +81,13 @@ def open_teacher_embeddings(
 ) -> TeacherEmbeddings:
     """The teacher's embeddings of the training images; all ranks fill the cache.
 
+    The teacher must tell the first images of up to eight people apart.
+
     Args:
         recipe: Its `teacher_views` and `workers`; a `dim` below the teacher's asks for principal components.
         teacher: The teacher.
         pixels: The training images.
+        labels: Their classes, `(N,) int64`.
         folder: Of the cache.
         ranks: The processes.
         track: Progress of filling the cache.
@@ -96,11 +95,14 @@ def open_teacher_embeddings(
             folder.
 
     Raises:
+        ModelError: The teacher's embeddings are no use.
         DataError: The cache belongs to another teacher, contract or data, or the ranks do not share
             its folder.
         MachineError: There is no room for it.
         Interrupted: A signal came; what is embedded stays in the cache.
     """
+    firsts = np.unique(labels, return_index=True)[1][:_CHECKED_PEOPLE]
+    check_teacher(teacher, np.stack([pixels.read_near(int(index))[1] for index in firsts]))
     views = _VIEWS[recipe.teacher_views]
     with keeping(partial(_kept_text, folder)):
         cached = cached_embeddings(

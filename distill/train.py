@@ -27,7 +27,7 @@ from ..faces.sources import Faces
 from ..files import replace_atomic
 from ..interruption import Interrupted, StopRequest, deferred_signals, interruptible, keeping
 from ..progress import Track, silent
-from .checkpoint import CHECKPOINT_NAME, check_space, restore_checkpoint, save_checkpoint
+from .checkpoint import CHECKPOINT_NAME, check_place, restore_checkpoint, save_checkpoint
 from .data_report import count_data, examine_data, read_exclusions, write_data_report
 from .dataset import IdentitySplit, Pixels, batches, split_identities
 from .distributed import Ranks, join_ranks
@@ -151,7 +151,7 @@ def distill_student(
             sets = open_verification_sets(recipe, faces, split.verification)
             _check_settings(recipe, teacher)
             if recipe.needs_teacher and teacher is not None:
-                opened = choose_teacher(recipe, teacher, pixels, split.labels)
+                opened = choose_teacher(recipe, teacher)
             data = data_digest(pixels)
             if recipe.exclude:
                 data = hashlib.sha256(data.encode() + split.kept.tobytes()).hexdigest()
@@ -166,7 +166,7 @@ def distill_student(
         if finished is not None:
             return DistillResult(open_bundle(out), finished, trained=False)
         state = _new_training(recipe, opened, split, ranks)
-        check_space(folder, state)
+        check_place(folder, state, place.key, force=force)
         with (
             keeping(partial(_kept_text, folder)),
             transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as change,
@@ -176,7 +176,7 @@ def distill_student(
                 cache = Path(recipe.cache) if recipe.cache else folder / "teacher"
                 with interruptible():
                     embeddings = open_teacher_embeddings(
-                        recipe, opened, pixels, cache, ranks, track, force=force
+                        recipe, opened, pixels, split.labels, cache, ranks, track, force=force
                     )
                     _use_embeddings(state, embeddings, split)
             if recipe.data_report and ranks.rank == 0:
@@ -363,7 +363,7 @@ def _with_batch_saved(
 def _check_settings(recipe: Recipe, teacher: str | Path | None) -> None:
     """Refuse what would fail only after the teacher has embedded all images, which may take hours.
 
-    The rest is refused by `_new_training`, which is called before that too.
+    `_new_training` and what follows it refuse the rest before that too.
     """
     if recipe.needs_teacher and teacher is None:
         names = ", ".join(name for name in recipe.losses if name not in FROM_SCRATCH)

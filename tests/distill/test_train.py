@@ -16,11 +16,12 @@ import torch
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
+from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.train import DistillResult, distill_student
 from fr_edge.distill.weights import load_network
 from fr_edge.documents import to_builtins
-from fr_edge.errors import DataError, FacesError, GateFailed, UsageError
+from fr_edge.errors import DataError, FacesError, GateFailed, ModelError, UsageError
 from fr_edge.faces.sources import Faces
 from fr_edge.interruption import Interrupted
 
@@ -274,6 +275,14 @@ def test_a_checkpoint_that_outlived_its_training_is_removed(
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
+def dead_teacher(folder: Path) -> Path:
+    """A checkpoint of an `iresnet-tiny` that embeds all faces alike."""
+    network = build_network("iresnet-tiny", 16)
+    torch.nn.init.zeros_(network.embed.weight)  # type: ignore[arg-type]
+    torch.save(network.state_dict(), folder / "dead.pt")
+    return folder / "dead.pt"
+
+
 def test_another_recipe_does_not_resume(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +291,14 @@ def test_another_recipe_does_not_resume(
     other = replace(recipe, lr=0.01, epochs=1)
     with pytest.raises(UsageError, match="unfinished training with"):
         distill_student(other, faces, tmp_path / "out", teacher=teacher)
+    # Before the other teacher embeds a face, which would show that it is of no use.
+    with pytest.raises(UsageError, match="unfinished training with"):
+        distill_student(
+            replace(recipe, teacher_arch="iresnet-tiny"),
+            faces,
+            tmp_path / "out",
+            teacher=dead_teacher(tmp_path),
+        )
     forced = distill_student(other, faces, tmp_path / "out", teacher=teacher, force=True)
     assert forced.report.steps == 3
 
@@ -326,7 +343,8 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
     refused(UsageError, "identities", verify_identities=9)
     refused(DataError, "no teacher", source=tmp_path / "missing.onnx")
     refused(UsageError, "network", network="mobilenot")
-    # Before the teacher embeds the images, which may take hours.
+    # Before the teacher embeds a face, which shows that this one is of no use.
+    recipe, teacher = replace(recipe, teacher_arch="iresnet-tiny"), dead_teacher(tmp_path)
     refused(FacesError, "pairs.csv", verify_pairs=(str(tmp_path / "pairs.csv"),))
     refused(UsageError, "best is 'tar@1e-4'", best="tar@1e-4")
     refused(UsageError, "no folder", csv=str(tmp_path / "nowhere" / "curve.csv"))
@@ -337,6 +355,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
     refused(UsageError, "tensorboard: File name too long", tensorboard="a" * 300)
     refused(DataError, "no checkpoint", init=str(tmp_path / "nothing.pt"))
     refused(UsageError, "fp16 needs a GPU", amp="fp16")
+    refused(ModelError, "embeds different faces alike")
 
 
 def test_bad_images_are_skipped_up_to_the_limit_and_named(
