@@ -6,6 +6,10 @@ from typing import Any
 
 from .errors import ModelError
 
+# Casts FP16 weights to FP32 ahead of the runs, and crashes the process (onnxruntime 1.32) on a network
+# with a Transpose, a MatMul with weights and a Reshape in a row, as in torch's MultiheadAttention.
+_CRASHING = "FuseFp16InitializerToFp32NodeTransformer"
+
 _FATAL = 4  # log severity: errors are raised as exceptions, stderr belongs to the command line
 
 
@@ -54,6 +58,7 @@ def make_session(
         options.optimized_model_filepath = str(save_optimized)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    options.add_session_config_entry("optimization.disable_specified_optimizers", _CRASHING)
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     available = onnxruntime.get_available_providers()

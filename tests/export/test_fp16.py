@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from fr_edge.export.fp16 import (
     HEADROOM,
@@ -18,6 +18,7 @@ from fr_edge.export.fp16 import (
 from fr_edge.export.parity import probe_inputs
 from fr_edge.faces.contract import PRESETS
 from fr_edge.graph.run import activations, peaks
+from fr_edge.inference import make_session
 
 INPUTS = probe_inputs(PRESETS["insightface"])
 
@@ -145,3 +146,22 @@ def test_converting_is_strongly_typed(tools: SimpleNamespace) -> None:
     half = convert_to_fp16(model, {"n_b_conv"})
     casts = [n for n in half.graph.node if n.op_type == "Cast"]
     assert len(casts) == 4
+
+
+def test_fp16_attention_of_torch_does_not_crash_onnxruntime() -> None:
+    """A Transpose, a MatMul and a Reshape in FP16: an optimizer of onnxruntime ends the process."""
+    shape = numpy_helper.from_array(np.array([3, 1, 4], np.int64), "shape")
+    weights = numpy_helper.from_array(np.ones((2, 4), np.float16), "w")
+    nodes = [
+        helper.make_node("Transpose", ["face"], ["turned"], "turn", perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["turned", "w"], ["product"], "product"),
+        helper.make_node("Reshape", ["product", "shape"], ["out"], "shape"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT16, dims)
+        for name, dims in (("face", (1, 3, 2)), ("out", (3, 1, 4)))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [shape, weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = make_session(model.SerializeToString())
+    assert (session.run(None, {"face": np.ones((1, 3, 2), np.float16)})[0] == 2).all()
