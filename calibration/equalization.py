@@ -30,7 +30,14 @@ from .clipping import (
     pool_channels,
 )
 from .histogram import Histogram
-from .scale_groups import channel_axes, product_constant, scale_groups, separate_tensors
+from .scale_groups import (
+    ScalePart,
+    channel_axes,
+    product_constant,
+    scale_groups,
+    scale_parts,
+    separate_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,13 @@ def channel_scales(
     for tensor, values in inputs.items():
         if tensor in groups:
             members.setdefault(groups[tensor], []).append(values)
-    scales = {group: _best_scale(tensors) for group, tensors in members.items()}
+    parts = scale_parts(model)
+    clashing = {name for group in parts.keys() & members for name in _related(group, parts)}
+    scales = {
+        group: _best_scale(tensors) for group, tensors in members.items() if group not in clashing
+    }
+    for group in parts:
+        _scale_part(group, parts, scales)
     result = {tensor: scales[group] for tensor, group in groups.items() if group in scales}
     for tensor in separate_tensors(model, choice):
         scale = _best_scale([inputs[tensor]])
@@ -122,6 +135,28 @@ def channel_scales(
         ):
             result[tensor] = scale
     return result
+
+
+def _related(group: str, parts: Mapping[str, ScalePart]) -> set[str]:
+    """A group with all that are connected to it by concatenations."""
+    related, size = {group}, 0
+    while size < len(related):
+        size = len(related)
+        for name, part in parts.items():
+            if not related.isdisjoint((name, part.whole)):
+                related |= {name, part.whole}
+    return related
+
+
+def _scale_part(group: str, parts: Mapping[str, ScalePart], scales: dict[str, F64]) -> F64 | None:
+    """Give a group its part of the scale of the group that it is a part of, if that has one."""
+    if group not in parts:
+        return scales.get(group)
+    part = parts[group]
+    whole = _scale_part(part.whole, parts, scales)
+    if whole is not None:
+        scales[group] = whole[part.first : part.first + part.count]
+    return scales.get(group)
 
 
 def tensor_ranges(

@@ -10,6 +10,8 @@ around it take the scale: what makes the tensor is divided by s, what reads it m
   written out, LayerScale, the one half of GELU, the sixth of hard-swish.
 - ReLU, PReLU, pooling, additions and products with a gate that has no scale of its own
   (squeeze-excite) pass the scale on.
+- A concatenation of channels has the scales of its parts, one behind the other (Ghost modules,
+  Inception).
 """
 
 from collections.abc import Mapping
@@ -50,6 +52,21 @@ class ChannelAxis:
         return (-1, *[1] * self.trailing)
 
 
+@dataclass(frozen=True)
+class ScalePart:
+    """Where the channels of a group of tensors lie among those of another group.
+
+    Attributes:
+        whole: Name of the other group.
+        first: Index of the first channel.
+        count: Number of channels.
+    """
+
+    whole: str
+    first: int
+    count: int
+
+
 def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
     """Which tensors must share one scale per channel.
 
@@ -61,6 +78,20 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
         inputs and outputs of other operators) are absent.
     """
     return _Groups(model).tensors()
+
+
+def scale_parts(model: onnx.ModelProto) -> dict[str, ScalePart]:
+    """Which groups of `scale_groups` are a run of another one's channels, by a concatenation.
+
+    Args:
+        model: A float model whose nodes are named.
+
+    Returns:
+        Name of a group -> its place.
+    """
+    groups = _Groups(model)
+    scaled = set(groups.tensors().values())
+    return {group: part for group, part in groups.parts()[0].items() if group in scaled}
 
 
 def channel_axes(model: onnx.ModelProto) -> dict[str, ChannelAxis]:
@@ -125,6 +156,7 @@ class _Groups:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.parent: dict[str, str] = {}
         self.axes: dict[str, ChannelAxis] = {}
+        self.placed: list[tuple[str, ScalePart]] = []  # tensors and their place in another tensor
         self.fixed = {value.name for value in (*graph.input, *graph.output)}
         self.order = {name: i for i, node in enumerate(graph.node) for name in node.output}
         self.shapes = _shapes(model)
@@ -145,8 +177,28 @@ class _Groups:
     def tensors(self) -> dict[str, str]:
         """Tensor -> the name of its group, without fixed ones."""
         roots = {self.find(name) for name in self.fixed}
+        places, clashing = self.parts()
+        roots |= clashing
+        changed = True
+        while changed:  # a group has a scale where what it is a part of has one, and all parts have
+            pairs = [(group, place.whole) for group, place in places.items()]
+            more = {group for pair in pairs if not roots.isdisjoint(pair) for group in pair}
+            changed = not more <= roots
+            roots |= more
         groups = {name: self.find(name) for name in self.axes}
         return {name: root for name, root in groups.items() if root not in roots}
+
+    def parts(self) -> tuple[dict[str, ScalePart], set[str]]:
+        """The place of each group that is a part of another; and groups that cannot have a scale,
+        because one of them has several places.
+        """
+        places: dict[str, ScalePart] = {}
+        clashing = set[str]()
+        for tensor, part in self.placed:
+            group, place = self.find(tensor), replace(part, whole=self.find(part.whole))
+            if places.setdefault(group, place) != place:
+                clashing |= {group, place.whole}
+        return places, clashing
 
     def find(self, name: str) -> str:
         """The name of a tensor's group."""
@@ -196,8 +248,26 @@ class _Groups:
             if same:
                 self.parent[self.find(data[1])] = self.find(data[0])
             return same and self._join(result, data[0])
+        if op == "Concat":
+            return len(data) == len(node.input) > 1 and self._concatenates(node)
         index = product_constant(node, self.constants)
         return index is not None and self._scaled_by_constant(node, data[0], index)
+
+    def _concatenates(self, node: NodeProto) -> bool:
+        """Channels one behind the other, whose place in the result is remembered."""
+        axes, shape = [self.axes.get(name) for name in node.input], self.shapes.get(node.output[0])
+        known = [axis for axis in axes if axis is not None and not axis.flattened]
+        if shape is None or len(known) < len(axes) or len({axis.trailing for axis in known}) > 1:
+            return False
+        place = len(shape) - 1 - known[0].trailing
+        if attribute(node, "axis", 0) % len(shape) != place:
+            return False
+        first = 0
+        for name, axis in zip(node.input, known, strict=True):
+            self.placed.append((name, ScalePart(node.output[0], first, axis.count)))
+            first += axis.count
+        self.axes[node.output[0]] = replace(known[0], count=first)
+        return shape[place] == first
 
     def _channels_second(self, name: str, axis: ChannelAxis | None) -> bool:
         """Whether channels lie behind the batch: pools average what follows, Flatten joins it."""
