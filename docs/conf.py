@@ -43,16 +43,42 @@ nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*"), ("py:obj", "typing.*"), ("py:exc", "^[A-Z][A-Za-z]*$")]
 
 
+# Pages whose text stands outside docs/, where people and indexes look for it.
+TEXT_OUTSIDE = {
+    "changelog": "CHANGELOG.md",
+    "contributing": "CONTRIBUTING.md",
+    "vulnerabilities": "SECURITY.md",
+    "examples": "examples/README.md",
+}
+
+
 def setup(app: Sphinx) -> None:
-    """Links to files outside docs/ work where the repository is browsed; here they are their text."""
+    """Links to files outside docs/ work where the repository is browsed; here they are their text, or
+    lead to the page that has it."""
+    app.connect("source-read", _read_text_outside)
     app.connect("source-read", _unlink_files_outside)
     app.connect("html-page-context", _give_headings_a_level, priority=900)
 
 
+def _read_text_outside(app: Sphinx, page: str, source: list[str]) -> None:
+    if file := TEXT_OUTSIDE.get(page):
+        app.env.note_dependency(str(ROOT / file))
+        text = (ROOT / file).read_text(encoding="utf-8")
+        # What is beside the file lies above docs/.
+        source[0] = re.sub(r"\]\((?!https?:|#|\.\./)(?!docs/)", f"]({_above(file)}", text)
+        source[0] = re.sub(r"\]\((?:\.\./)*docs/", "](", source[0])
+
+
+def _above(file: str) -> str:
+    folder = Path(file).parent.as_posix()
+    return "../" if folder == "." else f"../{folder}/"
+
+
 def _unlink_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
-    source[0] = re.sub(
-        r"\[([^\]]+)\]\((?:\.\./)+(?!results|decisions)[A-Z][^)]*\)", r"\1", source[0]
-    )
+    up = "../" * page.count("/")
+    for name, file in TEXT_OUTSIDE.items():
+        source[0] = source[0].replace(f"]({up}../{file})", f"]({up}{name}.md)")
+    source[0] = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?:[A-Z]|examples/)[^)]*\)", r"\1", source[0])
 
 
 def _give_headings_a_level(

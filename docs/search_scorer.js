@@ -1,8 +1,8 @@
 /* How the site's search orders results: pages for people before attributes of the Python reference and before evidence. */
 var Scorer = {
   score: ([page, title, anchor, description, score, file, kind]) => {
-    if (/^(results|decisions)\//.test(page)) return score - 12;
-    if (/^(architecture|releasing)$/.test(page)) return score - 4;
+    if (/^(results|decisions)\/|^changelog$/.test(page)) return score - 12;
+    if (/^(architecture|releasing|contributing)$/.test(page)) return score - 4;
     if (page === "api") return score - (kind === "object" ? 18 : 3);
     return score;
   },

@@ -96,7 +96,7 @@ BLOCKS: dict[str, list[str]] = {
     ],
     "docs/frame-engine.md": [f"bash {PHOTOS}", f"python {PHOTOS}"],
     "docs/help.md": [f"bash {HELP}"],
-    "docs/index.md": [f"{{toctree}} {SITE}"] * 5,
+    "docs/index.md": [f"{{toctree}} {SITE}"] * 6,
     "docs/install.md": [*[f"bash {INSTALL}"] * 5, f"text {OUTPUT}"],
     "docs/jetson.md": [
         *[f"bash {JETSON}"] * 2, f"console {JETSON}", f"text {OUTPUT}", *[f"bash {JETSON}"] * 2,
