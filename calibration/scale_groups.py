@@ -8,7 +8,7 @@ around it take the scale: what makes the tensor is divided by s, what reads it m
   (G. Xiao et al., SmoothQuant, 2023, arXiv 2211.10438); their input cannot be scaled.
 - A product with a constant takes both scales into the constant: gamma of a normalization that is
   written out, LayerScale, the one half of GELU, the sixth of hard-swish.
-- ReLU, PReLU, pooling, additions and products with a gate that has no scale of its own
+- ReLU, PReLU, pooling, transposition, additions and products with a gate that has no scale of its own
   (squeeze-excite) pass the scale on.
 - A concatenation of channels has the scales of its parts, one behind the other (Ghost modules,
   Inception).
@@ -248,10 +248,21 @@ class _Groups:
             if same:
                 self.parent[self.find(data[1])] = self.find(data[0])
             return same and self._join(result, data[0])
+        if op == "Transpose":
+            return axis is not None and self._turns(node, axis)
         if op == "Concat":
             return len(data) == len(node.input) > 1 and self._concatenates(node)
         index = product_constant(node, self.constants)
         return index is not None and self._scaled_by_constant(node, data[0], index)
+
+    def _turns(self, node: NodeProto, axis: ChannelAxis) -> bool:
+        """The same numbers in another order of axes, as between layers of TensorFlow."""
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+        place = len(order) - 1 - axis.trailing
+        if axis.flattened or place not in order:
+            return False
+        trailing = len(order) - 1 - order.index(place)
+        return self._join(node.output[0], node.input[0], replace(axis, trailing=trailing))
 
     def _concatenates(self, node: NodeProto) -> bool:
         """Channels one behind the other, whose place in the result is remembered."""

@@ -228,7 +228,7 @@ def test_columns_are_no_channels_where_they_are_joined_or_averaged(head: str) ->
     close(run(equalize(model, scales), x)[0], run(model, x)[0])
 
 
-def ghosts(read_alone: bool) -> onnx.ModelProto:
+def ghosts(read_alone: bool, turned: bool = False) -> onnx.ModelProto:
     """Twice half of the channels by a depthwise convolution of the other half, and a skip."""
     rng = np.random.default_rng(3)
     shapes = {"w1": (4, 3, 1, 1), "d1": (4, 1, 3, 3), "w2": (4, 8, 1, 1), "d2": (4, 1, 3, 3)}
@@ -244,6 +244,16 @@ def ghosts(read_alone: bool) -> onnx.ModelProto:
         helper.make_node("Add", ["ar", "cd"], ["sum"], "sum"),
         helper.make_node("Conv", ["sum", "w3"], ["y"], "c5"),
     ]
+    if turned:  # as TensorFlow has it: channels last between the layers
+        before = [
+            helper.make_node(
+                "Transpose", [name], [f"{name}_last"], f"turn_{name}", perm=[0, 2, 3, 1]
+            )
+            for name in ("a", "r")
+        ]
+        joined = helper.make_node("Concat", ["a_last", "r_last"], ["ar_last"], "first", axis=3)
+        back = helper.make_node("Transpose", ["ar_last"], ["ar"], "back", perm=[0, 3, 1, 2])
+        nodes[3:4] = [*before, joined, back]
     if read_alone:
         nodes.append(helper.make_node("Conv", ["r", "w4"], ["z"], "c6"))
         nodes.append(helper.make_node("Add", ["y", "z"], ["out"], "ends"))
@@ -260,10 +270,10 @@ def ghosts(read_alone: bool) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.parametrize("read_alone", [False, True])
-def test_a_concatenation_has_the_scales_of_its_parts(read_alone: bool) -> None:
+@pytest.mark.parametrize(("read_alone", "turned"), [(False, False), (True, False), (False, True)])
+def test_a_concatenation_has_the_scales_of_its_parts(read_alone: bool, turned: bool) -> None:
     """Ghost modules. A part that an INT8 layer reads by itself too would want a scale of its own."""
-    model = ghosts(read_alone)
+    model = ghosts(read_alone, turned)
     choice = choose_int8_layers(model)
     x = np.random.default_rng(1).standard_normal((2, 3, 6, 6)).astype(np.float32)
     inner = [tensor for tensor in choice.tensors if tensor != "x"]
@@ -271,7 +281,9 @@ def test_a_concatenation_has_the_scales_of_its_parts(read_alone: bool) -> None:
     histograms = {name: add_values(empty_histogram(v.shape[1]), v) for name, v in values.items()}
     inputs = quantized_inputs(model, choice, histograms, {})
     scales = channel_scales(model, choice, inputs)
-    assert set(scales) == (set() if read_alone else {"a", "b", "r", "ar", "c", "d", "cd", "sum"})
+    last = {"a_last", "r_last", "ar_last"} if turned else set()
+    every = {"a", "b", "r", "ar", "c", "d", "cd", "sum"} | last
+    assert set(scales) == (set() if read_alone else every)
     for first, second, whole in (("a", "r", "ar"), ("c", "d", "cd")) if scales else ():
         np.testing.assert_array_equal(
             np.concatenate([scales[first], scales[second]]), scales[whole]
