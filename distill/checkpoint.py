@@ -160,7 +160,7 @@ def restore_checkpoint(
 
 def _read_own(folder: Path, key: Mapping[str, Any], *, force: bool) -> Mapping[str, Any] | None:
     """The content of `last.pt`; None where it has another key and `force` replaces it."""
-    content = load_tensors(folder / CHECKPOINT_NAME)
+    content: Mapping[str, Any] = load_tensors(folder / CHECKPOINT_NAME)
     try:
         held = vars(Recipe()) | content["key"]  # an earlier fr-edge has fewer options
     except _DAMAGE as error:
