@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arrays import I64
+from ..arrays import F32, I64
 from ..bundle.bundle import open_bundle
 from ..errors import FacesError
 from ..faces.contract import (
@@ -176,11 +176,15 @@ def rank_contracts(
     picks, labels = _pick_images(faces, limit)
     images = np.stack([faces.read(index) for index in picks])
 
+    embedded: dict[ContractVariant, list[F32]] = {}  # whole batches of the scouts serve the best
+
     def trial(variant: ContractVariant, count: int) -> _Trial:
-        parts = [
+        parts = embedded.get(variant, [])[: count // _BATCH]
+        parts += [
             embed(variant.inputs(images[start : min(start + _BATCH, count)]))
-            for start in range(0, count, _BATCH)
+            for start in range(len(parts) * _BATCH, count, _BATCH)
         ]
+        embedded[variant] = parts
         return _Trial(variant, pair_sums(np.concatenate(parts), labels[:count]))
 
     def trials(variants: list[ContractVariant], label: str, count: int) -> list[_Trial]:
