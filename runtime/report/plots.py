@@ -270,6 +270,7 @@ def tradeoff_plot(tradeoff: Tradeoff) -> str:
             )  # fmt: skip
         axes.margins(0.25)
         axes.set_xlim(left=0)
+        axes.yaxis.set_major_formatter(lambda tar, _: f"{tar:g}" if tar <= 100 else "")
         axes.set_xlabel("latency p50, ms")
         axes.set_ylabel(f"TAR at FAR {tradeoff.far}, %")
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -247,6 +248,15 @@ def test_what_calibration_found_and_its_budget_tried(mini: Path) -> None:
     for trial in found["trials"]:
         assert f"{100 * trial['int8_mac_share']:.1f} % {len(trial['float_layers'])} " in rows
     assert rows.count("taken") == 1
+    document = found | {"budget": None}  # an error limit alone left layers out
+    with transaction(mini, "tamper", {}) as draft:
+        of = open_bundle(mini).files["reports/calibration.json"].of
+        draft.path("reports/calibration.json", "calibration report", of=of).write_text(
+            json.dumps(document)
+        )
+    page = " ".join(" ".join(_Page(write_report(mini).read_text(encoding="utf-8")).text).split())
+    assert "What the accuracy budget tried" in page
+    assert "None" not in page
     for rate in found["judged"]["rates"]:
         assert f"{rate['threshold']['engine']:.4f}" in body[at:]
 
@@ -294,8 +304,24 @@ def test_a_failed_benchmark_or_evaluation_stands_beside_a_passed_verification(ju
         "FAILED INT8 on onnxruntime, evaluated"
     )
     assert "FAILED Benchmark of the INT8 engine on onnxruntime ✗ faces per second" in banner
+    run = json.loads((judged / _benchmark(judged)).read_text())["runs"][0]
+    assert run["reasons"]  # too short
+    why = "; ".join(run["reasons"])
+    assert banner.count(why) == 1
     row = next(row for row in list_reports(open_bundle(judged)) if row.kind == "benchmark")
     assert row.verdict.endswith(", FAILED")
+    noisy = replace(gate, verdict="CANNOT JUDGE", reason=f"the run is INVALID: {why}")
+    with transaction(judged, "tamper", {}) as draft:
+        name = _benchmark(judged)
+        document = json.loads((judged / name).read_text()) | {
+            "gates": to_builtins([noisy]),
+            "reasons": to_builtins(gate_reasons([noisy])),
+            "gates_verdict": "CANNOT JUDGE",
+        }
+        of = open_bundle(judged).files[name].of
+        draft.path(name, "report", of=of).write_text(json.dumps(document))
+    page = " ".join(" ".join(_Page(write_report(judged).read_text(encoding="utf-8")).text).split())
+    assert page[: page.index("cosine, 1st percentile")].count(why) == 1
 
 
 def test_a_bundle_that_nobody_verified_says_so(mini: Path) -> None:
