@@ -27,6 +27,7 @@ from .person_variance import (
     far_interval,
     far_variance,
     share_design,
+    single_impostors,
 )
 from .score_intervals import Z_975, influence_freedom, score_interval, share_logit, student_t
 from .verification import (
@@ -374,8 +375,10 @@ def _change(rates: Sequence[_Rate], pairs: _PairBins, far: float) -> Ends:
     )
     terms = [(after.steepness, after.error), (-before.steepness, before.error)]
     threshold = far_variance(terms, pairs.people.faces)
-    # Every impostor pair that only one network accepts moves the threshold by itself.
-    single = _single_impostors(before.error, after.error) / max(1, before.error.accepted) ** 2
+    # Every impostor pair that only one network accepts moves the threshold by itself; where these
+    # people show few by chance, as many are expected as scores moved.
+    single = max(single_impostors(before.error, after.error), _expected_single(pairs, far))
+    single /= max(1, before.error.accepted) ** 2
     threshold = max(threshold, ((before.steepness + after.steepness) / 2) ** 2 * single)
     influence = after.steepness * after.error.person - before.steepness * before.error.person
     freedom = influence_freedom(influence)
@@ -389,10 +392,9 @@ def _decisions(pairs: _PairBins, far: float) -> Decisions:
     return Decisions(before, after)
 
 
-def _single_impostors(a: FarError, b: FarError) -> float:
-    """Accepted impostor pairs by which two networks differ, counted by people."""
-    keys = np.union1d(a.key, b.key)
-    counts = np.zeros(len(keys))
-    counts[np.searchsorted(keys, a.key)] += a.share * a.accepted
-    counts[np.searchsorted(keys, b.key)] -= b.share * b.accepted
-    return float(np.abs(counts).sum())
+def _expected_single(pairs: _PairBins, far: float) -> float:
+    """Impostor pairs that cross the threshold: their density there times how far scores move."""
+    twice, half = (_first_bin(pairs.scores[0], far * times) for times in (2.0, 0.5))
+    moved = pairs.genuine[1] - pairs.genuine[0]
+    share = float(np.abs(moved - np.median(moved)).mean()) * np.log(4) / max(1, half - twice)
+    return float(min(1.0, share) * allowed_impostors(far, pairs.scores[0].impostor_pairs))

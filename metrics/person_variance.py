@@ -328,6 +328,20 @@ def far_interval(error: FarError, faces: F64) -> Ends:
     return rate * float(np.exp(-half)), min(1.0, rate / (1 - half)) if half < 1 else 1.0
 
 
+def single_impostors(a: FarError, b: FarError) -> float:
+    """Accepted impostor pairs by which two networks differ, counted by people.
+
+    Args:
+        a: Of the first network.
+        b: Of the second network, over the same faces.
+    """
+    keys = np.union1d(a.key, b.key)
+    counts = np.zeros(len(keys))
+    counts[np.searchsorted(keys, a.key)] += a.share * a.accepted
+    counts[np.searchsorted(keys, b.key)] -= b.share * b.accepted
+    return float(np.abs(counts).sum())
+
+
 def effective_couples(faces: F64) -> float:
     """Couples of people with as many impostor pairs each that would be worth as much (Kish, 1965).
 

@@ -382,3 +382,16 @@ def test_few_people_with_most_photographs_show_no_low_far() -> None:
     both = scores, scores
     intervals = tar_intervals(embeddings, embeddings, labels, both, (far, 1.5 * far))
     assert set(intervals) == {1.5 * far}
+
+
+def test_few_impostors_that_stay_the_same_do_not_fix_a_threshold() -> None:
+    """Where both networks accept the same few impostor pairs, scores have moved nevertheless."""
+    for seed in range(4):
+        old, _, labels = _draw(60, 8, seed)
+        new = old + 0.01 * np.random.default_rng(seed).normal(size=old.shape).astype(np.float32)
+        scores = all_pairs(old, labels), all_pairs(new, labels)
+        far = 6.5 / scores[0].impostor_pairs
+        delta = tar_intervals(old, new, labels, scores, (far,))[far].delta
+        assert np.ptp(delta) > 0.013  # .0055 to .0101 by these pairs alone, but for one seed
+        same = tar_intervals(old, old, labels, (scores[0], scores[0]), (far,))[far].delta
+        assert same == (0.0, 0.0)
