@@ -84,9 +84,10 @@ def open_teacher(
         spec = bundle.spec
         path = bundle.file("model.pt" if "model.pt" in bundle else "model.onnx")
     elif not path.is_file():
-        raise ModelError(
-            f"there is no teacher at {path}", "give a bundle, an ONNX file or a checkpoint"
-        )
+        fault = f"there is no teacher at {path}"
+        if path.is_dir():
+            fault = f"{path} is a folder, but not a bundle"
+        raise ModelError(fault, "give a bundle, an ONNX file or a checkpoint")
     if path.suffix == ".onnx":
         run, spec, device = _onnx_runner(path, spec, device)
     else:

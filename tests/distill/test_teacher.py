@@ -83,6 +83,8 @@ def test_a_bundle_and_a_checkpoint_are_the_same_teacher(
 def test_a_teacher_that_cannot_be_used_is_refused(tmp_path: Path, faces: Faces) -> None:
     with pytest.raises(ModelError, match="no teacher"):
         open_teacher(tmp_path / "missing")
+    with pytest.raises(ModelError, match="is a folder, but not a bundle"):
+        open_teacher(tmp_path)
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match="is not an ONNX model, or is damaged"):
         open_teacher(tmp_path / "bad.onnx", preset="raw")
