@@ -43,9 +43,10 @@ examples: $(VENV)/.ready  ## run every example on drawn faces, in build/examples
 	rm -rf build/examples && mkdir -p build/examples
 	cd build/examples && PATH="$(abspath $(BIN)):$$PATH" sh ../../examples/all.sh
 
+# -E: what Sphinx kept of the last build lacks the words of unchanged pages in the search.
 docs: $(VENV)/.docs  ## write docs/cli.md from the commands, and the site build/site/index.html
 	$(BIN)/python docs/write_cli.py
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/site
 
 man: $(VENV)/.ready  ## write man pages of all commands, docs/man
 	$(BIN)/python docs/write_man.py
