@@ -3,6 +3,7 @@
 Batches are pixels, not network inputs: student and teacher each have their own input contract.
 """
 
+import logging
 import mmap
 import signal
 import warnings
@@ -23,6 +24,8 @@ from ..faces.sources import Faces
 from .augmentation import DRAWS, augment
 from .distributed import Ranks
 from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 _FACE_BYTES = ALIGNED_SIZE * ALIGNED_SIZE * 3
 _MAX_BAD = 100  # unreadable images in a row
@@ -279,8 +282,13 @@ def batches(
     for item in load_items(
         _Steps(pixels, split, recipe, ranks), range(start, stop), recipe.workers
     ):
+        known = len(bad)
         bad.update(item.planned[item.planned != item.index].tolist())
         _check_bad_images(pixels, bad, recipe.bad_images)
+        if len(bad) > known:
+            logger.warning(
+                "%d of at most %d unreadable images skipped", len(bad), recipe.bad_images
+            )
         yield item
 
 

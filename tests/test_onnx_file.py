@@ -351,6 +351,9 @@ def test_side_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
         (b"PK\x03\x04\0\0\x08\x08", "a zip archive"),
         (b"ftrt\0\0\0\0", "a TensorRT engine"),
+        (b"\x12\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "weights of MXNet"),
+        (b'{"nodes": []}', "JSON, as MXNet's symbols are"),
+        (b"7767517\n75 83\n", "an ncnn network"),
     ],
 )
 def test_another_kind_of_file_is_named(start: bytes, kind: str) -> None:

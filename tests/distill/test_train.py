@@ -359,7 +359,11 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
 
 
 def test_bad_images_are_skipped_up_to_the_limit_and_named(
-    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
+    recipe: Recipe,
+    faces: Faces,
+    teacher: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def read(index: int) -> Any:
         if index in (3, 17):
@@ -371,3 +375,4 @@ def test_bad_images_are_skipped_up_to_the_limit_and_named(
         distill_student(recipe, broken, tmp_path / "one", teacher=teacher)
     done = train(replace(recipe, bad_images=2), broken, tmp_path / "two", teacher=teacher)
     assert "model.pt" in done
+    assert "2 of at most 2 unreadable images skipped" in caplog.text
