@@ -148,7 +148,8 @@ def test_engines_of_onnxruntime_need_no_trial(
     build_cpu_engine(source, tmp_path / "e.onnx", precision, InputSpec())
     engine = read_onnx(tmp_path / "e.onnx")
     domains = {node.domain for node in engine.graph.node}
-    assert any(domain.startswith("com.microsoft") for domain in domains)
+    own = any(domain.startswith("com.microsoft") for domain in domains)
+    assert own == (precision != "fp16")  # its optimiser leaves FP16 weights as they are
     assert _unknown_cost(engine, (112, 112)) == ""
     assert _shapes(engine, (112, 112))["embedding"] == [1, 32]
 
