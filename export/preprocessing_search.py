@@ -176,7 +176,7 @@ def rank_contracts(
     picks, labels = _pick_images(faces, limit)
     images = np.stack([faces.read(index) for index in picks])
 
-    embedded: dict[ContractVariant, list[F32]] = {}  # whole batches of the scouts serve the best
+    embedded: dict[ContractVariant, list[F32]] = {}  # whole batches serve later trials
 
     def trial(variant: ContractVariant, count: int) -> _Trial:
         parts = embedded.get(variant, [])[: count // _BATCH]
@@ -184,7 +184,7 @@ def rank_contracts(
             embed(variant.inputs(images[start : min(start + _BATCH, count)]))
             for start in range(len(parts) * _BATCH, count, _BATCH)
         ]
-        embedded[variant] = parts
+        embedded[variant] = parts[: count // _BATCH]
         return _Trial(variant, pair_sums(np.concatenate(parts), labels[:count]))
 
     def trials(variants: list[ContractVariant], label: str, count: int) -> list[_Trial]:

@@ -11,6 +11,7 @@ import pytest
 
 from fr_edge.documents import to_builtins
 from fr_edge.errors import FacesError
+from fr_edge.export import preprocessing_search
 from fr_edge.export.preprocessing_search import find_preprocessing, rank_contracts
 from fr_edge.faces.contract import NORMALIZATIONS, PRESETS, VIEWS, InputSpec
 from fr_edge.faces.sources import Faces, open_faces
@@ -141,6 +142,17 @@ def test_the_number_of_images_is_limited() -> None:
     tried = len(NORMALIZATIONS) * 2 + len(VIEWS) - 1
     assert tried * 48 // 2 < len(seen) <= tried * 64
     assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("scouts", [40, 48])
+def test_faces_of_a_batch_that_was_not_whole_are_embedded_again(
+    scouts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = network(PRESETS["insightface"])
+    monkeypatch.setattr(preprocessing_search, "_SCOUTS", 64)
+    at_once = rank_contracts(embed, (112, 112), FACES, limit=64).best
+    monkeypatch.setattr(preprocessing_search, "_SCOUTS", scouts)
+    assert rank_contracts(embed, (112, 112), FACES, limit=64).best == at_once
 
 
 def test_an_onnx_file_and_its_bundle(tmp_path: Path, tools: SimpleNamespace) -> None:
