@@ -93,7 +93,8 @@ def install_hint(extra: str, package: str = "") -> str:
         package: The one of its packages that is needed; "" for all.
 
     Returns:
-        `pip install 'torch>=2.4' ...`, or the extra of a checkout if this package was not installed.
+        `pip install 'torch>=2.4' ...`, or the extra of a checkout if this package was not installed, or
+        as an earlier version that had no such extra.
     """
     try:
         wanted = sorted(
@@ -102,6 +103,8 @@ def install_hint(extra: str, package: str = "") -> str:
             if not package or re.split(r"[^\w.-]", requirement)[0] == package
         )
     except PackageNotFoundError:
+        wanted = []
+    if not wanted:
         return f"pip install -e '.[{extra}]' in the checkout"
     missing = [requirement for requirement in wanted if not _is_installed(requirement)]
     return "pip install " + " ".join(f"'{requirement}'" for requirement in missing or wanted)

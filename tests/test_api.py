@@ -79,6 +79,8 @@ def test_a_hint_names_only_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(errors, "_is_installed", lambda requirement: "torch" not in requirement)
     assert errors.install_hint("train") == "pip install 'torch>=2.4'"
     assert errors.install_hint("fleet", "jinja2") == "pip install 'jinja2>=3.1'"
+    wanted = "pip install -e '.[later]' in the checkout"
+    assert errors.install_hint("later") == wanted  # an extra that the installed version lacks
     monkeypatch.setattr(errors, "requires", _unknown)
     assert errors.install_hint("train") == "pip install -e '.[train]' in the checkout"
 
