@@ -6,8 +6,8 @@ DATA holds faces_dev.tar and sface_fp32.onnx. Everybody in folds 8 and 9 of its 
 out of training, and so is everybody in folds 6 and 7, on whom nothing is chosen: folds 8 and 9 give
 `accuracy`, each judged at the other's threshold, and folds 6 and 7 `others`. From all pairs of their
 images come `choice_tar@FAR` and `tar@FAR`. With --train-others folds 6 and 7 are trained on too, and
-not judged. Each training is the shipped recipe `small-real` with the losses changed; methods that need
-no teacher ignore it. Each finished run is a line of FOLDER/runs.jsonl, and a call that was stopped
+not judged. Each training is the shipped recipe `small-real` with losses or optimizer changed; methods that
+need no teacher ignore it. Each finished run is a line of FOLDER/runs.jsonl, and a call that was stopped
 goes on: with the training it was in, and without those that are finished.
 """
 
@@ -35,11 +35,14 @@ from fr_edge.faces.sources import Faces, open_faces
 from fr_edge.metrics.accuracy import pair_accuracy
 
 PLAIN = ["output=plain", "teacher_views=each"]  # the paper's student and targets
+SGD = ["optimizer=sgd", "lr=0.1", "weight_decay=5e-4", "clip=5", "shift=0"]  # the paper's steps
 METHODS = {
-    "arcface": ["losses=arcface", "dim=128"],
-    "features": ["losses=mse", *PLAIN],
-    "centres": ["losses=centres", *PLAIN],
-    "adadistill": ["losses=adadistill", *PLAIN],
+    "arcface": ["losses=arcface", "dim=128", *SGD],
+    "features": ["losses=mse", *PLAIN, *SGD],
+    "centres": ["losses=centres", *PLAIN, *SGD],
+    "adadistill": ["losses=adadistill", *PLAIN, *SGD],
+    "adadistill-muon": ["losses=adadistill", *PLAIN],  # the paper's loss, the recipe's steps
+    "ours-sgd": SGD,  # the recipe's losses, the paper's steps
     "ours": [],  # the recipe as it ships
 }
 FOLDS = {"choice": ("8", "9"), "others": ("6", "7")}

@@ -223,15 +223,15 @@ def _restore(state: TrainState, content: Mapping[str, Any]) -> None:
 
 def _momentum(state: TrainState, saved: Mapping[int, Any]) -> dict[int, dict[str, Tensor]]:
     """The optimizer's buffers: one number "step", the others of their parameter's shape."""
-    names: tuple[str, ...] = ("momentum_buffer",)
-    if isinstance(state.optimizer, torch.optim.AdamW):
-        names = ("step", "exp_avg", "exp_avg_sq")
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    adam = isinstance(state.optimizer, torch.optim.AdamW)
+    parameters = [(g, p) for g in state.optimizer.param_groups for p in g["params"]]
     for number, buffers in saved.items():
-        parameter = parameters[number]
+        group, parameter = parameters[number]
+        has_adam = adam and not group.get("matrices")
+        names = ("step", "exp_avg", "exp_avg_sq") if has_adam else ("momentum_buffer",)
+        if buffers and set(buffers) != set(names):
+            raise ValueError(f"{', '.join(map(str, buffers))}: not of this optimizer")
         for name, tensor in buffers.items():
-            if name not in names:
-                raise ValueError(f"{name!r} is not of this optimizer")
             if tensor is not None:
                 _check_tensor(tensor, torch.zeros(()) if name == "step" else parameter)
     return dict(saved)

@@ -25,7 +25,7 @@ _CHOICES = {
     "compat": ("", "official"),
     "output": ("affine", "plain"),
     "teacher_views": ("mean", "each"),
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw", "muon"),
     "schedule": ("step", "polynomial", "cosine", "constant"),
     "amp": ("auto", "bf16", "fp16", "off"),
     "qat": ("", "int8"),
@@ -130,7 +130,8 @@ class Recipe:
         batch: Images per step, over all ranks and accumulated parts.
         accumulate: Parts of a batch whose gradients are added up before a step.
         lr: Peak learning rate, for `batch` as it stands.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw", or "muon": orthogonal steps of the layers that are matrices, AdamW's of
+            all else.
         momentum: Of SGD.
         weight_decay: Of the optimizer; not applied to INT8 scales.
         schedule: "step", "polynomial", "cosine" or "constant".

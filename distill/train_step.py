@@ -3,7 +3,7 @@
 import ctypes
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..errors import GateFailed, MachineError, UsageError
 from .distributed import Ranks, data_parallel
 from .fake_quant import add_scales, init_scales, limit_scale_change, start_fake_quant
 from .losses.combined_loss import CombinedLoss, build_loss
+from .muon import Muon, matrices_of
 from .recipe import Recipe
 from .student import DeviceBatch, Student, build_student
 
@@ -105,9 +106,7 @@ def start_training(
     scales = add_scales(student.network) if recipe.qat else []
     student.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = build_loss(recipe, classes, compared or dim, ranks).to(ranks.device)
-    groups: list[dict[str, Any]] = [{"params": [p for p in student.parameters() if p.ndim]}]
-    if scales:  # decay would shrink ranges that are to stay
-        groups.append({"params": scales, "weight_decay": 0.0})
+    groups = _parameter_groups(recipe, student, scales)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=amp is torch.float16)
     values = student.network.state_dict()
     averaged = {k: v.clone() for k, v in values.items()} if recipe.ema else {}
@@ -299,11 +298,30 @@ def reuse_freed_memory() -> Iterator[None]:
         trim(0)
 
 
+def _parameter_groups(
+    recipe: Recipe, student: Student, scales: Sequence[nn.Parameter]
+) -> list[dict[str, Any]]:
+    plain = [p for p in student.parameters() if p.ndim]
+    groups: list[dict[str, Any]] = [{"params": plain}]
+    if recipe.optimizer == "muon":
+        matrices = matrices_of(student)
+        among = set(matrices)
+        groups = [
+            {"params": matrices, "matrices": True},
+            {"params": [p for p in plain if p not in among]},
+        ]
+    if scales:  # decay would shrink ranges that are to stay
+        groups.append({"params": scales, "weight_decay": 0.0})
+    return groups
+
+
 def _optimizer(
     recipe: Recipe, groups: list[dict[str, Any]], device: torch.device
 ) -> torch.optim.Optimizer:
     fused = device.type == "cuda"  # one kernel for all parameters
     decay = recipe.weight_decay
+    if recipe.optimizer == "muon":
+        return Muon(groups, recipe.lr, decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(

@@ -262,7 +262,7 @@ def build_loss(recipe: Recipe, num_classes: int, dim: int, ranks: Ranks) -> Comb
                 recipe.s,
                 recipe.sigma,
                 sample=recipe.sample,
-                adam=recipe.optimizer == "adamw",
+                adam=recipe.optimizer != "sgd",
                 ranks=ranks,
             )
         elif name == "relational":

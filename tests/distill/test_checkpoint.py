@@ -57,6 +57,39 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert [p.name for p in tmp_path.glob("adadistill-*")] == ["adadistill-raw-5-0.npy"]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_buffers_are_those_of_the_optimizer(optimizer: str, tmp_path: Path) -> None:
+    """A part of AdamW's buffers, or another optimizer's, was a KeyError at the next step."""
+    changes = [f"optimizer={optimizer}", "seed=1", "batch=8"]
+
+    def run() -> TrainState:
+        return start_training(read_recipe("tiny", changes), 6, 16, Ranks())
+
+    one = run()
+    for parameter in one.student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    one.optimizer.step()
+    save_checkpoint(tmp_path, one, {})
+    other = run()
+    assert restore_checkpoint(tmp_path, other, {})
+    saved, held = one.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]
+    assert saved.keys() == held.keys()
+    assert all(torch.equal(v, held[n][name]) for n in saved for name, v in saved[n].items())
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    number, buffers = next(iter(content["optimizer"]["state"].items()))
+    shape = next(iter(one.optimizer.param_groups[0]["params"]))
+    wrong: list[dict[str, Any]] = [
+        dict.fromkeys(("momentum_buffer", "exp_avg"), torch.zeros_like(shape)),
+        {"exp_avg": torch.zeros_like(shape)},
+        {**buffers, "more": torch.zeros(())},
+    ]
+    for odd in wrong:
+        content["optimizer"]["state"][number] = odd
+        torch.save(content, tmp_path / "last.pt")
+        with pytest.raises(ModelError, match="not of this optimizer"):
+            restore_checkpoint(tmp_path, run(), {})
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, new_run(3), {})
     next(tmp_path.glob("adadistill-*")).unlink()

@@ -50,9 +50,11 @@ def test_the_papers_run_is_the_published_codes() -> None:
 
 def test_the_winner_has_the_papers_budget() -> None:
     paper, plus, small = map(read_recipe, ("adadistill", "adadistill-plus", "small-real"))
-    for key in ("network", "epochs", "batch", "m", "s", "margin", "lr", "weight_decay", "clip"):
+    for key in ("network", "epochs", "batch", "m", "s", "margin", "norm_batch"):
         assert getattr(plus, key) == getattr(paper, key), key
-    for key in ("losses", "output", "teacher_views", "bank_s", "schedule", "warmup"):
+    loss = ("losses", "output", "teacher_views", "bank_s")
+    steps = ("optimizer", "lr", "weight_decay", "clip", "schedule", "warmup", "shift")
+    for key in (*loss, *steps):
         assert getattr(plus, key) == getattr(small, key), key
     assert loss_weights(small.losses) == {"adadistill": 1.0, "bank": 20.0}
     # All of MS1MV2's class means fit, and the images of the small set.

@@ -56,6 +56,7 @@ def gpu_branches(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
         ["losses=adadistill,arcface", "compat=official", "margin=cosface", "qat=int8", "ema=0.9"],
         ["losses=centres,mse,adaface", "sample=0.4", "optimizer=adamw"],
+        ["losses=bank,arcface", "qat=int8", "optimizer=muon"],
     ],
 )
 def test_the_host_reads_no_value(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
