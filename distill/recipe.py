@@ -130,8 +130,7 @@ class Recipe:
         batch: Images per step, over all ranks and accumulated parts.
         accumulate: Parts of a batch whose gradients are added up before a step.
         lr: Peak learning rate, for `batch` as it stands.
-        optimizer: "sgd", "adamw", or "muon": orthogonal steps of the layers that are matrices, AdamW's of
-            all else.
+        optimizer: "sgd", "adamw", or "muon": orthogonal steps of weights that are matrices, else AdamW's.
         momentum: Of SGD.
         weight_decay: Of the optimizer; not applied to INT8 scales.
         schedule: "step", "polynomial", "cosine" or "constant".

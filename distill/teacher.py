@@ -25,8 +25,8 @@ from ..inference import make_session
 from ..onnx_file import read_onnx
 from ..trial_run import ensure_runnable
 from .distributed import to_device
+from .foreign.onnx_network import OnnxNetwork
 from .networks import usual_preset
-from .onnx_teacher import OnnxNetwork
 from .student import normalised
 from .weights import load_network
 

@@ -163,7 +163,7 @@ def test_files_hold_one_concept_each() -> None:
     small = [f for f, length in lengths.items() if length < 45 and f.name != "__init__.py"]
     assert len(small) <= 10, relative(small)
     outside_cli = [f for f in files if f.name != "__init__.py" and f.parent.name != "cli"]
-    assert len(outside_cli) <= 244
+    assert len(outside_cli) <= 245
     rooms = Counter(f.parent for f in files if f.name != "__init__.py")
     assert max(count for room, count in rooms.items() if room.name != "cli") <= 20
     assert relative(file for file in files if not file.read_text().startswith('"""')) == []

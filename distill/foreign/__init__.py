@@ -1,1 +1,1 @@
-"""Networks of other people's PyTorch: their own code, TorchScript and torch.export programs."""
+"""Networks of other people as torch modules: their own code, TorchScript, torch.export, ONNX."""

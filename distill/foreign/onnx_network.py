@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ModelError
+from ...errors import ModelError
 
 Operator = Callable[..., Tensor]
 

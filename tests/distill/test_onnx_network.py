@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from fr_edge.distill.onnx_teacher import OnnxNetwork
+from fr_edge.distill.foreign.onnx_network import OnnxNetwork
 from fr_edge.distill.teacher import open_teacher, torch_of_onnx
 from fr_edge.errors import ModelError
 from fr_edge.faces.contract import make_spec
