@@ -4,7 +4,7 @@ Layers are matrices. After momentum each matrix of gradients is replaced by the 
 singular values are all 1 (Jordan et al., https://kellerjordan.github.io/posts/muon/, 2024), so that a
 layer moves equally far in every direction, and every layer equally far whatever the length of its
 gradient. Under SGD with one clip for the whole network the depthwise layers of a MobileFaceNet have
-nearly all of the gradient's length, and its 1x1 layers hardly move (docs/results/small-real.md).
+most of the gradient, and its 1x1 layers hardly move (docs/results/small-real.md).
 All other parameters take AdamW's steps.
 """
 

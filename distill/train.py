@@ -327,7 +327,7 @@ def _train(
             save_checkpoint(place.folder, state, place.key)
         if signal and state.step < steps:
             raise Interrupted(
-                signal, f"the training up to step {state.step:,} of {steps:,} is in {place.folder}"
+                signal, f"the training is kept up to step {state.step:,} of {steps:,}"
             )
     state.seconds += time.monotonic() - started
 

@@ -74,7 +74,7 @@ def interrupted(*_: object) -> None:
 
 def test_a_stage_that_was_stopped_goes_on(stopped: tuple[Path, Interrupted], home: Path) -> None:
     folder, stop = stopped
-    assert stop.kept.startswith("the training up to step 2 of ")
+    assert stop.kept.startswith("the training is kept up to step 2 of ")
     assert stop.kept.endswith(f"0 of 15 stages are finished in {folder}")
     history = open_bundle(home / "teacher.bundle").history
     assert [entry["stage"] for entry in history] == ["distill"]

@@ -95,7 +95,7 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path: Path) -> 
     assert start("stop", tmp_path, 2) == [143, 143]
     kept = [(tmp_path / f"kept-{rank}").read_text() for rank in (0, 1)]
     assert kept[0].startswith(kept[1])
-    assert kept[1].startswith("the training up to step 1 of 3 is in ")
+    assert kept[1].startswith("the training is kept up to step 1 of 3")
     (tmp_path / "again").touch()
     assert start("stop", tmp_path, 1) == [0]  # another number of processes goes on
     assert not (tmp_path / "out" / "checkpoint").exists()

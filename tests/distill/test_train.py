@@ -235,7 +235,8 @@ def test_a_signal_keeps_the_training_and_a_finished_one_is_not_repeated(
         with pytest.raises(Interrupted) as caught:
             distill_student(recipe, faces, out, teacher=teacher, track=_signalled(step, number))
         assert caught.value.number == number
-    assert caught.value.kept.startswith("the training up to step 5 of 6 is in ")
+    kept = "the training is kept up to step 5 of 6"
+    assert caught.value.kept == f"{kept}; the last checkpoint is in {out / 'checkpoint'}"
     private = [file.stat().st_mode & 0o777 for file in (out / "checkpoint").rglob("*.[pn]*")]
     assert set(private) == {0o600}
     resumed = distill_student(recipe, faces, out, teacher=teacher)
