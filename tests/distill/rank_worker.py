@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,9 @@ def gradients(ranks: Ranks, folder: Path) -> None:
     (folder / f"passed-{ranks.rank}").touch()
 
 
-def same_run(ranks: Ranks, folder: Path) -> None:
+def same_run(ranks: Ranks, folder: Path, optimizer: str) -> None:
     """Three steps with BatchNorm over eight images, whatever the number of processes."""
-    state = new_sum(ranks, "norm_batch=8")
+    state = new_sum(ranks, "norm_batch=8", f"optimizer={optimizer}")
     start = {name: value.clone() for name, value in student_weights(state).items()}
     part, losses, moved = slice(*ranks.shard(16)), [], {}
     for step in range(STEPS):
@@ -181,9 +182,13 @@ def main(mode: str, folder: Path) -> None:
             sys.exit(error.exit_code)
         return
     with join_ranks() as ranks:
-        {"head": head_steps, "reload": reload_centres, "gradients": gradients, "same": same_run}[
-            mode
-        ](ranks, folder)
+        {
+            "head": head_steps,
+            "reload": reload_centres,
+            "gradients": gradients,
+            "sgd": partial(same_run, optimizer="sgd"),
+            "muon": partial(same_run, optimizer="muon"),
+        }[mode](ranks, folder)
 
 
 if __name__ == "__main__":

@@ -68,17 +68,19 @@ def test_gradients_are_those_of_all_processes(tmp_path: Path) -> None:
     assert (tmp_path / "passed-1").exists()
 
 
-def test_a_run_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_a_run_does_not_depend_on_the_number_of_processes(optimizer: str, tmp_path: Path) -> None:
     """Where BatchNorm takes its statistics over as many images: the losses, and how the first step
-    moves weights and statistics, but for the order of sums."""
+    moves weights and statistics, but for the order of sums. Adam's first step is that of a gradient's
+    sign, which sums in another order turn where it is zero: with Muon the running statistics alone."""
     for size in (1, 2):
-        assert start("same", tmp_path, size) == [0] * size
+        assert start(optimizer, tmp_path, size) == [0] * size
     one, two = (torch.load(tmp_path / f"run-{size}.pt", weights_only=True) for size in (1, 2))
     torch.testing.assert_close(two["losses"][0], one["losses"][0], rtol=1e-6, atol=0)
     torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-3, atol=0)
     assert one["losses"][2] != one["losses"][0]
     for name, value in one.items():
-        if value.is_floating_point():
+        if value.is_floating_point() and (optimizer == "sgd" or "running" in name):
             rounding = 1.2e-7 * value.numel() ** 0.5  # of weights near 1, of which these are moves
             assert (two[name] - value).norm() <= 0.01 * value.norm() + rounding, name
 
