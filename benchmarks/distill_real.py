@@ -17,6 +17,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,8 @@ def prepare(data: Path, work: Path) -> dict[str, Path]:
         group = group_of.get(inside.parent, "train")
         for name in (group,) if group == "choice" else (group, "train-others"):
             link = places[name] / inside
-            if not link.exists():
-                link.parent.mkdir(parents=True, exist_ok=True)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # of a call that was stopped, or runs beside this one
                 os.link(path, link)
     return places
 
