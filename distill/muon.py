@@ -70,6 +70,10 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move all parameters that have a gradient; a closure is evaluated before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         held: list[tuple[nn.Parameter, Tensor]] = []
         for group in self.param_groups:
             if group["matrices"]:
@@ -78,7 +82,7 @@ class Muon(torch.optim.AdamW):
                 held += moved
         for p, _ in held:  # AdamW passes over parameters without a gradient
             p.grad = None
-        loss: float | None = super().step(closure)
+        super().step()
         for p, grad in held:
             p.grad = grad
         return loss

@@ -82,6 +82,19 @@ def test_the_length_of_a_gradient_is_no_matter() -> None:
     assert torch.allclose(*ends, atol=1e-4)
 
 
+def test_a_closure_gives_the_gradients_of_the_step() -> None:
+    weight = nn.Parameter(torch.ones(3, 4))
+    muon = Muon([{"params": [weight], "matrices": True}], 0.1, 0.0)
+
+    def closure() -> float:
+        loss = weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert muon.step(closure) == 12.0
+    assert not torch.equal(weight, torch.ones(3, 4))
+
+
 def test_depthwise_filters_and_vectors_are_no_matrices() -> None:
     network = build_network("mobilefacenet-0.25-affine", 32)
     names = {id(p): name for name, p in network.named_parameters()}
