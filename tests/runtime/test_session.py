@@ -3,8 +3,8 @@
 import hashlib
 import json
 import threading
-import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -285,17 +285,20 @@ def test_cores_are_those_this_process_may_use():
     assert 1 <= cores() <= len(os.sched_getaffinity(0))
 
 
-def test_a_call_costs_little_more_than_onnxruntime(bundle):
-    """Whoever calls `embed_tensor` pays for a check and nothing else: no copy, no conversion."""
+def test_a_call_copies_nothing(bundle, monkeypatch):
+    """onnxruntime is given the caller's array, once, and the caller onnxruntime's."""
     build_engine(bundle, "fp32")
     session = open_session(bundle.root, "fp32")
-    inner, face = session._session, np.zeros((4, 3, 16, 16), np.float32)
-    ours, theirs = [], []
-    for _ in range(200):
-        start = time.perf_counter_ns()
-        session.embed_tensor(face)
-        middle = time.perf_counter_ns()
-        inner.run(None, {"face": face})
-        ours.append(middle - start)
-        theirs.append(time.perf_counter_ns() - middle)
-    assert np.percentile(ours, 10) - np.percentile(theirs, 10) < 50_000  # ns
+    run, given, taken = session._session.run, [], []
+
+    def recorded(outputs, feeds):
+        given.extend(feeds.values())
+        taken.extend(run(outputs, feeds))
+        return taken
+
+    monkeypatch.setattr(session, "_session", SimpleNamespace(run=recorded))
+    faces = np.zeros((4, 3, 16, 16), np.float32)
+    embeddings = session.embed_tensor(faces)
+    assert len(given) == len(taken) == 1
+    assert given[0] is faces
+    assert embeddings is taken[0]

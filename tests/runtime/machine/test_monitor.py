@@ -89,9 +89,17 @@ def test_clocks_that_move_spoil_the_run() -> None:
 
 
 def test_watching_samples_while_the_work_runs() -> None:
-    with watch(lambda: Reading(power_mw={"VDD_IN": 5000.0})) as trace:
-        time.sleep(1.3)
-    assert 3 <= len(trace.readings) <= 5
+    third, calls = Event(), []
+
+    def read() -> Reading:
+        calls.append(0)
+        if len(calls) == 3:
+            third.set()
+        return Reading(power_mw={"VDD_IN": 5000.0})
+
+    with watch(read, period_s=0.05) as trace:
+        assert third.wait(60)
+    assert len(trace.readings) == len(trace.times) == len(calls) > 3  # the last one at the end
     assert trace.times == sorted(trace.times)
     idle = rest(0.1, lambda: Reading(power_mw={"VDD_IN": 4000.0}))
     assert idle is not None
@@ -104,18 +112,19 @@ def test_a_sensor_that_never_answers_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(monitor, "_PATIENCE_S", 0.2)
-    stuck, calls = Event(), []
+    asked, stuck, calls = Event(), Event(), []
 
     def read() -> Reading:
         calls.append(0)
         if len(calls) > 1:
-            stuck.wait()  # the second reading never comes
+            asked.set()
+            stuck.wait(60)  # the second reading comes too late
+            stuck.set()
         return Reading(power_mw={"VDD_IN": 5000.0})
 
-    begin = time.monotonic()
     with watch(read, period_s=0.05) as trace:
-        time.sleep(0.2)
-    assert time.monotonic() - begin < 5
+        assert asked.wait(60)
+    assert not stuck.is_set()
     assert trace.readings == []
     assert "a sensor does not answer" in caplog.text
     assert energy(trace, trace, 1, 1.0) is None
