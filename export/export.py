@@ -34,6 +34,8 @@ from .source import ExportSource, SourceOptions, open_source
 
 logger = logging.getLogger(__name__)
 
+_USUAL_DIMS = (16, 4096)  # of published face embeddings: 128 to 512 mostly, VGG-Face's have 4,096
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -202,6 +204,7 @@ def _export(
     half = make_fp16_model(model, inputs, expected)
     faces = golden_faces(golden)
 
+    _check_dim(expected.shape[1])
     change.spec, change.embedding_dim = spec, expected.shape[1]
     change.path("model.onnx", "model").write_bytes(model.SerializeToString())
     golden_inputs = preprocess(faces, spec)
@@ -230,6 +233,23 @@ def _export(
         batch=standard.batch,
         parameters=sum(layer.parameters for layer in table),
         macs=total_macs(table),
+    )
+
+
+def _check_dim(dim: int) -> None:
+    """Say what an output that is hardly an embedding may be."""
+    least, most = _USUAL_DIMS
+    if least <= dim <= most:
+        return
+    likely = (
+        "an attribute such as age or pose, or landmarks"
+        if dim < least
+        else "scores of training people or a feature map"
+    )
+    logger.warning(
+        "the output has %s numbers a face, and embeddings %d to %s: is it %s?"
+        " --output names another output of the network",
+        *(f"{dim:,}", least, f"{most:,}", likely),
     )
 
 

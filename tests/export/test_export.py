@@ -289,3 +289,35 @@ def test_a_real_network_with_faces_alone(
     assert result.bundle.spec == PRESETS["raw"]
     assert "--preset raw" in caplog.text
     assert result.summary.check.min_cosine > 0.99999
+
+
+@pytest.mark.parametrize(
+    ("dim", "says"),
+    [
+        (2, "2 numbers a face, and embeddings 16 to 4,096: is it an attribute"),
+        (15, "15 numbers a face"),
+        (16, ""),
+        (4096, ""),
+        (
+            10572,
+            "10,572 numbers a face, and embeddings 16 to 4,096: is it scores of training people",
+        ),
+    ],
+)
+def test_an_output_that_is_hardly_an_embedding(
+    dim: int, says: str, tmp_path: Path, tools: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tools.build()
+    last = onnx.helper.make_node("Gemm", ["fc1", "last"], ["out"], transB=1)
+    weights = np.random.default_rng(0).normal(size=(dim, 16)).astype(np.float32)
+    model.graph.node.append(last)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "last"))
+    output = model.graph.output[0]
+    output.name = "out"
+    output.type.tensor_type.shape.dim[1].dim_value = dim
+    onnx.save(model, str(tmp_path / "net.onnx"))
+    export_onnx(tmp_path / "net.onnx", tmp_path / "net.bundle", spec=SPEC)
+    assert open_bundle(tmp_path / "net.bundle").embedding_dim == dim
+    said = [r.message for r in caplog.records if "numbers a face" in r.message]
+    assert len(said) == bool(says)
+    assert says in "".join(said)
