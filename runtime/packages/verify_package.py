@@ -173,7 +173,7 @@ def verify_package(folder: str | Path) -> PackageCertificate:
         manifest.bundle.certificates,
         manifest.min_cosine,
         tuple(proofs),
-        tuple(not_measured),
+        (*not_measured, *_unlisted(root, manifest)),
         datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     try:
@@ -181,6 +181,22 @@ def verify_package(folder: str | Path) -> PackageCertificate:
     except OSError as error:
         raise NotStored(certificate, error) from error
     return certificate
+
+
+def _unlisted(root: Path, manifest: PackageManifest) -> list[str]:
+    """What lies in the folder besides the package, in words: a program there would find it first."""
+    listed = {PACKAGE_FILE, CERTIFICATE, *manifest.files}
+    found = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
+    others = [name for name in found if name not in listed]
+    if not others:
+        return []
+    files = f"{len(others)} files" if len(others) > 1 else "a file"
+    such_as = ", such as" if len(others) > 1 else ","
+    return [f"{files} that {PACKAGE_FILE} does not list{such_as} {others[0]}"]
 
 
 def _copy(root: Path, copy: Path, manifest: PackageManifest) -> None:

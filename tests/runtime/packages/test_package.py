@@ -119,6 +119,7 @@ def test_a_package_proves_itself(target: str, packages: Path, calibrated_mini: P
     (packages / target / "numpy.py").write_text("raise SystemExit(0)")  # not listed: not run
     result = verify_package(packages / target)
     assert result.verdict == "PASSED"
+    assert "a file that package.json does not list, numpy.py" in result.not_measured
     assert sum(proof.faces for proof in result.proofs) == {"onnx": 14, "python": 8}[target]
     assert min(proof.min_cosine or 0 for proof in result.proofs) >= 0.99999
     certificate = json.loads((packages / target / "certificate.json").read_text())
