@@ -268,7 +268,9 @@ def test_evaluate_and_a_policy_know_fp8(
         person = tmp_path / "people" / str(label)
         person.mkdir(parents=True, exist_ok=True)
         Image.fromarray(faces.read(index)).save(person / f"{index}.png")
-    line = [str(calibrated), "--engine", "fp8", "--json"]
+    bundle = tmp_path / "n.bundle"  # its last verdict, with a policy, would be another test's
+    shutil.copytree(calibrated, bundle)
+    line = [str(bundle), "--engine", "fp8", "--json"]
     assert run_command(["evaluate", *line, "--protocol", str(tmp_path / "people")]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["pairs"] == {"genuine": 12, "impostor": 264}

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -59,7 +60,8 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Interrupted
 
 
 @pytest.fixture(scope="module")
-def home(stopped: tuple[Path, Interrupted]) -> Path:
+def half(stopped: tuple[Path, Interrupted]) -> Path:
+    """The same gone on, and interrupted before it verifies."""
     folder, _ = stopped
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_stages, "_verify", interrupted)
@@ -68,30 +70,39 @@ def home(stopped: tuple[Path, Interrupted]) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def home(half: Path) -> Path:
+    """A copy of it that has gone on to the end."""
+    folder = half.parent / "whole" / "demo"
+    shutil.copytree(half, folder)
+    run_demo(folder, QUIET, SMALL)
+    return folder
+
+
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_stage_that_was_stopped_goes_on(stopped: tuple[Path, Interrupted], home: Path) -> None:
+def test_a_stage_that_was_stopped_goes_on(stopped: tuple[Path, Interrupted], half: Path) -> None:
     folder, stop = stopped
     assert stop.kept.startswith("the training is kept up to step 2 of ")
     assert stop.kept.endswith(f"0 of 15 stages are finished in {folder}")
-    history = open_bundle(home / "teacher.bundle").history
+    history = open_bundle(half / "teacher.bundle").history
     assert [entry["stage"] for entry in history] == ["distill"]
-    assert not (home / "teacher.bundle" / "checkpoint").exists()
+    assert not (half / "teacher.bundle" / "checkpoint").exists()
 
 
-def test_it_goes_on_where_it_was_interrupted(home: Path) -> None:
-    before = json.loads((home / "demo.json").read_text())["stages"]
-    before = [stage["stage"] for stage in before]
+def test_it_goes_on_where_it_was_interrupted(half: Path, home: Path) -> None:
+    before, after = (
+        [stage["stage"] for stage in json.loads((folder / "demo.json").read_text())["stages"]]
+        for folder in (half, home)
+    )
     assert before[-1] == "engine int8"
-    trained = (home / "student.bundle" / "model.pt").stat().st_mtime_ns
-    done = run_demo(home, QUIET, SMALL)
-    assert (home / "student.bundle" / "model.pt").stat().st_mtime_ns == trained
-    names = [stage.stage for stage in done.stages]
-    assert names[: len(before)] == before
-    assert names[-1] == "report"
-    assert done.report.is_file()
+    assert after[: len(before)] == before
+    assert after[-1] == "report"
+    first, last = (folder / "student.bundle" / "model.pt" for folder in (half, home))
+    assert first.stat().st_mtime_ns == last.stat().st_mtime_ns
+    assert run_demo(home, QUIET, SMALL).report.is_file()
     bundle = open_bundle(home / "student.bundle")
     stages = [entry["stage"] for entry in bundle.history]
     assert stages.count("distill") == stages.count("export") == stages.count("calibrate") == 1
