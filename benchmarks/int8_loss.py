@@ -158,7 +158,7 @@ def harden(bundle: Path) -> str:
     channels = next(v.type.tensor_type.shape.dim[1].dim_value for v in shapes if v.name == tensor)
     scale = np.ones(channels)
     scale[::10] = 1 / 50
-    loud = equalize(model, {t: scale for t in groups if groups[t] == groups[tensor]})
+    loud = equalize(model, {t: scale for t in groups if np.array_equal(groups[t], groups[tensor])})
     with transaction(bundle, "harden", {}) as draft:
         draft.path("model.onnx", "FP32 model").write_bytes(loud.SerializeToString())
     return tensor

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from ..arrays import F32, F64
-from ..graph.edit import only_read_by, uses
+from ..arrays import F32, F64, I64
+from ..graph.edit import only_read_by, product_constant, uses
 from ..graph.layer_weights import groups_of, layer_columns, output_axis
 from ..graph.layers import Int8Choice, weighted_nodes
 from . import constants
@@ -30,14 +30,9 @@ from .clipping import (
     pool_channels,
 )
 from .histogram import Histogram
-from .scale_groups import (
-    ScalePart,
-    channel_axes,
-    product_constant,
-    scale_groups,
-    scale_parts,
-    separate_tensors,
-)
+from .scale_groups import channel_axes, scale_groups
+
+_ACTIVATIONS = ("Mul", "HardSwish", "Gelu", "Reshape")  # SiLU, gates; attention ends in a Reshape
 
 
 @dataclass(frozen=True)
@@ -113,23 +108,21 @@ def channel_scales(
         inputs: The tensors that INT8 layers read.
 
     Returns:
-        Tensor -> `(C,) float64`, for every tensor of a group that INT8 layers read.
+        Tensor -> `(C,) float64`, for every tensor with channels of a group that INT8 layers read.
     """
     groups = scale_groups(model)
-    members: dict[str, list[QuantizedInput]] = {}
-    for tensor, values in inputs.items():
-        if tensor in groups:
-            members.setdefault(groups[tensor], []).append(values)
-    parts = scale_parts(model)
-    clashing = {name for group in parts.keys() & members for name in _related(group, parts)}
-    scales = {
-        group: _best_scale(tensors) for group, tensors in members.items() if group not in clashing
+    read = {tensor: values for tensor, values in inputs.items() if tensor in groups}
+    scales: dict[int, float] = {}
+    for tensors in _connected({tensor: groups[tensor] for tensor in read}):
+        scales |= _best_scales([(read[tensor], groups[tensor]) for tensor in tensors])
+    result = {
+        tensor: np.array([scales.get(group, 1.0) for group in of_channels.tolist()])
+        for tensor, of_channels in groups.items()
+        if not scales.keys().isdisjoint(of_channels.tolist())
     }
-    for group in parts:
-        _scale_part(group, parts, scales)
-    result = {tensor: scales[group] for tensor, group in groups.items() if group in scales}
     for tensor in separate_tensors(model, choice):
-        scale = _best_scale([inputs[tensor]])
+        scales = _best_scales([(inputs[tensor], np.arange(len(inputs[tensor].weight_peak)))])
+        scale = np.array(list(scales.values()))
         if _relative_error(inputs[tensor], scale) < constants.WORTH_A_PRODUCT * _relative_error(
             inputs[tensor], np.ones(len(scale))
         ):
@@ -137,26 +130,27 @@ def channel_scales(
     return result
 
 
-def _related(group: str, parts: Mapping[str, ScalePart]) -> set[str]:
-    """A group with all that are connected to it by concatenations."""
-    related, size = {group}, 0
-    while size < len(related):
-        size = len(related)
-        for name, part in parts.items():
-            if not related.isdisjoint((name, part.whole)):
-                related |= {name, part.whole}
-    return related
+def separate_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
+    """Tensors that no constant can scale, but a product of their own can.
 
+    Those are what an activation, a gate or attention makes for INT8 layers alone, as behind SiLU.
 
-def _scale_part(group: str, parts: Mapping[str, ScalePart], scales: dict[str, F64]) -> F64 | None:
-    """Give a group its part of the scale of the group that it is a part of, if that has one."""
-    if group not in parts:
-        return scales.get(group)
-    part = parts[group]
-    whole = _scale_part(part.whole, parts, scales)
-    if whole is not None:
-        scales[group] = whole[part.first : part.first + part.count]
-    return scales.get(group)
+    Args:
+        model: A float model whose nodes are named.
+        choice: Which of its layers become INT8.
+    """
+    groups = scale_groups(model)
+    made = {
+        name
+        for node in model.graph.node
+        for name in node.output
+        if node.op_type in _ACTIVATIONS and name not in groups
+    }
+    return [
+        tensor
+        for tensor in choice.tensors
+        if tensor in made and only_read_by(model.graph, tensor, choice.int8)
+    ]
 
 
 def tensor_ranges(
@@ -193,7 +187,8 @@ def equalize(model: onnx.ModelProto, scales: Mapping[str, F64]) -> onnx.ModelPro
 
     Args:
         model: A float model whose nodes are named.
-        scales: Tensor -> `(C,) float64`; all tensors of a group of `scale_groups` or none.
+        scales: Tensor -> `(C,) float64`; one number for each group of `scale_groups`, in all of its
+            tensors or in none, and 1 for channels without one.
 
     Returns:
         A copy that computes the same embeddings.
@@ -298,14 +293,46 @@ def _per_input(node: NodeProto, shape: tuple[int, ...], factor: F64) -> F64:
     return per_row.reshape(*per_row.shape, *[1] * (len(shape) - 2))
 
 
-def _best_scale(members: Sequence[QuantizedInput]) -> F64:
-    """The scale with the least error over all tensors of a group; no scaling is a candidate."""
-    peak = np.exp(np.mean([np.log(_relative(m.magnitudes.peak)) for m in members], axis=0))
-    weight = np.max([_relative(m.weight_peak) for m in members], axis=0)
-    candidates = [np.ones(len(peak))]
-    candidates += [peak**a / weight ** (1.0 - a) for a in constants.EXPONENTS]
-    candidates = [scale / np.exp(np.log(scale).mean()) for scale in candidates]
-    return min(candidates, key=lambda scale: sum(_relative_error(m, scale) for m in members))
+def _connected(groups: Mapping[str, I64]) -> list[list[str]]:
+    """Tensors apart where no group has channels of both."""
+    parts: list[tuple[list[str], set[int]]] = []
+    for tensor, numbers in groups.items():
+        own = set(numbers.tolist()) - {-1}
+        touched = [part for part in parts if not own.isdisjoint(part[1])]
+        tensors = [name for names, _ in touched for name in names]
+        parts = [part for part in parts if part not in touched]
+        parts.append(([*tensors, tensor], own.union(*(of_part for _, of_part in touched))))
+    return [tensors for tensors, _ in parts]
+
+
+def _best_scales(members: Sequence[tuple[QuantizedInput, I64]]) -> dict[int, float]:
+    """Group -> the scale with the least error over all tensors; no scaling is a candidate.
+
+    Args:
+        members: Tensors with the group of each channel, -1 for one that has no scale.
+    """
+    numbers = np.concatenate([groups for _, groups in members])
+    groups, places = np.unique(numbers, return_inverse=True)
+    free = groups >= 0  # channels without a scale come first, as if they shared one, which is 1
+    peaks = np.concatenate([np.log(_relative(values.magnitudes.peak)) for values, _ in members])
+    peak = np.exp(np.bincount(places, peaks) / np.bincount(places))
+    weight = np.zeros(len(groups))
+    np.maximum.at(
+        weight, places, np.concatenate([_relative(values.weight_peak) for values, _ in members])
+    )
+    own = np.split(places, np.cumsum([len(channels) for _, channels in members])[:-1])
+    candidates = [np.ones(len(groups))]
+    for exponent in constants.EXPONENTS:
+        scale = peak**exponent / weight ** (1.0 - exponent)
+        candidates.append(scale / np.exp(np.log(scale if free.all() else scale[~free]).mean()))
+    best = min(
+        candidates,
+        key=lambda scale: sum(
+            _relative_error(values, scale[of_tensor])
+            for (values, _), of_tensor in zip(members, own, strict=True)
+        ),
+    )
+    return dict(zip(groups[free].tolist(), best[free].tolist(), strict=True))
 
 
 def _relative(values: F64) -> F64:

@@ -1,4 +1,4 @@
-"""Which tensors can have their channels scaled, and which of them must share one scale.
+"""Which channels of which tensors can be scaled, and which of them must share one scale.
 
 Dividing channel c of a tensor by s[c] leaves the network's output unchanged where the constants
 around it take the scale: what makes the tensor is divided by s, what reads it multiplied.
@@ -10,26 +10,28 @@ around it take the scale: what makes the tensor is divided by s, what reads it m
   written out, LayerScale, the one half of GELU, the sixth of hard-swish.
 - ReLU, PReLU, pooling, transposition, additions and products with a gate that has no scale of its own
   (squeeze-excite) pass the scale on.
-- A concatenation of channels has the scales of its parts, one behind the other (Ghost modules,
-  Inception).
+- A concatenation has the scales of its parts, one behind the other (Ghost modules, Inception,
+  DenseNet); a split, a slice and a shuffle of channels those of the channels they take (ShuffleNet).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from ..graph.edit import attribute, only_read_by
-from ..graph.layers import Int8Choice
-from ..graph.shapes import tensor_types
+from ..arrays import I64
+from ..graph.edit import attribute, product_constant
+from ..graph.shapes import moved_values, tensor_types
 
 _BY_CHANNEL = ("BatchNormalization", "InstanceNormalization")
 _PASSING = ("PRelu", "Relu", "LeakyRelu")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 _SUMS = ("Add", "Sub")
-_ACTIVATIONS = ("Mul", "HardSwish", "Gelu", "Reshape")  # SiLU, gates; attention ends in a Reshape
+_MOVES = ("Split", "Slice", "Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
+_MOST_VALUES = 1 << 24  # of a tensor whose channels are followed value by value
 
 
 @dataclass(frozen=True)
@@ -52,46 +54,18 @@ class ChannelAxis:
         return (-1, *[1] * self.trailing)
 
 
-@dataclass(frozen=True)
-class ScalePart:
-    """Where the channels of a group of tensors lie among those of another group.
-
-    Attributes:
-        whole: Name of the other group.
-        first: Index of the first channel.
-        count: Number of channels.
-    """
-
-    whole: str
-    first: int
-    count: int
-
-
-def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
-    """Which tensors must share one scale per channel.
+def scale_groups(model: onnx.ModelProto) -> dict[str, I64]:
+    """Which channels must share one scale.
 
     Args:
         model: A float model whose nodes are named.
 
     Returns:
-        Tensor -> the name of its group. Tensors that cannot be scaled (the input, the embedding,
-        inputs and outputs of other operators) are absent.
+        Tensor -> `(C,) int64`, the number of each channel's group, from 0: channels of one group, of
+        whatever tensors, share a scale. -1 for a channel that cannot be scaled; a tensor without
+        any other (the input, the embedding, inputs and outputs of other operators) is absent.
     """
-    return _Groups(model).tensors()
-
-
-def scale_parts(model: onnx.ModelProto) -> dict[str, ScalePart]:
-    """Which groups of `scale_groups` are a run of another one's channels, by a concatenation.
-
-    Args:
-        model: A float model whose nodes are named.
-
-    Returns:
-        Name of a group -> its place.
-    """
-    groups = _Groups(model)
-    scaled = set(groups.tensors().values())
-    return {group: part for group, part in groups.parts()[0].items() if group in scaled}
+    return _Groups(model).numbers()
 
 
 def channel_axes(model: onnx.ModelProto) -> dict[str, ChannelAxis]:
@@ -104,62 +78,61 @@ def channel_axes(model: onnx.ModelProto) -> dict[str, ChannelAxis]:
         Tensor -> its channels.
     """
     groups = _Groups(model)
-    return {tensor: groups.axes[tensor] for tensor in groups.tensors()}
+    return {tensor: groups.axes[tensor] for tensor in groups.numbers()}
 
 
-def separate_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
-    """Tensors that no constant can scale, but a product of their own can.
+class _Channels:
+    """Union of channels that share a scale; fixed ones have none."""
 
-    Those are what an activation, a gate or attention makes for INT8 layers alone, as behind SiLU.
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+        self._fixed: list[bool] = []
 
-    Args:
-        model: A float model whose nodes are named.
-        choice: Which of its layers become INT8.
-    """
-    groups = scale_groups(model)
-    made = {
-        name
-        for node in model.graph.node
-        for name in node.output
-        if node.op_type in _ACTIVATIONS and name not in groups
-    }
-    return [
-        tensor
-        for tensor in choice.tensors
-        if tensor in made and only_read_by(model.graph, tensor, choice.int8)
-    ]
+    def new(self, count: int) -> I64:
+        """Channels that share with no other."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        self._fixed.extend([False] * count)
+        return np.arange(first, first + count)
 
+    def root(self, channel: int) -> int:
+        parent = self._parent
+        while parent[channel] != channel:
+            parent[channel] = parent[parent[channel]]
+            channel = parent[channel]
+        return channel
 
-def product_constant(node: NodeProto, constants: Mapping[str, object]) -> int | None:
-    """Which input of a product or sum with a constant is the constant.
+    def unite(self, some: I64, others: I64) -> None:
+        """One scale for each pair."""
+        for one, other in zip(some.tolist(), others.tolist(), strict=True):
+            kept, merged = self.root(one), self.root(other)
+            self._parent[merged] = kept
+            self._fixed[kept] |= self._fixed[merged]
 
-    Args:
-        node: Any node.
-        constants: The graph's constants by name.
+    def fix(self, channels: I64) -> None:
+        for channel in channels.tolist():
+            self._fixed[self.root(channel)] = True
 
-    Returns:
-        Its index; None for other nodes, and for a constant that is divided.
-    """
-    if node.op_type not in (*_SUMS, "Mul", "Div"):
-        return None
-    indices = [i for i, name in enumerate(node.input) if name in constants]
-    if len(indices) != 1 or (node.op_type == "Div" and indices != [1]):
-        return None
-    return indices[0]
+    def free(self, channels: I64) -> list[bool]:
+        return [not self._fixed[self.root(channel)] for channel in channels.tolist()]
 
 
 class _Groups:
-    """Union of tensors that share a scale, in graph order; `fixed` ones have none."""
+    """The channels of each tensor, united in graph order; `fixed` tensors have no scale."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.parent: dict[str, str] = {}
+        self.channels = _Channels()
+        self.ids: dict[str, I64] = {}
         self.axes: dict[str, ChannelAxis] = {}
-        self.placed: list[tuple[str, ScalePart]] = []  # tensors and their place in another tensor
-        self.fixed = {value.name for value in (*graph.input, *graph.output)}
+        self.spread: dict[str, I64] = {}  # the channel of each value, where these have no axis
+        self.fixed: set[str] = set()
         self.order = {name: i for i, node in enumerate(graph.node) for name in node.output}
         self.shapes = _shapes(model)
+        opsets = (o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.opset = next(opsets, 0)
+        self._fix(value.name for value in (*graph.input, *graph.output))
         products = []
         for node in graph.node:
             data = [name for name in node.input if name and name not in self.constants]
@@ -167,70 +140,73 @@ class _Groups:
                 # Until the fixed tensors are known, its output only has its channels' place.
                 earlier = min(data, key=lambda name: self.order.get(name, -1))
                 if earlier in self.axes:
-                    self.axes[node.output[0]] = self.axes[earlier]
+                    self._make(node.output[0], self.axes[earlier])
                 products.append((node.output[0], data))
             elif not self._passes(node, data):
-                self.fixed.update((*data, *node.output))
+                self._fix((*data, *node.output))
         for result, data in products:
             self._gate(result, data)
 
-    def tensors(self) -> dict[str, str]:
-        """Tensor -> the name of its group, without fixed ones."""
-        roots = {self.find(name) for name in self.fixed}
-        places, clashing = self.parts()
-        roots |= clashing
-        changed = True
-        while changed:  # a group has a scale where what it is a part of has one, and all parts have
-            pairs = [(group, place.whole) for group, place in places.items()]
-            more = {group for pair in pairs if not roots.isdisjoint(pair) for group in pair}
-            changed = not more <= roots
-            roots |= more
-        groups = {name: self.find(name) for name in self.axes}
-        return {name: root for name, root in groups.items() if root not in roots}
+    def numbers(self) -> dict[str, I64]:
+        """Tensor -> the number of each channel's group; see `scale_groups`."""
+        numbers: dict[int, int] = {}
+        groups = {}
+        for name, ids in self.ids.items():
+            free = self.channels.free(ids)
+            if any(free):
+                roots = [self.channels.root(channel) for channel in ids.tolist()]
+                groups[name] = np.array(
+                    [
+                        numbers.setdefault(root, len(numbers)) if is_free else -1
+                        for root, is_free in zip(roots, free, strict=True)
+                    ]
+                )
+        return groups
 
-    def parts(self) -> tuple[dict[str, ScalePart], set[str]]:
-        """The place of each group that is a part of another; and groups that cannot have a scale,
-        because one of them has several places.
-        """
-        places: dict[str, ScalePart] = {}
-        clashing = set[str]()
-        for tensor, part in self.placed:
-            group, place = self.find(tensor), replace(part, whole=self.find(part.whole))
-            if places.setdefault(group, place) != place:
-                clashing |= {group, place.whole}
-        return places, clashing
+    def _fix(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.fixed.add(name)
+            if name in self.ids:
+                self.channels.fix(self.ids[name])
+            elif name in self.spread:
+                self.channels.fix(np.unique(self.spread[name]))
 
-    def find(self, name: str) -> str:
-        """The name of a tensor's group."""
-        while self.parent.setdefault(name, name) != name:
-            name = self.parent[name]
-        return name
+    def _make(self, name: str, axis: ChannelAxis, ids: I64 | None = None) -> None:
+        """Set a tensor's channels: those of another tensor, or new ones."""
+        self.axes[name] = axis
+        self.ids[name] = self.channels.new(axis.count) if ids is None else ids
+        if name in self.fixed:
+            self.channels.fix(self.ids[name])
 
     def _join(self, result: str, source: str, axis: ChannelAxis | None = None) -> bool:
         """Give a tensor the scale of another one; False where that has no known channels."""
         if source not in self.axes:
             return False
-        self.axes[result] = axis or self.axes[source]
-        self.parent[self.find(result)] = self.find(source)
+        self._make(result, axis or self.axes[source], self.ids[source])
         return True
 
     def _gate(self, result: str, data: list[str]) -> None:
         """A product of two tensors: its scale is that of one of them, if the other has none."""
-        roots = {self.find(name) for name in self.fixed}
-        free = [name for name in data if self.find(name) not in roots and name in self.axes]
+        known = [name for name in data if name in self.axes]
+        free = [name for name in known if any(self.channels.free(self.ids[name]))]
         # Of two that could be scaled, the later one is the gate, made from the other.
         source = min(free, key=lambda name: self.order[name], default="")
-        self.fixed.update(name for name in data if name != source)
-        same = source and self.axes.get(result, self.axes[source]) == self.axes[source]
-        if not (same and self._join(result, source)):
-            self.fixed.update((result, *data))
+        self._fix(name for name in data if name != source)
+        if source and self.axes.get(result) == self.axes[source]:
+            self.channels.unite(self.ids[source], self.ids[result])
+        else:
+            self._fix((result, *data))
 
     def _passes(self, node: NodeProto, data: list[str]) -> bool:
         """Handle a node that takes a scale or passes it on; False for others."""
-        op, results = node.op_type, list(node.output)
-        if len(results) != 1 or not data:
+        op = node.op_type
+        if not data or not node.output:
             return False
-        result, axis = results[0], self.axes.get(data[0])
+        result, axis = node.output[0], self.axes.get(data[0])
+        if op in ("Split", "Slice", "Gather") or data[0] in self.spread:
+            return data == [node.input[0]] and self._moves_channels(node)
+        if len(node.output) != 1:
+            return False
         if op in ("Conv", "Gemm", "MatMul", "LayerNormalization", *_BY_CHANNEL):
             return data == [node.input[0]] and self._absorbs(node, axis)
         if op in _PASSING and len(data) == 1:
@@ -242,11 +218,11 @@ class _Groups:
         if op == "Flatten" and axis is not None and attribute(node, "axis", 1) == 1:
             return self._join(result, data[0], ChannelAxis(axis.count, 0, flattened=True))
         if op in ("ReduceMean", "Squeeze", "Reshape") and len(data) == 1:
-            return axis is not None and self._moves(node, axis)
+            return axis is not None and (self._moves(node, axis) or self._moves_channels(node))
         if op in _SUMS and len(data) == 2:
             same = axis is not None and axis == self.axes.get(data[1])
             if same:
-                self.parent[self.find(data[1])] = self.find(data[0])
+                self.channels.unite(self.ids[data[0]], self.ids[data[1]])
             return same and self._join(result, data[0])
         if op == "Transpose":
             return axis is not None and self._turns(node, axis)
@@ -265,20 +241,39 @@ class _Groups:
         return self._join(node.output[0], node.input[0], replace(axis, trailing=trailing))
 
     def _concatenates(self, node: NodeProto) -> bool:
-        """Channels one behind the other, whose place in the result is remembered."""
+        """Channels one behind the other."""
         axes, shape = [self.axes.get(name) for name in node.input], self.shapes.get(node.output[0])
         known = [axis for axis in axes if axis is not None and not axis.flattened]
         if shape is None or len(known) < len(axes) or len({axis.trailing for axis in known}) > 1:
             return False
         place = len(shape) - 1 - known[0].trailing
+        ids = np.concatenate([self.ids[name] for name in node.input])
         if attribute(node, "axis", 0) % len(shape) != place:
             return False
-        first = 0
-        for name, axis in zip(node.input, known, strict=True):
-            self.placed.append((name, ScalePart(node.output[0], first, axis.count)))
-            first += axis.count
-        self.axes[node.output[0]] = replace(known[0], count=first)
-        return shape[place] == first
+        self._make(node.output[0], replace(known[0], count=len(ids)), ids)
+        return True
+
+    def _moves_channels(self, node: NodeProto) -> bool:
+        """Split, Slice and Gather take some channels; Reshape and Transpose shuffle them, by way of
+        tensors whose channels lie on no axis of their own. The node itself moves their numbers."""
+        source, shapes = node.input[0], [self.shapes.get(name) for name in node.output]
+        if node.op_type not in _MOVES:
+            return False
+        place = self.spread.get(source)
+        if place is None and (axis := self.axes.get(source)) and not axis.flattened:
+            channels = self.ids[source].reshape(axis.factor_shape())
+            place = np.broadcast_to(channels, self.shapes.get(source, (0,)))
+        if place is None or any(not shape or prod(shape) > _MOST_VALUES for shape in shapes):
+            return False
+        constants = [self.constants[name] for name in node.input if name in self.constants]
+        moves = moved_values(node, place, constants, self.opset)
+        for name, moved in zip(node.output, moves, strict=False):
+            line = _line(moved)
+            if line is None:
+                self.spread[name] = moved
+            else:
+                self._make(name, *line)
+        return bool(moves)
 
     def _channels_second(self, name: str, axis: ChannelAxis | None) -> bool:
         """Whether channels lie behind the batch: pools average what follows, Flatten joins it."""
@@ -306,9 +301,9 @@ class _Groups:
             takes = node.op_type == "BatchNormalization" and axis == made
         else:
             return False
-        self.axes[node.output[0]] = made
+        self._make(node.output[0], made)
         if not takes:
-            self.fixed.add(node.input[0])
+            self._fix([node.input[0]])
         return True
 
     def _scaled_by_constant(self, node: NodeProto, source: str, index: int) -> bool:
@@ -320,9 +315,9 @@ class _Groups:
             return False
         if node.op_type in _SUMS:
             return self._join(node.output[0], source)
-        self.axes[node.output[0]] = axis
+        self._make(node.output[0], axis)
         if known is None:
-            self.fixed.add(source)
+            self._fix([source])
         return True
 
     def _moves(self, node: NodeProto, axis: ChannelAxis) -> bool:
@@ -386,3 +381,16 @@ def _reduced_axes(
             return None
         given = numpy_helper.to_array(constants[node.input[1]]).ravel().tolist()
     return None if given is None else {int(i) % rank for i in given}
+
+
+def _line(channels: I64) -> tuple[ChannelAxis, I64] | None:
+    """The axis behind the batch along which channels lie, each once, and the channels there."""
+    for place in range(1, channels.ndim):
+        trailing = channels.ndim - 1 - place
+        line = channels[(0,) * place][(slice(None), *[0] * trailing)]
+        along = np.array_equal(
+            channels, np.broadcast_to(line.reshape(-1, *[1] * trailing), channels.shape)
+        )
+        if along and len(set(line.tolist())) == len(line):
+            return ChannelAxis(len(line), trailing), line
+    return None

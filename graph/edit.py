@@ -4,7 +4,7 @@ Names used inside the bodies of If, Loop and Scan count.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -185,3 +185,21 @@ def _bodies(node: NodeProto) -> Iterator[GraphProto]:
             yield item.g
         elif item.type == AttributeProto.GRAPHS:
             yield from item.graphs
+
+
+def product_constant(node: NodeProto, constants: Mapping[str, object]) -> int | None:
+    """Which input of a product or sum with a constant is the constant.
+
+    Args:
+        node: Any node.
+        constants: The graph's constants by name.
+
+    Returns:
+        Its index; None for other nodes, and for a constant that is divided.
+    """
+    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+        return None
+    indices = [i for i, name in enumerate(node.input) if name in constants]
+    if len(indices) != 1 or (node.op_type == "Div" and indices != [1]):
+        return None
+    return indices[0]

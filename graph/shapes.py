@@ -3,10 +3,15 @@
 Shapes do not depend on weights, and onnx would copy those of a large network twice.
 """
 
+from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import onnx
-from onnx import ModelProto, TypeProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from ..arrays import I64
 
 _LARGE = 256  # numbers; a larger constant is a weight, not a shape, axis or scale
 
@@ -71,6 +76,31 @@ def with_image_size(model: ModelProto, size: tuple[int, int]) -> ModelProto:
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     return copy
+
+
+def moved_values(
+    node: NodeProto, values: I64, constants: Sequence[TensorProto], opset: int
+) -> list[I64]:
+    """What a node that only moves values, such as Reshape or Split, makes of numbers.
+
+    Args:
+        node: The node; its first input gets the numbers.
+        values: The numbers, in the shape of that input.
+        constants: Its other inputs.
+        opset: Of the node's graph.
+
+    Returns:
+        Its outputs; empty where it cannot be computed.
+    """
+    given = [helper.make_tensor_value_info(node.input[0], TensorProto.INT64, values.shape)]
+    made = [helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in node.output]
+    graph = helper.make_graph([node], "moved", given, made, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        outputs = ReferenceEvaluator(model).run(None, {node.input[0]: values})
+    except (ValueError, TypeError, IndexError, RuntimeError):
+        return []
+    return [np.asarray(output) for output in outputs]
 
 
 def _with_batch(value: ValueInfoProto, batch: int) -> ValueInfoProto:

@@ -6,6 +6,7 @@ import onnxruntime as ort
 
 from fr_edge.calibration.fitting import fit_table
 from fr_edge.calibration.histogram import Histogram
+from fr_edge.calibration.scale_groups import scale_groups
 from fr_edge.calibration.table import CalibrationTable
 from fr_edge.graph.layers import choose_int8_layers
 
@@ -27,3 +28,19 @@ def fit(
     return fit_table(
         model, choose_int8_layers(model), histograms, *args, faces=1, identities=1, model_sha256=""
     )
+
+
+def close(result: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=2e-4 * np.abs(expected).max())
+
+
+def any_scales(model: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
+    """Random scales for every channel that may have one."""
+    groups = scale_groups(model)
+    by_group = np.exp(np.random.default_rng(seed).normal(0, 1, 1 + 64 * len(groups)))
+    by_group[-1] = 1.0  # of channels without a group
+    return {tensor: by_group[channels] for tensor, channels in groups.items()}
+
+
+def alike(groups: dict[str, np.ndarray], *tensors: str) -> bool:
+    return all(np.array_equal(groups[tensors[0]], groups[other]) for other in tensors[1:])

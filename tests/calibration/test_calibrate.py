@@ -228,7 +228,7 @@ def hard(bundle: Path) -> str:
     groups = scale_groups(model)
     scale = np.ones(32)
     scale[::8] = 1 / 50
-    loud = equalize(model, {t: scale for t in groups if groups[t] == groups[tensor]})
+    loud = equalize(model, {t: scale for t in groups if np.array_equal(groups[t], groups[tensor])})
     with transaction(bundle, "test", {}) as draft:
         draft.path("model.onnx", "hard").write_bytes(loud.SerializeToString())
     return next(layer.name for layer in weighted_layers(model) if layer.op == "Gemm")

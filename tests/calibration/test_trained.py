@@ -11,9 +11,9 @@ from fitted import run
 
 from fr_edge.calibration import constants
 from fr_edge.calibration.activation_shift import shift_activations, shiftable_tensors
-from fr_edge.calibration.equalization import equalize
+from fr_edge.calibration.equalization import equalize, separate_tensors
 from fr_edge.calibration.fitting import ALL_STEPS, RANGES_ONLY, CalibrationSteps
-from fr_edge.calibration.scale_groups import channel_axes, scale_groups, separate_tensors
+from fr_edge.calibration.scale_groups import channel_axes, scale_groups
 
 BOUNDS = {"residual": 0.0485, "excite": 0.112, "tokens": 0.0292}
 NO_GPTQ_BOUND = 0.038  # of tokens
@@ -74,11 +74,12 @@ def test_scales_and_shifts_leave_the_embedding(
     shifts = shiftable_tensors(bench.model, bench.choice)
     counts = (len(set(bench.choice.tensors) & groups.keys()), len(apart), len(shifts))
     assert counts == (grouped, separate, shifted)
-    by_group: dict[str, np.ndarray] = {}
-    scales = {
-        tensor: by_group.setdefault(group, np.exp(random.normal(0, 1, axes[tensor].count)))
-        for tensor, group in groups.items()
+    assert {name: len(channels) for name, channels in groups.items()} == {
+        name: axis.count for name, axis in axes.items()
     }
+    by_group = np.exp(random.normal(0, 1, 1 + max(channels.max() for channels in groups.values())))
+    assert min(channels.min() for channels in groups.values()) == 0
+    scales = {tensor: by_group[channels] for tensor, channels in groups.items()}
     scales |= {t: np.exp(random.normal(0, 1, len(bench.histograms[t].low))) for t in apart}
     changed = equalize(bench.model, scales)
     expected = bench.expected
