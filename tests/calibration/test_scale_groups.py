@@ -5,6 +5,7 @@ import onnx
 import pytest
 from fitted import alike, any_scales, close, fit, run
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs import random_model
 
 from fr_edge.calibration.equalization import channel_scales, equalize, quantized_inputs
 from fr_edge.calibration.fitting import CalibrationSteps
@@ -248,3 +249,19 @@ def test_columns_behind_a_reshape_are_no_channels() -> None:
     ])  # fmt: skip
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("out", TensorProto.FLOAT, (2, 5)))
     assert not {"flat", "sum", "ar", "a"} & exact_with(model).keys()
+
+
+def test_any_scales_leave_random_networks() -> None:
+    """Of what scales, moves, joins and gates channels, and now and then of what has no scale."""
+    scaled = partly = 0
+    for seed in range(60):
+        model = random_model(seed)
+        groups, x = scale_groups(model), drawn(model)
+        scales = {name: np.clip(s, 0.25, 4) for name, s in any_scales(model, seed).items()}
+        scaled += len(scales)
+        partly += sum(channels.min() < 0 for channels in groups.values())
+        result, expected = run(equalize(model, scales), x)[0], run(model, x)[0]
+        close = np.allclose(result, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
+        assert close, f"seed {seed}"
+    assert scaled > 300
+    assert partly > 3
