@@ -1,6 +1,6 @@
 """INT8 of networks whose channels are joined, split and shuffled, with random weights.
 
-    python benchmarks/random_networks.py [--networks shuffle,dense,ghost] [--people 60] [--seed 0]
+    python benchmarks/random_networks.py [--networks shuffle,dense,light,ghost] [--people 60] [--seed 0]
 
 No trained network of these kinds is at hand. Their layers' channels are unlike, as those of trained
 networks are: BatchNormalization has exp(.7 z) as gamma, for normal z. They are calibrated on four
@@ -29,7 +29,9 @@ from fr_edge.metrics.rates import EmbeddingLoss
 SPREAD = 0.7
 
 
-def layer(inputs: int, outputs: int, side: int = 1, stride: int = 1, groups: int = 1) -> nn.Module:
+def layer(
+    inputs: int, outputs: int, side: int = 1, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
     norm = nn.BatchNorm2d(outputs, momentum=None)
     with torch.no_grad():
         norm.weight.copy_(torch.exp(torch.randn(outputs) * SPREAD))
@@ -91,6 +93,19 @@ class GhostModule(nn.Module):
         return torch.cat([x, self.ghosts(x)], dim=1)
 
 
+class MaxFeatureMap(nn.Module):
+    """LightCNN (arXiv 1511.02683): the larger of two halves of the channels, no activation."""
+
+    def __init__(self, inputs: int, outputs: int, side: int) -> None:
+        super().__init__()
+        conv, norm, _ = layer(inputs, 2 * outputs, side)
+        self.both = nn.Sequential(conv, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.both(x).chunk(2, dim=1)
+        return torch.max(first, second)
+
+
 def body(name: str) -> tuple[nn.Module, int]:
     """From the image to 7 x 7 cells of so many channels."""
     if name == "shuffle":
@@ -104,6 +119,11 @@ def body(name: str) -> tuple[nn.Module, int]:
             parts += [DenseBlock(width, 5), layer(wide, wide // 2), nn.AvgPool2d(2)]
             width = wide // 2
         return nn.Sequential(*parts), width
+    if name == "light":
+        parts = [MaxFeatureMap(3, 24, 5)]
+        for a, b in ((24, 48), (48, 96), (96, 96), (96, 64)):
+            parts += [nn.MaxPool2d(2), MaxFeatureMap(a, a, 1), MaxFeatureMap(a, b, 3)]
+        return nn.Sequential(*parts), 64
     modules = [GhostModule(a, b, 1 + (a != b)) for a, b in ((24, 48), (48, 48), (48, 96), (96, 96))]
     return nn.Sequential(layer(3, 24, 3, 2), *modules, GhostModule(96, 144, 2)), 144
 
@@ -129,7 +149,7 @@ def lost(loss: EmbeddingLoss) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", default="shuffle,dense,ghost")
+    parser.add_argument("--networks", default="shuffle,dense,light,ghost")
     parser.add_argument("--people", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

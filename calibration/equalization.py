@@ -32,7 +32,8 @@ from .clipping import (
 from .histogram import Histogram
 from .scale_groups import channel_axes, scale_groups
 
-_ACTIVATIONS = ("Mul", "HardSwish", "Gelu", "Reshape")  # SiLU, gates; attention ends in a Reshape
+_ACTIVATIONS = ("Mul", "HardSwish", "Gelu", "Mish", "Elu", "Selu", "Celu", "Clip", "Reshape")
+# Mul: SiLU and gates; Reshape: the end of attention
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ around it take the scale: what makes the tensor is divided by s, what reads it m
   (G. Xiao et al., SmoothQuant, 2023, arXiv 2211.10438); their input cannot be scaled.
 - A product with a constant takes both scales into the constant: gamma of a normalization that is
   written out, LayerScale, the one half of GELU, the sixth of hard-swish.
-- ReLU, PReLU, pooling, transposition, additions and products with a gate that has no scale of its own
-  (squeeze-excite) pass the scale on.
+- ReLU, PReLU, pooling, padding, transposition, sums and maxima of two tensors (LightCNN), and products
+  with a gate that has no scale of its own (squeeze-excite) pass the scale on.
 - A concatenation has the scales of its parts, one behind the other (Ghost modules, Inception,
   DenseNet); a split, a slice and a shuffle of channels those of the channels they take (ShuffleNet).
 """
@@ -28,8 +28,9 @@ from ..graph.shapes import moved_values, tensor_types
 
 _BY_CHANNEL = ("BatchNormalization", "InstanceNormalization")
 _PASSING = ("PRelu", "Relu", "LeakyRelu")
-_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
+_POOLS = ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
 _SUMS = ("Add", "Sub")
+_PAIRS = (*_SUMS, "Max", "Min")
 _MOVES = ("Split", "Slice", "Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
 _MOST_VALUES = 1 << 24  # of a tensor whose channels are followed value by value
 
@@ -203,7 +204,7 @@ class _Groups:
         if not data or not node.output:
             return False
         result, axis = node.output[0], self.axes.get(data[0])
-        if op in ("Split", "Slice", "Gather") or data[0] in self.spread:
+        if op in ("Split", "Slice", "Gather", "Transpose") or data[0] in self.spread:
             return data == [node.input[0]] and self._moves_channels(node)
         if len(node.output) != 1:
             return False
@@ -219,26 +220,26 @@ class _Groups:
             return self._join(result, data[0], ChannelAxis(axis.count, 0, flattened=True))
         if op in ("ReduceMean", "Squeeze", "Reshape") and len(data) == 1:
             return axis is not None and (self._moves(node, axis) or self._moves_channels(node))
-        if op in _SUMS and len(data) == 2:
+        if op in _PAIRS and len(data) == len(node.input) == 2:
             same = axis is not None and axis == self.axes.get(data[1])
             if same:
                 self.channels.unite(self.ids[data[0]], self.ids[data[1]])
             return same and self._join(result, data[0])
-        if op == "Transpose":
-            return axis is not None and self._turns(node, axis)
+        if op == "Pad":
+            return data == [node.input[0]] and axis is not None and self._pads(node, axis)
         if op == "Concat":
             return len(data) == len(node.input) > 1 and self._concatenates(node)
         index = product_constant(node, self.constants)
         return index is not None and self._scaled_by_constant(node, data[0], index)
 
-    def _turns(self, node: NodeProto, axis: ChannelAxis) -> bool:
-        """The same numbers in another order of axes, as between layers of TensorFlow."""
-        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
-        place = len(order) - 1 - axis.trailing
-        if axis.flattened or place not in order:
-            return False
-        trailing = len(order) - 1 - order.index(place)
-        return self._join(node.output[0], node.input[0], replace(axis, trailing=trailing))
+    def _pads(self, node: NodeProto, axis: ChannelAxis) -> bool:
+        """Zeros around an image, or its own values; not channels of zeros."""
+        given = self.constants.get(node.input[2]) if len(node.input) > 2 else None
+        value = attribute(node, "value", 0.0) if given is None else numpy_helper.to_array(given)
+        shapes = [self.shapes.get(name, []) for name in (node.input[0], node.output[0])]
+        places = [shape[-1 - axis.trailing :][:1] for shape in shapes if len(shape) > axis.trailing]
+        kept = places == [[axis.count]] * 2 and not axis.flattened
+        return kept and not np.any(value) and self._join(node.output[0], node.input[0])
 
     def _concatenates(self, node: NodeProto) -> bool:
         """Channels one behind the other."""

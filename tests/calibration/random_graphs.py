@@ -9,25 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 4
 KINDS = [
-    "conv",
-    "conv",
-    "depthwise",
-    "relu",
-    "prelu",
-    "norm",
-    "product",
-    "sum",
-    "pool",
-    "gate",
-    "add",
-    "excite",
-    "split",
-    "slice",
-    "gather",
-    "concat",
-    "shuffle",
-    "turn",
-]
+    "conv", "conv", "depthwise", "relu", "prelu", "norm", "product", "sum", "pool", "pad", "excite",
+    "gate", "add", "max", "concat", "split", "slice", "gather", "shuffle", "turn",
+]  # fmt: skip
 
 
 class RandomGraph:
@@ -66,7 +50,7 @@ class RandomGraph:
             self.ends.append((self.conv(tensor, channels, outputs), outputs))
         elif kind == "depthwise":
             self.ends.append((self.conv(tensor, channels, channels, channels), channels))
-        elif kind in ("gate", "add", "concat"):
+        elif kind in ("gate", "add", "max", "concat"):
             self.join(kind, tensor, channels)
         elif kind in ("split", "slice", "gather"):
             self.take(kind, tensor, channels)
@@ -83,6 +67,10 @@ class RandomGraph:
             elif kind in ("product", "sum"):
                 op = random.choice(["Mul", "Div"] if kind == "product" else ["Add", "Sub"])
                 (made,) = self.add(op, [tensor, self.constant(random.uniform(0.5, 2, each))])
+            elif kind == "pad":
+                pads = self.constant([0, 0, 1, 1, 0, 0, 0, 0])
+                (wide,) = self.add("Pad", [tensor, pads])
+                (made,) = self.add("MaxPool", [wide], kernel_shape=[2, 2])
             elif kind == "pool":
                 (made,) = self.add("AveragePool", [tensor], kernel_shape=[3, 3], pads=[1] * 4)
             else:  # squeeze and excite
@@ -102,7 +90,8 @@ class RandomGraph:
                 (made,) = self.add("Concat", [tensor, other], axis=1)
                 self.ends.append((made, channels + more))
             elif kind != "concat":
-                (made,) = self.add("Mul" if kind == "gate" else "Add", [tensor, other])
+                op = {"gate": "Mul", "add": "Add", "max": "Max"}[kind]
+                (made,) = self.add(op, [tensor, other])
                 self.ends.append((made, channels))
 
     def take(self, kind: str, tensor: str, channels: int) -> None:

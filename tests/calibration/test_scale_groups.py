@@ -251,6 +251,38 @@ def test_columns_behind_a_reshape_are_no_channels() -> None:
     assert not {"flat", "sum", "ar", "a"} & exact_with(model).keys()
 
 
+@pytest.mark.parametrize(("value", "passes"), [(0.0, True), (1.0, False)])
+def test_maxima_share_a_scale_and_zeros_have_any(value: float, passes: bool) -> None:
+    """LightCNN's layers, padded on two sides as TensorFlow does."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "w1": rng.standard_normal((8, 3, 1, 1)),
+        "w2": rng.standard_normal((5, 4, 2, 2)),
+        "value": np.array(value),
+    }
+    lists = {"half": [4, 4], "pads": [0, 0, 0, 0, 0, 0, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "c1"),
+        helper.make_node("Split", ["a", "half"], ["left", "right"], "split", axis=1),
+        helper.make_node("Max", ["left", "right"], ["larger"], "max"),
+        helper.make_node("Pad", ["larger", "pads", "value"], ["wide"], "pad"),
+        helper.make_node("Conv", ["wide", "w2"], ["y"], "c2"),
+    ]
+    weights = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    weights += [numpy_helper.from_array(np.array(v, np.int64), n) for n, v in lists.items()]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, channels, 6, 6))
+        for name, channels in (("x", 3), ("y", 5))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    opsets = [helper.make_opsetid("", 17)]
+    groups = exact_with(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    assert set(groups) == ({"a", "left", "right", "larger", "wide"} if passes else set())
+    if passes:
+        assert alike(groups, "left", "right", "wide")
+        assert groups["a"].tolist() == [*groups["left"], *groups["left"]]
+
+
 def test_any_scales_leave_random_networks() -> None:
     """Of what scales, moves, joins and gates channels, and now and then of what has no scale."""
     scaled = partly = 0

@@ -101,10 +101,7 @@ def test_queries_at_random(bundle: Path, capsys: Captured) -> None:
     assert as_markdown(_result(values)).startswith("| batch | rate | p50 ms |")
     report = bundle / values["report"]
     again = _timed(bundle, capsys, "--rate", "60", "--against", str(report))["against"]["changes"]
-    assert {change["name"] for change in again} >= {
-        "benchmark: batch 1, 60 queries/s p50 ms",
-        "benchmark: batch 1, 60 queries/s faces per second",
-    }
+    assert "benchmark: batch 1, 60 queries/s faces per second" in {c["name"] for c in again}
     assert run(["benchmark", str(bundle), *SHORT, "--against", str(report)]) == 2
     message = capsys.readouterr()
     assert "no setting in common" in message.err

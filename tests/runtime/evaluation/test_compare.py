@@ -76,7 +76,7 @@ def test_what_differs_besides_the_figures_is_said(tmp_path: Path) -> None:
 def test_settings_that_one_side_ran_and_figures_without_interval(tmp_path: Path) -> None:
     reports = [json.loads(_timing(tmp_path / "a", p50).read_text()) for p50 in (5.0, 6.0)]
     for report, rate in zip(reports, (20, 50), strict=True):
-        report["runs"].append({**report["runs"][0], "rate": rate})
+        report["runs"] += [{**report["runs"][0], "rate": each} for each in (rate, 60)]
         report["runs"][0]["interval_95_ms"]["p99"] = None
     for name, report in zip("ab", reports, strict=True):
         (tmp_path / name).write_text(json.dumps(report))
@@ -86,6 +86,7 @@ def test_settings_that_one_side_ran_and_figures_without_interval(tmp_path: Path)
     verdicts = {change.name: change.verdict for change in found.changes}
     assert verdicts["benchmark: batch 1 p99 ms"] == "unsure"
     assert verdicts["benchmark: batch 1 p50 ms"] == "worse"
+    assert verdicts["benchmark: batch 1, 60 queries/s p50 ms"] == "worse"
 
 
 def test_two_bundles(mini: Path, people: Faces, tmp_path: Path) -> None:
