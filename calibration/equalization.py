@@ -32,7 +32,7 @@ from .clipping import (
 from .histogram import Histogram
 from .scale_groups import channel_axes, scale_groups
 
-_ACTIVATIONS = ("Mul", "HardSwish", "Gelu", "Mish", "Elu", "Selu", "Celu", "Clip", "Reshape")
+_ACTIVATIONS = ("Mul", "HardSwish", "Gelu", "Mish", "Elu", "Selu", "Celu", "Reshape")
 # Mul: SiLU and gates; Reshape: the end of attention
 
 
