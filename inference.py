@@ -18,7 +18,7 @@ def make_session(
     *,
     name: str = "the network",
     threads: int | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[tuple[str, Mapping[str, Any]]] = (("CPUExecutionProvider", {}),),
     memory_pattern: bool = True,
     optimize: bool = True,
     save_optimized: Path | None = None,
@@ -31,7 +31,8 @@ def make_session(
         model: A serialized ONNX model, or the path of one (its side files are then found).
         name: What error messages call the model, for example its path.
         threads: Threads per operator; None lets onnxruntime take all physical cores.
-        providers: Execution providers in order of preference; unavailable ones are skipped.
+        providers: Execution providers with their options, in order of preference; unavailable ones
+            are skipped.
         memory_pattern: Whether onnxruntime plans one block of memory for a whole run: faster,
             but it holds far more memory when many inner tensors are outputs.
         optimize: Whether onnxruntime rewrites the graph; False for a graph it has saved optimized.
@@ -66,7 +67,7 @@ def make_session(
         return onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model,
             options,
-            providers=[provider for provider in providers if provider in available],
+            providers=[(name, dict(own)) for name, own in providers if name in available],
         )
     except Exception as error:  # onnxruntime's exception classes share no base of their own
         raise ModelError(f"{name} cannot be loaded by onnxruntime: {first_line(error)}") from error

@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     step, shards = state.step, state.loss.class_shards()
-    average_statistics(state.network, state.ranks)
+    average_statistics(state.network, state.ranks, state.averaged)
     for term, (first, _, tensors) in shards.items():
         for tensor, values in tensors.items():
             rows = values.cpu().numpy()

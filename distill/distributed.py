@@ -83,22 +83,25 @@ class Ranks:
         """
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
-    def check_equal(self, subject: str, digest: str) -> None:
+    def check_equal(
+        self,
+        subject: str,
+        digest: str,
+        hint: str = "give every process the same recipe, faces and teacher",
+    ) -> None:
         """Compare a digest over the ranks.
 
         Args:
             subject: What the digest is of, for the error.
             digest: Hexadecimal, 15 digits or more.
+            hint: What to do, for the error.
 
         Raises:
             DataError: The digests differ.
         """
         own = torch.tensor([int(digest[:8], 16), int(digest[8:15], 16)], device=self.device)
         if not bool((self.gather(own[None]) == own).all()):
-            raise DataError(
-                f"rank {self.rank} has another {subject} than another rank",
-                "give every process the same recipe, faces and teacher",
-            )
+            raise DataError(f"rank {self.rank} has another {subject} than another rank", hint)
 
 
 @contextmanager
@@ -109,7 +112,8 @@ def join_ranks() -> Iterator[Ranks]:
     `torch.distributed.init_process_group` before, and that group is used.
 
     Yields:
-        This process's rank; a single one without torchrun. The process group is closed at the end.
+        This process's rank; a single one without torchrun. The process group is closed at the end,
+        but not after an error.
     """
     cuda = torch.cuda.is_available()
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -122,10 +126,15 @@ def join_ranks() -> Iterator[Ranks]:
         yield Ranks(*joined, device)
         return
     dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
-    try:
-        yield Ranks(dist.get_rank(), size, device)
-    finally:
-        dist.destroy_process_group()
+    # After an error the process ends with the group open: to close it, NCCL would wait for the others,
+    # who wait for this one, and torchrun would never see that it failed.
+    yield Ranks(dist.get_rank(), size, device)
+    dist.destroy_process_group()
+
+
+def computes_bf16() -> bool:
+    """Whether this process's GPU computes in bfloat16; older ones than Ampere emulate it, slowly."""
+    return torch.cuda.is_bf16_supported() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:

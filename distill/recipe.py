@@ -142,8 +142,8 @@ class Recipe:
         ema: Decay of the averaged weights that are saved instead; 0 does not average.
         qat: "int8": the last epochs train on the rounding that INT8 will do.
         qat_epochs: Number of those epochs.
-        norm_batch: Images over which BatchNorm takes its statistics in training; 0 is all of a
-            process's part, and on GPUs all of the batch.
+        norm_batch: Most images over which BatchNorm takes its statistics in training; 0 is all of
+            a process's part, and on GPUs all of the batch.
         shift: Largest random translation in pixels. This and the next five change what the student
             sees; the teacher's target stays that of the clean image.
         light: Largest random change of brightness and contrast, as a share.

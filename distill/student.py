@@ -4,6 +4,7 @@ Pixels stay bytes until they are on the device, where they are normalised. On a 
 while the step before it computes.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from .distributed import Ranks, to_device
 from .networks import ALIASES, NETWORKS, build_network
 from .recipe import Recipe
 from .weights import load_network
+
+logger = logging.getLogger(__name__)
 
 STUDENT_SPEC = InputSpec()  # the input contract that students are trained with
 
@@ -153,6 +156,13 @@ def build_student(recipe: Recipe, dim: int, compared: int, ranks: Ranks) -> tupl
     network = build_network(name, dim)
     if recipe.init:
         _start_from(network, name, dim, Path(recipe.init))
+    together = recipe.batch // (ranks.size * recipe.accumulate)
+    if together < recipe.norm_batch and ranks.rank == 0:
+        logger.warning(
+            "BatchNorm takes its statistics over the %d images that a rank has at a time, and"
+            " norm_batch wants %d: use fewer ranks, a larger batch or fewer accumulated parts",
+            *(together, recipe.norm_batch),
+        )
     if ranks.size > 1 and ranks.device.type == "cuda" and not recipe.norm_batch:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return Student(network, dim, compared, recipe.norm_batch), name
@@ -235,16 +245,21 @@ def _arrived(
     return batch
 
 
-def average_statistics(network: nn.Module, ranks: Ranks) -> None:
+def average_statistics(
+    network: nn.Module, ranks: Ranks, averaged: Mapping[str, Tensor] | None = None
+) -> None:
     """Give every rank the mean of the ranks' running statistics.
 
     Args:
         network: The student's network.
         ranks: The processes.
+        averaged: A moving average of its state, of which the same is done.
     """
     if ranks.size == 1:
         return
-    for buffer in network.buffers():
+    for name, buffer in network.named_buffers():
+        if buffer.is_floating_point() and averaged:
+            averaged[name].copy_(ranks.sum(averaged[name].clone()) / ranks.size)
         if buffer.is_floating_point():
             buffer.copy_(ranks.sum(buffer.clone()) / ranks.size)
 

@@ -97,15 +97,16 @@ def verify_student(
     """Verify the weights that would be saved now, and keep them where they are the best.
 
     Args:
-        state: The training; every rank makes this call. The figures become its last verification.
+        state: The training; every rank makes this call, and has the mean of all ranks' running
+            statistics afterwards, with sets or without. The figures become its last verification.
         sets: By name.
 
     Returns:
         Figure -> fraction; None without sets.
     """
+    average_statistics(state.network, state.ranks, state.averaged)
     if not sets:
         return None
-    average_statistics(state.network, state.ranks)
     student = state.student
     if state.averaged:
         student = copy.deepcopy(student)

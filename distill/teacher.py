@@ -24,7 +24,7 @@ from ..graph.load import CONTRACT_KEY
 from ..inference import make_session
 from ..onnx_file import read_onnx
 from ..trial_run import ensure_runnable
-from .distributed import to_device
+from .distributed import computes_bf16, to_device
 from .foreign.onnx_network import OnnxNetwork
 from .networks import usual_preset
 from .student import normalised
@@ -152,7 +152,7 @@ def torch_runner(
     Returns:
         Aligned RGB faces `(N, S, S, 3) uint8` -> `(N, D) float32`.
     """
-    if reduced is None and device == "cuda" and torch.cuda.is_bf16_supported():
+    if reduced is None and device == "cuda" and computes_bf16():
         reduced = torch.bfloat16
     kind = torch.device(device).type
     mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
@@ -192,11 +192,12 @@ def _onnx_runner(
 ) -> tuple[_EmbedFaces, InputSpec, str]:
     model = read_onnx(path, side_files=True)
     ensure_runnable(model, str(path))
+    own = {"device_id": torch.cuda.current_device()} if torch.cuda.is_available() else {}
     session = make_session(
         path,
         name=str(path),
         threads=torch.get_num_threads(),
-        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+        providers=(("CUDAExecutionProvider", own), ("CPUExecutionProvider", {})),
     )
     text = session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY)
     spec = spec or (spec_from_text(text) if text else None)

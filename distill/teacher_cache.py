@@ -10,6 +10,8 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,7 +169,7 @@ def cached_embeddings(
     done = _read_marks(marks)
     todo = [block for block in range(ranks.rank, len(done), ranks.size) if not done[block]]
     started = time.monotonic()
-    with store.open("r+b") as values, marks.open("r+b") as flags:
+    with _shared_file(store) as values, _shared_file(marks) as flags:
         offset = store.stat().st_size - 2 * int(np.prod(shape))
         source = load_items(_Blocks(pixels), todo, workers)
         for number, (read, faces) in enumerate(track(source, "teacher", len(todo))):
@@ -176,10 +178,8 @@ def cached_embeddings(
             rows = _embed_views(teacher, faces, views)
             # Unreadable: another image stood in for it.
             rows[read != np.arange(start, start + len(read))] = 0
-            # Written, not mapped: nodes that share a file share no pages.
-            os.pwrite(values.fileno(), rows.tobytes(), offset + start * rows[0].nbytes)
-            os.fdatasync(values.fileno())
-            os.pwrite(flags.fileno(), b"\x01", block)
+            os.pwrite(values, rows.tobytes(), offset + start * rows[0].nbytes)
+            os.pwrite(flags, b"\x01", block)
             if number == 0 and torch.cuda.is_available() and teacher.device == "cpu":
                 hours = (time.monotonic() - started) * len(todo) / 3600
                 logger.warning(
@@ -292,6 +292,17 @@ def _reserve(store: Path) -> None:
             f" {error.strerror}",
             "make room, or --set cache=FOLDER on another disk",
         ) from error
+
+
+@contextmanager
+def _shared_file(path: Path) -> Iterator[int]:
+    """A file of which every node writes its parts: at once, and without reading. NFS would else send
+    the whole pages around them, as this node has read them, over what others wrote."""
+    descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_DSYNC", 0))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _kept_text(folder: Path) -> str:

@@ -184,6 +184,8 @@ def distill_student(
                     _report_data(recipe, embeddings, split, faces, ranks)
             if restore_checkpoint(folder, state, place.key, force=force) and ranks.rank == 0:
                 logger.info("resumed at step %d", state.step)
+            digest = hashlib.sha256(repr(state.step).encode()).hexdigest()
+            ranks.check_equal("checkpoint", digest, f"every process needs the same folder {folder}")
             training = _Data(pixels, split, embeddings, sets)
             with reuse_freed_memory(), curve_writer(state) as write_curves:
                 _train(state, training, place, write_curves, track, stop)
@@ -280,7 +282,9 @@ def _train(
     quantized_from = steps - recipe.qat_epochs * per_epoch if recipe.qat else steps
     if state.step > quantized_from:
         enable_fake_quant(state)
-    if state.step == 0:
+    if (state.step % verify_steps == 0 or state.step == steps) and all(
+        point["step"] != state.step for point in state.verification
+    ):  # at the start, and where the training ended before a verification did
         verify_student(state, data.sets)
         write_curves()
     if stops_early(state):
@@ -300,8 +304,8 @@ def _train(
                 state.sums[name] = state.sums.get(name, 0.0) + value / interval
             verifies = state.step % verify_steps == 0 or state.step == steps
             at_point = state.step % interval == 0
-            looks = state.step % look_steps == 0 or state.step == steps
-            if at_point or verifies or looks:
+            looks = verifies or state.step % look_steps == 0
+            if at_point or looks:
                 check_finite_steps(state, lr)
         except GateFailed as error:
             if state.ranks.device.type != "cpu":  # found some steps later
@@ -313,22 +317,21 @@ def _train(
             state.curve.append({"step": state.step, "lr": lr, **sums})
             state.sums = {}
             write_curves()
+        if looks:  # before a verification, which may take longer than a signal leaves time
+            due, signal = _agreed(now - saved, stop, state)
+            if due or (signal and state.step < steps):
+                state.seconds, started, saved = state.seconds + now - started, now, now
+                save_checkpoint(place.folder, state, place.key)
+            if signal and state.step < steps:
+                raise Interrupted(
+                    signal, f"the training is kept up to step {state.step:,} of {steps:,}"
+                )
         if verifies:
             verify_student(state, data.sets)
             write_curves()
             if stops_early(state):
                 logger.info("ended early at step %d of %d", state.step, steps)
                 break
-        if not looks:
-            continue
-        due, signal = _agreed(now - saved, stop, state)
-        if due or (signal and state.step < steps):
-            state.seconds, started, saved = state.seconds + now - started, now, now
-            save_checkpoint(place.folder, state, place.key)
-        if signal and state.step < steps:
-            raise Interrupted(
-                signal, f"the training is kept up to step {state.step:,} of {steps:,}"
-            )
     state.seconds += time.monotonic() - started
 
 

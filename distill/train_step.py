@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import GateFailed, MachineError, UsageError
-from .distributed import Ranks, data_parallel
+from .distributed import Ranks, computes_bf16, data_parallel
 from .fake_quant import add_scales, init_scales, limit_scale_change, start_fake_quant
 from .losses.combined_loss import CombinedLoss, build_loss
 from .muon import Muon, matrices_of
@@ -24,6 +24,7 @@ from .student import DeviceBatch, Student, build_student
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _MALLOC_DEFAULTS = {_M_TRIM_THRESHOLD: 128 << 10, _M_MMAP_MAX: 65536}
 _MALLOC_REUSE = {_M_TRIM_THRESHOLD: (1 << 31) - 1, _M_MMAP_MAX: 0}
+_SCALE_FACTOR = 0.05  # of Muon's rate, usually .02, for INT8's scales: AdamW's usual rate of .001
 
 
 @dataclass
@@ -101,6 +102,7 @@ def start_training(
         MachineError: The recipe compiles on a CPU and there is no C++ compiler.
     """
     amp = _autocast_type(recipe.amp, ranks.device)
+    torch.backends.cudnn.allow_tf32 = recipe.amp != "off"  # which is float32 then, on Ampere too
     torch.manual_seed(recipe.seed)
     student, name = build_student(recipe, dim, compared or dim, ranks)
     scales = add_scales(student.network) if recipe.qat else []
@@ -192,7 +194,7 @@ def train_step(state: TrainState, batch: DeviceBatch, lr: float) -> dict[str, Te
     state.student.train()
     state.loss.train()
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
     sums = {"loss": torch.zeros((), device=device)}
     parts = batch.split(recipe.accumulate)
@@ -311,7 +313,8 @@ def _parameter_groups(
             {"params": [p for p in plain if p not in among]},
         ]
     if scales:  # decay would shrink ranges that are to stay
-        groups.append({"params": scales, "weight_decay": 0.0})
+        factor = _SCALE_FACTOR if recipe.optimizer == "muon" else 1.0
+        groups.append({"params": scales, "weight_decay": 0.0, "lr_factor": factor})
     return groups
 
 
@@ -361,7 +364,7 @@ def _autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
         return torch.float16
     if amp == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+            return torch.bfloat16 if computes_bf16() else None
         try:
             flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
         except OSError:

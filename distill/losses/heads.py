@@ -200,10 +200,12 @@ class MarginHead(nn.Module):
         count = self.last - self.first
         # How many are the batch's own is known to the device alone: there is room for every row.
         size = max(math.ceil(self.sample * count), len(labels))
-        if not self.training or size >= count:
+        if not self.training or self.sample >= 1:
             return None
         # One draw of the shared generator on every rank, whatever the number of their classes.
         seed = int(torch.randint(0, 1 << 62, ())) + self.ranks.rank
+        if size >= count:
+            return None
         draw = torch.Generator(device=labels.device).manual_seed(seed)
         # One place more, for the classes of other ranks.
         order = torch.rand(count + 1, generator=draw, device=labels.device)
