@@ -14,9 +14,10 @@ from fr_edge.cli.main import run  # noqa: E402
 from fr_edge.runtime.benchmark import timing  # noqa: E402
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def short_warm_up() -> Iterator[None]:
-    """What a benchmark takes, not how long it runs before it times, is of interest here."""
+    """What a benchmark takes, not how long it runs before it times, is of interest here. For a
+    session, the tests of other rooms that the process runs later would have it too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "_WINDOW_S", 0.02)
         yield

@@ -148,6 +148,28 @@ def same_run(ranks: Ranks, folder: Path, optimizer: str) -> None:
     )
 
 
+def statistics(ranks: Ranks, folder: Path) -> None:
+    """Running statistics of different images, and those of averaged weights, without sets."""
+    state = new_sum(ranks, "ema=0.9")
+    draw = np.random.default_rng(ranks.rank)
+    for _ in range(2):
+        pixels = draw.integers(0, 64 + 128 * ranks.rank, (4, 112, 112, 3), np.uint8)
+        teacher = draw.normal(size=(4, DIM)).astype(np.float32)
+        given = device_batch(pixels, np.arange(4), teacher, CLASSES, ranks.device)
+        train_step(state, given, 1e-3)
+    names = [name for name, value in state.network.named_buffers() if value.is_floating_point()]
+    own = [state.network.state_dict(), state.averaged]
+    before = [torch.cat([values[name].flatten() for name in names]) for values in own]
+    assert verify_student(state, {}) is None
+    own = [state.network.state_dict(), state.averaged]
+    for earlier, values in zip(before, own, strict=True):
+        every = ranks.gather(earlier[None])
+        assert not torch.equal(every[0], every[1])
+        later = torch.cat([values[name].flatten() for name in names])
+        torch.testing.assert_close(later, every.mean(0))
+    (folder / f"passed-{ranks.rank}").touch()
+
+
 def stopped(folder: Path) -> None:
     """A training whose first rank alone gets a signal; its continuation where `again` is."""
     faces = open_faces("synthetic:10x5@3")
@@ -159,11 +181,16 @@ def stopped(folder: Path) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield item
 
+    rank = os.environ["RANK"]
+    apart = rank == "1" and (folder / "elsewhere").exists()
     try:
-        distill_student(recipe, faces, folder / "out", track=track)
+        distill_student(recipe, faces, folder / ("out-1" if apart else "out"), track=track)
     except Interrupted as stop:
-        (folder / f"kept-{os.environ['RANK']}").write_text(stop.kept)
+        (folder / f"kept-{rank}").write_text(stop.kept)
         sys.exit(stop.exit_code)
+    except DataError as error:
+        (folder / f"error-{rank}").write_text(error.message)
+        sys.exit(error.exit_code)
 
 
 def main(mode: str, folder: Path) -> None:
@@ -186,6 +213,7 @@ def main(mode: str, folder: Path) -> None:
             "head": head_steps,
             "reload": reload_centres,
             "gradients": gradients,
+            "statistics": statistics,
             "sgd": partial(same_run, optimizer="sgd"),
             "muon": partial(same_run, optimizer="muon"),
         }[mode](ranks, folder)

@@ -8,8 +8,11 @@ from runpy import run_path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fr_edge.bundle.bundle import open_bundle
+from fr_edge.distill.distributed import computes_bf16, join_ranks
+from fr_edge.errors import DataError
 
 _WORKER = Path(__file__).with_name("rank_worker.py")
 
@@ -108,3 +111,51 @@ def test_processes_that_see_different_faces_stop(teacher: Path, tmp_path: Path) 
     assert start("differ", tmp_path, 2) == [4, 4]
     assert "another recipe, data" in (tmp_path / "error-1").read_text()
     assert not (tmp_path / "out" / "bundle.json").exists()
+
+
+def test_statistics_are_the_mean_of_all_processes(tmp_path: Path) -> None:
+    assert start("statistics", tmp_path, 2) == [0, 0]
+    assert (tmp_path / "passed-1").exists()
+
+
+def test_a_process_that_does_not_see_the_checkpoint_is_told(tmp_path: Path) -> None:
+    assert start("stop", tmp_path, 2) == [143, 143]
+    (tmp_path / "again").touch()
+    (tmp_path / "elsewhere").touch()
+    assert start("stop", tmp_path, 2) == [4, 4]
+    for rank in (0, 1):
+        assert "another checkpoint" in (tmp_path / f"error-{rank}").read_text()
+
+
+class _Group:
+    """A double of torch.distributed: who closes the group is of interest."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setenv("WORLD_SIZE", "2")
+        for name in ("init_process_group", "destroy_process_group"):
+            patch.setattr(dist, name, lambda *_, name=name, **__: self.calls.append(name))
+        patch.setattr(dist, "get_rank", lambda: 0)
+
+
+def test_an_error_does_not_wait_for_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL, which is not here, would wait in closing the group for processes that wait for this one."""
+    group = _Group()
+    group.patch(monkeypatch)
+    with pytest.raises(DataError), join_ranks():
+        raise DataError("a disk is full")
+    assert group.calls == ["init_process_group"]
+    with join_ranks() as ranks:
+        assert ranks.size == 2
+    assert group.calls == ["init_process_group", "init_process_group", "destroy_process_group"]
+
+
+@pytest.mark.parametrize(("capability", "computes"), [((7, 5), False), ((8, 0), True)])
+def test_gpus_before_ampere_emulate_bfloat16(
+    capability: tuple[int, int], computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # by emulation too
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert computes_bf16() is computes
