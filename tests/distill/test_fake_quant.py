@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.calibration.calibrate import calibrate
 from fr_edge.calibration.table import read_table
+from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.fake_quant import (
     Conv2d,
     add_scales,
@@ -26,7 +27,9 @@ from fr_edge.distill.fake_quant import (
 )
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe, read_recipe
+from fr_edge.distill.student import DeviceBatch, device_batch
 from fr_edge.distill.train import distill_student
+from fr_edge.distill.train_step import enable_fake_quant, start_training, train_step
 from fr_edge.distill.weights import load_tensors, save_network, trained_ranges
 from fr_edge.errors import ModelError, UsageError
 from fr_edge.export.export import export_onnx
@@ -240,3 +243,26 @@ def test_ranges_that_cannot_be_are_refused(tmp_path: Path, recipe: Recipe) -> No
         replace(recipe, qat="int8", qat_epochs=2)
     with pytest.raises(UsageError, match="qat"):
         read_recipe("tiny", ["qat=int4"])
+
+
+def test_scales_learn_slowly_beside_muon(recipe: Recipe) -> None:
+    """A step of Adam is as long as its rate, whatever the gradient, and Muon's is half of a scale: all
+    would move by what `limit_scale_change` leaves, for their gradient's sign alone."""
+    changes = ["batch=8", "losses=cosine", "qat=int8", "epochs=3", "optimizer=muon"]
+    state = start_training(read_recipe("tiny", changes), 10, 16, Ranks())
+    draw = np.random.default_rng(0)
+
+    def batch() -> DeviceBatch:
+        pixels = draw.integers(0, 256, (8, 112, 112, 3), np.uint8)
+        teacher = draw.normal(size=(8, 16)).astype(np.float32)
+        return device_batch(pixels, np.arange(8), teacher, 10, torch.device("cpu"))
+
+    enable_fake_quant(state, batch().pixels)
+    named = state.student.named_parameters()
+    scales = [parameter for name, parameter in named if name.endswith("scale")]
+    for _ in range(3):
+        before = torch.stack([scale.detach().clone() for scale in scales])
+        train_step(state, batch(), 0.004)
+        moves = (torch.stack(scales).detach() / before - 1).abs()
+        assert 0 < moves.max() < 0.049
+    assert [group["lr"] for group in state.optimizer.param_groups] == [0.004, 0.004, 0.0002]

@@ -105,3 +105,11 @@ def test_a_training_starts_from_weights(tmp_path: Path) -> None:
         build_student(replace(SMALL, network="mobilefacenet", init=str(path)), 16, 16, Ranks())
     with pytest.raises(UsageError, match="16-d embeddings; this training's"):
         build_student(replace(SMALL, init=str(path)), 32, 32, Ranks())
+
+
+@pytest.mark.parametrize(("ranks", "told"), [(4, False), (8, True)])
+def test_fewer_images_than_norm_batch_are_told(
+    ranks: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_student(replace(SMALL, batch=512, norm_batch=128), 16, 16, Ranks(0, ranks))
+    assert ("over the 64 images that a rank has at a time" in caplog.text) == told

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from fr_edge.distill import teacher as teacher_module
 from fr_edge.distill.dataset import Pixels, split_identities
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.teacher import Teacher, check_teacher, open_teacher, torch_runner
@@ -237,3 +239,24 @@ def test_a_full_disk_is_said_before_the_teacher_runs(
             cached_embeddings(tmp_path / "cache", teacher, pixels)
     assert not list((tmp_path / "cache").iterdir())
     cached_embeddings(tmp_path / "cache", teacher, pixels)
+
+
+def test_an_onnx_teacher_runs_on_its_ranks_own_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A double of the machine: onnxruntime is told, and then has no GPU."""
+    asked: list[Any] = []
+    session = onnxruntime.InferenceSession
+
+    def recorded(model: Any, options: Any, providers: Any) -> Any:
+        asked.extend(providers)
+        return session(model, options, providers=["CPUExecutionProvider"])
+
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    runner, _, _ = teacher_module._onnx_runner(write_onnx(tmp_path / "t.onnx"), InputSpec(), "cpu")
+    assert asked == [("CUDAExecutionProvider", {"device_id": 3}), ("CPUExecutionProvider", {})]
+    assert len(runner(np.zeros((1, 112, 112, 3), np.uint8))) == 1

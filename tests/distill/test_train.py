@@ -18,7 +18,9 @@ from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe
+from fr_edge.distill.student_verification import verify_student
 from fr_edge.distill.train import DistillResult, distill_student
+from fr_edge.distill.train_step import TrainState
 from fr_edge.distill.weights import load_network
 from fr_edge.documents import to_builtins
 from fr_edge.errors import DataError, FacesError, GateFailed, ModelError, UsageError
@@ -211,6 +213,28 @@ def test_kill_9_loses_nothing(
     assert (out / "checkpoint" / "last.pt").exists()
     resumed = train(recipe, faces, out, teacher=teacher)
     assert same_weights(plain.bundle, resumed)
+
+
+def test_a_signal_before_a_verification_does_not_wait_for_it(
+    recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(recipe, checkpoint_s=1e6, verify_every=1 / 3)  # after every step
+    whole = train(recipe, faces, tmp_path / "whole", teacher=teacher)
+    out, verified = tmp_path / "out", []
+    verify = verify_student
+
+    def counted(state: TrainState, sets: Any) -> Any:
+        verified.append(state.step)
+        return verify(state, sets)
+
+    monkeypatch.setattr("fr_edge.distill.train.verify_student", counted)
+    with pytest.raises(Interrupted):
+        distill_student(recipe, faces, out, teacher=teacher, track=_signalled(1, signal.SIGTERM))
+    assert verified == [0, 1]
+    resumed = distill_student(recipe, faces, out, teacher=teacher)
+    assert verified == [0, 1, 2, 3, 4, 5, 6]
+    assert same_weights(whole, resumed.bundle)
+    assert report(whole)["verification"] == report(resumed.bundle)["verification"]
 
 
 def _signalled(step: int, number: int) -> Any:
