@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.losses import margin_softmax
 from fr_edge.distill.losses.heads import MarginHead
 
@@ -160,3 +161,16 @@ def test_a_gradient_that_is_not_finite_moves_nothing(adam: bool) -> None:
     one.update(0.1, 0.9, 0.1)
     assert torch.equal(one.weight, before)
     assert bool((one.momentum == 0.01).all())
+
+
+def test_ranks_with_one_class_more_or_less_draw_alike() -> None:
+    """Five classes and four: one of them compares with all of its own, and draws all the same."""
+    states = []
+    for rank in (0, 1):
+        part = head(sample=0.5, ranks=Ranks(rank, 2))
+        part.last = part.first + (5, 4)[rank]
+        torch.manual_seed(0)
+        picked = part._pick_classes(torch.tensor([0, 1, 2, 3]))
+        states.append((picked is None, torch.get_rng_state()))
+    assert [state[0] for state in states] == [False, True]
+    assert torch.equal(states[0][1], states[1][1])
