@@ -8,7 +8,7 @@ what else takes a scale or passes it on).
 How much to scale follows from the histograms and the weights, without another pass over the faces.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +121,7 @@ def channel_scales(
         for tensor, of_channels in groups.items()
         if not scales.keys().isdisjoint(of_channels.tolist())
     }
-    for tensor in separate_tensors(model, choice):
+    for tensor in separate_tensors(model, choice, groups):
         scales = _best_scales([(inputs[tensor], np.arange(len(inputs[tensor].weight_peak)))])
         scale = np.array(list(scales.values()))
         if _relative_error(inputs[tensor], scale) < constants.WORTH_A_PRODUCT * _relative_error(
@@ -131,7 +131,9 @@ def channel_scales(
     return result
 
 
-def separate_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
+def separate_tensors(
+    model: onnx.ModelProto, choice: Int8Choice, groups: Collection[str]
+) -> list[str]:
     """Tensors that no constant can scale, but a product of their own can.
 
     Those are what an activation, a gate or attention makes for INT8 layers alone, as behind SiLU.
@@ -139,8 +141,8 @@ def separate_tensors(model: onnx.ModelProto, choice: Int8Choice) -> list[str]:
     Args:
         model: A float model whose nodes are named.
         choice: Which of its layers become INT8.
+        groups: The tensors of `scale_groups`.
     """
-    groups = scale_groups(model)
     made = {
         name
         for node in model.graph.node
@@ -295,7 +297,7 @@ def _per_input(node: NodeProto, shape: tuple[int, ...], factor: F64) -> F64:
 
 
 def _connected(groups: Mapping[str, I64]) -> list[list[str]]:
-    """Tensors apart where no group has channels of both."""
+    """Sets of tensors that share groups, directly or through others."""
     parts: list[tuple[list[str], set[int]]] = []
     for tensor, numbers in groups.items():
         own = set(numbers.tolist()) - {-1}

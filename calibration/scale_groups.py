@@ -14,17 +14,17 @@ around it take the scale: what makes the tensor is divided by s, what reads it m
   DenseNet); a split, a slice and a shuffle of channels those of the channels they take (ShuffleNet).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, numpy_helper
 
 from ..arrays import I64
-from ..graph.edit import attribute, product_constant
-from ..graph.shapes import moved_values, tensor_types
+from ..graph.edit import attribute, product_constant, reads, reduced_axes
+from ..graph.shapes import line_of, moved_values, tensor_shapes
 
 _BY_CHANNEL = ("BatchNormalization", "InstanceNormalization")
 _PASSING = ("PRelu", "Relu", "LeakyRelu")
@@ -127,20 +127,22 @@ class _Groups:
         self.channels = _Channels()
         self.ids: dict[str, I64] = {}
         self.axes: dict[str, ChannelAxis] = {}
-        self.spread: dict[str, I64] = {}  # the channel of each value, where these have no axis
+        # The channel of each value, where channels have no axis: such a tensor gets no scale itself.
+        self.spread: dict[str, I64] = {}
         self.fixed: set[str] = set()
         self.order = {name: i for i, node in enumerate(graph.node) for name in node.output}
-        self.shapes = _shapes(model)
+        self.shapes = tensor_shapes(model, batch=2)
         opsets = (o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.opset = next(opsets, 0)
         self._fix(value.name for value in (*graph.input, *graph.output))
         products = []
         for node in graph.node:
+            self._fix(reads(node) - set(node.input))  # by the bodies of If
             data = [name for name in node.input if name and name not in self.constants]
             if node.op_type == "Mul" and len(data) == 2 and data[0] != data[1]:
                 # Until the fixed tensors are known, its output only has its channels' place.
                 earlier = min(data, key=lambda name: self.order.get(name, -1))
-                if earlier in self.axes:
+                if earlier in self.axes and self._holds(node.output[0], self.axes[earlier]):
                     self._make(node.output[0], self.axes[earlier])
                 products.append((node.output[0], data))
             elif not self._passes(node, data):
@@ -186,6 +188,12 @@ class _Groups:
         self._make(result, axis or self.axes[source], self.ids[source])
         return True
 
+    def _holds(self, name: str, axis: ChannelAxis) -> bool:
+        """Whether a tensor has as many channels there: a gate may have many for its tensor's one."""
+        size = self.shapes.get(name, [])[-1 - axis.trailing :][:1]
+        unknown = size in ([], [0]) and axis.count > 1
+        return not axis.flattened and (unknown or size == [axis.count])
+
     def _gate(self, result: str, data: list[str]) -> None:
         """A product of two tensors: its scale is that of one of them, if the other has none."""
         known = [name for name in data if name in self.axes]
@@ -204,13 +212,17 @@ class _Groups:
         if not data or not node.output:
             return False
         result, axis = node.output[0], self.axes.get(data[0])
-        if op in ("Split", "Slice", "Gather", "Transpose") or data[0] in self.spread:
+        if axis is not None and axis.flattened and op not in ("Gemm", "MatMul"):
+            return False
+        if op == "Transpose" and axis is not None:
+            return self._turns(node, axis)
+        if op in ("Split", "Slice", "Gather") or data[0] in self.spread:
             return data == [node.input[0]] and self._moves_channels(node)
         if len(node.output) != 1:
             return False
         if op in ("Conv", "Gemm", "MatMul", "LayerNormalization", *_BY_CHANNEL):
             return data == [node.input[0]] and self._absorbs(node, axis)
-        if op in _PASSING and len(data) == 1:
+        if op in _PASSING and data == [node.input[0]]:
             return self._join(result, data[0])
         if op in (*_POOLS, "Flatten") and not self._channels_second(data[0], axis):
             return False
@@ -233,13 +245,28 @@ class _Groups:
         return index is not None and self._scaled_by_constant(node, data[0], index)
 
     def _pads(self, node: NodeProto, axis: ChannelAxis) -> bool:
-        """Zeros around an image, or its own values; not channels of zeros."""
-        given = self.constants.get(node.input[2]) if len(node.input) > 2 else None
-        value = attribute(node, "value", 0.0) if given is None else numpy_helper.to_array(given)
-        shapes = [self.shapes.get(name, []) for name in (node.input[0], node.output[0])]
-        places = [shape[-1 - axis.trailing :][:1] for shape in shapes if len(shape) > axis.trailing]
-        kept = places == [[axis.count]] * 2 and not axis.flattened
-        return kept and not np.any(value) and self._join(node.output[0], node.input[0])
+        """Zeros around an image, or its own values; no channel is added or cut."""
+        names = dict(zip(("data", "pads", "value", "axes"), node.input, strict=False))
+        given = {key: self.constants[name] for key, name in names.items() if name in self.constants}
+        values = {key: numpy_helper.to_array(tensor) for key, tensor in given.items()}
+        old = next((list(a.ints) for a in node.attribute if a.name == "pads"), [])
+        pads = np.ravel(values.get("pads", old)).tolist()
+        value = values.get("value", attribute(node, "value", 0.0))
+        rank = len(self.shapes.get(node.input[0], pads[: len(pads) // 2]))
+        axes = [int(i) % rank for i in np.ravel(values.get("axes", np.arange(rank)))]
+        own = [
+            n for i, n in zip((*axes, *axes), pads, strict=False) if i == rank - 1 - axis.trailing
+        ]
+        return not any(own) and not np.any(value) and self._join(node.output[0], node.input[0])
+
+    def _turns(self, node: NodeProto, axis: ChannelAxis) -> bool:
+        """The same numbers in another order of axes, as between layers of TensorFlow."""
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+        place = len(order) - 1 - axis.trailing
+        if place not in order:
+            return False
+        trailing = len(order) - 1 - order.index(place)
+        return self._join(node.output[0], node.input[0], replace(axis, trailing=trailing))
 
     def _concatenates(self, node: NodeProto) -> bool:
         """Channels one behind the other."""
@@ -249,7 +276,7 @@ class _Groups:
             return False
         place = len(shape) - 1 - known[0].trailing
         ids = np.concatenate([self.ids[name] for name in node.input])
-        if attribute(node, "axis", 0) % len(shape) != place:
+        if attribute(node, "axis", 0) % len(shape) != place or shape[place] != len(ids):
             return False
         self._make(node.output[0], replace(known[0], count=len(ids)), ids)
         return True
@@ -257,23 +284,27 @@ class _Groups:
     def _moves_channels(self, node: NodeProto) -> bool:
         """Split, Slice and Gather take some channels; Reshape and Transpose shuffle them, by way of
         tensors whose channels lie on no axis of their own. The node itself moves their numbers."""
-        source, shapes = node.input[0], [self.shapes.get(name) for name in node.output]
-        if node.op_type not in _MOVES:
+        source = node.input[0]
+        shapes = [self.shapes.get(name, [0]) for name in (source, *node.output)]
+        if node.op_type not in _MOVES or not all(0 < prod(s) < _MOST_VALUES for s in shapes):
             return False
         place = self.spread.get(source)
         if place is None and (axis := self.axes.get(source)) and not axis.flattened:
             channels = self.ids[source].reshape(axis.factor_shape())
-            place = np.broadcast_to(channels, self.shapes.get(source, (0,)))
-        if place is None or any(not shape or prod(shape) > _MOST_VALUES for shape in shapes):
+            place = np.broadcast_to(channels, shapes[0])
+        if place is None:
             return False
         constants = [self.constants[name] for name in node.input if name in self.constants]
         moves = moved_values(node, place, constants, self.opset)
         for name, moved in zip(node.output, moves, strict=False):
-            line = _line(moved)
-            if line is None:
+            found = line_of(moved)
+            if found is None:
                 self.spread[name] = moved
+                if name in self.fixed:
+                    self.channels.fix(np.unique(moved))
             else:
-                self._make(name, *line)
+                where, channels = found
+                self._make(name, ChannelAxis(len(channels), moved.ndim - 1 - where), channels)
         return bool(moves)
 
     def _channels_second(self, name: str, axis: ChannelAxis | None) -> bool:
@@ -328,7 +359,7 @@ class _Groups:
             return False
         if node.op_type == "ReduceMean":
             place = len(before) - 1 - axis.trailing
-            reduced = _reduced_axes(node, self.constants, len(before))
+            reduced = reduced_axes(node, self.constants, len(before))
             if reduced is None or place in reduced or 0 in reduced:
                 return False
             kept = attribute(node, "keepdims", 1)
@@ -348,16 +379,6 @@ class _Groups:
         )
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Tensor -> its shape for a batch of two, where it is known."""
-    try:
-        types = tensor_types(model, data_prop=True, batch=2)
-    except onnx.shape_inference.InferenceError:
-        return {}
-    shapes = {name: [d.dim_value for d in t.shape.dim] for name, t in types.items()}
-    return {name: shape for name, shape in shapes.items() if len(shape) > 1}
-
-
 def _axis_of_constant(dims: list[int]) -> ChannelAxis | None:
     """Where the channels lie that a constant has one number for each of."""
     large = [i for i, size in enumerate(dims) if size > 1]
@@ -370,28 +391,3 @@ def _fits(dims: list[int], axis: ChannelAxis) -> bool:
     """Whether a constant has one number, or one per channel, along the channels' axis."""
     place = len(dims) - 1 - axis.trailing
     return place < 0 or dims[place] in (1, axis.count)
-
-
-def _reduced_axes(
-    node: NodeProto, constants: Mapping[str, TensorProto], rank: int
-) -> set[int] | None:
-    """The axes of a ReduceMean, from 0; None where they are not constant."""
-    given = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
-    if len(node.input) > 1 and node.input[1]:
-        if node.input[1] not in constants:
-            return None
-        given = numpy_helper.to_array(constants[node.input[1]]).ravel().tolist()
-    return None if given is None else {int(i) % rank for i in given}
-
-
-def _line(channels: I64) -> tuple[ChannelAxis, I64] | None:
-    """The axis behind the batch along which channels lie, each once, and the channels there."""
-    for place in range(1, channels.ndim):
-        trailing = channels.ndim - 1 - place
-        line = channels[(0,) * place][(slice(None), *[0] * trailing)]
-        along = np.array_equal(
-            channels, np.broadcast_to(line.reshape(-1, *[1] * trailing), channels.shape)
-        )
-        if along and len(set(line.tolist())) == len(line):
-            return ChannelAxis(len(line), trailing), line
-    return None

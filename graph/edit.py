@@ -203,3 +203,24 @@ def product_constant(node: NodeProto, constants: Mapping[str, object]) -> int | 
     if len(indices) != 1 or (node.op_type == "Div" and indices != [1]):
         return None
     return indices[0]
+
+
+def reduced_axes(
+    node: NodeProto, constants: Mapping[str, TensorProto], rank: int
+) -> set[int] | None:
+    """The axes that a reduction such as ReduceMean goes over.
+
+    Args:
+        node: The reduction.
+        constants: The graph's constants by name.
+        rank: Of its input.
+
+    Returns:
+        Numbers from 0; None where they are not constant.
+    """
+    given = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+    if len(node.input) > 1 and node.input[1]:
+        if node.input[1] not in constants:
+            return None
+        given = numpy_helper.to_array(constants[node.input[1]]).ravel().tolist()
+    return None if given is None else {int(i) % rank for i in given}

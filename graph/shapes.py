@@ -58,6 +58,25 @@ def tensor_types(
     return {value.name: value.type.tensor_type for value in values}
 
 
+def tensor_shapes(model: ModelProto, batch: int) -> dict[str, list[int]]:
+    """Shapes of the tensors with two dimensions or more.
+
+    Args:
+        model: Any model.
+        batch: As `tensor_types`.
+
+    Returns:
+        Tensor -> sizes, 0 for one that is not known; empty where declared and inferred shapes
+        contradict each other.
+    """
+    try:
+        types = tensor_types(model, data_prop=True, batch=batch)
+    except onnx.shape_inference.InferenceError:
+        return {}
+    shapes = {name: [d.dim_value for d in t.shape.dim] for name, t in types.items()}
+    return {name: shape for name, shape in shapes.items() if len(shape) > 1}
+
+
 def with_image_size(model: ModelProto, size: tuple[int, int]) -> ModelProto:
     """A network for images of one size.
 
@@ -101,6 +120,24 @@ def moved_values(
     except (ValueError, TypeError, IndexError, RuntimeError):
         return []
     return [np.asarray(output) for output in outputs]
+
+
+def line_of(values: I64) -> tuple[int, I64] | None:
+    """The axis along which numbers lie, each once, and which are the same along all others.
+
+    Args:
+        values: Numbers of any shape.
+
+    Returns:
+        The first such axis behind that of the batch, and the numbers along it; None without one.
+    """
+    for place in range(1, values.ndim):
+        behind = [1] * (values.ndim - 1 - place)
+        line = values[(0,) * place][(slice(None), *[0] * len(behind))]
+        along = np.array_equal(values, np.broadcast_to(line.reshape(-1, *behind), values.shape))
+        if along and len(set(line.tolist())) == len(line):
+            return place, line
+    return None
 
 
 def _with_batch(value: ValueInfoProto, batch: int) -> ValueInfoProto:

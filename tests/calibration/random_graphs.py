@@ -130,14 +130,20 @@ class RandomGraph:
         last = [self.conv(tensor, channels, 5) for tensor, channels in self.ends[-3:]]
         while len(last) > 1:
             last[:2] = self.add("Add", last[:2])
-        (flat,) = self.add("Flatten", last)
-        columns = self.constant(self.random.standard_normal((5 * SIDE * SIDE, 6)))
-        (end,) = self.add("Gemm", [flat, columns])
+        how = self.random.integers(4)
+        if how == 0:
+            (end,) = self.add("Reshape", [*last, self.constant([2, -1])])
+        elif how == 1:
+            (end,) = self.add("Transpose", last, perm=[1, 0, 2, 3])
+        else:
+            (flat,) = self.add("Flatten", last)
+            columns = self.constant(self.random.standard_normal((5 * SIDE * SIDE, 6)))
+            (end,) = self.add("Gemm", [flat, columns])
         graph = helper.make_graph(
             self.nodes,
             "random",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3, SIDE, SIDE))],
-            [helper.make_tensor_value_info(end, TensorProto.FLOAT, (2, 6))],
+            [helper.make_tensor_value_info(end, TensorProto.FLOAT, None)],
             [numpy_helper.from_array(array, name) for name, array in self.arrays.items()],
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

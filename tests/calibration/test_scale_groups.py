@@ -1,5 +1,7 @@
 """Which channels share a scale through concatenations, splits and shuffles, and which have none."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import pytest
@@ -281,6 +283,99 @@ def test_maxima_share_a_scale_and_zeros_have_any(value: float, passes: bool) -> 
     if passes:
         assert alike(groups, "left", "right", "wide")
         assert groups["a"].tolist() == [*groups["left"], *groups["left"]]
+
+
+def small(
+    nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int, ...]], **lists: object
+) -> onnx.ModelProto:
+    """From `x (2, 3, 4, 4)` to `y`, with random weights of the shapes and numbers as they are."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    weights += [numpy_helper.from_array(np.array(v), name) for name, v in lists.items()]
+    for number, each in enumerate(nodes):
+        each.name = f"node_{number}"
+    face = helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3, 4, 4))
+    end = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "small", [face], [end], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def branch(name: str) -> onnx.GraphProto:
+    """Of an If: it reads `a`, which is no input of the node."""
+    value = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    return helper.make_graph([helper.make_node("Sigmoid", ["a"], [name])], name, [], [value])
+
+
+def odd_networks() -> Iterator[tuple[str, onnx.ModelProto]]:
+    node = helper.make_node
+    conv, second = node("Conv", ["x", "w"], ["a"]), node("Conv", ["b", "v"], ["y"])
+    four = {"w": (4, 3, 1, 1), "v": (5, 4, 1, 1)}
+    ends = {
+        "reshape": node("Reshape", ["a", "rows"], ["y"]),
+        "transpose": node("Transpose", ["a"], ["y"], perm=[1, 0, 2, 3]),
+        "gather twice": node("Gather", ["a", "twice"], ["y"], axis=1),
+    }
+    for name, end in ends.items():
+        yield f"ends in {name}", small([conv, end], four, rows=[2, -1], twice=[0, 0, -1])
+    for name, pads in {
+        "pads": {"shift": [0, -1, 0, 0, 0, 1, 0, 0]},
+        "pads and axes": {"shift": [1, -1], "one": [1]},
+    }.items():
+        inputs = ["a", "shift", "", "one"] if "one" in pads else ["a", "shift"]
+        yield name, small([conv, node("Pad", inputs, ["b"]), second], four, **pads)
+    wide = {"w": (1, 3, 1, 1), "u": (8, 3, 1, 1), "z": (3, 3, 1, 1), "m": (176, 5)}
+    gate = [conv, node("Conv", ["x", "u"], ["g"]), node("Sigmoid", ["g"], ["s"])]
+    gate += [node("Mul", ["a", "s"], ["p"]), node("Conv", ["x", "z"], ["q"])]
+    gate += [node("Concat", ["p", "q"], ["c"], axis=1), node("Flatten", ["c"], ["f"])]
+    yield "one channel, a gate of eight", small([*gate, node("Gemm", ["f", "m"], ["y"])], wide)
+    rectified = [conv, node("Flatten", ["a"], ["f"]), node("Relu", ["f"], ["r"])]
+    yield (
+        "flatten, relu",
+        small([*rectified, node("Gemm", ["r", "m"], ["y"])], four | {"m": (64, 5)}),
+    )
+    slope = [conv, node("PRelu", ["k", "a"], ["b"]), second]
+    yield "a slope that is computed", small(slope, four | {"k": (2, 4, 4, 4)})
+    choice = [node("ReduceSum", ["x"], ["t"], keepdims=0), node("Greater", ["t", "zero"], ["if"])]
+    branches = {"then_branch": branch("p"), "else_branch": branch("q")}
+    choice += [node("If", ["if"], ["d"], **branches), node("Conv", ["a", "u"], ["b"])]
+    four |= {"u": (4, 4, 1, 1)}
+    read = [conv, *choice, node("Add", ["b", "d"], ["y"])]
+    yield "read by a branch", small(read, four, zero=np.float32(0))
+
+
+ODD = dict(odd_networks())
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_scales_leave_odd_networks(name: str) -> None:
+    exact_with(ODD[name])
+
+
+def test_detectors_of_any_image_size_have_scales() -> None:
+    """As they are exported: height and width are open, and shapes known in part."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]),
+        node("Transpose", ["a"], ["last"], perm=[0, 2, 3, 1]),
+        node("MatMul", ["last", "m"], ["mixed"]),
+        node("Transpose", ["mixed"], ["b"], perm=[0, 3, 1, 2]),
+        node("Split", ["b", "half"], ["left", "right"], axis=1),
+        node("Max", ["left", "right"], ["c"]),
+        node("Conv", ["c", "v"], ["d"]),
+        node("Reshape", ["d", "rows"], ["y"]),
+    ]
+    shapes = {"w": (4, 3, 1, 1), "m": (4, 4), "v": (5, 2, 1, 1)}
+    model = small(nodes, shapes, half=[2, 2], rows=[0, 5, -1])
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    for dim, name in zip(dims, ("n", "", "height", "width"), strict=True):
+        if name:
+            dim.dim_param = name
+    groups, x = scale_groups(model), np.ones((1, 3, 6, 8), np.float32)
+    assert alike(groups, "a", "last")
+    close(run(equalize(model, any_scales(model, 3)), x)[0], run(model, x)[0])
 
 
 def test_any_scales_leave_random_networks() -> None:

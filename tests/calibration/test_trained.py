@@ -70,7 +70,7 @@ def test_scales_and_shifts_leave_the_embedding(
     """Through LayerNorm, GELU, SiLU, gates, attention and skips, any scales and shifts."""
     bench, random = benches[name], np.random.default_rng(5)
     groups, axes = scale_groups(bench.model), channel_axes(bench.model)
-    apart = separate_tensors(bench.model, bench.choice)
+    apart = separate_tensors(bench.model, bench.choice, groups)
     shifts = shiftable_tensors(bench.model, bench.choice)
     counts = (len(set(bench.choice.tensors) & groups.keys()), len(apart), len(shifts))
     assert counts == (grouped, separate, shifted)
