@@ -297,13 +297,13 @@ class _Groups:
         constants = [self.constants[name] for name in node.input if name in self.constants]
         moves = moved_values(node, place, constants, self.opset)
         for name, moved in zip(node.output, moves, strict=False):
-            found = line_of(moved)
-            if found is None:
+            line = line_of(moved)
+            if line is None:
                 self.spread[name] = moved
                 if name in self.fixed:
                     self.channels.fix(np.unique(moved))
             else:
-                where, channels = found
+                where, channels = line
                 self._make(name, ChannelAxis(len(channels), moved.ndim - 1 - where), channels)
         return bool(moves)
 

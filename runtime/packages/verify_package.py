@@ -186,12 +186,12 @@ def verify_package(folder: str | Path) -> PackageCertificate:
 def _unlisted(root: Path, manifest: PackageManifest) -> list[str]:
     """What lies in the folder besides the package, in words: a program there would find it first."""
     listed = {PACKAGE_FILE, CERTIFICATE, *manifest.files}
-    found = sorted(
+    present = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.is_symlink() or not path.is_dir()
     )
-    others = [name for name in found if name not in listed]
+    others = [name for name in present if name not in listed]
     if not others:
         return []
     files = f"{len(others)} files" if len(others) > 1 else "a file"
