@@ -252,6 +252,8 @@ class _Groups:
         old = next((list(a.ints) for a in node.attribute if a.name == "pads"), [])
         pads = np.ravel(values.get("pads", old)).tolist()
         value = values.get("value", attribute(node, "value", 0.0))
+        if "axes" in values and node.input[0] not in self.shapes:
+            return False
         rank = len(self.shapes.get(node.input[0], pads[: len(pads) // 2]))
         axes = [int(i) % rank for i in np.ravel(values.get("axes", np.arange(rank)))]
         own = [

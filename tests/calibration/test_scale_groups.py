@@ -61,6 +61,7 @@ def ghosts(read_alone: bool, turned: bool = False) -> onnx.ModelProto:
 
 def drawn(model: onnx.ModelProto) -> np.ndarray:
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    shape = shape or [2, 3, 4, 4]
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
@@ -326,6 +327,9 @@ def odd_networks() -> Iterator[tuple[str, onnx.ModelProto]]:
     }.items():
         inputs = ["a", "shift", "", "one"] if "one" in pads else ["a", "shift"]
         yield name, small([conv, node("Pad", inputs, ["b"]), second], four, **pads)
+    unknown = small([conv, node("Pad", inputs, ["b"]), second], four, **pads)
+    unknown.graph.input[0].type.tensor_type.ClearField("shape")
+    yield f"{name} of unknown shapes", unknown
     wide = {"w": (1, 3, 1, 1), "u": (8, 3, 1, 1), "z": (3, 3, 1, 1), "m": (176, 5)}
     gate = [conv, node("Conv", ["x", "u"], ["g"]), node("Sigmoid", ["g"], ["s"])]
     gate += [node("Mul", ["a", "s"], ["p"]), node("Conv", ["x", "z"], ["q"])]
