@@ -41,7 +41,7 @@ def measure(batch: int, steps: int, epochs: int, amp: str) -> dict[str, float | 
         path = Path(folder) / "teacher.pt"
         save_network(path, build_network("iresnet50").state_dict(), "iresnet50", 512)
         teacher = open_teacher(path)
-        teacher.embed(pixels.block(0, batch)[1])  # warm
+        teacher.embed(pixels.read_all(range(batch)).pixels)  # warm
         started = time.perf_counter()
         values = cached_embeddings(Path(folder), teacher, pixels)
         filling = (time.perf_counter() - started) / batch

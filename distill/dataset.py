@@ -5,32 +5,27 @@ Batches are pixels, not network inputs: student and teacher each have their own 
 
 import logging
 import mmap
-import signal
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..arrays import I64, U8
 from ..errors import FacesError, UsageError
 from ..faces.contract import ALIGNED_SIZE
 from ..faces.sources import Faces
 from .augmentation import DRAWS, augment
-from .distributed import Ranks
+from .distributed import Ranks, load_items
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-_FACE_BYTES = ALIGNED_SIZE * ALIGNED_SIZE * 3
+FACE_BYTES = ALIGNED_SIZE * ALIGNED_SIZE * 3
 _MAX_BAD = 100  # unreadable images in a row
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -53,19 +48,28 @@ class IdentitySplit:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images of a step.
+class Images:
+    """Training images that were read.
 
     Attributes:
-        pixels: After augmentation, `(B, 112, 112, 3) uint8`.
+        pixels: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
         index: Of each image among the training images, `(B,) int64`.
-        flipped: Whether it is mirrored, `(B,) bool`.
-        planned: Index that the order of the epoch has, `(B,) int64`; differs from `index` where that
-            image could not be read and the next one took its place.
     """
 
     pixels: U8
     index: I64
+
+
+@dataclass(frozen=True)
+class Batch(Images):
+    """Images of a step, after augmentation.
+
+    Attributes:
+        flipped: Whether each is mirrored, `(B,) bool`.
+        planned: Index that the order of the epoch has, `(B,) int64`; differs from `index` where that
+            image could not be read and the next one took its place.
+    """
+
     flipped: npt.NDArray[np.bool_]
     planned: I64
 
@@ -113,15 +117,15 @@ class Pixels:
 
     def __init__(self, faces: Faces, picks: I64, memory_mb: int) -> None:
         self.faces, self.picks = faces, picks
-        size = len(picks) * (_FACE_BYTES + 1)
+        size = len(picks) * (FACE_BYTES + 1)
         self._decoded: U8 | None = None
         if 0 < size <= memory_mb << 20:
             # Anonymous shared memory: worker processes fill it for one another.
             memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
-            self._decoded = memory[: len(picks) * _FACE_BYTES].reshape(
+            self._decoded = memory[: len(picks) * FACE_BYTES].reshape(
                 -1, ALIGNED_SIZE, ALIGNED_SIZE, 3
             )
-            self._is_decoded = memory[len(picks) * _FACE_BYTES :]
+            self._is_decoded = memory[len(picks) * FACE_BYTES :]
 
     def __len__(self) -> int:
         return len(self.picks)
@@ -163,18 +167,17 @@ class Pixels:
                 last = error
         raise last
 
-    def block(self, start: int, stop: int) -> tuple[I64, U8]:
+    def read_all(self, wanted: Iterable[int]) -> Images:
         """Images in order; unreadable ones are replaced by the next.
 
         Args:
-            start: First image.
-            stop: One past the last.
+            wanted: Among the training images; at least one.
 
-        Returns:
-            The indices that were read, `(N,) int64`, and the images, `(N, 112, 112, 3) uint8`.
+        Raises:
+            FacesError: A hundred images in a row cannot be read.
         """
-        images = [self.read_near(index) for index in range(start, stop)]
-        return np.array([i for i, _ in images], np.int64), np.stack([p for _, p in images])
+        images = [self.read_near(int(index)) for index in wanted]
+        return Images(np.stack([p for _, p in images]), np.array([i for i, _ in images], np.int64))
 
 
 class _Steps(Dataset[Batch]):
@@ -200,15 +203,14 @@ class _Steps(Dataset[Batch]):
         recipe = self.recipe
         epoch, number = divmod(step, self.per_epoch)
         planned = self.order(epoch)[number * recipe.batch : (number + 1) * recipe.batch][self.part]
-        images = [self.pixels.read_near(int(index)) for index in planned]
+        images = self.pixels.read_all(planned)
         # Drawn for the whole batch on every rank: the number of ranks changes nothing.
         rng = np.random.default_rng([recipe.seed, 2, step])
         flipped = (rng.random(recipe.batch) < 0.5)[self.part]
         draws = rng.random((recipe.batch, DRAWS))[self.part]
-        pixels = np.stack([face for _, face in images])
+        pixels = images.pixels
         pixels[flipped] = pixels[flipped][:, :, ::-1]
-        pixels = augment(pixels, draws, recipe)
-        return Batch(pixels, np.array([i for i, _ in images], np.int64), flipped, planned)
+        return Batch(augment(pixels, draws, recipe), images.index, flipped, planned)
 
 
 def grouped_order(labels: I64, size: int, rng: np.random.Generator) -> I64:
@@ -262,8 +264,8 @@ def balanced_order(labels: I64, size: int, rng: np.random.Generator) -> I64:
 
 def batches(
     pixels: Pixels, split: IdentitySplit, recipe: Recipe, ranks: Ranks, start: int, stop: int
-) -> Iterator[Batch]:
-    """This rank's batches of some steps.
+) -> Generator[Batch]:
+    """This rank's batches of some steps; to be closed, which ends the workers.
 
     Every epoch visits the images in a new order and drops the last, incomplete batch.
 
@@ -279,45 +281,18 @@ def batches(
         FacesError: More than `bad_images` images cannot be read.
     """
     bad: set[int] = set()
-    for item in load_items(
-        _Steps(pixels, split, recipe, ranks), range(start, stop), recipe.workers
-    ):
-        known = len(bad)
-        bad.update(item.planned[item.planned != item.index].tolist())
-        _check_bad_images(pixels, bad, recipe.bad_images)
-        if len(bad) > known:
-            logger.warning(
-                "%d of at most %d unreadable images skipped", len(bad), recipe.bad_images
-            )
-        yield item
-
-
-def load_items(items: Dataset[_Item], order: Sequence[int], workers: int) -> Iterator[_Item]:
-    """Items in order, read ahead by worker processes.
-
-    Args:
-        items: Depend on their number alone.
-        order: Numbers of the wanted ones.
-        workers: Number of processes; 0 reads each when it is asked for.
-    """
-    with warnings.catch_warnings():
-        # Python warns of forking with threads; the workers use none of the parent's. torch warns of
-        # more workers than cores, in ten lines.
-        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        warnings.filterwarnings(
-            "ignore", message="This DataLoader will create", category=UserWarning
-        )
-        yield from DataLoader(
-            items,
-            sampler=order,
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            # Opening it draws a number, and not from the generator whose state a resumption restores.
-            generator=torch.Generator(),
-            multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_leave_signals_to_parent if workers else None,
-        )
+    steps = _Steps(pixels, split, recipe, ranks)
+    size = recipe.batch // ranks.size * FACE_BYTES
+    with closing(load_items(steps, size, range(start, stop), recipe.workers)) as items:
+        for item in items:
+            known = len(bad)
+            bad.update(item.planned[item.planned != item.index].tolist())
+            _check_bad_images(pixels, bad, recipe.bad_images)
+            if len(bad) > known:
+                logger.warning(
+                    "%d of at most %d unreadable images skipped", len(bad), recipe.bad_images
+                )
+            yield item
 
 
 def _check_bad_images(pixels: Pixels, bad: set[int], limit: int) -> None:
@@ -329,13 +304,3 @@ def _check_bad_images(pixels: Pixels, bad: set[int], limit: int) -> None:
         f" {', '.join(names)}",
         f"remove them, or skip up to N bad ones with --set bad_images=N (now {limit})",
     )
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """A signal for the whole group must not end a worker before the parent has its checkpoint."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _unchanged(item: _Item) -> _Item:
-    return item

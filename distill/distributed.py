@@ -1,15 +1,19 @@
-"""Ranks: which process of how many this is, and the collectives that training needs.
+"""The processes of a training: ranks with their collectives, and the workers that read images for one.
 
-With one process, the common case, every collective returns its argument and no process group exists.
+With one rank, the common case, every collective returns its argument and no process group exists.
 """
 
 import inspect
+import logging
 import os
-from collections.abc import Iterator
+import shutil
+import signal
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError
+from ..errors import DataError, FrEdgeError, MachineError
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(hours=12)  # ranks wait while rank 0 embeds millions of faces with the teacher
+_AHEAD = 2  # items that each worker reads ahead
+_HELD = 4  # items that have arrived and are in use
+_SHARED_MEMORY = "/dev/shm"
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -173,3 +185,101 @@ def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     given: dict[str, Any] = {name: False}
     return DistributedDataParallel(module, device_ids=devices, **given)
+
+
+def load_items(
+    items: Dataset[_Item], size: int, order: Sequence[int], workers: int
+) -> Generator[_Item]:
+    """Items in order, read ahead by worker processes; to be closed, which ends those.
+
+    They take no signal, and Python waits for them at its end: an error that leaves them would keep the
+    process, and with it the other ranks, for good.
+
+    Args:
+        items: Frozen dataclasses with `pixels`, an array; they depend on their number alone.
+        size: Most bytes that an item's pixels take.
+        order: Numbers of the wanted ones.
+        workers: Number of processes; 0 reads each when it is asked for.
+
+    Raises:
+        MachineError: A worker process was killed.
+    """
+    shares = workers > 0 and _has_room(size * (_AHEAD * workers + _HELD))
+    with warnings.catch_warnings():
+        # Python warns of forking with threads; the workers use none of the parent's. torch warns of
+        # more workers than cores, in ten lines.
+        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", message="This DataLoader will create", category=UserWarning
+        )
+        arrived: Any = iter(
+            DataLoader(
+                _ErrorsAsItems(items) if workers else items,
+                sampler=order,
+                batch_size=None,
+                collate_fn=_with_shared_pixels if shares else None,
+                num_workers=workers,
+                prefetch_factor=_AHEAD if workers else None,
+                # It draws a number, and not from the generator whose state a resumption restores.
+                generator=torch.Generator(),
+                multiprocessing_context="fork" if workers else None,
+                worker_init_fn=_leave_signals_to_parent if workers else None,
+            )
+        )
+    try:
+        for item in arrived:
+            if isinstance(item, Exception):
+                raise item
+            yield replace(item, pixels=item.pixels.numpy()) if shares else item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MachineError(
+            "a process that reads images was killed",
+            "is the memory full? fewer processes take less: --set workers=N",
+        ) from error
+    finally:
+        if workers:
+            arrived._shutdown_workers()  # the error's traceback may hold it
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    """An error takes its place among the items: torch would put the worker's traceback into its words."""
+
+    def __init__(self, items: Dataset[Any]) -> None:
+        self.items = items
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.items[number]
+        except (FrEdgeError, MemoryError) as error:
+            return error
+
+
+def _has_room(size: int) -> bool:
+    """Whether shared memory holds what the workers of this machine's ranks read ahead."""
+    size *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:  # macOS
+        return False
+    if free < size:
+        logger.warning(
+            "%s has %d MB, of which the image workers would use %d: batches go through a pipe, which"
+            " takes longer; in a container give --shm-size, or --set workers=N",
+            *(_SHARED_MEMORY, free >> 20, size >> 20),
+        )
+    return free >= size
+
+
+def _with_shared_pixels(item: Any) -> Any:
+    """The same in a tensor, which the DataLoader hands over in shared memory."""
+    if isinstance(item, Exception):
+        return item
+    return replace(item, pixels=torch.from_numpy(item.pixels))
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A signal for the whole group must not end a worker before the parent has its checkpoint."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,15 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from ..arrays import F16, I64, U8, map_npy
+from ..arrays import F16, I64, map_npy
 from ..documents import decode_json, encode_json, read_json
 from ..errors import DataError, MachineError
 from ..files import is_own_file, write_atomic
 from ..interruption import keeping
 from ..progress import Track, silent
 from ..reading import read_file
-from .dataset import Pixels, load_items
-from .distributed import Ranks
+from .dataset import FACE_BYTES, Images, Pixels
+from .distributed import Ranks, load_items
 from .recipe import Recipe
 from .teacher import Teacher, check_teacher, open_teacher
 from .teacher_targets import TeacherEmbeddings, principal_components, unit_rows
@@ -169,15 +169,18 @@ def cached_embeddings(
     done = _read_marks(marks)
     todo = [block for block in range(ranks.rank, len(done), ranks.size) if not done[block]]
     started = time.monotonic()
-    with _shared_file(store) as values, _shared_file(marks) as flags:
+    with (
+        _shared_file(store) as values,
+        _shared_file(marks) as flags,
+        closing(load_items(_Blocks(pixels), _BLOCK * FACE_BYTES, todo, workers)) as source,
+    ):
         offset = store.stat().st_size - 2 * int(np.prod(shape))
-        source = load_items(_Blocks(pixels), todo, workers)
-        for number, (read, faces) in enumerate(track(source, "teacher", len(todo))):
+        for number, images in enumerate(track(source, "teacher", len(todo))):
             block = todo[number]
             start = block * _BLOCK
-            rows = _embed_views(teacher, faces, views)
+            rows = _embed_views(teacher, images.pixels, views)
             # Unreadable: another image stood in for it.
-            rows[read != np.arange(start, start + len(read))] = 0
+            rows[images.index != np.arange(start, start + len(images.index))] = 0
             os.pwrite(values, rows.tobytes(), offset + start * rows[0].nbytes)
             os.pwrite(flags, b"\x01", block)
             if number == 0 and torch.cuda.is_available() and teacher.device == "cpu":
@@ -197,15 +200,15 @@ def cached_embeddings(
     return cached
 
 
-class _Blocks(Dataset[tuple[I64, U8]]):
-    """Item k is block k of the training images: what was read, and the images."""
+class _Blocks(Dataset[Images]):
+    """Item k is block k of the training images."""
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels = pixels
 
-    def __getitem__(self, block: int) -> tuple[I64, U8]:
+    def __getitem__(self, block: int) -> Images:
         start = block * _BLOCK
-        return self.pixels.block(start, min(start + _BLOCK, len(self.pixels)))
+        return self.pixels.read_all(range(start, min(start + _BLOCK, len(self.pixels))))
 
 
 def data_digest(pixels: Pixels) -> str:

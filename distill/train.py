@@ -10,8 +10,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..interruption import Interrupted, StopRequest, deferred_signals, interrupt
 from ..progress import Track, silent
 from .checkpoint import CHECKPOINT_NAME, check_place, restore_checkpoint, save_checkpoint
 from .data_report import count_data, examine_data, read_exclusions, write_data_report
-from .dataset import IdentitySplit, Pixels, batches, split_identities
+from .dataset import Batch, IdentitySplit, Pixels, batches, split_identities
 from .distributed import Ranks, join_ranks
 from .losses.adadistill import AdaDistill
 from .losses.combined_loss import BankLoss
@@ -94,7 +94,7 @@ class DistillResult:
 class _Data:
     """What a training reads: images, their classes, the teacher's embeddings, and sets to verify on."""
 
-    pixels: Pixels
+    images: Iterable[Batch]
     split: IdentitySplit
     embeddings: TeacherEmbeddings | None
     sets: Mapping[str, VerificationSet]
@@ -186,8 +186,10 @@ def distill_student(
                 logger.info("resumed at step %d", state.step)
             digest = hashlib.sha256(repr(state.step).encode()).hexdigest()
             ranks.check_equal("checkpoint", digest, f"every process needs the same folder {folder}")
-            training = _Data(pixels, split, embeddings, sets)
-            with reuse_freed_memory(), curve_writer(state) as write_curves:
+            steps = recipe.epochs * (len(split.kept) // recipe.batch)
+            images = batches(pixels, split, recipe, ranks, state.step, steps)
+            training = _Data(images, split, embeddings, sets)
+            with closing(images), reuse_freed_memory(), curve_writer(state) as write_curves:
                 _train(state, training, place, write_curves, track, stop)
             accuracy = None if opened is None else teacher_accuracy(opened, sets, ranks)
             report = make_training_report(state, faces, split, accuracy)
@@ -290,9 +292,8 @@ def _train(
     if stops_early(state):
         return
     started = saved = time.monotonic()
-    images = batches(data.pixels, data.split, recipe, state.ranks, state.step, steps)
     targets = None if data.embeddings is None else data.embeddings.of_batch
-    source = copied_ahead(images, data.split, targets, state.ranks.device)
+    source = copied_ahead(data.images, data.split, targets, state.ranks.device)
     for batch in track(source, "training", steps - state.step):
         lr = learning_rate(recipe, state.step, steps, per_epoch)
         if state.step == quantized_from:

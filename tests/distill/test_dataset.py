@@ -1,11 +1,18 @@
 """Batches, people kept apart, and the learning rate."""
 
 import math
+import os
+import re
+import signal
 from dataclasses import replace
+from multiprocessing import active_children
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fr_edge.distill import distributed
 from fr_edge.distill.dataset import (
     Batch,
     Pixels,
@@ -17,7 +24,7 @@ from fr_edge.distill.dataset import (
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.train_step import learning_rate
-from fr_edge.errors import FacesError, UsageError
+from fr_edge.errors import FacesError, MachineError, UsageError
 from fr_edge.faces.sources import Faces
 
 
@@ -115,12 +122,78 @@ def test_the_last_people_are_kept_apart(faces: Faces) -> None:
         split_identities(faces, 9)
 
 
-def test_images_that_never_can_be_read_stop_the_run(faces: Faces) -> None:
-    def read(index: int) -> np.ndarray:  # type: ignore[type-arg]
-        raise FacesError("damaged")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_never_can_be_read_stop_the_run(faces: Faces, workers: int) -> None:
+    """In the words of the error alone, also from a worker; torch would add the worker's traceback."""
 
-    with pytest.raises(FacesError):
-        run(replace(faces, read=read), Recipe(batch=8, bad_images=1000), 0, 1)
+    def read(index: int) -> np.ndarray:  # type: ignore[type-arg]
+        raise FacesError("damaged", "remove it")
+
+    recipe = Recipe(batch=8, bad_images=1000, workers=workers)
+    with pytest.raises(FacesError) as error:
+        run(replace(faces, read=read), recipe, 0, 1)
+    assert (error.value.message, error.value.hint) == ("damaged", "remove it")
+    assert active_children() == []  # while the error's traceback is held
+
+
+def test_a_killed_worker_is_said(faces: Faces) -> None:
+    parent, read = os.getpid(), faces.read
+
+    def killed(index: int) -> np.ndarray:  # type: ignore[type-arg]
+        if index == 3 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(index)
+
+    recipe = Recipe(batch=25, workers=2, memory_mb=0)
+    with pytest.raises(MachineError, match="process that reads images was killed") as error:
+        run(replace(faces, read=killed), recipe, 0, 9)
+    assert "--set workers=N" in error.value.hint
+    assert active_children() == []
+
+
+def test_workers_end_with_a_training_that_does_not(faces: Faces) -> None:
+    split = split_identities(faces, 0)
+    recipe = Recipe(batch=8, workers=2)
+    images = batches(Pixels(faces, split.train, 0), split, recipe, Ranks(), 0, 90)
+    next(images)
+    assert len(active_children()) == 2
+    images.close()
+    assert active_children() == []
+
+
+def test_workers_hand_over_pixels_in_shared_memory_where_there_is_room(
+    faces: Faces, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mapped() -> int:
+        """Blocks of torch's shared memory that this process sees."""
+        maps = Path("/proc/self/maps").read_text()
+        return len(re.findall(r"/torch_\d+", maps))
+
+    recipe = Recipe(batch=10, workers=1)
+    needed = 10 * 112 * 112 * 3 * (2 + 4)  # two read ahead, four in use
+    asked: list[str] = []
+    before = mapped()
+    for free, shared in ((needed, 5), (needed - 1, 0)):
+
+        def usage(folder: str, free: int = free) -> SimpleNamespace:
+            asked.append(folder)
+            return SimpleNamespace(free=free)
+
+        monkeypatch.setattr(distributed.shutil, "disk_usage", usage)
+        found = run(faces, recipe, 0, 5)
+        assert mapped() - before == shared
+        for one, other in zip(found, run(faces, Recipe(batch=10), 0, 5), strict=True):
+            assert np.array_equal(one.pixels, other.pixels)
+        assert ("batches go through a pipe" in caplog.text) == (shared == 0)
+        del found, one, other
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two ranks on the machine take twice the room
+    caplog.clear()
+    monkeypatch.setattr(
+        distributed.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * needed - 1)
+    )
+    run(faces, recipe, 0, 1)
+    assert "batches go through a pipe" in caplog.text
+    assert asked == ["/dev/shm"] * 2
 
 
 def test_schedules() -> None:

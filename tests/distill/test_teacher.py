@@ -164,7 +164,7 @@ def test_the_cache_is_what_the_teacher_says(
     monkeypatch.setattr("fr_edge.distill.teacher_cache._BLOCK", 16)
     cached = cached_embeddings(tmp_path / "cache", teacher, apart, workers=1)
     assert len(readers) == len(pixels)  # here for the data's digest alone
-    faces = pixels.block(0, len(pixels))[1]
+    faces = pixels.read_all(range(len(pixels))).pixels
     assert cached.shape == (50, 2, 48)
     np.testing.assert_allclose(cached[:, 0], teacher.embed(faces), atol=5e-4)
     np.testing.assert_allclose(cached[:, 1], teacher.embed(faces[:, :, ::-1]), atol=5e-4)

@@ -215,6 +215,31 @@ def test_kill_9_loses_nothing(
     assert same_weights(plain.bundle, resumed)
 
 
+_FAILS = """
+import sys
+from fr_edge.distill import train
+from fr_edge.distill.recipe import read_recipe
+from fr_edge.faces.sources import open_faces
+
+def fails(*_):
+    raise RuntimeError("CUDA error: an illegal memory access")
+
+train.train_step = fails
+recipe = read_recipe("tiny", ["batch=8", "verify_identities=4", "workers=2"])
+train.distill_student(recipe, open_faces("synthetic:10x5@3"), sys.argv[1], teacher=sys.argv[2])
+"""
+
+
+def test_a_process_that_fails_ends_though_its_workers_take_no_signal(
+    teacher: Path, tmp_path: Path
+) -> None:
+    """Else torchrun would not see it, and the other ranks would wait."""
+    command = [sys.executable, "-c", _FAILS, str(tmp_path / "out"), str(teacher)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("RuntimeError: CUDA error: an illegal memory access")
+
+
 def test_a_signal_before_a_verification_does_not_wait_for_it(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

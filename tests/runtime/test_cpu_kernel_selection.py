@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from kernel_choice import RACE, REAL_RACE, all_in_float
 
+from fr_edge.bundle.bundle import open_bundle
 from fr_edge.runtime import cpu_kernel_selection
 from fr_edge.runtime.build import build_engine
 from fr_edge.runtime.cpu_kernel_selection import select_kernels
+from fr_edge.runtime.fingerprint import read_fingerprint
 
 
 @pytest.fixture
@@ -17,6 +20,7 @@ def priced(monkeypatch):
     """A `load` whose runs take so many milliseconds of a clock for each product, convolution and
     face; every fifth run is held up."""
     now, runs = 0.0, 0
+    monkeypatch.setattr(RACE, REAL_RACE)
     monkeypatch.setattr(cpu_kernel_selection, "time", SimpleNamespace(perf_counter=lambda: now))
 
     def prices(integer: float, float_: float):
@@ -63,13 +67,32 @@ def test_the_build_says_what_it_chose(bundle, caplog):
     caplog.set_level("INFO")
     built = build_engine(bundle, "int8", "onnxruntime")
     assert built.layers == {"int8": 4, "fp16": 0, "fp32": 3}
-    assert built.describe_layers() == f"4 INT8 ({built.integer_kernels} in integer kernels), 3 FP32"
-    text = caplog.text
-    if built.integer_kernels:
-        assert f"{built.integer_kernels} of 4 INT8 layers run on integer kernels" in text
-    else:
-        assert "INT8 is not faster than float on this CPU: all 4 INT8 layers run in float" in text
-    assert "round no activation" in text  # c1, a 3x3 convolution, always
+    assert built.describe_layers() == "4 INT8 (2 in integer kernels), 3 FP32"
+    assert "2 of 4 INT8 layers run on integer kernels" in caplog.text
+    assert "2 INT8 layers compute in float" in caplog.text
+    assert "round no activation" in caplog.text
+    caplog.clear()
+    with all_in_float():
+        built = build_engine(bundle, "int8", "onnxruntime")
+    assert built.describe_layers() == "4 INT8 (0 in integer kernels), 3 FP32"
+    says = "INT8 is not faster than float on this CPU: all 4 INT8 layers run in float"
+    assert says in caplog.text
+    assert "4 INT8 layers compute in float" in caplog.text
+
+
+def test_a_build_races_the_kernels(bundle, monkeypatch):
+    """By the clock of this machine: either may win, and the choice is what the engine runs."""
+    monkeypatch.setattr(RACE, REAL_RACE)
+    monkeypatch.setattr(cpu_kernel_selection, "_SECONDS", 0.05)
+    built = build_engine(bundle, "int8", "onnxruntime")
+    assert built.layers == {"int8": 4, "fp16": 0, "fp32": 3}
+    assert built.integer_kernels in (0, 2, 3)
+    facts = read_fingerprint(open_bundle(bundle.root), "engines/onnxruntime-int8.onnx")
+    tried = facts["kernel_selection"]
+    assert sorted(one["int8"] for one in tried) == [0, 2, 3]
+    assert tried[0]["int8"] == built.integer_kernels == len(facts["integer_layers"])
+    slowest = [max(one["relative"]) for one in tried]
+    assert slowest == sorted(slowest)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
