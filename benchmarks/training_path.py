@@ -1,6 +1,6 @@
 """The path around the training step: what a step costs besides its network, input, and large data.
 
-    python benchmarks/training_path.py [--parts step,input,scale] [--json]
+    python benchmarks/training_path.py [--parts step,input,workers,scale] [--json]
 
 step: CPU seconds of whole training steps of the trainer (batch from memory, copy, forward, loss, backward,
 clipping, optimizer, log), and of forward, loss and backward inside them; full-width MobileFaceNet, 128
@@ -9,6 +9,9 @@ about 45 CPU seconds.
 
 input: images a second that one process puts into batches of 512: from memory, and from JPEG files; those
 of `--faces SRC`, or drawn ones.
+
+workers: how long the training thread takes a batch of 128 that two workers have ready, with a copy of its
+pixels, in turns: from the trainer's workers, and from torch's DataLoader as arrays and as tensors.
 
 scale: a RecordIO index of 5,822,653 images of 85,742 people is opened and an epoch's order drawn, in a
 process of its own; the records hold no images. Memory is that process's peak beyond what its imports
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from fr_edge.distill.dataset import IdentitySplit, Pixels, batches, split_identities
+from fr_edge.distill.dataset import (
+    Batch,
+    IdentitySplit,
+    Pixels,
+    _Steps,
+    batches,
+    split_identities,
+)
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.student import copied_ahead
@@ -123,6 +134,38 @@ def measure_input(repeats: int, source: str = "") -> dict[str, Any]:
     return result
 
 
+def measure_workers(repeats: int) -> dict[str, Any]:
+    faces = random_faces(16 * BATCH, 100)
+    split = split_identities(faces, 0)
+    pixels = Pixels(faces, split.train, 1024)
+    pixels.read_all(range(len(pixels)))
+    recipe = Recipe(batch=BATCH, workers=2)
+    options: dict[str, Any] = {"batch_size": None, "multiprocessing_context": "fork"}
+    options |= {"sampler": range(16), "num_workers": 2}
+    steps = _Steps(pixels, split, recipe, Ranks())
+    ways: dict[str, Callable[[], Iterable[Batch]]] = {
+        "trainer": lambda: batches(pixels, split, recipe, Ranks(), 0, 16),
+        "arrays": lambda: DataLoader(steps, collate_fn=lambda batch: batch, **options),
+        "tensors": lambda: DataLoader(
+            steps, collate_fn=lambda b: replace(b, pixels=torch.from_numpy(b.pixels)), **options
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            source = iter(way())
+            for number in range(16):
+                time.sleep(0.05)
+                started = time.perf_counter()
+                np.asarray(next(source).pixels).copy()
+                if number > 3:  # the workers have begun
+                    seconds[name].append(time.perf_counter() - started)
+            next(source, None)
+    medians = {name: 1e3 * float(np.median(measured)) for name, measured in seconds.items()}
+    ratios = {f"{n}_over_trainer": medians[n] / medians["trainer"] for n in ("arrays", "tensors")}
+    return {f"{name}_ms": median for name, median in medians.items()} | ratios
+
+
 def measure_scale() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_records(Path(folder))
@@ -196,7 +239,7 @@ def write_records(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default="step,input,scale")
+    parser.add_argument("--parts", default="step,input,workers,scale")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--faces", default="", help="faces for the input part")
@@ -209,6 +252,8 @@ def main() -> None:
     for part in args.parts.split(","):
         if part == "scale":
             result |= measure_scale()
+        elif part == "workers":
+            result |= measure_workers(args.repeats)
         elif part == "input":
             result |= measure_input(args.repeats, args.faces)
         else:

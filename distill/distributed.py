@@ -4,9 +4,9 @@ With one rank, the common case, every collective returns its argument and no pro
 """
 
 import inspect
-import logging
+import math
+import mmap
 import os
-import shutil
 import signal
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -23,14 +23,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from ..arrays import U8
 from ..errors import DataError, FrEdgeError, MachineError
-
-logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(hours=12)  # ranks wait while rank 0 embeds millions of faces with the teacher
 _AHEAD = 2  # items that each worker reads ahead
-_HELD = 4  # items that have arrived and are in use
-_SHARED_MEMORY = "/dev/shm"
 
 _Item = TypeVar("_Item")
 
@@ -196,7 +193,7 @@ def load_items(
     process, and with it the other ranks, for good.
 
     Args:
-        items: Frozen dataclasses with `pixels`, an array; they depend on their number alone.
+        items: Frozen dataclasses with `pixels`, uint8; they depend on their number alone.
         size: Most bytes that an item's pixels take.
         order: Numbers of the wanted ones.
         workers: Number of processes; 0 reads each when it is asked for.
@@ -204,7 +201,10 @@ def load_items(
     Raises:
         MachineError: A worker process was killed.
     """
-    shares = workers > 0 and _has_room(size * (_AHEAD * workers + _HELD))
+    if not workers:
+        yield from (items[number] for number in order)
+        return
+    reader = _Reader(items, size, _AHEAD * workers + 1)
     with warnings.catch_warnings():
         # Python warns of forking with threads; the workers use none of the parent's. torch warns of
         # more workers than cores, in ten lines.
@@ -214,23 +214,22 @@ def load_items(
         )
         arrived: Any = iter(
             DataLoader(
-                _ErrorsAsItems(items) if workers else items,
-                sampler=order,
+                reader,
+                sampler=enumerate(order),
                 batch_size=None,
-                collate_fn=_with_shared_pixels if shares else None,
                 num_workers=workers,
-                prefetch_factor=_AHEAD if workers else None,
+                prefetch_factor=_AHEAD,
                 # It draws a number, and not from the generator whose state a resumption restores.
                 generator=torch.Generator(),
-                multiprocessing_context="fork" if workers else None,
-                worker_init_fn=_leave_signals_to_parent if workers else None,
+                multiprocessing_context="fork",
+                worker_init_fn=_leave_signals_to_parent,
             )
         )
     try:
-        for item in arrived:
+        for place, item in enumerate(arrived):
             if isinstance(item, Exception):
                 raise item
-            yield replace(item, pixels=item.pixels.numpy()) if shares else item
+            yield reader.with_pixels(place, item)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -239,44 +238,38 @@ def load_items(
             "is the memory full? fewer processes take less: --set workers=N",
         ) from error
     finally:
-        if workers:
-            arrived._shutdown_workers()  # the error's traceback may hold it
+        arrived._shutdown_workers()  # also where the traceback of an error holds it
 
 
-class _ErrorsAsItems(Dataset[Any]):
-    """An error takes its place among the items: torch would put the worker's traceback into its words."""
+class _Reader(Dataset[Any]):
+    """Items by their place in the order and their number, read in a worker.
 
-    def __init__(self, items: Dataset[Any]) -> None:
-        self.items = items
+    Their pixels stay in memory that the parent shares: a pipe takes longer, and /dev/shm, where torch
+    puts tensors, is small in containers. When an item has arrived, up to `slots` places from it on are
+    being read. An error takes the place of its item: torch would put the worker's traceback into its
+    words.
+    """
 
-    def __getitem__(self, number: int) -> Any:
+    def __init__(self, items: Dataset[Any], size: int, slots: int) -> None:
+        self._items = items
+        self._memory = np.frombuffer(mmap.mmap(-1, size * slots), np.uint8).reshape(slots, size)
+
+    def __getitem__(self, wanted: tuple[int, int]) -> Any:
+        place, number = wanted
         try:
-            return self.items[number]
+            item: Any = self._items[number]
         except (FrEdgeError, MemoryError) as error:
             return error
+        self._pixels(place, item.pixels.shape)[:] = item.pixels
+        return replace(item, pixels=item.pixels.shape)
 
+    def with_pixels(self, place: int, item: Any) -> Any:
+        """An item that has arrived, with a copy of its pixels."""
+        return replace(item, pixels=self._pixels(place, item.pixels).copy())
 
-def _has_room(size: int) -> bool:
-    """Whether shared memory holds what the workers of this machine's ranks read ahead."""
-    size *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    try:
-        free = shutil.disk_usage(_SHARED_MEMORY).free
-    except OSError:  # macOS
-        return False
-    if free < size:
-        logger.warning(
-            "%s has %d MB, of which the image workers would use %d: batches go through a pipe, which"
-            " takes longer; in a container give --shm-size, or --set workers=N",
-            *(_SHARED_MEMORY, free >> 20, size >> 20),
-        )
-    return free >= size
-
-
-def _with_shared_pixels(item: Any) -> Any:
-    """The same in a tensor, which the DataLoader hands over in shared memory."""
-    if isinstance(item, Exception):
-        return item
-    return replace(item, pixels=torch.from_numpy(item.pixels))
+    def _pixels(self, place: int, shape: tuple[int, ...]) -> U8:
+        slot: U8 = self._memory[place % len(self._memory)]
+        return slot[: math.prod(shape)].reshape(shape)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -2,12 +2,10 @@
 
 import math
 import os
-import re
 import signal
+import time
 from dataclasses import replace
 from multiprocessing import active_children
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,39 +159,23 @@ def test_workers_end_with_a_training_that_does_not(faces: Faces) -> None:
     assert active_children() == []
 
 
-def test_workers_hand_over_pixels_in_shared_memory_where_there_is_room(
-    faces: Faces, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_workers_do_not_overwrite_what_is_still_to_be_copied(
+    faces: Faces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mapped() -> int:
-        """Blocks of torch's shared memory that this process sees."""
-        maps = Path("/proc/self/maps").read_text()
-        return len(re.findall(r"/torch_\d+", maps))
+    """They share memory with the parent: here they have time to read all they may before each copy."""
+    copied = distributed._Reader.with_pixels
 
-    recipe = Recipe(batch=10, workers=1)
-    needed = 10 * 112 * 112 * 3 * (2 + 4)  # two read ahead, four in use
-    asked: list[str] = []
-    before = mapped()
-    for free, shared in ((needed, 5), (needed - 1, 0)):
+    def late(reader: distributed._Reader, place: int, item: object) -> object:
+        time.sleep(0.1)
+        return copied(reader, place, item)
 
-        def usage(folder: str, free: int = free) -> SimpleNamespace:
-            asked.append(folder)
-            return SimpleNamespace(free=free)
-
-        monkeypatch.setattr(distributed.shutil, "disk_usage", usage)
-        found = run(faces, recipe, 0, 5)
-        assert mapped() - before == shared
-        for one, other in zip(found, run(faces, Recipe(batch=10), 0, 5), strict=True):
-            assert np.array_equal(one.pixels, other.pixels)
-        assert ("batches go through a pipe" in caplog.text) == (shared == 0)
-        del found, one, other
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two ranks on the machine take twice the room
-    caplog.clear()
-    monkeypatch.setattr(
-        distributed.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * needed - 1)
-    )
-    run(faces, recipe, 0, 1)
-    assert "batches go through a pipe" in caplog.text
-    assert asked == ["/dev/shm"] * 2
+    monkeypatch.setattr(distributed._Reader, "with_pixels", late)
+    recipe = Recipe(batch=5, memory_mb=0, shift=5)
+    found = run(faces, replace(recipe, workers=2), 0, 12)
+    for one, other in zip(found, run(faces, recipe, 0, 12), strict=True):
+        assert np.array_equal(one.pixels, other.pixels)
+        assert np.array_equal(one.index, other.index)
+        assert np.array_equal(one.flipped, other.flipped)
 
 
 def test_schedules() -> None:
