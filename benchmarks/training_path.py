@@ -15,11 +15,12 @@ pixels, in turns: from the trainer's workers, and from torch's DataLoader as arr
 
 scale: a RecordIO index of 5,822,653 images of 85,742 people is opened and an epoch's order drawn, in a
 process of its own; the records hold no images. Memory is that process's peak beyond what its imports
-take.
+take, and what a worker that is forked from it holds for itself after it drew two epochs' orders.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -186,18 +187,37 @@ def open_large(folder: Path) -> dict[str, Any]:
     recipe = Recipe(batch=512)
     pixels = Pixels(faces, split.train, recipe.memory_mb)
     divided = time.process_time()
-    rng = np.random.default_rng([recipe.seed, 1, 0])
-    order = split.kept[rng.permutation(len(split.kept))]
-    drawn = time.process_time()
+    steps = _Steps(pixels, split, recipe, Ranks())
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        mine = private_mb()
+        steps.order(0), steps.order(1)
+        os.write(writer, str(private_mb() - mine).encode())
+        os._exit(0)
+    worker_mb = float(os.read(reader, 99))
+    begun = time.process_time()
+    order = steps.order(0)
+    drawn = time.process_time() - begun
     assert (len(order), split.classes, len(pixels)) == (IMAGES, PEOPLE, IMAGES)
     return {
         "images": len(faces),
         "people": split.classes,
         "open_cpu_s": opened - started,
         "split_cpu_s": divided - opened,
-        "shuffle_cpu_s": drawn - divided,
+        "shuffle_cpu_s": drawn,
+        "worker_mb": worker_mb,
         "peak_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
     }
+
+
+def private_mb() -> float:
+    """Memory that this process shares with no other."""
+    (line,) = (
+        line
+        for line in Path("/proc/self/smaps_rollup").read_text().splitlines()
+        if line.startswith("Private_Dirty")
+    )
+    return int(line.split()[1]) / 1024
 
 
 def random_faces(count: int, people: int) -> Faces:

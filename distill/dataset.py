@@ -188,21 +188,25 @@ class _Steps(Dataset[Batch]):
         self.labels = split.labels[split.kept]
         self.part = slice(*ranks.shard(recipe.batch))
         self.per_epoch = len(split.kept) // recipe.batch
-        self.order = lru_cache(2)(self._order)
+        self.order = lru_cache(1)(self._order)
 
-    def _order(self, epoch: int) -> I64:
+    def _order(self, epoch: int) -> npt.NDArray[np.int32]:
+        """Every worker has its own: 4 bytes an image are 23 MB for MS1MV2."""
         rng = np.random.default_rng([self.recipe.seed, 1, epoch])
         size = max(1, self.recipe.per_identity)
         if self.recipe.balanced:
-            return self.kept[balanced_order(self.labels, size, rng)]
-        if size > 1:
-            return self.kept[grouped_order(self.labels, size, rng)]
-        return self.kept[rng.permutation(len(self.kept))]
+            order = balanced_order(self.labels, size, rng)
+        elif size > 1:
+            order = grouped_order(self.labels, size, rng)
+        else:
+            order = rng.permutation(len(self.kept))
+        return self.kept[order].astype(np.int32)
 
     def __getitem__(self, step: int) -> Batch:
         recipe = self.recipe
         epoch, number = divmod(step, self.per_epoch)
-        planned = self.order(epoch)[number * recipe.batch : (number + 1) * recipe.batch][self.part]
+        first = number * recipe.batch
+        planned = self.order(epoch)[first : first + recipe.batch][self.part].astype(np.int64)
         images = self.pixels.read_all(planned)
         # Drawn for the whole batch on every rank: the number of ranks changes nothing.
         rng = np.random.default_rng([recipe.seed, 2, step])
@@ -230,12 +234,14 @@ def grouped_order(labels: I64, size: int, rng: np.random.Generator) -> I64:
     shuffled = rng.permutation(len(labels))
     ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
     starts = np.flatnonzero(np.diff(labels[ordered], prepend=-1))
-    groups = []
-    for person in np.split(ordered, starts[1:]):
-        count = -(-len(person) // size) * size
-        groups.append(np.resize(person, count).reshape(-1, size))
-    every = np.concatenate(groups)
-    return every[rng.permutation(len(every))].reshape(-1)
+    counts = np.diff(starts, append=len(ordered))
+    filled = -(-counts // size) * size
+    places = np.arange(filled.sum()) - np.repeat(np.cumsum(filled) - filled, filled)
+    places %= np.repeat(counts, filled)
+    places += np.repeat(starts, filled)
+    every = ordered[places].reshape(-1, size)
+    order: I64 = every[rng.permutation(len(every))].reshape(-1)
+    return order
 
 
 def balanced_order(labels: I64, size: int, rng: np.random.Generator) -> I64:

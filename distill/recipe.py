@@ -5,9 +5,11 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from ..documents import convert, parse_toml, read_toml
 from ..errors import DataError, UsageError
@@ -85,6 +87,8 @@ _OTHER_NAMES = {  # what other trainers call a key -> ours
 }
 
 _LISTS = (tuple[int, ...], tuple[str, ...])
+_PATHS = {"init", "exclude", "data_report", "tensorboard", "csv", "cache"}
+_COSFACE_M = 0.35  # of AdaDistill with that margin (arXiv 2407.01332, section 4.1)
 
 _KINDS = {
     bool: "true or false",
@@ -102,10 +106,9 @@ class Recipe:
 
     Attributes:
         losses: Names of losses that are added up, each as "name" or "name:weight": "adadistill";
-            "centres", whose centres stay the teacher's class means; "mse" and "cosine" to the teacher's
-            embedding; "relational", similarities within the batch; "bank", similarities to the
-            teacher's embeddings of all images; "arcface", "cosface", "elasticface" or "adaface", whose
-            centres are learned.
+            "centres", whose centres stay the teacher's class means; "mse", "cosine" to its embedding;
+            "relational", similarities within the batch; "bank", to the teacher's embeddings of all
+            images; "arcface", "cosface", "elasticface" or "adaface", whose centres are learned.
         network: A name in `networks.NETWORKS`.
         output: Of a student with a teacher: "affine" ends in a BatchNorm with weight and bias, without
             which its embeddings have zero mean and cannot equal the teacher's; "plain" is the paper's.
@@ -113,7 +116,7 @@ class Recipe:
         dim: Embedding size; 0 is the teacher's, or 512 without one. A smaller one learns the teacher's
             principal components, a larger one through a linear layer that is thrown away.
         margin: Of AdaDistill: "arcface" or "cosface".
-        m: Margin: radians for ArcFace, cosine for CosFace.
+        m: Margin: radians for ArcFace, cosine for CosFace, for which the default is 0.35.
         s: Scale of the logits.
         sample: Share of the learned centres, besides those of the batch, that a step compares with.
         alpha: How much of a centre stays: "product" is the paper's alpha', "cosine" its alpha.
@@ -252,24 +255,18 @@ class Recipe:
         if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UsageError(f"recipe: milestones are epochs in order; found {self.milestones}")
         if self.qat and self.qat_epochs >= self.epochs:
-            raise UsageError(
-                f"recipe: qat_epochs is {self.qat_epochs} of {self.epochs} epochs; the first ones"
-                " train without rounding"
-            )
+            first = f"{self.epochs} epochs; the first ones train without rounding"
+            raise UsageError(f"recipe: qat_epochs is {self.qat_epochs} of {first}")
         if self.qat and (self.best or self.patience):
             raise UsageError(
                 "recipe: best and patience choose among weights that INT8's rounding has not trained",
                 "--set best= --set patience=0, or --set qat=",
             )
-        if self.per_identity and self.batch % self.per_identity:
-            raise UsageError(
-                f"recipe: a batch of {self.batch} does not hold {self.per_identity} images each of a"
-                " whole number of people"
-            )
-        if self.batch % self.accumulate:
-            raise UsageError(
-                f"recipe: batch {self.batch} does not split into {self.accumulate} equal parts"
-            )
+        people = f"do not hold {self.per_identity} images each of a whole number of people"
+        parts = f"do not split into {self.accumulate} equal parts"
+        for number, problem in ((self.per_identity, people), (self.accumulate, parts)):
+            if number and self.batch % number:
+                raise UsageError(f"recipe: the {self.batch} images of a batch {problem}")
 
     @property
     def needs_teacher(self) -> bool:
@@ -295,10 +292,9 @@ def loss_weights(losses: Sequence[str]) -> dict[str, float]:
                 f"recipe: there is no loss {name!r}",
                 f"did you mean {near[0]!r}?" if near else f"losses: {', '.join(LOSSES)}",
             )
-        try:
+        weight = 0.0
+        with suppress(ValueError):
             weight = float(given or 1)
-        except ValueError:
-            weight = 0.0
         if not 0 < weight <= _MAX_WEIGHT:
             raise UsageError(
                 f"recipe: the weight of {name} is above 0, up to {_MAX_WEIGHT:.0f}; found {given!r}",
@@ -328,16 +324,19 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         UsageError: The recipe does not exist, has an unknown key (the nearest one is named), or a
             value of the wrong type or range.
     """
-    path = _find(name_or_path)
     try:
-        values = read_toml(path)
+        values = read_toml(_find(name_or_path))
     except DataError as error:
         raise UsageError(error.message) from error
+    types, given = get_type_hints(Recipe), set()
     for text in overrides:
-        key, equals, value = text.partition("=")
+        key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise UsageError(f"--set takes key=value, found {text!r}", "--set epochs=10")
-        values[key.strip()] = _parse_value(value.strip())
+        given.add(key)
+        values[key] = _parse_value(value, types.get(key))
+    if "margin" in given and "m" not in given:  # the file's m is that of the file's margin
+        values.pop("m", None)
     return make_recipe(values)
 
 
@@ -362,39 +361,39 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
                 f"a recipe has no key {key!r}",
                 f"did you mean {name!r}?" if near else f"keys: {', '.join(types)}",
             )
-        if types[key] in _LISTS:
-            value = _as_list(value)
+        if types[key] in _LISTS and not isinstance(value, list | tuple):
+            value = _parse_value(value, types[key]) if isinstance(value, str) else [value]
         try:
             checked[key] = convert(value, types[key], "recipe")
         except DataError as error:
             kind = _KINDS[types[key]]
             raise UsageError(f"recipe: {key} is {kind}; found {value!r}") from error
+    if checked.get("margin") == "cosface":
+        checked.setdefault("m", _COSFACE_M)
+    for key in _PATHS & checked.keys():
+        checked[key] = expanduser(checked[key])
+    checked["verify_pairs"] = tuple(map(expanduser, checked.get("verify_pairs", ())))
     return Recipe(**checked)
 
 
 def _find(name_or_path: str | Path) -> Path:
-    shipped = _SHIPPED / f"{name_or_path}.toml"
-    if str(name_or_path) in shipped_recipes():
-        return shipped
-    path = Path(name_or_path)
+    shipped = shipped_recipes()
+    path = _SHIPPED / f"{name_or_path}.toml" if str(name_or_path) in shipped else Path(name_or_path)
     if path.is_file():
         return path
-    raise UsageError(
-        f"there is no recipe {name_or_path}",
-        f"give a TOML file or one of {', '.join(shipped_recipes())}",
-    )
+    hint = f"give a TOML file or one of {', '.join(shipped)}"
+    raise UsageError(f"there is no recipe {name_or_path}", hint)
 
 
-def _as_list(value: Any) -> Any:
-    """A list where one value, or a text of values between commas, stands for it."""
-    if isinstance(value, str):
-        return [_parse_value(part.strip()) for part in value.split(",") if part.strip()]
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _parse_value(text: str) -> Any:
-    """A value as TOML reads it; text that is not TOML is a string."""
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except ValueError:
+def _parse_value(text: str, kind: Any) -> Any:
+    """A value of a key as TOML reads it or people write it: .5, True, a text or list as it is."""
+    if kind in _LISTS and not text.startswith("["):
+        each = get_args(kind)[0]
+        return [_parse_value(part.strip(), each) for part in text.split(",") if part.strip()]
+    if kind is str and not text.startswith(('"', "'")):
         return text
+    with suppress(ValueError):
+        if kind is float:
+            return float(text)
+        return parse_toml(f"value = {text.lower() if kind is bool else text}")["value"]
+    return text

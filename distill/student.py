@@ -19,7 +19,7 @@ from ..errors import ModelError, UsageError
 from ..faces.contract import InputSpec
 from .dataset import Batch, IdentitySplit
 from .distributed import Ranks, to_device
-from .networks import ALIASES, NETWORKS, build_network
+from .networks import NETWORKS, build_network, network_name
 from .recipe import Recipe
 from .weights import load_network
 
@@ -174,7 +174,7 @@ def student_network_name(recipe: Recipe) -> str:
     Args:
         recipe: Its `network`, `output` and `losses`.
     """
-    name = ALIASES.get(recipe.network, recipe.network)
+    name = network_name(recipe.network)
     if recipe.needs_teacher and recipe.output == "affine" and name + _AFFINE in NETWORKS:
         return name + _AFFINE
     return name
@@ -290,10 +290,11 @@ def _start_from(network: nn.Module, name: str, dim: int, path: Path) -> None:
         except ModelError:
             given, other, size = load_network(file, name)
     if other not in (name, plain) or size != dim:
+        change = f"dim={size}" if other in (name, plain) else f"network={other.removesuffix(_AFFINE)}"
         raise UsageError(
             f"init: {file} holds {other} with {size}-d embeddings; this training's is {name} with"
             f" {dim}",
-            f"--set network={other.removesuffix(_AFFINE)}, or without init",
+            f"--set {change}, or without init",
         )
     state: Mapping[str, Tensor] = given.state_dict()
     network.load_state_dict(state, strict=other == name)

@@ -111,6 +111,23 @@ def test_images_of_a_person_stand_together_where_a_recipe_says_so(faces: Faces) 
     assert sorted(sorted(set(group)) for group in few.tolist()) == [[0], [1, 2, 3]]
 
 
+def test_groups_are_those_of_a_loop_over_people() -> None:
+    draw = np.random.default_rng(0)
+    for seed in range(40):
+        labels, size = draw.integers(0, draw.integers(1, 9), draw.integers(1, 40)), 2 + seed % 4
+        rng = np.random.default_rng(seed)
+        shuffled = rng.permutation(len(labels))
+        groups = []
+        for person in np.unique(labels):
+            own = list(shuffled[labels[shuffled] == person])
+            while len(own) % size:
+                own.append(own[len(own) - np.count_nonzero(labels == person)])
+            groups += np.reshape(own, (-1, size)).tolist()
+        expected = np.array(groups)[rng.permutation(len(groups))].reshape(-1)
+        found = grouped_order(labels, size, np.random.default_rng(seed))
+        assert np.array_equal(found, expected)
+
+
 def test_the_last_people_are_kept_apart(faces: Faces) -> None:
     parts = split_identities(faces, 3)
     assert parts.classes == 7

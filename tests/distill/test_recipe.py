@@ -117,6 +117,48 @@ def test_a_list_may_stand_between_commas() -> None:
     assert not read_recipe("tiny", ["losses=arcface"]).needs_teacher
 
 
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("lr=.05", 0.05),
+        ("lr=1", 1.0),
+        ("compile=True", True),
+        ("data_report=2026-12-04", "2026-12-04"),  # a date in TOML
+        ("cache=1234", "1234"),
+        ("cache=[1", "[1"),
+        ('init="a b"', "a b"),
+        ("csv=", ""),
+        ("verify_pairs=2026-1.bin, b", ("2026-1.bin", "b")),
+        ('verify_pairs=["a,1", "b"]', ("a,1", "b")),
+    ],
+)
+def test_values_are_taken_as_people_write_them(change: str, value: object) -> None:
+    found = getattr(read_recipe("tiny", [change]), change.partition("=")[0])
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("init", "exclude", "data_report", "tensorboard", "csv", "cache")
+    recipe = read_recipe("tiny", [*(f"{name}=~/{name}" for name in names), "verify_pairs=~/a,b"])
+    assert [getattr(recipe, name) for name in names] == [f"{tmp_path}/{name}" for name in names]
+    assert recipe.verify_pairs == (f"{tmp_path}/a", "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "m"),
+    [
+        ([], 0.45),
+        (["margin=cosface"], 0.35),  # the paper's, and not the file's, which is ArcFace's
+        (["margin=cosface", "m=.4"], 0.4),
+        (["m=.4", "margin=cosface"], 0.4),
+        (["margin=arcface"], 0.45),
+    ],
+)
+def test_a_margin_brings_its_own_size(changes: list[str], m: float) -> None:
+    assert read_recipe("adadistill", changes).m == m
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no recipe") as caught:
         read_recipe("smal-real")

@@ -72,7 +72,9 @@ def test_a_projection_is_for_the_loss_alone() -> None:
         ({}, "mobilefacenet-0.25-affine"),
         ({"output": "plain"}, "mobilefacenet-0.25"),
         ({"losses": ("arcface",)}, "mobilefacenet-0.25"),
+        ({"network": "MobileFaceNet-0.25"}, "mobilefacenet-0.25-affine"),
         ({"network": "r18"}, "iresnet18"),
+        ({"network": "R18"}, "iresnet18"),
         ({"network": "mbf"}, "mbf"),
     ],
 )
@@ -103,8 +105,9 @@ def test_a_training_starts_from_weights(tmp_path: Path) -> None:
         build_student(replace(SMALL, network="mobilefacenet", init=str(unnamed)), 16, 16, Ranks())
     with pytest.raises(UsageError, match=r"this training's is mobilefacenet-affine with 16"):
         build_student(replace(SMALL, network="mobilefacenet", init=str(path)), 16, 16, Ranks())
-    with pytest.raises(UsageError, match="16-d embeddings; this training's"):
+    with pytest.raises(UsageError, match="16-d embeddings; this training's") as caught:
         build_student(replace(SMALL, init=str(path)), 32, 32, Ranks())
+    assert caught.value.hint == "--set dim=16, or without init"
 
 
 @pytest.mark.parametrize(("ranks", "told"), [(4, False), (8, True)])
