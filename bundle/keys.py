@@ -141,6 +141,10 @@ def read_signing_key(path: Path, ask: Callable[[], str] | None = None) -> Signin
     """
     serialization = _serialization()
     data, mode = _read_key_file(path)
+    if data.startswith(b"ssh-"):
+        raise DataError(
+            f"{path} is a public key", "the private key signs; `fr-edge keygen NAME` writes NAME.key"
+        )
     if mode & _OTHERS_READ:
         raise DataError(
             f"{path} is a private key that others may read (mode {mode:03o})", f"chmod 600 {path}"

@@ -1,6 +1,7 @@
 """Starts `ansible-playbook`, as a program: the playbooks of `fr_edge.fleet` run without fr-edge too."""
 
 import json
+import locale
 import os
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def run_playbook(
         )
     settings = {"fr_edge_out": str(out.resolve()), "fr_edge_run": run, **variables}
     environment = {**_ANSIBLE, **os.environ}
+    if locale.getlocale()[1] != "UTF-8":  # which Ansible refuses, in a job of cron for example
+        environment["LC_ALL"] = "C.UTF-8"
     with _alone(out), tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(settings, file)
         file.flush()

@@ -206,7 +206,8 @@ def test_a_read_only_bundle_costs_the_report_only(
     monkeypatch.setattr(Output, "result", print_and_lose_rights)
     with tempfile.TemporaryDirectory() as folder:
         other = Path(shutil.copytree(bundle, Path(folder) / "b.bundle"))
-        Path(folder).chmod(0o755)
+        for path in (Path(folder), other, *other.rglob("*")):  # whatever the umask
+            path.chmod(0o755)
         try:
             code = run(["benchmark", str(other), *SHORT, "--allow-invalid"])
         finally:

@@ -84,7 +84,7 @@ def test_exit_codes(here: Path, maker: Path, capsys: Any) -> None:
         (["pack", "mini.bundle", "--out", ""], 2, "is empty"),
         (["pack", "mini.bundle", "--out", "nowhere/a.frb"], 3, "no folder"),
         (["pack", "mini.bundle", "--out", "mini.bundle/a.frb"], 2, "lies in the bundle"),
-        (["pack", "mini.bundle", "--out", "a.frb", "--sign", "maker.pub"], 4, "others may read"),
+        (["pack", "mini.bundle", "--out", "a.frb", "--sign", "maker.pub"], 4, "is a public key"),
         (["pack", "nothing", "--out", "a.frb"], 4, "no bundle"),
         (["keygen", "maker"], 2, "never overwritten"),
         (["keygen", ""], 2, "is empty"),

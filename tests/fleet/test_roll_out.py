@@ -1,6 +1,7 @@
 """Roll-outs to boards behind real sshd, by real Ansible; a double stands in for fr-edge on the boards."""
 
 import json
+import locale
 import os
 import shutil
 import tempfile
@@ -49,8 +50,11 @@ def states(out: Path) -> dict[str, Any]:
 
 
 def test_a_canary_that_is_not_passed_stops_the_others_and_a_board_that_is_not_known_is_named(
-    boards: Boards, tmp_path: Path, capsys: Captured
+    boards: Boards, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a job of cron for example, whose locale is none: Ansible refuses that."""
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setattr(locale, "getlocale", lambda: (None, None))
     pack, out = tmp_path / "mine.frb", tmp_path / "evidence"
     pack.write_bytes(b"a pack")
     home = furnish(boards, "canary", verification(0.9, "FAILED"))
