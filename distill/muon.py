@@ -90,20 +90,27 @@ class Muon(torch.optim.AdamW):
     def _move_matrices(
         self, group: dict[str, Any], weights: Sequence[tuple[nn.Parameter, Tensor]]
     ) -> None:
+        if not weights:
+            return
         lr, momentum = group["lr"], group["momentum"]
-        alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
-        for p, grad in weights:
-            state = self.state[p]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            buffer = state["momentum_buffer"].mul_(momentum).add_(grad)
-            ahead = grad.add(buffer, alpha=momentum).reshape(len(p), -1)
-            alike.setdefault(ahead.shape, []).append((p, ahead))
-        for (rows, columns), members in alike.items():  # one product for all of a shape
-            steps = orthogonal(torch.stack([ahead for _, ahead in members]))
-            for (p, _), step in zip(members, steps, strict=True):
-                p.mul_(1.0 - lr * group["weight_decay"])
-                p.add_(step.reshape(p.shape), alpha=-lr * _RMS * max(rows, columns) ** 0.5)
+        moved: list[Tensor] = [p for p, _ in weights]
+        grads = [grad for _, grad in weights]
+        for p in moved:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in moved]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads)
+        ahead = torch._foreach_add(grads, buffers, alpha=momentum)
+        torch._foreach_mul_(moved, 1.0 - lr * group["weight_decay"])
+        alike: dict[torch.Size, list[int]] = {}
+        for number, p in enumerate(moved):
+            alike.setdefault(p.shape, []).append(number)
+        for shape, numbers in alike.items():  # one product for all of a shape
+            steps = orthogonal(torch.stack([ahead[n] for n in numbers]).flatten(2))
+            length = lr * _RMS * max(steps.shape[1:]) ** 0.5
+            directions = steps.reshape(-1, *shape).unbind()
+            torch._foreach_add_([moved[n] for n in numbers], directions, alpha=-length)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -124,6 +131,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     if is_tall:
         x = x.mT
     for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
     return x.mT if is_tall else x

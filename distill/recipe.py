@@ -21,7 +21,7 @@ _SHIPPED = Path(__file__).parent / "recipes"
 _MAX_WEIGHT = 1e6  # of a loss
 
 _CHOICES = {
-    "margin": ("arcface", "cosface"),
+    "margin": ("arcface", "cosface", "adaface"),
     "alpha": ("product", "cosine"),
     "gradient": ("exact", "straight"),
     "compat": ("", "official"),
@@ -88,7 +88,7 @@ _OTHER_NAMES = {  # what other trainers call a key -> ours
 
 _LISTS = (tuple[int, ...], tuple[str, ...])
 _PATHS = {"init", "exclude", "data_report", "tensorboard", "csv", "cache"}
-_COSFACE_M = 0.35  # of AdaDistill with that margin (arXiv 2407.01332, section 4.1)
+_OWN_M = {"cosface": 0.35, "adaface": 0.4}  # arXiv 2407.01332, section 4.1; arXiv 2204.00964
 
 _KINDS = {
     bool: "true or false",
@@ -115,8 +115,8 @@ class Recipe:
         init: Weights to start from: a bundle or a checkpoint of this network.
         dim: Embedding size; 0 is the teacher's, or 512 without one. A smaller one learns the teacher's
             principal components, a larger one through a linear layer that is thrown away.
-        margin: Of AdaDistill: "arcface" or "cosface".
-        m: Margin: radians for ArcFace, cosine for CosFace, for which the default is 0.35.
+        margin: Of AdaDistill: "arcface", "cosface", or "adaface", by the length of the embedding.
+        m: Margin: radians, cosine for CosFace (0.35 by default), both for AdaFace (0.4).
         s: Scale of the logits.
         sample: Share of the learned centres, besides those of the batch, that a step compares with.
         alpha: How much of a centre stays: "product" is the paper's alpha', "cosine" its alpha.
@@ -368,8 +368,8 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
         except DataError as error:
             kind = _KINDS[types[key]]
             raise UsageError(f"recipe: {key} is {kind}; found {value!r}") from error
-    if checked.get("margin") == "cosface":
-        checked.setdefault("m", _COSFACE_M)
+    if checked.get("margin") in _OWN_M:
+        checked.setdefault("m", _OWN_M[checked["margin"]])
     for key in _PATHS & checked.keys():
         checked[key] = expanduser(checked[key])
     checked["verify_pairs"] = tuple(map(expanduser, checked.get("verify_pairs", ())))

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -373,9 +374,20 @@ def _autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if amp == "bf16" else None
 
 
+@torch.no_grad()
 def _update_average(state: TrainState) -> None:
-    for name, value in state.network.state_dict().items():
-        if value.is_floating_point():
-            state.averaged[name].lerp_(value, 1.0 - state.recipe.ema)
-        else:
-            state.averaged[name].copy_(value)
+    """Move the averaged weights; their decay rises with the updates, so that few do not keep the start.
+
+    It is min(ema, (1 + t) / (10 + t)) at update t, from 1, as in TensorFlow's ExponentialMovingAverage.
+    """
+    update = state.step + 1
+    decay = min(state.recipe.ema, (1 + update) / (10 + update))
+    values = state.network.state_dict(keep_vars=True)
+    weights = [name for name, value in values.items() if value.is_floating_point()]
+    counters = [name for name, value in values.items() if not value.is_floating_point()]
+    for names, move in (
+        (weights, partial(torch._foreach_lerp_, weight=1.0 - decay)),
+        (counters, torch._foreach_copy_),
+    ):
+        if names:
+            move([state.averaged[n] for n in names], [values[n] for n in names])

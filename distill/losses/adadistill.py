@@ -1,9 +1,12 @@
 """AdaDistill (ECCV 2024, arXiv 2407.01332): a margin softmax whose centres follow the teacher.
 
 The centres are not learned. Each is a running average of the teacher's embeddings of its class; how
-much of it stays is decided per image: alpha' = cos(student, teacher) cos(centre, teacher) (eq. 8).
+much of it stays is decided per image: alpha' = cos(student, teacher) cos(centre, teacher) (eq. 8). The
+margin may be AdaFace's (arXiv 2204.00964), which is no part of the paper.
 Over several ranks each holds a part of the classes; together they are one set of centres.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +15,15 @@ from torch.nn import functional
 from ...errors import UsageError
 from ..distributed import Ranks
 from .heads import draw_rows
-from .margin_softmax import MarginSoftmax
+from .margin_softmax import (
+    START_MEAN,
+    START_STD,
+    MarginSoftmax,
+    TargetLogit,
+    adaface_margins,
+    angular_logit,
+    margin_logit,
+)
 
 _MIN_ALPHA = 1e-6
 _EPS = 1e-12  # smallest length to divide by
@@ -28,8 +39,8 @@ class AdaDistill(nn.Module):
     Args:
         num_classes: C, number of identities in the data.
         dim: D, embedding size.
-        margin: "arcface" or "cosface".
-        m: Margin: radians for ArcFace, cosine for CosFace.
+        margin: "arcface", "cosface" or "adaface", which follows the length of the student's embedding.
+        m: Margin: radians for ArcFace, cosine for CosFace, both for AdaFace.
         s: Scale of the logits.
         alpha: "product" is the paper's alpha' (eq. 8), "cosine" its alpha (eq. 7), "fixed" leaves the
             centres as they were loaded (eq. 4).
@@ -42,6 +53,8 @@ class AdaDistill(nn.Module):
         inverse: Their inverse lengths, `(C',) float32`.
         first: This rank's first class.
         last: One past this rank's last class.
+        length_mean: Running mean of the student's lengths, `() float32`; with AdaFace's margin alone.
+        length_std: Their standard deviation, likewise.
         stats: Means over the last batch: alpha, lambda = cos(centre, teacher), cosine.
 
     Raises:
@@ -50,6 +63,8 @@ class AdaDistill(nn.Module):
 
     raw: Tensor
     inverse: Tensor
+    length_mean: Tensor
+    length_std: Tensor
 
     def __init__(
         self,
@@ -66,7 +81,7 @@ class AdaDistill(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, allowed in (
-            ("margin", margin, ("arcface", "cosface")),
+            ("margin", margin, ("arcface", "cosface", "adaface")),
             ("alpha", alpha, ("product", "cosine", "fixed")),
             ("gradient", gradient, ("exact", "straight")),
             ("compat", compat, ("", "official")),
@@ -85,6 +100,9 @@ class AdaDistill(nn.Module):
         raw = draw_rows(num_classes, dim, self.first, self.last, _NOISE)
         self.register_buffer("raw", raw)
         self.register_buffer("inverse", _inverse_lengths(raw), persistent=False)
+        if margin == "adaface":
+            self.register_buffer("length_mean", torch.tensor(START_MEAN))
+            self.register_buffer("length_std", torch.tensor(START_STD))
         self.stats: dict[str, Tensor] = {}
 
     def centres(self) -> Tensor:
@@ -142,6 +160,7 @@ class AdaDistill(nn.Module):
                         "num_classes must be the number of identities in the data",
                     )
                 self._move_centres(all_embeddings, t, labels)
+                target_logit = self._target_logit(student, labels)
             loss: Tensor = MarginSoftmax.apply(  # type: ignore[no-untyped-call]
                 e,
                 all_embeddings,
@@ -150,12 +169,23 @@ class AdaDistill(nn.Module):
                 self.inverse,
                 self.first,
                 self.ranks,
-                self.margin,
-                self.m,
+                target_logit,
                 self.s,
-                self.gradient,
             )
         return loss
+
+    def _target_logit(self, student: Tensor, labels: Tensor) -> TargetLogit:
+        """The margin for this batch."""
+        if self.margin != "adaface":
+            return partial(
+                margin_logit, margin=self.margin, m=self.m, s=self.s, gradient=self.gradient
+            )
+        lengths = self.ranks.gather(student.float().norm(dim=1))
+        running = self.length_mean, self.length_std
+        angle, difference = adaface_margins(
+            lengths, labels >= 0, running, self.m, moves=self.training
+        )
+        return partial(angular_logit, angle=angle, difference=difference, s=self.s, clips=True)
 
     def _move_centres(self, e: Tensor, t: Tensor, labels: Tensor) -> None:
         """Move the batch's centres towards its teacher embeddings; all rows read the old centres."""

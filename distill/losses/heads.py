@@ -14,18 +14,20 @@ from torch.nn import functional
 
 from ...errors import UsageError
 from ..distributed import Ranks, to_device
-from .margin_softmax import angular_logit, chunk_width, chunked_logsumexp
+from .margin_softmax import (
+    START_MEAN,
+    START_STD,
+    adaface_margins,
+    angular_logit,
+    chunk_width,
+    chunked_logsumexp,
+)
 
 _WEIGHT_STD = 0.01  # of the initial class centres
 _BLOCK = 1 << 16  # classes drawn at once
 _EPS = 1e-12  # smallest length to divide by
 _BETAS = (0.9, 0.999)  # of Adam (arXiv 1412.6980), torch's defaults
 _ADAM_EPS = 1e-8
-# AdaFace (arXiv 2204.00964, section 3.3): concentration h, and the part of the running mean and
-# standard deviation of the lengths that stays at a step.
-_CONCENTRATION = 0.33
-_STAYS = 0.99
-_START_MEAN, _START_STD = 20.0, 100.0  # before the first step
 
 
 class MarginHead(nn.Module):
@@ -33,7 +35,8 @@ class MarginHead(nn.Module):
 
     ArcFace (arXiv 1801.07698, eq. 3), CosFace (arXiv 1801.09414, eq. 4), ElasticFace-Arc (arXiv
     2109.09416), which draws each margin from a normal distribution around `m`, and AdaFace (arXiv
-    2204.00964, eq. 9 to 11), whose margin follows the length of the embedding.
+    2204.00964, eq. 9 to 11), whose margin follows the length of the embedding; the angle with its margin
+    stays inside 0..pi.
 
     Args:
         num_classes: C, number of identities in the data.
@@ -92,8 +95,8 @@ class MarginHead(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("momentum", torch.zeros_like(weight))
         self.register_buffer("square", torch.zeros_like(weight[: len(weight) if adam else 0]))
-        self.register_buffer("length_mean", torch.tensor(_START_MEAN))
-        self.register_buffer("length_std", torch.tensor(_START_STD))
+        self.register_buffer("length_mean", torch.tensor(START_MEAN))
+        self.register_buffer("length_std", torch.tensor(START_STD))
         self.register_buffer("steps", torch.tensor(0))
         self.stats: dict[str, Tensor] = {}
         self._gradients: list[tuple[Tensor | None, Tensor]] = []
@@ -182,18 +185,8 @@ class MarginHead(nn.Module):
             return self.m + self.sigma * to_device(drawn, lengths.device), none
         if self.kind != "adaface":
             return none + self.m, none
-        lengths = lengths.clamp(1e-3, 100.0)
-        known = (labels >= 0).to(lengths.dtype)
-        count = known.sum()
-        if self.training:
-            mean = (lengths * known).sum() / count.clamp_min(1.0)
-            spread = ((lengths - mean).square() * known).sum() / (count - 1).clamp_min(1.0)
-            moves = torch.where(count > 1, 1 - _STAYS, 0.0)
-            self.length_mean.lerp_(mean, moves)
-            self.length_std.lerp_(spread.sqrt(), moves)
-        quality = (lengths - self.length_mean) / (self.length_std + 1e-3) * _CONCENTRATION
-        quality = quality.clamp(-1.0, 1.0)
-        return -self.m * quality, self.m * quality + self.m
+        running = self.length_mean, self.length_std
+        return adaface_margins(lengths, labels >= 0, running, self.m, moves=self.training)
 
     def _pick_classes(self, labels: Tensor) -> Tensor | None:
         """This rank's classes that the step compares with, sorted; None for all of them."""
@@ -244,7 +237,7 @@ class _LearnedSoftmax(torch.autograd.Function):
         local = torch.where(is_local[:, 0], local, -1)
         target_centre = torch.where(is_local, raw[rows] * inverse[rows, None], 0.0)
         cosine = ranks.sum((all_embeddings * target_centre).sum(1))
-        target, slope = angular_logit(cosine, *margins, s)
+        target, slope = angular_logit(cosine, *margins, s, clips=head.kind == "adaface")
         largest, total, grad_sum = chunked_logsumexp(
             all_embeddings, raw, inverse, local, s, bool(ctx.needs_input_grad[0])
         )

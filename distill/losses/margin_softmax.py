@@ -12,6 +12,7 @@ the logits, so no normalised copy exists. Each rank handles its own classes for 
 """
 
 import logging
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -25,12 +26,20 @@ from ..distributed import Ranks
 logger = logging.getLogger(__name__)
 
 _MAX_COSINE = 1.0 - 1e-7  # inside -1..1, where the derivative of ArcFace's margin is finite
+# AdaFace (arXiv 2204.00964, section 3.3): concentration h, and the part of the running mean and
+# standard deviation of the lengths that stays at a step.
+_CONCENTRATION = 0.33
+_STAYS = 0.99
+START_MEAN, START_STD = 20.0, 100.0  # of the lengths, before the first step
+_MIN_ANGLE = 1e-3  # radians; AdaFace's eps
 _MIN_CHUNK = 64  # classes
 _CPU_CHUNK_BYTES = 1 << 20  # of a chunk of logits, which should stay in the cache
 _GPU_CHUNK_BYTES = 64 << 20
 
 Running = tuple[Tensor, Tensor, Tensor, Tensor]
 ChunkStep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Running]
+TargetLogit = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A target's cosine `(B,)` -> its logit with the margin, and the derivative by the cosine."""
 
 
 def margin_logit(
@@ -61,7 +70,7 @@ def margin_logit(
 
 
 def angular_logit(
-    cosine: Tensor, angle: Tensor, difference: Tensor, s: float
+    cosine: Tensor, angle: Tensor, difference: Tensor, s: float, *, clips: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The target's logit s (cos(theta + angle) - difference), and its derivative by the cosine.
 
@@ -72,14 +81,54 @@ def angular_logit(
         angle: Added to each row's angle, in radians, `(B,) float32`.
         difference: Taken from each row's cosine, `(B,) float32`.
         s: Scale of the logits.
+        clips: Hold theta + angle between .001 and pi - .001, as AdaFace's published code does; the
+            derivative is 0 at rows that are held.
 
     Returns:
         Logit and derivative, `(B,) float32` each.
     """
     c = cosine.clamp(-_MAX_COSINE, _MAX_COSINE)
     sine = (1.0 - c * c).sqrt()
-    logit = s * (c * angle.cos() - sine * angle.sin() - difference)
-    return logit, s * (angle.cos() + c / sine * angle.sin())
+    turned = c * angle.cos() - sine * angle.sin()
+    slope = s * (angle.cos() + c / sine * angle.sin())
+    if clips:  # beyond 0 the cosine falls again: it would push the embedding away from its centre
+        theta = c.acos() + angle
+        held = theta.clamp(_MIN_ANGLE, math.pi - _MIN_ANGLE)
+        is_inside = theta == held
+        turned, slope = (
+            torch.where(is_inside, turned, held.cos()),
+            torch.where(is_inside, slope, 0.0),
+        )
+    return s * (turned - difference), slope
+
+
+def adaface_margins(
+    lengths: Tensor, known: Tensor, running: tuple[Tensor, Tensor], m: float, *, moves: bool
+) -> tuple[Tensor, Tensor]:
+    """AdaFace's margin of each row, by the length of its embedding (arXiv 2204.00964, eq. 9 to 11).
+
+    Args:
+        lengths: `(B,) float32`.
+        known: Rows that take part, `(B,) bool`.
+        running: Mean and standard deviation of the lengths so far, `() float32` each.
+        m: Margin.
+        moves: Move these two towards the batch's first.
+
+    Returns:
+        Angle and difference, as `angular_logit` takes them, `(B,) float32` each.
+    """
+    mean, std = running
+    lengths = lengths.clamp(1e-3, 100.0)
+    if moves:
+        counted = known.to(lengths.dtype)
+        count = counted.sum()
+        middle = (lengths * counted).sum() / count.clamp_min(1.0)
+        spread = ((lengths - middle).square() * counted).sum() / (count - 1).clamp_min(1.0)
+        share = torch.where(count > 1, 1 - _STAYS, 0.0)
+        mean.lerp_(middle, share)
+        std.lerp_(spread.sqrt(), share)
+    quality = ((lengths - mean) / (std + 1e-3) * _CONCENTRATION).clamp(-1.0, 1.0)
+    return -m * quality, m * quality + m
 
 
 def chunk_width(e: Tensor) -> int:
@@ -237,8 +286,8 @@ class MarginSoftmax(torch.autograd.Function):
 
     Inputs: this rank's unit embeddings `e (B, D)`; `all_embeddings (size * B, D)` and `labels
     (size * B,)` of all ranks; this rank's centres `raw (C', D)` with `inverse (C',)`, whose classes
-    are numbered from `first`; the ranks; margin, m, s and gradient as in `margin_logit`. The gradient
-    is that of the whole loss by this rank's rows.
+    are numbered from `first`; the ranks; the target's logit; s. The gradient is that of the whole loss
+    by this rank's rows.
     """
 
     @staticmethod
@@ -251,10 +300,8 @@ class MarginSoftmax(torch.autograd.Function):
         inverse: Tensor,
         first: int,
         ranks: Ranks,
-        margin: str,
-        m: float,
+        target_logit: TargetLogit,
         s: float,
-        gradient: str,
     ) -> Tensor:
         with_grad = bool(ctx.needs_input_grad[0])
         local = labels - first
@@ -262,7 +309,7 @@ class MarginSoftmax(torch.autograd.Function):
         rows = local.clamp(0, len(raw) - 1)
         target_centre = torch.where(is_local, raw[rows] * inverse[rows, None], 0.0)
         cosine = ranks.sum((all_embeddings * target_centre).sum(1))
-        target, slope = margin_logit(cosine, margin, m, s, gradient)
+        target, slope = target_logit(cosine)
         largest, total, grad_sum = chunked_logsumexp(
             all_embeddings, raw, inverse, local, s, with_grad
         )
@@ -284,4 +331,4 @@ class MarginSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], *(None,) * 10
+        return gradient * grads[0], *(None,) * 8

@@ -121,6 +121,61 @@ def test_centres_move_by_the_papers_rule_before_the_logits() -> None:
     assert torch.equal(head.centres()[untouched], centres[untouched])
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_adafaces_margin_follows_the_students_length(trains: bool) -> None:
+    """Its formula by autograd in float64; the teacher moves the centres, and lengths the margin."""
+    student, teacher, labels, centres = example(9, 50, 24)
+    ends, signs = torch.tensor([0, 8]), torch.tensor([[-1.0], [1.0]])  # all but at pi, and at 0
+    teacher[ends] = centres[labels[ends]]
+    student[ends] = signs * functional.normalize(teacher[ends]) + 0.02 * student[ends]
+    student = functional.normalize(student) * torch.linspace(1, 60, 9)[:, None]
+    labels[3] = -1
+    head = loaded(centres, margin="adaface", m=0.4, s=32.0).train(trains)
+    head.length_mean.fill_(25.0)
+    head.length_std.fill_(6.0)
+    mine = student.clone().requires_grad_()
+    loss = head(mine, teacher, labels)
+    loss.backward()
+
+    known = labels >= 0
+    plain = student.double().requires_grad_()
+    rows, own = plain[known], functional.one_hot(labels[known], 50) > 0
+    lengths = rows.detach().norm(dim=1, keepdim=True)
+    mean, std = 25.0, 6.0
+    if trains:
+        mean, std = 0.99 * mean + 0.01 * lengths.mean(), 0.99 * std + 0.01 * lengths.std()
+    quality = ((lengths - mean) / (std + 0.001) * 0.33).clip(-1, 1)
+    assert quality.min() == -1
+    assert quality.max() == 1
+    cosine = functional.normalize(rows) @ functional.normalize(head.centres().double()).T
+    angle = cosine.acos() - 0.4 * quality
+    assert angle[0, labels[0]] > math.pi
+    assert angle[-1, labels[-1]] < 0
+    angle = angle.clip(1e-3, math.pi - 1e-3)
+    logits = torch.where(own, angle.cos() - (0.4 * quality + 0.4), cosine)
+    expected = functional.cross_entropy(32.0 * logits, labels[known])
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert mine.grad is not None
+    assert plain.grad is not None
+    assert (mine.grad - plain.grad).norm() < 1e-4 * plain.grad.norm()
+    assert head.length_mean.item() == pytest.approx(float(mean), rel=1e-5)
+    assert head.length_std.item() == pytest.approx(float(std), rel=1e-5)
+    other = loaded(centres)  # the centres do not depend on the margin
+    other.train(trains)(student, teacher, labels)
+    assert torch.equal(head.centres(), other.centres())
+
+
+def test_lengths_are_kept_with_adafaces_margin_alone() -> None:
+    """A training of an earlier fr-edge, whose head had no lengths, goes on."""
+    assert set(AdaDistill(10, 8).state_dict()) == {"raw"}
+    head, copy = (AdaDistill(10, 8, margin="adaface") for _ in range(2))
+    head(torch.randn(4, 8), torch.randn(4, 8), torch.arange(4))
+    copy.load_state_dict(head.state_dict())
+    assert head.length_mean.item() != 20.0
+    assert (copy.length_mean, copy.length_std) == (head.length_mean, head.length_std)
+
+
 def test_two_negative_cosines_never_make_a_large_alpha() -> None:
     centres = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     teacher, student = torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 0.0]])

@@ -10,6 +10,7 @@ from torch.nn import functional
 from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.losses import margin_softmax
 from fr_edge.distill.losses.heads import MarginHead
+from fr_edge.distill.losses.margin_softmax import angular_logit
 
 LABELS = torch.tensor([1, 8, -1, 1, 0])
 
@@ -57,6 +58,66 @@ def test_a_learned_head_is_its_formula(kind: str, monkeypatch: pytest.MonkeyPatc
     before = one.weight.clone()
     one.update(0.1, 0.9, 0.0)
     torch.testing.assert_close(one.weight, before - 0.3 * wanted[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_angle_with_adafaces_margin_stays_inside_0_to_pi() -> None:
+    """Value and derivative of s cos(clip(theta + g, .001, pi - .001)) by autograd, in all three parts."""
+    theta, angle = torch.meshgrid(
+        torch.linspace(0.05, math.pi - 0.05, 41).double(),
+        torch.linspace(-0.4, 0.4, 9).double(),
+        indexing="ij",
+    )
+    cosine = theta.flatten().cos().requires_grad_()
+    angle = angle.flatten()
+    with_margin = cosine.acos() + angle
+    expected = 64 * (with_margin.clip(1e-3, math.pi - 1e-3).cos() - 0.2)
+    (slope,) = torch.autograd.grad(expected.sum(), cosine)
+    held_low, held_high = with_margin < 1e-3, with_margin > math.pi - 1e-3
+    assert held_low.sum() > 10
+    assert held_high.sum() > 10
+    given = cosine.detach(), angle, torch.full_like(angle, 0.2), 64.0
+    result = angular_logit(*given, clips=True)
+    torch.testing.assert_close(result, (expected.detach(), slope))
+    assert not result[1][held_low | held_high].any()
+    assert bool((angular_logit(*given)[1][held_low | held_high] < 0).all())  # which pushes away
+
+
+def test_adaface_leaves_a_clear_image_near_its_centre() -> None:
+    """Rows in both parts that are held and between them, against the formula in float64 by autograd."""
+    one = head("adaface").eval()
+    one.length_mean.fill_(20.0)
+    one.length_std.fill_(5.0)  # lengths of 0 and 40 have all of the margin
+    labels = torch.tensor([1, 8, 3, 1, 0])
+    centres = functional.normalize(one.weight.double())
+    away = functional.normalize(student().double())
+    away = functional.normalize(
+        away - (away * centres[labels]).sum(1, keepdim=True) * centres[labels]
+    )
+    theta = torch.tensor([0.1, 3.0, 0.1, 3.0, 1.0]).double()[:, None]
+    lengths = torch.tensor([40.0, 1.0, 1.0, 40.0, 25.0]).double()[:, None]
+    rows = lengths * (theta.cos() * centres[labels] + theta.sin() * away)
+    quality = ((lengths - 20) / (5 + 1e-3) * 0.33).clip(-1, 1)
+    turned = theta - 0.3 * quality
+    assert (turned < 0).flatten().tolist() == [True, False, False, False, False]
+    assert (turned > math.pi).flatten().tolist() == [False, True, False, False, False]
+
+    weight = one.weight.double().requires_grad_()
+    plain = rows.clone().requires_grad_()
+    cosine = functional.normalize(plain) @ functional.normalize(weight).T
+    held = (cosine.acos() - 0.3 * quality).clip(1e-3, math.pi - 1e-3)
+    own = functional.one_hot(labels, 9) > 0
+    logits = torch.where(own, held.cos() - (0.3 * quality + 0.3), cosine)
+    expected = functional.cross_entropy(16.0 * logits, labels)
+    wanted = torch.autograd.grad(expected, (plain, weight))
+
+    mine = rows.float().requires_grad_()
+    loss = one(mine, None, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(mine.grad.double(), wanted[0], rtol=1e-3, atol=1e-7)
+    before = one.weight.clone()
+    one.update(0.1, 0.9, 0.0)
+    torch.testing.assert_close(one.weight, before - 0.1 * wanted[1].float(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("adam", [False, True])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fr_edge.distill.muon import Muon, matrices_of, orthogonal
 from fr_edge.distill.networks import build_network
+
+NEAR = {"rtol": 1e-4, "atol": 1e-5}  # of float32's rounding in five iterations
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (32, 8), (16, 16), (1, 9), (9, 1)])
@@ -23,6 +25,52 @@ def test_singular_values_come_near_1_and_the_vectors_stay(shape: tuple[int, int]
         large = sizes > 0.05 * sizes.max()
         assert large.any()
         assert bool(((diagonal[large] > 0.6) & (diagonal[large] < 1.3)).all())
+
+
+def plain_orthogonal(matrix: Tensor) -> Tensor:
+    """The iteration as it is published (Jordan et al.), in the numbers of its argument."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix / max(float(matrix.norm()), 1e-7)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (32, 8), (16, 16), (64, 27)])
+def test_matrices_of_one_shape_are_computed_as_each_alone(shape: tuple[int, int]) -> None:
+    matrices = torch.randn(4, *shape, generator=torch.Generator().manual_seed(4))
+    for matrix, step in zip(matrices, orthogonal(matrices), strict=True):
+        torch.testing.assert_close(step.double(), plain_orthogonal(matrix.double()), **NEAR)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_step_is_the_formulas_matrix_by_matrix(layout: torch.memory_format) -> None:
+    """Nesterov's momentum, decoupled decay and a step of AdamW's length; shapes in turns, one without
+    a gradient at first."""
+    draw = torch.Generator().manual_seed(5)
+    shapes = [(6, 4, 1, 1), (4, 6, 1, 1), (6, 4, 1, 1), (8, 3, 3, 3), (6, 4, 1, 1), (4, 3, 2, 1)]
+    starts = [torch.randn(shape, generator=draw) for shape in shapes]
+    own = [nn.Parameter(start.clone().to(memory_format=layout)) for start in starts]
+    plain = [start.double() for start in starts]
+    buffers = [torch.zeros(shape) for shape in shapes]
+    muon = Muon([{"params": own, "matrices": True}], 0.05, 0.1, momentum=0.9)
+    for step in range(4):
+        for number, shape in enumerate(shapes):
+            if step == 0 and number == 2:
+                continue
+            grad = torch.randn(shape, generator=draw)
+            own[number].grad = grad.clone().to(memory_format=layout)
+            buffers[number] = buffers[number] * 0.9 + grad
+            ahead = (grad + 0.9 * buffers[number]).double().flatten(1)
+            moved = 0.05 * 0.2 * max(ahead.shape) ** 0.5 * plain_orthogonal(ahead)
+            plain[number] = plain[number] * (1 - 0.05 * 0.1) - moved.reshape(shape)
+        muon.step()
+    for p, expected, buffer in zip(own, plain, buffers, strict=True):
+        torch.testing.assert_close(p.detach().double(), expected, **NEAR)
+        assert torch.equal(muon.state[p]["momentum_buffer"], buffer)
+        assert muon.state[p].keys() == {"momentum_buffer"}
 
 
 def test_a_gradient_of_zeros_gives_no_step() -> None:

@@ -152,6 +152,7 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["margin=cosface"], 0.35),  # the paper's, and not the file's, which is ArcFace's
         (["margin=cosface", "m=.4"], 0.4),
         (["m=.4", "margin=cosface"], 0.4),
+        (["margin=adaface"], 0.4),
         (["margin=arcface"], 0.45),
     ],
 )
