@@ -5,7 +5,10 @@ flags are part of the result: N (an image counts by its embedding's norm; N0 nor
 D (and by the detector's score), F (mirror images are added).
 """
 
+import os
+import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,10 @@ from .images import decode_photograph
 from .sources import Faces
 
 _PART = 4096  # rows computed at once: IJB-C has 15.7 million pairs
+
+_ROWS = 1 << 20  # pairs whose templates are looked up at once
+
+_PIECE = 1 << 20  # bytes of a list that are read at once, and the rest of a line
 
 
 @dataclass(frozen=True)
@@ -67,26 +74,24 @@ def read_ijb(folder: Path) -> Ijb:
         FacesError: A list is missing or damaged, images are missing, or a pair names a template
             without images.
     """
-    media = _table(folder, "*_face_tid_mid.txt", "image template media", 3)
-    points = _table(folder, "*_name_5pts_score.txt", "image x1 y1 ... x5 y5 score", 12)
-    pairs = _table(folder, "*_template_pair_label.txt", "template template label", 3)
-    names = [row[0] for row in points]
-    if [row[0] for row in media] != names:
+    listed, numbers = _table(folder, "*_face_tid_mid.txt", "image template media", 2, np.int64)
+    what = "image x1 y1 ... x5 y5 score"
+    names, places = _table(folder, "*_name_5pts_score.txt", what, 11, np.float64)
+    if listed != names:
         raise FacesError(
-            f"{folder / 'meta'}: the lists of media ({len(media)}) and of points ({len(points)}) "
+            f"{folder / 'meta'}: the lists of media ({len(listed)}) and of points ({len(names)}) "
             "do not name the same images in the same order"
         )
-    missing = [name for name in names if not (folder / "loose_crop" / name).is_file()]
-    if missing:
+    what = "template template label"
+    pairs = _table(folder, "*_template_pair_label.txt", what, 3, np.int64, named=False)[1]
+    if missing := _missing(folder / "loose_crop", names):
         raise FacesError(
             f"{folder / 'loose_crop'} lacks {len(missing)} of {len(names)} images, "
             f"the first is {missing[0]}",
             "unpack the whole set",
         )
-    places = _numbers([row[1:] for row in points], np.float64, folder)
-    numbers = _numbers([row[1:] for row in media], np.int64, folder)
-    listed = _numbers(pairs, np.int64, folder)
-    absent = np.setdiff1d(listed[:, :2], numbers[:, 0])
+    parts = [pairs[start : start + _ROWS, :2] for start in range(0, len(pairs), _ROWS)]
+    absent = np.unique(np.concatenate([part[~np.isin(part, numbers[:, 0])] for part in parts]))
     if len(absent):
         raise FacesError(
             f"{folder / 'meta'}: {len(absent)} templates of the pairs have no image, "
@@ -102,9 +107,9 @@ def read_ijb(folder: Path) -> Ijb:
         numbers[:, 0],
         numbers[:, 1],
         places[:, 10].astype(np.float32),
-        listed[:, 0],
-        listed[:, 1],
-        listed[:, 2] == 1,
+        np.ascontiguousarray(pairs[:, 0]),
+        np.ascontiguousarray(pairs[:, 1]),
+        pairs[:, 2] == 1,
     )
 
 
@@ -171,34 +176,91 @@ def _add(sums: F32, group: I64, rows: F32) -> None:
     sums[groups] += np.add.reduceat(rows[order], begins, axis=0)
 
 
-def _table(folder: Path, pattern: str, what: str, columns: int) -> list[list[str]]:
+def _table(
+    folder: Path, pattern: str, what: str, columns: int, kind: npt.DTypeLike, *, named: bool = True
+) -> tuple[list[str], npt.NDArray[Any]]:
+    """The names at the beginning of lines, if any, and the numbers in them, `(n, columns)`."""
     files = sorted((folder / "meta").glob(pattern))
     if len(files) != 1:
         raise FacesError(
             f"{folder / 'meta'} has {len(files)} files {pattern}, expected one: {what}"
         )
     file = files[0]
+    names: list[str] = []
+    parts: list[npt.NDArray[Any]] = []
+    rows = at = 0
     try:
-        rows = [
-            line.split()
-            for line in read_file(file, "LIST_MB", FacesError).decode().splitlines()
-            if line
-        ]
+        data = read_file(file, "LIST_MB", FacesError)
+        while at < len(data):
+            end = data.find(b"\n", at + _PIECE) + 1 or len(data)
+            piece = data[at:end].decode()
+            text = piece
+            if named:
+                lines = [line.split(None, 1) for line in piece.splitlines() if line]
+                text = "\n".join(line[1] if len(line) == 2 else "" for line in lines)
+            part = _plain_numbers(text, columns, kind)
+            if part is not None and named:
+                names += [line[0] for line in lines]
+            if part is None:
+                split = _split_lines(piece, columns + named, f"{file}, line", rows, what)
+                names += [row[0] for row in split if named]
+                part = _numbers([row[named:] for row in split], kind, folder)
+            parts.append(part.reshape(-1, columns))
+            rows += len(parts[-1])
+            at = end
     except (OSError, UnicodeDecodeError) as error:
         raise FacesError(f"{file} cannot be read: {error}") from error
-    for number, row in enumerate(rows, 1):
-        if len(row) != columns:
-            raise FacesError(f"{file}, line {number}: {len(row)} columns, expected {what}")
     if not rows:
         raise FacesError(f"{file} is empty, expected {what}")
+    del data
+    return names, np.concatenate(parts)
+
+
+def _plain_numbers(text: str, columns: int, kind: npt.DTypeLike) -> npt.NDArray[Any] | None:
+    """Lines of numbers, all of which have so many; None for what is to be looked at line by line."""
+    data = text.encode().replace(b"\r\n", b"\n")
+    whole = kind is np.int64
+    if data.translate(None, b"0123456789 \t\n" if whole else b"0123456789+-.eE \t\n"):
+        return None
+    characters = np.frombuffer(data + b"\n" * (not data.endswith(b"\n")), np.uint8)
+    blank = characters <= ord(" ")
+    begins = ~blank
+    begins[1:] &= blank[:-1]
+    counts = np.diff(np.cumsum(begins)[characters == ord("\n")], prepend=0)
+    if (counts != columns).any():
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy 1 only warns of text it cannot read
+            values: npt.NDArray[Any] = np.fromstring(data, kind, sep=" ")
+    except (ValueError, DeprecationWarning):
+        return None
+    too_large = whole and (values == np.iinfo(np.int64).max).any()  # read as the largest
+    return None if too_large else values
+
+
+def _split_lines(text: str, columns: int, where: str, before: int, what: str) -> list[list[str]]:
+    rows = [line.split() for line in text.splitlines() if line]
+    for number, row in enumerate(rows, before + 1):
+        if len(row) != columns:
+            raise FacesError(f"{where} {number}: {len(row)} columns, expected {what}")
     return rows
 
 
-def _numbers(rows: list[list[str]], kind: type, folder: Path) -> npt.NDArray[Any]:
+def _numbers(rows: list[list[str]], kind: npt.DTypeLike, folder: Path) -> npt.NDArray[Any]:
     try:
         return np.array(rows, dtype=np.str_).astype(kind)
     except (ValueError, OverflowError) as error:
         raise FacesError(f"{folder / 'meta'}: a number cannot be read: {error}") from error
+
+
+def _missing(folder: Path, names: list[str]) -> list[str]:
+    """The images that are not there; a folder is listed once, for IJB-C has 469,375."""
+    present: set[str] = set()
+    with suppress(OSError), os.scandir(folder) as entries:
+        present.update(entry.name for entry in entries if entry.is_file())
+    rest = [name for name in names if name not in present]
+    return [name for name in rest if not os.path.isfile(os.path.join(folder, name))]
 
 
 def _read_aligned(path: Path, points: F64, side: int) -> U8:

@@ -1,19 +1,21 @@
 """Encoded images: decoded into aligned faces and photographs, and aligned faces encoded."""
 
 import io
+import os
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..arrays import U8
 from ..errors import FacesError
-from ..reading import check_limit
+from ..reading import check_limit, open_file
 from .contract import ALIGNED_SIZE
 
 try:
@@ -44,6 +46,49 @@ _OTHER_FILES = (  # place and beginning of files that are taken for images -> wh
 _EXIF_ORIENTATION = 0x0112  # tag
 
 CheckSize = Callable[[int, int, str], None]  # width, height and name; raises for what is too large
+
+
+class KeptFile:
+    """A regular file that stays open and is read at given places.
+
+    Processes that are forked share its descriptor, which has no position that one could change for
+    another; what is read is what was asked for, with no pages around it as in a mapping.
+
+    Args:
+        path: The file; a link is followed.
+
+    Raises:
+        FacesError: It is not a regular file.
+        OSError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream = open_file(path, None, FacesError)
+        self.size = os.fstat(self._stream.fileno()).st_size
+
+    def __del__(self) -> None:
+        if stream := getattr(self, "_stream", None):
+            stream.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes from `offset` on, exactly `size` of them.
+
+        Args:
+            offset: Of the first.
+            size: How many.
+
+        Raises:
+            FacesError: The file has become shorter.
+            OSError: It cannot be read.
+        """
+        data = os.pread(self._stream.fileno(), size, offset)
+        while len(data) < size:
+            more = os.pread(self._stream.fileno(), size - len(data), offset + len(data))
+            if not more:
+                raise FacesError(f"{self.path} was cut short after it was opened")
+            data += more
+        return data
 
 
 def decode_image(data: bytes, name: str, side: int = ALIGNED_SIZE) -> U8:

@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import I64, U8
 from ..errors import FacesError
 from ..files import real_path
-from .archives import index_tars, list_images, read_image, read_member
+from .archives import index_tars, list_images, read_image
 from .bin_sets import BinSet, connected_labels, read_bin
 from .contract import ALIGNED_SIZE, resize_face
 from .images import SUFFIXES, decode_image
@@ -315,18 +315,14 @@ def _file_faces(path: Path) -> Faces:
 
 def _tar_faces(shards: list[Path]) -> Faces:
     where = str(shards[0] if len(shards) == 1 else shards[0].parent / "*.tar")
-    places = index_tars(shards)
-    if not places:
+    images = index_tars(shards)
+    if not images.keys:
         raise FacesError(f"{where} holds no images", f"give {_KINDS}")
-    keys = tuple(places)
-    classes = [place.identity for place in places.values() if place.identity is not None]
-    labels = np.unique(classes, return_inverse=True)[1] if classes else _folder_labels(keys)
-    return _encoded_faces(
-        where,
-        keys,
-        labels.astype(np.int64),
-        lambda index: read_member(places[keys[index]], keys[index]),
-    )
+    if images.classes is None:
+        labels = _folder_labels(images.keys)
+    else:
+        labels = np.unique(images.classes, return_inverse=True)[1].astype(np.int64)
+    return _encoded_faces(where, images.keys, labels, images.image)
 
 
 def _record_faces(path: Path) -> Faces:

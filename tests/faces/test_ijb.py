@@ -1,5 +1,6 @@
 """IJB from a small folder: lists, alignment, pooling, refusals."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,20 @@ def test_what_is_missing_is_counted(ijb_folder: Path) -> None:
         ("x_name_5pts_score.txt", lambda t: t[:-30], "line 20"),
         ("x_template_pair_label.txt", lambda t: t + "99 1 0\n", "1 templates .* the first is 99"),
         ("x_template_pair_label.txt", lambda t: "", "empty"),
+        ("x_template_pair_label.txt", lambda t: t[:-1] + " 7\n", "line 25: 4 columns"),
+        ("x_template_pair_label.txt", lambda t: t[:-2] + "\n", "line 25: 2 columns"),
+        ("x_template_pair_label.txt", lambda t: t + "1 2\n1 2 3 4\n", "line 26: 2 columns"),
+        ("x_template_pair_label.txt", lambda t: t + "1-2 0\n", "line 26: 2 columns"),
+        ("x_template_pair_label.txt", lambda t: t + "1 2-3 0\n", "cannot be read: .*2-3"),
+        ("x_template_pair_label.txt", lambda t: t + "1 2 -", "cannot be read: .*'-'"),
+        ("x_template_pair_label.txt", lambda t: t + "1 2.5 0\n", "cannot be read: .*2.5"),
+        ("x_template_pair_label.txt", lambda t: t + " \n", "line 26: 0 columns"),
+        ("x_name_5pts_score.txt", lambda t: t.replace("2.jpg ", "2.jpg\t5 "), "line 2: 13 columns"),
+        (
+            "x_name_5pts_score.txt",
+            lambda t: t.replace("2.jpg ", "2.jpg 1e5e "),
+            "line 2: 13 columns",
+        ),
         ("x_template_pair_label.txt", lambda t: t + f"{9**30} 1 0\n", "cannot be read"),
     ],
 )
@@ -83,6 +98,77 @@ def test_damaged_lists(
     file.write_text(edit(file.read_text()))
     with pytest.raises(FacesError, match=message):
         read_ijb(ijb_folder)
+
+
+@pytest.mark.parametrize("piece", [1, 40, 1 << 20])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text,
+        lambda text: text.rstrip("\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\n\n"),
+        lambda text: text.replace(" ", " \t "),
+        lambda text: text.replace("\n", "\x0c"),
+        lambda text: text.replace(" 1\n", " +1\n").replace(" 2 ", " \N{FULLWIDTH DIGIT TWO} "),
+    ],
+)
+def test_lists_are_read_in_pieces_as_line_by_line(
+    ijb_folder: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[str], str], piece: int
+) -> None:
+    """However their lines end, and with all that Python takes for a number."""
+    plain = read_ijb(ijb_folder)
+    rows = (ijb_folder / "meta" / "x_name_5pts_score.txt").read_text().splitlines()
+    assert plain.score.tolist() == [np.float32(float(row.split()[11])) for row in rows]
+    assert list(plain.faces.keys) == [row.split()[0] for row in rows]
+    pairs = [
+        f"{a} {b} {int(c)}" for a, b, c in zip(plain.first, plain.second, plain.same, strict=True)
+    ]
+    file = ijb_folder / "meta" / "x_template_pair_label.txt"
+    assert file.read_text().splitlines() == pairs
+    for file in (ijb_folder / "meta").iterdir():
+        file.write_bytes(edit(file.read_text()).encode())
+    monkeypatch.setattr("fr_edge.faces.ijb._PIECE", piece)
+    again = read_ijb(ijb_folder)
+    assert list(again.faces.keys) == list(plain.faces.keys)
+    for name in ("template", "media", "score", "first", "second", "same"):
+        assert getattr(again, name).tolist() == getattr(plain, name).tolist()
+    assert np.array_equal(again.faces.read(3), plain.faces.read(3))
+
+
+def test_plain_lists_are_read_by_numpy_alone(
+    ijb_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of Python's numbers would be 6 GB for the pairs of IJB-C."""
+    monkeypatch.setattr("fr_edge.faces.ijb._split_lines", lambda *_: pytest.fail("line by line"))
+    assert len(read_ijb(ijb_folder).first) == 25
+
+
+def test_images_are_looked_for_in_one_listing(
+    ijb_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those alone that it does not have are looked at: in folders within, and behind links."""
+    crops = ijb_folder / "loose_crop"
+    (crops / "inner").mkdir()
+    (crops / "3.jpg").rename(crops / "inner" / "3.jpg")
+    (crops / "4.jpg").rename(ijb_folder / "4.jpg")
+    (crops / "4.jpg").symlink_to(ijb_folder / "4.jpg")
+    (crops / "loop").symlink_to("loop")
+    for file in (ijb_folder / "meta").iterdir():
+        file.write_text(file.read_text().replace("\n3.jpg", "\ninner/3.jpg"))
+    looked: list[str] = []
+    isfile = os.path.isfile
+
+    def look(path: str) -> bool:
+        looked.append(path)
+        return isfile(path)
+
+    monkeypatch.setattr("fr_edge.faces.ijb.os.path.isfile", look)
+    assert len(read_ijb(ijb_folder).faces) == 20
+    (crops / "loop").unlink()
+    looked.clear()
+    assert len(read_ijb(ijb_folder).faces) == 20
+    assert looked == [str(crops / "inner/3.jpg")]
 
 
 def test_two_lists_of_one_kind(ijb_folder: Path) -> None:

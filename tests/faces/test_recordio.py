@@ -1,5 +1,6 @@
 """RecordIO, against a plain writer of the format (dmlc-core recordio.h) kept here."""
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from fr_edge.errors import FacesError
+from fr_edge.faces import images as encoded_images
 from fr_edge.faces.recordio import open_records
 from fr_edge.faces.sources import open_faces, spread_picks
 
@@ -188,6 +190,98 @@ def test_counts_above_float32_are_taken_from_the_index(
         open_records(folder / "train.rec")
     monkeypatch.setattr("fr_edge.faces.recordio._EXACT", 5)
     assert open_records(folder / "train.rec").labels.tolist() == [0, 0, 1, 2, 2, 2, 2]
+
+
+def _rounded_set(
+    folder: Path, counts: list[int], own: list[int], moved: tuple[int, int] = (0, 0)
+) -> Path:
+    """Small records whose ranges are written as float16 holds them: whole up to 2,048, then even."""
+    images = [bytes([n % 251]) * 40 for n in range(sum(counts))]
+    payloads = _classic(images, counts)
+    labels = np.repeat(own, counts)
+    for key in range(1, len(images) + 1):
+        payloads[key] = _payload(float(labels[key - 1]), images[key - 1], key)
+    for key in range(len(images) + 1, len(payloads)):
+        bounds = np.frombuffer(payloads[key][-8:], "<f4").astype(np.float16)
+        bounds = np.where(bounds == moved[0], np.float16(moved[1]), bounds)
+        payloads[key] = _payload(tuple(map(float, bounds)), b"")
+    return _write(folder, payloads) / "train.rec"
+
+
+def _read_places(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Offset and size of each read from now on."""
+    places: list[tuple[int, int]] = []
+    plain = encoded_images.KeptFile.read
+
+    def read(file: encoded_images.KeptFile, offset: int, size: int) -> bytes:
+        places.append((offset, size))
+        return plain(file, offset, size)
+
+    monkeypatch.setattr(encoded_images.KeptFile, "read", read)
+    return places
+
+
+@pytest.mark.parametrize("last", [[7, 1, 1, 1, 2, 60, 33], [1001, 1000, 1, 1, 3, 2, 400, 401, 2]])
+def test_ranges_that_round_are_made_exact_by_few_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: list[int]
+) -> None:
+    """By those alone that lie where a border may be. float16 rounds soon, as float32 does late."""
+    monkeypatch.setattr("fr_edge.faces.recordio._HELD", np.float16)
+    monkeypatch.setattr("fr_edge.faces.recordio._EXACT", 2048)
+    monkeypatch.setattr("fr_edge.faces.recordio._GAP", 0)
+    counts = [700, 700, 641, *last]
+    path = _rounded_set(tmp_path / "set", counts, list(range(50, 50 + len(counts))))
+    places = _read_places(monkeypatch)
+    expected = np.repeat(np.arange(len(counts)), counts)
+    records = open_records(path)
+    assert records.labels.tolist() == expected.tolist()
+    assert sum(size for _, size in places) < 40 * 15 * len(counts) < 40 * len(expected) // 4
+
+
+@pytest.mark.parametrize(
+    ("counts", "own", "moved"),
+    [
+        ([2047, 7, 0, 5, 60], [3, 4, 5, 6, 7], (0, 0)),  # at a range without images nothing changes
+        ([2047, 7, 5, 60], [3, 4, 4, 6], (0, 0)),  # two ranges of one person
+        ([2047, 7, 5, 60], [3, 3, 3, 3], (0, 0)),
+        ([2047, 7, 5, 60], [3, 4, 5, 6], (2056, 2054)),  # 2,055 is beside it, and is rounded up
+        ([2047, 7, 5, 60], [3, 4, 5, 6], (2056, 2050)),
+    ],
+)
+def test_ranges_that_round_and_do_not_agree_are_not_taken(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    counts: list[int],
+    own: list[int],
+    moved: tuple[int, int],
+) -> None:
+    monkeypatch.setattr("fr_edge.faces.recordio._HELD", np.float16)
+    monkeypatch.setattr("fr_edge.faces.recordio._EXACT", 2048)
+    records = open_records(_rounded_set(tmp_path / "set", counts, own, moved))
+    assert records.labels.tolist() == np.repeat(own, counts).tolist()
+
+
+def test_an_image_is_one_read_of_its_length(
+    tmp_path: Path, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index gives the length, in any order; a mapping would read pages around it."""
+    payloads = _classic(images, [2, 1, 4])
+    order = [int(key) for key in np.random.default_rng(1).permutation(len(payloads))]
+    records = open_records(_write(tmp_path / "set", payloads, order) / "train.rec")
+    places = _read_places(monkeypatch)
+    for index in (3, 0, 6):
+        assert records.image(index) == images[index]
+        assert places == [(records.offsets[index], len(_record(payloads[index + 1])))]
+        places.clear()
+
+
+def test_a_file_that_becomes_shorter_is_named(tmp_path: Path, images: list[bytes]) -> None:
+    path = _write(tmp_path / "set", _classic(images, [2, 1, 4])) / "train.rec"
+    records = open_records(path)
+    os.truncate(path, int(records.offsets[5]) + 20)
+    assert records.image(4) == images[4]
+    with pytest.raises(FacesError, match=r"train\.rec was cut short after it was opened"):
+        records.image(5)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Sources: what is found, in which order, whose it is, and what is said of the rest."""
 
+import contextlib
 import dataclasses
 import io
 import os
 import tarfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from fr_edge.bundle.provenance import with_digests
 from fr_edge.errors import FacesError
+from fr_edge.faces import archives, images
 from fr_edge.faces.contract import PRESETS, InputSpec, preprocess
 from fr_edge.faces.quality import faces_for, size_warning
 from fr_edge.faces.sources import Faces, open_faces, readable, spread_picks
@@ -161,6 +164,161 @@ def test_bad_tars_are_refused(people: Path, tmp_path: Path) -> None:
     (people / "notes.txt").write_text("hello")
     with pytest.raises(FacesError, match="holds no images"):
         open_faces(_tar(tmp_path / "texts.tar", people, ["notes.txt"]))
+
+
+def _shard(path: Path, count: int, **options: object) -> list[tarfile.TarInfo]:
+    """Images and classes as webdataset's ShardWriter lays them, with times of fractions."""
+    with tarfile.open(path, "w|", **options) as archive:  # type: ignore[call-overload]
+        for number in range(count):
+            for kind, data in (("jpg", b"image" * (100 + number)), ("cls", b"%d" % (number // 5))):
+                member = tarfile.TarInfo(f"{path.stem}{number:04}.{kind}")
+                member.size, member.mtime = len(data), 1.7e9 + number / 8
+                archive.addfile(member, io.BytesIO(data))
+    with tarfile.open(path) as archive:
+        return archive.getmembers()
+
+
+def _overwritten(data: bytes, at: int, end: int, new: bytes) -> bytes:
+    return data[:at] + new * (end - at) + data[end:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data, at: _overwritten(data, at, at + 512, b"\xff"), "no header of a member"),
+        (
+            lambda data, at: _overwritten(data, at, at + 1024, b"\0"),
+            "zeros end a tar here, and yet",
+        ),
+        (lambda data, at: data[:at], "the file ends here"),
+        (lambda data, at: data[: at + 300], "no header of a member"),
+        (lambda data, at: data[: at + 512], "bytes are announced, 0 follow"),
+    ],
+)
+def test_a_tar_that_is_damaged_within_is_refused_with_its_place(
+    tmp_path: Path, damage: Callable[[bytes, int], bytes], message: str
+) -> None:
+    """Python's reader takes such a place for the end of the file, and leaves out the rest."""
+    _shard(tmp_path / "a.tar", 50)
+    member = _shard(tmp_path / "b.tar", 50)[40]
+    assert len(open_faces(tmp_path)) == 100
+    whole = (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(damage(whole, member.offset))
+    with pytest.raises(FacesError, match=message) as caught:
+        open_faces(tmp_path)
+    numbers = [member.offset, member.offset + 512, member.offset + 1024]  # it is three headers long
+    assert any(f"b.tar cannot be read at byte {n}: " in caught.value.message for n in numbers)
+
+
+def test_what_ends_a_tar(tmp_path: Path) -> None:
+    """Two zero blocks and padding of any length; one block misses no member, and none is a cut."""
+    _shard(tmp_path / "a.tar", 3)
+    whole = (tmp_path / "a.tar").read_bytes()
+    members = whole.rstrip(b"\0")
+    members += bytes(-len(members) % 512)
+    for blocks in (1, 2, 3, 400, 5000):
+        (tmp_path / "a.tar").write_bytes(members + bytes(blocks * 512))
+        assert len(open_faces(tmp_path)) == 3
+    for end in (b"", bytes(300)):
+        (tmp_path / "a.tar").write_bytes(members + end)
+        with pytest.raises(FacesError, match=f"at byte {len(members)}: the file ends here"):
+            open_faces(tmp_path)
+    (tmp_path / "a.tar").write_bytes(whole + whole)
+    with pytest.raises(FacesError, match=f"goes on at byte {len(whole)}") as caught:
+        open_faces(tmp_path)
+    assert "`tar --ignore-zeros`" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_all_formats_are_read_as_by_python(tmp_path: Path, kind: int) -> None:
+    """Long names, other kinds of members and times of fractions stand in headers of their own."""
+    long = "/".join(["folder" * 10] * 3)
+    files = {"./b/1.jpg": b"1", "b//2.jpg": b"x" * 512, f"{long}/3.jpg": b"y" * 513, "b/4.jpg": b""}
+    if kind != tarfile.USTAR_FORMAT:
+        files |= {f"{long}/{long}/\N{LATIN SMALL LETTER E WITH ACUTE}.jpg": b"z" * 5000}
+    with tarfile.open(tmp_path / "a.tar", "w", format=kind) as archive:
+        for name, data in files.items():
+            for other in (tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+                member = tarfile.TarInfo(f"{name}.of.{other.decode()}.jpg")
+                member.type, member.linkname = other, "b/1.jpg"
+                member.size = 700  # of what it links to: nothing follows
+                archive.addfile(member)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    faces = open_faces(tmp_path / "a.tar")
+    expected = {name.replace("./", "").replace("//", "/"): data for name, data in files.items()}
+    assert faces.encoded is not None
+    assert {key: faces.encoded(i) for i, key in enumerate(faces.keys)} == expected
+    assert list(faces.keys) == sorted(expected)
+
+
+def test_headers_that_extend_others_are_bounded(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    _shard(shard, 2, format=tarfile.GNU_FORMAT)
+    whole = shard.read_bytes()
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 9
+    block = name.tobuf(tarfile.GNU_FORMAT) + b"a0000.png".ljust(512, b"\0")
+    shard.write_bytes(block * 5000 + whole)  # each extends the next: no recursion
+    faces = open_faces(shard)
+    assert list(faces.keys) == ["a0000.png", "a0001.jpg"]
+    name.size = 2 << 20
+    shard.write_bytes(name.tobuf(tarfile.GNU_FORMAT) + bytes(2 << 20) + whole)
+    with pytest.raises(FacesError, match="a name or what is beside it has 2097152 bytes"):
+        open_faces(shard)
+    for pax in (b"99 path=x\n", b"0 path=x\n", b"x", b"9 path=x"):
+        header = tarfile.TarInfo("pax")
+        header.type, header.size = tarfile.XHDTYPE, len(pax)
+        shard.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + pax.ljust(512, b"\0") + whole)
+        with pytest.raises(FacesError, match="a record of a pax header is damaged"):
+            open_faces(shard)
+    for pax in (b"22 GNU.sparse.major=1\n", b"22 GNU.sparse.minor=0\n"):
+        header.size = len(pax)
+        shard.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + pax.ljust(512, b"\0") + whole)
+        with pytest.raises(FacesError, match="without --sparse"):
+            open_faces(shard)
+
+
+def test_a_shard_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened once for its headers and once for its images, by a process and its children."""
+    opened: list[str] = []
+
+    class Counted(images.KeptFile):
+        def __init__(self, path: Path) -> None:
+            opened.append(path.name)
+            super().__init__(path)
+
+    monkeypatch.setattr(archives, "KeptFile", Counted)
+    for name in "ab":
+        _shard(tmp_path / f"{name}.tar", 5)
+    faces = open_faces(tmp_path)
+    assert faces.encoded is not None
+    for index in [*range(10), *range(9, -1, -1)]:
+        assert faces.encoded(index) == b"image" * (100 + index % 5)
+    assert opened == ["a.tar", "b.tar"] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that other tests left
+        child = os.fork()
+    if not child:
+        failed = 1
+        with contextlib.suppress(BaseException):
+            failed = int(faces.encoded(7) != b"image" * 102 or len(opened) != 4)
+        os._exit(failed)
+    assert os.waitpid(child, 0)[1] == 0
+    os.truncate(tmp_path / "b.tar", 600)
+    with pytest.raises(FacesError, match="cut short after it was opened"):
+        faces.encoded(9)
+
+
+def test_names_in_one_block_are_a_sequence() -> None:
+    texts = ("a", "", "\N{LATIN SMALL LETTER E WITH ACUTE}/1.jpg", "zz")
+    names = archives.Names.joined([archives.Names(texts[:2]), archives.Names(texts[2:])])
+    assert tuple(names) == texts
+    assert (len(names), names[-1], names[1:3], names[::-1]) == (4, "zz", texts[1:3], texts[::-1])
+    assert (names.index("zz"), "a" in names, "b" in names) == (3, True, False)
+    with pytest.raises(IndexError):
+        names[4]
 
 
 @pytest.mark.parametrize(
