@@ -143,7 +143,7 @@ def read_signing_key(path: Path, ask: Callable[[], str] | None = None) -> Signin
     data, mode = _read_key_file(path)
     if data.startswith(b"ssh-"):
         raise DataError(
-            f"{path} is a public key", "the private key signs; `fr-edge keygen NAME` writes NAME.key"
+            f"{path} is a public key", "give the private one; `fr-edge keygen NAME` writes NAME.key"
         )
     if mode & _OTHERS_READ:
         raise DataError(

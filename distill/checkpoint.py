@@ -5,9 +5,13 @@ writes its own classes to `TERM-TENSOR-STEP-FIRST.npy`. `last.pt` is written aft
 step.
 """
 
+import logging
 import math
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,8 +23,9 @@ from torch import Tensor
 
 from ..arrays import F32, map_npy
 from ..documents import convert
-from ..errors import DataError, MachineError, ModelError, UsageError
+from ..errors import DataError, GateFailed, MachineError, ModelError, UsageError
 from ..files import replace_atomic
+from .distributed import Ranks
 from .losses.adadistill import AdaDistill
 from .losses.combined_loss import CombinedLoss
 from .recipe import Recipe
@@ -28,7 +33,14 @@ from .student import average_statistics
 from .train_step import TrainState
 from .weights import load_tensors
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_NAME = "last.pt"
+
+_NFS_S = 90.0  # a node sees what another has written after its attribute cache's 60 s at the latest
+_FROM_NOW_ON = ("lr", "warmup", "patience", "verify_every")  # what a resumed training may change
+
+_SHARE = "give an --out in a folder that all nodes share; an earlier checkpoint stays as it was"
 
 # What torch and Python raise for values that no training has written.
 _DAMAGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, DataError)
@@ -46,7 +58,7 @@ class _Progress:
 
 
 def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> None:
-    """Write a checkpoint; the previous one stays until this one is complete.
+    """Write a checkpoint of finite weights; the previous one stays until this one is complete.
 
     Args:
         folder: Of the checkpoint; made if it does not exist.
@@ -54,17 +66,28 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
         key: Options, teacher and data, which a resumed training must have too.
 
     Raises:
+        GateFailed: Weights or running statistics are not finite.
+        DataError: Rank 0 does not see the other ranks' shards.
         MachineError: It cannot be written.
     """
+    step, shards, ranks = state.step, state.loss.class_shards(), state.ranks
+    average_statistics(state.network, ranks, state.averaged)
+    check_finite_weights(state)
     folder.mkdir(parents=True, exist_ok=True)
-    step, shards = state.step, state.loss.class_shards()
-    average_statistics(state.network, state.ranks, state.averaged)
     for term, (first, _, tensors) in shards.items():
         for tensor, values in tensors.items():
             rows = values.cpu().numpy()
             _write(folder / f"{term}-{tensor}-{step}-{first}.npy", partial(_save_rows, rows))
-    state.ranks.barrier()
-    if state.ranks.rank == 0:
+    ranks.barrier()
+    firsts = [Ranks(rank, ranks.size).shard(state.classes)[0] for rank in range(ranks.size)]
+    names = [f"{term}-{tensor}-{step}" for term in shards for tensor in shards[term][2]]
+    files = [folder / f"{name}-{first}.npy" for name in names for first in firsts]
+    lacks = ranks.rank == 0 and not _appear(files)
+    if _ranks_where(lacks, ranks):
+        raise DataError(
+            f"rank 0 does not see the other ranks' shards of step {step} in {folder}", _SHARE
+        )
+    if ranks.rank == 0:
         content = {
             "key": dict(key),
             "student": state.student.state_dict(),
@@ -84,7 +107,61 @@ def save_checkpoint(folder: Path, state: TrainState, key: Mapping[str, Any]) -> 
         for old in folder.glob("*-*-*-*.npy"):
             if old.stem.split("-")[2] != str(step):
                 old.unlink()
-    state.ranks.barrier()
+    ranks.barrier()
+
+
+def check_finite_weights(state: TrainState) -> None:
+    """Check that no rank has weights, centres or running statistics that are not finite.
+
+    Args:
+        state: The training; every rank makes this call.
+
+    Raises:
+        GateFailed: One has.
+    """
+    every = (state.student.state_dict(), state.loss.state_dict(), state.averaged)
+    values = [v for each in every for v in each.values() if v.is_floating_point() and v.numel()]
+    limits = torch.stack([torch.stack(v.detach().aminmax()).double() for v in values])  # NaN passes
+    if _ranks_where(not bool(limits.isfinite().all()), state.ranks):
+        raise GateFailed(
+            f"after step {state.step} weights or BatchNorm's statistics are not finite",
+            "lower lr or lengthen warmup; the same command with that goes on from the checkpoint before",
+        )
+
+
+def check_shared(folder: Path, ranks: Ranks) -> None:
+    """Check that all ranks see one folder: its checkpoints would else be of no use.
+
+    Args:
+        folder: Of the checkpoint; made if it does not exist.
+        ranks: The processes; every one makes this call.
+
+    Raises:
+        DataError: A rank does not see what rank 0 writes there.
+        MachineError: Rank 0 cannot write there.
+    """
+    if ranks.size == 1:
+        return
+    drawn = torch.tensor([secrets.randbits(62)], device=ranks.device)
+    token = folder / f"shared-{int(ranks.gather(drawn)[0]):016x}"
+    problem = ""
+    try:
+        if ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            token.touch(0o600)
+    except OSError as error:
+        problem = f": {error.strerror}"
+    if _ranks_where(bool(problem), ranks):
+        raise MachineError(f"{folder} cannot be written to{problem}", "give another --out")
+    blind = _ranks_where(not _appear([token]), ranks)
+    if ranks.rank == 0:
+        token.unlink(missing_ok=True)
+    if blind:
+        if ranks.rank == 0:
+            with suppress(OSError):  # holds a checkpoint, or what the teacher has embedded
+                folder.rmdir()
+        names = ", ".join(map(str, blind))
+        raise DataError(f"{folder} of rank 0 is not seen by rank {names}", _SHARE)
 
 
 def check_place(
@@ -143,6 +220,7 @@ def restore_checkpoint(
     content = _read_own(folder, key, force=force)
     if content is None:
         return False
+    held = vars(Recipe()) | content["key"]
     try:
         _restore(state, content)
         for term, (first, last, tensors) in state.loss.class_shards().items():
@@ -151,10 +229,30 @@ def restore_checkpoint(
         for module in state.loss.terms.values():
             if isinstance(module, AdaDistill):
                 module.update_lengths()
+        for name in _FROM_NOW_ON:
+            if name in key and held[name] != key[name] and state.ranks.rank == 0:
+                change = (name, held[name], state.step, key[name])
+                logger.warning("%s was %s up to step %d; it is %s from there on", *change)
     except (UsageError, ModelError):
         raise
     except _DAMAGE as error:
         raise _damaged(folder, error) from error
+    return True
+
+
+def _ranks_where(fact: bool, ranks: Ranks) -> list[int]:
+    """The ranks that report a fact, the same list on every one."""
+    every = ranks.gather(torch.tensor([int(fact)], device=ranks.device))
+    return [rank for rank, reported in enumerate(every.tolist()) if reported]
+
+
+def _appear(files: Iterable[Path]) -> bool:
+    """Whether all files are there, or come in sight of this node in time."""
+    waiting, until = list(files), time.monotonic() + _NFS_S
+    while waiting := [file for file in waiting if not file.exists()]:
+        if time.monotonic() >= until:
+            return False
+        time.sleep(1)
     return True
 
 
@@ -163,19 +261,29 @@ def _read_own(folder: Path, key: Mapping[str, Any], *, force: bool) -> Mapping[s
     content: Mapping[str, Any] = load_tensors(folder / CHECKPOINT_NAME)
     try:
         held = vars(Recipe()) | content["key"]  # an earlier fr-edge has fewer options
+        other = next((name for name in key if not _same(name, held, key)), None)
     except _DAMAGE as error:
         raise _damaged(folder, error) from error
-    for name, value in key.items():
-        if held.get(name) == value:
-            continue
-        if force:
-            return None
-        raise UsageError(
-            f"{folder} holds an unfinished training with {name} ="
-            f" {held.get(name)!r}; this one has {value!r}",
-            "give the same recipe, faces and teacher to go on, --force to start anew, or another --out",
-        )
-    return content
+    if other is None:
+        return content
+    if force:
+        return None
+    before, now = held.get(other), key[other]
+    raise UsageError(
+        f"{folder} holds an unfinished training with {other} = {before!r}; this one has {now!r}"
+        + " of other content" * (before == now),
+        "give the same recipe, faces and teacher to go on, --force to start anew, or another --out",
+    )
+
+
+def _same(name: str, held: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    """Whether a training may go on as for one of the names of its key."""
+    chooses = key.get("best") or key.get("patience")
+    if name in ("contents", *_FROM_NOW_ON) or (name == "verify_pairs" and not chooses):
+        return True
+    if name in held.get("contents", ()):  # an earlier fr-edge has paths alone
+        return bool(held["contents"][name] == key["contents"][name])
+    return bool(held.get(name) == key[name])
 
 
 def _damaged(folder: Path, error: Exception) -> ModelError:

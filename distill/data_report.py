@@ -1,6 +1,7 @@
-"""What is wrong with training data, as the teacher sees it: before the training, and only where asked for.
+"""What is wrong with training data, as the teacher sees it, before the training.
 
-Each image's embedding is compared with the mean of its person's other images, and with the means of all
+Images that could not be read for the teacher are left out. Others are looked at only where asked for:
+each image's embedding is compared with the mean of its person's other images, and with the means of all
 other people. Limits are the data's own: a stranger's cosine is that of an image to the mean of another
 person, drawn at random.
 
@@ -14,8 +15,9 @@ person, drawn at random.
 
 import csv
 import io
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +29,20 @@ from torch.nn import functional
 from ..arrays import I64
 from ..documents import encode_json
 from ..errors import FacesError, MachineError
+from ..faces.sources import Faces
 from ..files import write_atomic
 from ..reading import read_file
 from .dataset import IdentitySplit
-from .teacher_targets import TeacherEmbeddings
+from .distributed import Ranks
+from .recipe import Recipe
+from .teacher_targets import TeacherEmbeddings, unembedded
+
+logger = logging.getLogger(__name__)
 
 _STRANGER_SHARE = 0.01  # of strangers who lie nearer than the limit of outliers
 _STRANGERS = 100_000  # cosines of strangers that are drawn
 _DUPLICATE_COSINE = 0.99  # of two files of one photograph, cut and compressed alike
+_ROWS = 4096  # embeddings in memory at once, as float32
 _CHUNK = 1 << 24  # cosines computed at once
 _EPS = 1e-12  # smallest length to divide by
 
@@ -95,24 +103,28 @@ def examine_data(
         The report, and the suspects in the order of `REASONS`, then of the images.
     """
     count, labels = len(split.labels), torch.from_numpy(split.labels)
-    rows = torch.from_numpy(embeddings.rows(slice(None)))
-    readable = rows.norm(dim=1) > 0.5
+    readable = torch.zeros(count, dtype=torch.bool)
+    sums = torch.zeros(split.classes, embeddings.dim)
+    for part, rows in _blocks(embeddings, _ROWS):
+        readable[part] = rows.norm(dim=1) > 0.5
+        sums.index_add_(0, labels[part], rows)
     people = torch.bincount(labels[readable], minlength=split.classes)
     suspects = [Suspect(int(i), "unreadable") for i in (~readable).nonzero()[:, 0]]
     alone = readable & (people[labels] == 1)
     suspects += [Suspect(int(i), "singleton") for i in alone.nonzero()[:, 0]]
-    sums = torch.zeros(split.classes, rows.shape[1]).index_add_(0, labels, rows)
-    others = functional.normalize(sums[labels] - rows, dim=1, eps=_EPS)
-    own = (others * rows).sum(1)
-    means = functional.normalize(sums, dim=1, eps=_EPS)
+    own = torch.zeros(count)
+    for part, rows in _blocks(embeddings, _ROWS):
+        others = functional.normalize(sums[labels[part]] - rows, dim=1, eps=_EPS)
+        own[part] = (others * rows).sum(1)
+    means = sums.div_(sums.norm(dim=1, keepdim=True).clamp_min(_EPS))
     compared = readable & ~alone
-    limit, typical = _stranger_limit(rows, means, labels, seed), None
+    limit, typical = _stranger_limit(embeddings, means, labels, seed), None
     if bool(compared.any()):
         typical = float(own[compared].median())
         outliers = (compared & (own <= limit)).nonzero()[:, 0]
         suspects += [Suspect(int(i), "outlier", float(own[i])) for i in outliers]
-        nearest, cosine = _nearest_other(rows, means, labels, device)
-        suspects += _of_others(rows, labels, readable, own, nearest, cosine, typical)
+        nearest, cosine = _nearest_other(embeddings, means, labels, device)
+        suspects += _of_others(embeddings, labels, readable, own, nearest, cosine, typical)
     return (
         DataReport(
             count,
@@ -204,37 +216,147 @@ def read_exclusions(file: Path, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
     return out
 
 
+def report_data(
+    recipe: Recipe,
+    embeddings: TeacherEmbeddings | None,
+    split: IdentitySplit,
+    faces: Faces,
+    ranks: Ranks,
+) -> None:
+    """Write the report that a recipe asks for, and say what it found.
+
+    Args:
+        recipe: Its `data_report` and seed.
+        embeddings: The teacher's; None counts alone.
+        split: The training images.
+        faces: Their source.
+        ranks: The processes; one of them calls.
+    """
+    if embeddings is None:
+        report, suspects = count_data(split)
+    else:
+        report, suspects = examine_data(embeddings, split, ranks.device, recipe.seed)
+    folder = Path(recipe.data_report)
+    write_data_report(folder, report, suspects, faces.keys, split.train)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in report.suspects.items() if count)
+    logger.info("%s: %s", folder / "suspects.csv", counts or "no suspects")
+
+
+def leave_out_unreadable(
+    recipe: Recipe,
+    faces: Faces,
+    split: IdentitySplit,
+    embeddings: TeacherEmbeddings,
+    folder: Path,
+    ranks: Ranks,
+) -> IdentitySplit:
+    """Leave out the images that could not be read for the teacher: read later, they lack a target.
+
+    Every rank makes this call, and leaves out what rank 0 found.
+
+    Args:
+        recipe: Its `bad_images`, and `exclude`.
+        faces: The source.
+        split: Its classes.
+        embeddings: The teacher's, of all training images; zeros for unreadable ones.
+        folder: Of the teacher's embeddings: where there are too many such images, `unreadable.csv` in
+            it lists them, after the ones that `exclude` lists.
+        ranks: The processes.
+
+    Returns:
+        The same classes; `kept` is without these images.
+
+    Raises:
+        FacesError: They are more than `bad_images`, or leave less than a batch.
+        MachineError: The list cannot be written.
+    """
+    flags = torch.zeros(len(split.train), dtype=torch.uint8)
+    if ranks.rank == 0:
+        flags[torch.from_numpy(unembedded(embeddings.cached))] = 1
+    missing = ranks.all_max(flags.to(ranks.device)).cpu().numpy().astype(bool)[split.kept]
+    bad, kept = split.kept[missing], split.kept[~missing]
+    if not len(bad):
+        return split
+    if len(bad) > recipe.bad_images or len(kept) < recipe.batch:
+        file = folder / "unreadable.csv"
+        if ranks.rank == 0:
+            _write_exclusions(file, recipe, faces.keys, split.train[bad])
+        ranks.barrier()  # who fails ends the others
+        names = ", ".join(faces.keys[int(index)] for index in split.train[bad[:3]])
+        raise FacesError(
+            f"{len(bad):,} image{'s' * (len(bad) > 1)} of {faces.where} cannot be read: {names}",
+            f"--set exclude={file} leaves them out and keeps the teacher's embeddings, which are"
+            " computed anew where files are removed; or skip up to N bad ones with"
+            f" --set bad_images=N (now {recipe.bad_images})",
+        )
+    if ranks.rank == 0:
+        logger.warning(
+            "%d of at most %d unreadable images are left out", len(bad), recipe.bad_images
+        )
+    return replace(split, kept=kept)
+
+
+def _write_exclusions(file: Path, recipe: Recipe, keys: Sequence[str], images: I64) -> None:
+    """Write the recipe's list of exclusions with more images, indices into the source's."""
+    excluded = np.zeros(len(keys), bool)
+    if recipe.exclude:
+        excluded = read_exclusions(Path(recipe.exclude), keys)
+    text = io.StringIO(newline="")
+    names = [keys[k] for k in (*np.flatnonzero(excluded), *images[~excluded[images]])]
+    csv.writer(text).writerows([("image",), *((name,) for name in names)])
+    try:
+        write_atomic(file, text.getvalue().encode(), private=True)
+    except OSError as error:
+        raise MachineError(
+            f"the list of unreadable images cannot be written to {file}: {error}",
+            "--set cache=FOLDER",
+        ) from error
+
+
 def _per_identity(labels: I64) -> tuple[int, float, int]:
     counts = np.bincount(labels)
     return int(counts.min()), float(np.median(counts)), int(counts.max())
 
 
-def _stranger_limit(rows: Tensor, means: Tensor, labels: Tensor, seed: int) -> float:
+def _rows(embeddings: TeacherEmbeddings, images: Tensor | slice) -> Tensor:
+    picks = images if isinstance(images, slice) else images.numpy()
+    return torch.from_numpy(embeddings.rows(picks))
+
+
+def _blocks(embeddings: TeacherEmbeddings, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """The mean targets of all images, some after the others: together they may not fit into memory."""
+    for start in range(0, len(embeddings.cached), size):
+        part = slice(start, start + size)
+        yield part, _rows(embeddings, part)
+
+
+def _stranger_limit(
+    embeddings: TeacherEmbeddings, means: Tensor, labels: Tensor, seed: int
+) -> float:
     """The cosine to another person's mean that a hundredth of random images exceeds."""
     draw = torch.Generator().manual_seed(seed)
-    image = torch.randint(0, len(rows), (_STRANGERS,), generator=draw)
+    image = torch.randint(0, len(labels), (_STRANGERS,), generator=draw)
     person = (labels[image] + torch.randint(1, len(means), (_STRANGERS,), generator=draw)) % len(
         means
     )
     cosine = torch.cat(
         [
-            (rows[i] * means[p]).sum(1)
-            for i, p in zip(torch.split(image, 4096), torch.split(person, 4096), strict=True)
+            (_rows(embeddings, i) * means[p]).sum(1)
+            for i, p in zip(torch.split(image, _ROWS), torch.split(person, _ROWS), strict=True)
         ]
     )
     return float(np.quantile(cosine.numpy(), 1 - _STRANGER_SHARE))
 
 
 def _nearest_other(
-    rows: Tensor, means: Tensor, labels: Tensor, device: torch.device
+    embeddings: TeacherEmbeddings, means: Tensor, labels: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The person other than its own to whom each image is nearest, and the cosine, `(N,)` each."""
     means = means.to(device)
     nearest, best = [], []
-    size = max(1, _CHUNK // len(means))
-    for part, own in zip(torch.split(rows, size), torch.split(labels, size), strict=True):
-        cosine = part.to(device) @ means.T
-        cosine[torch.arange(len(part)), own] = -torch.inf
+    for part, rows in _blocks(embeddings, min(_ROWS, max(1, _CHUNK // len(means)))):
+        cosine = rows.to(device) @ means.T
+        cosine[torch.arange(len(rows)), labels[part]] = -torch.inf
         value, person = cosine.max(1)
         nearest.append(person.cpu())
         best.append(value.cpu())
@@ -242,7 +364,7 @@ def _nearest_other(
 
 
 def _of_others(
-    rows: Tensor,
+    embeddings: TeacherEmbeddings,
     labels: Tensor,
     readable: Tensor,
     own: Tensor,
@@ -260,7 +382,8 @@ def _of_others(
         images = order[starts[person] : starts[person + 1]]
         if cosine[image] > own[image] and cosine[image] >= typical:
             yield Suspect(image, "other person", float(cosine[image]), int(images[0]))
-        value, at = (rows[images] @ rows[image]).max(0)
+        row = _rows(embeddings, slice(image, image + 1))[0]
+        value, at = (_rows(embeddings, images) @ row).max(0)
         if value >= _DUPLICATE_COSINE:
             duplicates.append(Suspect(image, "duplicate", float(value), int(images[at])))
     yield from duplicates

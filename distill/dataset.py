@@ -147,11 +147,12 @@ class Pixels:
         face: U8 = self._decoded[index]
         return face
 
-    def read_near(self, index: int) -> tuple[int, U8]:
+    def read_near(self, index: int, among: I64 | None = None) -> tuple[int, U8]:
         """One image, or the next one that can be read.
 
         Args:
             index: Among the training images.
+            among: Those that may take its place, ascending, itself one of them; by default all.
 
         Returns:
             The index that was read, and the image, `(112, 112, 3) uint8`.
@@ -159,24 +160,27 @@ class Pixels:
         Raises:
             FacesError: A hundred images in a row cannot be read.
         """
+        place = index if among is None else int(np.searchsorted(among, index))
         for ahead in range(_MAX_BAD):
-            near = (index + ahead) % len(self)
+            near = (place + ahead) % len(self if among is None else among)
+            near = near if among is None else int(among[near])
             try:
                 return near, self.read(near)
             except FacesError as error:
                 last = error
         raise last
 
-    def read_all(self, wanted: Iterable[int]) -> Images:
+    def read_all(self, wanted: Iterable[int], among: I64 | None = None) -> Images:
         """Images in order; unreadable ones are replaced by the next.
 
         Args:
             wanted: Among the training images; at least one.
+            among: Those that may take the place of one, ascending; by default all.
 
         Raises:
             FacesError: A hundred images in a row cannot be read.
         """
-        images = [self.read_near(int(index)) for index in wanted]
+        images = [self.read_near(int(index), among) for index in wanted]
         return Images(np.stack([p for _, p in images]), np.array([i for i, _ in images], np.int64))
 
 
@@ -207,7 +211,7 @@ class _Steps(Dataset[Batch]):
         epoch, number = divmod(step, self.per_epoch)
         first = number * recipe.batch
         planned = self.order(epoch)[first : first + recipe.batch][self.part].astype(np.int64)
-        images = self.pixels.read_all(planned)
+        images = self.pixels.read_all(planned, self.kept)
         # Drawn for the whole batch on every rank: the number of ranks changes nothing.
         rng = np.random.default_rng([recipe.seed, 2, step])
         flipped = (rng.random(recipe.batch) < 0.5)[self.part]

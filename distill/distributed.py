@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..arrays import U8
 from ..errors import DataError, FrEdgeError, MachineError
 
-_TIMEOUT = timedelta(hours=12)  # ranks wait while rank 0 embeds millions of faces with the teacher
+_TIMEOUT = timedelta(hours=12)  # for the slowest node's part of the teacher's cache
 _AHEAD = 2  # items that each worker reads ahead
 
 _Item = TypeVar("_Item")

@@ -290,7 +290,9 @@ def _start_from(network: nn.Module, name: str, dim: int, path: Path) -> None:
         except ModelError:
             given, other, size = load_network(file, name)
     if other not in (name, plain) or size != dim:
-        change = f"dim={size}" if other in (name, plain) else f"network={other.removesuffix(_AFFINE)}"
+        change = (
+            f"dim={size}" if other in (name, plain) else f"network={other.removesuffix(_AFFINE)}"
+        )
         raise UsageError(
             f"init: {file} holds {other} with {size}-d embeddings; this training's is {name} with"
             f" {dim}",

@@ -1,8 +1,9 @@
-"""Verification of a student on the way: several sets, all ranks, the best weights, an early end.
+"""A student on the way: its verification, on several sets and by all ranks, and its curves.
 
 A set is a pair list, an insightface `.bin` file or a folder of IJB. Each rank embeds its share of the
 faces, and all of them compute the same figures. With several sets the plain name of a figure is its
-mean over the sets that have it, and the name with "_SET" is one set's:
+mean over the sets that have it, and the name with "_SET" is one set's. As in published figures a face
+counts by the sum of its embedding and its mirror image's:
 
 - "accuracy": over the folds of a pair list.
 - "tar@1e-3", "tar@1e-4": TAR at FAR, of sets with enough impostor pairs to show it. IJB's is that of
@@ -10,8 +11,15 @@ mean over the sets that have it, and the name with "_SET" is one set's:
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import csv
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +29,7 @@ from ..errors import FacesError, UsageError
 from ..faces.ijb import Ijb, is_ijb, pool_templates, read_ijb, template_cosines
 from ..faces.pairs import Pairs, read_pairs
 from ..faces.sources import Faces
+from ..files import write_atomic
 from ..metrics.accuracy import nearest_tar, pair_accuracy
 from ..metrics.protocols import draw_pairs
 from ..metrics.verification import ScoreList, allowed_impostors, cosines, far_name, tar_at_far
@@ -30,11 +39,18 @@ from .student import average_statistics
 from .teacher import Teacher
 from .train_step import TrainState, embed_pixels, student_weights
 
+logger = logging.getLogger(__name__)
+
 _BATCH = 128  # faces
 _FARS = (1e-3, 1e-4)
 _ACCURACY = "accuracy"
+_LOG_LINES = 100  # of the training curve in the log, at most
+_LOG_S = 10.0  # seconds of training between two of them, at least
 
 VerificationSet = Pairs | Ijb
+WriteCurves = Callable[
+    [float], None
+]  # for a new point, with the seconds of training since the last
 
 
 def open_verification_sets(
@@ -76,6 +92,21 @@ def open_verification_sets(
             f"it gives {', '.join(names)}" if names else "name sets with --set verify_pairs=FILE",
         )
     return sets
+
+
+def sets_digest(sets: Mapping[str, VerificationSet]) -> str:
+    """sha256 of names, images' names and pairs, wherever the sets lie.
+
+    Args:
+        sets: By name.
+    """
+    digest = hashlib.sha256()
+    for name, each in sets.items():
+        digest.update(repr((name, *each.faces.keys)).encode())
+        for values in vars(each).values():
+            if isinstance(values, np.ndarray):
+                digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def figure_names(sets: Mapping[str, VerificationSet]) -> list[str]:
@@ -124,6 +155,9 @@ def verify_student(
     if name and all(figures[name] > point[name] for point in state.verification):
         state.best = {key: value.clone() for key, value in student_weights(state).items()}
     state.verification.append({"step": state.step, **figures})
+    if state.ranks.rank == 0:
+        listed = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        logger.info("verification after step %s: %s", f"{state.step:,}", listed)
     return figures
 
 
@@ -184,8 +218,7 @@ def _measure(
 ) -> dict[str, float]:
     rows = _embed_all(embed, each.faces, dim, ranks)
     if isinstance(each, Ijb):
-        mirrored = _embed_all(lambda part: embed(_mirrored(part)), each.faces, dim, ranks)
-        templates, numbers = pool_templates([rows + mirrored], each)
+        templates, numbers = pool_templates([rows], each)
         values = nearest_tar(template_cosines(templates, numbers, each), each.same, _FARS)
         tars = dict(zip(_FARS, values, strict=True))
         return {name: float(tars[_far(name)]) for name in _figures_of(each)}
@@ -202,14 +235,12 @@ def _far(figure: str) -> float:
     return float(figure.removeprefix("tar@"))
 
 
-def _mirrored(part: U8) -> U8:
-    return np.ascontiguousarray(part[:, :, ::-1])
-
-
 def _embed_all(embed: Callable[[U8], F32], faces: Faces, dim: int, ranks: Ranks) -> F32:
-    """Embeddings `(N, dim)` of all faces, on every rank; each embeds its share."""
+    """Sums of each face's embedding and its mirror image's, `(N, dim)`, on every rank; each embeds its
+    share."""
     first, last = ranks.shard(len(faces))
-    own = [embed(part) for part in faces.batches(_BATCH, range(first, last))]
+    parts = faces.batches(_BATCH, range(first, last))
+    own = [embed(part) + embed(np.ascontiguousarray(part[:, :, ::-1])) for part in parts]
     rows = np.concatenate([np.zeros((0, dim), np.float32), *own])
     if ranks.size == 1:
         return rows
@@ -234,3 +265,120 @@ def _combined(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
             f"{name}_{s}": value for s, figures in by_set.items() for name, value in figures.items()
         }
     return out
+
+
+@contextmanager
+def curve_writer(state: TrainState, steps: int) -> Iterator[WriteCurves]:
+    """Log the curves, and write them where the recipe asks for it: a folder of TensorBoard, a CSV file.
+
+    A write that fails is a warning, once: a checkpoint holds all points.
+
+    Args:
+        state: The training. TensorBoard hides what an earlier, killed training wrote after its step.
+        steps: Of the whole training.
+
+    Yields:
+        A function that logs and writes the points that are new; it does nothing on the other ranks.
+    """
+    recipe = state.recipe
+    if state.ranks.rank:
+        yield lambda seconds: None
+        return
+    writes: dict[str, Callable[[], None]] = {}
+    if recipe.csv:
+        writes["csv"] = partial(_write_csv, Path(recipe.csv), state)
+    closes: dict[str, Callable[[], None]] = {}
+    if recipe.tensorboard:
+        writes["tensorboard"], closes["tensorboard"] = _scalar_writer(state)
+    _log_start(state, steps)
+    log, failed = _curve_log(state, steps), set()
+
+    def attempt(calls: Mapping[str, Callable[[], None]]) -> None:
+        for key, call in calls.items():
+            try:
+                call()
+            except Exception as error:  # TensorBoard's file systems have errors of their own
+                if key not in failed:
+                    logger.warning("%s: the curves cannot be written: %s", key, error)
+                failed.add(key)
+
+    def write(seconds: float) -> None:
+        log(seconds)
+        attempt(writes)
+
+    try:
+        yield write
+    finally:
+        attempt(closes)
+
+
+def _log_start(state: TrainState, steps: int) -> None:
+    """What computes on what."""
+    recipe, ranks = state.recipe, state.ranks
+    kind = ranks.device.type
+    device = torch.cuda.get_device_name(ranks.device) if kind == "cuda" else kind.upper()
+    precision = str(state.amp or torch.float32).removeprefix("torch.")
+    logger.info(
+        "training from step %s of %s: %s, %s, ranks %d, batch %d a rank, workers %d a rank",
+        *(f"{state.step:,}", f"{steps:,}", device, precision),
+        *(ranks.size, recipe.batch // ranks.size, recipe.workers),
+    )
+
+
+def _curve_log(state: TrainState, steps: int) -> WriteCurves:
+    """A function that logs the curve's new point, unless the last one was logged a moment ago."""
+    points, since, trained_s = len(state.curve), state.step, 0.0
+
+    def log(seconds: float) -> None:
+        nonlocal points, since, trained_s
+        if len(state.curve) == points:  # called for a verification
+            return
+        points, trained_s = len(state.curve), trained_s + seconds
+        is_due = state.step - since >= steps / _LOG_LINES and trained_s >= _LOG_S
+        if not is_due and state.step < steps:
+            return
+        speed = (state.step - since) * state.recipe.batch / max(trained_s, 1e-9)
+        means = ", ".join(f"{n} {v:.4g}" for n, v in state.curve[-1].items() if n != "step")
+        place = f"step {state.step:,} of {steps:,}"
+        logger.info("%s: %s, %s images/s", place, means, f"{speed:,.0f}")
+        since, trained_s = state.step, 0.0
+
+    return log
+
+
+def _scalar_writer(state: TrainState) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Functions that write TensorBoard's new scalars, and close its file."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    done, opened = [len(state.curve), len(state.verification)], list[Any]()
+    hidden_from = state.step + 1 if state.step else 0
+
+    def write() -> None:
+        if not opened:
+            opened.append(SummaryWriter(state.recipe.tensorboard, purge_step=hidden_from))
+        try:
+            for number, points in enumerate((state.curve, state.verification)):
+                for point in points[done[number] :]:
+                    for name, value in point.items():
+                        if name != "step":
+                            title = f"verification/{name}" if number else name
+                            opened[0].add_scalar(title, value, int(point["step"]))
+                done[number] = len(points)
+        except Exception:  # its thread has ended; the next point gets another file
+            opened.clear()
+            raise
+
+    return write, lambda: [each.close() for each in opened].clear()
+
+
+def _write_csv(path: Path, state: TrainState) -> None:
+    """All points so far, a row a step; cells are empty where a step has no such figure."""
+    rows: dict[float, dict[str, float]] = {}
+    for point in [*state.curve, *state.verification]:
+        rows.setdefault(point["step"], {}).update(point)
+    names = dict.fromkeys(name for point in rows.values() for name in point)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(names))
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    write_atomic(path, text.getvalue().encode())

@@ -6,7 +6,7 @@ replaced by random weights.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from ..graph.load import CONTRACT_KEY
 from ..inference import make_session
 from ..onnx_file import read_onnx
 from ..trial_run import ensure_runnable
-from .distributed import computes_bf16, to_device
+from .distributed import Ranks, computes_bf16, to_device
 from .foreign.onnx_network import OnnxNetwork
-from .networks import usual_preset
+from .networks import NETWORKS, usual_preset
 from .student import normalised
 from .weights import load_network
 
@@ -51,6 +51,8 @@ class Teacher:
         sha256: Of the file with the weights.
         embed: Aligned RGB faces `(N, 112, 112, 3) uint8` -> `(N, dim) float32`, unit length.
         device: Where it computes: "cpu" or "cuda".
+        reduced: The same in bfloat16, to be compared first; None where it computes in float32 alone.
+        precision: Of `embed`: "float32" or "bfloat16".
     """
 
     where: str
@@ -59,6 +61,8 @@ class Teacher:
     sha256: str
     embed: _EmbedFaces
     device: str = "cpu"
+    reduced: _EmbedFaces | None = None
+    precision: str = "float32"
 
 
 def open_teacher(
@@ -89,14 +93,21 @@ def open_teacher(
             fault = f"{path} is a folder, but not a bundle"
         raise ModelError(fault, "give a bundle, an ONNX file or a checkpoint")
     if path.suffix == ".onnx":
-        run, spec, device = _onnx_runner(path, spec, device)
+        run, reduced, spec, device = _onnx_runner(path, spec, device)
     else:
-        network, name, _ = load_network(path, arch or None)
+        try:
+            network, name, _ = load_network(path, arch or None)
+        except UsageError as error:
+            if "--arch" not in error.hint:
+                raise
+            hint = f"--set teacher_arch=NAME, one of {', '.join(NETWORKS)}; or give its bundle"
+            raise UsageError(error.message, hint) from error  # --arch is an option of `export`
         spec = spec or make_spec(usual_preset(name))
-        run = torch_runner(network.to(device), spec, device)
+        run, reduced = _torch_runners(network.to(device), spec, device)
     embed = _embedder(run)
     probe = embed(np.zeros((1, ALIGNED_SIZE, ALIGNED_SIZE, 3), np.uint8))
-    return Teacher(str(source), spec, probe.shape[1], sha256(path), embed, device)
+    quick = None if reduced is None else _embedder(reduced)
+    return Teacher(str(source), spec, probe.shape[1], sha256(path), embed, device, quick)
 
 
 def check_teacher(teacher: Teacher, faces: U8) -> None:
@@ -126,6 +137,29 @@ def check_teacher(teacher: Teacher, faces: U8) -> None:
             )
 
 
+def choose_precision(teacher: Teacher, faces: U8, ranks: Ranks, begun: str = "") -> Teacher:
+    """The teacher in bfloat16 where that changes nothing, else in float32: the same on all ranks.
+
+    Every rank makes this call. Bfloat16 changes nothing when the cosine of each embedding to that in
+    float32 is at least .999 on every rank.
+
+    Args:
+        teacher: As `open_teacher` gives it.
+        faces: Aligned RGB faces, `(N, 112, 112, 3) uint8`, as different as those to be embedded.
+        ranks: The processes.
+        begun: Precision of embeddings that are to be continued; float32 stays. "" where there are none.
+    """
+    lowest = -1.0
+    if teacher.reduced is not None and begun != "float32":
+        lowest = float((teacher.embed(faces) * teacher.reduced(faces)).sum(1).min())
+        if not lowest >= _MIN_BF16_COSINE:
+            logger.warning("the teacher runs in float32: in bfloat16 a cosine is %.5f", lowest)
+    differs = torch.tensor([0.0 if lowest >= _MIN_BF16_COSINE else 1.0], device=ranks.device)
+    if bool(ranks.all_max(differs)) or teacher.reduced is None:
+        return replace(teacher, reduced=None)
+    return replace(teacher, embed=teacher.reduced, reduced=None, precision="bfloat16")
+
+
 def _embedder(run: _EmbedFaces) -> _EmbedFaces:
     def embed(faces: U8) -> F32:
         parts = [run(faces[start : start + _BATCH]) for start in range(0, len(faces), _BATCH)]
@@ -139,57 +173,47 @@ def _embedder(run: _EmbedFaces) -> _EmbedFaces:
 def torch_runner(
     network: torch.nn.Module, spec: InputSpec, device: str, reduced: torch.dtype | None = None
 ) -> _EmbedFaces:
-    """A function that runs a torch network, in bfloat16 where that changes nothing.
+    """A function that runs a torch network.
 
     Args:
         network: In eval mode, on the device.
         spec: Its input contract. Faces go to the device as bytes where they have the input's size.
         device: Of torch.
-        reduced: The type to try; by default bfloat16 on a GPU that computes in it, else none. The
-            first faces are embedded in float32 too, and the type is used when every cosine between
-            the two is at least .999.
+        reduced: The type of autocast; None computes in float32.
 
     Returns:
         Aligned RGB faces `(N, S, S, 3) uint8` -> `(N, D) float32`.
     """
-    if reduced is None and device == "cuda" and computes_bf16():
-        reduced = torch.bfloat16
     kind = torch.device(device).type
     mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
-    state: dict[str, torch.dtype | None] = {} if reduced else {"type": None}
-
-    def embed(inputs: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-        with torch.autocast(kind, dtype, enabled=dtype is not None):
-            out: torch.Tensor = network(inputs).float()
-        return out
 
     def run(faces: U8) -> F32:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(kind, reduced, enabled=reduced is not None):
             if spec.channels == "GREY" or faces.shape[1:3] != (spec.height, spec.width):
                 given = torch.from_numpy(preprocess(faces, spec)).to(device)
             else:
                 pixels = to_device(faces, torch.device(device))
                 pixels = pixels.flip(3) if spec.channels == "BGR" else pixels
                 given = normalised(pixels, mean, std).contiguous()
-            if "type" not in state and faces.any():  # not the black one that asks for the size
-                exact, quick = embed(given, None), embed(given, reduced)
-                lowest = float(torch.nn.functional.cosine_similarity(exact, quick).min())
-                state["type"] = reduced if lowest >= _MIN_BF16_COSINE else None
-                if state["type"] is None:
-                    logger.warning(
-                        "the teacher runs in float32: in %s a cosine is %.5f", reduced, lowest
-                    )
-                first: F32 = exact.cpu().numpy()
-                return first
-            rows: F32 = embed(given, state.get("type")).cpu().numpy()
+            rows: F32 = network(given).float().cpu().numpy()
             return rows
 
     return run
 
 
+def _torch_runners(
+    network: torch.nn.Module, spec: InputSpec, device: str
+) -> tuple[_EmbedFaces, _EmbedFaces | None]:
+    """`torch_runner` in float32, and in bfloat16 on a GPU that computes in it."""
+    exact = torch_runner(network, spec, device)
+    if device != "cuda" or not computes_bf16():
+        return exact, None
+    return exact, torch_runner(network, spec, device, torch.bfloat16)
+
+
 def _onnx_runner(
     path: Path, spec: InputSpec | None, device: str
-) -> tuple[_EmbedFaces, InputSpec, str]:
+) -> tuple[_EmbedFaces, _EmbedFaces | None, InputSpec, str]:
     model = read_onnx(path, side_files=True)
     ensure_runnable(model, str(path))
     own = {"device_id": torch.cuda.current_device()} if torch.cuda.is_available() else {}
@@ -224,10 +248,11 @@ def _onnx_runner(
         return np.concatenate(parts)
 
     if device != "cpu" and (network := torch_of_onnx(model, run, spec, device)) is not None:
-        return torch_runner(network, spec, device), spec, device
+        return *_torch_runners(network, spec, device), spec, device
     contract = spec
     on_gpu = session.get_providers()[0] == "CUDAExecutionProvider"
-    return lambda faces: run(preprocess(faces, contract)), spec, "cuda" if on_gpu else "cpu"
+    place = "cuda" if on_gpu else "cpu"
+    return lambda faces: run(preprocess(faces, contract)), None, spec, place
 
 
 def torch_of_onnx(

@@ -2,29 +2,29 @@
 
 The cache holds one embedding per image (the mean of the two mirror views) or two (each view), in a
 file that all ranks write block by block and that is resumed where they stopped. A note beside it says
-which teacher, input contract and data it belongs to. Augmentation changes what the student sees alone:
-targets are those of the clean images.
+which teacher, precision, input contract and data it belongs to. Augmentation changes what the student
+sees alone: targets are those of the clean images.
 """
 
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from ..arrays import F16, I64, map_npy
+from ..arrays import F16, I64, U8, map_npy
 from ..documents import decode_json, encode_json, read_json
-from ..errors import DataError, MachineError
+from ..errors import DataError, FacesError, MachineError
+from ..faces.contract import ALIGNED_SIZE
 from ..files import is_own_file, write_atomic
 from ..interruption import keeping
 from ..progress import Track, silent
@@ -32,14 +32,16 @@ from ..reading import read_file
 from .dataset import FACE_BYTES, Images, Pixels
 from .distributed import Ranks, load_items
 from .recipe import Recipe
-from .teacher import Teacher, check_teacher, open_teacher
-from .teacher_targets import TeacherEmbeddings, principal_components, unit_rows
+from .teacher import Teacher, check_teacher, choose_precision, open_teacher
+from .teacher_targets import TeacherEmbeddings, embed_views, principal_components, unembedded
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 256  # images embedded between two marks of what is done
-_PROBES = 64  # images whose pixels are part of the data's digest
+_UNREADABLE = b"\x02"  # mark of a block of which no image could be read: its rank tries it again
+_PROBES = 64  # images on which precisions are compared, and that are part of the data's digest
 _CHECKED_PEOPLE = 8  # of whom one image each proves that the teacher tells people apart
+_UNSEEN_S = 90.0  # until a file that a node does not see is taken for missing
 _VIEWS = {"mean": 1, "each": 2}  # embeddings per image
 
 
@@ -51,6 +53,7 @@ class _CacheNote:
     contract: dict[str, Any]
     data: str
     shape: list[int]
+    precision: str = ""  # that the teacher computes in; older versions do not name it
 
 
 def choose_teacher(recipe: Recipe, source: str | Path) -> Teacher:
@@ -105,6 +108,8 @@ def open_teacher_embeddings(
     """
     firsts = np.unique(labels, return_index=True)[1][:_CHECKED_PEOPLE]
     check_teacher(teacher, np.stack([pixels.read_near(int(index))[1] for index in firsts]))
+    faces = np.stack(list(_read_probes(pixels)))
+    teacher = choose_precision(teacher, faces, ranks, _begun_precision(folder, teacher))
     views = _VIEWS[recipe.teacher_views]
     with keeping(partial(_kept_text, folder)):
         cached = cached_embeddings(
@@ -136,6 +141,8 @@ def cached_embeddings(
 ) -> F16:
     """Embeddings of each training image, filled in where an earlier call stopped.
 
+    Images that cannot be read are tried again at the end, and in each later call.
+
     Args:
         folder: Of the cache; made if it does not exist.
         teacher: The teacher.
@@ -147,7 +154,8 @@ def cached_embeddings(
         force: Replace a cache of another teacher, contract or data.
 
     Returns:
-        `(N, views, D) float16`, unit length, memory-mapped; zeros for images that cannot be read.
+        `(N, views, D) float16`, unit length, memory-mapped; zeros for images that cannot be read,
+        which `teacher_targets.unembedded` finds.
 
     Raises:
         DataError: The cache belongs to another teacher, contract or data, is damaged, or the ranks do
@@ -156,18 +164,15 @@ def cached_embeddings(
     """
     ranks = ranks or Ranks()
     store, marks = folder / "teacher.npy", folder / "teacher.done"
-    shape = (len(pixels), views, teacher.dim)
-    note = _CacheNote(teacher.sha256, teacher.spec.to_json(), data_digest(pixels), list(shape))
+    shape, blocks = (len(pixels), views, teacher.dim), -(-len(pixels) // _BLOCK)
+    teaching = (teacher.sha256, teacher.spec.to_json())
+    note = _CacheNote(*teaching, data_digest(pixels), list(shape), teacher.precision)
     if ranks.rank == 0:
         _prepare(folder, note, force)
     ranks.barrier()
-    if not marks.exists():
-        raise DataError(
-            f"rank {ranks.rank} does not see the teacher cache {folder} of rank 0",
-            "give a folder that all nodes share: --set cache=FOLDER",
-        )
-    done = _read_marks(marks)
-    todo = [block for block in range(ranks.rank, len(done), ranks.size) if not done[block]]
+    fault = f"rank {ranks.rank} does not see the teacher cache {folder} of rank 0"
+    done = _await_marks(marks, blocks, fault)
+    todo = [block for block in range(ranks.rank, blocks, ranks.size) if done[block] != 1]
     started = time.monotonic()
     with (
         _shared_file(store) as values,
@@ -177,12 +182,8 @@ def cached_embeddings(
         offset = store.stat().st_size - 2 * int(np.prod(shape))
         for number, images in enumerate(track(source, "teacher", len(todo))):
             block = todo[number]
-            start = block * _BLOCK
-            rows = _embed_views(teacher, images.pixels, views)
-            # Unreadable: another image stood in for it.
-            rows[images.index != np.arange(start, start + len(images.index))] = 0
-            os.pwrite(values, rows.tobytes(), offset + start * rows[0].nbytes)
-            os.pwrite(flags, b"\x01", block)
+            _embed_images(values, offset, teacher, images, views)
+            os.pwrite(flags, b"\x01" if len(images.index) else _UNREADABLE, block)
             if number == 0 and torch.cuda.is_available() and teacher.device == "cpu":
                 hours = (time.monotonic() - started) * len(todo) / 3600
                 logger.warning(
@@ -191,11 +192,11 @@ def cached_embeddings(
                     hours,
                 )
     ranks.barrier()
-    if not _read_marks(marks).all():
-        raise DataError(
-            f"the ranks do not see one another's part of the teacher cache {folder}",
-            "give a folder that all nodes share: --set cache=FOLDER",
-        )
+    fault = f"the ranks do not see one another's part of the teacher cache {folder}"
+    _await_marks(marks, blocks, fault, filled=True)
+    if ranks.rank == 0:  # alone: no other node holds pages that it changes
+        _embed_missing(store, teacher, pixels, views)
+    ranks.barrier()
     cached: F16 = map_npy(store, DataError)
     return cached
 
@@ -208,7 +209,7 @@ class _Blocks(Dataset[Images]):
 
     def __getitem__(self, block: int) -> Images:
         start = block * _BLOCK
-        return self.pixels.read_all(range(start, min(start + _BLOCK, len(self.pixels))))
+        return _read_images(self.pixels, range(start, min(start + _BLOCK, len(self.pixels))))
 
 
 def data_digest(pixels: Pixels) -> str:
@@ -222,23 +223,69 @@ def data_digest(pixels: Pixels) -> str:
     digest = hashlib.sha256()
     for pick in pixels.picks:
         digest.update(pixels.faces.keys[int(pick)].encode() + b"\n")
-    for index in np.unique(np.linspace(0, len(pixels) - 1, _PROBES).astype(int)):
-        digest.update(pixels.read_near(int(index))[1].tobytes())
+    for face in _read_probes(pixels):
+        digest.update(face.tobytes())
     return digest.hexdigest()
 
 
-def _embed_views(teacher: Teacher, faces: Any, views: int) -> F16:
-    """`(B, views, D) float16`, unit length."""
-    plain = teacher.embed(faces)
-    mirrored = teacher.embed(np.ascontiguousarray(faces[:, :, ::-1]))
-    both = np.stack([plain, mirrored], 1)
-    rows: F16 = (both if views == 2 else unit_rows(both.mean(1, keepdims=True))).astype(np.float16)
-    return rows
+def _read_probes(pixels: Pixels) -> Iterator[U8]:
+    """64 of the images, evenly spread."""
+    for index in np.unique(np.linspace(0, len(pixels) - 1, _PROBES).astype(int)):
+        yield pixels.read_near(int(index))[1]
 
 
-def _read_marks(file: Path) -> npt.NDArray[np.uint8]:
-    """Which blocks are done, a byte each."""
+def _read_images(pixels: Pixels, wanted: Iterable[int]) -> Images:
+    """Those of the training images that can be read."""
+    faces = {}
+    for index in wanted:
+        with suppress(FacesError):
+            faces[index] = pixels.read(index)
+    given = np.array(list(faces.values()), np.uint8).reshape(-1, ALIGNED_SIZE, ALIGNED_SIZE, 3)
+    return Images(given, np.array(list(faces), np.int64))
+
+
+def _embed_images(values: int, offset: int, teacher: Teacher, images: Images, views: int) -> None:
+    """Write the embeddings of images, whose indices rise; other rows stay as they are."""
+    if not len(images.index):
+        return
+    rows = embed_views(teacher, images.pixels, views)
+    gaps = np.flatnonzero(np.diff(images.index) > 1) + 1
+    for run in np.split(np.arange(len(rows)), gaps):
+        os.pwrite(values, rows[run].tobytes(), offset + int(images.index[run[0]]) * rows[0].nbytes)
+
+
+def _embed_missing(store: Path, teacher: Teacher, pixels: Pixels, views: int) -> None:
+    """Try again to embed the images that could not be read."""
+    cached: F16 = map_npy(store, DataError)
+    missing, offset = unembedded(cached), store.stat().st_size - cached.nbytes
+    with _shared_file(store) as values:
+        for start in range(0, len(missing), _BLOCK):
+            images = _read_images(pixels, missing[start : start + _BLOCK].tolist())
+            _embed_images(values, offset, teacher, images, views)
+
+
+def _read_marks(file: Path) -> U8:
+    """Which blocks are done, a byte each: 0, 1 or `_UNREADABLE`."""
     return np.frombuffer(read_file(file, "LIST_MB"), np.uint8)
+
+
+def _await_marks(marks: Path, blocks: int, fault: str, *, filled: bool = False) -> U8:
+    """The marks once this node sees them, and where `filled` all of them set; DataError if it never does.
+
+    For a minute an NFS client believes what it saw before, unless a folder's list shows otherwise.
+    """
+    end = time.monotonic() + _UNSEEN_S
+    while True:
+        with suppress(OSError):
+            done = _read_marks(marks)
+            if len(done) == blocks and (done.all() or not filled):
+                return done
+        if time.monotonic() >= end:
+            raise DataError(fault, "give a folder that all nodes share: --set cache=FOLDER")
+        time.sleep(1)
+        for folder in reversed(marks.parents[:4]):  # OUT/checkpoint/teacher: all may be new
+            with suppress(OSError):
+                os.listdir(folder)
 
 
 def _prepare(folder: Path, note: _CacheNote, force: bool) -> None:
@@ -248,7 +295,8 @@ def _prepare(folder: Path, note: _CacheNote, force: bool) -> None:
     blocks = -(-note.shape[0] // _BLOCK)
     if store.exists() and note_file.exists():
         try:
-            _check_note(note_file, note)
+            filled = is_own_file(marks) and bool(_read_marks(marks).all())
+            _check_note(note_file, note, filled=filled)
             if _is_whole(store, note) and is_own_file(marks) and marks.stat().st_size == blocks:
                 return
         except DataError:
@@ -312,21 +360,33 @@ def _kept_text(folder: Path) -> str:
     """How much of the cache an interruption leaves, in words."""
     try:
         note = read_json(folder / "teacher.json", _CacheNote)
-        done = int(_read_marks(folder / "teacher.done").sum())
+        done = int((_read_marks(folder / "teacher.done") == 1).sum())
     except (DataError, OSError):
         return ""
     count = min(done * _BLOCK, note.shape[0])
     return f"the teacher's embeddings of {count:,} of {note.shape[0]:,} images are in {folder}"
 
 
-def _check_note(file: Path, expected: _CacheNote) -> None:
-    """Raise DataError when the cache belongs to something else than expected."""
+def _begun_precision(folder: Path, teacher: Teacher) -> str:
+    """Of this teacher's embeddings in a folder; "" where none are, or their note does not name it."""
+    try:
+        note = read_json(folder / "teacher.json", _CacheNote)
+    except DataError:
+        return ""
+    return note.precision if note.teacher == teacher.sha256 else ""
+
+
+def _check_note(file: Path, expected: _CacheNote, *, filled: bool) -> None:
+    """Raise DataError when the cache belongs to something else than expected; a filled one is used
+    whatever its precision."""
     try:
         note = read_json(file, _CacheNote)
     except DataError as error:
         raise DataError(error.message, f"remove {file.parent}") from error
     wanted = decode_json(encode_json(expected), _CacheNote, file)  # rounded as the file is
-    for name in ("teacher", "contract", "data", "shape"):
+    if filled or not note.precision:
+        note = replace(note, precision=wanted.precision)
+    for name in ("teacher", "contract", "data", "shape", "precision"):
         if getattr(note, name) != getattr(wanted, name):
             raise DataError(
                 f"the teacher cache {file.parent} was made with another {name}",

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import F16, F32, I64
+from ..arrays import F16, F32, I64, U8
 from .dataset import Batch, IdentitySplit
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 256  # embeddings handled at once
+_SCANNED = 1 << 16  # embeddings looked at at once
 _PCA_ROWS = 100_000  # embeddings from which principal components are computed, evenly spread
 _EPS = 1e-12  # smallest length to divide by
 
@@ -58,6 +59,25 @@ class TeacherEmbeddings:
 
     def _projected(self, rows: F32) -> F32:
         return rows if self.components is None else rows @ self.components
+
+
+def unembedded(cached: F16) -> I64:
+    """Images without an embedding, since they could not be read: their rows are zero.
+
+    Of the others the first number alone is looked at, but where it is zero.
+
+    Args:
+        cached: As `TeacherEmbeddings` has it; a memory map is read once.
+
+    Returns:
+        Indices in order, `(K,) int64`.
+    """
+    parts = [np.empty(0, np.int64)]
+    for start in range(0, len(cached), _SCANNED):
+        rows = np.asarray(cached[start : start + _SCANNED])
+        zero = np.flatnonzero(rows[:, 0, 0] == 0)
+        parts.append(start + zero[~rows[zero].any((1, 2))])
+    return np.concatenate(parts)
 
 
 def principal_components(embeddings: TeacherEmbeddings, dim: int) -> F32:
@@ -137,6 +157,24 @@ def class_means(embeddings: TeacherEmbeddings, split: IdentitySplit) -> Tensor:
         rows = torch.from_numpy(embeddings.rows(images))
         sums.index_add_(0, torch.from_numpy(split.labels[images]), rows)
     return nn.functional.normalize(sums)
+
+
+def embed_views(teacher: Teacher, faces: U8, views: int) -> F16:
+    """The teacher's embeddings of faces and of their mirrors.
+
+    Args:
+        teacher: The teacher.
+        faces: Aligned RGB faces, `(B, 112, 112, 3) uint8`.
+        views: 2 keeps both, 1 their mean.
+
+    Returns:
+        `(B, views, D) float16`, unit length.
+    """
+    plain = teacher.embed(faces)
+    mirrored = teacher.embed(np.ascontiguousarray(faces[:, :, ::-1]))
+    both = np.stack([plain, mirrored], 1)
+    rows: F16 = (both if views == 2 else unit_rows(both.mean(1, keepdims=True))).astype(np.float16)
+    return rows
 
 
 def unit_rows(rows: F32) -> F32:

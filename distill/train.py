@@ -5,13 +5,12 @@ a CPU the resumed training ends with the same bits.
 """
 
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import closing, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,20 @@ import torch
 
 from ..bundle.bundle import open_bundle, transaction
 from ..bundle.manifest import CHECKPOINTS, MANIFEST, Bundle
-from ..errors import GateFailed, MachineError, ModelError, UsageError
+from ..errors import GateFailed, ModelError, UsageError
 from ..faces.sources import Faces
 from ..files import replace_atomic
 from ..interruption import Interrupted, StopRequest, deferred_signals, interruptible, keeping
 from ..progress import Track, silent
-from .checkpoint import CHECKPOINT_NAME, check_place, restore_checkpoint, save_checkpoint
-from .data_report import count_data, examine_data, read_exclusions, write_data_report
+from .checkpoint import (
+    CHECKPOINT_NAME,
+    check_finite_weights,
+    check_place,
+    check_shared,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from .data_report import leave_out_unreadable, read_exclusions, report_data
 from .dataset import Batch, IdentitySplit, Pixels, batches, split_identities
 from .distributed import Ranks, join_ranks
 from .losses.adadistill import AdaDistill
@@ -38,6 +44,8 @@ from .recipe import FROM_SCRATCH, Recipe
 from .student import DeviceBatch, copied_ahead
 from .student_verification import (
     VerificationSet,
+    WriteCurves,
+    curve_writer,
     open_verification_sets,
     stops_early,
     teacher_accuracy,
@@ -57,8 +65,8 @@ from .train_step import (
 )
 from .training_report import (
     TrainingReport,
-    WriteCurves,
-    curve_writer,
+    check_norm_batch,
+    check_outputs,
     finished_training,
     history_options,
     make_training_report,
@@ -134,8 +142,8 @@ def distill_student(
         UsageError: Recipe, faces and teacher do not fit, or OUT holds another training.
         ModelError: The teacher cannot be used.
         FacesError: More than `bad_images` images cannot be read.
-        DataError: Ranks read different data.
-        GateFailed: The loss became NaN or infinite.
+        DataError: Ranks read different data, or do not see one OUT.
+        GateFailed: The loss or a weight became NaN or infinite.
         MachineError: A checkpoint cannot be written.
         Interrupted: A signal came; the training so far is in OUT/checkpoint.
     """
@@ -146,10 +154,13 @@ def distill_student(
         if ranks.rank > 0:
             track = silent
         opened = None
-        with interruptible():
+        with interruptible(), _logs_once(ranks):
             split, pixels = _training_images(recipe, faces, ranks)
             sets = open_verification_sets(recipe, faces, split.verification)
-            _check_settings(recipe, teacher)
+            if recipe.needs_teacher and teacher is None:
+                names = ", ".join(name for name in recipe.losses if name not in FROM_SCRATCH)
+                raise UsageError(f"{names} needs a teacher", "give --teacher FILE")
+            check_outputs(recipe)
             if recipe.needs_teacher and teacher is not None:
                 opened = choose_teacher(recipe, teacher)
             data = data_digest(pixels)
@@ -157,7 +168,7 @@ def distill_student(
                 data = hashlib.sha256(data.encode() + split.kept.tobytes()).hexdigest()
         options = history_options(recipe, faces, opened, data)
         finished = None if force else finished_training(out, options)
-        place = _CheckpointPlace(folder, training_key(recipe, opened, data))
+        place = _CheckpointPlace(folder, training_key(recipe, opened, data, sets))
         digest = hashlib.sha256(repr((place.key, finished is None)).encode()).hexdigest()
         ranks.check_equal("recipe, data, teacher or bundle", digest)
         if ranks.rank == 0:
@@ -171,17 +182,20 @@ def distill_student(
             keeping(partial(_kept_text, folder)),
             transaction(out, "distill", options) if ranks.rank == 0 else nullcontext() as change,
         ):
+            with interruptible():
+                check_shared(folder, ranks)
             embeddings = None
             if opened is not None:
                 cache = Path(recipe.cache) if recipe.cache else folder / "teacher"
-                with interruptible():
+                with interruptible(), _logs_once(ranks):
                     embeddings = open_teacher_embeddings(
                         recipe, opened, pixels, split.labels, cache, ranks, track, force=force
                     )
+                    split = leave_out_unreadable(recipe, faces, split, embeddings, cache, ranks)
                     _use_embeddings(state, embeddings, split)
             if recipe.data_report and ranks.rank == 0:
                 with interruptible():
-                    _report_data(recipe, embeddings, split, faces, ranks)
+                    report_data(recipe, embeddings, split, faces, ranks)
             if restore_checkpoint(folder, state, place.key, force=force) and ranks.rank == 0:
                 logger.info("resumed at step %d", state.step)
             digest = hashlib.sha256(repr(state.step).encode()).hexdigest()
@@ -189,8 +203,8 @@ def distill_student(
             steps = recipe.epochs * (len(split.kept) // recipe.batch)
             images = batches(pixels, split, recipe, ranks, state.step, steps)
             training = _Data(images, split, embeddings, sets)
-            with closing(images), reuse_freed_memory(), curve_writer(state) as write_curves:
-                _train(state, training, place, write_curves, track, stop)
+            with closing(images), reuse_freed_memory(), curve_writer(state, steps) as write:
+                _train(state, training, place, write, track, stop)
             accuracy = None if opened is None else teacher_accuracy(opened, sets, ranks)
             report = make_training_report(state, faces, split, accuracy)
             if change is not None:
@@ -222,23 +236,6 @@ def _use_embeddings(state: TrainState, embeddings: TeacherEmbeddings, split: Ide
             term.load_centres(class_means(embeddings, split))
 
 
-def _report_data(
-    recipe: Recipe,
-    embeddings: TeacherEmbeddings | None,
-    split: IdentitySplit,
-    faces: Faces,
-    ranks: Ranks,
-) -> None:
-    if embeddings is None:
-        report, suspects = count_data(split)
-    else:
-        report, suspects = examine_data(embeddings, split, ranks.device, recipe.seed)
-    folder = Path(recipe.data_report)
-    write_data_report(folder, report, suspects, faces.keys, split.train)
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in report.suspects.items() if count)
-    logger.info("%s: %s", folder / "suspects.csv", counts or "no suspects")
-
-
 def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[IdentitySplit, Pixels]:
     excluded = read_exclusions(Path(recipe.exclude), faces.keys) if recipe.exclude else None
     apart = 0 if recipe.verify_pairs else recipe.verify_identities
@@ -258,7 +255,21 @@ def _training_images(recipe: Recipe, faces: Faces, ranks: Ranks) -> tuple[Identi
             f" x {recipe.accumulate} accumulated parts",
             "choose another --set batch=N",
         )
+    check_norm_batch(recipe.batch // (ranks.size * recipe.accumulate), recipe.norm_batch)
     return split, pixels
+
+
+@contextmanager
+def _logs_once(ranks: Ranks) -> Iterator[None]:
+    """What every rank would say alike is logged by rank 0 alone."""
+    package = logging.getLogger(__name__.partition(".")[0])
+    before = package.level
+    if ranks.rank:
+        package.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        package.setLevel(before)
 
 
 def _train(
@@ -288,10 +299,10 @@ def _train(
         point["step"] != state.step for point in state.verification
     ):  # at the start, and where the training ended before a verification did
         verify_student(state, data.sets)
-        write_curves()
+        write_curves(0.0)
     if stops_early(state):
         return
-    started = saved = time.monotonic()
+    started = saved = point_at = time.monotonic()
     targets = None if data.embeddings is None else data.embeddings.of_batch
     source = copied_ahead(data.images, data.split, targets, state.ranks.device)
     for batch in track(source, "training", steps - state.step):
@@ -317,23 +328,29 @@ def _train(
             sums = {name: float(value) for name, value in state.sums.items()}
             state.curve.append({"step": state.step, "lr": lr, **sums})
             state.sums = {}
-            write_curves()
+            write_curves(now - point_at)
+            point_at = now
         if looks:  # before a verification, which may take longer than a signal leaves time
             due, signal = _agreed(now - saved, stop, state)
             if due or (signal and state.step < steps):
                 state.seconds, started, saved = state.seconds + now - started, now, now
                 save_checkpoint(place.folder, state, place.key)
+                point_at += time.monotonic() - now
             if signal and state.step < steps:
                 raise Interrupted(
                     signal, f"the training is kept up to step {state.step:,} of {steps:,}"
                 )
         if verifies:
+            now = time.monotonic()
             verify_student(state, data.sets)
-            write_curves()
+            write_curves(0.0)
+            point_at += time.monotonic() - now
             if stops_early(state):
                 logger.info("ended early at step %d of %d", state.step, steps)
                 break
     state.seconds += time.monotonic() - started
+    if not state.best:
+        check_finite_weights(state)
 
 
 def _agreed(elapsed_s: float, stop: StopRequest, state: TrainState) -> tuple[bool, int]:
@@ -362,38 +379,3 @@ def _with_batch_saved(
     with replace_atomic(path, private=True) as stream:
         np.savez(stream, pixels=batch.pixels.numpy(), labels=batch.labels.numpy())
     return GateFailed(error.message, f"{error.hint}; the batch is kept in {path}")
-
-
-def _check_settings(recipe: Recipe, teacher: str | Path | None) -> None:
-    """Refuse what would fail only after the teacher has embedded all images, which may take hours.
-
-    `_new_training` and what follows it refuse the rest before that too.
-    """
-    if recipe.needs_teacher and teacher is None:
-        names = ", ".join(name for name in recipe.losses if name not in FROM_SCRATCH)
-        raise UsageError(f"{names} needs a teacher", "give --teacher FILE")
-    if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise MachineError(
-            "scalars need tensorboard", "pip install tensorboard, or --set tensorboard="
-        )
-    if recipe.csv and not Path(recipe.csv).parent.is_dir():
-        raise UsageError(
-            f"csv: there is no folder {Path(recipe.csv).parent}", "make it, or --set csv=FILE"
-        )
-    if recipe.csv and Path(recipe.csv).is_dir():
-        raise UsageError(f"csv: {recipe.csv} is a folder", "--set csv=FILE")
-    for key in ("cache", "data_report", "tensorboard"):
-        if text := getattr(recipe, key):
-            _check_folder(key, Path(text))
-
-
-def _check_folder(key: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to."""
-    try:
-        place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    except OSError as error:
-        raise UsageError(f"{key}: {error.strerror}: {folder}", f"--set {key}=FOLDER") from error
-    if not place.is_dir():
-        raise UsageError(f"{key}: {place} is not a folder", f"--set {key}=FOLDER")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise MachineError(f"{key}: {place} cannot be written to", f"--set {key}=FOLDER")

@@ -1,10 +1,9 @@
-"""How a training went, and whether a bundle holds the training that is asked for."""
+"""How a training went, whether a bundle holds the one that is asked for, and what no training can do."""
 
-import csv
-import io
+import importlib.util
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,18 @@ from .dataset import IdentitySplit
 from .fake_quant import split_scales
 from .recipe import Recipe
 from .student import STUDENT_SPEC
-from .student_verification import best_point
+from .student_verification import VerificationSet, best_point, sets_digest
 from .teacher import Teacher
 from .train_step import TrainState, student_weights
 from .weights import save_network
 
 _REPORT = "reports/training.json"
 _COMPLETE = "complete.json"  # file of a checkpoint: the sha256 of the model.pt that it led to
-# Recipe keys that may differ between a training and its resumption.
+# Recipe keys that change no step: they may differ between a training and its resumption. What `exclude`
+# leaves is in the data's digest.
 _MAY_CHANGE = (
+    "exclude",
+    "compile",
     "cache",
     "tensorboard",
     "csv",
@@ -40,9 +42,6 @@ _MAY_CHANGE = (
     "checkpoint_s",
     "bad_images",
 )
-
-
-WriteCurves = Callable[[], None]  # called when a curve has a new point
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,28 @@ class TrainingReport:
     verification: list[dict[str, float]]
 
 
-def training_key(recipe: Recipe, teacher: Teacher | None, data: str) -> dict[str, Any]:
+def training_key(
+    recipe: Recipe, teacher: Teacher | None, data: str, sets: Mapping[str, VerificationSet]
+) -> dict[str, Any]:
     """What two trainings have in common when one is the continuation of the other.
 
     Args:
         recipe: The training's options; those that do not change the result are left out.
         teacher: The teacher, where the recipe needs one.
         data: What `teacher_cache.data_digest` gives.
+        sets: What the recipe verifies on.
     """
+    init = Path(recipe.init)
+    init = init / "model.pt" if init.is_dir() else init
+    contents = {  # of what the recipe names by paths
+        "init": sha256(init) if recipe.init and init.is_file() else "",
+        "verify_pairs": sets_digest(sets) if recipe.verify_pairs else "",
+    }
     return {
         **{key: value for key, value in asdict(recipe).items() if key not in _MAY_CHANGE},
         "teacher": teacher.sha256 if teacher else "",
         "data": data,
+        "contents": contents,
     }
 
 
@@ -274,57 +283,63 @@ def write_student(
         write_atomic(checkpoint / _COMPLETE, encode_json(sha256(path)))
 
 
-@contextmanager
-def curve_writer(state: TrainState) -> Iterator[WriteCurves]:
-    """Write the curves where the recipe asks for it: a folder of TensorBoard, a CSV file.
+def check_norm_batch(part: int, norm_batch: int) -> None:
+    """Refuse parts of unequal size, and of one image, which BatchNorm cannot train on.
 
     Args:
-        state: The training. TensorBoard hides what an earlier, killed training wrote after its step.
-
-    Yields:
-        A function that writes the points that are new; it does nothing on the other ranks.
+        part: Images that a rank has at a time.
+        norm_batch: Of the recipe.
 
     Raises:
-        MachineError: tensorboard cannot be imported, or the CSV file cannot be written.
+        UsageError: The parts are such.
     """
-    recipe = state.recipe
-    if state.ranks.rank or not (recipe.tensorboard or recipe.csv):
-        yield lambda: None
-        return
-    if not recipe.tensorboard:
-        yield lambda: _write_csv(Path(recipe.csv), state)
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    done = [len(state.curve), len(state.verification)]
-    hidden_from = state.step + 1 if state.step else 0
-    with SummaryWriter(recipe.tensorboard, purge_step=hidden_from) as writer:
-
-        def write() -> None:
-            for number, points in enumerate((state.curve, state.verification)):
-                for point in points[done[number] :]:
-                    for name, value in point.items():
-                        if name != "step":
-                            title = f"verification/{name}" if number else name
-                            writer.add_scalar(title, value, int(point["step"]))
-                done[number] = len(points)
-            if recipe.csv:
-                _write_csv(Path(recipe.csv), state)
-
-        yield write
+    if part < 2:
+        raise UsageError(
+            "a rank has 1 image at a time, and BatchNorm needs 2",
+            "--set batch=N with more images, or fewer ranks or accumulated parts",
+        )
+    if norm_batch == 1 or (0 < norm_batch < part and part % norm_batch):
+        sizes = [size for size in range(2, min(norm_batch, part) + 1) if part % size == 0]
+        other = f"norm_batch={max(sizes)}" if sizes else "norm_batch=0"
+        raise UsageError(
+            f"the {part} images that a rank has at a time do not split into equal parts of 2 or more"
+            f" for norm_batch {norm_batch}",
+            f"--set {other}, or another batch",
+        )
 
 
-def _write_csv(path: Path, state: TrainState) -> None:
-    """All points so far, a row a step; cells are empty where a step has no such figure."""
-    rows: dict[float, dict[str, float]] = {}
-    for point in [*state.curve, *state.verification]:
-        rows.setdefault(point["step"], {}).update(point)
-    names = dict.fromkeys(name for point in rows.values() for name in point)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(names))
-    writer.writeheader()
-    writer.writerows(rows[step] for step in sorted(rows))
+def check_outputs(recipe: Recipe) -> None:
+    """Refuse files and folders that could not be written, before the hours in which they would be.
+
+    Args:
+        recipe: Its `csv`, `tensorboard`, `cache` and `data_report`.
+
+    Raises:
+        UsageError: One lies where it cannot.
+        MachineError: One cannot be written to, or tensorboard is not installed.
+    """
+    if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise MachineError(
+            "scalars need tensorboard", "pip install tensorboard, or --set tensorboard="
+        )
+    if recipe.csv and not Path(recipe.csv).parent.is_dir():
+        raise UsageError(
+            f"csv: there is no folder {Path(recipe.csv).parent}", "make it, or --set csv=FILE"
+        )
+    if recipe.csv and Path(recipe.csv).is_dir():
+        raise UsageError(f"csv: {recipe.csv} is a folder", "--set csv=FILE")
+    for key in ("cache", "data_report", "tensorboard"):
+        if text := getattr(recipe, key):
+            _check_folder(key, Path(text))
+
+
+def _check_folder(key: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to."""
     try:
-        write_atomic(path, text.getvalue().encode())
+        place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     except OSError as error:
-        raise MachineError(f"{path} cannot be written: {error}", "--set csv=FILE") from error
+        raise UsageError(f"{key}: {error.strerror}: {folder}", f"--set {key}=FOLDER") from error
+    if not place.is_dir():
+        raise UsageError(f"{key}: {place} is not a folder", f"--set {key}=FOLDER")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise MachineError(f"{key}: {place} cannot be written to", f"--set {key}=FOLDER")

@@ -125,7 +125,7 @@ BLOCKS: dict[str, list[str]] = {
     "docs/results/index.md": [f"{{toctree}} {SITE}"],
     "docs/results/int8.md": [f"bash {REAL}"],
     "docs/training.md": [
-        *[f"bash {CLUSTER}"] * 5,
+        *[f"bash {CLUSTER}"] * 6,
         f"yaml {CLUSTER}",
         f"bash {CLUSTER}",
         "bash not run: needs several GPUs; test_data_split and test_manifests share a set by RANK",

@@ -125,7 +125,7 @@ def test_the_commands_on_the_page_are_ones_that_fr_edge_takes() -> None:
     blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ").replace("$FR_SETS", "a.bin,b.bin")
     starts = re.findall(r"-m fr_edge distill (.*?)&?$", text, re.MULTILINE)
-    assert len(starts) == 3  # a node, several, Slurm
+    assert len(starts) == 4  # a node, Glint360K, several, Slurm
     (job,) = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     words = container["command"][container["command"].index("distill") + 1 :]

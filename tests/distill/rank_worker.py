@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fr_edge.distill import checkpoint
 from fr_edge.distill.checkpoint import restore_checkpoint, save_checkpoint
 from fr_edge.distill.distributed import Ranks, join_ranks
 from fr_edge.distill.losses.adadistill import AdaDistill
@@ -183,6 +184,8 @@ def stopped(folder: Path) -> None:
 
     rank = os.environ["RANK"]
     apart = rank == "1" and (folder / "elsewhere").exists()
+    if (folder / "elsewhere").exists():
+        checkpoint._NFS_S = 0.0
     try:
         distill_student(recipe, faces, folder / ("out-1" if apart else "out"), track=track)
     except Interrupted as stop:

@@ -4,23 +4,27 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from fr_edge.arrays import F32, I64
 from fr_edge.distill.data_report import (
     count_data,
     examine_data,
+    leave_out_unreadable,
     read_exclusions,
     write_data_report,
 )
 from fr_edge.distill.dataset import IdentitySplit, split_identities
+from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.teacher import Teacher
 from fr_edge.distill.teacher_targets import TeacherEmbeddings, class_means
 from fr_edge.distill.train import distill_student
-from fr_edge.errors import FacesError
+from fr_edge.errors import FacesError, MachineError
 from fr_edge.faces.contract import InputSpec
 from fr_edge.faces.sources import Faces
 
@@ -70,6 +74,34 @@ def test_planted_mistakes_are_found_and_nothing_else() -> None:
     assert report.suspects == {reason: len(chosen) for reason, chosen in images.items()}
 
 
+class _Counted(TeacherEmbeddings):
+    """Counts the images whose embeddings are asked for together."""
+
+    counts: ClassVar[list[int]] = []
+
+    def rows(self, images: I64 | slice) -> F32:
+        out = super().rows(images)
+        self.counts.append(len(out))
+        return out
+
+
+def test_a_report_takes_the_embeddings_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All together they may not fit into memory; what is found is the same."""
+    embeddings, split = data()
+    whole = examine_data(embeddings, split, torch.device("cpu"))
+    monkeypatch.setattr("fr_edge.distill.data_report._ROWS", 16)
+    counted = _Counted(embeddings.teacher, embeddings.cached)
+    report, suspects = examine_data(counted, split, torch.device("cpu"))
+    assert max(counted.counts) == 16
+    assert report.suspects == whole[0].suspects
+    assert report.own_cosine == pytest.approx(whole[0].own_cosine, abs=1e-6)
+    assert report.stranger_cosine == pytest.approx(whole[0].stranger_cosine, abs=1e-6)
+    assert [replace(s, cosine=0.0) for s in suspects] == [replace(s, cosine=0.0) for s in whole[1]]
+    np.testing.assert_allclose(
+        [s.cosine for s in suspects], [s.cosine for s in whole[1]], atol=1e-6
+    )
+
+
 def test_a_report_without_a_teacher_counts() -> None:
     _, split = data()
     report, suspects = count_data(split)
@@ -107,6 +139,79 @@ def test_a_list_of_other_images_is_refused(tmp_path: Path) -> None:
         read_exclusions(file, ["a.jpg"])
     with pytest.raises(FacesError):
         read_exclusions(tmp_path / "none.csv", ["a.jpg"])
+
+
+class _Ranks(Ranks):
+    """The second of two, the first of which has found images 2 and 9."""
+
+    def all_max(self, values: torch.Tensor) -> torch.Tensor:
+        out = values.clone()
+        out[[2, 9]] = 1
+        return out
+
+    def barrier(self) -> None:
+        pass
+
+
+def unread(faces: Faces, images: list[int]) -> tuple[TeacherEmbeddings, IdentitySplit]:
+    split = split_identities(faces, 4)
+    cached = np.ones((30, 1, 4), np.float16)
+    cached[images] = 0
+    teacher = Teacher("double", InputSpec(), 4, "", lambda f: np.zeros((len(f), 4)))
+    return TeacherEmbeddings(teacher, cached), split
+
+
+def test_unreadable_images_take_no_part(
+    faces: Faces, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe(batch=8, bad_images=2)
+    embeddings, split = unread(faces, [2, 9, 29])
+    split = replace(split, kept=np.delete(split.kept, 29))  # excluded, and counts no more
+    out = leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, Ranks())
+    assert out.kept.tolist() == [k for k in range(29) if k not in (2, 9)]
+    assert caplog.messages == ["2 of at most 2 unreadable images are left out"]
+    assert (out.classes, len(out.labels)) == (split.classes, 30)  # the others stay where they are
+    assert not list(tmp_path.iterdir())
+    caplog.clear()
+    embeddings, split = unread(faces, [])
+    assert leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, Ranks()) is split
+    embeddings, split = unread(faces, [4])  # as the second rank sees them, who follows the first
+    out = leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, _Ranks(1, 2))
+    assert out.kept.tolist() == [k for k in range(30) if k not in (2, 9)]
+    assert caplog.messages == []
+
+
+def test_too_many_unreadable_images_are_listed_to_be_left_out(faces: Faces, tmp_path: Path) -> None:
+    keys = list(faces.keys)
+    keys[9] = 'Jan, "A"/ä.jpg'
+    faces = replace(faces, keys=keys)
+    recipe = Recipe(batch=8, bad_images=3, exclude=str(tmp_path / "old.csv"))
+    (tmp_path / "old.csv").write_text(f"{keys[5]}\n{keys[49]}\n")
+    embeddings, split = unread(faces, [2, 5, 9, 11, 20])
+    split = split_identities(faces, 4, read_exclusions(tmp_path / "old.csv", keys))
+    with pytest.raises(FacesError) as caught:
+        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, Ranks())
+    names = ", ".join(keys[k] for k in (2, 9, 11))
+    assert caught.value.message == f"4 images of {faces.where} cannot be read: {names}"
+    file = tmp_path / "unreadable.csv"
+    assert f"--set exclude={file} leaves them out" in caught.value.hint
+    assert "--set bad_images=N (now 3)" in caught.value.hint
+    assert file.stat().st_mode & 0o777 == 0o600
+    excluded = read_exclusions(file, keys)
+    assert np.flatnonzero(excluded).tolist() == [2, 5, 9, 11, 20, 49]
+    again = split_identities(faces, 4, excluded)
+    recipe = replace(recipe, bad_images=0, exclude=str(file))
+    assert leave_out_unreadable(recipe, faces, again, embeddings, tmp_path, Ranks()) is again
+
+
+def test_what_is_left_of_unreadable_images_fills_a_batch(faces: Faces, tmp_path: Path) -> None:
+    embeddings, split = unread(faces, [2, 9])
+    recipe = Recipe(batch=29, bad_images=9)
+    with pytest.raises(FacesError, match="2 images of"):
+        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path / "none", _Ranks(1, 2))
+    assert not (tmp_path / "none").exists()  # the first rank's to write
+    with pytest.raises(MachineError, match="cannot be written"):
+        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path / "none", Ranks())
 
 
 def test_excluded_images_take_no_part(

@@ -151,6 +151,24 @@ def test_images_that_never_can_be_read_stop_the_run(faces: Faces, workers: int) 
     assert active_children() == []  # while the error's traceback is held
 
 
+def test_an_image_that_is_left_out_takes_nobodys_place(faces: Faces) -> None:
+    """It may have no target."""
+
+    def read(index: int) -> np.ndarray:  # type: ignore[type-arg]
+        if index in (3, 49):
+            raise FacesError("damaged")
+        return faces.read(index)
+
+    excluded = np.isin(np.arange(50), (0, 4, 5))
+    split = split_identities(faces, 0, excluded)
+    pixels = Pixels(replace(faces, read=read), split.train, 0)
+    recipe = Recipe(batch=47, bad_images=2)
+    (batch,) = batches(pixels, split, recipe, Ranks(), 0, 1)
+    found = dict(zip(batch.planned.tolist(), batch.index.tolist(), strict=True))
+    assert sorted(found) == np.flatnonzero(~excluded).tolist()
+    assert {planned: read for planned, read in found.items() if planned != read} == {3: 6, 49: 1}
+
+
 def test_a_killed_worker_is_said(faces: Faces) -> None:
     parent, read = os.getpid(), faces.read
 

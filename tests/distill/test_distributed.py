@@ -118,13 +118,12 @@ def test_statistics_are_the_mean_of_all_processes(tmp_path: Path) -> None:
     assert (tmp_path / "passed-1").exists()
 
 
-def test_a_process_that_does_not_see_the_checkpoint_is_told(tmp_path: Path) -> None:
-    assert start("stop", tmp_path, 2) == [143, 143]
-    (tmp_path / "again").touch()
+def test_a_folder_that_not_all_processes_see_is_told_before_the_first_step(tmp_path: Path) -> None:
+    """Else at the first resumption, when the checkpoints hold a part of the centres."""
     (tmp_path / "elsewhere").touch()
     assert start("stop", tmp_path, 2) == [4, 4]
     for rank in (0, 1):
-        assert "another checkpoint" in (tmp_path / f"error-{rank}").read_text()
+        assert "is not seen by rank 1" in (tmp_path / f"error-{rank}").read_text()
 
 
 class _Group:

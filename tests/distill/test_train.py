@@ -1,13 +1,16 @@
 """Trainings from end to end, and what happens when they are killed or fed badly."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,14 @@ import torch
 
 from fr_edge.bundle.bundle import open_bundle
 from fr_edge.bundle.manifest import Bundle
+from fr_edge.distill.checkpoint import save_checkpoint
+from fr_edge.distill.distributed import Ranks
 from fr_edge.distill.networks import build_network
 from fr_edge.distill.recipe import Recipe
 from fr_edge.distill.student_verification import verify_student
 from fr_edge.distill.train import DistillResult, distill_student
-from fr_edge.distill.train_step import TrainState
+from fr_edge.distill.train_step import TrainState, learning_rate, train_step
+from fr_edge.distill.training_report import check_norm_batch
 from fr_edge.distill.weights import load_network
 from fr_edge.documents import to_builtins
 from fr_edge.errors import DataError, FacesError, GateFailed, ModelError, UsageError
@@ -93,10 +99,10 @@ def test_the_seed_decides_and_the_memory_does_not(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"losses": ("centres", "relational:100")},
+        # In fewer steps, or smaller batches, chance and rounding decide in which step the loss is lower.
+        {"losses": ("centres", "relational:100"), "batch": 24, "epochs": 15},
         {"losses": ("cosine:20", "bank:5")},
         {"losses": ("adaface",), "optimizer": "adamw", "lr": 1e-3, "sample": 0.5},
-        # In fewer steps, or smaller batches, chance and rounding decide in which step the loss is lower.
         {"losses": ("elasticface",), "shift": 4, "light": 0.2, "batch": 24, "epochs": 15},
         {"losses": ("adadistill", "bank"), "optimizer": "muon", "lr": 0.01, "weight_decay": 0.1},
         {"accumulate": 2, "ema": 0.9, "margin": "cosface", "m": 0.35, "amp": "bf16"},
@@ -355,6 +361,89 @@ def test_another_recipe_does_not_resume(
     assert forced.report.steps == 3
 
 
+def test_a_training_goes_on_with_another_learning_rate(
+    recipe: Recipe, faces: Faces, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the hint of a loss that is not finite says."""
+    recipe, out = replace(recipe, losses=("arcface",)), tmp_path / "out"
+    with pytest.raises(_Killed):
+        distill_student(recipe, faces, out, track=_stops_at(2))
+    slower = replace(recipe, lr=0.01, warmup=0.5)
+    curve = distill_student(slower, faces, out).report.curve
+    rates = [learning_rate(recipe if step < 2 else slower, step, 6, 3) for step in range(6)]
+    assert [point["lr"] for point in curve] == rates
+    assert rates[2] != learning_rate(recipe, 2, 6, 3)
+    assert "lr was 0.02 up to step 2; it is 0.01 from there on" in caplog.text
+
+
+def test_the_speed_is_that_of_training_alone(
+    recipe: Recipe,
+    faces: Faces,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A step takes 4 seconds, a verification 1,000 and a checkpoint 500."""
+    caplog.set_level(logging.INFO, "fr_edge")
+    now = [0.0]
+
+    def lasting(function: Any, seconds: float) -> Any:
+        def call(*given: Any) -> Any:
+            now[0] += seconds
+            return function(*given)
+
+        return call
+
+    module = "fr_edge.distill.train"
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(f"{module}.train_step", lasting(train_step, 4))
+    monkeypatch.setattr(f"{module}.verify_student", lasting(verify_student, 1000))
+    monkeypatch.setattr(f"{module}.save_checkpoint", lasting(save_checkpoint, 500))
+    distill_student(replace(recipe, losses=("arcface",)), faces, tmp_path / "out")
+    points = [text for r in caplog.records if "images/s" in (text := r.getMessage())]
+    assert [text.split(":")[0] for text in points] == ["step 3 of 6", "step 6 of 6"]
+    assert all(text.endswith(", 2 images/s") for text in points)
+
+
+def test_the_other_ranks_do_not_repeat_what_is_logged(
+    recipe: Recipe,
+    faces: Faces,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def opened(*_: Any) -> None:
+        logging.getLogger("fr_edge.faces.pairs").warning("the list has no folds")
+        raise FacesError("stop here")
+
+    monkeypatch.setattr("fr_edge.distill.train.open_verification_sets", opened)
+    for rank in (0, 1):
+
+        @contextmanager
+        def joined(rank: int = rank) -> Iterator[Ranks]:
+            yield Ranks(rank, 2)
+
+        monkeypatch.setattr("fr_edge.distill.train.join_ranks", joined)
+        with pytest.raises(FacesError, match="stop here"):
+            distill_student(recipe, faces, tmp_path / "out")
+        assert caplog.text.count("no folds") == 1
+    logging.getLogger("fr_edge.distill").warning("and the level is as it was")
+    assert "as it was" in caplog.text
+
+
+def test_parts_that_batchnorm_cannot_take_alike_are_refused() -> None:
+    for part, size in ((192, 0), (192, 64), (192, 96), (192, 192), (64, 128), (2, 128)):
+        check_norm_batch(part, size)
+    for part, size, hint in ((192, 128, "=96"), (16, 5, "=4"), (64, 21, "=16"), (7, 5, "=0")):
+        with pytest.raises(UsageError, match=f"the {part} images") as caught:
+            check_norm_batch(part, size)
+        assert f"norm_batch{hint}," in caught.value.hint
+    with pytest.raises(UsageError, match="equal parts of 2 or more for norm_batch 1"):
+        check_norm_batch(8, 1)
+    with pytest.raises(UsageError, match="1 image at a time"):
+        check_norm_batch(1, 0)
+
+
 def test_an_old_bundle_stays_until_the_new_one_is_whole(
     recipe: Recipe, faces: Faces, teacher: Path, tmp_path: Path
 ) -> None:
@@ -373,12 +462,18 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_batch(
     wild = replace(
         recipe, losses=("arcface",), lr=100.0, weight_decay=1.0, clip=0.0, warmup=0.0, epochs=20
     )
+    wild = replace(wild, schedule="constant")
     with pytest.raises(GateFailed, match="step") as caught:
-        distill_student(replace(wild, schedule="constant"), faces, tmp_path / "out")
+        distill_student(replace(wild, checkpoint_s=1e6), faces, tmp_path / "out")
     assert "bad-batch" in caught.value.hint
     with np.load(tmp_path / "out" / "checkpoint" / "bad-batch-0.npz") as batch:
         assert batch["pixels"].shape == (8, 112, 112, 3)
     assert not (tmp_path / "out" / "bundle.json").exists()
+    # With a checkpoint after every step the last finite one stays.
+    with pytest.raises(GateFailed, match="not finite"):
+        distill_student(wild, faces, tmp_path / "kept")
+    held = torch.load(tmp_path / "kept" / "checkpoint" / "last.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in held["student"].values())
 
 
 def test_what_does_not_fit_is_said_before_anything_is_trained(
@@ -407,6 +502,8 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
     refused(UsageError, "tensorboard: File name too long", tensorboard="a" * 300)
     refused(DataError, "no checkpoint", init=str(tmp_path / "nothing.pt"))
     refused(UsageError, "fp16 needs a GPU", amp="fp16")
+    refused(UsageError, "1 image at a time", accumulate=8)
+    refused(UsageError, "for norm_batch 3", norm_batch=3)
     refused(ModelError, "embeds different faces alike")
 
 
@@ -425,6 +522,11 @@ def test_bad_images_are_skipped_up_to_the_limit_and_named(
     broken = replace(faces, read=read)
     with pytest.raises(FacesError, match=r"00000/003|00003/002"):
         distill_student(recipe, broken, tmp_path / "one", teacher=teacher)
-    done = train(replace(recipe, bad_images=2), broken, tmp_path / "two", teacher=teacher)
-    assert "model.pt" in done
+    two = replace(recipe, bad_images=2)
+    assert "model.pt" in train(two, broken, tmp_path / "two", teacher=teacher)
+    assert "2 of at most 2 unreadable images are left out" in caplog.text  # as the teacher saw
+    alone = {"losses": ("arcface",), "verify_identities": 0}
+    assert "model.pt" in train(replace(two, **alone), broken, tmp_path / "alone")
     assert "2 of at most 2 unreadable images skipped" in caplog.text
+    with pytest.raises(FacesError, match=r"00000/003|00003/002"):
+        distill_student(replace(recipe, **alone), broken, tmp_path / "none")
