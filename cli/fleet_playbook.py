@@ -78,7 +78,7 @@ def run_playbook(
         )
     settings = {"fr_edge_out": str(out.resolve()), "fr_edge_run": run, **variables}
     environment = {**_ANSIBLE, **os.environ}
-    if locale.getlocale()[1] != "UTF-8":  # which Ansible refuses, in a job of cron for example
+    if locale.getlocale()[1] != "UTF-8":  # Ansible refuses the locale C, as in a job of cron
         environment["LC_ALL"] = "C.UTF-8"
     with _alone(out), tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(settings, file)

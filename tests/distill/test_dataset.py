@@ -124,8 +124,8 @@ def test_groups_are_those_of_a_loop_over_people() -> None:
                 own.append(own[len(own) - np.count_nonzero(labels == person)])
             groups += np.reshape(own, (-1, size)).tolist()
         expected = np.array(groups)[rng.permutation(len(groups))].reshape(-1)
-        found = grouped_order(labels, size, np.random.default_rng(seed))
-        assert np.array_equal(found, expected)
+        order = grouped_order(labels, size, np.random.default_rng(seed))
+        assert np.array_equal(order, expected)
 
 
 def test_the_last_people_are_kept_apart(faces: Faces) -> None:
@@ -164,9 +164,10 @@ def test_an_image_that_is_left_out_takes_nobodys_place(faces: Faces) -> None:
     pixels = Pixels(replace(faces, read=read), split.train, 0)
     recipe = Recipe(batch=47, bad_images=2)
     (batch,) = batches(pixels, split, recipe, Ranks(), 0, 1)
-    found = dict(zip(batch.planned.tolist(), batch.index.tolist(), strict=True))
-    assert sorted(found) == np.flatnonzero(~excluded).tolist()
-    assert {planned: read for planned, read in found.items() if planned != read} == {3: 6, 49: 1}
+    read_for = dict(zip(batch.planned.tolist(), batch.index.tolist(), strict=True))
+    assert sorted(read_for) == np.flatnonzero(~excluded).tolist()
+    stand_ins = {planned: index for planned, index in read_for.items() if planned != index}
+    assert stand_ins == {3: 6, 49: 1}
 
 
 def test_a_killed_worker_is_said(faces: Faces) -> None:
@@ -206,8 +207,8 @@ def test_workers_do_not_overwrite_what_is_still_to_be_copied(
 
     monkeypatch.setattr(distributed._Reader, "with_pixels", late)
     recipe = Recipe(batch=5, memory_mb=0, shift=5)
-    found = run(faces, replace(recipe, workers=2), 0, 12)
-    for one, other in zip(found, run(faces, recipe, 0, 12), strict=True):
+    by_workers = run(faces, replace(recipe, workers=2), 0, 12)
+    for one, other in zip(by_workers, run(faces, recipe, 0, 12), strict=True):
         assert np.array_equal(one.pixels, other.pixels)
         assert np.array_equal(one.index, other.index)
         assert np.array_equal(one.flipped, other.flipped)

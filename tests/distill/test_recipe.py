@@ -133,8 +133,8 @@ def test_a_list_may_stand_between_commas() -> None:
     ],
 )
 def test_values_are_taken_as_people_write_them(change: str, value: object) -> None:
-    found = getattr(read_recipe("tiny", [change]), change.partition("=")[0])
-    assert (found, type(found)) == (value, type(value))
+    taken = getattr(read_recipe("tiny", [change]), change.partition("=")[0])
+    assert (taken, type(taken)) == (value, type(value))
 
 
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def states(out: Path) -> dict[str, Any]:
 def test_a_canary_that_is_not_passed_stops_the_others_and_a_board_that_is_not_known_is_named(
     boards: Boards, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a job of cron for example, whose locale is none: Ansible refuses that."""
+    """With the locale C, as in a job of cron, which Ansible refuses."""
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setattr(locale, "getlocale", lambda: (None, None))
     pack, out = tmp_path / "mine.frb", tmp_path / "evidence"
