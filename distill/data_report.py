@@ -247,7 +247,7 @@ def leave_out_unreadable(
     faces: Faces,
     split: IdentitySplit,
     embeddings: TeacherEmbeddings,
-    folder: Path,
+    file: Path,
     ranks: Ranks,
 ) -> IdentitySplit:
     """Leave out the images that could not be read for the teacher: read later, they lack a target.
@@ -259,8 +259,7 @@ def leave_out_unreadable(
         faces: The source.
         split: Its classes.
         embeddings: The teacher's, of all training images; zeros for unreadable ones.
-        folder: Of the teacher's embeddings: where there are too many such images, `unreadable.csv` in
-            it lists them, after the ones that `exclude` lists.
+        file: Where there are too many such images, it lists them, after the ones that `exclude` lists.
         ranks: The processes.
 
     Returns:
@@ -278,7 +277,6 @@ def leave_out_unreadable(
     if not len(bad):
         return split
     if len(bad) > recipe.bad_images or len(kept) < recipe.batch:
-        file = folder / "unreadable.csv"
         if ranks.rank == 0:
             _write_exclusions(file, recipe, faces.keys, split.train[bad])
         ranks.barrier()  # who fails ends the others

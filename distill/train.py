@@ -191,7 +191,9 @@ def distill_student(
                     embeddings = open_teacher_embeddings(
                         recipe, opened, pixels, split.labels, cache, ranks, track, force=force
                     )
-                    split = leave_out_unreadable(recipe, faces, split, embeddings, cache, ranks)
+                    # Not in OUT's checkpoint, which ends with the training that excludes them.
+                    file = Path(recipe.cache or out.resolve().parent) / f"{out.name}.unreadable.csv"
+                    split = leave_out_unreadable(recipe, faces, split, embeddings, file, ranks)
                     _use_embeddings(state, embeddings, split)
             if recipe.data_report and ranks.rank == 0:
                 with interruptible():

@@ -167,16 +167,23 @@ def test_unreadable_images_take_no_part(
     recipe = Recipe(batch=8, bad_images=2)
     embeddings, split = unread(faces, [2, 9, 29])
     split = replace(split, kept=np.delete(split.kept, 29))  # excluded, and counts no more
-    out = leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, Ranks())
+    out = leave_out_unreadable(
+        recipe, faces, split, embeddings, tmp_path / "unreadable.csv", Ranks()
+    )
     assert out.kept.tolist() == [k for k in range(29) if k not in (2, 9)]
     assert caplog.messages == ["2 of at most 2 unreadable images are left out"]
     assert (out.classes, len(out.labels)) == (split.classes, 30)  # the others stay where they are
     assert not list(tmp_path.iterdir())
     caplog.clear()
     embeddings, split = unread(faces, [])
-    assert leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, Ranks()) is split
+    assert (
+        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path / "unreadable.csv", Ranks())
+        is split
+    )
     embeddings, split = unread(faces, [4])  # as the second rank sees them, who follows the first
-    out = leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, _Ranks(1, 2))
+    out = leave_out_unreadable(
+        recipe, faces, split, embeddings, tmp_path / "unreadable.csv", _Ranks(1, 2)
+    )
     assert out.kept.tolist() == [k for k in range(30) if k not in (2, 9)]
     assert caplog.messages == []
 
@@ -190,7 +197,7 @@ def test_too_many_unreadable_images_are_listed_to_be_left_out(faces: Faces, tmp_
     embeddings, split = unread(faces, [2, 5, 9, 11, 20])
     split = split_identities(faces, 4, read_exclusions(tmp_path / "old.csv", keys))
     with pytest.raises(FacesError) as caught:
-        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path, Ranks())
+        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path / "unreadable.csv", Ranks())
     names = ", ".join(keys[k] for k in (2, 9, 11))
     assert caught.value.message == f"4 images of {faces.where} cannot be read: {names}"
     file = tmp_path / "unreadable.csv"
@@ -201,17 +208,24 @@ def test_too_many_unreadable_images_are_listed_to_be_left_out(faces: Faces, tmp_
     assert np.flatnonzero(excluded).tolist() == [2, 5, 9, 11, 20, 49]
     again = split_identities(faces, 4, excluded)
     recipe = replace(recipe, bad_images=0, exclude=str(file))
-    assert leave_out_unreadable(recipe, faces, again, embeddings, tmp_path, Ranks()) is again
+    assert (
+        leave_out_unreadable(recipe, faces, again, embeddings, tmp_path / "unreadable.csv", Ranks())
+        is again
+    )
 
 
 def test_what_is_left_of_unreadable_images_fills_a_batch(faces: Faces, tmp_path: Path) -> None:
     embeddings, split = unread(faces, [2, 9])
     recipe = Recipe(batch=29, bad_images=9)
     with pytest.raises(FacesError, match="2 images of"):
-        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path / "none", _Ranks(1, 2))
+        leave_out_unreadable(
+            recipe, faces, split, embeddings, tmp_path / "none" / "unreadable.csv", _Ranks(1, 2)
+        )
     assert not (tmp_path / "none").exists()  # the first rank's to write
     with pytest.raises(MachineError, match="cannot be written"):
-        leave_out_unreadable(recipe, faces, split, embeddings, tmp_path / "none", Ranks())
+        leave_out_unreadable(
+            recipe, faces, split, embeddings, tmp_path / "none" / "unreadable.csv", Ranks()
+        )
 
 
 def test_excluded_images_take_no_part(

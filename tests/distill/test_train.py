@@ -522,6 +522,13 @@ def test_bad_images_are_skipped_up_to_the_limit_and_named(
     broken = replace(faces, read=read)
     with pytest.raises(FacesError, match=r"00000/003|00003/002"):
         distill_student(recipe, broken, tmp_path / "one", teacher=teacher)
+    file = tmp_path / "one.unreadable.csv"
+    assert file.read_text().split() == ["image", "00000/003", "00003/002"]
+    for _ in range(2):  # once more: it is finished, and what it excludes is still there
+        left = replace(recipe, exclude=str(file))
+        result = distill_student(left, broken, tmp_path / "one", teacher=teacher)
+        assert result.bundle.files.keys() == {"model.pt", "reports/training.json"}
+    assert not result.trained
     two = replace(recipe, bad_images=2)
     assert "model.pt" in train(two, broken, tmp_path / "two", teacher=teacher)
     assert "2 of at most 2 unreadable images are left out" in caplog.text  # as the teacher saw
